@@ -1,0 +1,31 @@
+# `make demo` and `make test` do all the set-up, each on a fresh machine.
+PYTHON ?= python3
+# MLX for this platform: Metal on a Mac; elsewhere `make MLX=cuda13 ...` for an NVIDIA GPU.
+MLX ?= $(if $(filter Darwin,$(shell uname -s)),,cpu)
+VENV := .venv
+BIN := $(VENV)/bin
+
+comma := ,
+EXTRAS := test$(if $(MLX),$(comma)$(MLX))
+
+.PHONY: demo test lint clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python -m tools.demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m tools.smollm2
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+clean:
+	rm -rf $(VENV) .cache
