@@ -1,0 +1,284 @@
+"""The memory of one attention layer: adapter weights, projections and gates, reads, and the corrections they steer."""
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_deltamem.config import HEADS, DeltaMemConfig
+from mlx_deltamem.scan import delta_scan
+
+# The floor on the norm of memory queries and keys.
+SMALLEST_NORM = 1e-6
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """The widths of an attention layer that a memory is attached to.
+
+    Attributes:
+        hidden: Width of the layer's input.
+        q, k, v, o: Widths of the queries, keys, values and of the layer's output; 0 where it has no such projection.
+        packed: One `qkv_proj` instead of `q_proj`, `k_proj` and `v_proj`.
+        gated_heads: Where `q_proj` gives, head by head, queries and then a gate as wide: the number of heads, else 0.
+    """
+
+    hidden: int
+    q: int
+    k: int
+    v: int
+    o: int
+    packed: bool = False
+    gated_heads: int = 0
+
+    def width(self, head: str) -> int:
+        return {"q": self.q, "k": self.k, "v": self.v, "o": self.o}[head]
+
+
+def parameter_shapes(config: DeltaMemConfig, shape: AttentionShape) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of every tensor one layer of an adapter may hold (facts of the reference: section 1.7)."""
+    width, gates = config.width, config.gate_width
+    shapes: dict[str, tuple[int, ...]] = {f"memory_{name}_proj": (width, shape.hidden) for name in "qkv"}
+    shapes |= {f"delta_{head}_proj": (shape.width(head), width) for head in HEADS}
+    shapes |= {"beta_proj": (gates, shape.hidden), "beta_bias": (gates,)}
+    if not config.couple_lambda:
+        shapes |= {"lambda_proj": (gates, shape.hidden), "lambda_bias": (gates,)}
+    if config.trainable_delta_scale:
+        shapes["delta_scale_raw"] = (len(HEADS) if config.delta_scale_granularity == "head" else 1,)
+    if config.delta_o_rmsnorm:
+        shapes["delta_o_rmsnorm_weight"] = (shape.o,)
+    return shapes
+
+
+def inactive_parameters(config: DeltaMemConfig) -> set[str]:
+    """Names of the tensors that an adapter may hold and that have no effect."""
+    return {f"delta_{head}_proj" for head in HEADS if head not in config.delta_heads}
+
+
+@dataclass(frozen=True)
+class WriteUnits:
+    """Groups of tokens that are written as one, their mean.
+
+    Attributes:
+        weights: `[B, U, T]` float32, 1 / size for the tokens of a unit, 0 for others.
+        mask: `[B, U]` bool, False where a row has fewer units.
+    """
+
+    weights: mx.array
+    mask: mx.array
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the tokens of one forward pass may do.
+
+    Attributes:
+        mask: `[B, T]` bool, False for padding, which neither reads nor writes; None: no padding.
+        writing: False leaves the state as it is.
+        units: Write the means of these units instead of tokens; all tokens then read the state from before the pass.
+    """
+
+    mask: mx.array | None = None
+    writing: bool = True
+    units: WriteUnits | None = None
+
+
+class DeltaMemory(nn.Module):
+    """The adapter weights of one layer and what they compute (arXiv 2605.12357, section 3).
+
+    The weights are plain arrays rather than `nn.Linear`, so that quantising a model or adding LoRA to it leaves them
+    alone. They are named as in the reference's files and listed by `parameter_shapes`.
+
+    Args:
+        config: The adapter's configuration.
+        shape: The widths of the attention layer.
+        weights: The layer's tensors; those without an effect are left out.
+    """
+
+    def __init__(self, config: DeltaMemConfig, shape: AttentionShape, weights: Mapping[str, mx.array]):
+        super().__init__()
+        self.config = config
+        self.shape = shape
+        for name in parameter_shapes(config, shape).keys() - inactive_parameters(config):
+            setattr(self, name, weights[name])
+        self._cached_weights: PackedWeights | None = None
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """`(H, r, r)`, the shape of the layer's state without the batch axis."""
+        return self.config.num_state_heads, self.config.rank, self.config.rank
+
+    def read_and_write(self, x: mx.array, state: mx.array, access: Access) -> "tuple[Reads, mx.array]":
+        """Run a stretch of tokens through the memory.
+
+        Args:
+            x: `[B, T, hidden]`, the input of the attention layer.
+            state: `[B, H, r, r]` float32, the states before the first token.
+            access: What the tokens may do.
+
+        Returns:
+            What the tokens read, and the new states.
+        """
+        weights = self._packed_weights(x.dtype)
+        if not access.writing:
+            queries = self._unit_vectors((x @ weights.inputs[:, : self.config.width]).astype(mx.float32))
+            return Reads(_constant_reads(state, queries, access.mask), weights), state
+        projected = (x @ weights.inputs).astype(mx.float32)
+        queries, *tokens = self._queries_keys_values_gates(projected, weights.gate_bias)
+        if access.units is None:
+            reads, state = delta_scan(state, queries, *tokens, mask=access.mask)
+            return Reads(reads, weights), state
+        reads = _constant_reads(state, queries, access.mask)
+        # The projections are linear: the projection of a mean is the mean of the projections.
+        unread, *means = self._queries_keys_values_gates(access.units.weights @ projected, weights.gate_bias)
+        _, state = delta_scan(state, mx.zeros_like(unread), *means, mask=access.units.mask)
+        return Reads(reads, weights), state
+
+    def corrects(self, projection: str) -> bool:
+        """Whether the output of `q_proj`, `k_proj`, `v_proj`, `qkv_proj` or `o_proj` is corrected at all."""
+        return any(head in self.config.delta_heads for head in self._projections().get(projection, ()))
+
+    def _queries_keys_values_gates(self, projected: mx.array, gate_bias: mx.array) -> tuple[mx.array, ...]:
+        """Memory queries, keys, values and the gates keep, erase, write, each `[B, T, H, r or 1]`."""
+        config = self.config
+        borders = [config.width, 2 * config.width, 3 * config.width]
+        queries, keys, values, gates = mx.split(projected, borders, axis=-1)
+        gates = mx.sigmoid(gates + gate_bias)
+        beta = self._by_head(gates[..., : config.gate_width])
+        lambda_ = self._by_head(gates[..., config.gate_width :]) if _has_free_lambda(config) else 1.0 - beta
+        keep, erase = {
+            "standard": (lambda_, beta),
+            "lambda_outside": (lambda_, lambda_ * beta),
+            "no_lambda": (mx.ones_like(beta), beta),
+        }[config.state_update_mode]
+        return self._unit_vectors(queries), self._unit_vectors(keys), self._by_head(values), keep, erase, beta
+
+    def _unit_vectors(self, x: mx.array) -> mx.array:
+        x = self._by_head(x)
+        if not self.config.normalize_qk:
+            return x
+        x = mx.tanh(x)
+        return x / mx.maximum(mx.linalg.norm(x, axis=-1, keepdims=True), SMALLEST_NORM)
+
+    def _by_head(self, x: mx.array) -> mx.array:
+        return x.reshape(*x.shape[:-1], self.config.num_state_heads, -1)
+
+    def _packed_weights(self, dtype: mx.Dtype) -> "PackedWeights":
+        """The packed weights, made anew only when a weight was replaced."""
+        sources = list(self.values())
+        packed = self._cached_weights
+        if packed is None or packed.dtype != dtype or any(map(operator.is_not, packed.sources, sources)):
+            packed = self._pack(sources, dtype)
+            # In training every step brings new weights, and keeping them would keep the step's whole graph.
+            self._cached_weights = None if self.training else packed
+        return packed
+
+    def _pack(self, sources: list[mx.array], dtype: mx.Dtype) -> "PackedWeights":
+        config = self.config
+        gates = ("beta", "lambda") if _has_free_lambda(config) else ("beta",)
+        inputs = [self[f"memory_{name}_proj"] for name in "qkv"] + [self[f"{gate}_proj"] for gate in gates]
+        norm = (
+            (self.delta_o_rmsnorm_weight.astype(mx.float32), config.delta_o_rmsnorm_eps)
+            if config.delta_o_rmsnorm
+            else None
+        )
+        return PackedWeights(
+            sources=sources,
+            dtype=dtype,
+            inputs=mx.concatenate(inputs).astype(dtype).T,
+            gate_bias=mx.concatenate([self[f"{gate}_bias"].astype(mx.float32) for gate in gates]),
+            corrections={
+                projection: mx.concatenate([self._scaled_head(head) for head in heads]).astype(dtype).T
+                for projection, heads in self._projections().items()
+                if self.corrects(projection)
+            },
+            output_norm=norm,
+        )
+
+    def _projections(self) -> dict[str, tuple[str, ...]]:
+        if self.shape.packed:
+            return {"qkv_proj": ("q", "k", "v"), "o_proj": ("o",)}
+        return {f"{head}_proj": (head,) for head in HEADS}
+
+    def _scaled_head(self, head: str) -> mx.array:
+        """`[width, H * r]` float32: a correction head with its factors, laid out as the backbone's projection is."""
+        if head not in self.config.delta_heads:
+            return mx.zeros((self.shape.width(head), self.config.width))
+        weight = self[f"delta_{head}_proj"].astype(mx.float32) * self._scale(head)
+        if head == "q" and self.shape.gated_heads:
+            queries = weight.reshape(self.shape.gated_heads, -1, self.config.width)
+            weight = mx.concatenate([queries, mx.zeros_like(queries)], axis=1).reshape(-1, self.config.width)
+        return weight
+
+    def _scale(self, head: str) -> mx.array | float:
+        # By the rank of one state head, also when there are several.
+        scale = self.config.alpha / self.config.rank
+        if not self.config.trainable_delta_scale:
+            return scale
+        raw = self.delta_scale_raw.astype(mx.float32)
+        index = HEADS.index(head) if self.config.delta_scale_granularity == "head" else 0
+        return scale * self.config.delta_scale_max * mx.sigmoid(raw[index])
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """The weights of a layer as a forward pass uses them.
+
+    Attributes:
+        sources: The arrays it was made from.
+        dtype: The activations' dtype, which `inputs` and `corrections` have too.
+        inputs: `[hidden, P]`: the projections to memory queries, keys, values and gates side by side.
+        gate_bias: float32.
+        corrections: By name of the backbone's projection, `[H * r, width]`, scale included.
+        output_norm: Weight and epsilon of the norm of the output's correction, if it has one.
+    """
+
+    sources: list[mx.array]
+    dtype: mx.Dtype
+    inputs: mx.array
+    gate_bias: mx.array
+    corrections: dict[str, mx.array]
+    output_norm: tuple[mx.array, float] | None
+
+
+class Reads:
+    """What the tokens of one pass read from a layer's memory, and how that steers the layer.
+
+    Args:
+        reads: `[B, T, H, r]` float32.
+        weights: The layer's weights.
+    """
+
+    def __init__(self, reads: mx.array, weights: PackedWeights):
+        self._reads = reads.reshape(*reads.shape[:2], -1).astype(weights.dtype)
+        self._weights = weights
+
+    def correct(self, projection: str, base: mx.array, rows: slice | None = None) -> mx.array:
+        """Add what was read to the output of a projection of the backbone; zero reads leave it as it is, bit for bit.
+
+        Args:
+            projection: The projection's name: `q_proj`, `k_proj`, `v_proj`, `qkv_proj` or `o_proj`.
+            base: `[B, T, width]`, its output; the result has the same dtype.
+            rows: The part of the output that this process holds, where the projection is spread over several.
+        """
+        weight = self._weights.corrections[projection]
+        if rows is not None:
+            weight = weight[:, rows]
+        if projection == "o_proj" and self._weights.output_norm is not None:
+            delta = mx.fast.rms_norm((self._reads @ weight).astype(mx.float32), *self._weights.output_norm)
+            return base + delta.astype(base.dtype)
+        if base.dtype != weight.dtype:
+            return base + (self._reads @ weight).astype(base.dtype)
+        return mx.addmm(base, self._reads, weight)
+
+
+def _has_free_lambda(config: DeltaMemConfig) -> bool:
+    return not config.couple_lambda and config.state_update_mode != "no_lambda"
+
+
+def _constant_reads(state: mx.array, queries: mx.array, mask: mx.array | None) -> mx.array:
+    """Reads `[B, T, H, r]` of a state that does not change."""
+    reads = (queries.swapaxes(1, 2) @ state.swapaxes(-1, -2)).swapaxes(1, 2)
+    return reads if mask is None else mx.where(mask[..., None, None], reads, 0.0)

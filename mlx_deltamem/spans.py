@@ -1,0 +1,69 @@
+"""Message and sentence ids of tokens, and the units that are written from them."""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_deltamem.config import DeltaMemConfig
+from mlx_deltamem.memory import WriteUnits
+
+Ids = mx.array | np.ndarray | Sequence[Sequence[int]]
+
+
+class Spans:
+    """The ids of the tokens of a forward pass.
+
+    Args:
+        message_ids, sentence_ids: `[B, T]` int, -1 = in no span. Only sentence_mean adapters need sentence ids.
+        config: The adapter's configuration.
+
+    Raises:
+        ValueError: The ids are not such arrays, or those that the adapter needs are missing.
+    """
+
+    def __init__(self, message_ids: Ids, sentence_ids: Ids | None, config: DeltaMemConfig):
+        messages = _ids("message_ids", message_ids)
+        self.shape = messages.shape
+        self._units = messages
+        if config.memory_write_granularity == "sentence_mean":
+            if sentence_ids is None:
+                raise ValueError("write_spans got no sentence_ids; a sentence_mean adapter needs them")
+            sentences = _ids("sentence_ids", sentence_ids)
+            if sentences.shape != self.shape:
+                raise ValueError(
+                    f"write_spans got message_ids {self.shape} and sentence_ids {sentences.shape}; expected one shape"
+                )
+            self._units = np.where(messages >= 0, sentences, -1)
+
+    def units(self, batch: int, length: int, mask: mx.array | None) -> WriteUnits | None:
+        """What a pass over `[batch, length]` tokens writes; None where no token is in a span.
+
+        Raises:
+            ValueError: The ids are for other tokens than these.
+        """
+        if self.shape != (batch, length):
+            raise ValueError(
+                f"write_spans got ids of shape {self.shape} and the model tokens of shape {(batch, length)}; "
+                "expected one id for each token of each call"
+            )
+        ids = self._units if mask is None else np.where(np.array(mask), self._units, -1)
+        rows = [np.unique(row[row >= 0]) for row in ids]
+        most = max(len(row) for row in rows)
+        if most == 0:
+            return None
+        # Padded with an id no token has: such a unit has no tokens and is masked.
+        unit_ids = np.stack([np.pad(row, (0, most - len(row)), constant_values=-2) for row in rows])
+        members = (unit_ids[:, :, None] == ids[:, None, :]).astype(np.float32)
+        sizes = members.sum(axis=-1, keepdims=True)
+        return WriteUnits(mx.array(members / np.maximum(sizes, 1)), mx.array(sizes[..., 0] > 0))
+
+
+def _ids(name: str, ids: Ids) -> np.ndarray:
+    try:
+        array = np.array(ids)
+    except ValueError:
+        raise ValueError(f"{name} has rows of different lengths; expected [B, T] integers") from None
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} is an array {array.shape} of {array.dtype}; expected [B, T] integers")
+    return array
