@@ -1,0 +1,288 @@
+"""Give an mlx-lm model a memory, in place, and take it away again."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_deltamem.adapter import Adapter, check_weights, load_adapter, weight_key
+from mlx_deltamem.attention import FORWARD_PASS, ForwardPass, attention_shape, delta_attention_class, frozen_projections
+from mlx_deltamem.cache import (
+    ArraysCache,
+    MemoryLayout,
+    PromptCache,
+    make_backbone_cache,
+    make_prompt_cache,
+    split_memory,
+)
+from mlx_deltamem.config import DeltaMemConfig
+from mlx_deltamem.initial import initial_parameters
+from mlx_deltamem.memory import Access, AttentionShape, DeltaMemory, inactive_parameters
+from mlx_deltamem.spans import Ids, Spans
+
+
+def attach(model: nn.Module, adapter: str | Path | Adapter | DeltaMemConfig) -> list[str]:
+    """Attach a δ-mem adapter to a model from `mlx_lm.load`, in place.
+
+    Args:
+        model: The model; its own weights are neither changed nor copied.
+        adapter: A folder or a Hub repo, an adapter already read, or a configuration for a fresh, untrained adapter.
+
+    Returns:
+        The names of the attention layers that have a memory now.
+
+    Raises:
+        FileNotFoundError: There is no such folder or repo.
+        ValueError: The model has an adapter already, its attention is not supported, or the adapter does not fit; the
+            message lists every problem, and the model is as it was.
+    """
+    if is_attached(model):
+        raise ValueError("the model has an adapter already; call detach(model) first to attach another one")
+    if isinstance(adapter, str | Path):
+        adapter = load_adapter(adapter)
+    config = adapter if isinstance(adapter, DeltaMemConfig) else adapter.config
+    targets = _find_attention(model, config)
+    if isinstance(adapter, Adapter):
+        check_weights(adapter, {target.layer: target.shape for target in targets}, len(model.layers))
+        weights = adapter.weights_by_layer()
+    else:
+        weights = {t.layer: initial_parameters(config, t.shape, frozen_projections(t.module, t.shape)) for t in targets}
+    layout = _layout(model, config, targets)
+    model_class = _delta_model_class(type(model))
+    for target in targets:
+        target.module.delta_mem = DeltaMemory(config, target.shape, weights[target.layer]).train(target.module.training)
+        target.module.delta_layer = target.layer
+        target.module.__class__ = delta_attention_class(target.module)
+    model.memory_layout = layout
+    model.attachment = Attachment(config, {target.layer: target.path for target in targets})
+    model.__class__ = model_class
+    return [target.name for target in targets]
+
+
+def detach(model: nn.Module) -> None:
+    """Take the adapter away: the model is the frozen backbone again, bit for bit.
+
+    Raises:
+        ValueError: The model has no adapter.
+    """
+    _require_attached(model)
+    for attention in _attached_attention(model).values():
+        del attention.delta_mem
+        del attention.delta_layer
+        attention.__class__ = attention.frozen_class
+    model.__class__ = model.memory_layout.frozen_class
+    del model.memory_layout
+    del model.attachment
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether a model has an adapter."""
+    return isinstance(model, DeltaModel)
+
+
+def current_adapter(model: nn.Module) -> Adapter:
+    """The adapter of a model as it is now, for instance after training.
+
+    Heads that are not in use are in it too, as zeros, since the reference expects all of them.
+
+    Raises:
+        ValueError: The model has no adapter.
+    """
+    _require_attached(model)
+    config, weights = model.attachment.config, {}
+    for layer, attention in _attached_attention(model).items():
+        layer_memory: DeltaMemory = attention.delta_mem
+        tensors = dict(layer_memory.items())
+        for name in sorted(inactive_parameters(config)):
+            width = layer_memory.shape.width(name.split("_")[1])
+            tensors[name] = mx.zeros((width, config.width), layer_memory.memory_q_proj.dtype)
+        path = model.attachment.paths[layer]
+        weights |= {weight_key(layer, path, name): tensor for name, tensor in tensors.items()}
+    return Adapter(config, weights)
+
+
+@contextmanager
+def read_only(model: nn.Module) -> Iterator[None]:
+    """Within it, the memory is read and not written.
+
+    Raises:
+        ValueError: The model has no adapter.
+    """
+    _require_attached(model)
+    attachment: Attachment = model.attachment
+    before, attachment.writing = attachment.writing, False
+    try:
+        yield
+    finally:
+        attachment.writing = before
+
+
+@contextmanager
+def write_spans(model: nn.Module, message_ids: Ids, sentence_ids: Ids | None = None) -> Iterator[None]:
+    """Within it, message_mean and sentence_mean adapters write the mean of each span of tokens.
+
+    All tokens of a call then read the state from before the call. Without spans, or where no token is in one, these
+    adapters write token by token, as the reference does. Adapters that write tokens ignore the spans.
+
+    Args:
+        model: An attached model.
+        message_ids, sentence_ids: `[B, T]` int, one for each token of each call; -1 = no span.
+
+    Raises:
+        ValueError: The model has no adapter, or the ids do not fit it; when the model is called with tokens of another
+            shape, the call raises it.
+    """
+    _require_attached(model)
+    attachment: Attachment = model.attachment
+    before, attachment.spans = attachment.spans, Spans(message_ids, sentence_ids, attachment.config)
+    try:
+        yield
+    finally:
+        attachment.spans = before
+
+
+@dataclass
+class Attachment:
+    """What an attached model knows of its adapter, and how it is being used just now (`model.attachment`).
+
+    Attributes:
+        config: The adapter's configuration.
+        paths: By layer index, the name of the attention module within the layer.
+        writing: False within `read_only`.
+        spans: The ids given by `write_spans`.
+    """
+
+    config: DeltaMemConfig
+    paths: dict[int, str]
+    writing: bool = True
+    spans: Spans | None = None
+
+    def access(self, entry: ArraysCache | None, batch: int, length: int) -> Access:
+        """What `[batch, length]` tokens may do with the memory in a cache entry."""
+        mask = None if entry is None else entry.make_mask(length)
+        if mask is not None and mask.shape[0] != batch:
+            raise ValueError(f"the cache was made for {mask.shape[0]} rows, the tokens are of {batch}")
+        units = None
+        if self.writing and self.spans is not None and self.config.memory_write_granularity != "token":
+            units = self.spans.units(batch, length, mask)
+        return Access(mask, self.writing, units)
+
+
+class DeltaModel:
+    """The part of an attached model's class that is not mlx-lm's: its class becomes (DeltaModel, Original)."""
+
+    def make_cache(self) -> PromptCache:
+        """mlx-lm's way to ask a model for its prompt cache."""
+        return make_prompt_cache(self)
+
+
+@functools.cache
+def _delta_model_class(frozen_class: type[nn.Module]) -> type[nn.Module]:
+    call = _call_with_memory(frozen_class.__call__)
+    return type(f"DeltaMem{frozen_class.__name__}", (DeltaModel, frozen_class), {"__call__": call})
+
+
+def _call_with_memory(frozen_call: Callable) -> Callable:
+    """The model's call, taking the memory out of the cache before and putting it back after."""
+    names = list(inspect.signature(frozen_call).parameters)
+    if "cache" not in names:
+        raise ValueError(f"{frozen_call.__qualname__} takes {', '.join(names[1:])}; a memory needs a `cache` argument")
+    # Without self, which Python has bound.
+    position = names.index("cache") - 1
+
+    @functools.wraps(frozen_call)
+    def call(self: nn.Module, *args: object, **kwargs: object) -> mx.array:
+        cache = args[position] if len(args) > position else kwargs.get("cache")
+        if cache is None:
+            entry, states = None, [mx.zeros((1, *shape)) for shape in self.memory_layout.shapes]
+        else:
+            backbone, entry = split_memory(cache, self.memory_layout)
+            states = entry.cache
+            if len(args) > position:
+                args = (*args[:position], backbone, *args[position + 1 :])
+            else:
+                kwargs["cache"] = backbone
+        forward = ForwardPass(states, functools.partial(self.attachment.access, entry))
+        token = FORWARD_PASS.set(forward)
+        try:
+            output = frozen_call(self, *args, **kwargs)
+        finally:
+            FORWARD_PASS.reset(token)
+        if entry is not None:
+            entry.cache = forward.states
+            entry.advance(forward.length)
+        if not self.attachment.config.delta_heads:
+            # Nothing else would ever ask for these states, and every token would make the pending graph longer.
+            output = mx.depends(output, forward.states)
+        return output
+
+    return call
+
+
+@dataclass(frozen=True)
+class _Target:
+    """An attention layer to attach to: its index, its module, and its name in the layer and in the model."""
+
+    layer: int
+    module: nn.Module
+    path: str
+    name: str
+    shape: AttentionShape
+
+
+def _find_attention(model: nn.Module, config: DeltaMemConfig) -> list[_Target]:
+    """The attention layers that `config` names.
+
+    Raises:
+        ValueError: There are none, a named one is missing, or one is not supported.
+    """
+    layers = getattr(model, "layers", None)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no layers; expected a language model from mlx_lm.load")
+    if beyond := [layer for layer in config.target_layers if layer >= len(layers)]:
+        raise ValueError(f"target_layers names {beyond}; the model has layers 0 to {len(layers) - 1}")
+    names = {id(module): name for name, module in model.named_modules()}
+    targets = []
+    for index in config.target_layers or range(len(layers)):
+        found = _modules_named(layers[index], config.target_modules)
+        if len(found) > 1 or (not found and config.target_layers):
+            raise ValueError(
+                f"layer {index} has {sorted(found) or 'no module'} of {config.target_modules}; expected one"
+            )
+        for path, module in found.items():
+            try:
+                shape = attention_shape(module)
+            except ValueError as error:
+                raise ValueError(f"{names[id(module)]} is not supported: {error}") from None
+            targets.append(_Target(index, module, path, names[id(module)], shape))
+    if not targets:
+        raise ValueError(f"no layer of {type(model).__name__} has a module named {', '.join(config.target_modules)}")
+    return targets
+
+
+def _modules_named(layer: nn.Module | None, names: tuple[str, ...]) -> dict[str, nn.Module]:
+    if layer is None:  # held by another process of a pipeline
+        return {}
+    return {path: module for path, module in layer.named_modules() if path.rpartition(".")[2] in names}
+
+
+def _layout(model: nn.Module, config: DeltaMemConfig, targets: list[_Target]) -> MemoryLayout:
+    shapes = [(0, 0, 0)] * len(model.layers)
+    for target in targets:
+        shapes[target.layer] = (config.num_state_heads, config.rank, config.rank)
+    return MemoryLayout(type(model), shapes, len(make_backbone_cache(model, type(model))))
+
+
+def _attached_attention(model: nn.Module) -> dict[int, nn.Module]:
+    """The attention modules that have a memory, by layer."""
+    return {layer: dict(model.layers[layer].named_modules())[path] for layer, path in model.attachment.paths.items()}
+
+
+def _require_attached(model: nn.Module) -> None:
+    if not is_attached(model):
+        raise ValueError("the model has no adapter; call attach(model, adapter) first")

@@ -1,0 +1,34 @@
+"""Load a model from mlx-lm together with its memory."""
+
+from pathlib import Path
+
+import mlx.nn as nn
+import mlx_lm
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.adapter import Adapter, load_adapter
+from mlx_deltamem.attach import attach
+from mlx_deltamem.hub import hub_errors
+
+
+def load(
+    path_or_hf_repo: str | Path, adapter: str | Path | Adapter | None = None, **options: object
+) -> tuple[nn.Module, TokenizerWrapper]:
+    """Load a model and its tokenizer, and attach an adapter.
+
+    Args:
+        path_or_hf_repo: The model, as for `mlx_lm.load`.
+        adapter: As for `attach`; None gives the frozen backbone.
+        options: What else `mlx_lm.load` takes (`tokenizer_config`, `lazy`, `revision` ...).
+
+    Raises:
+        FileNotFoundError: There is no such model or adapter.
+        ValueError: The adapter does not fit the model, or one of them is damaged.
+    """
+    if isinstance(adapter, str | Path):
+        adapter = load_adapter(adapter)
+    with hub_errors(str(path_or_hf_repo)):
+        model, tokenizer = mlx_lm.load(str(path_or_hf_repo), **options)[:2]
+    if adapter is not None:
+        attach(model, adapter)
+    return model, tokenizer
