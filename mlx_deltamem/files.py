@@ -1,0 +1,60 @@
+"""Files and folders that are there whole or not at all."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
+    """Give a temporary file to write; it takes the place of `path` when the block ends, and goes if the block fails.
+
+    Args:
+        path: The file to make or replace.
+        mode: Its permissions, from which the user's umask is taken.
+    """
+    temporary = _beside(path)
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; it becomes `path` when the block ends, and goes if the block fails.
+
+    Raises:
+        OSError: `path` is a file, or a folder that is not empty.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+        _flush(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+
+
+def _beside(path: Path) -> Path:
+    # The ending stays, since MLX tells formats by it.
+    return path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
