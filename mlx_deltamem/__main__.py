@@ -1,0 +1,3 @@
+from mlx_deltamem.cli import main
+
+main()

@@ -1,0 +1,24 @@
+"""What the commands share: how they fail, and how they say so."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Make a `main` that ends with one line and exit code 2 where it was given something it cannot work with.
+
+    Ctrl-C ends it with exit code 130, as a shell expects.
+    """
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except (ValueError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return run

@@ -1,0 +1,80 @@
+"""Convert adapters: from the reference's PyTorch files or the other MLX port's to ours, and back to PyTorch."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_deltamem import torch_file
+from mlx_deltamem.adapter import NPZ_FILE, TORCH_FILE, WEIGHTS_FILE, Adapter, load_adapter, save_adapter
+from mlx_deltamem.command import command
+from mlx_deltamem.config import CONFIG_FILE
+from mlx_deltamem.files import new_folder
+
+_FORMATS = {
+    WEIGHTS_FILE: "mlx_deltamem's own format",
+    TORCH_FILE: "the PyTorch reference's format",
+    NPZ_FILE: "the other MLX port's format",
+}
+
+
+def setup_arg_parser() -> argparse.ArgumentParser:
+    """Set up and return the argument parser."""
+    parser = argparse.ArgumentParser(prog="mlx_deltamem.convert", description=__doc__)
+    parser.add_argument(
+        "--torch-path",
+        required=True,
+        help="The adapter to convert: a folder or Hub repo (USER/NAME) in any of the three formats. "
+        "With --to torch, the folder to write.",
+    )
+    parser.add_argument(
+        "--mlx-path", default="mlx_adapter", help="The folder to write. With --to torch, the adapter to convert."
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="Default: as in the adapter.")
+    parser.add_argument("--to", choices=["mlx", "torch"], default="mlx", help="What to write (default: mlx).")
+    return parser
+
+
+def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None = None) -> Adapter:
+    """Read an adapter in whatever format it is and write it in another.
+
+    Args:
+        source: A folder or a Hub repo.
+        target: The folder to make.
+        to: `mlx`, or `torch` for what the reference reads.
+        dtype: The type of the weights written; None keeps each tensor's own.
+
+    Returns:
+        The adapter that was read.
+
+    Raises:
+        FileNotFoundError: There is no such adapter.
+        ValueError: It is damaged, or `target` is there already.
+    """
+    if target.exists():
+        raise ValueError(f"{target} exists already; delete it or name another folder")
+    adapter = load_adapter(source)
+    weights = {name: tensor if dtype is None else tensor.astype(dtype) for name, tensor in adapter.weights.items()}
+    converted = replace(adapter, weights=weights)
+    if to == "mlx":
+        save_adapter(converted, target)
+    else:
+        with new_folder(target) as folder:
+            (folder / CONFIG_FILE).write_text(adapter.config.to_json(), encoding="utf-8")
+            torch_file.save(folder / TORCH_FILE, weights)
+    return adapter
+
+
+@command
+def main() -> None:
+    args = setup_arg_parser().parse_args()
+    source, target = (args.torch_path, args.mlx_path) if args.to == "mlx" else (args.mlx_path, args.torch_path)
+    adapter = convert(source, Path(target), args.to, getattr(mx, args.dtype) if args.dtype else None)
+    parameters = sum(tensor.size for tensor in adapter.weights.values())
+    print(f"Read {source}: {adapter.file} ({_FORMATS[adapter.file]})")
+    print(f"Wrote {target}: {parameters:,} parameters in {len(adapter.weights_by_layer())} layers")
+
+
+if __name__ == "__main__":
+    main()
