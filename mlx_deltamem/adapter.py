@@ -190,7 +190,9 @@ def _what_it_is(folder: Path) -> str:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     try:
-        return mx.load(str(path), return_metadata=True)
+        weights, metadata = mx.load(str(path), return_metadata=True)
+        mx.eval(weights)
+        return weights, metadata
     except RuntimeError as error:
         raise ValueError(f"{path} is damaged ({error}); expected a safetensors file") from None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_deltamem import torch_file
-from mlx_deltamem.adapter import NPZ_FILE, TORCH_FILE, WEIGHTS_FILE, Adapter, load_adapter, save_adapter
+from mlx_deltamem.adapter import NPZ_FILE, TORCH_FILE, WEIGHTS_FILE, Adapter, check_weights, load_adapter, save_adapter
 from mlx_deltamem.command import command
 from mlx_deltamem.config import CONFIG_FILE
 from mlx_deltamem.files import new_folder
@@ -50,13 +50,14 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
 
     Raises:
         FileNotFoundError: There is no such adapter.
-        ValueError: It is damaged, or `target` is there already.
+        ValueError: It is damaged, `target` is there already, or a weight is too large for `dtype`.
     """
     if target.exists():
         raise ValueError(f"{target} exists already; delete it or name another folder")
     adapter = load_adapter(source)
     weights = {name: tensor if dtype is None else tensor.astype(dtype) for name, tensor in adapter.weights.items()}
     converted = replace(adapter, weights=weights)
+    check_weights(converted)
     if to == "mlx":
         save_adapter(converted, target)
     else:

@@ -169,7 +169,7 @@ class DeltaMemory(nn.Module):
         """The packed weights, made anew only when a weight was replaced."""
         sources = list(self.values())
         packed = self._cached_weights
-        if packed is None or packed.dtype != dtype or any(map(operator.is_not, packed.sources, sources)):
+        if packed is None or packed.inputs.dtype != dtype or any(map(operator.is_not, packed.sources, sources)):
             packed = self._pack(sources, dtype)
             # In training every step brings new weights, and keeping them would keep the step's whole graph.
             self._cached_weights = None if self.training else packed
@@ -186,7 +186,6 @@ class DeltaMemory(nn.Module):
         )
         return PackedWeights(
             sources=sources,
-            dtype=dtype,
             inputs=mx.concatenate(inputs).astype(dtype).T,
             gate_bias=mx.concatenate([self[f"{gate}_bias"].astype(mx.float32) for gate in gates]),
             corrections={
@@ -228,15 +227,13 @@ class PackedWeights:
 
     Attributes:
         sources: The arrays it was made from.
-        dtype: The activations' dtype, which `inputs` and `corrections` have too.
-        inputs: `[hidden, P]`: the projections to memory queries, keys, values and gates side by side.
+        inputs: `[hidden, P]` in the activations' dtype: the projections to memory queries, keys, values and gates.
         gate_bias: float32.
-        corrections: By name of the backbone's projection, `[H * r, width]`, scale included.
+        corrections: By name of the backbone's projection, `[H * r, width]` in the same dtype, scale included.
         output_norm: Weight and epsilon of the norm of the output's correction, if it has one.
     """
 
     sources: list[mx.array]
-    dtype: mx.Dtype
     inputs: mx.array
     gate_bias: mx.array
     corrections: dict[str, mx.array]
@@ -252,7 +249,7 @@ class Reads:
     """
 
     def __init__(self, reads: mx.array, weights: PackedWeights):
-        self._reads = reads.reshape(*reads.shape[:2], -1).astype(weights.dtype)
+        self._reads = reads.reshape(*reads.shape[:2], -1).astype(weights.inputs.dtype)
         self._weights = weights
 
     def correct(self, projection: str, base: mx.array, rows: slice | None = None) -> mx.array:
