@@ -1,6 +1,7 @@
 """Load OpenBLAS before MLX on Linux: the BLAS inside MLX's CPU wheel is some 20 times slower in float32.
 
-Import this module before `mlx.core`. It does nothing where the library is absent (`apt-get install libopenblas0-pthread`).
+Import this module before `mlx.core`. Where the library is absent (`apt-get install libopenblas0-pthread`), nothing
+happens.
 """
 
 import contextlib

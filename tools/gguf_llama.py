@@ -1,0 +1,214 @@
+"""Turn a llama-architecture GGUF file into a checkpoint folder that `mlx_lm.load` reads.
+
+MLX reads GGUF itself (`mx.load`), yet mlx-lm does not load what it finds there: the tensors carry other names, the rows
+of the query and key projections lie in another order, and configuration and tokenizer are metadata, not files. Every
+number comes from the file; only the pre-tokenizer, which GGUF merely names, is known for one family: SmolLM.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+import tools.openblas  # noqa: F401
+
+# isort: split
+import mlx.core as mx  # After OpenBLAS, so that whoever imports this module computes with it.
+
+Tensors = dict[str, mx.array]
+Metadata = dict[str, mx.array | str | list[str]]
+
+CONFIG_KEYS = {
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.dimension_count": "head_dim",
+    "rope.freq_base": "rope_theta",
+    "context_length": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+}
+SPECIAL_TOKENS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "pad_token": "padding_token_id",
+    "unk_token": "unknown_token_id",
+}
+TENSOR_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+LAYER_TENSOR_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+GGML_BLOCK = 32
+CONTROL_TOKEN = 3
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json for `gguf` into `folder`.
+
+    The weights are dense float32, about 8 times the file at 4 bits: that is what a CPU computes fastest with.
+
+    Raises:
+        ValueError: the file is no llama with a SmolLM tokenizer, or it lacks something a checkpoint needs.
+    """
+    tensors, metadata = mx.load(str(gguf), return_metadata=True)
+    tensors = dense_tensors(tensors)
+    config = model_config(metadata, tied="output.weight" not in tensors)
+    mx.save_safetensors(str(folder / "model.safetensors"), mlx_lm_weights(tensors, config), {"format": "mlx"})
+    tokenizer(metadata).save(str(folder / "tokenizer.json"))
+    _write_json(folder / "tokenizer_config.json", tokenizer_config(metadata))
+    _write_json(folder / "config.json", config)
+
+
+def dense_tensors(tensors: Tensors) -> Tensors:
+    """The tensors of a GGUF file in float32, under their GGUF names and in their GGUF row order.
+
+    `mx.load` gives a quantised matrix of shape (rows, columns) as three arrays: `weight` (rows, columns * bits / 32),
+    `scales` and `biases` (rows, columns / 32).
+    """
+    dense = {}
+    for name, tensor in tensors.items():
+        stem, kind = name.rsplit(".", 1)
+        if kind in ("scales", "biases"):
+            continue
+        scales, biases = tensors.get(f"{stem}.scales"), tensors.get(f"{stem}.biases")
+        if kind != "weight" or scales is None or biases is None:
+            dense[name] = tensor.astype(mx.float32)
+            continue
+        bits = tensor.shape[-1] // scales.shape[-1]
+        # In float32 from the start: MLX computes in the type of the scales, and float16 would round every weight.
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        dense[name] = mx.dequantize(tensor, scales, biases, group_size=GGML_BLOCK, bits=bits)
+    return dense
+
+
+def mlx_lm_weights(dense: Tensors, config: dict[str, Any]) -> Tensors:
+    """The weights under mlx-lm's names, with the query and key rows ordered for its default rotary embedding.
+
+    Args:
+        dense: what `dense_tensors` returns.
+        config: what `model_config` returns.
+
+    Raises:
+        ValueError: a tensor that a llama does not have.
+    """
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    weights = {}
+    for name, tensor in dense.items():
+        part = name.removesuffix(".weight").rsplit(".", 1)[-1]
+        weights[_mlx_lm_name(name)] = split_rotary_pairs(tensor, heads[part]) if part in heads else tensor
+    return weights
+
+
+def split_rotary_pairs(rows: mx.array, heads: int) -> mx.array:
+    """Reorder (heads * head_dim, columns) so that the two rows that rotate together lie half a head apart.
+
+    GGUF stores a llama for the rotary embedding that turns neighbouring rows (0, 1), (2, 3), ...; mlx-lm's default,
+    like Hugging Face's, turns rows (0, d/2), (1, d/2 + 1), ...
+    """
+    return rows.reshape(heads, -1, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def model_config(metadata: Metadata, tied: bool) -> dict[str, Any]:
+    """The content of config.json. `tied`: the output projection is the embedding matrix.
+
+    Raises:
+        ValueError: not a llama, or a number is missing.
+    """
+    _expect(metadata, "general.architecture", "llama")
+    numbers = {ours: _number(metadata, f"llama.{theirs}") for theirs, ours in CONFIG_KEYS.items()}
+    ids = {f"{name}_id": _number(metadata, f"tokenizer.ggml.{key}") for name, key in SPECIAL_TOKENS.items()}
+    del ids["unk_token_id"]
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_traditional": False,
+        "tie_word_embeddings": tied,
+        "torch_dtype": "float32",
+        **numbers,
+        **ids,
+    }
+
+
+def tokenizer(metadata: Metadata) -> Tokenizer:
+    """The byte-level BPE that the metadata lists, with its control tokens as special tokens.
+
+    Raises:
+        ValueError: another kind of tokenizer, or another pre-tokenizer than SmolLM's.
+    """
+    _expect(metadata, "tokenizer.ggml.model", "gpt2")
+    _expect(metadata, "tokenizer.ggml.pre", "smollm")
+    tokens = _get(metadata, "tokenizer.ggml.tokens", list)
+    types = _get(metadata, "tokenizer.ggml.token_type", mx.array).tolist()
+    merges = [tuple(merge.split(" ")) for merge in _get(metadata, "tokenizer.ggml.merges", list)]
+
+    bpe = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind == CONTROL_TOKEN]
+    bpe.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    return bpe
+
+
+def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
+    """The content of tokenizer_config.json: the named special tokens and the chat template, word for word."""
+    tokens = _get(metadata, "tokenizer.ggml.tokens", list)
+    special = {name: tokens[_number(metadata, f"tokenizer.ggml.{key}")] for name, key in SPECIAL_TOKENS.items()}
+    return {
+        # The generic class: a named one, such as GPT2Tokenizer, would bring its own pre-tokenizer along.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": _number(metadata, "llama.context_length"),
+        "chat_template": _get(metadata, "tokenizer.chat_template", str),
+        **special,
+    }
+
+
+def _mlx_lm_name(name: str) -> str:
+    match name.split("."):
+        case ["blk", layer, part, "weight"] if part in LAYER_TENSOR_NAMES:
+            return f"model.layers.{layer}.{LAYER_TENSOR_NAMES[part]}.weight"
+        case [part, "weight"] if part in TENSOR_NAMES:
+            return f"{TENSOR_NAMES[part]}.weight"
+    raise ValueError(f"found tensor {name}, expected those of a plain llama: convert another GGUF file")
+
+
+def _get(metadata: Metadata, key: str, kind: Callable[..., Any]) -> Any:
+    value = metadata.get(key)
+    if not isinstance(value, kind):
+        found = "no" if value is None else f"a {type(value).__name__} as"
+        raise ValueError(f"found {found} {key}, expected a {kind.__name__} in the metadata: convert another GGUF file")
+    return value
+
+
+def _number(metadata: Metadata, key: str) -> int | float:
+    value = np.array(_get(metadata, key, mx.array))
+    # Through its shortest text, or a float32 such as 1e-5 would become 9.999999747378752e-06.
+    return float(str(value)) if value.dtype == np.float32 else value.item()
+
+
+def _expect(metadata: Metadata, key: str, expected: str) -> None:
+    found = _get(metadata, key, str)
+    if found != expected:
+        raise ValueError(f"found {key} = {found!r}, expected {expected!r}: convert another GGUF file")
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

