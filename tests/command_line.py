@@ -1,0 +1,25 @@
+"""Commands run as a user runs them: in a process of their own."""
+
+import os
+import subprocess
+import sys
+
+
+def run_command(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m mlx_deltamem ...`; nothing may reach the Hub."""
+    return subprocess.run(
+        [sys.executable, "-m", "mlx_deltamem", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
+        check=False,
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], message: str) -> None:
+    """Exit code 2, one line that says why, no traceback."""
+    assert result.returncode == 2, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) == 1

@@ -1,0 +1,49 @@
+import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+
+REPO = Path(__file__).parents[1]
+GOLDENS = REPO.parent / "shared" / "goldens"
+
+
+def golden(folder: str, name: str) -> tuple[dict, dict[str, mx.array]]:
+    """The description and the tensors of a golden file."""
+    path = GOLDENS / folder / f"{name}.json"
+    return json.loads(path.read_text()), mx.load(str(path.with_suffix(".safetensors")))
+
+
+def golden_names(folder: str) -> list[str]:
+    return sorted(path.stem for path in (GOLDENS / folder).glob("*.json"))
+
+
+def backbone(name: str = "qwen3-tiny") -> str:
+    return str(GOLDENS / "backbones" / name)
+
+
+def adapter(name: str = "qwen3_tsw_qo") -> str:
+    return str(GOLDENS / "adapters" / name)
+
+
+def distance(a: mx.array, b: mx.array) -> float:
+    """The largest absolute difference; the shapes must agree, so that nothing is compared by broadcasting."""
+    assert a.shape == b.shape
+    return mx.abs(a.astype(mx.float32) - b.astype(mx.float32)).max().item()
+
+
+def randomise(model: nn.Module, scale: float = 0.3) -> None:
+    """Give every adapter weight of an attached model a random value, so that each has an effect."""
+    for module in model.modules():
+        layer_memory = module.get("delta_mem")
+        if layer_memory is not None:
+            for name, tensor in list(layer_memory.items()):
+                layer_memory[name] = mx.random.normal(tensor.shape).astype(tensor.dtype) * scale
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    mx.random.seed(0)

@@ -1,0 +1,152 @@
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlx_deltamem import load_adapter
+from mlx_deltamem.adapter import TORCH_FILE, WEIGHTS_FILE
+from mlx_deltamem.config import CONFIG_FILE
+from mlx_deltamem.convert import convert
+from tests.command_line import assert_refused, run_command
+from tests.conftest import GOLDENS, adapter
+from tests.test_adapter import same
+
+FOLDERS = sorted((GOLDENS / "adapters").iterdir())
+
+
+def storages(path: Path) -> dict[str, bytes]:
+    """The numbers of every tensor of a .pt file, as they lie in it."""
+    with zipfile.ZipFile(path) as archive:
+        return {
+            name.partition("/")[2]: archive.read(name)
+            for name in archive.namelist()
+            if name.partition("/")[2][:5] == "data/"
+        }
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_to_ours_and_back_is_equal_to_the_byte(folder, tmp_path):
+    convert(str(folder), tmp_path / "ours")
+    convert(str(tmp_path / "ours"), tmp_path / "torch", to="torch")
+    assert same(load_adapter(folder), load_adapter(tmp_path / "torch"))
+    before, after = storages(folder / TORCH_FILE), storages(tmp_path / "torch" / TORCH_FILE)
+    assert sorted(before.values()) == sorted(after.values())
+    assert load_adapter(tmp_path / "torch").config == load_adapter(folder).config
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_command_says_what_it_read_and_wrote(dtype, tmp_path):
+    result = run_command("convert", "--torch-path", adapter(), "--mlx-path", tmp_path / "out", "--dtype", dtype)
+    assert result.returncode == 0, result.stderr
+    assert f"Read {adapter()}: delta_mem_adapter.pt (the PyTorch reference's format)" in result.stdout
+    assert "10,776 parameters in 3 layers" in result.stdout
+    found = load_adapter(tmp_path / "out")
+    assert {str(tensor.dtype) for tensor in found.weights.values()} == {f"mlx.core.{dtype}"}
+
+
+def test_to_torch_reads_the_mlx_path_and_writes_the_torch_path(tmp_path):
+    run_command("convert", "--torch-path", adapter(), "--mlx-path", tmp_path / "mlx")
+    result = run_command("convert", "--to", "torch", "--mlx-path", tmp_path / "mlx", "--torch-path", tmp_path / "torch")
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "torch").iterdir()) == [TORCH_FILE, CONFIG_FILE]
+    assert same(load_adapter(tmp_path / "torch"), load_adapter(adapter()))
+
+
+def hub_repo(home: Path, name: str, source: str) -> None:
+    """Put a folder where the Hub's client keeps a repo it has downloaded."""
+    repo = home / "hub" / f"models--{name.replace('/', '--')}"
+    shutil.copytree(source, repo / "snapshots" / ("a" * 40))
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("a" * 40)
+
+
+def test_a_downloaded_repo_is_converted_once(tmp_path):
+    hub_repo(tmp_path, "someone/memory", adapter())
+    home = {"HF_HOME": str(tmp_path)}
+    kept = tmp_path / "mlx_deltamem" / "models--someone--memory" / ("a" * 40)
+    first = run_command("convert", "--torch-path", "someone/memory", "--mlx-path", tmp_path / "a", **home)
+    assert "delta_mem_adapter.pt" in first.stdout, first.stderr
+    assert (kept / WEIGHTS_FILE).is_file()
+    second = run_command("convert", "--torch-path", "someone/memory@main", "--mlx-path", tmp_path / "b", **home)
+    assert f"Read someone/memory@main: {WEIGHTS_FILE}" in second.stdout, second.stderr
+    assert same(load_adapter(tmp_path / "a"), load_adapter(tmp_path / "b"))
+
+
+class _Attack:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"mkdir {self.folder}",)
+
+
+def bad_inputs(folder: Path) -> dict[str, tuple[str, str]]:
+    """By name: what to give as --torch-path, and what the error must say."""
+    good = Path(adapter())
+    cases = {
+        "missing": (str(folder / "nothing"), "there is no folder"),
+        "no repo": ("someone/nothing", "is no folder on this machine"),
+        "three parts": ("a/b/c", "there is no folder a/b/c"),
+        "a file": (str(good / TORCH_FILE), "is a file; expected the folder of an adapter"),
+    }
+    for name, make, message in (
+        ("no config", lambda f: (f / CONFIG_FILE).unlink(), f"lacks {CONFIG_FILE}"),
+        ("no weights", lambda f: (f / TORCH_FILE).unlink(), f"lacks {WEIGHTS_FILE}"),
+        ("truncated", lambda f: (f / TORCH_FILE).write_bytes((good / TORCH_FILE).read_bytes()[:9000]), TORCH_FILE),
+        ("no zip", lambda f: (f / TORCH_FILE).write_bytes(b"hello"), TORCH_FILE),
+        ("attack", lambda f: attack(f / TORCH_FILE, folder / "pwned"), "system; only tensors are read, nothing was"),
+        ("wrong type", lambda f: (f / CONFIG_FILE).write_text('{"rank": "eight"}'), "rank is 'eight', allowed is"),
+        ("wrong rank", lambda f: (f / CONFIG_FILE).write_text('{"rank": 16}'), "has shape (8, 64), expected (16, 64)"),
+    ):
+        target = folder / name.replace(" ", "_")
+        target.mkdir()
+        for file in (TORCH_FILE, CONFIG_FILE):
+            shutil.copyfile(good / file, target / file)
+        make(target)
+        cases[name] = (str(target), message)
+    return cases
+
+
+def attack(path: Path, marker: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"w": _Attack(marker)}, protocol=2))
+        archive.writestr("archive/byteorder", "little")
+
+
+@pytest.mark.slow
+def test_bad_inputs_are_refused_and_nothing_is_written(tmp_path):
+    for name, (source, message) in bad_inputs(tmp_path).items():
+        result = run_command(
+            "convert", "--torch-path", source, "--mlx-path", tmp_path / "out", HF_HOME=str(tmp_path / "hf")
+        )
+        assert_refused(result, message)
+        assert not (tmp_path / "out").exists(), name
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_an_existing_folder_is_left_as_it_was(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    result = run_command("convert", "--torch-path", adapter(), "--mlx-path", tmp_path / "out")
+    assert_refused(result, "exists already; delete it or name another folder")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+def test_values_beyond_float16_are_refused(tmp_path):
+    source = tmp_path / "big"
+    original = load_adapter(adapter())
+    weights = dict(original.weights)
+    weights["model.layers.0.self_attn.beta_bias"] = mx.full((8,), 1e6)
+    source.mkdir()
+    (source / CONFIG_FILE).write_text(original.config.to_json())
+    mx.save_safetensors(str(source / WEIGHTS_FILE), weights)
+    for to in ("mlx", "torch"):
+        with pytest.raises(ValueError, match="beta_bias holds NaN or infinite values"):
+            convert(str(source), tmp_path / "out", to=to, dtype=mx.float16)
+        assert not (tmp_path / "out").exists()

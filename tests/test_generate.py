@@ -1,0 +1,138 @@
+import stat
+
+import mlx.core as mx
+import pytest
+
+from mlx_deltamem import load, load_adapter, make_prompt_cache, memory, save_adapter
+from mlx_deltamem.adapter import WEIGHTS_FILE
+from mlx_deltamem.generate import load_chat
+from tests.command_line import assert_refused, run_command
+from tests.conftest import adapter, backbone, golden
+
+MODEL = ("--model", backbone(), "--adapter", adapter())
+
+
+def generate(*arguments: object, **options: str):
+    return run_command("generate", *arguments, **options)
+
+
+def replies(*arguments: object, stdin: str = "") -> str:
+    result = generate(*MODEL, "--max-tokens", 12, "--verbose", "False", *arguments, stdin=stdin)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_a_golden_chat():
+    info, _ = golden("sessions", "token")
+    prompts = [argument for turn in info["turns"] for argument in ("--prompt", turn["user"])]
+    assert replies(*prompts) == "".join(f"{turn['assistant']}\n" for turn in info["turns"])
+
+
+def test_a_golden_chat_over_three_processes(tmp_path):
+    info, _ = golden("sessions", "token")
+    session = tmp_path / "chat.safetensors"
+    for turn in info["turns"]:
+        assert replies("--session", session, "--prompt", turn["user"]) == f"{turn['assistant']}\n"
+    assert stat.S_IMODE(session.stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["chat.safetensors"]
+
+
+def test_what_is_printed():
+    result = generate(*MODEL, "--prompt", "Hello", "--max-tokens", "5")
+    lines = result.stdout.splitlines()
+    assert lines[0] == "=" * 10
+    assert lines[-5] == "=" * 10
+    assert [line.split(":")[0] for line in lines[-4:]] == ["Prompt", "Generation", "Peak memory", "Memory"]
+    assert lines[-1].startswith("Memory: 3 layers of 1x8x8, 768 bytes, norm ")
+    assert result.stderr == ""
+
+
+def test_the_prompt_from_standard_input():
+    assert replies("--prompt", "-", stdin="What is my code word?") == replies("--prompt", "What is my code word?")
+
+
+def test_the_frozen_backbone():
+    frozen = generate("--model", backbone(), "--adapter", "none", "--prompt", "Hello", "--max-tokens", "12")
+    assert frozen.returncode == 0
+    assert "Memory:" not in frozen.stdout
+
+
+def test_sampling_follows_the_seed():
+    one, same, other = (replies("--prompt", "Hello", "--temp", "1.0", "--seed", seed) for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_reading_only_leaves_the_memory_empty():
+    result = generate(*MODEL, "--prompt", "Hello", "--read-only", "--max-tokens", "4")
+    assert "norm 0.000 to 0.000" in result.stdout
+
+
+def test_mlx_lms_options_are_taken(tmp_path):
+    options = ["--max-kv-size", 16, "--prefill-step-size", 3, "--top-p", 0.9, "--min-p", 0.1, "--top-k", 5, "--seed", 3]
+    assert replies("--prompt", "A longer prompt, to be read in steps.", "--system-prompt", "Be kind.", *options)
+    assert replies("--prompt", "Hello", "--ignore-chat-template") != replies("--prompt", "Hello")
+
+
+@pytest.mark.slow
+def test_bad_inputs_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.safetensors").write_bytes(b"hello")
+    cases = [
+        (["--adapter", adapter(), "--prompt", "x", "--model", tmp_path / "nothing"], "is no folder on this machine"),
+        (["--model", backbone(), "--prompt", "x", "--adapter", tmp_path / "nothing"], "there is no folder"),
+        (["--model", backbone(), "--prompt", "x", "--adapter", tmp_path / "empty"], "is no δ-mem adapter"),
+        (["--model", backbone(), "--prompt", "x", "--adapter", adapter("smollm3_tsw_qkvo")], "the model has 3 layers"),
+        (["--model", backbone(), "--prompt", "x"], "needs an --adapter made for it"),
+        ([*MODEL, "--prompt", "  "], "the prompt is empty"),
+        ([*MODEL, "--prompt", "x", "--session", tmp_path / "chat.txt"], "expected a name that ends in .safetensors"),
+        ([*MODEL, "--prompt", "x", "--session", tmp_path / "broken.safetensors"], "is no session"),
+        ([*MODEL, "--prompt", "x", "--session", tmp_path / "no" / "folder.safetensors"], "folder"),
+        ([*MODEL, "--prompt", "x", "--max-tokens", "0"], "must be non-zero"),
+    ]
+    for arguments, message in cases:
+        assert_refused(generate(*arguments, HF_HOME=str(tmp_path / "hf")), message)
+    assert (tmp_path / "broken.safetensors").read_bytes() == b"hello"
+
+
+def test_a_session_of_another_adapter_is_refused(tmp_path):
+    save_adapter(load_adapter(adapter()), tmp_path / "copy")
+    session = tmp_path / "chat.safetensors"
+    replies("--prompt", "Hello", "--session", session)
+    before = session.read_bytes()
+    result = generate("--model", backbone(), "--adapter", tmp_path / "copy", "--prompt", "x", "--session", session)
+    assert_refused(result, "was made with")
+    assert session.read_bytes() == before
+
+
+def test_without_the_hub_the_default_says_what_is_missing(tmp_path):
+    result = generate("--prompt", "x", HF_HOME=str(tmp_path))
+    assert_refused(result, "declare-lab/delta-mem_qwen3_4b-instruct is no folder on this machine")
+
+
+def test_a_converted_adapter_generates_the_same(tmp_path):
+    save_adapter(load_adapter(adapter()), tmp_path / "ours")
+    assert (tmp_path / "ours" / WEIGHTS_FILE).is_file()
+    result = generate(
+        "--model",
+        backbone(),
+        "--adapter",
+        tmp_path / "ours",
+        "--prompt",
+        "Hi",
+        "--max-tokens",
+        12,
+        "--verbose",
+        "False",
+    )
+    assert result.stdout == replies("--prompt", "Hi")
+
+
+def test_memory_after_a_saved_chat_is_that_of_all_its_tokens(tmp_path):
+    session = tmp_path / "chat.safetensors"
+    replies("--prompt", "Hello", "--session", session)
+    chat = load_chat(session, {"model": backbone(), "adapter": adapter()})
+    model, _ = load(backbone(), adapter=adapter())
+    cache = make_prompt_cache(model)
+    model(mx.array([chat.tokens]), cache=cache)
+    for layer, state in memory(cache).items():
+        assert mx.abs(memory(chat.cache)[layer] - state).max() <= 2e-5
