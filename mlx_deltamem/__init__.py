@@ -7,9 +7,11 @@ from mlx_deltamem.cache import make_prompt_cache, memory, reset_memory, set_memo
 from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.loading import load
 from mlx_deltamem.scan import delta_scan
+from mlx_deltamem.session import ChatSession
 
 __all__ = [
     "Adapter",
+    "ChatSession",
     "DeltaMemConfig",
     "__version__",
     "attach",

@@ -11,7 +11,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.adapter import Adapter, check_weights, load_adapter, weight_key
-from mlx_deltamem.attention import FORWARD_PASS, ForwardPass, attention_shape, delta_attention_class, frozen_projections
+from mlx_deltamem.attention import (
+    FORWARD_PASS,
+    ForwardPass,
+    Observer,
+    attention_shape,
+    delta_attention_class,
+    frozen_projections,
+)
 from mlx_deltamem.cache import (
     ArraysCache,
     MemoryLayout,
@@ -138,8 +145,15 @@ def write_spans(model: nn.Module, message_ids: Ids, sentence_ids: Ids | None = N
             shape, the call raises it.
     """
     _require_attached(model)
+    with using_spans(model, Spans(message_ids, sentence_ids, model.attachment.config)):
+        yield
+
+
+@contextmanager
+def using_spans(model: nn.Module, spans: Spans) -> Iterator[None]:
+    """`write_spans` with ids that are there already."""
     attachment: Attachment = model.attachment
-    before, attachment.spans = attachment.spans, Spans(message_ids, sentence_ids, attachment.config)
+    before, attachment.spans = attachment.spans, spans
     try:
         yield
     finally:
@@ -155,12 +169,14 @@ class Attachment:
         paths: By layer index, the name of the attention module within the layer.
         writing: False within `read_only`.
         spans: The ids given by `write_spans`.
+        observe: Told the index of each layer and what its tokens read.
     """
 
     config: DeltaMemConfig
     paths: dict[int, str]
     writing: bool = True
     spans: Spans | None = None
+    observe: Observer | None = None
 
     def access(self, entry: ArraysCache | None, batch: int, length: int) -> Access:
         """What `[batch, length]` tokens may do with the memory in a cache entry."""
@@ -207,7 +223,7 @@ def _call_with_memory(frozen_call: Callable) -> Callable:
                 args = (*args[:position], backbone, *args[position + 1 :])
             else:
                 kwargs["cache"] = backbone
-        forward = ForwardPass(states, functools.partial(self.attachment.access, entry))
+        forward = ForwardPass(states, functools.partial(self.attachment.access, entry), self.attachment.observe)
         token = FORWARD_PASS.set(forward)
         try:
             output = frozen_call(self, *args, **kwargs)

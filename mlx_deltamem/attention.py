@@ -10,6 +10,8 @@ import mlx.nn as nn
 
 from mlx_deltamem.memory import Access, AttentionShape, DeltaMemory, Reads
 
+Observer = Callable[[int, Reads], None]
+
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj")
 
 
@@ -19,9 +21,13 @@ class ForwardPass:
     Args:
         states: By layer index, `[B, H, r, r]` float32; a batch of 1 serves a pass over any batch.
         access_for: Called once, with B and T: what the tokens of this pass may do.
+        observe: Told the index of each layer and what its tokens read.
     """
 
-    def __init__(self, states: list[mx.array], access_for: Callable[[int, int], Access]):
+    def __init__(
+        self, states: list[mx.array], access_for: Callable[[int, int], Access], observe: Observer | None = None
+    ):
+        self._observe = observe
         self.states = list(states)
         self.length = 0
         self._access_for = access_for
@@ -38,6 +44,8 @@ class ForwardPass:
                 raise ValueError(f"the memory in the cache is of {state.shape[0]} rows, the tokens are of {x.shape[0]}")
             state = mx.broadcast_to(state, (x.shape[0], *state.shape[1:]))
         reads, self.states[layer] = layer_memory.read_and_write(x, state, self._access)
+        if self._observe is not None:
+            self._observe(layer, reads)
         return reads
 
 

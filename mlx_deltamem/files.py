@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all."""
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -45,6 +46,14 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary)
         raise
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of `new_file(path)`; nobody may be writing it now."""
+    pattern = re.compile(rf"\.{re.escape(path.stem)}-[0-9a-f]{{8}}{re.escape(path.suffix)}")
+    for other in path.parent.iterdir():
+        if pattern.fullmatch(other.name):
+            other.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:

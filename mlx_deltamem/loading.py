@@ -29,6 +29,8 @@ def load(
         adapter = load_adapter(adapter)
     with hub_errors(str(path_or_hf_repo)):
         model, tokenizer = mlx_lm.load(str(path_or_hf_repo), **options)[:2]
+    # For the messages about chats that were made with another one.
+    model.backbone_name = str(path_or_hf_repo)
     if adapter is not None:
         attach(model, adapter)
     return model, tokenizer

@@ -59,15 +59,19 @@ def inactive_parameters(config: DeltaMemConfig) -> set[str]:
 
 @dataclass(frozen=True)
 class WriteUnits:
-    """Groups of tokens that are written as one, their mean.
+    """Groups of tokens that are written as one, their mean, when the last of them has been read.
 
     Attributes:
         weights: `[B, U, T]` float32, 1 / size for the tokens of a unit, 0 for others.
         mask: `[B, U]` bool, False where a row has fewer units.
+        carried: Where a long pass is run in several calls, the sums so far of each layer; else None.
+        complete: False for a call that others of the same pass follow; it writes nothing.
     """
 
     weights: mx.array
     mask: mx.array
+    carried: dict[int, mx.array] | None = None
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -127,14 +131,27 @@ class DeltaMemory(nn.Module):
             return Reads(_constant_reads(state, queries, access.mask), weights), state
         projected = (x @ weights.inputs).astype(mx.float32)
         queries, *tokens = self._queries_keys_values_gates(projected, weights.gate_bias)
+        keep = tokens[2]
         if access.units is None:
             reads, state = delta_scan(state, queries, *tokens, mask=access.mask)
-            return Reads(reads, weights), state
-        reads = _constant_reads(state, queries, access.mask)
+            return Reads(reads, weights, keep), state
+        reads = Reads(_constant_reads(state, queries, access.mask), weights, keep)
+        return reads, self._write_means(projected, state, access.units, weights)
+
+    def _write_means(
+        self, projected: mx.array, state: mx.array, units: WriteUnits, weights: "PackedWeights"
+    ) -> mx.array:
+        """The state after the units are written; `projected` are the tokens' projections `[B, T, P]`."""
         # The projections are linear: the projection of a mean is the mean of the projections.
-        unread, *means = self._queries_keys_values_gates(access.units.weights @ projected, weights.gate_bias)
-        _, state = delta_scan(state, mx.zeros_like(unread), *means, mask=access.units.mask)
-        return Reads(reads, weights), state
+        means = units.weights @ projected
+        if units.carried is not None:
+            means = means + units.carried.pop(id(self), 0.0)
+            if not units.complete:
+                units.carried[id(self)] = means
+                # Whoever evaluates the state now evaluates the sums, and with them the end of this call's graph.
+                return mx.depends(state, means)
+        unread, *means = self._queries_keys_values_gates(means, weights.gate_bias)
+        return delta_scan(state, mx.zeros_like(unread), *means, mask=units.mask)[1]
 
     def corrects(self, projection: str) -> bool:
         """Whether the output of `q_proj`, `k_proj`, `v_proj`, `qkv_proj` or `o_proj` is corrected at all."""
@@ -246,9 +263,11 @@ class Reads:
     Args:
         reads: `[B, T, H, r]` float32.
         weights: The layer's weights.
+        keep: The tokens' keep gates `[B, T, H, r or 1]`; None for a pass that did not write.
     """
 
-    def __init__(self, reads: mx.array, weights: PackedWeights):
+    def __init__(self, reads: mx.array, weights: PackedWeights, keep: mx.array | None = None):
+        self.keep = keep
         self._reads = reads.reshape(*reads.shape[:2], -1).astype(weights.inputs.dtype)
         self._weights = weights
 

@@ -47,16 +47,41 @@ class Spans:
                 f"write_spans got ids of shape {self.shape} and the model tokens of shape {(batch, length)}; "
                 "expected one id for each token of each call"
             )
-        ids = self._units if mask is None else np.where(np.array(mask), self._units, -1)
-        rows = [np.unique(row[row >= 0]) for row in ids]
-        most = max(len(row) for row in rows)
-        if most == 0:
+        weights = _weights(self._units if mask is None else np.where(np.array(mask), self._units, -1))
+        return None if weights is None else WriteUnits(mx.array(weights), mx.array(weights.any(axis=-1)))
+
+
+class RunningSpans(Spans):
+    """The ids of one pass that is run in several calls: what is written does not depend on how it is cut.
+
+    Give it to one pass only. Calls after its last token write token by token.
+    """
+
+    def __init__(self, message_ids: Ids, sentence_ids: Ids | None, config: DeltaMemConfig):
+        super().__init__(message_ids, sentence_ids, config)
+        self._weights = _weights(self._units)
+        self._done = 0
+        self._carried: dict[int, mx.array] = {}
+
+    def units(self, batch: int, length: int, mask: mx.array | None) -> WriteUnits | None:
+        begin, self._done = self._done, self._done + length
+        if self._weights is None or begin >= self.shape[1]:
             return None
-        # Padded with an id no token has: such a unit has no tokens and is masked.
-        unit_ids = np.stack([np.pad(row, (0, most - len(row)), constant_values=-2) for row in rows])
-        members = (unit_ids[:, :, None] == ids[:, None, :]).astype(np.float32)
-        sizes = members.sum(axis=-1, keepdims=True)
-        return WriteUnits(mx.array(members / np.maximum(sizes, 1)), mx.array(sizes[..., 0] > 0))
+        part = mx.array(self._weights[:, :, begin : self._done])
+        mask = mx.array(self._weights.any(axis=-1))
+        return WriteUnits(part, mask, self._carried, complete=self._done >= self.shape[1])
+
+
+def _weights(ids: np.ndarray) -> np.ndarray | None:
+    """The share `[B, U, T]` of each token in its unit, units in ascending order of ids; None where there are none."""
+    rows = [np.unique(row[row >= 0]) for row in ids]
+    most = max(len(row) for row in rows)
+    if most == 0:
+        return None
+    # Filled up with an id that no token has.
+    unit_ids = np.stack([np.pad(row, (0, most - len(row)), constant_values=-2) for row in rows])
+    members = (unit_ids[:, :, None] == ids[:, None, :]).astype(np.float32)
+    return members / np.maximum(members.sum(axis=-1, keepdims=True), 1)
 
 
 def _ids(name: str, ids: Ids) -> np.ndarray:

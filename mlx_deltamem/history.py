@@ -1,0 +1,141 @@
+"""How much of the text a chat keeps: the keys and values of all of it, of the last tokens, or of none."""
+
+import copy
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models import cache as mlx_lm_cache
+from mlx_lm.models.cache import KVCache, QuantizedKVCache
+
+from mlx_deltamem.cache import PromptCache, make_prompt_cache
+
+History = str | int
+FULL, NONE = "full", "none"
+
+
+def parse_history(history: str | int) -> History:
+    """Check a history: `full`, `none` or a number of tokens (an int, or digits).
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if history in (FULL, NONE):
+        return history
+    tokens = int(history) if isinstance(history, str) and history.isascii() and history.isdigit() else history
+    if type(tokens) is not int or tokens < 1:
+        raise ValueError(f"history is {history!r}; expected 'full', 'none' or a number of tokens >= 1")
+    return tokens
+
+
+def make_chat_cache(model: nn.Module, history: History, system_tokens: int) -> PromptCache:
+    """An empty prompt cache with an empty memory, for a chat of that history.
+
+    Args:
+        model: An attached model.
+        history: A number keeps that many tokens of keys and values, and the system prompt before them.
+        system_tokens: The length of the system prompt.
+    """
+    cache = make_prompt_cache(model)
+    if isinstance(history, int):
+        size = history + system_tokens
+        cache[:-1] = [
+            RotatingKVCache(size, keep=system_tokens) if type(entry) is KVCache else entry for entry in cache[:-1]
+        ]
+    return cache
+
+
+class RotatingKVCache(mlx_lm_cache.RotatingKVCache):
+    """mlx-lm's cache of the first `keep` and the last `max_size - keep` tokens, in which each token sees just these.
+
+    mlx-lm's own mask lets the tokens of a long message see more than the last ones and less of the first ones, the
+    further they are in it; what they read would depend on how the message is cut. The name is mlx-lm's, which saves a
+    cache under the name of its class and loads mlx-lm's class then (`with_exact_windows` brings this one back).
+    """
+
+    def make_mask(
+        self,
+        N: int,  # noqa: N803  (mlx-lm's name)
+        window_size: int | None = None,
+        return_array: bool = False,
+    ) -> mx.array | str | None:
+        if N == 1:
+            return super().make_mask(N, window_size, return_array)
+        held = min(self.max_size - 1, self.offset)
+        if held + N <= self.max_size and window_size is None and not return_array:
+            return "causal"
+        key, query = mx.arange(held + N)[None], mx.arange(held, held + N)[:, None]
+        seen = (key < self.keep) | (key > query - (self.max_size - self.keep))
+        if window_size is not None:
+            seen = seen & (key > query - window_size)
+        return seen & (key <= query)
+
+
+def with_exact_windows(cache: PromptCache) -> PromptCache:
+    """A chat's cache as it was before mlx-lm saved and loaded it."""
+    for entry in cache:
+        # Windows that belong to the model keep no first tokens, and see the same either way.
+        if type(entry) is mlx_lm_cache.RotatingKVCache:
+            entry.__class__ = RotatingKVCache
+    return cache
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a chat that its keys and values can go back to.
+
+    Attributes:
+        offsets: For each entry of the cache that can be cut at its end, its length there; else None.
+        copies: Copies of the entries that cannot; None where they were not made.
+    """
+
+    offsets: list[int | None]
+    copies: list[object | None] | None
+
+    def without_copies(self) -> "Mark":
+        """The mark as it can be kept for long: without what takes memory."""
+        return Mark(self.offsets, None)
+
+
+def mark(cache: PromptCache) -> Mark:
+    """Mark the present end of the text in a prompt cache. Copies share their arrays until one side writes."""
+    offsets = [entry.offset if can_be_cut(entry) else None for entry in cache[:-1]]
+    copies = [None if can_be_cut(entry) else copy.deepcopy(entry) for entry in cache[:-1]]
+    return Mark(offsets, copies)
+
+
+def mark_at(cache: PromptCache, tokens: int) -> Mark:
+    """Mark the place after so many tokens, in a cache that kept all of them."""
+    return Mark([tokens if can_be_cut(entry) else None for entry in cache[:-1]], None)
+
+
+def go_back(cache: PromptCache, place: Mark | None) -> bool:
+    """Take the text in a prompt cache back to a mark, the memory aside; False where that cannot be done."""
+    if place is None:
+        return False
+    for entry, offset in zip(cache[:-1], place.offsets, strict=True):
+        possible = place.copies is not None if offset is None else can_be_cut(entry) and entry.offset >= offset
+        if not possible:
+            return False
+    for index, (entry, offset) in enumerate(zip(cache[:-1], place.offsets, strict=True)):
+        if offset is None:
+            cache[index] = copy.deepcopy(place.copies[index])
+        else:
+            entry.trim(entry.offset - offset)
+    return True
+
+
+def take_back_token(cache: PromptCache, states: list[mx.array]) -> bool:
+    """Take the last token back, `states` being the memory before it; False where the text cannot be cut."""
+    if not all(can_be_cut(entry) for entry in cache[:-1]):
+        return False
+    for entry in cache[:-1]:
+        entry.trim(1)
+    cache[-1].cache = list(states)
+    return True
+
+
+def can_be_cut(entry: object) -> bool:
+    """Whether the last tokens of a cache entry can be taken off, however many it held."""
+    # Rotating caches say so too until they are full; but a mark has to hold after that.
+    return isinstance(entry, KVCache | QuantizedKVCache)

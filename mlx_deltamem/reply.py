@@ -1,0 +1,126 @@
+"""Generate a reply with mlx-lm, the message having been read."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import GenerationResponse, TextStateMachine, stream_generate
+from mlx_lm.sample_utils import Sampler
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.attach import read_only
+from mlx_deltamem.cache import PromptCache
+from mlx_deltamem.turn import States, Turn
+
+
+@dataclass(frozen=True)
+class ReplySettings:
+    """How a reply is generated.
+
+    Attributes:
+        max_tokens: The longest reply, in tokens; -1 for no limit.
+        stop: Texts that end it.
+        sampler: As for mlx-lm; None: the likeliest token.
+        options: More for `mlx_lm.stream_generate`.
+
+    Raises:
+        ValueError: `max_tokens` is 0.
+    """
+
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    sampler: Sampler | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.max_tokens == 0:
+            raise ValueError("max_tokens is 0; expected a number of tokens, or -1 for no limit")
+
+
+class Reply:
+    """A reply under way.
+
+    mlx-lm runs each token through the model before it gives it, the one that ends the reply too, though that one is no
+    part of the reply. So the memory from before the last call is kept.
+
+    Args:
+        model: An attached model.
+        tokenizer: Its tokenizer.
+        cache: Its prompt cache, in which the turn's message has been run.
+        turn: The turn, with the logits that the message led to.
+        settings: How to generate.
+
+    Attributes:
+        ids: The tokens so far, all of them run.
+        end_id: The token that ended the reply, if one did; it has been run as well.
+        states_before_last: The memory before the last token that was run.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: TokenizerWrapper, cache: PromptCache, turn: Turn, settings: ReplySettings
+    ):
+        self.ids: list[int] = []
+        self.end_id: int | None = None
+        self.states_before_last: States = list(cache[-1].cache)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._cache = cache
+        self._turn = turn
+        self._settings = settings
+        self._unread = len(turn.opening.ids)
+        self._stopped_text: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The reply, without special tokens and without what stopped it."""
+        if self._stopped_text is not None:
+            return self._stopped_text
+        return self._tokenizer.decode(self.ids, skip_special_tokens=True)
+
+    def stream(self, seconds: float) -> Iterator[GenerationResponse]:
+        """mlx-lm's responses; `seconds` is how long the message took."""
+        text, settings = "", self._settings
+        machine = TextStateMachine({"normal": [(stop, None) for stop in settings.stop]}).make_state()
+        for response in self._responses():
+            if response.token in self._tokenizer.eos_token_ids:
+                self.end_id = response.token
+            else:
+                self.ids.append(response.token)
+            machine, shown, place = TextStateMachine.step(machine, response.text)
+            if place is not None and response.finish_reason is not None:
+                # What might have become a stop text has not.
+                machine, rest, _ = TextStateMachine.flush(machine)
+                shown += rest
+            text += shown
+            if place is None:
+                self._stopped_text = text
+                response.finish_reason = "stop"
+            speed = len(self._turn.opening.ids) / max(seconds, 1e-9)
+            yield replace(response, text=shown, prompt_tps=speed)
+            if place is None:
+                return
+
+    def _responses(self) -> Iterator[GenerationResponse]:
+        prompt = self._turn.opening.ids
+        return stream_generate(
+            self,
+            self._tokenizer,
+            prompt,
+            max_tokens=self._settings.max_tokens,
+            sampler=self._settings.sampler,
+            prompt_cache=self._cache,
+            prefill_step_size=len(prompt),
+            **self._settings.options,
+        )
+
+    def __call__(self, tokens: mx.array, cache: PromptCache) -> mx.array | None:
+        """What mlx-lm takes for the model. Nothing is run for the message, which mlx-lm is given for its processors."""
+        if self._unread:
+            self._unread -= tokens.shape[1]
+            return None if self._unread else self._turn.logits[:, None]
+        self.states_before_last = list(cache[-1].cache)
+        if self._turn.writing:
+            return self._model(tokens, cache=cache)
+        with read_only(self._model):
+            return self._model(tokens, cache=cache)

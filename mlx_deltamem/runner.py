@@ -1,0 +1,56 @@
+"""Run the given parts of a chat through a model."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import generation_stream
+
+from mlx_deltamem.attach import read_only, using_spans
+from mlx_deltamem.cache import PromptCache
+from mlx_deltamem.segments import Segments
+from mlx_deltamem.spans import RunningSpans
+
+Progress = Callable[[int, int], None]
+
+
+def read(
+    model: nn.Module,
+    cache: PromptCache,
+    segments: Segments,
+    writing: bool = True,
+    step: int = 2048,
+    progress: Progress | None = None,
+) -> mx.array:
+    """Run tokens through an attached model as one pass, whatever the step: what is written is the same.
+
+    Args:
+        model: An attached model.
+        cache: Its prompt cache.
+        segments: The tokens (at least one) and their spans.
+        writing: Whether the memory is written.
+        step: The most tokens of one call.
+        progress: Told how many tokens are done, and of how many.
+
+    Returns:
+        The logits `[1, V]` after the last token.
+    """
+    ids = mx.array([segments.ids])
+    total = ids.shape[1]
+    with ExitStack() as stack:
+        stack.enter_context(mx.stream(generation_stream))
+        if not writing:
+            stack.enter_context(read_only(model))
+        elif any(index >= 0 for index in segments.message_ids):
+            spans = RunningSpans([segments.message_ids], [segments.sentence_ids], model.attachment.config)
+            stack.enter_context(using_spans(model, spans))
+        for begin in range(0, total, step):
+            if progress is not None:
+                progress(begin, total)
+            logits = model(ids[:, begin : begin + step], cache=cache)
+            mx.eval([entry.state for entry in cache])
+            mx.clear_cache()
+        if progress is not None:
+            progress(total, total)
+    return logits[:, -1]
