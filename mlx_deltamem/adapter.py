@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -75,10 +76,14 @@ def load_adapter(path: str | Path) -> Adapter:
     folder = find_adapter(path)
     converted = conversion_folder(folder)
     if converted is not None and converted.is_dir():
-        return replace(_read(converted), source=str(path))
+        # A copy that is damaged is made again.
+        with suppress(ValueError, FileNotFoundError):
+            return replace(_read(converted), source=str(path))
     adapter = replace(_read(folder), source=str(path))
     if converted is not None and adapter.file != WEIGHTS_FILE:
-        save_adapter(adapter, converted)
+        # The copy saves a second conversion and is no more than that; another process may be making it just now.
+        with suppress(OSError):
+            save_adapter(adapter, converted)
     return adapter
 
 

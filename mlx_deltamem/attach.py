@@ -2,8 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +13,11 @@ from mlx_deltamem.adapter import Adapter, check_weights, load_adapter, weight_ke
 from mlx_deltamem.attention import (
     FORWARD_PASS,
     ForwardPass,
-    Observer,
     attention_shape,
     delta_attention_class,
     frozen_projections,
 )
 from mlx_deltamem.cache import (
-    ArraysCache,
     MemoryLayout,
     PromptCache,
     make_backbone_cache,
@@ -29,8 +26,8 @@ from mlx_deltamem.cache import (
 )
 from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.initial import initial_parameters
-from mlx_deltamem.memory import Access, AttentionShape, DeltaMemory, inactive_parameters
-from mlx_deltamem.spans import Ids, Spans
+from mlx_deltamem.memory import AttentionShape, DeltaMemory, inactive_parameters
+from mlx_deltamem.use import PLAIN, Attachment, attachment_of, current_use
 
 
 def attach(model: nn.Module, adapter: str | Path | Adapter | DeltaMemConfig) -> list[str]:
@@ -58,7 +55,7 @@ def attach(model: nn.Module, adapter: str | Path | Adapter | DeltaMemConfig) -> 
         check_weights(adapter, {target.layer: target.shape for target in targets}, len(model.layers))
         weights = adapter.weights_by_layer()
     else:
-        weights = {t.layer: initial_parameters(config, t.shape, frozen_projections(t.module, t.shape)) for t in targets}
+        weights = {target.layer: _initial_weights(config, target) for target in targets}
     layout = _layout(model, config, targets)
     model_class = _delta_model_class(type(model))
     for target in targets:
@@ -77,10 +74,11 @@ def detach(model: nn.Module) -> None:
     Raises:
         ValueError: The model has no adapter.
     """
-    _require_attached(model)
+    attachment_of(model)
     for attention in _attached_attention(model).values():
         del attention.delta_mem
         del attention.delta_layer
+        vars(attention).pop("delta_plain", None)
         attention.__class__ = attention.frozen_class
     model.__class__ = model.memory_layout.frozen_class
     del model.memory_layout
@@ -100,8 +98,7 @@ def current_adapter(model: nn.Module) -> Adapter:
     Raises:
         ValueError: The model has no adapter.
     """
-    _require_attached(model)
-    config, weights = model.attachment.config, {}
+    config, weights = attachment_of(model).config, {}
     for layer, attention in _attached_attention(model).items():
         layer_memory: DeltaMemory = attention.delta_mem
         tensors = dict(layer_memory.items())
@@ -111,82 +108,6 @@ def current_adapter(model: nn.Module) -> Adapter:
         path = model.attachment.paths[layer]
         weights |= {weight_key(layer, path, name): tensor for name, tensor in tensors.items()}
     return Adapter(config, weights)
-
-
-@contextmanager
-def read_only(model: nn.Module) -> Iterator[None]:
-    """Within it, the memory is read and not written.
-
-    Raises:
-        ValueError: The model has no adapter.
-    """
-    _require_attached(model)
-    attachment: Attachment = model.attachment
-    before, attachment.writing = attachment.writing, False
-    try:
-        yield
-    finally:
-        attachment.writing = before
-
-
-@contextmanager
-def write_spans(model: nn.Module, message_ids: Ids, sentence_ids: Ids | None = None) -> Iterator[None]:
-    """Within it, message_mean and sentence_mean adapters write the mean of each span of tokens.
-
-    All tokens of a call then read the state from before the call. Without spans, or where no token is in one, these
-    adapters write token by token, as the reference does. Adapters that write tokens ignore the spans.
-
-    Args:
-        model: An attached model.
-        message_ids, sentence_ids: `[B, T]` int, one for each token of each call; -1 = no span.
-
-    Raises:
-        ValueError: The model has no adapter, or the ids do not fit it; when the model is called with tokens of another
-            shape, the call raises it.
-    """
-    _require_attached(model)
-    with using_spans(model, Spans(message_ids, sentence_ids, model.attachment.config)):
-        yield
-
-
-@contextmanager
-def using_spans(model: nn.Module, spans: Spans) -> Iterator[None]:
-    """`write_spans` with ids that are there already."""
-    attachment: Attachment = model.attachment
-    before, attachment.spans = attachment.spans, spans
-    try:
-        yield
-    finally:
-        attachment.spans = before
-
-
-@dataclass
-class Attachment:
-    """What an attached model knows of its adapter, and how it is being used just now (`model.attachment`).
-
-    Attributes:
-        config: The adapter's configuration.
-        paths: By layer index, the name of the attention module within the layer.
-        writing: False within `read_only`.
-        spans: The ids given by `write_spans`.
-        observe: Told the index of each layer and what its tokens read.
-    """
-
-    config: DeltaMemConfig
-    paths: dict[int, str]
-    writing: bool = True
-    spans: Spans | None = None
-    observe: Observer | None = None
-
-    def access(self, entry: ArraysCache | None, batch: int, length: int) -> Access:
-        """What `[batch, length]` tokens may do with the memory in a cache entry."""
-        mask = None if entry is None else entry.make_mask(length)
-        if mask is not None and mask.shape[0] != batch:
-            raise ValueError(f"the cache was made for {mask.shape[0]} rows, the tokens are of {batch}")
-        units = None
-        if self.writing and self.spans is not None and self.config.memory_write_granularity != "token":
-            units = self.spans.units(batch, length, mask)
-        return Access(mask, self.writing, units)
 
 
 class DeltaModel:
@@ -223,16 +144,22 @@ def _call_with_memory(frozen_call: Callable) -> Callable:
                 args = (*args[:position], backbone, *args[position + 1 :])
             else:
                 kwargs["cache"] = backbone
-        forward = ForwardPass(states, functools.partial(self.attachment.access, entry), self.attachment.observe)
+        use, config = current_use(self), self.attachment.config
+        access = functools.partial(use.access, config, entry)
+        forward = ForwardPass(states, access, use.observe, plain=entry is None and use is PLAIN)
         token = FORWARD_PASS.set(forward)
         try:
             output = frozen_call(self, *args, **kwargs)
         finally:
             FORWARD_PASS.reset(token)
+        if missed := self.attachment.paths.keys() - forward.layers_run:
+            raise ValueError(
+                f"layers {sorted(missed)} of this model run in a way of their own, which a memory cannot follow"
+            )
         if entry is not None:
             entry.cache = forward.states
             entry.advance(forward.length)
-        if not self.attachment.config.delta_heads:
+        if not config.delta_heads:
             # Nothing else would ever ask for these states, and every token would make the pending graph longer.
             output = mx.depends(output, forward.states)
         return output
@@ -275,10 +202,23 @@ def _find_attention(model: nn.Module, config: DeltaMemConfig) -> list[_Target]:
                 shape = attention_shape(module)
             except ValueError as error:
                 raise ValueError(f"{names[id(module)]} is not supported: {error}") from None
+            if lacking := [head for head in config.delta_heads if not shape.width(head)]:
+                raise ValueError(
+                    f"{names[id(module)]} has no {' and '.join(f'{head}_proj' for head in lacking)} to correct; "
+                    "leave these heads out of delta_heads"
+                )
             targets.append(_Target(index, module, path, names[id(module)], shape))
     if not targets:
         raise ValueError(f"no layer of {type(model).__name__} has a module named {', '.join(config.target_modules)}")
     return targets
+
+
+def _initial_weights(config: DeltaMemConfig, target: _Target) -> dict[str, mx.array]:
+    slices = config.output_init.startswith("base_slice")
+    frozen = frozen_projections(target.module, target.shape) if slices else {}
+    weights = initial_parameters(config, target.shape, frozen)
+    mx.eval(weights)
+    return weights
 
 
 def _modules_named(layer: nn.Module | None, names: tuple[str, ...]) -> dict[str, nn.Module]:
@@ -297,8 +237,3 @@ def _layout(model: nn.Module, config: DeltaMemConfig, targets: list[_Target]) ->
 def _attached_attention(model: nn.Module) -> dict[int, nn.Module]:
     """The attention modules that have a memory, by layer."""
     return {layer: dict(model.layers[layer].named_modules())[path] for layer, path in model.attachment.paths.items()}
-
-
-def _require_attached(model: nn.Module) -> None:
-    if not is_attached(model):
-        raise ValueError("the model has no adapter; call attach(model, adapter) first")

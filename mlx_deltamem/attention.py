@@ -1,6 +1,7 @@
 """An attention layer of an mlx-lm model with a memory: what it looks like, and how the memory gets into its call."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,19 +23,33 @@ class ForwardPass:
         states: By layer index, `[B, H, r, r]` float32; a batch of 1 serves a pass over any batch.
         access_for: Called once, with B and T: what the tokens of this pass may do.
         observe: Told the index of each layer and what its tokens read.
+        plain: Whether this is what a call of the model without a cache or anything else around it does.
     """
 
     def __init__(
-        self, states: list[mx.array], access_for: Callable[[int, int], Access], observe: Observer | None = None
+        self,
+        states: list[mx.array],
+        access_for: Callable[[int, int], Access],
+        observe: Observer | None = None,
+        plain: bool = True,
     ):
+        self.plain = plain
         self._observe = observe
         self.states = list(states)
         self.length = 0
+        self.layers_run: set[int] = set()
         self._access_for = access_for
         self._access: Access | None = None
 
     def run(self, layer: int, layer_memory: DeltaMemory, x: mx.array) -> Reads:
-        """Run a layer's tokens through its memory and keep the new state."""
+        """Run a layer's tokens through its memory and keep the new state.
+
+        Raises:
+            ValueError: The layer has run in this pass already, or the state is of another batch.
+        """
+        if layer in self.layers_run:
+            raise ValueError(f"layer {layer} runs twice in one pass of this model, which a memory cannot follow")
+        self.layers_run.add(layer)
         if self._access is None:
             self._access = self._access_for(*x.shape[:2])
             self.length = x.shape[1]
@@ -72,12 +87,13 @@ class DeltaAttention:
     itself. So the module's parameters, and whatever walks over them, stay as they were.
     """
 
-    def __call__(self, x: mx.array, *args: object, **kwargs: object) -> mx.array | tuple:
+    def __call__(self, *args: object, **kwargs: object) -> mx.array | tuple:
         layer_memory: DeltaMemory = self.delta_mem
+        x = args[0] if args else kwargs[self.input_name]
         steering = _Steering(self, self._forward_pass(args, kwargs).run(self.delta_layer, layer_memory, x), set())
         token = _STEERING.set(steering)
         try:
-            output = super().__call__(x, *args, **kwargs)
+            output = super().__call__(*args, **kwargs)
         finally:
             _STEERING.reset(token)
         self._check_applied(steering)
@@ -91,11 +107,18 @@ class DeltaAttention:
         """The pass this call belongs to; for a call from outside the model, one that starts from an empty memory."""
         forward = FORWARD_PASS.get()
         if forward is not None:
+            if self.training:
+                self.delta_plain = forward.plain
             return forward
         if any(hasattr(value, "update_and_fetch") for value in (*args, *kwargs.values())):
             raise ValueError(
                 "an attached layer was called with a cache and without its model, so its memory is out of reach; "
                 "call the model itself, or detach(model) first"
+            )
+        if self.training and not getattr(self, "delta_plain", True):
+            raise ValueError(
+                "an attached layer is run again for its gradient (gradient checkpointing) after a pass that began from "
+                "a memory, read it only or had spans, which are not known here; turn gradient checkpointing off"
             )
         states = [mx.zeros((1, *self.delta_mem.state_shape))] * (self.delta_layer + 1)
         return ForwardPass(states, lambda *_: Access())
@@ -130,6 +153,7 @@ def delta_attention_class(attention: nn.Module) -> type[nn.Module]:
 @functools.cache
 def _delta_attention_class(frozen_class: type[nn.Module], projections: tuple[str, ...]) -> type[nn.Module]:
     members = {name: _projection(name) for name in projections}
+    members["input_name"] = list(inspect.signature(frozen_class.__call__).parameters)[1]
     return type(
         f"DeltaMem{frozen_class.__name__}", (DeltaAttention, frozen_class), members | {"frozen_class": frozen_class}
     )
@@ -192,10 +216,12 @@ def _linear_shape(linear: nn.Module) -> tuple[int, int]:
 
 def _dense_weight(linear: nn.Module) -> mx.array:
     linear = getattr(linear, "linear", linear)
+    if _shards(linear) > 1:
+        raise ValueError("the model is spread over several processes; start a new adapter before it is, or from a file")
     if "scales" not in linear:
         return linear.weight
-    biases = linear.get("biases")
-    return mx.dequantize(linear.weight, linear.scales, biases, linear.group_size, linear.bits, linear.mode)
+    mode = getattr(linear, "mode", "affine")
+    return mx.dequantize(linear.weight, linear.scales, linear.get("biases"), linear.group_size, linear.bits, mode)
 
 
 def _shards(linear: nn.Module) -> int:

@@ -102,6 +102,7 @@ def set_memory(cache: PromptCache, states: Mapping[int, mx.array]) -> None:
         raise ValueError(
             f"the states have batch sizes {[s.shape[0] for s in replaced]}; expected one size for all layers"
         )
+    mx.eval(replaced)
     entry.cache = replaced
 
 
@@ -113,6 +114,7 @@ def reset_memory(cache: PromptCache) -> None:
     """
     entry = _memory_entry(cache)
     entry.cache = [mx.zeros_like(state) for state in entry.cache]
+    mx.eval(entry.cache)
 
 
 def split_memory(cache: PromptCache, layout: MemoryLayout) -> tuple[PromptCache, ArraysCache]:
@@ -168,6 +170,8 @@ def _empty_memory(shapes: list[tuple[int, int, int]], left_padding: list[int] | 
     batch = 1 if left_padding is None else len(left_padding)
     entry = ArraysCache(len(shapes), left_padding)
     entry.cache = [mx.zeros((batch, *shape)) for shape in shapes]
+    # What is evaluated can be used by any thread.
+    mx.eval(entry.cache)
     return entry
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_deltamem.attention import Observer
 from mlx_deltamem.cache import MemoryLayout, PromptCache
 from mlx_deltamem.drift import Drift, changes
 from mlx_deltamem.history import NONE, History, Mark, go_back, make_chat_cache, mark
@@ -15,6 +16,7 @@ from mlx_deltamem.memory import Reads
 from mlx_deltamem.runner import Progress, read
 from mlx_deltamem.segments import Segments
 from mlx_deltamem.turn import Border, States, Turn, part
+from mlx_deltamem.use import observing
 
 PREFILL_STEP_SIZE = 2048
 
@@ -85,7 +87,7 @@ class ChatState:
         if self.history == NONE and self._start is None:
             opening = self._read_start(opening, turn.writing)
         gates: dict[int, list[mx.array]] = {}
-        with _observed(self.model, gates):
+        with observing(self.model, _gate_collector(gates)):
             logits = read(self.model, cache, opening, turn.writing, step, progress)
         kept = {layer: _mean(parts) for layer, parts in gates.items()}
         drift = Drift(kept or {layer: 1.0 for layer, state in enumerate(self.states) if state.size}, {})
@@ -113,12 +115,26 @@ class ChatState:
         self.finish_again(self.begin(turn))
 
     def finish_again(self, turn: Turn) -> None:
-        """Run the reply of a turn whose message has been run, and add the turn to the chat."""
+        """Run the reply of a turn whose message has just been run, and add the turn to the chat."""
         unread = [-1] * len(turn.reply_ids)
         self.finish(turn, reply=Segments(list(turn.reply_ids), unread, unread))
 
-    def go_to(self, border: Border | None) -> bool:
-        """Take the cache back to a border within the last turn; False where that cannot be done."""
+    def run_reply_again(self, turn: Turn) -> None:
+        """Take a turn that is under way back to where its reply begins, and run its tokens from there."""
+        self._go_to(turn.between)
+        self.finish_again(turn)
+
+    def return_to_reply(self, index: int) -> bool:
+        """Take the reply of turn `index` and all later turns back; False, and nothing done, where that cannot be."""
+        # With history `none`, the text in the cache is that of the last turn.
+        reachable = self.history != NONE or index == len(self.turns) - 1
+        if not reachable or not self._go_to(self.turns[index].between):
+            return False
+        self.turns = self.turns[:index]
+        return True
+
+    def _go_to(self, border: Border | None) -> bool:
+        """Take the cache back to a border whose text it holds; False where that cannot be done."""
         if border is None or self._cache is None or not go_back(self._cache, border.text):
             return False
         self._cache[-1].cache = list(border.states)
@@ -131,7 +147,7 @@ class ChatState:
         if index and border is not None and self._start is not None:
             # Every turn begins at the start, so the place of this one's text does not matter.
             border = replace(border, text=self._start)
-        if index and self.go_to(border):
+        if index and self._go_to(border):
             self._states = border.states
         else:
             self.drop_cache(border.states if index and border is not None else None)
@@ -143,7 +159,7 @@ class ChatState:
         try:
             yield
         except BaseException:
-            if len(self.turns) == count and not self.go_to(self._begun_at):
+            if len(self.turns) == count and not self._go_to(self._begun_at):
                 self.drop_cache(states)
             raise
         finally:
@@ -155,10 +171,12 @@ class ChatState:
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """A change of the chat that leaves it as it was if it fails."""
+        """A change of the chat that leaves it as it was if it fails; a reply that is closed early has not failed."""
         turns, states = list(self.turns), self.states
         try:
             yield
+        except GeneratorExit:
+            raise
         except BaseException:
             self.turns = turns
             self.drop_cache(states)
@@ -193,19 +211,14 @@ class ChatState:
         return Border(list(self._cache[-1].cache), mark(self._cache))
 
 
-@contextmanager
-def _observed(model: nn.Module, gates: dict[int, list[mx.array]]) -> Iterator[None]:
-    """Within it, the keep gates of every pass are noted by layer."""
+def _gate_collector(gates: dict[int, list[mx.array]]) -> Observer:
+    """Notes the keep gates of every pass by layer."""
 
     def note(layer: int, reads: Reads) -> None:
         if reads.keep is not None:
             gates.setdefault(layer, []).append(reads.keep)
 
-    model.attachment.observe = note
-    try:
-        yield
-    finally:
-        model.attachment.observe = None
+    return note
 
 
 def _mean(parts: list[mx.array]) -> float:

@@ -1,6 +1,7 @@
 """What the commands share: how they fail, and how they say so."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 
@@ -15,7 +16,11 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         try:
             main()
-        except (ValueError, OSError) as error:
+        except BrokenPipeError:
+            # Whoever read the output has gone. Python would complain once more when it closes it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except (ValueError, OSError, NotImplementedError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except KeyboardInterrupt:

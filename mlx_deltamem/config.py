@@ -104,7 +104,7 @@ class DeltaMemConfig:
             value = getattr(self, field.name)
             try:
                 object.__setattr__(self, field.name, rule.parse(value))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 problems.append(f"{field.name} is {value!r}, allowed is {rule.allowed}")
         if not problems and not self.delta_scale_init < self.delta_scale_max:
             problems.append(
@@ -155,7 +155,7 @@ class DeltaMemConfig:
         """
         path = Path(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8-sig"))
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON ({error}); expected the config of a δ-mem adapter") from None
         if not isinstance(values, dict):

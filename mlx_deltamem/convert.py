@@ -71,7 +71,7 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
 def main() -> None:
     args = setup_arg_parser().parse_args()
     source, target = (args.torch_path, args.mlx_path) if args.to == "mlx" else (args.mlx_path, args.torch_path)
-    adapter = convert(source, Path(target), args.to, getattr(mx, args.dtype) if args.dtype else None)
+    adapter = convert(source, Path(target).expanduser(), args.to, getattr(mx, args.dtype) if args.dtype else None)
     parameters = sum(tensor.size for tensor in adapter.weights.values())
     print(f"Read {source}: {adapter.file} ({_FORMATS[adapter.file]})")
     print(f"Wrote {target}: {parameters:,} parameters in {len(adapter.weights_by_layer())} layers")

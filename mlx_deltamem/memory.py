@@ -105,8 +105,10 @@ class DeltaMemory(nn.Module):
         super().__init__()
         self.config = config
         self.shape = shape
-        for name in parameter_shapes(config, shape).keys() - inactive_parameters(config):
-            setattr(self, name, weights[name])
+        inactive = inactive_parameters(config)
+        for name in parameter_shapes(config, shape):
+            if name not in inactive:
+                setattr(self, name, weights[name])
         self._cached_weights: PackedWeights | None = None
 
     @property
@@ -189,7 +191,7 @@ class DeltaMemory(nn.Module):
         if packed is None or packed.inputs.dtype != dtype or any(map(operator.is_not, packed.sources, sources)):
             packed = self._pack(sources, dtype)
             # In training every step brings new weights, and keeping them would keep the step's whole graph.
-            self._cached_weights = None if self.training else packed
+            self._cached_weights = None if self.training or not _evaluated(packed) else packed
         return packed
 
     def _pack(self, sources: list[mx.array], dtype: mx.Dtype) -> "PackedWeights":
@@ -288,6 +290,15 @@ class Reads:
         if base.dtype != weight.dtype:
             return base + (self._reads @ weight).astype(base.dtype)
         return mx.addmm(base, self._reads, weight)
+
+
+def _evaluated(packed: PackedWeights) -> bool:
+    """Evaluate the weights, which several threads may use then; False within a function transformation."""
+    try:
+        mx.eval(packed.inputs, packed.gate_bias, packed.corrections, packed.output_norm)
+    except (ValueError, RuntimeError):
+        return False
+    return True
 
 
 def _has_free_lambda(config: DeltaMemConfig) -> bool:

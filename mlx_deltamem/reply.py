@@ -9,9 +9,9 @@ from mlx_lm.generate import GenerationResponse, TextStateMachine, stream_generat
 from mlx_lm.sample_utils import Sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.attach import read_only
 from mlx_deltamem.cache import PromptCache
 from mlx_deltamem.turn import States, Turn
+from mlx_deltamem.use import read_only
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Reply:
         return self._tokenizer.decode(self.ids, skip_special_tokens=True)
 
     def stream(self, seconds: float) -> Iterator[GenerationResponse]:
-        """mlx-lm's responses; `seconds` is how long the message took."""
+        """mlx-lm's responses; `seconds` is how long the message took, 0 where it was not run again."""
         text, settings = "", self._settings
         machine = TextStateMachine({"normal": [(stop, None) for stop in settings.stop]}).make_state()
         for response in self._responses():
@@ -96,7 +96,7 @@ class Reply:
             if place is None:
                 self._stopped_text = text
                 response.finish_reason = "stop"
-            speed = len(self._turn.opening.ids) / max(seconds, 1e-9)
+            speed = len(self._turn.opening.ids) / seconds if seconds else 0.0
             yield replace(response, text=shown, prompt_tps=speed)
             if place is None:
                 return

@@ -7,10 +7,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import generation_stream
 
-from mlx_deltamem.attach import read_only, using_spans
 from mlx_deltamem.cache import PromptCache
 from mlx_deltamem.segments import Segments
 from mlx_deltamem.spans import RunningSpans
+from mlx_deltamem.use import read_only, using_spans
 
 Progress = Callable[[int, int], None]
 

@@ -22,6 +22,7 @@ from mlx_deltamem.runner import Progress
 from mlx_deltamem.segments import ChatTemplate, Message, Segments
 from mlx_deltamem.session_file import Origin, StoredChat, read_chat, write_chat
 from mlx_deltamem.turn import Turn, joined, part
+from mlx_deltamem.use import is_writing
 
 
 class ChatSession:
@@ -135,7 +136,9 @@ class ChatSession:
         _require_text(text)
         opening = self._opening(text)
         self._check_window(opening)
-        turn = Turn(text, opening, writing=self.model.attachment.writing and not read_only)
+        if options.get("kv_bits") is not None and isinstance(self.history, int):
+            raise ValueError(f"kv_bits does not work with a history of {self.history} tokens; use full or none")
+        turn = Turn(text, opening, writing=is_writing(self.model) and not read_only)
         settings = ReplySettings(max_tokens, tuple(stop), sampler, options)
         return self._stream(turn, settings, len(self._state.turns), prefill_step_size, prompt_progress_callback)
 
@@ -153,14 +156,22 @@ class ChatSession:
             self._state.return_to(len(self._state.turns) - 1)
         return last.user
 
-    def regenerate(
+    def regenerate(self, max_tokens: int = 256, **options: object) -> str:
+        """Take the last reply back and wait for another; options as in `stream`."""
+        for _ in self.stream_regenerate(max_tokens, **options):
+            pass
+        return self._state.turns[-1].reply
+
+    def stream_regenerate(
         self,
         max_tokens: int = 256,
         stop: Sequence[str] = (),
         sampler: Sampler | None = None,
+        prefill_step_size: int = PREFILL_STEP_SIZE,
+        prompt_progress_callback: Progress | None = None,
         **options: object,
-    ) -> str:
-        """Take the last reply back and generate another; options as in `stream`.
+    ) -> Iterator[GenerationResponse]:
+        """Take the last reply back and get another as it is generated; arguments as in `stream`.
 
         The message is not run again, unless the chat comes from a file or the model's caches cannot be cut.
 
@@ -170,16 +181,12 @@ class ChatSession:
         last = self._last_turn("regenerate")
         settings = ReplySettings(max_tokens, tuple(stop), sampler, options)
         with self._state.all_or_nothing():
-            if last.logits is not None and self._state.go_to(last.between):
-                self._state.turns.pop()
-                replies = self._reply(last, settings, 0.0)
+            if last.logits is not None and self._state.return_to_reply(len(self._state.turns) - 1):
+                yield from self._reply(last, settings, 0.0)
             else:
                 self._state.return_to(len(self._state.turns) - 1)
-                index = len(self._state.turns)
-                replies = self._stream(Turn(last.user, last.opening, last.writing), settings, index)
-            for _ in replies:
-                pass
-        return self._state.turns[-1].reply
+                turn, index = Turn(last.user, last.opening, last.writing), len(self._state.turns)
+                yield from self._stream(turn, settings, index, prefill_step_size, prompt_progress_callback)
 
     def edit(self, index: int, text: str) -> None:
         """Change a message and run again what follows from it; the other messages stay, the replies too.
@@ -230,7 +237,7 @@ class ChatSession:
             OSError: It cannot be written; what was there is still there.
         """
         self._check_idle()
-        path = Path(path).expanduser().absolute()
+        path = Path(path).expanduser().resolve()
         kept = self._state.cache if save_kv and self.history != NONE else None
         chat = StoredChat(
             origin=self._origin(),
@@ -252,7 +259,7 @@ class ChatSession:
             ValueError: It is no session, damaged or altered, of a newer format, or was made with another backbone,
                 adapter or tokenizer; both fingerprints are named.
         """
-        path = Path(path).expanduser().absolute()
+        path = Path(path).expanduser().resolve()
         stored, file_id = read_chat(path)
         chat = cls(model, tokenizer, stored.system, stored.history, **stored.template_options)
         chat._origin().check(path, stored.origin)
@@ -277,8 +284,7 @@ class ChatSession:
         if place % 2 and place > 0:
             reply_ids = self.tokenizer.encode(text, add_special_tokens=False)
             changed = replace(later.pop(0), reply=text, reply_ids=tuple(reply_ids))
-            if self._state.go_to(changed.between):
-                self._state.turns = self._state.turns[:first]
+            if self._state.return_to_reply(first):
                 self._state.finish_again(changed)
             else:
                 self._state.return_to(first)
@@ -334,8 +340,7 @@ class ChatSession:
         elif take_back_token(self._state.cache, reply.states_before_last):
             self._state.finish(turn)
         else:
-            self._state.go_to(turn.between)
-            self._state.finish_again(turn)
+            self._state.run_reply_again(turn)
 
     def _opening(self, text: str) -> Segments:
         """The tokens of a message that is new at the end of the chat."""
@@ -365,6 +370,10 @@ class ChatSession:
 def _require_text(text: object) -> None:
     if not isinstance(text, str) or not text.strip():
         raise ValueError("the message is empty; expected some text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the message is not UTF-8; expected text") from None
 
 
 def _window(model: nn.Module) -> int | None:

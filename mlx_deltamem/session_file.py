@@ -100,10 +100,7 @@ def write_chat(path: Path, chat: StoredChat, expected: str | None) -> str:
         ValueError: The file is not the expected one: someone else has saved there.
         OSError: It cannot be written; what was there is still there.
     """
-    if path.suffix != SUFFIX:
-        raise ValueError(f"{path} does not end in {SUFFIX}; name a session file so")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to save a session in")
+    check_place(path)
     with _locked(path.parent):
         if path.exists() and (found := _file_id(path)) != expected:
             raise ValueError(
@@ -121,6 +118,17 @@ def write_chat(path: Path, chat: StoredChat, expected: str | None) -> str:
             except RuntimeError as error:
                 raise OSError(f"{path} could not be written ({error}); is the disk full?") from None
     return file_id
+
+
+def check_place(path: Path) -> None:
+    """Raise FileNotFoundError, PermissionError or ValueError where no session can be saved."""
+    if path.suffix != SUFFIX:
+        raise ValueError(f"{path} does not end in {SUFFIX}; name a session file so")
+    folder = path.expanduser().resolve().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder} to save a session in")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"the folder {folder} is read-only; name a session file elsewhere")
 
 
 def read_chat(path: Path) -> tuple[StoredChat, str]:

@@ -88,6 +88,8 @@ def _ids(name: str, ids: Ids) -> np.ndarray:
     try:
         array = np.array(ids)
     except ValueError:
+        if isinstance(ids, mx.array):
+            raise ValueError(f"{name} has no values yet; write_spans cannot be used within mx.compile") from None
         raise ValueError(f"{name} has rows of different lengths; expected [B, T] integers") from None
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{name} is an array {array.shape} of {array.dtype}; expected [B, T] integers")

@@ -1,5 +1,5 @@
 import copy
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import pairwise
 
 import mlx.core as mx
@@ -7,6 +7,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import gpt2
+from mlx_lm.tuner.trainer import grad_checkpoint
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from mlx_deltamem import (
@@ -259,6 +260,80 @@ def test_a_correction_that_the_attention_never_asks_for_is_an_error():
         model(random_ids())
 
 
+def test_a_layer_that_runs_twice_in_a_pass_is_an_error():
+    model = attached_model()
+    block = model.layers[0]
+
+    class Twice(type(block)):
+        def __call__(self, x: mx.array, mask: object = None, cache: object = None) -> mx.array:
+            return super().__call__(super().__call__(x, mask, None), mask, cache)
+
+    block.__class__ = Twice
+    with pytest.raises(ValueError, match="layer 0 runs twice in one pass"):
+        model(random_ids())
+
+
+def test_a_layer_that_does_not_run_is_an_error():
+    model = attached_model()
+    model.model.layers = model.model.layers[:1]
+    with pytest.raises(ValueError, match=r"layers \[1\] of this model run in a way of their own"):
+        model(random_ids())
+
+
+def test_an_attention_that_is_called_by_name():
+    model = attached_model()
+    expected = model(ids := random_ids())
+    block = model.layers[0]
+
+    class ByName(type(block)):
+        def __call__(self, x: mx.array, mask: object = None, cache: object = None) -> mx.array:
+            h = x + self.self_attn(x=self.input_layernorm(x), mask=mask, cache=cache)
+            return h + self.mlp(self.post_attention_layernorm(h))
+
+    block.__class__ = ByName
+    assert mx.array_equal(model(ids), expected)
+
+
+def test_heads_that_an_attention_lacks_are_refused():
+    model = tiny_model("qwen3")
+    del model.layers[1].self_attn.k_proj
+    with pytest.raises(ValueError, match=r"model\.layers\.1\.self_attn has no k_proj to correct"):
+        attach(model, DeltaMemConfig())
+    attach(model, DeltaMemConfig(delta_heads=("q", "o")))
+
+
+@pytest.mark.parametrize("around", ["nothing", "read_only", "spans", "cache"])
+def test_gradient_checkpointing_is_exact_or_refused(around):
+    model = attached_model(config=DeltaMemConfig(memory_write_granularity="message_mean"))
+    ids = random_ids(1, 8)
+    model.freeze()
+    for layer in model.layers:
+        layer.self_attn.delta_mem.unfreeze()
+
+    def loss(inputs: mx.array) -> mx.array:
+        cache = make_prompt_cache(model) if around == "cache" else None
+        return (model(inputs, cache=cache) ** 2).mean()
+
+    def gradients() -> dict[str, mx.array]:
+        context = {"read_only": lambda: read_only(model), "spans": lambda: write_spans(model, [[0] * 8])}
+        with context.get(around, nullcontext)():
+            return dict(tree_flatten(nn.value_and_grad(model, loss)(ids)[1]))
+
+    model.train()
+    expected = gradients()
+    block_class = type(model.layers[0])
+    plain = block_class.__call__
+    try:
+        grad_checkpoint(model.layers[0])
+        if around == "nothing":
+            assert all(distance(gradient, expected[name]) <= 1e-5 for name, gradient in gradients().items())
+        else:
+            with pytest.raises(ValueError, match=r"checkpointing|call the model itself"):
+                gradients()
+    finally:
+        block_class.__call__ = plain
+
+
 def test_the_inner_model_without_a_cache_equals_the_model():
     model = attached_model()
     ids = random_ids()
@@ -287,24 +362,6 @@ def test_spans_of_another_shape_are_an_error_and_leave_the_cache_alone():
     with pytest.raises(ValueError, match="expected one id for each token"), write_spans(model, [[0] * 5]):
         model(random_ids(1, 6), cache=cache)
     assert not memory(cache)[0].any()
-
-
-def test_two_threads_may_use_one_model():
-    model = attached_model()
-    mx.eval(model.parameters())
-    prompts = [random_ids(1, 30) for _ in range(4)]
-    mx.eval(prompts)
-
-    def run(ids: mx.array) -> list:
-        with mx.stream(mx.new_stream(mx.cpu)):
-            cache = make_prompt_cache(model)
-            logits = mx.concatenate([model(ids[:, t : t + 1], cache=cache) for t in range(30)], axis=1)
-            mx.eval(logits)
-            return logits.tolist()
-
-    alone = [run(ids) for ids in prompts]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(run, prompts)) == alone
 
 
 def test_a_copy_of_an_attached_model_is_independent():

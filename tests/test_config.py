@@ -2,7 +2,7 @@ import json
 from dataclasses import fields
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_deltamem import DeltaMemConfig
@@ -118,6 +118,7 @@ json_values = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(st.sampled_from([field.name for field in fields(DeltaMemConfig)]), json_values, max_size=6))
 def test_any_values_give_a_config_or_a_value_error(values):
     try:

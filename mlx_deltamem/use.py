@@ -1,0 +1,132 @@
+"""How an attached model uses its memory just now: written or only read, by token or by spans."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+
+import mlx.nn as nn
+from mlx_lm.models.cache import ArraysCache
+
+from mlx_deltamem.attention import Observer
+from mlx_deltamem.config import DeltaMemConfig
+from mlx_deltamem.memory import Access
+from mlx_deltamem.spans import Ids, Spans
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What an attached model knows of its adapter (`model.attachment`).
+
+    Attributes:
+        config: The adapter's configuration.
+        paths: By layer index, the name of the attention module within the layer.
+    """
+
+    config: DeltaMemConfig
+    paths: dict[int, str]
+
+
+def attachment_of(model: nn.Module) -> Attachment:
+    """What an attached model knows of its adapter.
+
+    Raises:
+        ValueError: The model has no adapter.
+    """
+    attachment = getattr(model, "attachment", None)
+    if not isinstance(attachment, Attachment):
+        raise ValueError("the model has no adapter; call attach(model, adapter) first")
+    return attachment
+
+
+@contextmanager
+def read_only(model: nn.Module) -> Iterator[None]:
+    """Within it, calls of the model from this thread read the memory and do not write it.
+
+    Raises:
+        ValueError: The model has no adapter.
+    """
+    with _used(model, writing=False):
+        yield
+
+
+@contextmanager
+def write_spans(model: nn.Module, message_ids: Ids, sentence_ids: Ids | None = None) -> Iterator[None]:
+    """Within it, message_mean and sentence_mean adapters write the mean of each span of tokens.
+
+    All tokens of a call then read the state from before the call. Without spans, or where no token is in one, these
+    adapters write token by token, as the reference does. Adapters that write tokens ignore the spans. It holds for
+    calls from this thread.
+
+    Args:
+        model: An attached model.
+        message_ids, sentence_ids: `[B, T]` int, one for each token of each call; -1 = no span.
+
+    Raises:
+        ValueError: The model has no adapter, or the ids do not fit it; when the model is called with tokens of another
+            shape, the call raises it.
+    """
+    with _used(model, spans=Spans(message_ids, sentence_ids, attachment_of(model).config)):
+        yield
+
+
+def using_spans(model: nn.Module, spans: Spans) -> AbstractContextManager[None]:
+    """`write_spans` with ids that are there already."""
+    return _used(model, spans=spans)
+
+
+def observing(model: nn.Module, observe: Observer) -> AbstractContextManager[None]:
+    """Within it, `observe` is told the index of each layer that runs and what its tokens read."""
+    return _used(model, observe=observe)
+
+
+def is_writing(model: nn.Module) -> bool:
+    """Whether calls from this thread write the memory: False within `read_only`."""
+    return current_use(model).writing
+
+
+@dataclass(frozen=True)
+class Use:
+    """How calls use the memory.
+
+    Attributes:
+        writing: False within `read_only`.
+        spans: The ids given by `write_spans`.
+        observe: Told the index of each layer and what its tokens read.
+    """
+
+    writing: bool = True
+    spans: Spans | None = None
+    observe: Observer | None = None
+
+    def access(self, config: DeltaMemConfig, entry: ArraysCache | None, batch: int, length: int) -> Access:
+        """What `[batch, length]` tokens may do with the memory in a cache entry."""
+        mask = None if entry is None else entry.make_mask(length)
+        if mask is not None and mask.shape[0] != batch:
+            raise ValueError(f"the cache was made for {mask.shape[0]} rows, the tokens are of {batch}")
+        units = None
+        if self.writing and self.spans is not None and config.memory_write_granularity != "token":
+            units = self.spans.units(batch, length, mask)
+        return Access(mask, self.writing, units)
+
+
+# How this thread uses each attached model just now, by the identity of its attachment.
+_USES: ContextVar[dict[int, Use] | None] = ContextVar("_USES", default=None)
+PLAIN = Use()
+
+
+def current_use(model: nn.Module) -> Use:
+    uses = _USES.get()
+    return PLAIN if uses is None else uses.get(id(model.attachment), PLAIN)
+
+
+@contextmanager
+def _used(model: nn.Module, **changes: object) -> Iterator[None]:
+    attachment_of(model)
+    uses = dict(_USES.get() or {})
+    uses[id(model.attachment)] = replace(current_use(model), **changes)
+    token = _USES.set(uses)
+    try:
+        yield
+    finally:
+        _USES.reset(token)
