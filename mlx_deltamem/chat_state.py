@@ -142,15 +142,27 @@ class ChatState:
 
     def return_to(self, index: int) -> None:
         """Take turn `index` and all later ones back."""
+        turns = self.turns
+        # Where a file did not keep the border, what follows from the one before it is run again.
+        kept = next(i for i in range(index, -1, -1) if i == 0 or turns[i].before is not None)
+        self._cut(kept)
+        for turn in turns[kept:index]:
+            self.run_again(turn)
+
+    def _cut(self, index: int) -> None:
+        """Take turns back to a border that was kept, or to the beginning."""
         border = self.turns[index].before
         self.turns = self.turns[:index]
-        if index and border is not None and self._start is not None:
+        if index == 0:
+            self.drop_cache(None)
+            return
+        if self._start is not None:
             # Every turn begins at the start, so the place of this one's text does not matter.
             border = replace(border, text=self._start)
-        if index and self._go_to(border):
+        if self._go_to(border):
             self._states = border.states
         else:
-            self.drop_cache(border.states if index and border is not None else None)
+            self.drop_cache(border.states)
 
     @contextmanager
     def turn_or_nothing(self) -> Iterator[None]:

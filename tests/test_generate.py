@@ -1,13 +1,16 @@
+import shlex
 import stat
+import subprocess
+import sys
 
 import mlx.core as mx
 import pytest
 
-from mlx_deltamem import load, load_adapter, make_prompt_cache, memory, save_adapter
+from mlx_deltamem import ChatSession, load, load_adapter, make_prompt_cache, memory, save_adapter
 from mlx_deltamem.adapter import WEIGHTS_FILE
-from mlx_deltamem.generate import load_chat
+from mlx_deltamem.generate import main
 from tests.command_line import assert_refused, run_command
-from tests.conftest import adapter, backbone, golden
+from tests.conftest import adapter, backbone, distance, golden
 
 MODEL = ("--model", backbone(), "--adapter", adapter())
 
@@ -51,12 +54,6 @@ def test_the_prompt_from_standard_input():
     assert replies("--prompt", "-", stdin="What is my code word?") == replies("--prompt", "What is my code word?")
 
 
-def test_the_frozen_backbone():
-    frozen = generate("--model", backbone(), "--adapter", "none", "--prompt", "Hello", "--max-tokens", "12")
-    assert frozen.returncode == 0
-    assert "Memory:" not in frozen.stdout
-
-
 def test_sampling_follows_the_seed():
     one, same, other = (replies("--prompt", "Hello", "--temp", "1.0", "--seed", seed) for seed in (1, 1, 2))
     assert one == same != other
@@ -67,10 +64,32 @@ def test_reading_only_leaves_the_memory_empty():
     assert "norm 0.000 to 0.000" in result.stdout
 
 
-def test_mlx_lms_options_are_taken(tmp_path):
-    options = ["--max-kv-size", 16, "--prefill-step-size", 3, "--top-p", 0.9, "--min-p", 0.1, "--top-k", 5, "--seed", 3]
+def test_mlx_lms_options_are_taken():
+    options = ["--prefill-step-size", 3, "--top-p", 0.9, "--min-p", 0.1, "--top-k", 5, "--seed", 3, "--temp", 0.5]
     assert replies("--prompt", "A longer prompt, to be read in steps.", "--system-prompt", "Be kind.", *options)
-    assert replies("--prompt", "Hello", "--ignore-chat-template") != replies("--prompt", "Hello")
+
+
+def test_plain_text_without_a_chat():
+    plain = replies("--prompt", "Hello", "--ignore-chat-template", "--max-kv-size", 16)
+    assert plain != replies("--prompt", "Hello")
+    two = replies("--prompt", "Hello", "--prompt", " there", "--ignore-chat-template", "--max-kv-size", 16)
+    assert two.startswith(plain)
+
+
+def test_histories():
+    prompts = ["--prompt", "My word is jade.", "--prompt", "What is it?"]
+    full, none, some = (replies(*prompts, "--history", history) for history in ("full", "none", "3"))
+    assert full != none
+    assert replies(*prompts) == full
+    assert some.splitlines()[0] == replies(*prompts[:2], "--history", "3").splitlines()[0]
+
+
+def test_a_session_goes_on_with_its_own_history(tmp_path):
+    session = ["--session", tmp_path / "chat.safetensors"]
+    replies("--prompt", "Hello", "--history", "none", *session)
+    assert replies("--prompt", "Again", *session)
+    assert_refused(generate(*MODEL, "--prompt", "x", "--history", "full", *session), "has --history 'none', not 'full'")
+    assert_refused(generate(*MODEL, "--prompt", "x", "--system-prompt", "y", *session), "has --system-prompt None")
 
 
 @pytest.mark.slow
@@ -83,25 +102,60 @@ def test_bad_inputs_are_refused(tmp_path):
         (["--model", backbone(), "--prompt", "x", "--adapter", tmp_path / "empty"], "is no δ-mem adapter"),
         (["--model", backbone(), "--prompt", "x", "--adapter", adapter("smollm3_tsw_qkvo")], "the model has 3 layers"),
         (["--model", backbone(), "--prompt", "x"], "needs an --adapter made for it"),
-        ([*MODEL, "--prompt", "  "], "the prompt is empty"),
-        ([*MODEL, "--prompt", "x", "--session", tmp_path / "chat.txt"], "expected a name that ends in .safetensors"),
+        ([*MODEL, "--prompt", "x", "--history", "some"], "expected 'full', 'none' or a number of tokens"),
+        ([*MODEL, "--prompt", "x", "--history", "5", "--kv-bits", "8"], "kv_bits does not work with a history of 5"),
+        ([*MODEL, "--prompt", "x", "--max-kv-size", "5"], "--max-kv-size is for --ignore-chat-template"),
+        ([*MODEL, "--prompt", "  "], "the message is empty"),
+        ([*MODEL, "--prompt", "x", "--session", tmp_path / "chat.txt"], "does not end in .safetensors"),
         ([*MODEL, "--prompt", "x", "--session", tmp_path / "broken.safetensors"], "is no session"),
-        ([*MODEL, "--prompt", "x", "--session", tmp_path / "no" / "folder.safetensors"], "folder"),
-        ([*MODEL, "--prompt", "x", "--max-tokens", "0"], "must be non-zero"),
+        ([*MODEL, "--prompt", "x", "--session", tmp_path / "no" / "folder.safetensors"], "there is no folder"),
     ]
     for arguments, message in cases:
         assert_refused(generate(*arguments, HF_HOME=str(tmp_path / "hf")), message)
     assert (tmp_path / "broken.safetensors").read_bytes() == b"hello"
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--max-tokens", "0"],
+        ["--seed", "-1"],
+        ["--temp", "-1"],
+        ["--top-p", "3"],
+        ["--prefill-step-size", "0"],
+        ["--chat-template-config", "[1]"],
+        ["--chat-template-config", "{"],
+        ["--max-kv-size", "-1"],
+    ],
+)
+def test_values_out_of_range_are_refused_before_anything_is_loaded(option, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["mlx_deltamem.generate", *MODEL, "--prompt", "x", *option])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert option[0] in capsys.readouterr().err
+
+
 def test_a_session_of_another_adapter_is_refused(tmp_path):
-    save_adapter(load_adapter(adapter()), tmp_path / "copy")
     session = tmp_path / "chat.safetensors"
     replies("--prompt", "Hello", "--session", session)
     before = session.read_bytes()
-    result = generate("--model", backbone(), "--adapter", tmp_path / "copy", "--prompt", "x", "--session", session)
-    assert_refused(result, "was made with")
+    other = ("--model", backbone(), "--adapter", adapter("qwen3_ssw_msg"))
+    assert_refused(generate(*other, "--prompt", "x", "--session", session), "was made with another adapter")
     assert session.read_bytes() == before
+
+
+def test_output_that_nobody_reads_is_no_error():
+    command = shlex.join([sys.executable, "-m", "mlx_deltamem", "generate", *MODEL, "--prompt", "x", "-m", "5"])
+    result = subprocess.run(["bash", "-c", f"{command} | head -c 0"], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+
+
+def test_a_prompt_that_is_no_text_and_a_closed_standard_input():
+    assert_refused(generate(*MODEL, "--prompt", b"\xff".decode(errors="surrogateescape")), "the message is not UTF-8")
+    command = shlex.join([sys.executable, "-m", "mlx_deltamem", "generate", *MODEL, "--prompt", "-"])
+    result = subprocess.run(["bash", "-c", f"{command} <&-"], capture_output=True, text=True, check=False)
+    assert_refused(result, "standard input is closed")
 
 
 def test_without_the_hub_the_default_says_what_is_missing(tmp_path):
@@ -130,9 +184,9 @@ def test_a_converted_adapter_generates_the_same(tmp_path):
 def test_memory_after_a_saved_chat_is_that_of_all_its_tokens(tmp_path):
     session = tmp_path / "chat.safetensors"
     replies("--prompt", "Hello", "--session", session)
-    chat = load_chat(session, {"model": backbone(), "adapter": adapter()})
-    model, _ = load(backbone(), adapter=adapter())
+    model, tokenizer = load(backbone(), adapter=adapter())
+    chat = ChatSession.load(model, tokenizer, session)
     cache = make_prompt_cache(model)
-    model(mx.array([chat.tokens]), cache=cache)
+    model(mx.array([chat.segments.ids]), cache=cache)
     for layer, state in memory(cache).items():
-        assert mx.abs(memory(chat.cache)[layer] - state).max() <= 2e-5
+        assert distance(chat.memory[layer], state) <= 2e-5
