@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_deltamem.memory import Access, AttentionShape, DeltaMemory, Reads
+from mlx_deltamem.memory import Access, AttentionShape, DeltaMemory
+from mlx_deltamem.reads import Reads
 
 Observer = Callable[[int, Reads], None]
 

@@ -12,7 +12,7 @@ from mlx_deltamem.attention import Observer
 from mlx_deltamem.cache import MemoryLayout, PromptCache
 from mlx_deltamem.drift import Drift, changes
 from mlx_deltamem.history import NONE, History, Mark, go_back, make_chat_cache, mark
-from mlx_deltamem.memory import Reads
+from mlx_deltamem.reads import Reads
 from mlx_deltamem.runner import Progress, read
 from mlx_deltamem.segments import Segments
 from mlx_deltamem.turn import Border, States, Turn, part
@@ -56,6 +56,11 @@ class ChatState:
             return self._states
         layout: MemoryLayout = self.model.memory_layout
         return [mx.zeros((1, *shape)) for shape in layout.shapes]
+
+    @property
+    def writes_tokens(self) -> bool:
+        """Whether the adapter writes single tokens rather than means."""
+        return self.model.attachment.config.memory_write_granularity == "token"
 
     @property
     def cache(self) -> PromptCache | None:
@@ -214,8 +219,7 @@ class ChatState:
         count = _system_tokens(opening)
         if count:
             # Adapters that write means write no system prompt, and would write it token by token were it alone.
-            token_writes = self.model.attachment.config.memory_write_granularity == "token"
-            read(self.model, self._cache, part(opening, slice(0, count)), writing and token_writes)
+            read(self.model, self._cache, part(opening, slice(0, count)), writing and self.writes_tokens)
         self._start = mark(self._cache)
         return part(opening, slice(count, None))
 

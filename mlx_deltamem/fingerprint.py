@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,6 +17,41 @@ _DIGITS = 16
 _UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 # Words, digits, spaces, lines, other scripts: what tokenizers differ in.
 _PROBE = "The year 1984, naïve café —  two  spaces\n\tline\n\n日本語 Ελληνικά 🙂 don't <|im_start|>"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a chat was made with; the fingerprints must be the same to go on with it.
+
+    Attributes:
+        name: The backbone's name, for messages.
+        backbone, adapter, tokenizer: Fingerprints.
+    """
+
+    name: str
+    backbone: str
+    adapter: str
+    tokenizer: str
+
+    def check(self, path: Path, found: "Origin") -> None:
+        """Raise ValueError unless a file's chat was made with the same."""
+        for kind in ("backbone", "adapter", "tokenizer"):
+            theirs, ours = getattr(found, kind), getattr(self, kind)
+            if theirs != ours:
+                raise ValueError(
+                    f"{path} was made with another {kind} ({theirs}, of {found.name}) than this one ({ours}, of "
+                    f"{self.name}); load it with the one it was made with"
+                )
+
+
+def origin_of(model: nn.Module, tokenizer: TokenizerWrapper) -> Origin:
+    """What a chat with an attached model is made with."""
+    return Origin(
+        name=getattr(model, "backbone_name", model.model_type),
+        backbone=backbone_fingerprint(model),
+        adapter=adapter_fingerprint(model),
+        tokenizer=tokenizer_fingerprint(tokenizer),
+    )
 
 
 def backbone_fingerprint(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""The memory of one attention layer: adapter weights, projections and gates, reads, and the corrections they steer."""
+"""The memory of one attention layer: adapter weights, projections, gates, what is read and what is written."""
 
 import operator
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.config import HEADS, DeltaMemConfig
+from mlx_deltamem.reads import PackedWeights, Reads
 from mlx_deltamem.scan import delta_scan
 
 # The floor on the norm of memory queries and keys.
@@ -116,7 +117,7 @@ class DeltaMemory(nn.Module):
         """`(H, r, r)`, the shape of the layer's state without the batch axis."""
         return self.config.num_state_heads, self.config.rank, self.config.rank
 
-    def read_and_write(self, x: mx.array, state: mx.array, access: Access) -> "tuple[Reads, mx.array]":
+    def read_and_write(self, x: mx.array, state: mx.array, access: Access) -> tuple[Reads, mx.array]:
         """Run a stretch of tokens through the memory.
 
         Args:
@@ -140,9 +141,7 @@ class DeltaMemory(nn.Module):
         reads = Reads(_constant_reads(state, queries, access.mask), weights, keep)
         return reads, self._write_means(projected, state, access.units, weights)
 
-    def _write_means(
-        self, projected: mx.array, state: mx.array, units: WriteUnits, weights: "PackedWeights"
-    ) -> mx.array:
+    def _write_means(self, projected: mx.array, state: mx.array, units: WriteUnits, weights: PackedWeights) -> mx.array:
         """The state after the units are written; `projected` are the tokens' projections `[B, T, P]`."""
         # The projections are linear: the projection of a mean is the mean of the projections.
         means = units.weights @ projected
@@ -184,17 +183,17 @@ class DeltaMemory(nn.Module):
     def _by_head(self, x: mx.array) -> mx.array:
         return x.reshape(*x.shape[:-1], self.config.num_state_heads, -1)
 
-    def _packed_weights(self, dtype: mx.Dtype) -> "PackedWeights":
+    def _packed_weights(self, dtype: mx.Dtype) -> PackedWeights:
         """The packed weights, made anew only when a weight was replaced."""
         sources = list(self.values())
         packed = self._cached_weights
         if packed is None or packed.inputs.dtype != dtype or any(map(operator.is_not, packed.sources, sources)):
             packed = self._pack(sources, dtype)
             # In training every step brings new weights, and keeping them would keep the step's whole graph.
-            self._cached_weights = None if self.training or not _evaluated(packed) else packed
+            self._cached_weights = None if self.training or not packed.evaluate() else packed
         return packed
 
-    def _pack(self, sources: list[mx.array], dtype: mx.Dtype) -> "PackedWeights":
+    def _pack(self, sources: list[mx.array], dtype: mx.Dtype) -> PackedWeights:
         config = self.config
         gates = ("beta", "lambda") if _has_free_lambda(config) else ("beta",)
         inputs = [self[f"memory_{name}_proj"] for name in "qkv"] + [self[f"{gate}_proj"] for gate in gates]
@@ -238,67 +237,6 @@ class DeltaMemory(nn.Module):
         raw = self.delta_scale_raw.astype(mx.float32)
         index = HEADS.index(head) if self.config.delta_scale_granularity == "head" else 0
         return scale * self.config.delta_scale_max * mx.sigmoid(raw[index])
-
-
-@dataclass(frozen=True)
-class PackedWeights:
-    """The weights of a layer as a forward pass uses them.
-
-    Attributes:
-        sources: The arrays it was made from.
-        inputs: `[hidden, P]` in the activations' dtype: the projections to memory queries, keys, values and gates.
-        gate_bias: float32.
-        corrections: By name of the backbone's projection, `[H * r, width]` in the same dtype, scale included.
-        output_norm: Weight and epsilon of the norm of the output's correction, if it has one.
-    """
-
-    sources: list[mx.array]
-    inputs: mx.array
-    gate_bias: mx.array
-    corrections: dict[str, mx.array]
-    output_norm: tuple[mx.array, float] | None
-
-
-class Reads:
-    """What the tokens of one pass read from a layer's memory, and how that steers the layer.
-
-    Args:
-        reads: `[B, T, H, r]` float32.
-        weights: The layer's weights.
-        keep: The tokens' keep gates `[B, T, H, r or 1]`; None for a pass that did not write.
-    """
-
-    def __init__(self, reads: mx.array, weights: PackedWeights, keep: mx.array | None = None):
-        self.keep = keep
-        self._reads = reads.reshape(*reads.shape[:2], -1).astype(weights.inputs.dtype)
-        self._weights = weights
-
-    def correct(self, projection: str, base: mx.array, rows: slice | None = None) -> mx.array:
-        """Add what was read to the output of a projection of the backbone; zero reads leave it as it is, bit for bit.
-
-        Args:
-            projection: The projection's name: `q_proj`, `k_proj`, `v_proj`, `qkv_proj` or `o_proj`.
-            base: `[B, T, width]`, its output; the result has the same dtype.
-            rows: The part of the output that this process holds, where the projection is spread over several.
-        """
-        weight = self._weights.corrections[projection]
-        if rows is not None:
-            weight = weight[:, rows]
-        if projection == "o_proj" and self._weights.output_norm is not None:
-            delta = mx.fast.rms_norm((self._reads @ weight).astype(mx.float32), *self._weights.output_norm)
-            return base + delta.astype(base.dtype)
-        if base.dtype != weight.dtype:
-            return base + (self._reads @ weight).astype(base.dtype)
-        return mx.addmm(base, self._reads, weight)
-
-
-def _evaluated(packed: PackedWeights) -> bool:
-    """Evaluate the weights, which several threads may use then; False within a function transformation."""
-    try:
-        mx.eval(packed.inputs, packed.gate_bias, packed.corrections, packed.output_norm)
-    except (ValueError, RuntimeError):
-        return False
-    return True
 
 
 def _has_free_lambda(config: DeltaMemConfig) -> bool:

@@ -11,11 +11,14 @@ from rich.text import Text
 
 from mlx_deltamem.drift import Drift, half_life
 
-# Wider states are shown as means over square blocks.
+# Wider states are shown by the largest number of each square block.
 _MOST_CELLS = 16
 # From blue over grey to orange, which colour-blind readers tell apart; negative to positive.
-_NEGATIVE, _ZERO, _POSITIVE = (33, 102, 172), (64, 64, 64), (245, 140, 40)
-_SHADES = " ░▒▓█"
+_NEGATIVE, _ZERO, _POSITIVE = (60, 140, 240), (64, 64, 64), (250, 145, 35)
+# The same without colours, from -1 over 0 to 1.
+_SIGNS = "#=-. ░▒▓█"
+# What is written beside a heat map, and the gap before it.
+_NOTES_WIDTH = 14
 
 
 def memory_view(states: Mapping[int, mx.array], drift: Drift | None, console: Console) -> RenderableType:
@@ -24,46 +27,88 @@ def memory_view(states: Mapping[int, mx.array], drift: Drift | None, console: Co
     Args:
         states: By layer index, `[1, H, r, r]`.
         drift: The last turn's; None leaves it out.
-        console: Where it will be shown; without colours, shades tell the size of each number.
+        console: Where it will be shown; without colours, signs stand for the numbers.
 
     Returns:
-        Something for `console.print`: a tile for each layer, rows of the state (values) downwards, several state heads
-        side by side. Each tile has a scale of its own, the largest number of its layer.
+        Something for `console.print`: what the colours mean, a tile for each layer, and the last turn in a sentence.
+        In a tile the rows of the state (values) go downwards, several state heads side by side. Each has a scale of
+        its own, the largest number of its layer.
     """
-    tiles = [_tile(layer, state, drift, console.color_system is not None) for layer, state in states.items()]
-    parts: list[RenderableType] = [Columns(tiles, padding=(0, 2))]
+    coloured = console.color_system in ("256", "truecolor") and not console.no_color
+    tiles = [_tile(layer, state, drift, coloured, console.width) for layer, state in states.items()]
+    parts: list[RenderableType] = [_legend(coloured), Text(), Columns(tiles, padding=(0, 2))]
+    if not any(state.any().item() for state in states.values()):
+        parts.append(Text("the memory is empty"))
     if drift is not None and drift.kept:
-        kept = sum(drift.kept.values()) / len(drift.kept)
-        changed = sum(drift.changed.values()) / len(drift.changed)
-        parts.append(
-            Text(f"last turn: kept {kept:.2f} of the state per token ({_half_life(kept)}), moved it by {changed:.2f}")
-        )
+        parts.append(Text(_sentence(drift)))
     return Group(*parts)
 
 
-def _tile(layer: int, state: mx.array, drift: Drift | None, coloured: bool) -> Text:
-    heads = np.concatenate([_shrunk(head) for head in np.array(state[0])], axis=1)
-    largest = np.abs(heads).max() or 1.0
-    tile = Text(f"layer {layer}  norm {mx.linalg.norm(state).item():.2f}\n", no_wrap=True)
-    for upper, lower in zip(heads[::2], _even(heads)[1::2], strict=True):
-        for pair in zip(upper / largest, lower / largest, strict=True):
-            tile.append_text(_cell(*pair, coloured))
-        tile.append("\n")
+def _legend(coloured: bool) -> Text:
+    if coloured:
+        bar = Text().join(Text("█", style=_colour(step / 8)) for step in range(-8, 9))
+    else:
+        bar = Text(_SIGNS)
+    # On one line of a narrow terminal.
+    return Text("-scale ").append_text(bar).append(" +scale; each layer has its own")
+
+
+def _sentence(drift: Drift) -> str:
+    kept = sum(drift.kept.values()) / len(drift.kept)
+    changed = sum(drift.changed.values()) / len(drift.changed)
+    return (
+        f"last turn: each token kept {kept:.0%} of the memory ({_half_life(kept)}); "
+        f"in all it moved by {changed:.0%} of its norm"
+    )
+
+
+def _tile(layer: int, state: mx.array, drift: Drift | None, coloured: bool, width: int) -> Text:
+    """One layer: its heat map, and its numbers to the right of it."""
+    numbers = np.array(state[0])
+    # What is no number has no colour; the norm says that it is there.
+    heads = [_shrunk(np.nan_to_num(head, nan=0.0, posinf=0.0, neginf=0.0)) for head in numbers]
+    largest = max(np.abs(head).max() for head in heads)
+    picture = _picture(heads, largest or 1.0, coloured, width - _NOTES_WIDTH)
+    notes = [f"scale {largest:7.3g}", f"norm  {np.linalg.norm(numbers):7.3g}"]
     if drift is not None:
-        tile.append(f"kept {drift.kept[layer]:.2f}  moved {drift.changed[layer]:.2f}\n", style="dim")
+        notes += [f"kept  {drift.kept[layer]:7.0%}", f"moved {drift.changed[layer]:7.0%}"]
+    tile = Text(f"layer {layer}\n", no_wrap=True)
+    for row in range(max(len(picture), len(notes))):
+        line = picture[row] if row < len(picture) else Text(" " * picture[0].cell_len)
+        tile.append_text(line).append(f" {notes[row] if row < len(notes) else ''}\n", style="dim")
     return tile
 
 
-def _cell(upper: float, lower: float, coloured: bool) -> Text:
-    """Two numbers in -1 to 1, one above the other."""
-    if coloured:
-        return Text("▀", style=f"{_colour(upper)} on {_colour(lower)}")
-    return Text(_SHADES[round(max(abs(upper), abs(lower)) * (len(_SHADES) - 1))])
+def _picture(heads: list[np.ndarray], largest: float, coloured: bool, width: int) -> list[Text]:
+    """The lines of a heat map; as many heads side by side as there is room for."""
+    across = max(1, min(len(heads), (width + 1) // (len(heads[0]) + 1)))
+    lines: list[Text] = []
+    for first in range(0, len(heads), across):
+        drawn = [_head(head / largest, coloured) for head in heads[first : first + across]]
+        lines += [Text()] if lines else []
+        lines += [Text(" ").join(parts) for parts in zip(*drawn, strict=True)]
+    full = max(line.cell_len for line in lines)
+    for line in lines:
+        line.pad_right(full - line.cell_len)
+    return lines
+
+
+def _head(head: np.ndarray, coloured: bool) -> list[Text]:
+    """The lines of one head's numbers, which are between -1 and 1."""
+    if not coloured:
+        middle = len(_SIGNS) // 2
+        return [Text("".join(_SIGNS[middle + round(float(value) * middle)] for value in row)) for row in head]
+    # A character is twice as high as wide: it shows two rows, the lower one as its background.
+    rows = head if len(head) % 2 == 0 else np.pad(head, ((0, 1), (0, 0)))
+    return [
+        Text().join(Text("▀", style=f"{_colour(u)} on {_colour(v)}") for u, v in zip(upper, lower, strict=True))
+        for upper, lower in zip(rows[::2], rows[1::2], strict=True)
+    ]
 
 
 def _colour(value: float) -> str:
     end = _POSITIVE if value > 0 else _NEGATIVE
-    mixed = (round(zero + abs(value) * (full - zero)) for zero, full in zip(_ZERO, end, strict=True))
+    mixed = (round(zero + abs(float(value)) * (full - zero)) for zero, full in zip(_ZERO, end, strict=True))
     return f"rgb({','.join(map(str, mixed))})"
 
 
@@ -71,13 +116,11 @@ def _shrunk(head: np.ndarray) -> np.ndarray:
     """A state of at most so many cells a side."""
     block = math.ceil(len(head) / _MOST_CELLS)
     padded = np.pad(head, (0, -len(head) % block))
-    return padded.reshape(len(padded) // block, block, -1, block).mean(axis=(1, 3))
-
-
-def _even(rows: np.ndarray) -> np.ndarray:
-    return rows if len(rows) % 2 == 0 else np.pad(rows, ((0, 1), (0, 0)))
+    side = len(padded) // block
+    blocks = padded.reshape(side, block, side, block).swapaxes(1, 2).reshape(side, side, -1)
+    return np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2, keepdims=True), axis=2)[..., 0]
 
 
 def _half_life(kept: float) -> str:
     tokens = half_life(kept)
-    return "nothing was forgotten" if math.isinf(tokens) else f"half is left after {tokens:.1f} tokens"
+    return "nothing was forgotten" if math.isinf(tokens) else f"half is left after {tokens:.3g} tokens"

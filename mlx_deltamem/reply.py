@@ -10,7 +10,9 @@ from mlx_lm.sample_utils import Sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.cache import PromptCache
-from mlx_deltamem.turn import States, Turn
+from mlx_deltamem.chat_state import ChatState
+from mlx_deltamem.history import take_back_token
+from mlx_deltamem.turn import States, Turn, part
 from mlx_deltamem.use import read_only
 
 
@@ -124,3 +126,23 @@ class Reply:
             return self._model(tokens, cache=cache)
         with read_only(self._model):
             return self._model(tokens, cache=cache)
+
+
+def finish_reply(state: ChatState, turn: Turn, reply: Reply) -> None:
+    """Run what the template ends a reply with, and add the turn to the chat.
+
+    Args:
+        state: The chat.
+        turn: The turn, with its ending.
+        reply: Its reply. The token that ended it has been run and is no part of it: it must be taken back, or else be
+            what the ending begins with.
+    """
+    turn = replace(turn, reply=reply.text, reply_ids=tuple(reply.ids))
+    if reply.end_id is None:
+        state.finish(turn)
+    elif turn.ending.ids[:1] == [reply.end_id] and state.writes_tokens:
+        state.finish(turn, ending=part(turn.ending, slice(1, None)))
+    elif take_back_token(state.cache, reply.states_before_last):
+        state.finish(turn)
+    else:
+        state.run_reply_again(turn)

@@ -54,3 +54,10 @@ def read(
         if progress is not None:
             progress(total, total)
     return logits[:, -1]
+
+
+def window(model: nn.Module) -> int | None:
+    """The longest text, in tokens, that a model was made for; None where it does not tell."""
+    arguments = model.args
+    nested = getattr(arguments, "text_config", None) or {}
+    return getattr(arguments, "max_position_embeddings", None) or nested.get("max_position_embeddings")

@@ -15,13 +15,14 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.attach import is_attached
 from mlx_deltamem.chat_state import PREFILL_STEP_SIZE, ChatState
 from mlx_deltamem.drift import Drift
-from mlx_deltamem.fingerprint import adapter_fingerprint, backbone_fingerprint, tokenizer_fingerprint
-from mlx_deltamem.history import FULL, NONE, parse_history, take_back_token
-from mlx_deltamem.reply import Reply, ReplySettings
-from mlx_deltamem.runner import Progress
+from mlx_deltamem.fingerprint import origin_of
+from mlx_deltamem.history import FULL, NONE, parse_history
+from mlx_deltamem.reply import Reply, ReplySettings, finish_reply
+from mlx_deltamem.runner import Progress, window
 from mlx_deltamem.segments import ChatTemplate, Message, Segments
-from mlx_deltamem.session_file import Origin, StoredChat, read_chat, write_chat
-from mlx_deltamem.turn import Turn, joined, part
+from mlx_deltamem.session_file import read_chat, write_chat
+from mlx_deltamem.stored_chat import StoredChat
+from mlx_deltamem.turn import Turn, joined
 from mlx_deltamem.use import is_writing
 
 
@@ -240,7 +241,7 @@ class ChatSession:
         path = Path(path).expanduser().resolve()
         kept = self._state.cache if save_kv and self.history != NONE else None
         chat = StoredChat(
-            origin=self._origin(),
+            origin=origin_of(self.model, self.tokenizer),
             system=self.system,
             history=self.history,
             template_options=self._template_options,
@@ -262,20 +263,12 @@ class ChatSession:
         path = Path(path).expanduser().resolve()
         stored, file_id = read_chat(path)
         chat = cls(model, tokenizer, stored.system, stored.history, **stored.template_options)
-        chat._origin().check(path, stored.origin)
+        origin_of(model, tokenizer).check(path, stored.origin)
         chat._state = ChatState(model, stored.history, stored.turns, stored.states)
         if stored.text is not None:
             chat._state.restore_cache(stored.text)
         chat._files[path] = file_id
         return chat
-
-    def _origin(self) -> Origin:
-        return Origin(
-            name=getattr(self.model, "backbone_name", self.model.model_type),
-            backbone=backbone_fingerprint(self.model),
-            adapter=adapter_fingerprint(self.model),
-            tokenizer=tokenizer_fingerprint(self.tokenizer),
-        )
 
     def _edit(self, place: int, text: str) -> None:
         """Change the message at `place` (-1: the system prompt; even: a message; odd: a reply)."""
@@ -331,16 +324,7 @@ class ChatSession:
         """Run what the template ends a reply with, and add the turn to the chat."""
         said = [{"role": "user", "content": turn.user}, {"role": "assistant", "content": reply.text}]
         ending = self._template.ending([*self.messages, *said])
-        turn = replace(turn, reply=reply.text, reply_ids=tuple(reply.ids), ending=ending)
-        if reply.end_id is None:
-            self._state.finish(turn)
-        elif ending.ids[:1] == [reply.end_id] and self.model.attachment.config.memory_write_granularity == "token":
-            # It is what the ending begins with, and has been run.
-            self._state.finish(turn, ending=part(ending, slice(1, None)))
-        elif take_back_token(self._state.cache, reply.states_before_last):
-            self._state.finish(turn)
-        else:
-            self._state.run_reply_again(turn)
+        finish_reply(self._state, replace(turn, ending=ending), reply)
 
     def _opening(self, text: str) -> Segments:
         """The tokens of a message that is new at the end of the chat."""
@@ -348,11 +332,11 @@ class ChatSession:
         return self._template.opening([*self.messages, {"role": "user", "content": text}], sentences)
 
     def _check_window(self, opening: Segments) -> None:
-        window = _window(self.model)
+        longest = window(self.model)
         seen = len(self.segments.ids) if self.history == FULL else 0
-        if window is not None and seen + len(opening.ids) > window:
+        if longest is not None and seen + len(opening.ids) > longest:
             raise ValueError(
-                f"the message is {len(opening.ids)} tokens on top of {seen} in view; the model's window is {window}: "
+                f"the message is {len(opening.ids)} tokens on top of {seen} in view; the model's window is {longest}: "
                 "shorten it, or use a history of fewer tokens"
             )
 
@@ -374,10 +358,3 @@ def _require_text(text: object) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("the message is not UTF-8; expected text") from None
-
-
-def _window(model: nn.Module) -> int | None:
-    """The longest text a model was made for, if it tells."""
-    arguments = model.args
-    nested = getattr(arguments, "text_config", None) or {}
-    return getattr(arguments, "max_position_embeddings", None) or nested.get("max_position_embeddings")

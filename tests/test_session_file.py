@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from mlx_lm.models.cache import load_prompt_cache
 
 from mlx_deltamem import ChatSession, DeltaMemConfig, attach, load
-from mlx_deltamem.session_file import FORMAT_VERSION
+from mlx_deltamem.fingerprint import origin_of
+from mlx_deltamem.stored_chat import FORMAT_VERSION
 from tests.conftest import adapter, backbone, distance
 from tests.families import tiny_model
 from tests.test_session import HISTORIES, every_history, every_kind, loaded, new_chat, same_memory, told
@@ -213,12 +214,12 @@ def test_a_full_disk_leaves_the_old_file(path):
 def test_another_adapter_backbone_or_tokenizer_is_refused_with_both_fingerprints(path):
     chat = told()
     chat.save(path)
-    ours = chat._origin()
+    ours = origin_of(chat.model, chat.tokenizer)
     other = loaded("qwen3_ssw_msg")
     with pytest.raises(ValueError, match="made with another adapter") as error:
         ChatSession.load(*other, path)
     assert ours.adapter in str(error.value)
-    assert ChatSession(*other)._origin().adapter in str(error.value)
+    assert origin_of(*other).adapter in str(error.value)
     model, tokenizer = load(backbone(), adapter=adapter())
     model.model.norm.weight = model.model.norm.weight + 0.5
     with pytest.raises(ValueError, match="made with another backbone"):
@@ -231,7 +232,7 @@ def test_another_adapter_backbone_or_tokenizer_is_refused_with_both_fingerprints
 
 def test_a_newer_format_is_refused(path, monkeypatch):
     chat = told()
-    monkeypatch.setattr("mlx_deltamem.session_file.FORMAT_VERSION", FORMAT_VERSION + 1)
+    monkeypatch.setattr("mlx_deltamem.stored_chat.FORMAT_VERSION", FORMAT_VERSION + 1)
     chat.save(path)
     monkeypatch.undo()
     with pytest.raises(ValueError, match=f"is of session format {FORMAT_VERSION + 1}; this mlx_deltamem .* reads"):

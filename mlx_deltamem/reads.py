@@ -1,0 +1,65 @@
+"""What tokens read from a layer's memory, and how it steers the layer."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """The weights of a layer as a forward pass uses them.
+
+    Attributes:
+        sources: The arrays it was made from.
+        inputs: `[hidden, P]` in the activations' dtype: the projections to memory queries, keys, values and gates.
+        gate_bias: float32.
+        corrections: By name of the backbone's projection, `[H * r, width]` in the same dtype, scale included.
+        output_norm: Weight and epsilon of the norm of the output's correction, if it has one.
+    """
+
+    sources: list[mx.array]
+    inputs: mx.array
+    gate_bias: mx.array
+    corrections: dict[str, mx.array]
+    output_norm: tuple[mx.array, float] | None
+
+    def evaluate(self) -> bool:
+        """Evaluate the weights, which several threads may use then; False within a function transformation."""
+        try:
+            mx.eval(self.inputs, self.gate_bias, self.corrections, self.output_norm)
+        except (ValueError, RuntimeError):
+            return False
+        return True
+
+
+class Reads:
+    """What the tokens of one pass read from a layer's memory, and how that steers the layer.
+
+    Args:
+        reads: `[B, T, H, r]` float32.
+        weights: The layer's weights.
+        keep: The tokens' keep gates `[B, T, H, r or 1]`; None for a pass that did not write.
+    """
+
+    def __init__(self, reads: mx.array, weights: PackedWeights, keep: mx.array | None = None):
+        self.keep = keep
+        self._reads = reads.reshape(*reads.shape[:2], -1).astype(weights.inputs.dtype)
+        self._weights = weights
+
+    def correct(self, projection: str, base: mx.array, rows: slice | None = None) -> mx.array:
+        """Add what was read to the output of a projection of the backbone; zero reads leave it as it is, bit for bit.
+
+        Args:
+            projection: The projection's name: `q_proj`, `k_proj`, `v_proj`, `qkv_proj` or `o_proj`.
+            base: `[B, T, width]`, its output; the result has the same dtype.
+            rows: The part of the output that this process holds, where the projection is spread over several.
+        """
+        weight = self._weights.corrections[projection]
+        if rows is not None:
+            weight = weight[:, rows]
+        if projection == "o_proj" and self._weights.output_norm is not None:
+            delta = mx.fast.rms_norm((self._reads @ weight).astype(mx.float32), *self._weights.output_norm)
+            return base + delta.astype(base.dtype)
+        if base.dtype != weight.dtype:
+            return base + (self._reads @ weight).astype(base.dtype)
+        return mx.addmm(base, self._reads, weight)
