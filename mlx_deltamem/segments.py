@@ -35,6 +35,11 @@ class Segments:
     message_ids: list[int]
     sentence_ids: list[int]
 
+    def later(self, messages: int) -> "Segments":
+        """The same tokens where so many more messages come before them."""
+        moved = [index + messages if index >= 0 else index for index in self.message_ids]
+        return Segments(self.ids, moved, self.sentence_ids)
+
 
 class ChatTemplate:
     """A tokenizer's chat template, for a chat that goes on.

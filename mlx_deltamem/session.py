@@ -25,6 +25,8 @@ from mlx_deltamem.stored_chat import StoredChat
 from mlx_deltamem.turn import Turn, joined
 from mlx_deltamem.use import is_writing
 
+_RECENT_TURNS = 2
+
 
 class ChatSession:
     """A chat whose memory goes on from turn to turn.
@@ -73,10 +75,7 @@ class ChatSession:
     @property
     def messages(self) -> list[Message]:
         """The chat so far, in the form of chat templates; a copy."""
-        start = [] if self.system is None else [{"role": "system", "content": self.system}]
-        for turn in self._state.turns:
-            start += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.reply}]
-        return start
+        return self._messages_of(self._state.turns)
 
     @property
     def memory(self) -> dict[int, mx.array]:
@@ -270,6 +269,12 @@ class ChatSession:
         chat._files[path] = file_id
         return chat
 
+    def _messages_of(self, turns: Sequence[Turn]) -> list[Message]:
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for turn in turns:
+            messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.reply}]
+        return messages
+
     def _edit(self, place: int, text: str) -> None:
         """Change the message at `place` (-1: the system prompt; even: a message; odd: a reply)."""
         first = max(place, 0) // 2
@@ -322,14 +327,24 @@ class ChatSession:
 
     def _end(self, turn: Turn, reply: Reply) -> None:
         """Run what the template ends a reply with, and add the turn to the chat."""
+        recent, earlier = self._recent_messages()
         said = [{"role": "user", "content": turn.user}, {"role": "assistant", "content": reply.text}]
-        ending = self._template.ending([*self.messages, *said])
+        ending = self._template.ending([*recent, *said]).later(earlier)
         finish_reply(self._state, replace(turn, ending=ending), reply)
 
     def _opening(self, text: str) -> Segments:
         """The tokens of a message that is new at the end of the chat."""
-        sentences = max(self.segments.sentence_ids, default=-1) + 1
-        return self._template.opening([*self.messages, {"role": "user", "content": text}], sentences)
+        recent, earlier = self._recent_messages()
+        sentences = self._state.turns[-1].reply_sentence + 1 if self._state.turns else 0
+        return self._template.opening([*recent, {"role": "user", "content": text}], sentences).later(earlier)
+
+    def _recent_messages(self) -> tuple[list[Message], int]:
+        """The messages that what the template writes next can depend on, and how many come before them.
+
+        So that a turn costs the same however long the chat is.
+        """
+        turns = self._state.turns
+        return self._messages_of(turns[-_RECENT_TURNS:]), 2 * max(0, len(turns) - _RECENT_TURNS)
 
     def _check_window(self, opening: Segments) -> None:
         longest = window(self.model)

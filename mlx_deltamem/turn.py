@@ -65,7 +65,12 @@ class Turn:
         """The reply's tokens: of the message that its ending is of, and of one sentence."""
         count = len(self.reply_ids)
         message = max(self.opening.message_ids) + 1
-        return Segments(list(self.reply_ids), [message] * count, [max(self.opening.sentence_ids) + 1] * count)
+        return Segments(list(self.reply_ids), [message] * count, [self.reply_sentence] * count)
+
+    @property
+    def reply_sentence(self) -> int:
+        """The id of the one sentence that the reply counts as."""
+        return max(self.opening.sentence_ids) + 1
 
 
 def part(segments: Segments, where: slice) -> Segments:
