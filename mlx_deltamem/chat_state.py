@@ -108,7 +108,7 @@ class ChatState:
         """
         for segments in (reply, turn.ending if ending is None else ending):
             if segments is not None and segments.ids:
-                read(self.model, self._cache, segments, turn.writing)
+                read(self.model, self._cache, segments, turn.writing, want_logits=False)
         moved = changes(turn.before.states, self.states)
         if self.turns:
             self.turns[-1] = self.turns[-1].as_earlier()
@@ -219,7 +219,8 @@ class ChatState:
         count = _system_tokens(opening)
         if count:
             # Adapters that write means write no system prompt, and would write it token by token were it alone.
-            read(self.model, self._cache, part(opening, slice(0, count)), writing and self.writes_tokens)
+            system = part(opening, slice(0, count))
+            read(self.model, self._cache, system, writing and self.writes_tokens, want_logits=False)
         self._start = mark(self._cache)
         return part(opening, slice(count, None))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,7 +23,8 @@ def read(
     writing: bool = True,
     step: int = 2048,
     progress: Progress | None = None,
-) -> mx.array:
+    want_logits: bool = True,
+) -> mx.array | None:
     """Run tokens through an attached model as one pass, whatever the step: what is written is the same.
 
     Args:
@@ -30,14 +32,17 @@ def read(
         cache: Its prompt cache.
         segments: The tokens (at least one) and their spans.
         writing: Whether the memory is written.
-        step: The most tokens of one call.
+        step: The most tokens of one call; it has no effect on the result.
         progress: Told how many tokens are done, and of how many.
+        want_logits: Whether what the model says to the last token is wanted.
 
     Returns:
-        The logits `[1, V]` after the last token.
+        The logits `[1, V]` after the last token; None where they are not wanted.
     """
     ids = mx.array([segments.ids])
     total = ids.shape[1]
+    # A last token whose logits are wanted goes alone, so that no other one's are ever computed.
+    alone = [total - 1] if want_logits else []
     with ExitStack() as stack:
         stack.enter_context(mx.stream(generation_stream))
         if not writing:
@@ -45,15 +50,15 @@ def read(
         elif any(index >= 0 for index in segments.message_ids):
             spans = RunningSpans([segments.message_ids], [segments.sentence_ids], model.attachment.config)
             stack.enter_context(using_spans(model, spans))
-        for begin in range(0, total, step):
+        for begin, end in pairwise([*range(0, total - len(alone), step), *alone, total]):
             if progress is not None:
                 progress(begin, total)
-            logits = model(ids[:, begin : begin + step], cache=cache)
+            logits = model(ids[:, begin:end], cache=cache)
             mx.eval([entry.state for entry in cache])
             mx.clear_cache()
         if progress is not None:
             progress(total, total)
-    return logits[:, -1]
+    return logits[:, -1] if want_logits else None
 
 
 def window(model: nn.Module) -> int | None:
