@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
@@ -59,23 +60,17 @@ def backbone_fingerprint(model: nn.Module) -> str:
 
     Two checkpoints of one shape differ in it unless their norms and biases are the same to the bit.
     """
-    digest = hashlib.sha256(_json(model.args).encode())
-    for name, weight in sorted(tree_flatten(model.parameters())):
-        if ".delta_mem." not in name:
-            digest.update(f"{name} {weight.shape} {weight.dtype}".encode())
-            if weight.ndim == 1:
-                digest.update(array_bytes(weight))
-    return digest.hexdigest()[:_DIGITS]
+    weights = dict(sorted(tree_flatten(model.parameters())))
+    backbone = {name: weight for name, weight in weights.items() if ".delta_mem." not in name}
+    shapes = [f"{name} {weight.shape} {weight.dtype}" for name, weight in backbone.items()]
+    small = {name: weight for name, weight in backbone.items() if weight.ndim == 1}
+    return _digest([_json(model.args), *shapes], small)
 
 
 def adapter_fingerprint(model: nn.Module) -> str:
     """Of an attached model's adapter: its configuration and every bit of its weights."""
     adapter = current_adapter(model)
-    digest = hashlib.sha256(adapter.config.to_json().encode())
-    for name, weight in sorted(adapter.weights.items()):
-        digest.update(f"{name} {weight.shape} {weight.dtype}".encode())
-        digest.update(array_bytes(weight))
-    return digest.hexdigest()[:_DIGITS]
+    return _digest([adapter.config.to_json()], dict(sorted(adapter.weights.items())))
 
 
 def tokenizer_fingerprint(tokenizer: TokenizerWrapper) -> str:
@@ -86,9 +81,20 @@ def tokenizer_fingerprint(tokenizer: TokenizerWrapper) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:_DIGITS]
 
 
-def array_bytes(array: mx.array) -> bytes:
-    """The bits of an array; numpy has no bfloat16."""
-    return np.array(array.view(_UNSIGNED[array.dtype.size])).tobytes() if array.size else b""
+def update_with_arrays(digest: "hashlib._Hash", arrays: Mapping[str, mx.array]) -> None:
+    """Add names, shapes, types and every bit of some arrays to a digest."""
+    # numpy has no bfloat16. Evaluated together, which is several times faster than one by one.
+    bits = [array.view(_UNSIGNED[array.dtype.size]) for array in arrays.values()]
+    mx.eval(bits)
+    for (name, array), words in zip(arrays.items(), bits, strict=True):
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(np.asarray(words).tobytes())
+
+
+def _digest(texts: list[str], arrays: Mapping[str, mx.array]) -> str:
+    digest = hashlib.sha256("\n".join(texts).encode())
+    update_with_arrays(digest, arrays)
+    return digest.hexdigest()[:_DIGITS]
 
 
 def _json(arguments: object) -> str:

@@ -20,7 +20,7 @@ from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 from mlx_deltamem._version import __version__
 from mlx_deltamem.cache import PromptCache
 from mlx_deltamem.files import new_file, remove_unfinished
-from mlx_deltamem.fingerprint import array_bytes
+from mlx_deltamem.fingerprint import update_with_arrays
 from mlx_deltamem.stored_chat import FORMAT_VERSION, StoredChat, cache_entries, describe, stored_chat
 
 SUFFIX = ".safetensors"
@@ -106,11 +106,9 @@ def read_chat(path: Path) -> tuple[StoredChat, str]:
 
 def _checksum(session: str, entries: PromptCache) -> str:
     digest = hashlib.sha256(session.encode())
-    for name, value in tree_flatten([entry.state for entry in entries]):
-        if isinstance(value, mx.array):
-            digest.update(f"{name} {value.shape} {value.dtype}".encode() + array_bytes(value))
-        else:
-            digest.update(f"{name} {value!r}".encode())
+    values = dict(tree_flatten([entry.state for entry in entries]))
+    update_with_arrays(digest, {name: value for name, value in values.items() if isinstance(value, mx.array)})
+    digest.update(repr([item for item in values.items() if not isinstance(item[1], mx.array)]).encode())
     return digest.hexdigest()
 
 
