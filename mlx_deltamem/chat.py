@@ -2,10 +2,10 @@
 
 import argparse
 import contextlib
+import io
 import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from mlx_lm.generate import GenerationResponse
@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
+from mlx_deltamem.chat_commands import ChatCommands, LeavingError
 from mlx_deltamem.command import command
-from mlx_deltamem.memory_view import memory_view
 from mlx_deltamem.options import (
     DEFAULT_ADAPTER,
     DEFAULT_MODEL,
@@ -22,29 +22,19 @@ from mlx_deltamem.options import (
     add_model_options,
     load_model,
     open_chat,
-    reply_options,
 )
+from mlx_deltamem.runner import Progress
 from mlx_deltamem.session import ChatSession
 
 with contextlib.suppress(ImportError):
     # Importing it gives `input` a history and line editing.
-    import readline  # noqa: F401
+    import readline
 
-HELP = """\
-/help              this list
-/undo              take the last turn back
-/edit N TEXT       change message N and run again what follows (/messages shows the numbers)
-/messages          the chat so far
-/retry             another reply to the last message
-/fork              go on in a copy of this chat; /fork N goes to copy N
-/readonly          leave the memory as it is from now on; again: write it again
-/memory            draw the memory, and what the last turn did to it
-/save [FILE]       save the chat
-/load FILE         go on with a saved chat
-/reset             forget everything but the system prompt
-/quit              leave (so does Ctrl-D); with a session file, the chat is saved
-Ctrl-C stops a reply. A line that ends in \\ goes on in the next one;
-lines between \"\"\" and \"\"\" are one message."""
+    if "libedit" not in (readline.__doc__ or ""):
+        # Pasted lines are one message. Python turns this off.
+        readline.parse_and_bind("set enable-bracketed-paste on")
+
+_BLOCK = '"""'
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -55,12 +45,44 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _LeavingError(Exception):
-    """The user wants to leave."""
+class _CtrlC:
+    """Ctrl-C: it is noted, and raises KeyboardInterrupt only where nothing can be left half done.
+
+    Attributes:
+        pressed: Whether it was pressed since this was last set to False.
+    """
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self._raises = False
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """Within it, Ctrl-C does what this class says."""
+        before = signal.signal(signal.SIGINT, self._press)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """Within it, Ctrl-C raises."""
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    def _press(self, _: int, __: FrameType | None) -> None:
+        self.pressed = True
+        if self._raises:
+            self._raises = False
+            raise KeyboardInterrupt
 
 
 class TerminalChat:
-    """One terminal, and the chats in it.
+    """One terminal: what is typed there, and what is shown.
 
     Args:
         chat: The chat to begin with.
@@ -69,191 +91,128 @@ class TerminalChat:
     """
 
     def __init__(self, chat: ChatSession, args: argparse.Namespace, console: Console):
-        self.chats = [chat]
-        self.current = 0
-        # The file of each chat.
-        self.files: list[Path | None] = [args.session]
-        self.save_kv: bool = args.save_kv
-        self.options = reply_options(args)
         self.console = console
-        self.read_only = False
-        self.interrupted = False
-
-    @property
-    def chat(self) -> ChatSession:
-        return self.chats[self.current]
+        self.ctrl_c = _CtrlC()
+        self.commands = ChatCommands(chat, args, console, self._show_reply, self.ctrl_c.raising)
+        self.is_interactive = sys.stdin.isatty()
+        self.step: int = args.prefill_step_size
 
     def run(self) -> None:
-        """Answer until the user leaves."""
-        while True:
-            try:
-                text = self._message()
-            except EOFError:
-                break
-            except KeyboardInterrupt:
-                self._say("(/quit or Ctrl-D leaves)")
-                continue
-            if not text.strip():
-                continue
-            try:
-                self._do(text.strip())
-            except _LeavingError:
-                break
-            except (ValueError, OSError) as error:
-                self._complain(error)
-        for chat, file in zip(self.chats, self.files, strict=True):
-            if file is not None:
-                chat.save(file, self.save_kv)
-                self._say(f"saved to {file}")
+        """Answer until the user leaves.
 
-    def _do(self, text: str) -> None:
-        name, _, rest = text.partition(" ")
-        if not name.startswith("/"):
-            self._answer(text)
-            return
-        action = {
-            "/help": lambda _: self._say(HELP),
-            "/undo": self._undo,
-            "/edit": self._edit,
-            "/messages": self._messages,
-            "/retry": self._retry,
-            "/fork": self._fork,
-            "/readonly": self._toggle_read_only,
-            "/memory": self._show_memory,
-            "/save": self._save,
-            "/load": self._load,
-            "/reset": self._reset,
-            "/quit": self._quit,
-        }.get(name)
-        if action is None:
-            raise ValueError(f"{name} is no command; /help lists them (a message cannot begin with /)")
-        action(rest.strip())
+        Raises:
+            ValueError, OSError: A chat could not be saved, and the user left all the same.
+        """
+        with self.ctrl_c.handled():
+            refused = False
+            while True:
+                try:
+                    self._do_next()
+                    refused = False
+                except LeavingError:
+                    errors = self.commands.save_all()
+                    if not errors:
+                        return
+                    if refused or not self.is_interactive:
+                        raise errors[0] from None
+                    refused = True
+                    for error in errors:
+                        self._complain(error)
+                    self.commands.say("/save FILE saves the chat elsewhere; /quit or Ctrl-D again leaves all the same")
 
-    def _answer(self, text: str) -> None:
-        with self._stopping_at_ctrl_c():
-            settings = self.options | {"read_only": self.read_only, "prompt_progress_callback": self._progress}
-            self._print(self.chat.stream(text, **settings))
-        if (file := self.files[self.current]) is not None:
-            self.chat.save(file, self.save_kv)
-
-    def _print(self, responses: Iterator[GenerationResponse]) -> None:
-        response = None
+    def _do_next(self) -> None:
+        """Do what the user types next."""
         try:
-            with contextlib.closing(responses):
-                for response in responses:
-                    sys.stdout.write(response.text)
-                    sys.stdout.flush()
-                    if self.interrupted:
-                        break
+            with self.ctrl_c.raising():
+                text, is_block = self._message()
+        except EOFError:
+            self._end_line()
+            raise LeavingError from None
         except KeyboardInterrupt:
-            self._say("\n(stopped before the reply began; the message was not sent)")
+            self._end_line()
+            self.commands.say("(/quit or Ctrl-D leaves)")
             return
+        try:
+            if text.startswith("/") and not is_block:
+                self.commands.do(text)
+            elif text.strip():
+                self.commands.answer(text.strip())
+            elif is_block:
+                self.commands.say("(the message is empty; it was not sent)")
+        except (LeavingError, BrokenPipeError):
+            raise
+        except Exception as error:
+            # Whatever it is, a chat that may be in no file must not end by it.
+            self._complain(error)
+
+    def _message(self) -> tuple[str, bool]:
+        """What the user types, one line or several, and whether it stood between three quotes."""
+        label = self.commands.label
+        lines = [self._line(f"{label}› ")]
+        is_block = lines[0].strip() == _BLOCK
+        # The end of the input ends a message too.
+        with contextlib.suppress(EOFError):
+            if is_block:
+                lines = []
+                while (line := self._line("… ")).strip() != _BLOCK:
+                    lines.append(line)
+            while not is_block and lines[-1].endswith("\\"):
+                lines[-1] = lines[-1][:-1]
+                lines.append(self._line("… "))
+        return "\n".join(lines), is_block
+
+    def _line(self, prompt: str) -> str:
+        return input(prompt if self.is_interactive else "")
+
+    def _end_line(self) -> None:
+        """Leave the line of the prompt."""
+        if self.is_interactive:
+            self.console.print()
+
+    def _show_reply(self, reply: Callable[[Progress], Iterator[GenerationResponse]]) -> bool:
+        """Write a reply as it is generated; False where Ctrl-C came before its first token."""
+        self.ctrl_c.pressed = False
+        response = None
+        with self.console.status("") as status:
+
+            def progress(done: int, total: int) -> None:
+                if self.ctrl_c.pressed and done < total:
+                    raise KeyboardInterrupt
+                if total > self.step:
+                    status.update(f"[dim]read {done} of {total} tokens; Ctrl-C stops at the next {self.step}[/]")
+
+            try:
+                with contextlib.closing(reply(progress)) as responses:
+                    for response in responses:
+                        status.stop()
+                        sys.stdout.write(response.text)
+                        sys.stdout.flush()
+                        if self.ctrl_c.pressed:
+                            break
+            except KeyboardInterrupt:
+                return False
         sys.stdout.write("\n")
         if response is not None:
-            self._say(
-                f"{response.generation_tokens} tokens · {response.generation_tps:.1f} tok/s · "
-                f"prompt {response.prompt_tps:.1f} tok/s · peak {response.peak_memory:.2f} GB"
-                + (" · stopped" if self.interrupted else "")
-            )
-
-    def _progress(self, done: int, total: int) -> None:
-        if self.interrupted and done < total:
-            raise KeyboardInterrupt
-
-    def _undo(self, _: str) -> None:
-        text = self.chat.undo()
-        self._say(f"took back: {text}")
-
-    def _edit(self, rest: str) -> None:
-        number, _, text = rest.partition(" ")
-        if not number.isascii() or not number.isdigit():
-            raise ValueError(f"/edit got {rest!r}; expected the number of a message and its new text")
-        self.chat.edit(int(number), text)
-        self._say(f"changed message {number}")
-
-    def _messages(self, _: str) -> None:
-        for index, message in enumerate(self.chat.messages):
-            self._say(f"{index} {message['role']}: {message['content']}")
-
-    def _retry(self, _: str) -> None:
-        with self._stopping_at_ctrl_c():
-            self._print(self.chat.stream_regenerate(prompt_progress_callback=self._progress, **self.options))
-
-    def _fork(self, rest: str) -> None:
-        if rest:
-            if not rest.isdigit() or not 1 <= int(rest) <= len(self.chats):
-                raise ValueError(f"there is no copy {rest}; there are 1 to {len(self.chats)}")
-            self.current = int(rest) - 1
-        else:
-            self.chats.append(self.chat.fork())
-            self.files.append(None)
-            self.current = len(self.chats) - 1
-        self._say(f"this is copy {self.current + 1} of {len(self.chats)}")
-
-    def _toggle_read_only(self, _: str) -> None:
-        self.read_only = not self.read_only
-        self._say("the memory is read only" if self.read_only else "the memory is written again")
-
-    def _show_memory(self, _: str) -> None:
-        drift = self.chat.drift
-        self.console.print(memory_view(self.chat.memory, drift[-1] if drift else None, self.console))
-
-    def _save(self, rest: str) -> None:
-        path = Path(rest) if rest else self.files[self.current]
-        if path is None:
-            raise ValueError("/save needs a file name; this chat has none yet")
-        self.chat.save(path, self.save_kv)
-        self.files[self.current] = path
-        self._say(f"saved to {path}")
-
-    def _load(self, rest: str) -> None:
-        if not rest:
-            raise ValueError("/load needs a file name")
-        self.chats[self.current] = ChatSession.load(self.chat.model, self.chat.tokenizer, rest)
-        self.files[self.current] = Path(rest)
-        self._say(f"{len(self.chat.messages)} messages")
-
-    def _reset(self, _: str) -> None:
-        self.chat.reset()
-        self._say("forgotten")
-
-    def _quit(self, _: str) -> None:
-        raise _LeavingError
-
-    def _message(self) -> str:
-        """What the user types: one line, or several."""
-        prompt = f"{self.current + 1}› " if len(self.chats) > 1 else "› "
-        line = input(prompt)
-        if line.strip() == '"""':
-            lines = []
-            while (line := input("… ")).strip() != '"""':
-                lines.append(line)
-            return "\n".join(lines)
-        lines = [line]
-        while lines[-1].endswith("\\"):
-            lines[-1] = lines[-1][:-1]
-            lines.append(input("… "))
-        return "\n".join(lines)
-
-    @contextlib.contextmanager
-    def _stopping_at_ctrl_c(self) -> Iterator[None]:
-        """Within it, Ctrl-C asks the reply to stop at the next token, where the chat is whole."""
-
-        def ask(_: int, __: FrameType | None) -> None:
-            self.interrupted = True
-
-        self.interrupted = False
-        before = signal.signal(signal.SIGINT, ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def _say(self, text: str) -> None:
-        self.console.print(escape(text), style="dim")
+            self.commands.say(_speeds(response) + (" · stopped" if self.ctrl_c.pressed else ""))
+        return True
 
     def _complain(self, error: Exception) -> None:
-        self.console.print(f"error: {escape(str(error))}", style="yellow")
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        self.console.print(f"error: {kind}{escape(str(error))}", style="yellow")
+
+
+def _speeds(response: GenerationResponse) -> str:
+    parts = [f"{response.generation_tokens} tokens", f"{response.generation_tps:.1f} tok/s"]
+    if response.prompt_tps:
+        parts.append(f"prompt {response.prompt_tps:.1f} tok/s")
+    return " · ".join([*parts, f"peak {response.peak_memory:.2f} GB"])
+
+
+def _take_any_text() -> None:
+    """Let no character that the terminal's encoding lacks end the chat; a message that is no text is refused."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 @command
@@ -261,6 +220,7 @@ def main() -> None:
     args = setup_arg_parser().parse_args()
     model, tokenizer = load_model(args)
     chat = open_chat(model, tokenizer, args)
+    _take_any_text()
     console = Console(highlight=False)
     facts = [f"model    {args.model or DEFAULT_MODEL}", f"adapter  {args.adapter or DEFAULT_ADAPTER}"]
     facts.append(f"history  {chat.history}")

@@ -201,8 +201,18 @@ class ChatState:
 
     def _make_cache(self, first: Segments) -> PromptCache:
         """Make the cache that the turns led to; `first` is the opening of the first turn."""
-        cache = self._cache = make_chat_cache(self.model, self.history, _system_tokens(first))
         turns, states = self.turns, self._states
+        self._cache = make_chat_cache(self.model, self.history, _system_tokens(first))
+        try:
+            self._run_turns(turns, states)
+        except BaseException:
+            self.turns = turns
+            self.drop_cache(states)
+            raise
+        return self._cache
+
+    def _run_turns(self, turns: list[Turn], states: States | None) -> None:
+        """Fill an empty cache with what the turns left in it; `states` is the memory they led to, if that is known."""
         if self.history == NONE and turns and states is not None:
             # No text of the turns is in the cache, only the system prompt.
             self._read_start(turns[0].opening, turns[0].writing)
@@ -211,8 +221,7 @@ class ChatState:
             for turn in turns:
                 self.run_again(turn)
         if states is not None:
-            cache[-1].cache = list(states)
-        return cache
+            self._cache[-1].cache = list(states)
 
     def _read_start(self, opening: Segments, writing: bool) -> Segments:
         """Run the system prompt and mark where it ends; returns what is left of the opening."""

@@ -18,7 +18,7 @@ _NEGATIVE, _ZERO, _POSITIVE = (60, 140, 240), (64, 64, 64), (250, 145, 35)
 # The same without colours, from -1 over 0 to 1.
 _SIGNS = "#=-. ░▒▓█"
 # What is written beside a heat map, and the gap before it.
-_NOTES_WIDTH = 14
+_NOTES_WIDTH = 15
 
 
 def memory_view(states: Mapping[int, mx.array], drift: Drift | None, console: Console) -> RenderableType:
@@ -45,11 +45,8 @@ def memory_view(states: Mapping[int, mx.array], drift: Drift | None, console: Co
 
 
 def _legend(coloured: bool) -> Text:
-    if coloured:
-        bar = Text().join(Text("█", style=_colour(step / 8)) for step in range(-8, 9))
-    else:
-        bar = Text(_SIGNS)
-    # On one line of a narrow terminal.
+    colours = Text().join(Text("█", style=_colour(step / 8)) for step in range(-8, 9))
+    bar = colours if coloured else Text(_SIGNS)
     return Text("-scale ").append_text(bar).append(" +scale; each layer has its own")
 
 
@@ -75,7 +72,7 @@ def _tile(layer: int, state: mx.array, drift: Drift | None, coloured: bool, widt
     tile = Text(f"layer {layer}\n", no_wrap=True)
     for row in range(max(len(picture), len(notes))):
         line = picture[row] if row < len(picture) else Text(" " * picture[0].cell_len)
-        tile.append_text(line).append(f" {notes[row] if row < len(notes) else ''}\n", style="dim")
+        tile.append_text(line).append(f"  {notes[row] if row < len(notes) else ''}\n", style="dim")
     return tile
 
 

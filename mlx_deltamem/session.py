@@ -279,6 +279,9 @@ class ChatSession:
         """Change the message at `place` (-1: the system prompt; even: a message; odd: a reply)."""
         first = max(place, 0) // 2
         later = self._state.turns[first:]
+        if not later:
+            self.system = text
+            return
         if place % 2 and place > 0:
             reply_ids = self.tokenizer.encode(text, add_special_tokens=False)
             changed = replace(later.pop(0), reply=text, reply_ids=tuple(reply_ids))

@@ -44,11 +44,8 @@ def write_chat(path: Path, chat: StoredChat, expected: str | None) -> str:
     """
     check_place(path)
     with _locked(path.parent):
-        if path.exists() and (found := _file_id(path)) != expected:
-            raise ValueError(
-                f"{path} was saved by someone else ({found}, expected {expected or 'no file'}); "
-                "save to another name, or load that file and go on from it"
-            )
+        if path.exists():
+            _check_replaceable(path, expected)
         remove_unfinished(path)
         file_id = uuid.uuid4().hex
         entries = cache_entries(chat)
@@ -104,6 +101,17 @@ def read_chat(path: Path) -> tuple[StoredChat, str]:
         raise ValueError(f"{path} is damaged or was altered ({_one_line(error)}); use a copy of it") from None
 
 
+def _check_replaceable(path: Path, expected: str | None) -> None:
+    found = _file_id(path)
+    if found is None:
+        raise ValueError(f"{path} is there already and is no session; name another file")
+    if found != expected:
+        raise ValueError(
+            f"{path} was saved by someone else ({found}, expected {expected or 'no file'}); "
+            "save to another name, or load that file and go on from it"
+        )
+
+
 def _checksum(session: str, entries: PromptCache) -> str:
     digest = hashlib.sha256(session.encode())
     values = dict(tree_flatten([entry.state for entry in entries]))
@@ -119,11 +127,11 @@ def _metadata(path: Path) -> dict[str, str]:
     return {name.removeprefix("0."): value for name, value in metadata.items() if name.startswith("0.")}
 
 
-def _file_id(path: Path) -> str:
+def _file_id(path: Path) -> str | None:
     try:
         return json.loads(_metadata(path)["session"])["file_id"]
     except (RuntimeError, ValueError, KeyError, TypeError):
-        return "no session file"
+        return None
 
 
 @contextmanager

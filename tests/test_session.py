@@ -178,6 +178,13 @@ def test_an_edit_is_as_if_it_had_been_said(kind, history, index):
         assert chat.send("Go on.", 10) == other.send("Go on.", 10)
 
 
+def test_the_system_prompt_of_an_empty_chat():
+    chat = new_chat(system="Old.")
+    chat.edit(0, "New.")
+    assert chat.messages == [{"role": "system", "content": "New."}]
+    assert chat.send("Hello", 5) == new_chat(system="New.").send("Hello", 5)
+
+
 @every_kind
 @every_history
 def test_a_fork_goes_its_own_way(kind, history):

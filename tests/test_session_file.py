@@ -105,6 +105,31 @@ def test_an_empty_chat_can_be_saved(path):
     assert again.send("Hello", 5) == new_chat().send("Hello", 5)
 
 
+@every_history
+@pytest.mark.parametrize("call", [1, 3, 6])
+def test_an_error_while_text_is_run_again_loses_nothing(history, call, path, monkeypatch):
+    chat = told("qwen3_tsw_qo", history, "One.", "Two.", "Three.")
+    chat.save(path)
+    again = ChatSession.load(*loaded(), path)
+    messages, calls = again.messages, 0
+    original = type(again.model).__call__
+
+    def failing(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(again.model), "__call__", failing)
+    with pytest.raises(KeyboardInterrupt):
+        again.send(GO_ON, 10)
+    monkeypatch.undo()
+    assert again.messages == messages
+    assert same_memory(again, chat)
+    assert again.send(GO_ON, 10) == chat.send(GO_ON, 10)
+
+
 def test_saving_again_replaces_the_file(path):
     chat = told()
     chat.save(path)
@@ -147,7 +172,7 @@ def test_of_all_who_go_on_from_one_file_the_first_may_save(path):
 
 def test_a_file_that_is_no_session_is_not_replaced(path):
     path.write_text("precious")
-    with pytest.raises(ValueError, match="was saved by someone else"):
+    with pytest.raises(ValueError, match="is there already and is no session"):
         told().save(path)
     assert path.read_text() == "precious"
 
