@@ -326,7 +326,7 @@ def test_files(told, tmp_path):
     foreign, other, mine = (tmp_path / f"{name}.safetensors" for name in ("foreign", "other", "mine"))
     foreign.write_bytes(b"something else")
     ChatSession(*load(backbone(), adapter=adapter("qwen3_ssw_msg"))).save(other)
-    assert "no session file, expected no file" in told.say(f"/save {foreign}")
+    assert "is there already and is no session" in told.say(f"/save {foreign}")
     assert foreign.read_bytes() == b"something else"
     assert f"{foreign} is no session" in told.say(f"/load {foreign}")
     assert "was made with another adapter" in told.say(f"/load {other}")
