@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,6 +15,7 @@ from rich.progress import Progress
 from mlx_deltamem.cache import make_prompt_cache, memory
 from mlx_deltamem.command import command
 from mlx_deltamem.options import add_chat_options, add_model_options, count_from, load_model, open_chat, reply_options
+from mlx_deltamem.use import read_only
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -48,13 +49,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
-    _check(args)
     prompts = [_standard_input() if prompt == "-" else prompt for prompt in args.prompt]
     model, tokenizer = load_model(args)
-    if args.ignore_chat_template or not tokenizer.has_chat_template:
-        states = _continue_text(model, tokenizer, prompts, args)
-    else:
-        states = _chat(model, tokenizer, prompts, args)
+    is_chat = tokenizer.has_chat_template and not args.ignore_chat_template
+    _check(args, is_chat)
+    answer = _chat if is_chat else _continue_text
+    states = answer(model, tokenizer, prompts, args)
     if args.verbose:
         print(f"Memory: {_memory_line(states)}")
 
@@ -65,11 +65,11 @@ def _standard_input() -> str:
     return sys.stdin.read()
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, is_chat: bool) -> None:
     for option in ("session", "history", "system_prompt"):
-        if args.ignore_chat_template and getattr(args, option) is not None:
-            raise ValueError(f"--{option.replace('_', '-')} is for chats; leave out --ignore-chat-template")
-    if args.max_kv_size is not None and not args.ignore_chat_template:
+        if not is_chat and getattr(args, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')} is for chats; this runs without a chat template")
+    if args.max_kv_size is not None and is_chat:
         raise ValueError("--max-kv-size is for --ignore-chat-template; a chat takes --history NUMBER")
 
 
@@ -98,7 +98,8 @@ def _continue_text(
     for prompt in prompts:
         with _prefill_progress(args.verbose) as progress:
             options = reply_options(args) | _kv_options(args) | {"prompt_progress_callback": progress}
-            _print_reply(stream_generate(model, tokenizer, prompt, prompt_cache=cache, **options), args.verbose)
+            with read_only(model) if args.read_only else nullcontext():
+                _print_reply(stream_generate(model, tokenizer, prompt, prompt_cache=cache, **options), args.verbose)
     return memory(cache)
 
 

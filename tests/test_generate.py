@@ -64,6 +64,17 @@ def test_reading_only_leaves_the_memory_empty():
     assert "norm 0.000 to 0.000" in result.stdout
 
 
+def test_reading_only_plain_text_leaves_the_memory_empty():
+    result = generate(*MODEL, "--prompt", "Hello", "--read-only", "--ignore-chat-template", "--max-tokens", "4")
+    assert "norm 0.000 to 0.000" in result.stdout
+
+
+def test_what_is_for_chats_is_refused_without_one():
+    for option in (["--history", "none"], ["--system-prompt", "x"]):
+        result = generate(*MODEL, "--prompt", "Hello", "--ignore-chat-template", *option)
+        assert_refused(result, f"{option[0]} is for chats")
+
+
 def test_mlx_lms_options_are_taken():
     options = ["--prefill-step-size", 3, "--top-p", 0.9, "--min-p", 0.1, "--top-k", 5, "--seed", 3, "--temp", 0.5]
     assert replies("--prompt", "A longer prompt, to be read in steps.", "--system-prompt", "Be kind.", *options)
