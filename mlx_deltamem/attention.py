@@ -98,7 +98,7 @@ class DeltaAttention:
         finally:
             _STEERING.reset(token)
         self._check_applied(steering)
-        if not layer_memory.corrects("o_proj"):
+        if "o_proj" not in layer_memory.corrected:
             return output
         if isinstance(output, tuple):
             return steering.reads.correct("o_proj", output[0]), *output[1:]
@@ -125,8 +125,8 @@ class DeltaAttention:
         return ForwardPass(states, lambda *_: Access())
 
     def _check_applied(self, steering: _Steering) -> None:
-        expected = {name for name in _PROJECTIONS if self.delta_mem.corrects(name)}
-        if missed := expected - steering.applied:
+        # The output's correction is added after the call, by this class itself.
+        if missed := self.delta_mem.corrected - steering.applied - {"o_proj"}:
             raise ValueError(
                 f"layer {self.delta_layer} ({self.frozen_class.__name__}) never called {', '.join(sorted(missed))}, so "
                 "its correction was lost; use an adapter whose delta_heads or target_layers leave it out"
@@ -137,7 +137,7 @@ def _projection(name: str) -> property:
     def get(self: nn.Module) -> nn.Module:
         projection = self[name]
         steering = _STEERING.get()
-        if steering is None or steering.attention is not self or not self.delta_mem.corrects(name):
+        if steering is None or steering.attention is not self or name not in self.delta_mem.corrected:
             return projection
         steering.applied.add(name)
         rows = _held_rows(projection)

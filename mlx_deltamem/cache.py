@@ -138,11 +138,6 @@ def split_memory(cache: PromptCache, layout: MemoryLayout) -> tuple[PromptCache,
     return cache[:-1], cache[-1]
 
 
-def memory_bytes(cache: PromptCache) -> int:
-    """The size of all states in a prompt cache."""
-    return _memory_entry(cache).nbytes
-
-
 def _by_shape(shapes: list[tuple[int, ...]]) -> str:
     counts = Counter(shapes)
     return ", ".join(f"{shape} in {count} of {len(shapes)} layers" for shape, count in counts.items() if shape[-1])

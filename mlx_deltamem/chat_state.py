@@ -2,11 +2,12 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
 
 from mlx_deltamem.attention import Observer
 from mlx_deltamem.cache import MemoryLayout, PromptCache
@@ -17,8 +18,6 @@ from mlx_deltamem.runner import Progress, read
 from mlx_deltamem.segments import Segments
 from mlx_deltamem.turn import Border, States, Turn, part
 from mlx_deltamem.use import observing
-
-PREFILL_STEP_SIZE = 2048
 
 
 class ChatState:
@@ -78,7 +77,7 @@ class ChatState:
         other._cache, other._start = copy.deepcopy(self._cache), self._start
         return other
 
-    def begin(self, turn: Turn, step: int = PREFILL_STEP_SIZE, progress: Progress | None = None) -> Turn:
+    def begin(self, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE, progress: Progress | None = None) -> Turn:
         """Run a turn's message.
 
         Returns:
@@ -94,8 +93,7 @@ class ChatState:
         gates: dict[int, list[mx.array]] = {}
         with observing(self.model, _gate_collector(gates)):
             logits = read(self.model, cache, opening, turn.writing, step, progress)
-        kept = {layer: _mean(parts) for layer, parts in gates.items()}
-        drift = Drift(kept or {layer: 1.0 for layer, state in enumerate(self.states) if state.size}, {})
+        drift = Drift(_means(gates) or {layer: 1.0 for layer, state in enumerate(self.states) if state.size}, {})
         return replace(turn, before=before, between=self._border(), logits=logits, drift=drift)
 
     def finish(self, turn: Turn, reply: Segments | None = None, ending: Segments | None = None) -> None:
@@ -186,10 +184,13 @@ class ChatState:
         """Have the cache made again when it is needed; `states` is the memory, None: as running the turns gives it."""
         self._cache, self._start, self._states = None, None, states
 
-    @contextmanager
-    def all_or_nothing(self) -> Iterator[None]:
+    def all_or_nothing(self) -> AbstractContextManager[None]:
         """A change of the chat that leaves it as it was if it fails; a reply that is closed early has not failed."""
-        turns, states = list(self.turns), self.states
+        return self._or_else(list(self.turns), self.states)
+
+    @contextmanager
+    def _or_else(self, turns: list[Turn], states: States | None) -> Iterator[None]:
+        """Within it, an error leaves the chat with these turns and this memory."""
         try:
             yield
         except GeneratorExit:
@@ -203,12 +204,8 @@ class ChatState:
         """Make the cache that the turns led to; `first` is the opening of the first turn."""
         turns, states = self.turns, self._states
         self._cache = make_chat_cache(self.model, self.history, _system_tokens(first))
-        try:
+        with self._or_else(turns, states):
             self._run_turns(turns, states)
-        except BaseException:
-            self.turns = turns
-            self.drop_cache(states)
-            raise
         return self._cache
 
     def _run_turns(self, turns: list[Turn], states: States | None) -> None:
@@ -247,8 +244,12 @@ def _gate_collector(gates: dict[int, list[mx.array]]) -> Observer:
     return note
 
 
-def _mean(parts: list[mx.array]) -> float:
-    return (sum(part.sum() for part in parts) / sum(part.size for part in parts)).item()
+def _means(gates: dict[int, list[mx.array]]) -> dict[int, float]:
+    """The mean over all parts of each layer, evaluated together."""
+    if not gates:
+        return {}
+    means = [sum(part.sum() for part in parts) / sum(part.size for part in parts) for parts in gates.values()]
+    return dict(zip(gates, mx.stack(means).tolist(), strict=True))
 
 
 def _system_tokens(opening: Segments) -> int:

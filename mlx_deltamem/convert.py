@@ -57,10 +57,10 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
     adapter = load_adapter(source)
     weights = {name: tensor if dtype is None else tensor.astype(dtype) for name, tensor in adapter.weights.items()}
     converted = replace(adapter, weights=weights)
-    check_weights(converted)
     if to == "mlx":
         save_adapter(converted, target)
     else:
+        check_weights(converted)
         with new_folder(target) as folder:
             (folder / CONFIG_FILE).write_text(adapter.config.to_json(), encoding="utf-8")
             torch_file.save(folder / TORCH_FILE, weights)

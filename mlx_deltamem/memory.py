@@ -110,6 +110,10 @@ class DeltaMemory(nn.Module):
         for name in parameter_shapes(config, shape):
             if name not in inactive:
                 setattr(self, name, weights[name])
+        # The backbone's projections whose output is corrected, by name.
+        self.corrected = frozenset(
+            name for name, heads in self._projections().items() if any(head in config.delta_heads for head in heads)
+        )
         self._cached_weights: PackedWeights | None = None
 
     @property
@@ -153,10 +157,6 @@ class DeltaMemory(nn.Module):
                 return mx.depends(state, means)
         unread, *means = self._queries_keys_values_gates(means, weights.gate_bias)
         return delta_scan(state, mx.zeros_like(unread), *means, mask=units.mask)[1]
-
-    def corrects(self, projection: str) -> bool:
-        """Whether the output of `q_proj`, `k_proj`, `v_proj`, `qkv_proj` or `o_proj` is corrected at all."""
-        return any(head in self.config.delta_heads for head in self._projections().get(projection, ()))
 
     def _queries_keys_values_gates(self, projected: mx.array, gate_bias: mx.array) -> tuple[mx.array, ...]:
         """Memory queries, keys, values and the gates keep, erase, write, each `[B, T, H, r or 1]`."""
@@ -209,7 +209,7 @@ class DeltaMemory(nn.Module):
             corrections={
                 projection: mx.concatenate([self._scaled_head(head) for head in heads]).astype(dtype).T
                 for projection, heads in self._projections().items()
-                if self.corrects(projection)
+                if projection in self.corrected
             },
             output_norm=norm,
         )

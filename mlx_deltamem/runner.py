@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import generation_stream
+from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE, generation_stream
 
 from mlx_deltamem.cache import PromptCache
 from mlx_deltamem.segments import Segments
@@ -21,7 +21,7 @@ def read(
     cache: PromptCache,
     segments: Segments,
     writing: bool = True,
-    step: int = 2048,
+    step: int = DEFAULT_PREFILL_STEP_SIZE,
     progress: Progress | None = None,
     want_logits: bool = True,
 ) -> mx.array | None:

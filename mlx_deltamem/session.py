@@ -8,12 +8,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import GenerationResponse
+from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE, GenerationResponse
 from mlx_lm.sample_utils import Sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.attach import is_attached
-from mlx_deltamem.chat_state import PREFILL_STEP_SIZE, ChatState
+from mlx_deltamem.chat_state import ChatState
 from mlx_deltamem.drift import Drift
 from mlx_deltamem.fingerprint import origin_of
 from mlx_deltamem.history import FULL, NONE, parse_history
@@ -23,7 +22,7 @@ from mlx_deltamem.segments import ChatTemplate, Message, Segments
 from mlx_deltamem.session_file import read_chat, write_chat
 from mlx_deltamem.stored_chat import StoredChat
 from mlx_deltamem.turn import Turn, joined
-from mlx_deltamem.use import is_writing
+from mlx_deltamem.use import attachment_of, is_writing
 
 _RECENT_TURNS = 2
 
@@ -55,8 +54,7 @@ class ChatSession:
         history: str | int = FULL,
         **template_options: object,
     ):
-        if not is_attached(model):
-            raise ValueError("the model has no adapter; call attach(model, adapter) first")
+        attachment_of(model)
         self.model = model
         self.tokenizer = tokenizer
         self.system = system
@@ -106,7 +104,7 @@ class ChatSession:
         read_only: bool = False,
         stop: Sequence[str] = (),
         sampler: Sampler | None = None,
-        prefill_step_size: int = PREFILL_STEP_SIZE,
+        prefill_step_size: int = DEFAULT_PREFILL_STEP_SIZE,
         prompt_progress_callback: Progress | None = None,
         **options: object,
     ) -> Iterator[GenerationResponse]:
@@ -167,7 +165,7 @@ class ChatSession:
         max_tokens: int = 256,
         stop: Sequence[str] = (),
         sampler: Sampler | None = None,
-        prefill_step_size: int = PREFILL_STEP_SIZE,
+        prefill_step_size: int = DEFAULT_PREFILL_STEP_SIZE,
         prompt_progress_callback: Progress | None = None,
         **options: object,
     ) -> Iterator[GenerationResponse]:
@@ -303,7 +301,7 @@ class ChatSession:
         turn: Turn,
         settings: ReplySettings,
         index: int,
-        step: int = PREFILL_STEP_SIZE,
+        step: int = DEFAULT_PREFILL_STEP_SIZE,
         progress: Progress | None = None,
     ) -> Iterator[GenerationResponse]:
         """Run the message of turn `index` and generate the reply to it."""

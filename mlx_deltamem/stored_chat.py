@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import mlx.core as mx
@@ -146,4 +146,4 @@ def _by_layer(stacked: mx.array, like: States) -> States:
 def _with_drift(turn: Turn, rows: list[list[float]], layers: list[int]) -> Turn:
     kept, changed = (dict(zip(layers, row, strict=True)) for row in rows)
     known = not any(math.isnan(value) for value in kept.values())
-    return Turn(**{**vars(turn), "drift": Drift(kept, changed) if known else None})
+    return replace(turn, drift=Drift(kept, changed) if known else None)

@@ -32,7 +32,7 @@ from mlx_deltamem import (
 )
 from mlx_deltamem import generate
 from mlx_deltamem.attach import is_attached
-from mlx_deltamem.cache import PromptCache, memory_bytes
+from mlx_deltamem.cache import PromptCache
 from tools import smollm2
 
 SEED = 0
@@ -79,7 +79,7 @@ def show_what_is_carried(model: nn.Module, tokenizer: TokenizerWrapper, frozen: 
         table.add_row(text, f"{norm:.3f}", f"{shift:.4f} nats", replies[text])
     Console(width=110).print(table)
     apart = divergence(*(log_probabilities[text] for text in TOLD))
-    print(f"The two memories are {apart:.4f} nats apart in the next token; each is {memory_bytes(nothing):,} bytes.")
+    print(f"The two memories are {apart:.4f} nats apart in the next token; each is {nothing[-1].nbytes:,} bytes.")
     print(f"An empty memory gives the frozen model's reply: {yes(replies['(nothing)'] == frozen)}.")
     detach(model)
     print(f"Detached, the model answers as before: {yes(reply(model, tokenizer, make_prompt_cache(model)) == frozen)}.")
