@@ -49,6 +49,16 @@ class Adapter:
     source: str = "the adapter"
     file: str = WEIGHTS_FILE
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers its weights are, heads without an effect included."""
+        return sum(tensor.size for tensor in self.weights.values())
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of the memory it gives to one sequence: a float32 state `[H, r, r]` for each layer."""
+        return len(self.weights_by_layer()) * self.config.num_state_heads * self.config.rank**2 * 4
+
     def weights_by_layer(self) -> dict[int, dict[str, mx.array]]:
         """The tensors of each layer by their own name, those of no layer left out."""
         layers: dict[int, dict[str, mx.array]] = defaultdict(dict)
@@ -229,5 +239,4 @@ def _write(adapter: Adapter, folder: Path) -> None:
         mx.save_safetensors(str(weights), dict(adapter.weights), metadata)
     card = folder / "README.md"
     if not card.exists():
-        parameters = sum(tensor.size for tensor in adapter.weights.values())
-        card.write_text(card_text(adapter.config, parameters, metadata), encoding="utf-8")
+        card.write_text(card_text(adapter.config, adapter.parameters, metadata), encoding="utf-8")

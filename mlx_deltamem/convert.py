@@ -72,9 +72,8 @@ def main() -> None:
     args = setup_arg_parser().parse_args()
     source, target = (args.torch_path, args.mlx_path) if args.to == "mlx" else (args.mlx_path, args.torch_path)
     adapter = convert(source, Path(target).expanduser(), args.to, getattr(mx, args.dtype) if args.dtype else None)
-    parameters = sum(tensor.size for tensor in adapter.weights.values())
     print(f"Read {source}: {adapter.file} ({_FORMATS[adapter.file]})")
-    print(f"Wrote {target}: {parameters:,} parameters in {len(adapter.weights_by_layer())} layers")
+    print(f"Wrote {target}: {adapter.parameters:,} parameters in {len(adapter.weights_by_layer())} layers")
 
 
 if __name__ == "__main__":
