@@ -12,7 +12,7 @@ import mlx.nn as nn
 from mlx_deltamem.memory import Access, AttentionShape, DeltaMemory
 from mlx_deltamem.reads import Reads
 
-Observer = Callable[[int, Reads], None]
+Observer = Callable[[int, Reads, mx.array], None]
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj")
 
@@ -23,7 +23,7 @@ class ForwardPass:
     Args:
         states: By layer index, `[B, H, r, r]` float32; a batch of 1 serves a pass over any batch.
         access_for: Called once, with B and T: what the tokens of this pass may do.
-        observe: Told the index of each layer and what its tokens read.
+        observe: Told the index of each layer, what its tokens read, and its output before the correction.
         plain: Whether this is what a call of the model without a cache or anything else around it does.
     """
 
@@ -35,7 +35,7 @@ class ForwardPass:
         plain: bool = True,
     ):
         self.plain = plain
-        self._observe = observe
+        self.observe = observe
         self.states = list(states)
         self.length = 0
         self.layers_run: set[int] = set()
@@ -60,8 +60,6 @@ class ForwardPass:
                 raise ValueError(f"the memory in the cache is of {state.shape[0]} rows, the tokens are of {x.shape[0]}")
             state = mx.broadcast_to(state, (x.shape[0], *state.shape[1:]))
         reads, self.states[layer] = layer_memory.read_and_write(x, state, self._access)
-        if self._observe is not None:
-            self._observe(layer, reads)
         return reads
 
 
@@ -91,13 +89,16 @@ class DeltaAttention:
     def __call__(self, *args: object, **kwargs: object) -> mx.array | tuple:
         layer_memory: DeltaMemory = self.delta_mem
         x = args[0] if args else kwargs[self.input_name]
-        steering = _Steering(self, self._forward_pass(args, kwargs).run(self.delta_layer, layer_memory, x), set())
+        forward = self._forward_pass(args, kwargs)
+        steering = _Steering(self, forward.run(self.delta_layer, layer_memory, x), set())
         token = _STEERING.set(steering)
         try:
             output = super().__call__(*args, **kwargs)
         finally:
             _STEERING.reset(token)
         self._check_applied(steering)
+        if forward.observe is not None:
+            forward.observe(self.delta_layer, steering.reads, output[0] if isinstance(output, tuple) else output)
         if "o_proj" not in layer_memory.corrected:
             return output
         if isinstance(output, tuple):

@@ -237,9 +237,9 @@ class ChatState:
 def _gate_collector(gates: dict[int, list[mx.array]]) -> Observer:
     """Notes the keep gates of every pass by layer."""
 
-    def note(layer: int, reads: Reads) -> None:
-        if reads.keep is not None:
-            gates.setdefault(layer, []).append(reads.keep)
+    def note(layer: int, reads: Reads, _: mx.array) -> None:
+        if reads.gates is not None:
+            gates.setdefault(layer, []).append(reads.gates.keep)
 
     return note
 

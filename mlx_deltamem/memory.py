@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.config import HEADS, DeltaMemConfig
-from mlx_deltamem.reads import PackedWeights, Reads
+from mlx_deltamem.reads import Gates, PackedWeights, Reads
 from mlx_deltamem.scan import delta_scan
 
 # The floor on the norm of memory queries and keys.
@@ -138,11 +138,11 @@ class DeltaMemory(nn.Module):
             return Reads(_constant_reads(state, queries, access.mask), weights), state
         projected = (x @ weights.inputs).astype(mx.float32)
         queries, *tokens = self._queries_keys_values_gates(projected, weights.gate_bias)
-        keep = tokens[2]
+        gates = Gates(keep=tokens[2], write=tokens[4])
         if access.units is None:
             reads, state = delta_scan(state, queries, *tokens, mask=access.mask)
-            return Reads(reads, weights, keep), state
-        reads = Reads(_constant_reads(state, queries, access.mask), weights, keep)
+            return Reads(reads, weights, gates), state
+        reads = Reads(_constant_reads(state, queries, access.mask), weights, gates)
         return reads, self._write_means(projected, state, access.units, weights)
 
     def _write_means(self, projected: mx.array, state: mx.array, units: WriteUnits, weights: PackedWeights) -> mx.array:

@@ -32,17 +32,30 @@ class PackedWeights:
         return True
 
 
+@dataclass(frozen=True)
+class Gates:
+    """The gates of a stretch of tokens that someone may want to look at, each `[B, T, H, r or 1]` float32.
+
+    Attributes:
+        keep: How much of the state a token keeps.
+        write: β, how much of its own value it writes.
+    """
+
+    keep: mx.array
+    write: mx.array
+
+
 class Reads:
     """What the tokens of one pass read from a layer's memory, and how that steers the layer.
 
     Args:
         reads: `[B, T, H, r]` float32.
         weights: The layer's weights.
-        keep: The tokens' keep gates `[B, T, H, r or 1]`; None for a pass that did not write.
+        gates: The tokens' gates; None for a pass that did not write.
     """
 
-    def __init__(self, reads: mx.array, weights: PackedWeights, keep: mx.array | None = None):
-        self.keep = keep
+    def __init__(self, reads: mx.array, weights: PackedWeights, gates: Gates | None = None):
+        self.gates = gates
         self._reads = reads.reshape(*reads.shape[:2], -1).astype(weights.inputs.dtype)
         self._weights = weights
 

@@ -76,7 +76,8 @@ def using_spans(model: nn.Module, spans: Spans) -> AbstractContextManager[None]:
 
 
 def observing(model: nn.Module, observe: Observer) -> AbstractContextManager[None]:
-    """Within it, `observe` is told the index of each layer that runs and what its tokens read."""
+    """Within it, `observe` is told of each layer that ran its index, what its tokens read, and its output `[B, T, hidden]`
+    before the correction."""
     return _used(model, observe=observe)
 
 
@@ -92,7 +93,7 @@ class Use:
     Attributes:
         writing: False within `read_only`.
         spans: The ids given by `write_spans`.
-        observe: Told the index of each layer and what its tokens read.
+        observe: Told of each layer that ran, as `observing` says.
     """
 
     writing: bool = True
