@@ -76,8 +76,8 @@ def using_spans(model: nn.Module, spans: Spans) -> AbstractContextManager[None]:
 
 
 def observing(model: nn.Module, observe: Observer) -> AbstractContextManager[None]:
-    """Within it, `observe` is told of each layer that ran its index, what its tokens read, and its output `[B, T, hidden]`
-    before the correction."""
+    """Within it, `observe` is told of each layer that ran: its index, what its tokens read, and its output before the
+    correction, `[B, T, hidden]`."""
     return _used(model, observe=observe)
 
 
