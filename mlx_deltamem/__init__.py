@@ -1,7 +1,8 @@
 """Online memory for local language models: δ-mem adapters on MLX."""
 
 from mlx_deltamem._version import __version__
-from mlx_deltamem.adapter import Adapter, load_adapter, save_adapter
+from mlx_deltamem.adapter import Adapter
+from mlx_deltamem.adapter_folder import load_adapter, save_adapter
 from mlx_deltamem.attach import attach, current_adapter, detach
 from mlx_deltamem.cache import make_prompt_cache, memory, reset_memory, set_memory
 from mlx_deltamem.config import DeltaMemConfig

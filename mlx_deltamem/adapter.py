@@ -1,32 +1,19 @@
-"""Adapters as folders: `delta_mem_config.json` and `delta_mem_adapter.safetensors`, with the reference's tensor names.
+"""Adapters in memory: their configuration and their tensors, under the names of the reference."""
 
-Files of the reference (`delta_mem_adapter.pt`) and of the other MLX port (`delta_mem_adapter_mlx.npz`) are read too.
-"""
-
-import hashlib
 import re
-import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import mlx.core as mx
-import numpy as np
 
-from mlx_deltamem import torch_file
-from mlx_deltamem._version import __version__
-from mlx_deltamem.card import card_text
-from mlx_deltamem.config import CONFIG_FILE, DeltaMemConfig
-from mlx_deltamem.files import new_file, new_folder
-from mlx_deltamem.hub import conversion_folder, find_adapter
+from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.memory import AttentionShape, inactive_parameters, parameter_shapes
 
+# The files of an adapter's folder, beside its config.
 WEIGHTS_FILE = "delta_mem_adapter.safetensors"
-TORCH_FILE = "delta_mem_adapter.pt"
-NPZ_FILE = "delta_mem_adapter_mlx.npz"
+CARD_FILE = "README.md"
+RESULTS_FILE = "results.json"
 
 _KEY = re.compile(r"(?:.*\.)?layers\.(?P<layer>\d+)\.(?P<path>.+)\.(?P<name>[^.]+)")
 
@@ -68,51 +55,14 @@ class Adapter:
         return dict(layers)
 
 
+def dtype_name(dtype: mx.Dtype) -> str:
+    """`float32`, not `mlx.core.float32`."""
+    return str(dtype).rpartition(".")[2]
+
+
 def weight_key(layer: int, path: str, name: str) -> str:
     """The name of a tensor in an adapter: `path` is the attention module's name within the layer."""
     return f"model.layers.{layer}.{path}.{name}"
-
-
-def load_adapter(path: str | Path) -> Adapter:
-    """Read an adapter from a folder or from the Hub (`USER/NAME`, `USER/NAME@REVISION`).
-
-    A repo in the format of the reference or of the other MLX port is converted once, and the copy is kept beside the
-    Hub's cache.
-
-    Raises:
-        FileNotFoundError: There is no such folder or repo, or it lacks the config or the weights.
-        ValueError: A file is damaged, or the adapter is not whole; every problem is listed.
-    """
-    folder = find_adapter(path)
-    converted = conversion_folder(folder)
-    if converted is not None and converted.is_dir():
-        # A copy that is damaged is made again.
-        with suppress(ValueError, FileNotFoundError):
-            return replace(_read(converted), source=str(path))
-    adapter = replace(_read(folder), source=str(path))
-    if converted is not None and adapter.file != WEIGHTS_FILE:
-        # The copy saves a second conversion and is no more than that; another process may be making it just now.
-        with suppress(OSError):
-            save_adapter(adapter, converted)
-    return adapter
-
-
-def save_adapter(adapter: Adapter, path: str | Path) -> None:
-    """Write an adapter's folder; files of an adapter that is there already are replaced.
-
-    To save what a model was trained to, give `current_adapter(model)`.
-
-    Raises:
-        ValueError: The adapter is not whole.
-        OSError: The folder cannot be written; what was there is still there.
-    """
-    check_weights(adapter)
-    path = Path(path)
-    if path.exists():
-        _write(adapter, path)
-    else:
-        with new_folder(path) as folder:
-            _write(adapter, folder)
 
 
 def check_weights(
@@ -181,62 +131,3 @@ def _layer_list(layers: Iterable[int]) -> str:
             ranges.append([layer, layer])
     listing = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
     return f"layer {listing}" if listing.isdigit() else f"layers {listing}"
-
-
-def _read(folder: Path) -> Adapter:
-    weights_file = next((folder / name for name in _READERS if (folder / name).is_file()), None)
-    missing = [CONFIG_FILE] if not (folder / CONFIG_FILE).is_file() else []
-    missing += [f"{WEIGHTS_FILE} (or {TORCH_FILE}, or {NPZ_FILE})"] if weights_file is None else []
-    if missing:
-        raise FileNotFoundError(f"{folder} is no δ-mem adapter: it lacks {' and '.join(missing)}{_what_it_is(folder)}")
-    weights, metadata = _READERS[weights_file.name](weights_file)
-    adapter = Adapter(DeltaMemConfig.load(folder / CONFIG_FILE), weights, metadata, str(folder), weights_file.name)
-    check_weights(adapter)
-    return adapter
-
-
-def _what_it_is(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
-        return "; it is a LoRA or PEFT adapter, which mlx-lm loads with --adapter-path"
-    if (folder / "config.json").is_file():
-        return "; it is a model, which goes to --model"
-    return ""
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    try:
-        weights, metadata = mx.load(str(path), return_metadata=True)
-        mx.eval(weights)
-        return weights, metadata
-    except RuntimeError as error:
-        raise ValueError(f"{path} is damaged ({error}); expected a safetensors file") from None
-
-
-def _read_torch(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    return torch_file.load(path), _provenance(path)
-
-
-def _read_npz(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: mx.array(arrays[name]) for name in arrays.files}, _provenance(path)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); expected an npz file of float arrays") from None
-
-
-_READERS = {WEIGHTS_FILE: _read_safetensors, TORCH_FILE: _read_torch, NPZ_FILE: _read_npz}
-
-
-def _provenance(path: Path) -> dict[str, str]:
-    return {"converted_from": path.name, "converted_from_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-def _write(adapter: Adapter, folder: Path) -> None:
-    metadata = dict(adapter.metadata) | {"format": "mlx", "mlx_deltamem": __version__}
-    # Both are written before either takes its place.
-    with new_file(folder / CONFIG_FILE) as config, new_file(folder / WEIGHTS_FILE) as weights:
-        config.write_text(adapter.config.to_json(), encoding="utf-8")
-        mx.save_safetensors(str(weights), dict(adapter.weights), metadata)
-    card = folder / "README.md"
-    if not card.exists():
-        card.write_text(card_text(adapter.config, adapter.parameters, metadata), encoding="utf-8")

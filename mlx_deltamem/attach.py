@@ -9,7 +9,8 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_deltamem.adapter import Adapter, check_weights, load_adapter, weight_key
+from mlx_deltamem.adapter import Adapter, check_weights, weight_key
+from mlx_deltamem.adapter_folder import load_adapter
 from mlx_deltamem.attention import (
     FORWARD_PASS,
     ForwardPass,
@@ -25,6 +26,7 @@ from mlx_deltamem.cache import (
     split_memory,
 )
 from mlx_deltamem.config import DeltaMemConfig
+from mlx_deltamem.hub import is_repo
 from mlx_deltamem.initial import initial_parameters
 from mlx_deltamem.memory import AttentionShape, DeltaMemory, inactive_parameters
 from mlx_deltamem.use import PLAIN, Attachment, attachment_of, current_use
@@ -63,7 +65,8 @@ def attach(model: nn.Module, adapter: str | Path | Adapter | DeltaMemConfig) -> 
         target.module.delta_layer = target.layer
         target.module.__class__ = delta_attention_class(target.module)
     model.memory_layout = layout
-    model.attachment = Attachment(config, {target.layer: target.path for target in targets})
+    metadata = adapter.metadata if isinstance(adapter, Adapter) else {}
+    model.attachment = Attachment(config, {target.layer: target.path for target in targets}, metadata)
     model.__class__ = model_class
     return [target.name for target in targets]
 
@@ -107,7 +110,9 @@ def current_adapter(model: nn.Module) -> Adapter:
             tensors[name] = mx.zeros((width, config.width), layer_memory.memory_q_proj.dtype)
         path = model.attachment.paths[layer]
         weights |= {weight_key(layer, path, name): tensor for name, tensor in tensors.items()}
-    return Adapter(config, weights)
+    backbone = getattr(model, "backbone_name", "")
+    metadata = {"base_model": backbone} if is_repo(backbone) else {}
+    return Adapter(config, weights, metadata | dict(model.attachment.metadata))
 
 
 class DeltaModel:

@@ -15,8 +15,8 @@ from rich.panel import Panel
 
 from mlx_deltamem.chat_commands import ChatCommands, LeavingError
 from mlx_deltamem.command import command
+from mlx_deltamem.hub import REFERENCE_ADAPTER
 from mlx_deltamem.options import (
-    DEFAULT_ADAPTER,
     DEFAULT_MODEL,
     add_chat_options,
     add_model_options,
@@ -222,7 +222,7 @@ def main() -> None:
     chat = open_chat(model, tokenizer, args)
     _take_any_text()
     console = Console(highlight=False)
-    facts = [f"model    {args.model or DEFAULT_MODEL}", f"adapter  {args.adapter or DEFAULT_ADAPTER}"]
+    facts = [f"model    {args.model or DEFAULT_MODEL}", f"adapter  {args.adapter or REFERENCE_ADAPTER}"]
     facts.append(f"history  {chat.history}")
     if args.session is not None:
         facts.append(f"session  {args.session} ({len(chat.messages)} messages)")

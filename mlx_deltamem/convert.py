@@ -7,10 +7,12 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_deltamem import torch_file
-from mlx_deltamem.adapter import NPZ_FILE, TORCH_FILE, WEIGHTS_FILE, Adapter, check_weights, load_adapter, save_adapter
+from mlx_deltamem.adapter import WEIGHTS_FILE, Adapter, check_weights, dtype_name
+from mlx_deltamem.adapter_folder import NPZ_FILE, TORCH_FILE, load_adapter, save_adapter
 from mlx_deltamem.command import command
 from mlx_deltamem.config import CONFIG_FILE
 from mlx_deltamem.files import new_folder
+from mlx_deltamem.upload import add_upload_options, upload_folder
 
 _FORMATS = {
     WEIGHTS_FILE: "mlx_deltamem's own format",
@@ -33,6 +35,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="Default: as in the adapter.")
     parser.add_argument("--to", choices=["mlx", "torch"], default="mlx", help="What to write (default: mlx).")
+    add_upload_options(parser)
     return parser
 
 
@@ -56,7 +59,10 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
         raise ValueError(f"{target} exists already; delete it or name another folder")
     adapter = load_adapter(source)
     weights = {name: tensor if dtype is None else tensor.astype(dtype) for name, tensor in adapter.weights.items()}
-    converted = replace(adapter, weights=weights)
+    metadata = dict(adapter.metadata)
+    if any(tensor.dtype != weights[name].dtype for name, tensor in adapter.weights.items()):
+        metadata["changed"] = f"weights stored as {dtype_name(dtype)}"
+    converted = replace(adapter, weights=weights, metadata=metadata)
     if to == "mlx":
         save_adapter(converted, target)
     else:
@@ -70,10 +76,14 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
+    if args.upload_repo is not None and args.to != "mlx":
+        raise ValueError("--upload-repo goes with --to mlx; what is published is mlx_deltamem's own format")
     source, target = (args.torch_path, args.mlx_path) if args.to == "mlx" else (args.mlx_path, args.torch_path)
     adapter = convert(source, Path(target).expanduser(), args.to, getattr(mx, args.dtype) if args.dtype else None)
     print(f"Read {source}: {adapter.file} ({_FORMATS[adapter.file]})")
     print(f"Wrote {target}: {adapter.parameters:,} parameters in {len(adapter.weights_by_layer())} layers")
+    if args.upload_repo is not None:
+        upload_folder(Path(target).expanduser(), args)
 
 
 if __name__ == "__main__":

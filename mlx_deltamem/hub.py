@@ -1,53 +1,55 @@
 """Adapters by name: a folder on this machine, or a repo on the Hugging Face Hub."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from mlx_deltamem.hub_errors import hub_errors
+
+# The reference implementation's adapter, by its authors; CC-BY-4.0 (facts of the reference).
+REFERENCE_ADAPTER = "declare-lab/delta-mem_qwen3_4b-instruct"
 
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_FILES = ["delta_mem*", "adapter_config.json", "README.md"]
+_FILES = ["delta_mem*", "README.md"]
 
 
-@contextmanager
-def hub_errors(name: str) -> Iterator[None]:
-    """Turn what the Hub and its client say into one line each.
+@dataclass(frozen=True)
+class AdapterFolder:
+    """Where an adapter's files are.
 
-    Raises:
-        FileNotFoundError: There is no such repo or revision, or it is not here and the Hub cannot be reached.
-        ValueError: Access was refused, or the name is no repo's name.
+    Attributes:
+        path: The folder.
+        repo: The Hub repo (USER/NAME) it was downloaded from; None for a folder of the user's own.
     """
-    try:
-        yield
-    except HFValidationError:
-        raise FileNotFoundError(f"{name} is no folder on this machine and no name of a Hub repo (USER/NAME)") from None
-    except GatedRepoError:
-        raise ValueError(f"{name} is gated: accept its terms on the Hub and log in with `hf auth login`") from None
-    except RevisionNotFoundError:
-        raise FileNotFoundError(f"{name} is a repo on the Hub that has no such revision") from None
-    except RepositoryNotFoundError:
-        raise FileNotFoundError(
-            f"{name} is no folder on this machine and no repo on the Hub (if it is private, log in: `hf auth login`)"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise FileNotFoundError(
-            f"{name} is no folder on this machine, and the Hub could not be reached to look for such a repo"
-        ) from None
-    except HfHubHTTPError as error:
-        raise ValueError(f"the Hub refused {name}: {str(error).splitlines()[0]}") from None
+
+    path: Path
+    repo: str | None = None
+
+    @property
+    def source(self) -> str | None:
+        """`USER/NAME@COMMIT`, the very state of a repo; None for a folder of the user's own."""
+        return self.repo and f"{self.repo}@{self.path.name}"
+
+    @property
+    def converted(self) -> Path | None:
+        """Where the converted copy of a downloaded repo is kept; None for a folder of the user's own."""
+        if self.repo is None:
+            return None
+        return Path(constants.HF_HOME) / "mlx_deltamem" / f"models--{self.repo.replace('/', '--')}" / self.path.name
+
+    def listing(self) -> list[str]:
+        """The files of the folder or, of a repo, also those that were not downloaded, as far as that is known."""
+        if self.repo is not None:
+            with suppress(OSError, ValueError), hub_errors(self.repo):
+                return sorted(HfApi().list_repo_files(self.repo, revision=self.path.name))
+        return sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
 
 
-def find_adapter(name: str | Path) -> Path:
+def find_adapter(name: str | Path) -> AdapterFolder:
     """The folder of an adapter, downloaded if it is `USER/NAME` or `USER/NAME@REVISION` on the Hub.
 
     Raises:
@@ -56,20 +58,29 @@ def find_adapter(name: str | Path) -> Path:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return folder
+        return AdapterFolder(folder)
     if folder.exists():
         raise ValueError(f"{name} is a file; expected the folder of an adapter")
     match = _REPO.fullmatch(str(name))
     if match is None:
         raise FileNotFoundError(f"there is no folder {name}; expected an adapter's folder or a Hub repo (USER/NAME)")
+    repo = match["repo"]
     with hub_errors(str(name)):
-        return Path(snapshot_download(match["repo"], revision=match["revision"], allow_patterns=_FILES))
+        try:
+            return AdapterFolder(Path(snapshot_download(repo, revision=match["revision"], allow_patterns=_FILES)), repo)
+        except RepositoryNotFoundError:
+            if kind := _other_kind(repo):
+                raise FileNotFoundError(f"{repo} is a {kind} on the Hub, not an adapter") from None
+            raise
 
 
-def conversion_folder(snapshot: Path) -> Path | None:
-    """Where the converted copy of a downloaded repo is kept; None for a folder that is not from the Hub's cache."""
-    cache = Path(constants.HF_HUB_CACHE).resolve()
-    if not snapshot.resolve().is_relative_to(cache):
-        return None
-    repo = snapshot.resolve().relative_to(cache).parts[0]
-    return Path(constants.HF_HOME) / "mlx_deltamem" / repo / snapshot.name
+def is_repo(name: str) -> bool:
+    """Whether a name is a repo's (USER/NAME) rather than a folder's on this machine."""
+    match = _REPO.fullmatch(name)
+    return match is not None and match["revision"] is None and not Path(name).exists()
+
+
+def _other_kind(repo: str) -> str | None:
+    """What a repo is that is no model repo."""
+    api = HfApi()
+    return next((kind for kind in ("dataset", "space") if api.repo_exists(repo, repo_type=kind)), None)

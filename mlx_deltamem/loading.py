@@ -6,9 +6,10 @@ import mlx.nn as nn
 import mlx_lm
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.adapter import Adapter, load_adapter
+from mlx_deltamem.adapter import Adapter
+from mlx_deltamem.adapter_folder import load_adapter
 from mlx_deltamem.attach import attach
-from mlx_deltamem.hub import hub_errors
+from mlx_deltamem.hub_errors import hub_errors
 
 
 def load(

@@ -20,12 +20,12 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.history import FULL
+from mlx_deltamem.hub import REFERENCE_ADAPTER
 from mlx_deltamem.loading import load
 from mlx_deltamem.session import ChatSession
 from mlx_deltamem.session_file import check_place
 
 DEFAULT_MODEL = "mlx-community/Qwen3-4B-Instruct-2507-4bit"
-DEFAULT_ADAPTER = "declare-lab/delta-mem_qwen3_4b-instruct"
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter",
         help="Folder or Hub repo (USER/NAME[@REVISION]) of the δ-mem adapter "
-        f"(default: {DEFAULT_ADAPTER}, with the default model).",
+        f"(default: {REFERENCE_ADAPTER}, with the default model).",
     )
     parser.add_argument("--trust-remote-code", action="store_true", help="Run code that comes with the model.")
 
@@ -82,7 +82,7 @@ def load_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
     if adapter is None:
         if args.model is not None:
             raise ValueError(f"--model {args.model} needs an --adapter made for it (without a memory: mlx_lm.generate)")
-        adapter = DEFAULT_ADAPTER
+        adapter = REFERENCE_ADAPTER
     return load(model, adapter, trust_remote_code=args.trust_remote_code)
 
 

@@ -1,9 +1,9 @@
 """How an attached model uses its memory just now: written or only read, by token or by spans."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache
@@ -21,10 +21,12 @@ class Attachment:
     Attributes:
         config: The adapter's configuration.
         paths: By layer index, the name of the attention module within the layer.
+        metadata: Where the adapter came from.
     """
 
     config: DeltaMemConfig
     paths: dict[int, str]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def attachment_of(model: nn.Module) -> Attachment:

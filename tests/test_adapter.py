@@ -19,7 +19,8 @@ from mlx_deltamem import (
     make_prompt_cache,
     save_adapter,
 )
-from mlx_deltamem.adapter import NPZ_FILE, TORCH_FILE, WEIGHTS_FILE, check_weights
+from mlx_deltamem.adapter import WEIGHTS_FILE, check_weights
+from mlx_deltamem.adapter_folder import NPZ_FILE, TORCH_FILE
 from mlx_deltamem.config import CONFIG_FILE
 from tests.conftest import GOLDENS, adapter, backbone, randomise
 from tests.families import tiny_model

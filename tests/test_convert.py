@@ -8,7 +8,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_deltamem import load_adapter
-from mlx_deltamem.adapter import TORCH_FILE, WEIGHTS_FILE
+from mlx_deltamem.adapter import WEIGHTS_FILE
+from mlx_deltamem.adapter_folder import TORCH_FILE
 from mlx_deltamem.config import CONFIG_FILE
 from mlx_deltamem.convert import convert
 from tests.command_line import assert_refused, run_command

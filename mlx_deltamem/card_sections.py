@@ -1,0 +1,128 @@
+"""The facts in an adapter's model card, as Markdown."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from mlx_deltamem.adapter import RESULTS_FILE, WEIGHTS_FILE, Adapter, dtype_name
+from mlx_deltamem.config import CONFIG_FILE
+
+PAPER = "2605.12357"
+
+_RESULT_COLUMNS = ("task", "condition", "metric", "value", "interval", "questions")
+
+
+def card_sections(
+    folder: Path, adapter: Adapter, repo: str | None, base_model: str | list[str] | None
+) -> dict[str, str]:
+    """The sections of a card, by name, in the order in which they stand there.
+
+    Args:
+        folder: Where the adapter's files are.
+        adapter: What they hold.
+        repo: The Hub repo that the card is for.
+        base_model: As in the card's metadata.
+
+    Raises:
+        ValueError: The folder has results that are damaged.
+    """
+    return {
+        "title": _title(repo, base_model),
+        "usage": _usage(repo or "THIS_FOLDER", base_model if isinstance(base_model, str) else "BACKBONE"),
+        "adapter": _configuration(adapter),
+        "results": _results(folder / RESULTS_FILE),
+        "provenance": _provenance(adapter),
+        "files": _files(folder),
+    }
+
+
+def _title(repo: str | None, base_model: str | list[str] | None) -> str:
+    models = [base_model] if isinstance(base_model, str) else base_model or []
+    of = " and ".join(f"[{model}](https://huggingface.co/{model})" for model in models) or "a frozen language model"
+    return f"""# {repo.split("/")[1] if repo else "A δ-mem adapter"}
+
+An online memory for {of}, by the delta rule ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})), for MLX."""
+
+
+def _usage(repo: str, base_model: str) -> str:
+    return f"""## Use
+
+```shell
+pip install mlx-deltamem
+mlx_deltamem.chat --model {base_model} --adapter {repo}
+```"""
+
+
+def _configuration(adapter: Adapter) -> str:
+    config, layers = adapter.config, adapter.weights_by_layer()
+    dtypes = sorted({dtype_name(tensor.dtype) for tensor in adapter.weights.values()})
+    rows = {
+        "layers": f"{len(layers)} ({min(layers)} to {max(layers)})",
+        "rank": config.rank,
+        "state heads": config.num_state_heads,
+        "alpha": config.alpha,
+        "corrected": ", ".join(config.delta_heads) or "nothing",
+        "written by": config.memory_write_granularity.removesuffix("_mean"),
+        "gates": "one per row" if config.rankwise_gates else "one per head",
+        "update": config.state_update_mode,
+        "parameters": f"{adapter.parameters:,}",
+        "weights": ", ".join(dtypes),
+        "memory": f"{adapter.state_bytes:,} bytes for each sequence, float32",
+    }
+    return "## Adapter\n\n" + _table(("", ""), rows.items())
+
+
+def _results(path: Path) -> str:
+    if not path.exists():
+        return ""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))["results"]
+        rows = [[_cell(result.get(column)) for column in _RESULT_COLUMNS] for result in results]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}); expected an object with a list of `results`"
+        ) from None
+    return "## Results\n\n" + _table(_RESULT_COLUMNS, rows)
+
+
+def _provenance(adapter: Adapter) -> str:
+    metadata, lines = adapter.metadata, []
+    if source := metadata.get("source_adapter"):
+        repo, _, revision = source.partition("@")
+        at = f" at revision `{revision}`" if revision else ""
+        under = f", which is under the licence {metadata['license']}" if "license" in metadata else ""
+        lines.append(f"Made from [{repo}](https://huggingface.co/{repo}){at}{under}.")
+    if "converted_from" in metadata:
+        lines.append(
+            f"Converted to safetensors by mlx_deltamem {metadata.get('mlx_deltamem', '')} from "
+            f"`{metadata['converted_from']}` (SHA-256 `{metadata.get('converted_from_sha256', 'unknown')}`)."
+        )
+    if "changed" in metadata:
+        lines.append(f"Changed: {metadata['changed']}.")
+    return "\n".join(["## Where it comes from", "", *lines]) if lines else ""
+
+
+def _files(folder: Path) -> str:
+    rows = []
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        content = (folder / name).read_bytes()
+        rows.append((name, f"{len(content):,}", f"`{hashlib.sha256(content).hexdigest()}`"))
+    return "## Files\n\n" + _table(("file", "bytes", "SHA-256"), rows)
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    """A value of a results file, as a cell of a table."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return " to ".join(map(_cell, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(str(value).split()).replace("|", "\\|")

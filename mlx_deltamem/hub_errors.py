@@ -1,0 +1,102 @@
+"""What the Hugging Face Hub and its client say when something fails, in one line each."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+_LOG_IN = "log in with `hf auth login`"
+
+
+@contextmanager
+def hub_errors(name: str) -> Iterator[None]:
+    """For reading a repo: turn what the Hub and its client say into one line each.
+
+    Raises:
+        FileNotFoundError: There is no such repo or revision, or it is not here and the Hub cannot be reached.
+        ValueError: Access was refused, or the name is no repo's name.
+    """
+    try:
+        yield
+    except HFValidationError:
+        raise FileNotFoundError(f"{name} is no folder on this machine and no name of a Hub repo (USER/NAME)") from None
+    except GatedRepoError:
+        raise ValueError(f"{name} is gated: accept its terms on the Hub and {_LOG_IN}") from None
+    except RevisionNotFoundError:
+        raise FileNotFoundError(f"{name} is a repo on the Hub that has no such revision") from None
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"{name} is no folder on this machine and no repo on the Hub (if it is private, {_LOG_IN})"
+        ) from None
+    except LocalEntryNotFoundError as error:
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise ValueError(_refusal(name, error.__cause__)) from None
+        raise FileNotFoundError(
+            f"{name} is no folder on this machine, and the Hub could not be reached to look for such a repo"
+        ) from None
+    except HfHubHTTPError as error:
+        raise ValueError(_refusal(name, error)) from None
+
+
+@contextmanager
+def upload_errors(repo: str) -> Iterator[None]:
+    """For writing to a repo: turn whatever stops an upload into one line; the client's transports raise errors of
+    every kind.
+
+    Raises:
+        ValueError: The upload failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(_upload_problem(repo, error)) from error
+
+
+def _upload_problem(repo: str, error: Exception) -> str:
+    if isinstance(error, HFValidationError):
+        return f"{repo} is no name of a Hub repo; expected USER/NAME"
+    if isinstance(error, LocalTokenNotFoundError):
+        return f"there is no token to upload to {repo} with; {_LOG_IN}"
+    if any(isinstance(cause, OfflineModeIsEnabled) for cause in _chain(error)):
+        return f"nothing can be uploaded to {repo} while HF_HUB_OFFLINE is set; unset it"
+    if answer := next((cause for cause in _chain(error) if isinstance(cause, HfHubHTTPError)), None):
+        return _refusal(repo, answer)
+    return f"the upload to {repo} was cut off ({_first_line(error)}); run the same command again"
+
+
+def _refusal(name: str, error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    if status == 401:
+        return f"the Hub does not accept the token that came with {name} (401); {_LOG_IN}"
+    if status == 403:
+        return f"the Hub does not let you do this with {name} (403); use your own USER/NAME and a token that may write"
+    if status == 404:
+        return f"the Hub has no {name}, or your token may not see it (404)"
+    if status == 429:
+        wait = error.response.headers.get("Retry-After", "")
+        after = f"in {wait} seconds" if wait.isdigit() else "later"
+        return f"the Hub has had too many requests from here (429); run the same command again {after}"
+    if status >= 500:
+        return f"the Hub failed over {name} ({status}); run the same command again later"
+    return f"the Hub refused {name} ({status}): {error.server_message or _first_line(error)}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
