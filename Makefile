@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 comma := ,
 EXTRAS := test$(if $(MLX),$(comma)$(MLX))
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint adapters clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,9 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+adapters: $(VENV)/installed
+	$(BIN)/python -m tools.adapters
 
 clean:
 	rm -rf $(VENV) .cache

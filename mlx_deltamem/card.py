@@ -21,6 +21,8 @@ _TAGS = ["mlx", "delta-mem", "memory", f"arxiv:{PAPER}"]
 _SECTION = re.compile(
     r"<!-- mlx_deltamem:(?P<name>\w+) (?P<checksum>[0-9a-f]{16}) -->(?P<text>.*?)<!-- /mlx_deltamem:(?P=name) -->", re.S
 )
+# The name that an upload wrote into the usage section.
+_PUBLISHED = re.compile(r"--adapter (?P<repo>[\w.-]+/[\w.-]+)\n")
 _NO_METADATA = "---\n\n---\n"
 
 
@@ -52,7 +54,7 @@ def make_card(
     Args:
         folder: Where the adapter's files are.
         adapter: What they hold.
-        repo: The Hub repo (USER/NAME) it is going to.
+        repo: The Hub repo (USER/NAME) it is going to; None: the one the card names already, if any.
         base_model, licence: What is to stand in the metadata; None: what stands there, else what the adapter knows.
 
     Raises:
@@ -65,6 +67,8 @@ def make_card(
     before = card.data.to_dict()
     _complete(card.data, adapter, base_model, licence)
     data = card.data.to_dict()
+    if repo is None and (published := _PUBLISHED.search(card.text)):
+        repo = published["repo"]
     sections = card_sections(folder, adapter, repo, data.get("base_model"))
     body, kept = _with_sections(card.text, sections, new)
     # What need not change keeps its comments and its order.
@@ -111,7 +115,12 @@ def _read(path: Path) -> str:
 
 def _parse(path: Path, text: str) -> ModelCard:
     try:
-        return ModelCard(text)
+        card = ModelCard(text)
+        for name in ("base_model", "license"):
+            value = card.data.get(name)
+            if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value or ""])):
+                raise ValueError(f"{name} is {value!r}, expected a name")
+        return card
     except (ValueError, TypeError, yaml.YAMLError) as error:
         problem = " ".join(str(error).split())
         raise ValueError(f"the metadata block of {path} is damaged ({problem}); mend it or delete the file") from None
