@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from mlx_deltamem.hub_errors import hub_errors
 
@@ -82,5 +82,9 @@ def is_repo(name: str) -> bool:
 
 def _other_kind(repo: str) -> str | None:
     """What a repo is that is no model repo."""
-    api = HfApi()
-    return next((kind for kind in ("dataset", "space") if api.repo_exists(repo, repo_type=kind)), None)
+    for kind in ("dataset", "space"):
+        # This is for the message alone.
+        with suppress(HfHubHTTPError):
+            if HfApi().repo_exists(repo, repo_type=kind):
+                return kind
+    return None

@@ -14,6 +14,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+# What the HTTP library raises when a connection fails. Which library that is depends on the client's release.
+_HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 _LOG_IN = "log in with `hf auth login`"
 
 
@@ -45,6 +47,8 @@ def hub_errors(name: str) -> Iterator[None]:
         ) from None
     except HfHubHTTPError as error:
         raise ValueError(_refusal(name, error)) from None
+    except _HTTPError as error:
+        raise ValueError(f"the download of {name} was cut off ({_first_line(error)}); try again") from None
 
 
 @contextmanager

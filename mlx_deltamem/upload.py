@@ -174,8 +174,8 @@ def _check_existing(found: ModelInfo, parcel: Parcel, private: bool, confirm: Co
     if private and not found.private:
         raise ValueError(f"{parcel.repo} is there already and public; make it private on the Hub, or name another repo")
     theirs, ours = found.card_data and found.card_data.get("base_model"), parcel.card.data.base_model
-    files = {file.rfilename for file in found.siblings or ()}
-    if files - {".gitattributes", CARD_FILE} and CONFIG_FILE not in files:
+    files = {file.rfilename for file in found.siblings or ()} - {".gitattributes", CARD_FILE}
+    if files and CONFIG_FILE not in files:
         question = f"{parcel.repo} is there already and holds no δ-mem adapter ({len(files)} files)"
     elif theirs and theirs != ours:
         question = f"{parcel.repo} is there already and is for {theirs}, this adapter for {ours}"
@@ -190,8 +190,9 @@ def _ask(question: str) -> bool:
 
 
 def _show(parcel: Parcel, console: Console) -> None:
-    layers = len(parcel.adapter.weights_by_layer())
-    console.print(f"{parcel.folder}: {parcel.adapter.parameters:,} parameters in {layers} layers, all finite")
+    adapter = parcel.adapter
+    size = f"{adapter.parameters:,} parameters in {len(adapter.weights_by_layer())} layers, all finite"
+    console.print(f"{parcel.folder}: {size}", soft_wrap=True)
     table = Table("goes to " + parcel.repo, "size")
     table.columns[1].justify = "right"
     for name in parcel.files:
@@ -202,7 +203,7 @@ def _show(parcel: Parcel, console: Console) -> None:
     if parcel.card.kept:
         console.print(f"Edited by hand in {CARD_FILE} and left as it is: {', '.join(parcel.card.kept)}")
     if parcel.left_out:
-        console.print(f"Left out: {', '.join(parcel.left_out)}")
+        console.print(f"Left out: {', '.join(parcel.left_out)}", soft_wrap=True)
 
 
 if __name__ == "__main__":
