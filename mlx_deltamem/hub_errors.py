@@ -74,7 +74,7 @@ def _upload_problem(repo: str, error: Exception) -> str:
         return f"nothing can be uploaded to {repo} while HF_HUB_OFFLINE is set; unset it"
     if answer := next((cause for cause in _chain(error) if isinstance(cause, HfHubHTTPError)), None):
         return _refusal(repo, answer)
-    return f"the upload to {repo} was cut off ({_first_line(error)}); run the same command again"
+    return f"the upload to {repo} did not get through ({_first_line(error)}); run the same command again"
 
 
 def _refusal(name: str, error: HfHubHTTPError) -> str:

@@ -161,11 +161,11 @@ def test_a_repo_with_something_else_in_it_is_overwritten_only_on_request(hub, fo
         ("preupload", {"status": 429, "headers": {"Retry-After": "7"}}, r"\(429\); .* in 7 seconds"),
         ("commit", {"status": 429}, r"\(429\); run the same command again later"),
         ("^PUT ", {"status": 500}, r"failed over user/memory \(500\)"),
-        ("^PUT ", {"cut": True}, "was cut off .* run the same command again"),
-        ("commit", {"cut": True}, "was cut off .* run the same command again"),
+        ("^PUT ", {"cut": True}, "did not get through .* run the same command again"),
+        ("commit", {"cut": True}, "did not get through .* run the same command again"),
         ("commit", {"status": 503}, r"\(503\)"),
         ("GET /api/models", {"status": 500}, r"\(500\)"),
-        ("validate-yaml", {"cut": True}, "was cut off"),
+        ("validate-yaml", {"cut": True}, "did not get through"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line_and_a_second_run_succeeds(hub, folder, pattern, fault, message):
@@ -203,7 +203,7 @@ def test_without_a_token_it_says_how_to_log_in(hub, folder):
 def test_without_a_network_it_says_so(folder, tmp_path):
     with Hub() as gone, hub_fixture.using(gone, tmp_path):
         pass
-    with hub_fixture.using(gone, tmp_path), pytest.raises(ValueError, match="was cut off"):
+    with hub_fixture.using(gone, tmp_path), pytest.raises(ValueError, match="did not get through"):
         upload(packed(folder))
 
 
