@@ -1,5 +1,6 @@
 """What the Hugging Face Hub and its client say when something fails, in one line each."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,6 +8,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -14,8 +16,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-# What the HTTP library raises when a connection fails. Which library that is depends on the client's release.
-_HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
+# How the Xet transport names the status of an answer: "HTTP status client error (403 Forbidden)".
+_STATUS = re.compile(r"HTTP status \w+ error \((?P<status>\d{3})\b")
 _LOG_IN = "log in with `hf auth login`"
 
 
@@ -47,7 +49,7 @@ def hub_errors(name: str) -> Iterator[None]:
         ) from None
     except HfHubHTTPError as error:
         raise ValueError(_refusal(name, error)) from None
-    except _HTTPError as error:
+    except HTTPError as error:
         raise ValueError(f"the download of {name} was cut off ({_first_line(error)}); try again") from None
 
 
@@ -66,19 +68,26 @@ def upload_errors(repo: str) -> Iterator[None]:
 
 
 def _upload_problem(repo: str, error: Exception) -> str:
-    if isinstance(error, HFValidationError):
-        return f"{repo} is no name of a Hub repo; expected USER/NAME"
     if isinstance(error, LocalTokenNotFoundError):
         return f"there is no token to upload to {repo} with; {_LOG_IN}"
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in _chain(error)):
         return f"nothing can be uploaded to {repo} while HF_HUB_OFFLINE is set; unset it"
+    if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+        return f"the Hub does not accept the model card for {repo}: {' '.join(str(error).split())}"
     if answer := next((cause for cause in _chain(error) if isinstance(cause, HfHubHTTPError)), None):
         return _refusal(repo, answer)
+    if found := _STATUS.search(str(error)):
+        return _refused(repo, int(found["status"]), _first_line(error))
     return f"the upload to {repo} did not get through ({_first_line(error)}); run the same command again"
 
 
 def _refusal(name: str, error: HfHubHTTPError) -> str:
-    status = error.response.status_code
+    wait = error.response.headers.get("Retry-After", "")
+    said = error.server_message or _first_line(error)
+    return _refused(name, error.response.status_code, said, f"in {wait} seconds" if wait.isdigit() else "later")
+
+
+def _refused(name: str, status: int, said: str, when: str = "later") -> str:
     if status == 401:
         return f"the Hub does not accept the token that came with {name} (401); {_LOG_IN}"
     if status == 403:
@@ -86,12 +95,10 @@ def _refusal(name: str, error: HfHubHTTPError) -> str:
     if status == 404:
         return f"the Hub has no {name}, or your token may not see it (404)"
     if status == 429:
-        wait = error.response.headers.get("Retry-After", "")
-        after = f"in {wait} seconds" if wait.isdigit() else "later"
-        return f"the Hub has had too many requests from here (429); run the same command again {after}"
+        return f"the Hub has had too many requests from here (429); run the same command again {when}"
     if status >= 500:
-        return f"the Hub failed over {name} ({status}); run the same command again later"
-    return f"the Hub refused {name} ({status}): {error.server_message or _first_line(error)}"
+        return f"the Hub failed over {name} ({status}); run the same command again {when}"
+    return f"the Hub refused {name} ({status}): {' '.join(said.split())}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

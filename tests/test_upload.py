@@ -10,6 +10,7 @@ from mlx_deltamem import attach, load, load_adapter, save_adapter
 from mlx_deltamem.adapter import CARD_FILE, RESULTS_FILE, WEIGHTS_FILE
 from mlx_deltamem.adapter_folder import TORCH_FILE
 from mlx_deltamem.config import CONFIG_FILE
+from mlx_deltamem.hub_errors import upload_errors
 from mlx_deltamem.upload import pack, upload
 from tests import hub_fixture
 from tests.command_line import assert_refused, run_command
@@ -267,7 +268,7 @@ def test_a_folder_that_is_no_whole_adapter_is_refused_before_anything_is_sent(hu
 def test_a_card_that_lacks_something_is_refused(hub, folder):
     result = run_command("upload", "--path", folder, "--upload-repo", REPO, **hub.environment(folder.parent / "home"))
     assert_refused(result, "lacks base_model and license; give --base-model USER/NAME and --license NAME")
-    with pytest.raises(ValueError, match="license"):
+    with pytest.raises(ValueError, match=r"does not accept the model card for user/memory: .*license"):
         upload(pack(folder, REPO, MODEL, "no such licence"))
     assert not hub.api.repositories
 
@@ -278,3 +279,16 @@ def test_a_name_that_is_no_repos_is_refused(folder, name):
         pack(folder, name, MODEL, "mit")
     with pytest.raises(ValueError, match="--base-model"):
         pack(folder, REPO, name, "mit")
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ("Network error: Request error: HTTP status client error (403 Forbidden), domain: https://x.y/z", "(403)"),
+        ("Network error: Request error: error decoding response body, domain: no-url", "did not get through (Network"),
+    ],
+)
+def test_what_the_xet_transport_raises_is_one_line(problem, message):
+    with pytest.raises(ValueError) as error, upload_errors(REPO):
+        raise ConnectionError(problem)
+    assert message in str(error.value)
