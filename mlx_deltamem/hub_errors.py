@@ -72,7 +72,7 @@ def _upload_problem(repo: str, error: Exception) -> str:
         return f"there is no token to upload to {repo} with; {_LOG_IN}"
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in _chain(error)):
         return f"nothing can be uploaded to {repo} while HF_HUB_OFFLINE is set; unset it"
-    if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+    if type(error) is ValueError:
         return f"the Hub does not accept the model card for {repo}: {' '.join(str(error).split())}"
     if answer := next((cause for cause in _chain(error) if isinstance(cause, HfHubHTTPError)), None):
         return _refusal(repo, answer)
