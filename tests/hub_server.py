@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,13 +31,18 @@ TOKEN, READ_TOKEN, OTHER_TOKEN = "hf_loopbackWriter", "hf_loopbackReader", "hf_l
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came: `host` is `hub` or `storage`, `received` the bytes of its body, also of one cut short."""
+    """A request as it came.
+
+    `host` is `hub` or `storage`, `received` the bytes of its body, also of one cut short, `range` what it wanted of a
+    file (`bytes=10-`).
+    """
 
     host: str
     method: str
     path: str
     token_sent: bool
     received: int
+    range: str | None = None
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
@@ -48,7 +53,8 @@ class Hub:
 
     `endpoint` and `storage.endpoint` are its addresses, `requests` all that it was asked, `tokens` who may ask:
     `TOKEN` writes the repositories of `user`, `READ_TOKEN` reads them, `OTHER_TOKEN` is somebody else's.
-    `fail(...)` is `Faults.add`.
+    `fail(...)` is `Faults.add`; `slept` the seconds that huggingface_hub would have slept between retries (the fixture
+    fills it).
 
     Arguments:
         lfs_above: bytes above which a text file is large too; binary files always are.
@@ -62,6 +68,7 @@ class Hub:
         self.requests: list[Request] = []
         self.faults = Faults()
         self.fail = self.faults.add
+        self.slept: list[float] = []
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
@@ -101,7 +108,7 @@ class Hub:
         return self.api.repositories[kind, name]
 
     def environment(self, home: Path, token: str = TOKEN) -> dict[str, str]:
-        """The variables by which a process of its own uses this Hub, with its cache below `home`."""
+        """The variables by which a process of its own uses this Hub, with its cache below `home`; no token is ""."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
@@ -135,7 +142,8 @@ class Server(ThreadingHTTPServer):
 
     def hang_up(self) -> None:
         for connection in list(self.connections):
-            connection.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):  # it may have ended by itself
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 class Connection(BaseHTTPRequestHandler):
@@ -152,7 +160,8 @@ class Connection(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length", 0))
         fault = hub.faults.take(f"{self.command} {self.path}")
         body = self.rfile.read(length // 2 if fault and fault.cut else length)
-        hub.requests.append(Request(name, self.command, self.path, "Authorization" in self.headers, len(body)))
+        token_sent, wanted = "Authorization" in self.headers, self.headers.get("Range")
+        hub.requests.append(Request(name, self.command, self.path, token_sent, len(body), wanted))
         if fault and fault.cut and length:
             self.hang_up(fault.reset)
         elif fault and not fault.cut and not fault.answer_lost:
@@ -190,6 +199,7 @@ class Connection(BaseHTTPRequestHandler):
 
     def send_head(self, reply: Reply) -> None:
         self.send_response(reply.status)
+        self.send_header("X-Request-Id", f"Root=1-{len(self.server.hub.requests)}")
         for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -204,7 +214,9 @@ def _serving(name: str, hub: Hub, service: object, routes: Routes) -> Iterator[s
     with Server(name, hub, service, routes) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-        server.hang_up()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+            server.hang_up()
