@@ -77,7 +77,9 @@ def _read(folder: AdapterFolder) -> Adapter:
         lacking, kind = " and ".join(missing), _what_it_is(folder.listing())
         raise FileNotFoundError(f"{folder.repo or path} is no δ-mem adapter: it lacks {lacking}; it {kind}")
     weights, metadata = _READERS[weights_file.name](weights_file)
-    metadata = _source(folder) | metadata | card_metadata(path)
+    metadata |= card_metadata(path)
+    if "source_adapter" not in metadata:
+        metadata |= _source(folder, metadata.get("license"))
     adapter = Adapter(DeltaMemConfig.load(path / CONFIG_FILE), weights, metadata, str(path), weights_file.name)
     check_weights(adapter)
     return adapter
@@ -92,12 +94,12 @@ def _what_it_is(files: list[str]) -> str:
     return f"holds {', '.join(shown)}" if files else "is empty"
 
 
-def _source(folder: AdapterFolder) -> dict[str, str]:
-    """Which repo an adapter is from; a file that says itself where it came from knows better."""
+def _source(folder: AdapterFolder, licence: str | None) -> dict[str, str]:
+    """Whose adapter this is, for what is made from it."""
     if folder.source is None:
         return {}
-    licence = {"license": "cc-by-4.0"} if folder.repo == REFERENCE_ADAPTER else {}
-    return licence | {"source_adapter": folder.source}
+    licence = licence or ("cc-by-4.0" if folder.repo == REFERENCE_ADAPTER else None)
+    return {"source_adapter": folder.source} | ({"source_license": licence} if licence else {})
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
@@ -135,5 +137,5 @@ def _write(adapter: Adapter, folder: Path) -> None:
         config.write_text(adapter.config.to_json(), encoding="utf-8")
         mx.save_safetensors(str(weights), dict(adapter.weights), metadata)
     # A card that cannot be read is the user's to mend, and no reason not to keep the weights.
-    with suppress(ValueError):
+    with suppress(ValueError, IsADirectoryError):
         refresh_card(folder, replace(adapter, metadata=metadata))

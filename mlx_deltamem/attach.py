@@ -26,7 +26,7 @@ from mlx_deltamem.cache import (
     split_memory,
 )
 from mlx_deltamem.config import DeltaMemConfig
-from mlx_deltamem.hub import is_repo
+from mlx_deltamem.hub import is_repo_name
 from mlx_deltamem.initial import initial_parameters
 from mlx_deltamem.memory import AttentionShape, DeltaMemory, inactive_parameters
 from mlx_deltamem.use import PLAIN, Attachment, attachment_of, current_use
@@ -111,7 +111,7 @@ def current_adapter(model: nn.Module) -> Adapter:
         path = model.attachment.paths[layer]
         weights |= {weight_key(layer, path, name): tensor for name, tensor in tensors.items()}
     backbone = getattr(model, "backbone_name", "")
-    metadata = {"base_model": backbone} if is_repo(backbone) else {}
+    metadata = {"base_model": backbone} if is_repo_name(backbone) and not Path(backbone).exists() else {}
     return Adapter(config, weights, metadata | dict(model.attachment.metadata))
 
 

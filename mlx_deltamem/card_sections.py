@@ -13,36 +13,34 @@ PAPER = "2605.12357"
 _RESULT_COLUMNS = ("task", "condition", "metric", "value", "interval", "questions")
 
 
-def card_sections(
-    folder: Path, adapter: Adapter, repo: str | None, base_model: str | list[str] | None
-) -> dict[str, str]:
+def card_sections(folder: Path, adapter: Adapter, repo: str | None, base_models: list[str]) -> dict[str, str]:
     """The sections of a card, by name, in the order in which they stand there.
 
     Args:
         folder: Where the adapter's files are.
         adapter: What they hold.
         repo: The Hub repo that the card is for.
-        base_model: As in the card's metadata.
+        base_models: As in the card's metadata.
 
     Raises:
         ValueError: The folder has results that are damaged.
     """
     return {
-        "title": _title(repo, base_model),
-        "usage": _usage(repo or "THIS_FOLDER", base_model if isinstance(base_model, str) else "BACKBONE"),
+        "title": _title(repo, base_models),
+        "usage": _usage(repo or "THIS_FOLDER", base_models[0] if base_models else "BACKBONE"),
         "adapter": _configuration(adapter),
         "results": _results(folder / RESULTS_FILE),
-        "provenance": _provenance(adapter),
+        "provenance": provenance(adapter),
         "files": _files(folder),
     }
 
 
-def _title(repo: str | None, base_model: str | list[str] | None) -> str:
-    models = [base_model] if isinstance(base_model, str) else base_model or []
-    of = " and ".join(f"[{model}](https://huggingface.co/{model})" for model in models) or "a frozen language model"
+def _title(repo: str | None, base_models: list[str]) -> str:
+    of = " and ".join(f"[{model}](https://huggingface.co/{model})" for model in base_models)
     return f"""# {repo.split("/")[1] if repo else "A δ-mem adapter"}
 
-An online memory for {of}, by the delta rule ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})), for MLX."""
+An online memory for {of or "a frozen language model"}, by the delta rule
+([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})), for MLX."""
 
 
 def _usage(repo: str, base_model: str) -> str:
@@ -79,19 +77,20 @@ def _results(path: Path) -> str:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))["results"]
         rows = [[_cell(result.get(column)) for column in _RESULT_COLUMNS] for result in results]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}); expected an object with a list of `results`"
         ) from None
     return "## Results\n\n" + _table(_RESULT_COLUMNS, rows)
 
 
-def _provenance(adapter: Adapter) -> str:
+def provenance(adapter: Adapter) -> str:
+    """Whose work an adapter is made from, and what was done to it; nothing for one that is all its maker's."""
     metadata, lines = adapter.metadata, []
     if source := metadata.get("source_adapter"):
         repo, _, revision = source.partition("@")
         at = f" at revision `{revision}`" if revision else ""
-        under = f", which is under the licence {metadata['license']}" if "license" in metadata else ""
+        under = f", which is under the licence {metadata['source_license']}" if "source_license" in metadata else ""
         lines.append(f"Made from [{repo}](https://huggingface.co/{repo}){at}{under}.")
     if "converted_from" in metadata:
         lines.append(

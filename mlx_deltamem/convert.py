@@ -7,12 +7,13 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_deltamem import torch_file
-from mlx_deltamem.adapter import WEIGHTS_FILE, Adapter, check_weights, dtype_name
+from mlx_deltamem.adapter import CARD_FILE, WEIGHTS_FILE, Adapter, check_weights, dtype_name
 from mlx_deltamem.adapter_folder import NPZ_FILE, TORCH_FILE, load_adapter, save_adapter
+from mlx_deltamem.card import provenance_card
 from mlx_deltamem.command import command
 from mlx_deltamem.config import CONFIG_FILE
-from mlx_deltamem.files import new_folder
-from mlx_deltamem.upload import add_upload_options, upload_folder
+from mlx_deltamem.files import new_folder, user_path
+from mlx_deltamem.upload import add_upload_options, check_names, upload_folder
 
 _FORMATS = {
     WEIGHTS_FILE: "mlx_deltamem's own format",
@@ -61,7 +62,8 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
     weights = {name: tensor if dtype is None else tensor.astype(dtype) for name, tensor in adapter.weights.items()}
     metadata = dict(adapter.metadata)
     if any(tensor.dtype != weights[name].dtype for name, tensor in adapter.weights.items()):
-        metadata["changed"] = f"weights stored as {dtype_name(dtype)}"
+        earlier = f"{metadata['changed']}, then " if "changed" in metadata else "weights stored as "
+        metadata["changed"] = earlier + dtype_name(dtype)
     converted = replace(adapter, weights=weights, metadata=metadata)
     if to == "mlx":
         save_adapter(converted, target)
@@ -70,20 +72,36 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
         with new_folder(target) as folder:
             (folder / CONFIG_FILE).write_text(adapter.config.to_json(), encoding="utf-8")
             torch_file.save(folder / TORCH_FILE, weights)
+            if (card := provenance_card(converted)) is not None:
+                (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return adapter
 
 
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
-    if args.upload_repo is not None and args.to != "mlx":
-        raise ValueError("--upload-repo goes with --to mlx; what is published is mlx_deltamem's own format")
+    _check_upload_options(args)
     source, target = (args.torch_path, args.mlx_path) if args.to == "mlx" else (args.mlx_path, args.torch_path)
-    adapter = convert(source, Path(target).expanduser(), args.to, getattr(mx, args.dtype) if args.dtype else None)
+    target = user_path(target)
+    adapter = convert(source, target, args.to, getattr(mx, args.dtype) if args.dtype else None)
     print(f"Read {source}: {adapter.file} ({_FORMATS[adapter.file]})")
     print(f"Wrote {target}: {adapter.parameters:,} parameters in {len(adapter.weights_by_layer())} layers")
     if args.upload_repo is not None:
-        upload_folder(Path(target).expanduser(), args)
+        try:
+            upload_folder(target, args)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{error} (the adapter is in {target}: go on with mlx_deltamem.upload)") from error
+
+
+def _check_upload_options(args: argparse.Namespace) -> None:
+    """What can be known to be wrong before anything is converted."""
+    if args.upload_repo is None:
+        if args.private or args.base_model or args.license or args.yes:
+            raise ValueError("--private, --base-model, --license and --yes go with --upload-repo USER/NAME")
+    elif args.to != "mlx":
+        raise ValueError("--upload-repo goes with --to mlx; what is published is mlx_deltamem's own format")
+    else:
+        check_names(args.upload_repo, args.base_model)
 
 
 if __name__ == "__main__":

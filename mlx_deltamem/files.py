@@ -9,6 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def user_path(name: str | Path) -> Path:
+    """A path as a user writes it, `~` and all.
+
+    Raises:
+        FileNotFoundError: There is no such home folder.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise FileNotFoundError(f"there is no home folder for {name}; name the folder in full") from None
+
+
 @contextmanager
 def new_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """Give a temporary file to write; it takes the place of `path` when the block ends, and goes if the block fails.

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
+from mlx_deltamem.files import user_path
 from mlx_deltamem.hub_errors import hub_errors
 
 # The reference implementation's adapter, by its authors; CC-BY-4.0 (facts of the reference).
 REFERENCE_ADAPTER = "declare-lab/delta-mem_qwen3_4b-instruct"
 
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_SNAPSHOT = re.compile(r"models--(?P<user>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/[0-9a-f]{40}")
 _FILES = ["delta_mem*", "README.md"]
 
 
@@ -56,9 +59,9 @@ def find_adapter(name: str | Path) -> AdapterFolder:
         FileNotFoundError: There is no such folder or repo.
         ValueError: It is a file, or the Hub refused access.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if folder.is_dir():
-        return AdapterFolder(folder)
+        return AdapterFolder(folder, _cached_repo(folder))
     if folder.exists():
         raise ValueError(f"{name} is a file; expected the folder of an adapter")
     match = _REPO.fullmatch(str(name))
@@ -74,10 +77,21 @@ def find_adapter(name: str | Path) -> AdapterFolder:
             raise
 
 
-def is_repo(name: str) -> bool:
-    """Whether a name is a repo's (USER/NAME) rather than a folder's on this machine."""
-    match = _REPO.fullmatch(name)
-    return match is not None and match["revision"] is None and not Path(name).exists()
+def _cached_repo(folder: Path) -> str | None:
+    """The repo of a folder that is a snapshot in the Hub's cache."""
+    cache, folder = Path(constants.HF_HUB_CACHE).resolve(), folder.resolve()
+    if not folder.is_relative_to(cache):
+        return None
+    match = _SNAPSHOT.fullmatch(folder.relative_to(cache).as_posix())
+    return match and f"{match['user']}/{match['name']}"
+
+
+def is_repo_name(name: str) -> bool:
+    """Whether a name can be that of a Hub repo, USER/NAME."""
+    with suppress(HFValidationError):
+        validate_repo_id(name)
+        return "/" in name
+    return False
 
 
 def _other_kind(repo: str) -> str | None:

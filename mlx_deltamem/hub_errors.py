@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -16,9 +17,18 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-# How the Xet transport names the status of an answer: "HTTP status client error (403 Forbidden)".
+# The Xet transport raises errors of Python's own types, with a status in the text where there was an answer.
+_XET = re.compile(r"^(Data processing|Network|CAS service|Request) error", re.I)
 _STATUS = re.compile(r"HTTP status \w+ error \((?P<status>\d{3})\b")
 _LOG_IN = "log in with `hf auth login`"
+_REFUSALS = {
+    401: f"the Hub does not accept the token that came with {{name}} (401); {_LOG_IN}",
+    403: "the Hub does not let you do this with {name} (403); use your own USER/NAME and a token that may write",
+    404: "the Hub has no {name}, or your token may not see it (404)",
+    412: "{name} was changed on the Hub meanwhile (412); try again",
+    429: "the Hub has had too many requests from here (429); try again {when}",
+    500: "the Hub failed over {name} ({status}); try again {when}",
+}
 
 
 @contextmanager
@@ -42,14 +52,14 @@ def hub_errors(name: str) -> Iterator[None]:
             f"{name} is no folder on this machine and no repo on the Hub (if it is private, {_LOG_IN})"
         ) from None
     except LocalEntryNotFoundError as error:
-        if isinstance(error.__cause__, HfHubHTTPError):
-            raise ValueError(_refusal(name, error.__cause__)) from None
-        raise FileNotFoundError(
-            f"{name} is no folder on this machine, and the Hub could not be reached to look for such a repo"
-        ) from None
+        raise _not_local(name, error) from None
     except HfHubHTTPError as error:
         raise ValueError(_refusal(name, error)) from None
     except HTTPError as error:
+        raise ValueError(f"the download of {name} was cut off ({_first_line(error)}); try again") from None
+    except (RuntimeError, OSError) as error:
+        if _XET.match(str(error)) is None:
+            raise
         raise ValueError(f"the download of {name} was cut off ({_first_line(error)}); try again") from None
 
 
@@ -67,18 +77,30 @@ def upload_errors(repo: str) -> Iterator[None]:
         raise ValueError(_upload_problem(repo, error)) from error
 
 
+def _not_local(name: str, error: LocalEntryNotFoundError) -> Exception:
+    """What it means that a repo is not in the cache."""
+    if isinstance(error.__cause__, HfHubHTTPError):
+        return ValueError(_refusal(name, error.__cause__))
+    if constants.HF_HUB_OFFLINE:
+        return FileNotFoundError(
+            f"{name} is no folder on this machine and not wholly in the Hub's cache, and HF_HUB_OFFLINE is set; "
+            "unset it once to download it"
+        )
+    return FileNotFoundError(
+        f"{name} is no folder on this machine, and the Hub could not be reached to look for such a repo"
+    )
+
+
 def _upload_problem(repo: str, error: Exception) -> str:
     if isinstance(error, LocalTokenNotFoundError):
         return f"there is no token to upload to {repo} with; {_LOG_IN}"
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in _chain(error)):
         return f"nothing can be uploaded to {repo} while HF_HUB_OFFLINE is set; unset it"
-    if type(error) is ValueError:
-        return f"the Hub does not accept the model card for {repo}: {' '.join(str(error).split())}"
     if answer := next((cause for cause in _chain(error) if isinstance(cause, HfHubHTTPError)), None):
         return _refusal(repo, answer)
     if found := _STATUS.search(str(error)):
         return _refused(repo, int(found["status"]), _first_line(error))
-    return f"the upload to {repo} did not get through ({_first_line(error)}); run the same command again"
+    return f"the upload to {repo} did not get through ({_first_line(error)}); try again"
 
 
 def _refusal(name: str, error: HfHubHTTPError) -> str:
@@ -88,17 +110,9 @@ def _refusal(name: str, error: HfHubHTTPError) -> str:
 
 
 def _refused(name: str, status: int, said: str, when: str = "later") -> str:
-    if status == 401:
-        return f"the Hub does not accept the token that came with {name} (401); {_LOG_IN}"
-    if status == 403:
-        return f"the Hub does not let you do this with {name} (403); use your own USER/NAME and a token that may write"
-    if status == 404:
-        return f"the Hub has no {name}, or your token may not see it (404)"
-    if status == 429:
-        return f"the Hub has had too many requests from here (429); run the same command again {when}"
-    if status >= 500:
-        return f"the Hub failed over {name} ({status}); run the same command again {when}"
-    return f"the Hub refused {name} ({status}): {' '.join(said.split())}"
+    status_class = 500 if status >= 500 else status
+    meaning = _REFUSALS.get(status_class, "the Hub refused {name} ({status}): {said}")
+    return meaning.format(name=name, status=status, said=" ".join(said.split()), when=when)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

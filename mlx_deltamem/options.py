@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,6 +18,7 @@ from mlx_lm.generate import (
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_deltamem.files import user_path
 from mlx_deltamem.history import FULL
 from mlx_deltamem.hub import REFERENCE_ADAPTER
 from mlx_deltamem.loading import load
@@ -42,7 +42,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
     """What a chat is, and how its replies are generated."""
     parser.add_argument(
-        "--session", type=_path, help="A .safetensors file: go on from it if it is there, and save the chat to it."
+        "--session", type=user_path, help="A .safetensors file: go on from it if it is there, and save the chat to it."
     )
     parser.add_argument("--save-kv", action="store_true", help="Keep keys and values in it, to go on without delay.")
     parser.add_argument(
@@ -117,10 +117,6 @@ def reply_options(args: argparse.Namespace) -> dict[str, int | Callable[[mx.arra
         "prefill_step_size": args.prefill_step_size,
         "sampler": make_sampler(args.temp, args.top_p, args.min_p, top_k=args.top_k),
     }
-
-
-def _path(text: str) -> Path:
-    return Path(text).expanduser()
 
 
 def count_from(least: int) -> Callable[[str], int]:

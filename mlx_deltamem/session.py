@@ -14,6 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.chat_state import ChatState
 from mlx_deltamem.drift import Drift
+from mlx_deltamem.files import user_path
 from mlx_deltamem.fingerprint import origin_of
 from mlx_deltamem.history import FULL, NONE, parse_history
 from mlx_deltamem.reply import Reply, ReplySettings, finish_reply
@@ -235,7 +236,7 @@ class ChatSession:
             OSError: It cannot be written; what was there is still there.
         """
         self._check_idle()
-        path = Path(path).expanduser().resolve()
+        path = user_path(path).resolve()
         kept = self._state.cache if save_kv and self.history != NONE else None
         chat = StoredChat(
             origin=origin_of(self.model, self.tokenizer),
@@ -257,7 +258,7 @@ class ChatSession:
             ValueError: It is no session, damaged or altered, of a newer format, or was made with another backbone,
                 adapter or tokenizer; both fingerprints are named.
         """
-        path = Path(path).expanduser().resolve()
+        path = user_path(path).resolve()
         stored, file_id = read_chat(path)
         chat = cls(model, tokenizer, stored.system, stored.history, **stored.template_options)
         origin_of(model, tokenizer).check(path, stored.origin)

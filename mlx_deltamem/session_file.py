@@ -19,7 +19,7 @@ from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
 from mlx_deltamem._version import __version__
 from mlx_deltamem.cache import PromptCache
-from mlx_deltamem.files import new_file, remove_unfinished
+from mlx_deltamem.files import new_file, remove_unfinished, user_path
 from mlx_deltamem.fingerprint import update_with_arrays
 from mlx_deltamem.stored_chat import FORMAT_VERSION, StoredChat, cache_entries, describe, stored_chat
 
@@ -63,7 +63,7 @@ def check_place(path: Path) -> None:
     """Raise FileNotFoundError, PermissionError or ValueError where no session can be saved."""
     if path.suffix != SUFFIX:
         raise ValueError(f"{path} does not end in {SUFFIX}; name a session file so")
-    folder = path.expanduser().resolve().parent
+    folder = user_path(path).resolve().parent
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} to save a session in")
     if not os.access(folder, os.W_OK):

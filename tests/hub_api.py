@@ -106,6 +106,18 @@ class Api:
         files = self.readable(call, kind, name).at(revision).files
         return json_reply([{"type": "file", **listed(path, file)} for path, file in sorted(files.items())])
 
+    @route(f"GET /api/{KIND}/{NAME}/commits/{REVISION}")
+    def commits(self, call: Call, kind: str, name: str, revision: str) -> Reply:
+        """The commits of a revision, the newest first."""
+        repository, listed = self.readable(call, kind, name), []
+        oids = [repository.at(revision).oid]
+        while oids:
+            commit = repository.at(oids[0])
+            date = commit.date.replace("+00:00", "Z")
+            listed.append({"id": commit.oid, "title": commit.title, "message": "", "date": date, "authors": []})
+            oids = list(commit.parents)
+        return json_reply(listed)
+
     @route(f"POST /api/{KIND}/{NAME}/(tag|branch)/{REVISION}")
     def name_revision(self, call: Call, kind: str, name: str, what: str, revision: str) -> Reply:
         repository, wanted = self.writable(call, kind, name), call.json()

@@ -14,6 +14,8 @@ from mlx_deltamem.card import card_metadata, make_card, write_card
 from mlx_deltamem.config import CONFIG_FILE
 from tests.conftest import adapter
 
+_SMALL = load_adapter(adapter())
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -99,11 +101,6 @@ def test_metadata_that_need_no_change_keep_their_form(folder):
     assert "license:   'mit'   # for now" in card_of(folder).text
 
 
-def test_lines_may_end_otherwise(folder):
-    (folder / CARD_FILE).write_bytes((folder / CARD_FILE).read_bytes().replace(b"\n", b"\r\n"))
-    assert card_of(folder).kept == []
-
-
 def test_new_weights_bring_new_facts_and_leave_the_rest(folder):
     edit(folder, ("<!-- mlx_deltamem:files", "My words.\n\n<!-- mlx_deltamem:files"))
     before = load_adapter(folder)
@@ -119,7 +116,8 @@ def test_a_card_all_by_hand_is_left_alone_until_it_is_published(folder):
     save_adapter(load_adapter(folder), folder)
     assert (folder / CARD_FILE).read_text() == "# Mine\n"
     card = card_of(folder, base_model="a/b", licence="mit")
-    assert card.text.endswith("---\n# Mine\n")
+    assert "---\n# Mine\n\n<!-- mlx_deltamem:usage" in card.text
+    assert "## Files" in card.text
     assert ModelCard(card.text).data.license == "mit"
 
 
@@ -169,8 +167,16 @@ def test_a_card_that_is_no_text_is_named(folder):
 @given(st.text())
 def test_any_text_may_stand_in_a_readme(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("card")
+    save_adapter(_SMALL, folder)
     (folder / CARD_FILE).write_text(text, encoding="utf-8", newline="")
     assert set(card_metadata(folder)) <= {"base_model", "license"}
+    try:
+        card = make_card(folder, _SMALL, base_model="a/b", licence="mit")
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        write_card(folder, card)
+        assert make_card(folder, _SMALL).text == card.text
 
 
 def test_model_and_licence_of_a_source_go_into_what_is_made_of_it(tmp_path):
@@ -180,3 +186,98 @@ def test_model_and_licence_of_a_source_go_into_what_is_made_of_it(tmp_path):
     save_adapter(load_adapter(source), tmp_path / "copy")
     data = ModelCard.load(tmp_path / "copy" / CARD_FILE).data
     assert (data.base_model, data.license) == ("Qwen/Qwen3-0.6B", "cc-by-4.0")
+
+
+def test_yaml_by_hand_keeps_its_spelling(folder):
+    by_hand = "language: no  # Norwegian\nversion: 1.10\nzip: 012\nat: 12:30\nmodel-index: []\ntags: [bees, mlx]\n"
+    (folder / CARD_FILE).write_text(f"---\n{by_hand}library_name: mlx\n---\nBees.\n")
+    text = card_of(folder, base_model="a/b", licence="mit").text
+    for line in by_hand.splitlines()[:-1]:
+        assert f"\n{line}\n" in text
+    data = make_card(folder, load_adapter(folder), base_model="a/b", licence="mit").data
+    assert data["tags"] == ["bees", "mlx", "delta-mem", "memory", "arxiv:2605.12357"]
+    assert (data["base_model"], data["license"]) == ("a/b", "mit")
+
+
+def test_a_value_given_anew_replaces_the_lines_of_the_old_one(folder):
+    (folder / CARD_FILE).write_text("---\nbase_model:\n- a/b\n- c/d\nlicense: mit  # ours\nother: 1\n---\n")
+    text = card_of(folder, base_model="e/f", licence="apache-2.0").text
+    assert text.startswith("---\nbase_model: e/f\nlicense: apache-2.0\nother: 1\n")
+
+
+def test_metadata_in_a_form_that_cannot_be_completed_are_named(folder):
+    (folder / CARD_FILE).write_text("---\n{license: mit}\n---\n")
+    with pytest.raises(ValueError, match=r"cannot be completed; write .*base_model.* by hand"):
+        card_of(folder, base_model="a/b")
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_line_endings_and_a_byte_order_mark_do_no_harm(folder, ending):
+    content = b"\xef\xbb\xbf" + (folder / CARD_FILE).read_bytes().replace(b"\n", ending.encode())
+    (folder / CARD_FILE).write_bytes(content)
+    card = card_of(folder, base_model="a/b", licence="mit")
+    assert card.kept == []
+    assert card.text.count("\n") == card.text.count(ending)
+    assert ModelCard(card.text).data.license == "mit"
+
+
+def test_spaces_that_an_editor_takes_away_are_no_edit(folder):
+    text = (folder / CARD_FILE).read_text()
+    (folder / CARD_FILE).write_text(text.replace("-->\n", "-->\n\n").replace("|\n", "|  \n"))
+    assert card_of(folder).kept == []
+
+
+@pytest.mark.parametrize(
+    ("block", "problem"),
+    [
+        ("library_name: peft", "library_name is peft, expected mlx"),
+        ("base_model_relation: finetune", "base_model_relation is finetune, expected adapter"),
+        ("base_model: /home/anna/qwen", "base_model is /home/anna/qwen, expected a Hub repo"),
+        ("base_model: [a/b, qwen]", "base_model is qwen, expected a Hub repo"),
+        ("license: other", "license is other, which needs license_name and license_link"),
+    ],
+)
+def test_what_must_be_mended_is_listed(folder, block, problem):
+    (folder / CARD_FILE).write_text(f"---\n{block}\n---\n")
+    assert any(problem in found for found in card_of(folder).problems)
+
+
+def test_a_list_of_files_by_hand_must_be_true(folder):
+    edit(folder, ("## Files", "## The files"))
+    assert card_of(folder).problems == []
+    weights = {name: x * 2 for name, x in load_adapter(folder).weights.items()}
+    save_adapter(replace(load_adapter(folder), weights=weights), folder)
+    assert "section on files was edited and has other checksums" in card_of(folder).problems[0]
+
+
+def test_two_models_are_both_named(folder):
+    edit(folder, ("library_name: mlx", "library_name: mlx\nbase_model: [a/b, c/d]"))
+    text = card_of(folder).text
+    assert "for [a/b](https://huggingface.co/a/b) and [c/d](https://huggingface.co/c/d), by" in text
+    assert "--model a/b --adapter" in text
+
+
+def test_what_a_reader_writes_of_adapters_is_no_name_of_this_one(folder):
+    edit(folder, ("<!-- mlx_deltamem:files", "Try `--adapter other/thing\n` too.\n\n<!-- mlx_deltamem:files"))
+    assert "# thing" not in card_of(folder).text
+
+
+def test_the_source_is_named_in_every_card(folder):
+    adapter_ = replace(load_adapter(folder), metadata={"source_adapter": "x/y@abc", "source_license": "cc-by-4.0"})
+    link = "Made from [x/y](https://huggingface.co/x/y) at revision `abc`, which is under the licence cc-by-4.0."
+    text = (folder / CARD_FILE).read_text()
+    start, end = text.index("<!-- mlx_deltamem:provenance"), text.index("<!-- mlx_deltamem:files")
+    for by_hand in ("# Mine\n", text[:start] + text[end:]):
+        (folder / CARD_FILE).write_text(by_hand)
+        card = make_card(folder, adapter_)
+        assert link in card.text
+        assert card.data["source_license"] == "cc-by-4.0"
+
+
+def test_a_card_that_is_a_folder_is_no_harm_to_the_weights(folder):
+    (folder / CARD_FILE).unlink()
+    (folder / CARD_FILE).mkdir()
+    save_adapter(load_adapter(folder), folder)
+    assert load_adapter(folder).parameters == 10776
+    with pytest.raises(OSError, match="directory"):
+        card_of(folder)

@@ -14,6 +14,7 @@ from tests import hub_fixture
 from tests.command_line import assert_refused, run_command
 from tests.conftest import adapter, backbone
 from tests.hub_faults import ALWAYS
+from tests.hub_server import Hub
 
 hub = hub_fixture.hub
 
@@ -142,7 +143,11 @@ def test_a_download_that_was_cut_off_goes_on(hub, tmp_path):
 def test_without_a_network_it_says_so(hub, tmp_path):
     with hub_fixture.using(hub, tmp_path / "offline", offline=True), pytest.raises(FileNotFoundError) as error:
         load_adapter(REPO)
-    assert "the Hub could not be reached" in str(error.value)
+    assert "not wholly in the Hub's cache, and HF_HUB_OFFLINE is set" in str(error.value)
+    with Hub() as gone, hub_fixture.using(gone, tmp_path):
+        pass
+    with hub_fixture.using(gone, tmp_path), pytest.raises(FileNotFoundError, match="the Hub could not be reached"):
+        load_adapter(REPO)
 
 
 def test_the_commands_take_a_repo_with_a_revision(hub, tmp_path):

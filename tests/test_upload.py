@@ -1,5 +1,8 @@
+import io
 import json
 import shutil
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,8 +13,10 @@ from mlx_deltamem import attach, load, load_adapter, save_adapter
 from mlx_deltamem.adapter import CARD_FILE, RESULTS_FILE, WEIGHTS_FILE
 from mlx_deltamem.adapter_folder import TORCH_FILE
 from mlx_deltamem.config import CONFIG_FILE
+from mlx_deltamem.convert import convert
+from mlx_deltamem.hub import REFERENCE_ADAPTER, find_adapter
 from mlx_deltamem.hub_errors import upload_errors
-from mlx_deltamem.upload import pack, upload
+from mlx_deltamem.upload import pack, upload, upload_folder
 from tests import hub_fixture
 from tests.command_line import assert_refused, run_command
 from tests.conftest import adapter, backbone
@@ -86,16 +91,21 @@ def test_nothing_but_the_adapters_own_files_goes_up(hub, folder):
     (folder / "notes.txt").write_text("my password")
     (folder / ".env").write_text("TOKEN=hf_x")
     (folder / "plots").mkdir()
-    for name in ("curve.png", "plots/gates.png", "not shown.png", "hidden.png"):
+    for name in ("curve.png", "plots/gates.png", "a b.png", "c d.png", "not shown.png", "hidden.png"):
         (folder / name).write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder.parent / "outside.png").write_bytes(b"secret")
-    shown = "![loss](curve.png) ![](./plots/gates.png) ![](../outside.png) ![](https://x.y/z.png) ![](missing.png)\n"
+    (folder / ".git").mkdir()
+    (folder / ".git" / "x.png").write_bytes(b"secret")
+    shown = f"""![loss](curve.png "Loss") ![](./plots/gates.png) <img width="9" src='a%20b.png'> ![]( <c d.png>)
+    ![](../outside.png) ![](https://x.y/z.png) ![](missing.png) ![]({folder}/curve.png) ![](plots/../hidden.png)
+    ![](.git/x.png) ![](notes.txt)
+    """
     (folder / CARD_FILE).write_text((folder / CARD_FILE).read_text() + shown)
     (folder / RESULTS_FILE).write_text(json.dumps({"results": [{"task": "recall", "value": 0.5}]}))
     parcel = packed(folder)
-    assert parcel.left_out == [".env", "hidden.png", "not shown.png", "notes.txt"]
+    assert parcel.left_out == [".env", ".git", "hidden.png", "not shown.png", "notes.txt"]
     upload(parcel)
-    assert files_of(hub).keys() == OWN_FILES | {RESULTS_FILE, "curve.png", "plots/gates.png"}
+    assert files_of(hub).keys() == OWN_FILES | {RESULTS_FILE, "curve.png", "plots/gates.png", "a b.png", "c d.png"}
     assert "| recall |" in files_of(hub)[CARD_FILE].decode()
 
 
@@ -146,7 +156,7 @@ def test_a_repo_for_another_model_is_overwritten_only_on_request(hub, folder):
 def test_a_repo_with_something_else_in_it_is_overwritten_only_on_request(hub, folder):
     hub.create(REPO, {"config.json": b"{}", "model.safetensors": b"x"})
     result = run_upload(hub, folder)
-    assert_refused(result, "holds no δ-mem adapter (2 files); name another repo, or give --yes")
+    assert_refused(result, "holds no δ-mem adapter (config.json, model.safetensors); name another repo, or give --yes")
     assert files_of(hub).keys() == {"config.json", "model.safetensors"}
     assert run_upload(hub, folder, "--yes").returncode == 0
     assert files_of(hub).keys() > OWN_FILES
@@ -157,14 +167,14 @@ def test_a_repo_with_something_else_in_it_is_overwritten_only_on_request(hub, fo
     [
         ("repos/create", {"status": 401}, r"does not accept the token that came with user/memory \(401\)"),
         ("repos/create", {"status": 403}, r"does not let you do this with user/memory \(403\)"),
-        ("commit", {"status": 403}, r"\(403\)"),
-        ("commit", {"status": 404}, r"\(404\)"),
+        ("POST .*/commit/", {"status": 403}, r"\(403\)"),
+        ("POST .*/commit/", {"status": 404}, r"\(404\)"),
         ("preupload", {"status": 429, "headers": {"Retry-After": "7"}}, r"\(429\); .* in 7 seconds"),
-        ("commit", {"status": 429}, r"\(429\); run the same command again later"),
+        ("POST .*/commit/", {"status": 429}, r"\(429\); try again later"),
         ("^PUT ", {"status": 500}, r"failed over user/memory \(500\)"),
-        ("^PUT ", {"cut": True}, "did not get through .* run the same command again"),
-        ("commit", {"cut": True}, "did not get through .* run the same command again"),
-        ("commit", {"status": 503}, r"\(503\)"),
+        ("^PUT ", {"cut": True}, "did not get through .* try again"),
+        ("POST .*/commit/", {"cut": True}, "did not get through .* try again"),
+        ("POST .*/commit/", {"status": 503}, r"\(503\)"),
         ("GET /api/models", {"status": 500}, r"\(500\)"),
         ("validate-yaml", {"cut": True}, "did not get through"),
     ],
@@ -232,6 +242,120 @@ def test_a_conversion_is_uploaded_at_once(hub, tmp_path):
     assert hub.repository(REPO).private
 
 
+def test_a_change_on_the_hub_is_overwritten_only_on_request(hub, folder):
+    upload(packed(folder))
+    hub.commit(REPO, {CARD_FILE: b"---\nlicense: mit\n---\nWritten on the Hub's page."})
+    with pytest.raises(ValueError, match=r"was changed on the Hub \(\"Commit by the test\"\); .* --yes"):
+        upload(packed(folder))
+    assert b"Written on the Hub's page" in files_of(hub)[CARD_FILE]
+    upload(packed(folder), confirm=lambda _: True)
+    upload(packed(folder))
+
+
+def test_a_readme_alone_is_not_overwritten_unasked(hub, folder):
+    hub.create(REPO, {CARD_FILE: b"# Something else"})
+    with pytest.raises(ValueError, match=r"holds no δ-mem adapter \(README\.md\)"):
+        upload(packed(folder))
+
+
+def test_what_comes_to_the_repo_meanwhile_is_not_overwritten(hub, folder):
+    upload(packed(folder), private=False)
+    hub.commit(REPO, {CARD_FILE: b"first"})
+
+    def meanwhile(_: str) -> bool:
+        hub.commit(REPO, {CARD_FILE: b"second"})
+        return True
+
+    with pytest.raises(ValueError, match="changed on the Hub meanwhile"):
+        upload(packed(folder), confirm=meanwhile)
+    assert files_of(hub)[CARD_FILE] == b"second"
+
+
+def test_what_was_checked_is_what_is_sent(hub, folder):
+    parcel = packed(folder)
+    weights, card = (folder / WEIGHTS_FILE).read_bytes(), "edited while the question was on the screen"
+    (folder / WEIGHTS_FILE).write_bytes(b"x")
+    (folder / CARD_FILE).write_text(card)
+    upload(parcel)
+    assert files_of(hub) == parcel.contents
+    assert files_of(hub)[WEIGHTS_FILE] == weights
+    assert (folder / CARD_FILE).read_text() == card
+
+
+def test_a_refused_upload_leaves_the_folder_as_it_was(hub, folder):
+    before = (folder / CARD_FILE).read_bytes()
+    hub.fail("POST .*/commit/", 403)
+    with pytest.raises(ValueError, match="403"):
+        upload(packed(folder))
+    assert (folder / CARD_FILE).read_bytes() == before
+
+
+def test_the_hubs_cache_is_not_written(hub, folder):
+    upload(packed(folder))
+    cached = find_adapter(REPO).path
+    upload(packed(cached, "user/fork"))
+    assert "--adapter user/fork" in files_of(hub, "user/fork")[CARD_FILE].decode()
+    assert f"--adapter {REPO}" in (cached / CARD_FILE).read_text()
+    assert f"Made from [{REPO}]" in files_of(hub, "user/fork")[CARD_FILE].decode()
+
+
+def test_attribution_goes_through_all_hands(hub, tmp_path):
+    config, weights = ((Path(adapter()) / name).read_bytes() for name in (CONFIG_FILE, TORCH_FILE))
+    hub.create(REFERENCE_ADAPTER, {CONFIG_FILE: config, TORCH_FILE: weights})
+    convert(REFERENCE_ADAPTER, tmp_path / "anna")
+    upload(pack(tmp_path / "anna", "user/anna", MODEL, "mit"))
+    upload(pack(tmp_path / "anna", "user/anna"))
+    convert("user/anna", tmp_path / "torch", to="torch")
+    convert(str(tmp_path / "torch"), tmp_path / "bo", dtype=mx.bfloat16)
+    convert(str(tmp_path / "bo"), tmp_path / "cy", dtype=mx.float32)
+    upload(pack(tmp_path / "cy", "user/cy", MODEL))
+    link = f"Made from [{REFERENCE_ADAPTER}](https://huggingface.co/{REFERENCE_ADAPTER}) at revision"
+    for repo in ("user/anna", "user/cy"):
+        card = files_of(hub, repo)[CARD_FILE].decode()
+        assert link in card
+        assert "which is under the licence cc-by-4.0." in card
+        assert ModelCard(card).data.license == "mit"
+    assert "Changed: weights stored as bfloat16, then float32." in card
+
+
+def test_names_are_shown_as_they_are(hub, folder):
+    odd = folder.rename(folder.parent / "my [red]memory[bold")
+    (odd / "no[bold]tes.txt").write_text("x")
+    result = run_upload(hub, odd, "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "my [red]memory[bold: 10,776" in result.stdout
+    assert "Left out: no[bold]tes.txt" in result.stdout
+    assert_refused(run_command("upload", "--path", "~nobody-here/x", "--upload-repo", REPO), "there is no home folder")
+
+
+@pytest.mark.parametrize(("answer", "uploaded"), [("y\n", True), ("n\n", False), ("\n", False), ("", False)])
+def test_a_question_on_a_terminal_is_answered_there(hub, folder, monkeypatch, answer, uploaded):
+    hub.create(REPO, {"model.safetensors": b"x"})
+    terminal = io.StringIO(answer)
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdin", terminal)
+    options = Namespace(upload_repo=REPO, base_model=MODEL, license="mit", private=False, yes=False)
+    if uploaded:
+        upload_folder(folder, options)
+    else:
+        with pytest.raises(ValueError, match="--yes"):
+            upload_folder(folder, options)
+    assert (WEIGHTS_FILE in files_of(hub)) is uploaded
+
+
+def test_a_conversion_that_could_not_be_uploaded_says_how_to_go_on(hub, tmp_path):
+    options = ("convert", "--torch-path", adapter(), "--mlx-path", tmp_path / "out")
+    environment = hub.environment(tmp_path / "home", READ_TOKEN)
+    assert_refused(run_command(*options, "--private", **environment), "go with --upload-repo")
+    assert_refused(run_command(*options, "--upload-repo", "memory", **environment), "expected the name of a Hub repo")
+    torch = run_command(*options, "--to", "torch", "--upload-repo", REPO, **environment)
+    assert_refused(torch, "--upload-repo goes with --to mlx")
+    assert not (tmp_path / "out").exists()
+    upload_ = ("--upload-repo", REPO, "--base-model", MODEL, "--license", "mit")
+    assert_refused(run_command(*options, *upload_, **environment), "out: go on with mlx_deltamem.upload)")
+    assert load_adapter(tmp_path / "out").parameters == 10776
+
+
 def bad_folders(folder: Path) -> dict[str, str]:
     """What is wrong with a folder by its name, and what the error must say."""
     for name in ("empty", "torch", "nan", "truncated", "lora"):
@@ -268,7 +392,7 @@ def test_a_folder_that_is_no_whole_adapter_is_refused_before_anything_is_sent(hu
 def test_a_card_that_lacks_something_is_refused(hub, folder):
     result = run_command("upload", "--path", folder, "--upload-repo", REPO, **hub.environment(folder.parent / "home"))
     assert_refused(result, "lacks base_model and license; give --base-model USER/NAME and --license NAME")
-    with pytest.raises(ValueError, match=r"does not accept the model card for user/memory: .*license"):
+    with pytest.raises(ValueError, match=r"does not accept the model card of .*memory: .*license"):
         upload(pack(folder, REPO, MODEL, "no such licence"))
     assert not hub.api.repositories
 
@@ -277,7 +401,7 @@ def test_a_card_that_lacks_something_is_refused(hub, folder):
 def test_a_name_that_is_no_repos_is_refused(folder, name):
     with pytest.raises(ValueError, match="expected the name of a Hub repo"):
         pack(folder, name, MODEL, "mit")
-    with pytest.raises(ValueError, match="--base-model"):
+    with pytest.raises(ValueError, match="--base-model is"):
         pack(folder, REPO, name, "mit")
 
 
