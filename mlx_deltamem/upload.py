@@ -243,7 +243,7 @@ def _show(parcel: Parcel, console: Console) -> None:
     table.add_row("in all", decimal(sum(map(len, parcel.contents.values()))))
     console.print(table)
     if told := {name: value for name, value in adapter.metadata.items() if name not in ("format", "mlx_deltamem")}:
-        console.print("With it: " + ", ".join(f"{name} {value}" for name, value in told.items()))
+        console.print("The weights' file says: " + ", ".join(f"{name} {value}" for name, value in told.items()))
     if parcel.card.kept:
         console.print(f"Edited by hand in {CARD_FILE} and left as it is: {', '.join(parcel.card.kept)}")
     if parcel.left_out:
