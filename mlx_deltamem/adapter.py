@@ -90,7 +90,7 @@ def check_weights(
                 problems[problem].append(layer)
     strays = len(adapter.weights) - sum(map(len, layers.values()))
     listed = [f"{strays} tensors have names of no δ-mem layer"] if strays else []
-    listed += [f"{problem} ({_layer_list(found)})" for problem, found in problems.items()]
+    listed += [f"{problem} ({layer_list(found)})" for problem, found in problems.items()]
     if listed:
         raise ValueError(f"{adapter.source} does not fit: {'; '.join(listed)}")
 
@@ -121,7 +121,7 @@ def _shape_of(tensors: Mapping[str, mx.array]) -> AttentionShape:
     return AttentionShape(hidden, **{head: 0 if tensor is None else tensor.shape[0] for head, tensor in heads.items()})
 
 
-def _layer_list(layers: Iterable[int]) -> str:
+def layer_list(layers: Iterable[int]) -> str:
     """`layers 0-3, 7`"""
     ranges: list[list[int]] = []
     for layer in layers:

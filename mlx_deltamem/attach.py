@@ -78,7 +78,7 @@ def detach(model: nn.Module) -> None:
         ValueError: The model has no adapter.
     """
     attachment_of(model)
-    for attention in _attached_attention(model).values():
+    for attention in attached_attention(model).values():
         del attention.delta_mem
         del attention.delta_layer
         vars(attention).pop("delta_plain", None)
@@ -102,7 +102,7 @@ def current_adapter(model: nn.Module) -> Adapter:
         ValueError: The model has no adapter.
     """
     config, weights = attachment_of(model).config, {}
-    for layer, attention in _attached_attention(model).items():
+    for layer, attention in attached_attention(model).items():
         layer_memory: DeltaMemory = attention.delta_mem
         tensors = dict(layer_memory.items())
         for name in sorted(inactive_parameters(config)):
@@ -239,6 +239,6 @@ def _layout(model: nn.Module, config: DeltaMemConfig, targets: list[_Target]) ->
     return MemoryLayout(type(model), shapes, len(make_backbone_cache(model, type(model))))
 
 
-def _attached_attention(model: nn.Module) -> dict[int, nn.Module]:
+def attached_attention(model: nn.Module) -> dict[int, nn.Module]:
     """The attention modules that have a memory, by layer."""
     return {layer: dict(model.layers[layer].named_modules())[path] for layer, path in model.attachment.paths.items()}

@@ -2,19 +2,18 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, GenerationResponse, str2bool, stream_generate
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from rich.console import Console
-from rich.progress import Progress
 
 from mlx_deltamem.cache import make_prompt_cache, memory
 from mlx_deltamem.command import command
 from mlx_deltamem.options import add_chat_options, add_model_options, count_from, load_model, open_chat, reply_options
+from mlx_deltamem.progress import reading_progress
 from mlx_deltamem.use import read_only
 
 
@@ -80,7 +79,7 @@ def _chat(
     chat = open_chat(model, tokenizer, args)
     options = reply_options(args) | _kv_options(args)
     for prompt in prompts:
-        with _prefill_progress(args.verbose) as progress:
+        with reading_progress("Reading the prompt", args.verbose) as progress:
             _print_reply(
                 chat.stream(prompt, read_only=args.read_only, prompt_progress_callback=progress, **options),
                 args.verbose,
@@ -96,7 +95,7 @@ def _continue_text(
     """Go on from each prompt as plain text, one cache for all; returns the memory after it."""
     cache = make_prompt_cache(model, args.max_kv_size)
     for prompt in prompts:
-        with _prefill_progress(args.verbose) as progress:
+        with reading_progress("Reading the prompt", args.verbose) as progress:
             options = reply_options(args) | _kv_options(args) | {"prompt_progress_callback": progress}
             with read_only(model) if args.read_only else nullcontext():
                 _print_reply(stream_generate(model, tokenizer, prompt, prompt_cache=cache, **options), args.verbose)
@@ -121,22 +120,6 @@ def _print_reply(responses: Iterable[GenerationResponse], verbose: bool) -> None
         print(f"Prompt: {response.prompt_tokens} tokens, {response.prompt_tps:.3f} tokens-per-sec")
         print(f"Generation: {response.generation_tokens} tokens, {response.generation_tps:.3f} tokens-per-sec")
         print(f"Peak memory: {response.peak_memory:.3f} GB")
-
-
-@contextmanager
-def _prefill_progress(shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar while a long prompt is read, on a terminal only."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task("Reading the prompt")
-
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-            if done == total:
-                # The reply is about to be written where the bar is.
-                bar.stop()
-
-        yield update
 
 
 def _memory_line(states: dict[int, mx.array]) -> str:

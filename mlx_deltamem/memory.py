@@ -207,7 +207,7 @@ class DeltaMemory(nn.Module):
             inputs=mx.concatenate(inputs).astype(dtype).T,
             gate_bias=mx.concatenate([self[f"{gate}_bias"].astype(mx.float32) for gate in gates]),
             corrections={
-                projection: mx.concatenate([self._scaled_head(head) for head in heads]).astype(dtype).T
+                projection: mx.concatenate([self.scaled_head(head) for head in heads]).astype(dtype).T
                 for projection, heads in self._projections().items()
                 if projection in self.corrected
             },
@@ -219,7 +219,7 @@ class DeltaMemory(nn.Module):
             return {"qkv_proj": ("q", "k", "v"), "o_proj": ("o",)}
         return {f"{head}_proj": (head,) for head in HEADS}
 
-    def _scaled_head(self, head: str) -> mx.array:
+    def scaled_head(self, head: str) -> mx.array:
         """`[width, H * r]` float32: a correction head with its factors, laid out as the backbone's projection is."""
         if head not in self.config.delta_heads:
             return mx.zeros((self.shape.width(head), self.config.width))

@@ -199,7 +199,7 @@ class ChatTemplate:
                 count += len(piece)
             else:  # Slower, for a piece whose tokens depend on the text before it.
                 before = self._encode(text[:border])
-                count = _shared(before, ids)
+                count = shared_length(before, ids)
                 exact = count == len(before)
             counts.append(count)
             begin = border
@@ -237,7 +237,7 @@ def _leading_system_prompts(messages: Sequence[Message]) -> int:
     return next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
 
 
-def _shared(one: list[int], other: list[int]) -> int:
+def shared_length(one: list[int], other: list[int]) -> int:
     """The length of what two lists begin with alike."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

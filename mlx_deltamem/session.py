@@ -22,7 +22,7 @@ from mlx_deltamem.runner import Progress, window
 from mlx_deltamem.segments import ChatTemplate, Message, Segments
 from mlx_deltamem.session_file import read_chat, write_chat
 from mlx_deltamem.stored_chat import StoredChat
-from mlx_deltamem.turn import Turn, joined
+from mlx_deltamem.turn import Turn, segments_of
 from mlx_deltamem.use import attachment_of, is_writing
 
 _RECENT_TURNS = 2
@@ -84,8 +84,7 @@ class ChatSession:
     @property
     def segments(self) -> Segments:
         """All tokens of the chat, with the message and the sentence each is of."""
-        turns = self._state.turns
-        return joined(part for turn in turns for part in (turn.opening, turn.reply_segments, turn.ending))
+        return segments_of(self._state.turns)
 
     @property
     def drift(self) -> list[Drift | None]:

@@ -78,9 +78,9 @@ def part(segments: Segments, where: slice) -> Segments:
     return Segments(segments.ids[where], segments.message_ids[where], segments.sentence_ids[where])
 
 
-def joined(parts: Iterable[Segments]) -> Segments:
-    """Segments one after the other."""
-    parts = list(parts)
+def segments_of(turns: Iterable[Turn]) -> Segments:
+    """All tokens of some turns, one after the other."""
+    parts = [part for turn in turns for part in (turn.opening, turn.reply_segments, turn.ending)]
     return Segments(
         [token for part in parts for token in part.ids],
         [index for part in parts for index in part.message_ids],

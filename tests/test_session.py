@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from mlx_lm.sample_utils import make_sampler
 
 from mlx_deltamem import ChatSession, load, read_only
-from mlx_deltamem.turn import joined
+from mlx_deltamem.turn import segments_of
 from tests.conftest import adapter, backbone, distance, golden, golden_names
 
 KINDS = ["qwen3_tsw_qo", "qwen3_ssw_msg", "qwen3_ssw_sent", "qwen3_msw4"]
@@ -223,7 +223,7 @@ def test_what_of_the_text_is_kept(kind):
     held = [chat._state.cache[0].size() for chat in (full, none, some)]
     last = none._state.turns[-1]
     assert held[0] == len(full.segments.ids)
-    assert held[1] == system + len(joined([last.opening, last.reply_segments, last.ending]).ids)
+    assert held[1] == system + len(segments_of([last]).ids)
     assert held[2] == system + 20
     assert all(state.any() for chat in (none, some) for state in chat.memory.values())
 
