@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 comma := ,
-EXTRAS := test$(if $(MLX),$(comma)$(MLX))
+EXTRAS := test,plot$(if $(MLX),$(comma)$(MLX))
 
 .PHONY: demo test lint adapters clean
 

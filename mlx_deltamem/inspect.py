@@ -1,0 +1,185 @@
+"""Look into an adapter, a model with an adapter, or a chat; compare two adapters or two chats.
+
+`--json` prints one object with these fields (what each is, with its shape and unit, is in the docstring of the class
+that is named). What is by layer is an object whose names are the layers; a number that is not finite is null.
+
+- `reports.adapter.AdapterReport`: kind ("adapter"), source, file, config, not_default, layers, parameters,
+  parameters_in_use, bytes, state_shape, state_bytes, tensors (a list of name, shape, dtype, parameters, bytes, in_use,
+  norms, zero_in), idle_layers, idle_state_heads, metadata
+- `reports.model.ModelReport`: kind ("model"), model, adapter (as above), attached, layers, backbone_parameters, share,
+  strengths, text, trace (null, or tokens, texts, layers, write, keep, correction, places, norms, final: a list as
+  states below)
+- `reports.session.SessionReport`: kind ("session"), file, file_id, bytes, origin (name, backbone, adapter, tokenizer),
+  history, template_options, keeps_text, has_system_prompt, system, tokens, turns (a list of message_tokens,
+  reply_tokens, ending_tokens, writing, kept, changed, kept_mean, changed_mean, half_life, user, reply), state_shape,
+  state_bytes, states (a list of layer, norm, largest, effective_rank)
+- `reports.diff.AdapterDiff`: kind ("adapter diff"), a, b, identical, fields, tensors (by name: distances, which have
+  relative and cosine, only_in_a, only_in_b, misfits), types
+- `reports.diff.SessionDiff`: kind ("session diff"), a, b, identical, fields, parting (shared_turns, shared_tokens,
+  where), states (distances, only_in_a, only_in_b, misfits)
+"""
+
+import argparse
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+
+from mlx_deltamem.adapter_folder import load_adapter
+from mlx_deltamem.command import command
+from mlx_deltamem.loading import load
+from mlx_deltamem.plots.option import add_plot_option, check_plot, load_figures
+from mlx_deltamem.progress import reading_progress
+from mlx_deltamem.reports.adapter import AdapterReport, adapter_report
+from mlx_deltamem.reports.diff import AdapterDiff, SessionDiff, adapter_diff, session_diff
+from mlx_deltamem.reports.document import as_document
+from mlx_deltamem.reports.model import ModelReport, attach_and_report
+from mlx_deltamem.reports.report import Report
+from mlx_deltamem.reports.session import SessionReport, session_report
+from mlx_deltamem.reports.trace import trace_text
+from mlx_deltamem.session_file import SUFFIX
+from mlx_deltamem.tables.adapter import adapter_tables, model_tables
+from mlx_deltamem.tables.diff import adapter_diff_tables, session_diff_tables
+from mlx_deltamem.tables.session import session_tables
+from mlx_deltamem.tables.trace import trace_tables
+
+_DIFF = "diff"
+
+
+def setup_arg_parser() -> argparse.ArgumentParser:
+    """Set up and return the argument parser."""
+    parser = argparse.ArgumentParser(
+        prog="mlx_deltamem.inspect",
+        usage="%(prog)s [options] ADAPTER_OR_SESSION\n       %(prog)s [options] diff A B",
+        description=__doc__.partition("\n")[0],
+    )
+    parser.add_argument(
+        "what",
+        nargs="+",
+        metavar="ADAPTER_OR_SESSION",
+        help="An adapter (a folder, or a Hub repo USER/NAME[@REVISION]) or the .safetensors file of a chat. "
+        "`diff A B` compares two adapters or two chats.",
+    )
+    parser.add_argument("--model", help="With an adapter: the folder or Hub repo of a model to attach it to.")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="With --model: a text to run through it.")
+    parser.add_argument("--trust-remote-code", action="store_true", help="Run code that comes with the model.")
+    parser.add_argument("--messages", action="store_true", help="With a chat: show its messages, which are private.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON document instead of tables.")
+    add_plot_option(
+        parser,
+        "a figure (of an adapter its norms; with --text what the text did to the memory; of a chat its memory and what "
+        "each turn did to it; of a diff the distances by layer)",
+    )
+    return parser
+
+
+@command
+def main() -> None:
+    args = setup_arg_parser().parse_args()
+    _check_options(args)
+    if args.plot is not None:
+        check_plot(args.plot)
+    report = _inspect(args)
+    if args.plot is not None:
+        # First, since whoever reads the tables may go before their end.
+        load_figures("figures").draw(report, args.plot)
+    if args.json:
+        print(json.dumps(as_document(report), allow_nan=False))
+    else:
+        _print_tables(_tables(report))
+        if args.plot is not None:
+            print(f"Drew {args.plot}")
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    is_diff = args.what[0] == _DIFF
+    if len(args.what) != (3 if is_diff else 1):
+        raise ValueError(
+            f"inspect got {' '.join(args.what)}; expected one adapter or session, or `diff` and two of a kind"
+        )
+    of_session = not is_diff and _is_session(args.what[0])
+    if args.model is not None and (is_diff or of_session):
+        raise ValueError("--model goes with one adapter; a session is inspected without its model, and so is a diff")
+    if args.text is not None and args.model is None:
+        raise ValueError("--text needs a --model to run the text through")
+    if args.messages and not of_session:
+        raise ValueError("--messages goes with one session")
+
+
+def _is_session(name: str) -> bool:
+    """Whether a name is meant to be a chat's file rather than an adapter."""
+    path = Path(name).expanduser()
+    return not path.is_dir() and (path.exists() or path.suffix == SUFFIX)
+
+
+def _inspect(args: argparse.Namespace) -> Report:
+    if args.what[0] == _DIFF:
+        return _diff(*args.what[1:])
+    if args.model is not None:
+        return _model(args)
+    if _is_session(args.what[0]):
+        return session_report(Path(args.what[0]).expanduser(), args.messages)
+    return adapter_report(load_adapter(args.what[0]))
+
+
+def _diff(a: str, b: str) -> AdapterDiff | SessionDiff:
+    kinds = {name: "a session" if _is_session(name) else "an adapter" for name in (a, b)}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(f"{a} is {kinds[a]} and {b} is {kinds[b]}; expected two adapters or two sessions")
+    if _is_session(a):
+        return session_diff(Path(a).expanduser(), Path(b).expanduser())
+    return adapter_diff(load_adapter(a), load_adapter(b))
+
+
+def _model(args: argparse.Namespace) -> ModelReport:
+    text = None if args.text is None else _read_text(args.text.expanduser())
+    adapter = load_adapter(args.what[0])
+    model, tokenizer = load(args.model, trust_remote_code=args.trust_remote_code)
+    report = attach_and_report(model, adapter, args.model)
+    if text is None:
+        return report
+    with reading_progress("Reading the text") as progress:
+        return replace(report, text=str(args.text), trace=trace_text(model, tokenizer, text, progress))
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no text file {path}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); expected a text") from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty; expected a text")
+    return text
+
+
+def _tables(report: Report) -> list[RenderableType]:
+    match report:
+        case AdapterReport():
+            return adapter_tables(report)
+        case ModelReport():
+            return model_tables(report) + ([] if report.trace is None else trace_tables(report))
+        case SessionReport():
+            return session_tables(report)
+        case AdapterDiff():
+            return adapter_diff_tables(report)
+        case SessionDiff():
+            return session_diff_tables(report)
+
+
+def _print_tables(tables: list[RenderableType]) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # An encoding that lacks a sign must not lose the rest.
+        sys.stdout.reconfigure(errors="replace")
+    console = Console(highlight=False)
+    for table in tables:
+        console.print(table)
+        console.print()
+
+
+if __name__ == "__main__":
+    main()
