@@ -30,6 +30,7 @@ from rich.console import Console, RenderableType
 
 from mlx_deltamem.adapter_folder import load_adapter
 from mlx_deltamem.command import command
+from mlx_deltamem.files import user_path
 from mlx_deltamem.loading import load
 from mlx_deltamem.plots.option import add_plot_option, check_plot, load_figures
 from mlx_deltamem.progress import reading_progress
@@ -111,7 +112,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _is_session(name: str) -> bool:
     """Whether a name is meant to be a chat's file rather than an adapter."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     return not path.is_dir() and (path.exists() or path.suffix == SUFFIX)
 
 
@@ -121,7 +122,7 @@ def _inspect(args: argparse.Namespace) -> Report:
     if args.model is not None:
         return _model(args)
     if _is_session(args.what[0]):
-        return session_report(Path(args.what[0]).expanduser(), args.messages)
+        return session_report(user_path(args.what[0]), args.messages)
     return adapter_report(load_adapter(args.what[0]))
 
 
@@ -130,12 +131,12 @@ def _diff(a: str, b: str) -> AdapterDiff | SessionDiff:
     if len(set(kinds.values())) > 1:
         raise ValueError(f"{a} is {kinds[a]} and {b} is {kinds[b]}; expected two adapters or two sessions")
     if _is_session(a):
-        return session_diff(Path(a).expanduser(), Path(b).expanduser())
+        return session_diff(user_path(a), user_path(b))
     return adapter_diff(load_adapter(a), load_adapter(b))
 
 
 def _model(args: argparse.Namespace) -> ModelReport:
-    text = None if args.text is None else _read_text(args.text.expanduser())
+    text = None if args.text is None else _read_text(user_path(args.text))
     adapter = load_adapter(args.what[0])
     model, tokenizer = load(args.model, trust_remote_code=args.trust_remote_code)
     report = attach_and_report(model, adapter, args.model)

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+from mlx_deltamem.files import user_path
+
 ENDINGS = (".png", ".pdf", ".svg")
 
 
@@ -14,7 +16,7 @@ def add_plot_option(parser: argparse.ArgumentParser, what: str) -> None:
     """`--plot`; `what` says what is drawn."""
     parser.add_argument(
         "--plot",
-        type=lambda text: Path(text).expanduser(),
+        type=user_path,
         metavar="OUT.png",
         help=f"Draw {what} to this file (.png, .pdf or .svg); needs `pip install 'mlx-deltamem[plot]'`.",
     )
