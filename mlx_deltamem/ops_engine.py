@@ -1,0 +1,109 @@
+"""The memory of one layer over a stretch of tokens, from MLX's own operations: for the CPU and for gradients."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_deltamem import tokens
+from mlx_deltamem.scan import delta_scan
+from mlx_deltamem.tokens import Variant
+
+
+@dataclass(frozen=True)
+class OpsEngine:
+    """Reads and writes states, differentiable in every float argument."""
+
+    variant: Variant
+
+    def scan(
+        self, projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """Read and write the state token by token.
+
+        Args:
+            projected: `[B, T, P]`, the raw projections of the tokens (`Variant.columns`).
+            gate_bias: `[G or 2 G]` float32.
+            state: `[B, H, r, r]` float32, the states before the first token.
+            mask: `[B, T]` bool; a token that is False reads 0 and writes nothing. Default: all True.
+
+        Returns:
+            The reads `[B, T, W]` in the dtype of `projected`, and the states after the last token, float32.
+        """
+        if projected.shape[1] == 1:
+            return _one_token(self.variant)(projected, gate_bias, state, mask)
+        queries, keys, values, raw_gates = mx.split(projected, [n * self.variant.width for n in (1, 2, 3)], axis=-1)
+        reads, state = delta_scan(
+            state,
+            tokens.unit_vectors(queries, self.variant),
+            tokens.unit_vectors(keys, self.variant),
+            tokens.by_head(values, self.variant),
+            *tokens.gates(raw_gates, gate_bias, self.variant),
+            mask=mask,
+        )
+        return reads.reshape(*projected.shape[:2], -1).astype(projected.dtype), state
+
+    def read(self, projected: mx.array, state: mx.array, mask: mx.array | None = None) -> mx.array:
+        """What tokens read from a state that stays as it is; arguments and result as in `scan`.
+
+        `projected` needs its first W columns only, those of the queries.
+        """
+        if projected.shape[1] == 1:
+            return _one_read(self.variant)(projected, state, mask)
+        return _constant_reads(projected, state, mask, self.variant)
+
+
+def _constant_reads(projected: mx.array, state: mx.array, mask: mx.array | None, variant: Variant) -> mx.array:
+    queries = tokens.unit_vectors(projected[..., : variant.width], variant)
+    reads = (queries.swapaxes(1, 2) @ state.swapaxes(-1, -2)).swapaxes(1, 2).reshape(*projected.shape[:2], -1)
+    return _masked(reads, mask).astype(projected.dtype)
+
+
+def _masked(reads: mx.array, mask: mx.array | None) -> mx.array:
+    return reads if mask is None else mx.where(mask[..., None], reads, 0.0)
+
+
+@functools.cache
+def _one_read(variant: Variant) -> Callable[..., mx.array]:
+    """`OpsEngine.read` of one token, compiled."""
+    return mx.compile(functools.partial(_constant_reads, variant=variant))
+
+
+@functools.cache
+def _one_token(variant: Variant) -> Callable[..., tuple[mx.array, mx.array]]:
+    """`OpsEngine.scan` of one token, compiled; in few operations, since each costs more than its arithmetic."""
+
+    def step(
+        projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None
+    ) -> tuple[mx.array, mx.array]:
+        batch, width, rows = projected.shape[0], variant.width, (projected.shape[0], variant.heads, -1, 1)
+        vectors = projected[..., : 2 * width].reshape(batch, 2, variant.heads, variant.rank).swapaxes(1, 2)
+        vectors = vectors.astype(mx.float32)
+        if variant.normalized:
+            vectors = mx.tanh(vectors)
+        columns = vectors.swapaxes(-1, -2)
+        both = state @ columns
+        read, recalled, key = both[..., :1], both[..., 1:], vectors[..., 1:, :]
+        if variant.normalized:
+            # The squared norms, on the diagonal; dividing what was read saves a pass over the vectors.
+            squares = vectors @ columns
+            read = read / _norm(squares[..., :1, :1])
+            key_norm = _norm(squares[..., 1:, 1:])
+            recalled, key = recalled / key_norm, key / key_norm
+        opened = mx.sigmoid(projected[..., 3 * width :].astype(mx.float32) + gate_bias)
+        beta = opened[..., : variant.gates].reshape(rows)
+        lambda_ = opened[..., variant.gates :].reshape(rows) if variant.free_lambda else 1.0 - beta
+        keep, erase = tokens.keep_and_erase(beta, lambda_, variant)
+        value = projected[..., 2 * width : 3 * width].reshape(rows).astype(mx.float32)
+        new_state = keep * state + (beta * value - erase * recalled) * key
+        if mask is not None:
+            written = mask[..., None, None]
+            read, new_state = mx.where(written, read, 0.0), mx.where(written, new_state, state)
+        return read.astype(projected.dtype).reshape(batch, 1, width), new_state
+
+    return mx.compile(step)
+
+
+def _norm(square: mx.array) -> mx.array:
+    return mx.maximum(mx.sqrt(square), tokens.SMALLEST_NORM)
