@@ -1,6 +1,7 @@
 """The memory of one layer over a stretch of tokens, as fused kernels on a GPU."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,15 +12,13 @@ from mlx_deltamem.kernels.trial import trial
 from mlx_deltamem.ops_engine import OpsEngine
 from mlx_deltamem.tokens import SMALLEST_NORM, Variant
 
-# Long stretches of tokens are cut into chunks of this many, which run side by side, from this many tokens on.
-_CHUNK = 64
-_FEWEST_TOKENS = 4 * _CHUNK
+# From this many tokens on they are cut into chunks that run side by side.
+_FEWEST_TOKENS = 32
 # What a chunk makes of a state is r + 1 times as large as the state, so with more rows one token after the other is
 # better.
 _LARGEST_CHUNKED_RANK = 16
 
 _DTYPES = (mx.float32, mx.bfloat16, mx.float16)
-_TASKS = {"scan": 0, "read": 1, "maps": 2, "chunks": 3}
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class FusedEngine:
         variant, ops = self.variant, OpsEngine(self.variant)
         keys = mx.random.split(mx.random.key(0), 3)
         # Small enough for a state without normalised keys to stay so.
-        projected = mx.random.normal((1, 2 * _CHUNK + 1, variant.columns), scale=0.1, key=keys[0]).astype(dtype)
+        projected = mx.random.normal((1, _FEWEST_TOKENS + 1, variant.columns), scale=0.1, key=keys[0]).astype(dtype)
         bias = mx.random.normal((variant.columns - 3 * variant.width,), key=keys[1])
         state = mx.random.normal((1, variant.heads, variant.rank, variant.rank), key=keys[2])
 
@@ -116,7 +115,7 @@ def _scan(
     batch, length, _ = projected.shape
     outputs = [((batch, length, variant.width), projected.dtype), (state.shape, mx.float32)]
     arrays = [projected, gate_bias, state]
-    reads, state = _run("scan", variant, arrays, mask, ("reads", "new_state"), outputs, batch * variant.width)
+    reads, state = _run("scan", variant, arrays, mask, outputs, batch * variant.width)
     return reads, state
 
 
@@ -125,7 +124,7 @@ def _read(variant: Variant, projected: mx.array, state: mx.array, mask: mx.array
     batch, length, _ = projected.shape
     outputs = [((batch, length, variant.width), projected.dtype)]
     threads = batch * length * variant.width
-    return _run("read", variant, [projected, state], mask, ("reads",), outputs, threads, chunk=1)[0]
+    return _run("read", variant, [projected, state], mask, outputs, threads)[0]
 
 
 def _chunked_scan(
@@ -134,20 +133,30 @@ def _chunked_scan(
     """First what each chunk of tokens makes of a state row, then the state before each chunk, then the reads."""
     batch, length, _ = projected.shape
     rank, heads = variant.rank, variant.heads
-    chunks = -(-length // _CHUNK)
+    # About as many chunks as two passes over one of them have tokens.
+    chunk = 2 ** round(math.log2(math.sqrt(length / 2)))
+    chunks = -(-length // chunk)
     rows = batch * chunks * variant.width
+    inputs = [projected, gate_bias, _integer(chunk)]
     maps_shape = (batch, chunks, heads, rank, rank + 1, rank)
-    arrays, outputs = [projected, gate_bias], [(maps_shape, mx.float32)]
-    (maps,) = _run("maps", variant, arrays, mask, ("maps",), outputs, rows * (rank + 1), chunk=_CHUNK)
+    (maps,) = _run("maps", variant, inputs, mask, [(maps_shape, mx.float32)], rows * (rank + 1))
     starts, state = _STARTS(
         [maps, state],
         {"RANK": rank, "HEADS": heads},
         batch * variant.width,
         [((batch, chunks, heads, rank, rank), mx.float32), (state.shape, mx.float32)],
     )
-    arrays, outputs = [projected, gate_bias, starts], [((batch, length, variant.width), projected.dtype)]
-    (reads,) = _run("chunks", variant, arrays, mask, ("reads",), outputs, rows, chunk=_CHUNK)
+    reads_shape = (batch, length, variant.width)
+    (reads,) = _run("chunks", variant, [*inputs, starts], mask, [(reads_shape, projected.dtype)], rows)
     return reads, state
+
+
+@functools.cache
+def _integer(value: int) -> mx.array:
+    # An array, since CUDA kernels get pointers only.
+    array = mx.array([value], mx.int32)
+    mx.eval(array)
+    return array
 
 
 def _run(
@@ -155,48 +164,41 @@ def _run(
     variant: Variant,
     arrays: list[mx.array],
     mask: mx.array | None,
-    names: tuple[str, ...],
     outputs: list[tuple[tuple[int, ...], mx.Dtype]],
     threads: int,
-    chunk: int = 0,
 ) -> list[mx.array]:
-    kernel = _tokens_kernel(task, mask is not None, names)
+    kernel = _tokens_kernel(task, mask is not None)
     arrays = arrays if mask is None else [*arrays, mask]
-    return kernel(arrays, _template(variant, arrays[0].dtype, chunk), threads, outputs)
+    return kernel(arrays, _template(variant, arrays[0].dtype), threads, outputs)
 
 
 _STARTS = Kernel("starts", ("maps", "state"), ("starts", "new_state"))
-_INPUTS = {
-    "scan": ("projected", "gate_bias", "state"),
-    "read": ("projected", "state"),
-    "maps": ("projected", "gate_bias"),
-    "chunks": ("projected", "gate_bias", "state"),
+_ARRAYS = {
+    "scan": (("projected", "gate_bias", "state"), ("reads", "new_state")),
+    "read": (("projected", "state"), ("reads",)),
+    "maps": (("projected", "gate_bias", "chunk_length"), ("maps",)),
+    "chunks": (("projected", "gate_bias", "chunk_length", "state"), ("reads",)),
 }
 
 
 @functools.cache
-def _tokens_kernel(task: str, masked: bool, outputs: tuple[str, ...]) -> Kernel:
-    tasks = tuple((f"DELTA_{name.upper()}", number) for name, number in _TASKS.items())
-    return Kernel(
-        "tokens",
-        (*_INPUTS[task], "mask") if masked else _INPUTS[task],
-        outputs,
-        (
-            *tasks,
-            ("DELTA_TASK", _TASKS[task]),
-            ("DELTA_MASKED", int(masked)),
-            ("DELTA_SMALLEST_NORM", f"{SMALLEST_NORM}f"),
-        ),
-    )
+def _tokens_kernel(task: str, masked: bool) -> Kernel:
+    inputs, outputs = _ARRAYS[task]
+    tasks = {f"DELTA_{name.upper()}": number for number, name in enumerate(_ARRAYS)}
+    definitions = tasks | {
+        "DELTA_TASK": f"DELTA_{task.upper()}",
+        "DELTA_MASKED": int(masked),
+        "DELTA_SMALLEST_NORM": f"{SMALLEST_NORM}f",
+    }
+    return Kernel("tokens", (*inputs, "mask") if masked else inputs, outputs, tuple(definitions.items()))
 
 
 @functools.cache
-def _template(variant: Variant, dtype: mx.Dtype, chunk: int) -> dict[str, int | bool | mx.Dtype]:
+def _template(variant: Variant, dtype: mx.Dtype) -> dict[str, int | bool | mx.Dtype]:
     return {
         "Activation": dtype,
         "RANK": variant.rank,
         "HEADS": variant.heads,
-        "CHUNK": chunk,
         "NORMALIZE": variant.normalized,
         "RANKWISE": variant.rankwise,
         "FREE_LAMBDA": variant.free_lambda,
