@@ -12,9 +12,18 @@ from mlx_deltamem.cache import make_prompt_cache
 from mlx_deltamem.use import attachment_of
 
 # Primitives that only look at an array in another way.
-VIEWS = frozenset(
-    "Broadcast BroadcastAxes ExpandDims Flatten Reshape Slice Split Squeeze StopGradient Transpose Unflatten".split()
-)
+VIEWS = {
+    "Broadcast",
+    "BroadcastAxes",
+    "ExpandDims",
+    "Flatten",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unflatten",
+}
 
 
 def added_primitives(attached: nn.Module, frozen: nn.Module, batch: int = 1) -> dict[str, float]:

@@ -77,32 +77,48 @@ def _one_token(variant: Variant) -> Callable[..., tuple[mx.array, mx.array]]:
     def step(
         projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None
     ) -> tuple[mx.array, mx.array]:
-        batch, width, rows = projected.shape[0], variant.width, (projected.shape[0], variant.heads, -1, 1)
-        vectors = projected[..., : 2 * width].reshape(batch, 2, variant.heads, variant.rank).swapaxes(1, 2)
-        vectors = vectors.astype(mx.float32)
+        vectors, value, *gates = mx.split(projected, _borders(variant), axis=-1)
+        vectors = _side_by_side(vectors, variant).astype(mx.float32)
         if variant.normalized:
             vectors = mx.tanh(vectors)
         columns = vectors.swapaxes(-1, -2)
-        both = state @ columns
-        read, recalled, key = both[..., :1], both[..., 1:], vectors[..., 1:, :]
+        read, recalled = mx.split(state @ columns, 2, axis=-1)
+        key = vectors[..., 1:, :]
         if variant.normalized:
-            # The squared norms, on the diagonal; dividing what was read saves a pass over the vectors.
+            # Dividing what was read and recalled is cheaper than dividing the vectors; their squares are on a diagonal.
             squares = vectors @ columns
-            read = read / _norm(squares[..., :1, :1])
-            key_norm = _norm(squares[..., 1:, 1:])
-            recalled, key = recalled / key_norm, key / key_norm
-        opened = mx.sigmoid(projected[..., 3 * width :].astype(mx.float32) + gate_bias)
-        beta = opened[..., : variant.gates].reshape(rows)
-        lambda_ = opened[..., variant.gates :].reshape(rows) if variant.free_lambda else 1.0 - beta
+            norm = _norm(squares[..., 1:, 1:])
+            read, recalled, key = read / _norm(squares[..., :1, :1]), recalled / norm, key / norm
+        biases = mx.split(gate_bias, len(gates))
+        gates = [_rows(raw, variant) + _rows(bias[None], variant) for raw, bias in zip(gates, biases, strict=True)]
+        beta = mx.sigmoid(gates[0])
+        lambda_ = mx.sigmoid(gates[1]) if variant.free_lambda else 1.0 - beta
         keep, erase = tokens.keep_and_erase(beta, lambda_, variant)
-        value = projected[..., 2 * width : 3 * width].reshape(rows).astype(mx.float32)
-        new_state = keep * state + (beta * value - erase * recalled) * key
+        new_state = keep * state + (beta * _rows(value, variant) - erase * recalled) * key
         if mask is not None:
             written = mask[..., None, None]
             read, new_state = mx.where(written, read, 0.0), mx.where(written, new_state, state)
-        return read.astype(projected.dtype).reshape(batch, 1, width), new_state
+        return read.astype(projected.dtype).reshape(-1, 1, variant.width), new_state
 
     return mx.compile(step)
+
+
+def _borders(variant: Variant) -> list[int]:
+    """Where the columns of a token's projection are cut: query and key, value, β and, if it is free, λ."""
+    borders = [2 * variant.width, 3 * variant.width]
+    return [*borders, 3 * variant.width + variant.gates] if variant.free_lambda else borders
+
+
+def _side_by_side(vectors: mx.array, variant: Variant) -> mx.array:
+    """`[B, H, 2, r]`, each head's query and key, from those of one token `[B, 1, 2 W]`."""
+    if variant.heads == 1:
+        return vectors.reshape(-1, 1, 2, variant.rank)
+    return vectors.reshape(-1, 2, variant.heads, variant.rank).swapaxes(1, 2)
+
+
+def _rows(raw: mx.array, variant: Variant) -> mx.array:
+    """`[B, H, n, 1]` float32, for the rows of the states, from `[B, ..., H * n]`."""
+    return raw.reshape(raw.shape[0], variant.heads, -1, 1).astype(mx.float32)
 
 
 def _norm(square: mx.array) -> mx.array:

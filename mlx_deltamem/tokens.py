@@ -76,11 +76,12 @@ def gates(raw: mx.array, bias: mx.array, variant: Variant) -> tuple[mx.array, mx
     opened = mx.sigmoid(raw.astype(mx.float32) + bias)
     beta = by_head(opened[..., : variant.gates], variant)
     lambda_ = by_head(opened[..., variant.gates :], variant) if variant.free_lambda else 1.0 - beta
-    return (*keep_and_erase(beta, lambda_, variant), beta)
+    keep, erase = keep_and_erase(beta, lambda_, variant)
+    return mx.broadcast_to(keep, beta.shape), erase, beta
 
 
 def keep_and_erase(beta: mx.array, lambda_: mx.array, variant: Variant) -> tuple[mx.array, mx.array]:
     """What the gates β and λ make of the state, by `state_update_mode`."""
     if variant.mode == "standard":
         return lambda_, beta
-    return (lambda_, lambda_ * beta) if variant.mode == "lambda_outside" else (mx.ones_like(beta), beta)
+    return (lambda_, lambda_ * beta) if variant.mode == "lambda_outside" else (mx.array(1.0), beta)
