@@ -29,9 +29,9 @@ VIEWS = {
 def added_primitives(attached: nn.Module, frozen: nn.Module, batch: int = 1) -> dict[str, float]:
     """What each attached layer adds to the primitives of a decode step, by name, views left out.
 
-    The graph is counted as it is built, before it is run. A function compiled by `mx.compile` counts as the primitives
-    that it fuses into, whose names begin with `Compiled`. Only the architecture, the dtypes and the adapter's
-    configuration matter, so tiny models tell it too.
+    The graph of a first token is built and counted, and not run. A function compiled by `mx.compile` counts as the
+    primitives that it fuses into, whose names begin with `Compiled`. Only the architecture, the dtypes and the
+    configuration of the adapter matter, so tiny models tell it too.
 
     Args:
         attached: A model with an adapter.
@@ -52,7 +52,7 @@ def added_primitives(attached: nn.Module, frozen: nn.Module, batch: int = 1) -> 
 
 def _step_primitives(model: nn.Module, batch: int) -> Counter[str]:
     cache = make_prompt_cache(model)
-    mx.eval(model(mx.zeros((batch, 2), mx.int32), cache=cache), [entry.state for entry in cache])
+    mx.eval(model.parameters())
     logits = model(mx.zeros((batch, 1), mx.int32), cache=cache)
     states = [state for _, state in tree_flatten([entry.state for entry in cache]) if isinstance(state, mx.array)]
     graph = io.StringIO()

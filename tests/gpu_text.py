@@ -3,6 +3,7 @@
 `metal_text` is checked against MLX itself (test_kernels.py); `cuda_text` follows mlx/backend/cuda/custom_kernel.cpp.
 """
 
+import math
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -19,15 +20,9 @@ METAL_TYPES = {
     mx.float16: "float16_t",
     mx.bfloat16: "bfloat16_t",
     mx.bool_: "bool",
-    mx.int32: "int",
-}
-CUDA_TYPES = {
-    mx.float32: "float",
-    mx.float16: "__half",
-    mx.bfloat16: "__nv_bfloat16",
-    mx.bool_: "bool",
     mx.int32: "int32_t",
 }
+CUDA_TYPES = METAL_TYPES | {mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -36,15 +31,16 @@ class Use:
 
     Attributes:
         kernel: The kernel.
-        inputs: Shape and dtype of each input.
+        inputs, outputs: Shape and dtype of each.
         template: Its constants.
-        outputs: The dtype of each output.
+        threads: How many run.
     """
 
     kernel: Kernel
     inputs: tuple[tuple[tuple[int, ...], mx.Dtype], ...]
     template: tuple[tuple[str, int | bool | mx.Dtype], ...]
-    outputs: tuple[mx.Dtype, ...]
+    outputs: tuple[tuple[tuple[int, ...], mx.Dtype], ...]
+    threads: int
 
 
 def metal_text(use: Use) -> tuple[str, str]:
@@ -54,11 +50,11 @@ def metal_text(use: Use) -> tuple[str, str]:
     parameters = ", ".join(f"{kinds[type(value)]} {key}" for key, value in use.template)
     arguments = []
     for key, (shape, dtype) in zip(kernel.inputs, use.inputs, strict=True):
-        space = "constant" if mx.zeros(shape).size < _SMALLEST_DEVICE_INPUT else "device"
+        space = "constant" if math.prod(shape) < _SMALLEST_DEVICE_INPUT else "device"
         arguments.append(f"  const {space} {METAL_TYPES[dtype]}* {key} [[buffer({len(arguments)})]]")
         if f"{key}_shape" in kernel.body:
             arguments.append(f"  const constant int* {key}_shape [[buffer({len(arguments)})]]")
-    for key, dtype in zip(kernel.outputs, use.outputs, strict=True):
+    for key, (_, dtype) in zip(kernel.outputs, use.outputs, strict=True):
         arguments.append(f"  device {METAL_TYPES[dtype]}* {key} [[buffer({len(arguments)})]]")
     arguments.append(f"  uint3 {_THREAD} [[{_THREAD}]]")
     instance = f"{name}<{metal_values(use)}>"
@@ -73,9 +69,8 @@ def metal_text(use: Use) -> tuple[str, str]:
 def metal_name(use: Use) -> str:
     values = "_".join(metal_values(use).split(", "))
     types = [
-        METAL_TYPES[dtype] + ("c" if mx.zeros(shape).size < _SMALLEST_DEVICE_INPUT else "")
-        for shape, dtype in use.inputs
-    ] + [METAL_TYPES[dtype] for dtype in use.outputs]
+        METAL_TYPES[dtype] + ("c" if math.prod(shape) < _SMALLEST_DEVICE_INPUT else "") for shape, dtype in use.inputs
+    ] + [METAL_TYPES[dtype] for _, dtype in use.outputs]
     return "_".join([f"custom_kernel_{use.kernel.name}_", values, *types])
 
 
@@ -95,7 +90,8 @@ def cuda_text(use: Use) -> tuple[str, str]:
         arguments.append(f"    const {CUDA_TYPES[dtype]}* {key}")
         if f"{key}_shape" in kernel.body:
             arguments.append(f"    const __grid_constant__ Shape {key}_shape")
-    arguments += [f"    {CUDA_TYPES[dtype]}* {key}" for key, dtype in zip(kernel.outputs, use.outputs, strict=True)]
+    for key, (_, dtype) in zip(kernel.outputs, use.outputs, strict=True):
+        arguments.append(f"    {CUDA_TYPES[dtype]}* {key}")
     constants = "".join(f"  {_cuda_constant(key, value)}\n" for key, value in use.template)
     return f"mlx::core::cu::{name}", (
         '\n#include "mlx/backend/cuda/device/utils.cuh"\n\n#include <cooperative_groups.h>\n\n'

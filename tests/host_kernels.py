@@ -5,10 +5,11 @@
 
 import ctypes
 import functools
+import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -20,6 +21,7 @@ from mlx_deltamem.kernels import build
 from mlx_deltamem.kernels.build import Kernel
 from tests.gpu_text import METAL_TYPES, Use, metal_text, metal_values
 
+SANITIZE = "DELTAMEM_SANITIZE_KERNELS"
 STAND_IN = Path(__file__).parent / "metal_on_host.h"
 # The host runs as many threads as CUDA would, which rounds their number up to whole groups.
 _WHOLE_GROUP = 64
@@ -39,7 +41,8 @@ def host_kernel(kernel: Kernel, _: str = "metal") -> Callable[..., list[mx.array
         output_dtypes: list[mx.Dtype],
     ) -> list[mx.array]:
         assert grid[0] > 0 and grid[1:] == threadgroup[1:] == (1, 1) and threadgroup[0] <= grid[0]
-        use = Use(kernel, tuple((x.shape, x.dtype) for x in inputs), tuple(template), tuple(output_dtypes))
+        outputs = tuple(zip(output_shapes, output_dtypes, strict=True))
+        use = Use(kernel, tuple((x.shape, x.dtype) for x in inputs), tuple(template), outputs, grid[0])
         arrays = [to_bytes(x) for x in inputs]
         # What is not written shows: NaN.
         results = [
@@ -48,16 +51,14 @@ def host_kernel(kernel: Kernel, _: str = "metal") -> Callable[..., list[mx.array
         ]
         shapes = [np.array(x.shape, np.int32) for x in inputs]
         pointers = [*(x.ctypes.data for x in arrays), *(x.ctypes.data for x in results)]
-        launch = compiled(use)
-        threads = -(-grid[0] // _WHOLE_GROUP) * _WHOLE_GROUP
-        launch(
+        compiled(host_text(use))(
             (ctypes.c_void_p * len(pointers))(*pointers),
             (ctypes.c_void_p * len(shapes))(*(x.ctypes.data for x in shapes)),
-            threads,
+            -(-use.threads // _WHOLE_GROUP) * _WHOLE_GROUP,
         )
         return [
             mx.array(x.view(np.uint16 if dtype.size == 2 else np.uint32)).view(dtype).reshape(shape)
-            for x, shape, dtype in zip(results, output_shapes, output_dtypes, strict=True)
+            for x, (shape, dtype) in zip(results, outputs, strict=True)
         ]
 
     return run
@@ -68,18 +69,26 @@ def to_bytes(x: mx.array) -> np.ndarray:
 
 
 @functools.cache
-def compiled(use: Use) -> Callable[..., None]:
+def compiled(text: str) -> Callable[..., None]:
     """The kernel as a C function of the arrays, the shapes of the inputs, and the number of threads."""
     folder = Path(tempfile.mkdtemp(prefix="deltamem-kernels-"))
     source, library = folder / "kernel.cpp", folder / "kernel.so"
-    source.write_text(host_text(use))
-    command = ["g++", "-std=c++20", "-O2", "-shared", "-fPIC", *WARNINGS, "-o", library, source]
+    source.write_text(text)
+    command = ["g++", "-std=c++20", *_options(), "-shared", "-fPIC", *_WARNINGS, "-o", library, source]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return ctypes.CDLL(str(library)).launch
 
 
-WARNINGS = ["-Wall", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-unused-variable"]
+# Metal has no double, so that one must not come in unseen.
+_WARNINGS = ["-Wall", "-Wdouble-promotion", "-Werror"]
+_WARNINGS += ["-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-unused-variable"]
+
+
+def _options() -> list[str]:
+    # Set for a process that was started with the sanitizers' library.
+    sanitizers = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    return sanitizers if os.environ.get(SANITIZE) else ["-O2"]
 
 
 def host_text(use: Use) -> str:
@@ -91,7 +100,7 @@ def host_text(use: Use) -> str:
         if f"{key}_shape" in use.kernel.body:
             arguments.append(f"static_cast<const int*>(shapes[{index}])")
         pointers += 1
-    for dtype in use.outputs:
+    for _, dtype in use.outputs:
         arguments.append(f"static_cast<{METAL_TYPES[dtype]}*>(arrays[{pointers}])")
         pointers += 1
     return (
@@ -103,14 +112,19 @@ def host_text(use: Use) -> str:
 
 
 @pytest.fixture
-def host_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def kernels_on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The package as on a Mac whose GPU is this CPU."""
-    monkeypatch.setattr(build, "launch", functools.cache(host_kernel))
+    pretend_gpu(monkeypatch, host_kernel)
+    yield
+    forget_trials()
+
+
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch, launch: Callable[..., build.Launch]) -> None:
+    """Make the package believe in a GPU, with `launch` for what makes its kernels; call `forget_trials` after it."""
+    monkeypatch.setattr(build, "launch", functools.cache(launch))
     monkeypatch.setattr(build, "gpu_language", lambda: "metal")
     for module in (engines, scan):
         monkeypatch.setattr(module, "on_gpu", lambda: True)
-    forget_trials()
-    yield
     forget_trials()
 
 

@@ -16,6 +16,7 @@ using float16_t = _Float16;
 
 struct bfloat16_t {
   uint16_t bits;
+  bfloat16_t() = default;
   explicit bfloat16_t(float value) {
     uint32_t wide;
     std::memcpy(&wide, &value, sizeof wide);
