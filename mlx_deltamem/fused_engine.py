@@ -1,19 +1,19 @@
 """The memory of one layer over a stretch of tokens, as fused kernels on a GPU."""
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_deltamem.kernels.build import LARGEST_RANK, Kernel
+from mlx_deltamem.kernels import passes
+from mlx_deltamem.kernels.build import LARGEST_RANK
 from mlx_deltamem.kernels.trial import trial
 from mlx_deltamem.ops_engine import OpsEngine
-from mlx_deltamem.tokens import SMALLEST_NORM, Variant
+from mlx_deltamem.tokens import Variant
 
 # From this many tokens on they are cut into chunks that run side by side.
-_FEWEST_TOKENS = 32
+_FEWEST_TOKENS = 64
 # What a chunk makes of a state is r + 1 times as large as the state, so with more rows one token after the other is
 # better.
 _LARGEST_CHUNKED_RANK = 16
@@ -25,8 +25,8 @@ _DTYPES = (mx.float32, mx.bfloat16, mx.float16)
 class FusedEngine:
     """Reads and writes states as `OpsEngine` does, in one kernel, or three for long stretches of tokens.
 
-    Where a stretch has more than one token, gradients are those of `OpsEngine`, run again. One token has none: MLX
-    raises a ValueError.
+    For more than one token, gradients are those of `OpsEngine`, which is run for them. For one token, where that would
+    cost more than the token does, there are none, and MLX raises a ValueError.
     """
 
     variant: Variant
@@ -46,8 +46,8 @@ class FusedEngine:
 
         def fused() -> list[mx.array]:
             arrays = (projected, bias, state, None)
-            chunked = _chunked_scan(variant, *arrays) if variant.rank <= _LARGEST_CHUNKED_RANK else ()
-            return [*_scan(variant, *arrays), _read(variant, projected, state), *chunked]
+            chunked = passes.chunked_scan(variant, *arrays) if variant.rank <= _LARGEST_CHUNKED_RANK else ()
+            return [*passes.scan(variant, *arrays), passes.read(variant, projected, state), *chunked]
 
         def expected() -> list[mx.array]:
             scanned = ops.scan(projected, bias, state)
@@ -60,20 +60,27 @@ class FusedEngine:
         self, projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None = None
     ) -> tuple[mx.array, mx.array]:
         length = projected.shape[1]
-        if length == 1:
-            return _scan(self.variant, projected, gate_bias, state, mask)
         if length == 0:
-            return mx.zeros((projected.shape[0], 0, self.variant.width), projected.dtype), state
-        arrays = (projected, gate_bias, state)
-        return _differentiable_scan(self.variant)(*arrays, *(() if mask is None else (mask.astype(mx.bool_),)))
+            return self._no_reads(projected), state
+        if length == 1:
+            return passes.scan(self.variant, projected, gate_bias, state, mask)
+        return _differentiable_scan(self.variant)(projected, gate_bias, state, *_if_any(mask))
 
     def read(self, projected: mx.array, state: mx.array, mask: mx.array | None = None) -> mx.array:
         length = projected.shape[1]
-        if length == 1:
-            return _read(self.variant, projected, state, mask)
         if length == 0:
-            return mx.zeros((projected.shape[0], 0, self.variant.width), projected.dtype)
-        return _differentiable_read(self.variant)(projected, state, *(() if mask is None else (mask.astype(mx.bool_),)))
+            return self._no_reads(projected)
+        if length == 1:
+            return passes.read(self.variant, projected, state, mask)
+        return _differentiable_read(self.variant)(projected, state, *_if_any(mask))
+
+    def _no_reads(self, projected: mx.array) -> mx.array:
+        return mx.zeros((projected.shape[0], 0, self.variant.width), projected.dtype)
+
+
+def _if_any(mask: mx.array | None) -> list[mx.array]:
+    # Functions with a gradient take arrays only.
+    return [] if mask is None else [mask]
 
 
 @functools.cache
@@ -83,7 +90,7 @@ def _differentiable_scan(variant: Variant) -> Callable[..., tuple[mx.array, mx.a
 
 @functools.cache
 def _differentiable_read(variant: Variant) -> Callable[..., mx.array]:
-    return _with_gradient(functools.partial(_read, variant), OpsEngine(variant).read, floats=2)
+    return _with_gradient(functools.partial(passes.read, variant), OpsEngine(variant).read, floats=2)
 
 
 def _with_gradient(fused: Callable, ops: Callable, floats: int) -> Callable:
@@ -104,104 +111,5 @@ def _long_scan(
     variant: Variant, projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None = None
 ) -> tuple[mx.array, mx.array]:
     if projected.shape[1] < _FEWEST_TOKENS or variant.rank > _LARGEST_CHUNKED_RANK:
-        return _scan(variant, projected, gate_bias, state, mask)
-    return _chunked_scan(variant, projected, gate_bias, state, mask)
-
-
-def _scan(
-    variant: Variant, projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None
-) -> tuple[mx.array, mx.array]:
-    """One token after the other, in one kernel."""
-    batch, length, _ = projected.shape
-    outputs = [((batch, length, variant.width), projected.dtype), (state.shape, mx.float32)]
-    arrays = [projected, gate_bias, state]
-    reads, state = _run("scan", variant, arrays, mask, outputs, batch * variant.width)
-    return reads, state
-
-
-def _read(variant: Variant, projected: mx.array, state: mx.array, mask: mx.array | None = None) -> mx.array:
-    """Each token by threads of its own."""
-    batch, length, _ = projected.shape
-    outputs = [((batch, length, variant.width), projected.dtype)]
-    threads = batch * length * variant.width
-    return _run("read", variant, [projected, state], mask, outputs, threads)[0]
-
-
-def _chunked_scan(
-    variant: Variant, projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None
-) -> tuple[mx.array, mx.array]:
-    """First what each chunk of tokens makes of a state row, then the state before each chunk, then the reads."""
-    batch, length, _ = projected.shape
-    rank, heads = variant.rank, variant.heads
-    # About as many chunks as two passes over one of them have tokens.
-    chunk = 2 ** round(math.log2(math.sqrt(length / 2)))
-    chunks = -(-length // chunk)
-    rows = batch * chunks * variant.width
-    inputs = [projected, gate_bias, _integer(chunk)]
-    maps_shape = (batch, chunks, heads, rank, rank + 1, rank)
-    (maps,) = _run("maps", variant, inputs, mask, [(maps_shape, mx.float32)], rows * (rank + 1))
-    starts, state = _STARTS(
-        [maps, state],
-        {"RANK": rank, "HEADS": heads},
-        batch * variant.width,
-        [((batch, chunks, heads, rank, rank), mx.float32), (state.shape, mx.float32)],
-    )
-    reads_shape = (batch, length, variant.width)
-    (reads,) = _run("chunks", variant, [*inputs, starts], mask, [(reads_shape, projected.dtype)], rows)
-    return reads, state
-
-
-@functools.cache
-def _integer(value: int) -> mx.array:
-    # An array, since CUDA kernels get pointers only.
-    array = mx.array([value], mx.int32)
-    mx.eval(array)
-    return array
-
-
-def _run(
-    task: str,
-    variant: Variant,
-    arrays: list[mx.array],
-    mask: mx.array | None,
-    outputs: list[tuple[tuple[int, ...], mx.Dtype]],
-    threads: int,
-) -> list[mx.array]:
-    kernel = _tokens_kernel(task, mask is not None)
-    arrays = arrays if mask is None else [*arrays, mask]
-    return kernel(arrays, _template(variant, arrays[0].dtype), threads, outputs)
-
-
-_STARTS = Kernel("starts", ("maps", "state"), ("starts", "new_state"))
-_ARRAYS = {
-    "scan": (("projected", "gate_bias", "state"), ("reads", "new_state")),
-    "read": (("projected", "state"), ("reads",)),
-    "maps": (("projected", "gate_bias", "chunk_length"), ("maps",)),
-    "chunks": (("projected", "gate_bias", "chunk_length", "state"), ("reads",)),
-}
-
-
-@functools.cache
-def _tokens_kernel(task: str, masked: bool) -> Kernel:
-    inputs, outputs = _ARRAYS[task]
-    tasks = {f"DELTA_{name.upper()}": number for number, name in enumerate(_ARRAYS)}
-    definitions = tasks | {
-        "DELTA_TASK": f"DELTA_{task.upper()}",
-        "DELTA_MASKED": int(masked),
-        "DELTA_SMALLEST_NORM": f"{SMALLEST_NORM}f",
-    }
-    return Kernel("tokens", (*inputs, "mask") if masked else inputs, outputs, tuple(definitions.items()))
-
-
-@functools.cache
-def _template(variant: Variant, dtype: mx.Dtype) -> dict[str, int | bool | mx.Dtype]:
-    return {
-        "Activation": dtype,
-        "RANK": variant.rank,
-        "HEADS": variant.heads,
-        "NORMALIZE": variant.normalized,
-        "RANKWISE": variant.rankwise,
-        "FREE_LAMBDA": variant.free_lambda,
-        "KEEPS_ALL": variant.mode == "no_lambda",
-        "LAMBDA_OUTSIDE": variant.mode == "lambda_outside",
-    }
+        return passes.scan(variant, projected, gate_bias, state, mask)
+    return passes.chunked_scan(variant, projected, gate_bias, state, mask)

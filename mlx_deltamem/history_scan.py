@@ -63,7 +63,7 @@ def _history(*arrays: mx.array, reverse: bool) -> tuple[mx.array, mx.array]:
     state_shape = (batch, heads, rank, rank)
     history, state = _HISTORY(
         arrays,
-        {"RANK": rank, "HEADS": heads, "REVERSED": reverse},
+        (("RANK", rank), ("HEADS", heads), ("REVERSED", reverse)),
         batch * heads * rank,
         [((batch, length, heads, rank, rank), mx.float32), (state_shape, mx.float32)],
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_deltamem.kernels.build import Kernel
+from mlx_deltamem.kernels.build import Kernel, Template
 
 # Metal gives a kernel those of these that its source names; the sources here name one.
 _THREAD = "thread_position_in_grid"
@@ -38,7 +38,7 @@ class Use:
 
     kernel: Kernel
     inputs: tuple[tuple[tuple[int, ...], mx.Dtype], ...]
-    template: tuple[tuple[str, int | bool | mx.Dtype], ...]
+    template: Template
     outputs: tuple[tuple[tuple[int, ...], mx.Dtype], ...]
     threads: int
 

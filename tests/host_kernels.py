@@ -34,7 +34,7 @@ def host_kernel(kernel: Kernel, _: str = "metal") -> Callable[..., list[mx.array
 
     def run(
         inputs: Sequence[mx.array],
-        template: list[tuple[str, int | bool | mx.Dtype]],
+        template: build.Template,
         grid: tuple[int, int, int],
         threadgroup: tuple[int, int, int],
         output_shapes: list[tuple[int, ...]],
@@ -42,7 +42,7 @@ def host_kernel(kernel: Kernel, _: str = "metal") -> Callable[..., list[mx.array
     ) -> list[mx.array]:
         assert grid[0] > 0 and grid[1:] == threadgroup[1:] == (1, 1) and threadgroup[0] <= grid[0]
         outputs = tuple(zip(output_shapes, output_dtypes, strict=True))
-        use = Use(kernel, tuple((x.shape, x.dtype) for x in inputs), tuple(template), outputs, grid[0])
+        use = Use(kernel, tuple((x.shape, x.dtype) for x in inputs), template, outputs, grid[0])
         arrays = [to_bytes(x) for x in inputs]
         # What is not written shows: NaN.
         results = [
@@ -75,7 +75,9 @@ def compiled(text: str) -> Callable[..., None]:
     source, library = folder / "kernel.cpp", folder / "kernel.so"
     source.write_text(text)
     command = ["g++", "-std=c++20", *_options(), "-shared", "-fPIC", *_WARNINGS, "-o", library, source]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The compiler itself is not to run with the sanitizers' library.
+    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    result = subprocess.run(command, env=plain, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return ctypes.CDLL(str(library)).launch
 
@@ -87,7 +89,7 @@ _WARNINGS += ["-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-unused-variable"]
 
 def _options() -> list[str]:
     # Set for a process that was started with the sanitizers' library.
-    sanitizers = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    sanitizers = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     return sanitizers if os.environ.get(SANITIZE) else ["-O2"]
 
 

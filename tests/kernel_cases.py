@@ -28,7 +28,7 @@ class Case:
 
 
 CASES = [
-    Case(STANDARD, lengths=(1, 31, 32, 33, 300)),
+    Case(STANDARD, lengths=(1, 63, 64, 65, 300)),
     Case(STANDARD, lengths=(2048, 8192), batch=1),
     Case(STANDARD, lengths=(5, 100), masked=True, batch=3),
     Case(Variant(8, 4, True, True, False, "standard"), mx.bfloat16, lengths=(1, 2, 257, 8192), batch=1),

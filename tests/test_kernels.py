@@ -75,7 +75,7 @@ def uses(monkeypatch: pytest.MonkeyPatch) -> list[Use]:
     def note(kernel: Kernel, _: str) -> Callable[..., list[mx.array]]:
         def run(inputs, template, grid, output_shapes, output_dtypes, **_):
             outputs = tuple(zip(output_shapes, output_dtypes, strict=True))
-            noted.append(Use(kernel, tuple((x.shape, x.dtype) for x in inputs), tuple(template), outputs, grid[0]))
+            noted.append(Use(kernel, tuple((x.shape, x.dtype) for x in inputs), template, outputs, grid[0]))
             return [mx.zeros(shape, dtype) for shape, dtype in outputs]
 
         return run
@@ -167,7 +167,7 @@ def mlx_text(use: Use, path, capfd) -> str:
         )
         return launch(
             inputs=[mx.zeros(shape, dtype) for shape, dtype in use.inputs],
-            template=list(use.template),
+            template=use.template,
             grid=(1, 1, 1),
             threadgroup=(1, 1, 1),
             output_shapes=[shape for shape, _ in use.outputs],

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -13,6 +13,8 @@ LARGEST_RANK = 64
 _THREADS_PER_GROUP = 64
 
 Launch = Callable[..., Sequence[mx.array]]
+# Names and values of a kernel's constants.
+Template = tuple[tuple[str, int | bool | mx.Dtype], ...]
 
 
 @functools.cache
@@ -63,7 +65,7 @@ class Kernel:
     def __call__(
         self,
         inputs: Sequence[mx.array],
-        template: Mapping[str, int | bool | mx.Dtype],
+        template: Template,
         threads: int,
         outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
     ) -> Sequence[mx.array]:
@@ -71,13 +73,13 @@ class Kernel:
 
         Args:
             inputs: The arrays, as `self.inputs` names them.
-            template: Constants of the source. Those of type `mx.Dtype` tell the types of inputs that vary.
+            template: Constants of the source; the dtypes of inputs that vary are among them.
             threads: How many there are at least.
             outputs: Shape and dtype of each output.
         """
         return launch(self, gpu_language())(
             inputs=inputs,
-            template=list(template.items()),
+            template=template,
             grid=(threads, 1, 1),
             threadgroup=(min(threads, _THREADS_PER_GROUP), 1, 1),
             output_shapes=[shape for shape, _ in outputs],
