@@ -89,8 +89,8 @@ def _one_token(variant: Variant) -> Callable[..., tuple[mx.array, mx.array]]:
             squares = vectors @ columns
             norm = _norm(squares[..., 1:, 1:])
             read, recalled, key = read / _norm(squares[..., :1, :1]), recalled / norm, key / norm
-        biases = mx.split(gate_bias, len(gates))
-        gates = [_rows(raw, variant) + _rows(bias[None], variant) for raw, bias in zip(gates, biases, strict=True)]
+        biases = (bias.reshape(variant.heads, -1, 1) for bias in mx.split(gate_bias, len(gates)))
+        gates = [_rows(raw, variant) + bias for raw, bias in zip(gates, biases, strict=True)]
         beta = mx.sigmoid(gates[0])
         lambda_ = mx.sigmoid(gates[1]) if variant.free_lambda else 1.0 - beta
         keep, erase = tokens.keep_and_erase(beta, lambda_, variant)
