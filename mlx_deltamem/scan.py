@@ -93,7 +93,7 @@ def _has_kernel(rank: int) -> bool:
     """Whether the fused scan can be used for states of this rank; a warning says if it cannot where it should."""
     keys = mx.random.split(mx.random.key(0), 6)
     state = mx.random.normal((1, 1, rank, rank), key=keys[0])
-    tokens = [mx.random.uniform(shape=(1, 3, 1, rank), key=key) for key in keys[1:]]
+    tokens = [mx.random.uniform(shape=(1, 3, 1, rank), key=key) / math.sqrt(rank) for key in keys[1:]]
 
     def with_gradients(scan: Callable[..., Sequence[mx.array]]) -> list[mx.array]:
         outputs, gradients = mx.vjp(lambda *arrays: scan(*arrays)[:2], [state, *tokens], [tokens[0], state])

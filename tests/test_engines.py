@@ -175,9 +175,11 @@ def test_the_gradient_of_the_fused_engine_is_that_of_the_operations(masked):
 
     found = mx.grad(loss(FusedEngine(STANDARD)), argnums=(0, 1, 2))(*arrays)
     expected = mx.grad(loss(OpsEngine(STANDARD)), argnums=(0, 1, 2))(*arrays)
-    for x, y in zip(found, expected, strict=True):
+    compiled = mx.compile(mx.grad(loss(FusedEngine(STANDARD)), argnums=(0, 1, 2)))(*arrays)
+    for x, y, z in zip(found, expected, compiled, strict=True):
         assert mx.abs(y).max() > 0.01
         assert distance(x, y) <= 1e-4 * mx.abs(y).max().item()
+        assert distance(z, y) <= 1e-4 * mx.abs(y).max().item()
 
 
 @pytest.mark.usefixtures("lazy_gpu")
