@@ -33,13 +33,15 @@ class OpsEngine:
         """
         if projected.shape[1] == 1:
             return _one_token(self.variant)(projected, gate_bias, state, mask)
-        queries, keys, values, raw_gates = mx.split(projected, [n * self.variant.width for n in (1, 2, 3)], axis=-1)
+        width = self.variant.width
+        # Slices, since MLX 0.32 fails to compile the gradient of `mx.split` within a custom one.
+        queries, keys, values = (projected[..., n * width : (n + 1) * width] for n in range(3))
         reads, state = delta_scan(
             state,
             tokens.unit_vectors(queries, self.variant),
             tokens.unit_vectors(keys, self.variant),
             tokens.by_head(values, self.variant),
-            *tokens.gates(raw_gates, gate_bias, self.variant),
+            *tokens.gates(projected[..., 3 * width :], gate_bias, self.variant),
             mask=mask,
         )
         return reads.reshape(*projected.shape[:2], -1).astype(projected.dtype), state
