@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 comma := ,
 EXTRAS := test,plot$(if $(MLX),$(comma)$(MLX))
 
-.PHONY: demo test lint adapters clean
+.PHONY: demo test gpu-test lint adapters clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m tools.smollm2
 	$(BIN)/python -m pytest
+
+# On a Mac, or `make MLX=cuda13 gpu-test`: the kernels on the GPU, then what they cost.
+gpu-test: $(VENV)/installed
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m mlx_deltamem.benchmark --shape qwen3-4b
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check

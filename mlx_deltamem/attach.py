@@ -63,7 +63,7 @@ def attach(model: nn.Module, adapter: str | Path | Adapter | DeltaMemConfig) -> 
     for target in targets:
         target.module.delta_mem = DeltaMemory(config, target.shape, weights[target.layer]).train(target.module.training)
         target.module.delta_layer = target.layer
-        target.module.__class__ = delta_attention_class(target.module)
+        target.module.__class__ = delta_attention_class(target.module, target.module.delta_mem.corrected)
     model.memory_layout = layout
     metadata = adapter.metadata if isinstance(adapter, Adapter) else {}
     model.attachment = Attachment(config, {target.layer: target.path for target in targets}, metadata)

@@ -81,9 +81,9 @@ _STEERING: ContextVar[_Steering | None] = ContextVar("_STEERING", default=None)
 class DeltaAttention:
     """The part of an attached attention layer's class that is not mlx-lm's.
 
-    The layer's class becomes a subclass (DeltaAttention, Original). Its projections are class properties: within a call
-    of the layer they give the backbone's projection followed by the correction, at any other time the projection
-    itself. So the module's parameters, and whatever walks over them, stay as they were.
+    The layer's class becomes a subclass (DeltaAttention, Original). The projections that are corrected are class
+    properties: within a call of the layer they give the backbone's projection followed by the correction, at any other
+    time the projection itself. So the module's parameters, and whatever walks over them, stay as they were.
     """
 
     def __call__(self, *args: object, **kwargs: object) -> mx.array | tuple:
@@ -138,7 +138,7 @@ def _projection(name: str) -> property:
     def get(self: nn.Module) -> nn.Module:
         projection = self[name]
         steering = _STEERING.get()
-        if steering is None or steering.attention is not self or name not in self.delta_mem.corrected:
+        if steering is None or steering.attention is not self:
             return projection
         steering.applied.add(name)
         rows = _held_rows(projection)
@@ -147,9 +147,9 @@ def _projection(name: str) -> property:
     return property(get)
 
 
-def delta_attention_class(attention: nn.Module) -> type[nn.Module]:
-    """The class that a layer gets with its memory."""
-    return _delta_attention_class(type(attention), tuple(name for name in _PROJECTIONS if name in attention))
+def delta_attention_class(attention: nn.Module, corrected: frozenset[str]) -> type[nn.Module]:
+    """The class that a layer gets with a memory that corrects these projections."""
+    return _delta_attention_class(type(attention), tuple(name for name in _PROJECTIONS if name in corrected))
 
 
 @functools.cache
@@ -227,7 +227,8 @@ def _dense_weight(linear: nn.Module) -> mx.array:
 
 
 def _shards(linear: nn.Module) -> int:
-    group = getattr(linear, "group", None)
+    # Not getattr, which takes its time to find that a module has no such attribute.
+    group = vars(linear).get("group")
     return 1 if group is None else group.size()
 
 

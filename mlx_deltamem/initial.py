@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from mlx_deltamem.config import DeltaMemConfig
-from mlx_deltamem.memory import SMALLEST_NORM, AttentionShape, parameter_shapes
+from mlx_deltamem.memory import AttentionShape, parameter_shapes
+from mlx_deltamem.tokens import SMALLEST_NORM
 
 
 def initial_parameters(

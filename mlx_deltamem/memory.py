@@ -1,5 +1,6 @@
 """The memory of one attention layer: adapter weights, projections, gates, what is read and what is written."""
 
+import functools
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,11 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.config import HEADS, DeltaMemConfig
+from mlx_deltamem.engines import engine_for
 from mlx_deltamem.reads import Gates, PackedWeights, Reads
-from mlx_deltamem.scan import delta_scan
-
-# The floor on the norm of memory queries and keys.
-SMALLEST_NORM = 1e-6
+from mlx_deltamem.tokens import Variant, gates
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,7 @@ class DeltaMemory(nn.Module):
     def __init__(self, config: DeltaMemConfig, shape: AttentionShape, weights: Mapping[str, mx.array]):
         super().__init__()
         self.config = config
+        self.variant = Variant.of(config)
         self.shape = shape
         inactive = inactive_parameters(config)
         for name in parameter_shapes(config, shape):
@@ -133,55 +133,33 @@ class DeltaMemory(nn.Module):
             What the tokens read, and the new states.
         """
         weights = self._packed_weights(x.dtype)
+        engine = engine_for(self.variant, x.dtype, self.training)
         if not access.writing:
-            queries = self._unit_vectors((x @ weights.inputs[:, : self.config.width]).astype(mx.float32))
-            return Reads(_constant_reads(state, queries, access.mask), weights), state
-        projected = (x @ weights.inputs).astype(mx.float32)
-        queries, *tokens = self._queries_keys_values_gates(projected, weights.gate_bias)
-        gates = Gates(keep=tokens[2], write=tokens[4])
+            return Reads(engine.read(x @ weights.queries, state, access.mask), weights), state
+        projected = x @ weights.inputs
         if access.units is None:
-            reads, state = delta_scan(state, queries, *tokens, mask=access.mask)
-            return Reads(reads, weights, gates), state
-        reads = Reads(_constant_reads(state, queries, access.mask), weights, gates)
-        return reads, self._write_means(projected, state, access.units, weights)
+            reads, state = engine.scan(projected, weights.gate_bias, state, access.mask)
+        else:
+            reads = engine.read(projected, state, access.mask)
+            state = self._write_means(projected, state, access.units, weights)
+        return Reads(reads, weights, functools.partial(self._gates, projected, weights.gate_bias)), state
 
     def _write_means(self, projected: mx.array, state: mx.array, units: WriteUnits, weights: PackedWeights) -> mx.array:
         """The state after the units are written; `projected` are the tokens' projections `[B, T, P]`."""
         # The projections are linear: the projection of a mean is the mean of the projections.
-        means = units.weights @ projected
+        means = units.weights @ projected.astype(mx.float32)
         if units.carried is not None:
             means = means + units.carried.pop(id(self), 0.0)
             if not units.complete:
                 units.carried[id(self)] = means
                 # Whoever evaluates the state now evaluates the sums, and with them the end of this call's graph.
                 return mx.depends(state, means)
-        unread, *means = self._queries_keys_values_gates(means, weights.gate_bias)
-        return delta_scan(state, mx.zeros_like(unread), *means, mask=units.mask)[1]
+        engine = engine_for(self.variant, means.dtype, self.training)
+        return engine.scan(means, weights.gate_bias, state, units.mask)[1]
 
-    def _queries_keys_values_gates(self, projected: mx.array, gate_bias: mx.array) -> tuple[mx.array, ...]:
-        """Memory queries, keys, values and the gates keep, erase, write, each `[B, T, H, r or 1]`."""
-        config = self.config
-        borders = [config.width, 2 * config.width, 3 * config.width]
-        queries, keys, values, gates = mx.split(projected, borders, axis=-1)
-        gates = mx.sigmoid(gates + gate_bias)
-        beta = self._by_head(gates[..., : config.gate_width])
-        lambda_ = self._by_head(gates[..., config.gate_width :]) if _has_free_lambda(config) else 1.0 - beta
-        keep, erase = {
-            "standard": (lambda_, beta),
-            "lambda_outside": (lambda_, lambda_ * beta),
-            "no_lambda": (mx.ones_like(beta), beta),
-        }[config.state_update_mode]
-        return self._unit_vectors(queries), self._unit_vectors(keys), self._by_head(values), keep, erase, beta
-
-    def _unit_vectors(self, x: mx.array) -> mx.array:
-        x = self._by_head(x)
-        if not self.config.normalize_qk:
-            return x
-        x = mx.tanh(x)
-        return x / mx.maximum(mx.linalg.norm(x, axis=-1, keepdims=True), SMALLEST_NORM)
-
-    def _by_head(self, x: mx.array) -> mx.array:
-        return x.reshape(*x.shape[:-1], self.config.num_state_heads, -1)
+    def _gates(self, projected: mx.array, gate_bias: mx.array) -> Gates:
+        keep, _, write = gates(projected[..., 3 * self.variant.width :], gate_bias, self.variant)
+        return Gates(keep, write)
 
     def _packed_weights(self, dtype: mx.Dtype) -> PackedWeights:
         """The packed weights, made anew only when a weight was replaced."""
@@ -195,16 +173,18 @@ class DeltaMemory(nn.Module):
 
     def _pack(self, sources: list[mx.array], dtype: mx.Dtype) -> PackedWeights:
         config = self.config
-        gates = ("beta", "lambda") if _has_free_lambda(config) else ("beta",)
+        gates = ("beta", "lambda") if self.variant.free_lambda else ("beta",)
         inputs = [self[f"memory_{name}_proj"] for name in "qkv"] + [self[f"{gate}_proj"] for gate in gates]
         norm = (
             (self.delta_o_rmsnorm_weight.astype(mx.float32), config.delta_o_rmsnorm_eps)
             if config.delta_o_rmsnorm
             else None
         )
+        packed = mx.concatenate(inputs).astype(dtype)
         return PackedWeights(
             sources=sources,
-            inputs=mx.concatenate(inputs).astype(dtype).T,
+            inputs=packed.T,
+            queries=packed[: config.width].T,
             gate_bias=mx.concatenate([self[f"{gate}_bias"].astype(mx.float32) for gate in gates]),
             corrections={
                 projection: mx.concatenate([self.scaled_head(head) for head in heads]).astype(dtype).T
@@ -237,13 +217,3 @@ class DeltaMemory(nn.Module):
         raw = self.delta_scale_raw.astype(mx.float32)
         index = HEADS.index(head) if self.config.delta_scale_granularity == "head" else 0
         return scale * self.config.delta_scale_max * mx.sigmoid(raw[index])
-
-
-def _has_free_lambda(config: DeltaMemConfig) -> bool:
-    return not config.couple_lambda and config.state_update_mode != "no_lambda"
-
-
-def _constant_reads(state: mx.array, queries: mx.array, mask: mx.array | None) -> mx.array:
-    """Reads `[B, T, H, r]` of a state that does not change."""
-    reads = (queries.swapaxes(1, 2) @ state.swapaxes(-1, -2)).swapaxes(1, 2)
-    return reads if mask is None else mx.where(mask[..., None, None], reads, 0.0)

@@ -1,5 +1,7 @@
 """What tokens read from a layer's memory, and how it steers the layer."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -12,6 +14,7 @@ class PackedWeights:
     Attributes:
         sources: The arrays it was made from.
         inputs: `[hidden, P]` in the activations' dtype: the projections to memory queries, keys, values and gates.
+        queries: `[hidden, H * r]`, the first columns of it.
         gate_bias: float32.
         corrections: By name of the backbone's projection, `[H * r, width]` in the same dtype, scale included.
         output_norm: Weight and epsilon of the norm of the output's correction, if it has one.
@@ -19,6 +22,7 @@ class PackedWeights:
 
     sources: list[mx.array]
     inputs: mx.array
+    queries: mx.array
     gate_bias: mx.array
     corrections: dict[str, mx.array]
     output_norm: tuple[mx.array, float] | None
@@ -26,7 +30,7 @@ class PackedWeights:
     def evaluate(self) -> bool:
         """Evaluate the weights, which several threads may use then; False within a function transformation."""
         try:
-            mx.eval(self.inputs, self.gate_bias, self.corrections, self.output_norm)
+            mx.eval(self.inputs, self.queries, self.gate_bias, self.corrections, self.output_norm)
         except (ValueError, RuntimeError):
             return False
         return True
@@ -49,15 +53,20 @@ class Reads:
     """What the tokens of one pass read from a layer's memory, and how that steers the layer.
 
     Args:
-        reads: `[B, T, H, r]` float32.
+        reads: `[B, T, H * r]` in the activations' dtype.
         weights: The layer's weights.
-        gates: The tokens' gates; None for a pass that did not write.
+        gates: Gives the tokens' gates; None for a pass that did not write.
     """
 
-    def __init__(self, reads: mx.array, weights: PackedWeights, gates: Gates | None = None):
-        self.gates = gates
-        self._reads = reads.reshape(*reads.shape[:2], -1).astype(weights.inputs.dtype)
+    def __init__(self, reads: mx.array, weights: PackedWeights, gates: Callable[[], Gates] | None = None):
+        self._reads = reads
         self._weights = weights
+        self._gates = gates
+
+    @functools.cached_property
+    def gates(self) -> Gates | None:
+        """The tokens' gates, computed for whoever asks; None for a pass that did not write."""
+        return None if self._gates is None else self._gates()
 
     def correct(self, projection: str, base: mx.array, rows: slice | None = None) -> mx.array:
         """Add what was read to the output of a projection of the backbone; zero reads leave it as it is, bit for bit.

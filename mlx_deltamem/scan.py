@@ -8,9 +8,15 @@ For each token, with `S` the state of one head (row = value, column = key) and g
 (arXiv 2605.12357, section 3; facts of the reference: the read comes before the token's own write.)
 """
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
+
+from mlx_deltamem.history_scan import history_scan, supports
+from mlx_deltamem.kernels.build import on_gpu
+from mlx_deltamem.kernels.trial import trial
 
 # Above this many numbers per chunk the affine maps of the chunked form cost more than the steps they save.
 _LARGEST_MAP = 40_000
@@ -51,6 +57,9 @@ def delta_scan(
     if length == 1:
         read, state = _step(state, *(x[:, 0] for x in (queries, keys, written, keep, erase)))
         return read[:, None], state
+    if on_gpu() and _has_kernel(keys.shape[-1]):
+        reads, state, _ = history_scan(state, queries, keys, written, keep, erase)
+        return reads, state
     chunk = _chunk_length(keys.shape)
     packed = [
         _pack(x, chunk, fill) for x, fill in zip((queries, keys, written, keep, erase), (0, 0, 0, 1, 0), strict=True)
@@ -77,6 +86,25 @@ def delta_scan_reference(
         read, state = _step(state, query, key, write_t * value, keep_t, erase_t)
         reads.append(read[:, None])
     return mx.concatenate(reads, axis=1), state
+
+
+@functools.cache
+def _has_kernel(rank: int) -> bool:
+    """Whether the fused scan can be used for states of this rank; a warning says if it cannot where it should."""
+    keys = mx.random.split(mx.random.key(0), 6)
+    state = mx.random.normal((1, 1, rank, rank), key=keys[0])
+    tokens = [mx.random.uniform(shape=(1, 3, 1, rank), key=key) / math.sqrt(rank) for key in keys[1:]]
+
+    def with_gradients(scan: Callable[..., Sequence[mx.array]]) -> list[mx.array]:
+        outputs, gradients = mx.vjp(lambda *arrays: scan(*arrays)[:2], [state, *tokens], [tokens[0], state])
+        return outputs + gradients
+
+    def by_definition(*arrays: mx.array) -> tuple[mx.array, mx.array]:
+        return delta_scan_reference(*arrays, mx.ones_like(tokens[0]))
+
+    return supports(rank) and trial.passes(
+        lambda: with_gradients(history_scan), lambda: with_gradients(by_definition), tolerance=1e-3
+    )
 
 
 def _prepare(

@@ -1,0 +1,32 @@
+"""Which engine runs the memory: fused kernels on a GPU that they work on, MLX's own operations everywhere else."""
+
+import functools
+
+import mlx.core as mx
+
+from mlx_deltamem.fused_engine import FusedEngine
+from mlx_deltamem.kernels.build import on_gpu
+from mlx_deltamem.ops_engine import OpsEngine
+from mlx_deltamem.tokens import Variant
+
+ops_engine = functools.cache(OpsEngine)
+
+
+def engine_for(variant: Variant, dtype: mx.Dtype, training: bool) -> OpsEngine | FusedEngine:
+    """The engine for what is computed now.
+
+    Args:
+        variant: What the adapter's configuration asks for.
+        dtype: Of the tokens' projections.
+        training: Whether gradients are to be taken, which are cheaper from operations.
+    """
+    if training or not on_gpu():
+        return ops_engine(variant)
+    return _fused_engine(variant, dtype) or ops_engine(variant)
+
+
+@functools.cache
+def _fused_engine(variant: Variant, dtype: mx.Dtype) -> FusedEngine | None:
+    """The fused engine, if it can be used."""
+    engine = FusedEngine(variant)
+    return engine if engine.supports(dtype) and engine.works(dtype) else None

@@ -1,0 +1,40 @@
+// The recurrence alone, over prepared tokens, with the state before every token kept: for training. With REVERSED it
+// runs from the last token to the first, which gives the gradient of the state after every token (see gradients.py).
+// state [B, HEADS, RANK, RANK], keys, write_keys, written, keep, erase [B, T, HEADS, RANK],
+// history [B, T, HEADS, RANK, RANK], last_state [B, HEADS, RANK, RANK]; all float32.
+// One thread has one row of one head's state in registers.
+const int length = keys_shape[1];
+const unsigned lane = DELTA_THREAD(thread_position_in_grid);
+const int row = lane % RANK;
+const int head = lane / RANK % HEADS;
+const int sequence = lane / (RANK * HEADS);
+if (sequence >= keys_shape[0]) {
+  return;  // CUDA rounds the number of threads up.
+}
+
+float current[RANK];
+DELTA_UNROLL
+for (int j = 0; j < RANK; ++j) {
+  current[j] = state[(size_t)lane * RANK + j];
+}
+for (int step = 0; step < length; ++step) {
+  const int t = REVERSED ? length - 1 - step : step;
+  const size_t token = (((size_t)sequence * length + t) * HEADS + head) * RANK;
+  float recalled = 0.0f;
+  DELTA_UNROLL
+  for (int j = 0; j < RANK; ++j) {
+    history[(token + row) * RANK + j] = current[j];
+    recalled += current[j] * keys[token + j];
+  }
+  const float kept = keep[token + row];
+  const float erased = erase[token + row] * recalled;
+  const float added = written[token + row];
+  DELTA_UNROLL
+  for (int j = 0; j < RANK; ++j) {
+    current[j] = kept * current[j] - erased * keys[token + j] + added * write_keys[token + j];
+  }
+}
+DELTA_UNROLL
+for (int j = 0; j < RANK; ++j) {
+  last_state[(size_t)lane * RANK + j] = current[j];
+}

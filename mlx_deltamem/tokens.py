@@ -1,0 +1,87 @@
+"""From the raw projections of tokens to what the recurrence takes: unit vectors, values and gates."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlx_deltamem.config import DeltaMemConfig
+
+# The floor on the norm of memory queries and keys.
+SMALLEST_NORM = 1e-6
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the recurrence needs to know of an adapter's configuration.
+
+    Attributes:
+        rank, heads: r and H.
+        normalized: Queries and keys pass through tanh and an L2 norm.
+        rankwise: One gate for each row of a state; else one for each head.
+        free_lambda: λ has a gate of its own; else it is 1 - β.
+        mode: `state_update_mode` of the configuration.
+    """
+
+    rank: int
+    heads: int
+    normalized: bool
+    rankwise: bool
+    free_lambda: bool
+    mode: str
+
+    @classmethod
+    def of(cls, config: DeltaMemConfig) -> "Variant":
+        free_lambda = not config.couple_lambda and config.state_update_mode != "no_lambda"
+        return cls(
+            config.rank,
+            config.num_state_heads,
+            config.normalize_qk,
+            config.rankwise_gates,
+            free_lambda,
+            config.state_update_mode,
+        )
+
+    @property
+    def width(self) -> int:
+        """W = H * r, the columns of the queries, of the keys and of the values."""
+        return self.heads * self.rank
+
+    @property
+    def gates(self) -> int:
+        """G, the columns of each gate: W or H."""
+        return self.width if self.rankwise else self.heads
+
+    @property
+    def columns(self) -> int:
+        """P = 3 W + G or 2 G, the columns of a token's projection: query, key, value, β and, if it is free, λ."""
+        return 3 * self.width + (2 if self.free_lambda else 1) * self.gates
+
+
+def unit_vectors(raw: mx.array, variant: Variant) -> mx.array:
+    """Memory queries or keys `[B, T, H, r]` float32 from their projections `[B, T, W]`."""
+    x = by_head(raw, variant)
+    if not variant.normalized:
+        return x
+    x = mx.tanh(x)
+    return x / mx.maximum(mx.linalg.norm(x, axis=-1, keepdims=True), SMALLEST_NORM)
+
+
+def by_head(raw: mx.array, variant: Variant) -> mx.array:
+    """`[..., H, n]` float32 from `[..., H * n]`."""
+    return raw.astype(mx.float32).reshape(*raw.shape[:-1], variant.heads, -1)
+
+
+def gates(raw: mx.array, bias: mx.array, variant: Variant) -> tuple[mx.array, mx.array, mx.array]:
+    """The gates keep, erase and write `[B, T, H, r or 1]` float32, from their projections `[B, T, G or 2 G]`."""
+    opened = mx.sigmoid(raw.astype(mx.float32) + bias)
+    beta = by_head(opened[..., : variant.gates], variant)
+    lambda_ = by_head(opened[..., variant.gates :], variant) if variant.free_lambda else 1.0 - beta
+    keep, erase = keep_and_erase(beta, lambda_, variant)
+    return mx.broadcast_to(keep, beta.shape), erase, beta
+
+
+def keep_and_erase(beta: mx.array, lambda_: mx.array, variant: Variant) -> tuple[mx.array, mx.array]:
+    """What the gates β and λ make of the state, by `state_update_mode`."""
+    if variant.mode == "standard":
+        return lambda_, beta
+    return (lambda_, lambda_ * beta) if variant.mode == "lambda_outside" else (mx.array(1.0), beta)
