@@ -71,15 +71,16 @@ def to_bytes(x: mx.array) -> np.ndarray:
 @functools.cache
 def compiled(text: str) -> Callable[..., None]:
     """The kernel as a C function of the arrays, the shapes of the inputs, and the number of threads."""
-    folder = Path(tempfile.mkdtemp(prefix="deltamem-kernels-"))
-    source, library = folder / "kernel.cpp", folder / "kernel.so"
-    source.write_text(text)
-    command = ["g++", "-std=c++20", *_options(), "-shared", "-fPIC", *_WARNINGS, "-o", library, source]
-    # The compiler itself is not to run with the sanitizers' library.
-    plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    result = subprocess.run(command, env=plain, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    return ctypes.CDLL(str(library)).launch
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+        source.write_text(text)
+        command = ["g++", "-std=c++20", *_options(), "-shared", "-fPIC", *_WARNINGS, "-o", library, source]
+        # The compiler itself is not to run with the sanitizers' library.
+        plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        result = subprocess.run(command, env=plain, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        # Once it is loaded, its file can go.
+        return ctypes.CDLL(str(library)).launch
 
 
 # Metal has no double, so that one must not come in unseen.
