@@ -21,7 +21,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m tools.smollm2
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # On a Mac, or `make MLX=cuda13 gpu-test`: the kernels on the GPU, then what they cost.
 gpu-test: $(VENV)/installed
