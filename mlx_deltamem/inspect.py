@@ -20,13 +20,11 @@ that is named). What is by layer is an object whose names are the layers; a numb
 """
 
 import argparse
-import io
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from mlx_deltamem.adapter_folder import load_adapter
 from mlx_deltamem.command import command
@@ -44,6 +42,7 @@ from mlx_deltamem.reports.trace import trace_text
 from mlx_deltamem.session_file import SUFFIX
 from mlx_deltamem.tables.adapter import adapter_tables, model_tables
 from mlx_deltamem.tables.diff import adapter_diff_tables, session_diff_tables
+from mlx_deltamem.tables.printing import print_tables
 from mlx_deltamem.tables.session import session_tables
 from mlx_deltamem.tables.trace import trace_tables
 
@@ -90,7 +89,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(as_document(report), allow_nan=False))
     else:
-        _print_tables(_tables(report))
+        print_tables(_tables(report))
         if args.plot is not None:
             print(f"Drew {args.plot}")
 
@@ -170,16 +169,6 @@ def _tables(report: Report) -> list[RenderableType]:
             return adapter_diff_tables(report)
         case SessionDiff():
             return session_diff_tables(report)
-
-
-def _print_tables(tables: list[RenderableType]) -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # An encoding that lacks a sign must not lose the rest.
-        sys.stdout.reconfigure(errors="replace")
-    console = Console(highlight=False)
-    for table in tables:
-        console.print(table)
-        console.print()
 
 
 if __name__ == "__main__":
