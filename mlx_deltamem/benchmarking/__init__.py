@@ -1,0 +1,1 @@
+"""What `mlx_deltamem.benchmark` measures, and how."""

@@ -1,0 +1,81 @@
+"""Models of known shapes with random weights: as fast as the real ones, with nothing to download."""
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models import qwen3
+
+_COMMON = {"model_type": "qwen3", "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+
+# As in the config.json of Qwen/Qwen3-4B-Instruct-2507 and of Qwen/Qwen3-0.6B, and two of the same kind for machines
+# that those are too large for.
+SHAPES: dict[str, dict[str, str | int | float | bool]] = {
+    "qwen3-4b": _COMMON
+    | {
+        "hidden_size": 2560,
+        "num_hidden_layers": 36,
+        "intermediate_size": 9728,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 262144,
+        "rope_theta": 5_000_000.0,
+    },
+    "qwen3-0.6b": _COMMON
+    | {
+        "hidden_size": 1024,
+        "num_hidden_layers": 28,
+        "intermediate_size": 3072,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rope_theta": 1_000_000.0,
+    },
+    "small": _COMMON
+    | {
+        "hidden_size": 512,
+        "num_hidden_layers": 8,
+        "intermediate_size": 1536,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "vocab_size": 8192,
+        "max_position_embeddings": 40960,
+        "rope_theta": 1_000_000.0,
+    },
+    "tiny": _COMMON
+    | {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 192,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 512,
+        "max_position_embeddings": 40960,
+        "rope_theta": 1_000_000.0,
+    },
+}
+GROUP_SIZE = 64
+
+
+def random_model(shape: str, dtype: mx.Dtype, bits: int | None = None) -> nn.Module:
+    """A model of mlx-lm's with random weights, on which text is nonsense and speed is real.
+
+    Weights are made layer by layer, so that no more than one layer is ever held in float32.
+
+    Args:
+        shape: One of `SHAPES`.
+        dtype: The type of the weights, or of their scales where they are quantised.
+        bits: Quantise to this many bits, in groups of 64 as mlx-lm does.
+    """
+    model = qwen3.Model(qwen3.ModelArgs.from_dict(SHAPES[shape]))
+    model.set_dtype(dtype)
+    if bits is not None:
+        nn.quantize(model, GROUP_SIZE, bits)
+    model.eval()
+    for part in (*model.layers, model):
+        mx.eval(part.parameters())
+    return model
