@@ -1,0 +1,149 @@
+"""Measure what a memory costs: the frozen backbone, δ-mem, and δ-mem that is only read, side by side.
+
+All run in one process on one set of weights, in rounds that have each of them once. Ratios are taken within a round.
+The frozen backbone runs twice in each, which tells how far the ratios can be trusted. Shown are medians and, as the
+spread, quartiles.
+
+`--json` prints one object with these fields (what each is, is in the docstring of the class that is named):
+
+- `benchmarking.report.Report`: machine, clock, batch_size, generation_tokens, prefill_step_size, num_trials
+- `benchmarking.report.Subject`, as `subject`: model, model_bytes, layers, adapter, rank, state_heads, delta_heads,
+  adapter_parameters, state_bytes, primitives (by name)
+- `benchmarking.measure.Comparison`, a list as `comparisons`: phase, prompt_tokens, tokens, variants. These are frozen,
+  frozen_again, delta_mem and read_only; each has tokens_per_second (low, median, high), a list for all rounds of
+  wall_seconds, cpu_seconds and, where phase is prefill, peak_bytes, and but for frozen itself the ratios of these to
+  the frozen backbone's: wall_seconds_ratio and so on (low, median, high, noise, is_clear)
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+
+import mlx.core as mx
+from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
+from rich.console import Console
+
+from mlx_deltamem.adapter_folder import load_adapter
+from mlx_deltamem.benchmarking.measure import Bench, Comparison
+from mlx_deltamem.benchmarking.models import FRESH_ADAPTER, Models, with_and_without
+from mlx_deltamem.benchmarking.report import Report, Subject, clock, machine
+from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
+from mlx_deltamem.benchmarking.workloads import workload
+from mlx_deltamem.command import command
+from mlx_deltamem.loading import load
+from mlx_deltamem.options import DEFAULT_MODEL, count_from
+from mlx_deltamem.plots.option import add_plot_option, check_plot, load_figures
+from mlx_deltamem.progress import reading_progress
+from mlx_deltamem.tables.benchmark import benchmark_tables
+from mlx_deltamem.tables.printing import print_tables
+
+_SEED = 0
+
+
+def setup_arg_parser() -> argparse.ArgumentParser:
+    """Set up and return the argument parser."""
+    parser = argparse.ArgumentParser(prog="mlx_deltamem.benchmark", description=__doc__.partition("\n")[0])
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--model", help=f"Folder or Hub repo of the model (default: {DEFAULT_MODEL}).")
+    models.add_argument("--shape", choices=SHAPES, help="Instead: random weights of this shape, without a download.")
+    parser.add_argument("--adapter", help="Folder or Hub repo of the adapter (default: a fresh random one of rank 8).")
+    parser.add_argument("--trust-remote-code", action="store_true", help="Run code that comes with the model.")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="With --shape: the type of the weights (default: bfloat16; on a CPU, which has no fast one, float32).",
+    )
+    parser.add_argument("--q-bits", type=int, choices=[2, 3, 4, 5, 6, 8], help="With --shape: quantise them.")
+    _add_sizes(parser)
+    parser.add_argument("--json", action="store_true", help="Print one JSON document instead of tables.")
+    add_plot_option(parser, "a figure of throughput and ratios")
+    return parser
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    """mlx-lm's options for how much is measured."""
+
+    def add(*names: str, least: int, help: str, **options: object) -> None:
+        parser.add_argument(
+            *names, type=count_from(least), metavar="N", help=f"{help} (default: %(default)s).", **options
+        )
+
+    add("--prompt-tokens", "-p", least=1, nargs="+", default=[512, 2048], help="Lengths of the prompts")
+    add("--generation-tokens", "-g", least=1, default=64, help="Tokens to generate after each prompt")
+    add("--batch-size", "-b", least=1, default=1, help="Sequences at a time")
+    add("--num-trials", "-n", least=3, default=5, help="Rounds that count, after one that does not")
+    add("--prefill-step-size", least=1, default=DEFAULT_PREFILL_STEP_SIZE, help="Prompt tokens to process at a time")
+
+
+@command
+def main() -> None:
+    args = setup_arg_parser().parse_args()
+    _check_options(args)
+    mx.random.seed(_SEED)
+    models, subject = _prepare(args)
+    # mlx-lm warns there of models that are too large, and standard output is for the figures.
+    with redirect_stdout(sys.stderr):
+        comparisons = _measure(models, args)
+    report = Report(
+        machine=machine(),
+        clock=clock(),
+        subject=subject,
+        batch_size=args.batch_size,
+        generation_tokens=args.generation_tokens,
+        prefill_step_size=args.prefill_step_size,
+        num_trials=args.num_trials,
+        comparisons=comparisons,
+    )
+    if args.json:
+        print(json.dumps(report.as_document(), allow_nan=False))
+    else:
+        print_tables(benchmark_tables(report))
+    if args.plot is not None:
+        load_figures("benchmark").draw(report, args.plot)
+        if not args.json:
+            print(f"Drew {args.plot}")
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    for option in ("dtype", "q_bits"):
+        if args.shape is None and getattr(args, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')} is for --shape; a --model has its own")
+    if args.plot is not None:
+        check_plot(args.plot)
+
+
+def _prepare(args: argparse.Namespace) -> tuple[Models, Subject]:
+    """The models to compare, and what is to be said about them."""
+    if args.adapter is not None:
+        # Making a model takes its time, and what is wrong with the adapter need not wait for it.
+        load_adapter(args.adapter)
+    if args.shape is None:
+        name = args.model or DEFAULT_MODEL
+        model = load(name, trust_remote_code=args.trust_remote_code)[0]
+    else:
+        dtype = args.dtype or ("bfloat16" if mx.default_device().type == mx.gpu else "float32")
+        bits = "" if args.q_bits is None else f", {args.q_bits} bits"
+        name = f"{args.shape}, random {dtype} weights{bits}"
+        with Console(stderr=True).status(f"Making {name}"):
+            model = random_model(args.shape, getattr(mx, dtype), args.q_bits)
+    models = with_and_without(model, args.adapter or FRESH_ADAPTER)
+    return models, Subject.of(models, name, args.adapter or "fresh and random")
+
+
+def _measure(models: Models, args: argparse.Namespace) -> Sequence[Comparison]:
+    bench = Bench(models, args.num_trials)
+    vocabulary = models.frozen(mx.array([[0]])).shape[-1]
+    comparisons = []
+    for length in args.prompt_tokens:
+        prompts = mx.random.randint(0, vocabulary, (args.batch_size, length))
+        work = workload(prompts, args.generation_tokens, args.prefill_step_size)
+        for measure, what in ((bench.prefill, "Reading"), (bench.decode, "Generating after")):
+            with reading_progress(f"{what} {length:,} tokens") as progress:
+                comparisons.append(measure(work, progress))
+    return comparisons
+
+
+if __name__ == "__main__":
+    main()
