@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 comma := ,
 EXTRAS := test,plot$(if $(MLX),$(comma)$(MLX))
 
-.PHONY: demo test gpu-test lint adapters clean
+.PHONY: demo test gpu-test lint adapters bench clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ lint: $(VENV)/installed
 
 adapters: $(VENV)/installed
 	$(BIN)/python -m tools.adapters
+
+# Minutes, on a machine that does nothing else: timings are no tests.
+bench: $(VENV)/installed
+	$(BIN)/python -m tools.bench
 
 clean:
 	rm -rf $(VENV) .cache

@@ -1,16 +1,13 @@
 """What a decode step costs, counted in its graph: on the CPU, and on a GPU, whose kernels need not run for that."""
 
-from collections.abc import Callable
-
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from mlx_deltamem import DeltaMemConfig, attach, engines, read_only
+from mlx_deltamem import DeltaMemConfig, attach, read_only
 from mlx_deltamem.dispatches import added_primitives
-from mlx_deltamem.fused_engine import FusedEngine
-from mlx_deltamem.kernels import build
 from tests.families import tiny_model
+from tools.fused_graph import count_fused
 
 OPTIONS = [
     {},
@@ -61,49 +58,22 @@ def test_a_frozen_model_adds_nothing_and_has_no_layers_to_share_it():
         added_primitives(frozen, frozen)
 
 
-class _CountedError(Exception):
-    """Ends an export whose graph was counted."""
-
-
-def counted_for_metal(count: Callable[[], dict[str, float]], path: str) -> dict[str, float]:
-    """Count in the graph that a Mac would run: without one, MLX adds kernels to graphs while it exports a function."""
-    counts = []
-
-    def function(x: mx.array) -> mx.array:
-        counts.append(count())
-        raise _CountedError
-
+def added_when_fused(*arguments: object) -> dict[str, float]:
     try:
-        mx.export_function(path, function, mx.zeros(1))
-    except _CountedError:
-        return counts[0]
+        return count_fused(lambda: added_primitives(*arguments))
     except RuntimeError as error:
         pytest.skip(f"this MLX adds no kernels without a GPU: {error}")
 
 
-@pytest.fixture
-def metal(monkeypatch):
-    monkeypatch.setattr(build, "gpu_language", lambda: "metal")
-    monkeypatch.setattr(engines, "on_gpu", lambda: True)
-    monkeypatch.setattr(engines, "_fused_engine", lambda variant, _: FusedEngine(variant))
-    build.launch.cache_clear()
-    yield
-    build.launch.cache_clear()
-
-
-@pytest.mark.usefixtures("metal")
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("bits", [None, 4])
-def test_a_step_on_a_gpu_adds_four(options, bits, tmp_path):
+def test_a_step_on_a_gpu_adds_four(options, bits):
     models = pair("qwen3", bits, mx.bfloat16, **options)
     for batch in (1, 3):
-        added = counted_for_metal(lambda batch=batch: added_primitives(*models, batch), str(tmp_path / "f.mlxfn"))
-        assert added == {"Matmul": 1, "CustomKernel": 1, "AddMM": 2}
+        assert added_when_fused(*models, batch) == {"Matmul": 1, "CustomKernel": 1, "AddMM": 2}
 
 
-@pytest.mark.usefixtures("metal")
-def test_reading_only_on_a_gpu_adds_four(tmp_path):
+def test_reading_only_on_a_gpu_adds_four():
     models = pair("qwen3", None, mx.bfloat16)
     with read_only(models[0]):
-        added = counted_for_metal(lambda: added_primitives(*models), str(tmp_path / "f.mlxfn"))
-    assert added == {"Matmul": 1, "CustomKernel": 1, "AddMM": 2}
+        assert added_when_fused(*models) == {"Matmul": 1, "CustomKernel": 1, "AddMM": 2}
