@@ -47,10 +47,11 @@ def read_card(path: Path) -> CardText:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"the model card {path} is no UTF-8 text ({error}); mend it or delete the file") from None
-    lines = text.replace("\r\n", "\n")
-    match = _CARD.match(lines)
-    block, body = (match["block"], match["body"]) if match else ("", lines)
-    return CardText(block, body, "\r\n" in text)
+    windows = "\n" in text and not re.search(r"(?<!\r)\n", text)
+    if windows:
+        text = text.replace("\r\n", "\n")
+    match = _CARD.match(text)
+    return CardText(match["block"], match["body"], windows) if match else CardText("", text, windows)
 
 
 def metadata(block: str, path: Path) -> dict[str, object]:
