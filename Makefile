@@ -4,39 +4,43 @@ PYTHON ?= python3
 MLX ?= $(if $(filter Darwin,$(shell uname -s)),,cpu)
 VENV := .venv
 BIN := $(VENV)/bin
+# One for each kind of MLX, so that asking for another one installs it.
+INSTALLED := $(VENV)/installed-$(or $(MLX),metal)
 
 comma := ,
 EXTRAS := test,plot$(if $(MLX),$(comma)$(MLX))
 
 .PHONY: demo test gpu-test lint adapters bench clean
 
-$(VENV)/installed: pyproject.toml
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	rm -f $(VENV)/installed-*
 	touch $@
 
-demo: $(VENV)/installed
+demo: $(INSTALLED)
 	$(BIN)/python -m tools.demo
 
-test: $(VENV)/installed
+test: $(INSTALLED)
 	$(BIN)/python -m tools.smollm2
 	$(BIN)/python -m pytest -n 2
 
 # On a Mac, or `make MLX=cuda13 gpu-test`: the kernels on the GPU, then what they cost.
-gpu-test: $(VENV)/installed
+gpu-test: $(INSTALLED)
+	$(BIN)/python -c "import sys; from mlx_deltamem.kernels.build import gpu_language as gpu; sys.exit(None if gpu() else 'MLX finds no GPU here; on Linux with an NVIDIA GPU run: make MLX=cuda13 gpu-test')"
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m mlx_deltamem.benchmark --shape qwen3-4b
 
-lint: $(VENV)/installed
+lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-adapters: $(VENV)/installed
+adapters: $(INSTALLED)
 	$(BIN)/python -m tools.adapters
 
 # Minutes, on a machine that does nothing else: timings are no tests.
-bench: $(VENV)/installed
+bench: $(INSTALLED)
 	$(BIN)/python -m tools.bench
 
 clean:

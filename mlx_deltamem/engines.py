@@ -12,21 +12,22 @@ from mlx_deltamem.tokens import Variant
 ops_engine = functools.cache(OpsEngine)
 
 
-def engine_for(variant: Variant, dtype: mx.Dtype, training: bool) -> OpsEngine | FusedEngine:
+def engine_for(variant: Variant, dtype: mx.Dtype, training: bool, masked: bool = False) -> OpsEngine | FusedEngine:
     """The engine for what is computed now.
 
     Args:
         variant: What the adapter's configuration asks for.
         dtype: Of the tokens' projections.
         training: Whether gradients are to be taken, which are cheaper from operations.
+        masked: Whether some tokens may be padding.
     """
     if training or not on_gpu():
         return ops_engine(variant)
-    return _fused_engine(variant, dtype) or ops_engine(variant)
+    return _fused_engine(variant, dtype, masked) or ops_engine(variant)
 
 
 @functools.cache
-def _fused_engine(variant: Variant, dtype: mx.Dtype) -> FusedEngine | None:
+def _fused_engine(variant: Variant, dtype: mx.Dtype, masked: bool) -> FusedEngine | None:
     """The fused engine, if it can be used."""
     engine = FusedEngine(variant)
-    return engine if engine.supports(dtype) and engine.works(dtype) else None
+    return engine if engine.supports(dtype) and engine.works(dtype, masked) else None

@@ -18,6 +18,9 @@ _FEWEST_TOKENS = 64
 # better.
 _LARGEST_CHUNKED_RANK = 16
 
+# Metal passes arrays of fewer than 8 numbers in another way, as the mask of one token is.
+_TRIAL_BATCH = 2
+
 _DTYPES = (mx.float32, mx.bfloat16, mx.float16)
 
 
@@ -35,47 +38,56 @@ class FusedEngine:
         """Whether there is a kernel for projections of this dtype."""
         return self.variant.rank <= LARGEST_RANK and dtype in _DTYPES
 
-    def works(self, dtype: mx.Dtype) -> bool:
-        """Try the kernels out for projections of this dtype; a warning says if they cannot be used."""
+    def works(self, dtype: mx.Dtype, masked: bool) -> bool:
+        """Try the kernels out for projections of this dtype; a warning says if they cannot be used.
+
+        With a mask they are other kernels.
+        """
         variant, ops = self.variant, OpsEngine(self.variant)
+        chunked = variant.rank <= _LARGEST_CHUNKED_RANK
         keys = mx.random.split(mx.random.key(0), 3)
         # Small enough for a state without normalised keys to stay so.
-        projected = mx.random.normal((1, _FEWEST_TOKENS + 1, variant.columns), scale=0.1, key=keys[0]).astype(dtype)
+        shape = (_TRIAL_BATCH, _FEWEST_TOKENS + 1, variant.columns)
+        projected = mx.random.normal(shape, scale=0.1, key=keys[0]).astype(dtype)
         bias = mx.random.normal((variant.columns - 3 * variant.width,), key=keys[1])
-        state = mx.random.normal((1, variant.heads, variant.rank, variant.rank), key=keys[2])
+        state = mx.random.normal((_TRIAL_BATCH, variant.heads, variant.rank, variant.rank), key=keys[2])
+        mask = mx.arange(shape[1]) != mx.arange(_TRIAL_BATCH)[:, None] if masked else None
+        inputs = [(projected, mask), (projected[:, :1], mask[:, :1] if masked else None)]
 
         def fused() -> list[mx.array]:
-            arrays = (projected, bias, state, None)
-            chunked = passes.chunked_scan(variant, *arrays) if variant.rank <= _LARGEST_CHUNKED_RANK else ()
-            return [*passes.scan(variant, *arrays), passes.read(variant, projected, state), *chunked]
+            results: list[mx.array] = []
+            for x, seen in inputs:
+                results += [*passes.scan(variant, x, bias, state, seen), passes.read(variant, x, state, seen)]
+                results += passes.chunked_scan(variant, x, bias, state, seen) if chunked else ()
+            return results
 
         def expected() -> list[mx.array]:
-            scanned = ops.scan(projected, bias, state)
-            chunked = scanned if variant.rank <= _LARGEST_CHUNKED_RANK else ()
-            return [*scanned, ops.read(projected, state), *chunked]
+            results: list[mx.array] = []
+            for x, seen in inputs:
+                scanned = ops.scan(x, bias, state, seen)
+                results += [*scanned, ops.read(x, state, seen), *(scanned if chunked else ())]
+            return results
 
         return trial.passes(fused, expected, tolerance=1e-3 if dtype == mx.float32 else 3e-2)
 
     def scan(
         self, projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None = None
     ) -> tuple[mx.array, mx.array]:
-        length = projected.shape[1]
-        if length == 0:
+        if projected.size == 0:
             return self._no_reads(projected), state
-        if length == 1:
+        if projected.shape[1] == 1:
             return passes.scan(self.variant, projected, gate_bias, state, mask)
         return _differentiable_scan(self.variant)(projected, gate_bias, state, *_if_any(mask))
 
     def read(self, projected: mx.array, state: mx.array, mask: mx.array | None = None) -> mx.array:
-        length = projected.shape[1]
-        if length == 0:
+        if projected.size == 0:
             return self._no_reads(projected)
-        if length == 1:
+        if projected.shape[1] == 1:
             return passes.read(self.variant, projected, state, mask)
         return _differentiable_read(self.variant)(projected, state, *_if_any(mask))
 
     def _no_reads(self, projected: mx.array) -> mx.array:
-        return mx.zeros((projected.shape[0], 0, self.variant.width), projected.dtype)
+        return mx.zeros((*projected.shape[:2], self.variant.width), projected.dtype)
 
 
 def _if_any(mask: mx.array | None) -> list[mx.array]:

@@ -116,6 +116,17 @@ class DeltaMemory(nn.Module):
         )
         self._cached_weights: PackedWeights | None = None
 
+    def __setattr__(self, name: str, value: object) -> None:
+        # `*=` and the like change an array in place and then set it.
+        if name in self:
+            self._cached_weights = None
+        super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> mx.array:
+        # Whoever has a weight can change numbers of it in place, so that what was made of it may be out of date.
+        self._cached_weights = None
+        return super().__getattr__(name)
+
     @property
     def state_shape(self) -> tuple[int, int, int]:
         """`(H, r, r)`, the shape of the layer's state without the batch axis."""
@@ -133,7 +144,7 @@ class DeltaMemory(nn.Module):
             What the tokens read, and the new states.
         """
         weights = self._packed_weights(x.dtype)
-        engine = engine_for(self.variant, x.dtype, self.training)
+        engine = engine_for(self.variant, x.dtype, self.training, access.mask is not None)
         if not access.writing:
             return Reads(engine.read(x @ weights.queries, state, access.mask), weights), state
         projected = x @ weights.inputs
@@ -154,7 +165,7 @@ class DeltaMemory(nn.Module):
                 units.carried[id(self)] = means
                 # Whoever evaluates the state now evaluates the sums, and with them the end of this call's graph.
                 return mx.depends(state, means)
-        engine = engine_for(self.variant, means.dtype, self.training)
+        engine = engine_for(self.variant, means.dtype, self.training, masked=True)
         return engine.scan(means, weights.gate_bias, state, units.mask)[1]
 
     def _gates(self, projected: mx.array, gate_bias: mx.array) -> Gates:

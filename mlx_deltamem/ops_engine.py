@@ -33,7 +33,7 @@ class OpsEngine:
         """
         if projected.shape[1] == 1:
             return _one_token(self.variant)(projected, gate_bias, state, mask)
-        width = self.variant.width
+        projected, width = _masked(projected, mask), self.variant.width
         # Slices, since MLX 0.32 fails to compile the gradient of `mx.split` within a custom one.
         queries, keys, values = (projected[..., n * width : (n + 1) * width] for n in range(3))
         reads, state = delta_scan(
@@ -57,13 +57,14 @@ class OpsEngine:
 
 
 def _constant_reads(projected: mx.array, state: mx.array, mask: mx.array | None, variant: Variant) -> mx.array:
-    queries = tokens.unit_vectors(projected[..., : variant.width], variant)
+    queries = tokens.unit_vectors(_masked(projected, mask)[..., : variant.width], variant)
     reads = (queries.swapaxes(1, 2) @ state.swapaxes(-1, -2)).swapaxes(1, 2).reshape(*projected.shape[:2], -1)
     return _masked(reads, mask).astype(projected.dtype)
 
 
-def _masked(reads: mx.array, mask: mx.array | None) -> mx.array:
-    return reads if mask is None else mx.where(mask[..., None], reads, 0.0)
+def _masked(x: mx.array, mask: mx.array | None) -> mx.array:
+    """`[B, T, n]` with zeros for padding; done before anything else, since a gradient of NaN times zero is NaN."""
+    return x if mask is None else mx.where(mask[..., None], x, 0.0)
 
 
 @functools.cache
@@ -79,7 +80,7 @@ def _one_token(variant: Variant) -> Callable[..., tuple[mx.array, mx.array]]:
     def step(
         projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None
     ) -> tuple[mx.array, mx.array]:
-        vectors, value, *gates = mx.split(projected, _borders(variant), axis=-1)
+        vectors, value, *gates = mx.split(_masked(projected, mask), _borders(variant), axis=-1)
         vectors = _side_by_side(vectors, variant).astype(mx.float32)
         if variant.normalized:
             vectors = mx.tanh(vectors)
@@ -89,8 +90,8 @@ def _one_token(variant: Variant) -> Callable[..., tuple[mx.array, mx.array]]:
         if variant.normalized:
             # Dividing what was read and recalled is cheaper than dividing the vectors; their squares are on a diagonal.
             squares = vectors @ columns
-            norm = _norm(squares[..., 1:, 1:])
-            read, recalled, key = read / _norm(squares[..., :1, :1]), recalled / norm, key / norm
+            norm = tokens.norm(squares[..., 1:, 1:])
+            read, recalled, key = read / tokens.norm(squares[..., :1, :1]), recalled / norm, key / norm
         biases = (bias.reshape(variant.heads, -1, 1) for bias in mx.split(gate_bias, len(gates)))
         gates = [_rows(raw, variant) + bias for raw, bias in zip(gates, biases, strict=True)]
         beta = mx.sigmoid(gates[0])
@@ -121,7 +122,3 @@ def _side_by_side(vectors: mx.array, variant: Variant) -> mx.array:
 def _rows(raw: mx.array, variant: Variant) -> mx.array:
     """`[B, H, n, 1]` float32, for the rows of the states, from `[B, ..., H * n]`."""
     return raw.reshape(raw.shape[0], variant.heads, -1, 1).astype(mx.float32)
-
-
-def _norm(square: mx.array) -> mx.array:
-    return mx.maximum(mx.sqrt(square), tokens.SMALLEST_NORM)

@@ -63,7 +63,12 @@ def unit_vectors(raw: mx.array, variant: Variant) -> mx.array:
     if not variant.normalized:
         return x
     x = mx.tanh(x)
-    return x / mx.maximum(mx.linalg.norm(x, axis=-1, keepdims=True), SMALLEST_NORM)
+    return x / norm((x * x).sum(axis=-1, keepdims=True))
+
+
+def norm(square: mx.array) -> mx.array:
+    """The norm that vectors are divided by, from its square; its gradient is finite for vectors of zeros too."""
+    return mx.sqrt(mx.maximum(square, SMALLEST_NORM**2))
 
 
 def by_head(raw: mx.array, variant: Variant) -> mx.array:

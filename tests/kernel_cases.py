@@ -30,7 +30,7 @@ class Case:
 CASES = [
     Case(STANDARD, lengths=(1, 63, 64, 65, 300)),
     Case(STANDARD, lengths=(2048, 8192), batch=1),
-    Case(STANDARD, lengths=(5, 100), masked=True, batch=3),
+    Case(STANDARD, lengths=(1, 5, 100), masked=True, batch=3),
     Case(Variant(8, 4, True, True, False, "standard"), mx.bfloat16, lengths=(1, 2, 257, 8192), batch=1),
     Case(Variant(8, 4, True, True, False, "standard"), mx.bfloat16, masked=True),
     Case(Variant(1, 1, True, True, True, "standard")),
@@ -53,7 +53,9 @@ def make_arrays(case: Case, length: int) -> tuple[mx.array, mx.array, mx.array, 
     projected = mx.concatenate([projected[..., : 3 * v.width], gates], axis=-1).astype(case.dtype)
     bias = mx.random.normal((v.columns - 3 * v.width,))
     state = mx.random.normal((case.batch, v.heads, v.rank, v.rank)) * 0.5
-    mask = mx.random.uniform(shape=(case.batch, length)) > 0.3 if case.masked else None
+    # The first row begins with padding, always.
+    first = mx.arange(length) + mx.arange(case.batch)[:, None] == 0
+    mask = (mx.random.uniform(shape=(case.batch, length)) > 0.3) & ~first if case.masked else None
     return projected, bias, state, mask
 
 

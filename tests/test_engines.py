@@ -102,6 +102,51 @@ def test_where_kernels_fail_operations_run_after_one_warning():
     assert "\n" not in str(told[0].message)
 
 
+def wrong_in(text: str) -> Callable[[Kernel, str], build.Launch]:
+    """Kernels that are right but for one kind."""
+    return lambda kernel, language: (wrong if text in kernel.header + kernel.file else host_kernel)(kernel, language)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "kind", ["TASK DELTA_SCAN", "TASK DELTA_READ", "TASK DELTA_MAPS", "TASK DELTA_CHUNKS", "starts"]
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_every_kind_of_kernel_is_tried(monkeypatch, kind, masked):
+    monkeypatch.setattr(trial, "_warned", True)
+    pretend_gpu(monkeypatch, wrong_in(kind))
+    assert engine_for(STANDARD, mx.float32, training=False, masked=masked) == OpsEngine(STANDARD)
+    pretend_gpu(monkeypatch, wrong_in("DELTA_MASKED 1\n"))
+    used = engine_for(STANDARD, mx.float32, training=False, masked=masked)
+    assert used == (OpsEngine if masked else FusedEngine)(STANDARD)
+    forget_trials()
+
+
+@pytest.mark.parametrize("length", [1, 5])
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_are_finite_for_zeros_and_for_padding_that_is_garbage(length, masked):
+    projected, bias, state, _ = make_arrays(Case(STANDARD), length)
+    mask = mx.arange(length)[None] + mx.arange(2)[:, None] > 0 if masked else None
+    projected = mx.where(mask[..., None], projected, mx.nan) if masked else projected * 0.0
+
+    def loss(projected: mx.array, bias: mx.array, state: mx.array) -> mx.array:
+        reads, new_state = OpsEngine(STANDARD).scan(projected, bias, state, mask)
+        return (reads**2).sum() + (new_state**2).sum() + (OpsEngine(STANDARD).read(projected, state, mask) ** 2).sum()
+
+    for gradient in mx.grad(loss, argnums=(0, 1, 2))(projected, bias, state):
+        assert mx.isfinite(gradient).all()
+
+
+@needs_compiler
+@pytest.mark.usefixtures("kernels_on_host")
+def test_batches_of_nothing_stay_nothing():
+    for shape in ((0, 5, 32), (0, 1, 32), (2, 0, 32)):
+        state = mx.ones((shape[0], 1, 8, 8))
+        reads, new_state = FusedEngine(STANDARD).scan(mx.zeros(shape), mx.zeros(8), state)
+        assert reads.shape == FusedEngine(STANDARD).read(mx.zeros(shape), state).shape == (*shape[:2], 8)
+        assert mx.array_equal(new_state, state)
+
+
 def test_a_trial_may_be_within_a_transformation_and_draws_no_random_numbers(monkeypatch):
     monkeypatch.setattr(trial, "_warned", True)
     pretend_gpu(monkeypatch, wrong)
@@ -204,7 +249,7 @@ def test_the_gradient_of_the_history_scan_is_that_of_the_recurrence():
 
 @pytest.mark.usefixtures("lazy_gpu")
 def test_a_model_in_evaluation_mode_has_its_gradients(monkeypatch):
-    monkeypatch.setattr(engines, "_fused_engine", lambda variant, _: FusedEngine(variant))
+    monkeypatch.setattr(engines, "_fused_engine", lambda variant, *_: FusedEngine(variant))
     model = tiny_model("qwen3")
     attach(model, DeltaMemConfig(output_init="base_slice"))
     model.eval()

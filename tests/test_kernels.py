@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from mlx_deltamem.fused_engine import FusedEngine
 from mlx_deltamem.history_scan import history_scan
 from mlx_deltamem.kernels import build
 from mlx_deltamem.kernels.build import Kernel
+from mlx_deltamem.ops_engine import OpsEngine
 from mlx_deltamem.scan import delta_scan, delta_scan_reference
 from mlx_deltamem.tokens import Variant
 from tests import nvrtc
@@ -48,6 +50,27 @@ def test_queries_and_keys_of_zero_are_not_divided_by_zero():
     reads, state = engine.scan(mx.zeros((1, 3, 32)), mx.zeros(8), mx.ones((1, 1, 8, 8)))
     assert not reads.any()
     assert distance(state, mx.full((1, 1, 8, 8), 0.125)) <= 1e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [1e-7, 5e-7, 1.5e-6, 5e-6])
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.usefixtures("kernels_on_host")
+def test_vectors_are_divided_by_their_norm_or_by_the_floor(size, length):
+    direction = np.array([3.0, 4.0, 0, 0, 0, 0, 0, 0], np.float32) / 5
+    unit = direction * np.float32(min(1.0, size / 1e-6))
+    values = np.arange(8, dtype=np.float32)
+    token = np.concatenate([direction * size, direction * size, values, np.zeros(8, np.float32)])
+    state = np.full((8, 8), 0.5, np.float32)
+    projected = mx.array(np.broadcast_to(token, (1, length, 32)))
+    expected, reads = state, []
+    for _ in range(length):
+        reads.append(expected @ unit)
+        expected = 0.5 * expected + np.outer(0.5 * (values - expected @ unit), unit)
+    for engine in (FusedEngine(STANDARD), OpsEngine(STANDARD)):
+        found, new_state = engine.scan(projected, mx.zeros(8), mx.array(state)[None, None])
+        assert distance(found[0], mx.array(np.stack(reads))) <= 1e-5
+        assert distance(new_state[0, 0], mx.array(expected)) <= 1e-5
 
 
 @needs_compiler

@@ -211,3 +211,55 @@ def test_any_rank(width):
     _, state = layer.read_and_write(mx.random.normal((1, 20, 12)), mx.zeros((1, 1, width, width)), Access())
     assert state.shape == (1, 1, width, width)
     assert mx.isfinite(state).all()
+
+
+@pytest.mark.parametrize("change", ["whole", "rows"])
+def test_a_weight_changed_in_place_takes_effect(change):
+    layer = make_memory(DeltaMemConfig(rank=3, delta_heads=("o",)))
+    layer.eval()
+    x, state, base = mx.random.normal((1, 4, 12)), mx.random.normal((1, 1, 3, 3)), mx.zeros((1, 4, 12))
+    before = layer.read_and_write(x, state, Access())[0].correct("o_proj", base)
+    if change == "whole":
+        layer.delta_o_proj *= 2
+    else:
+        layer.delta_o_proj[:] = layer["delta_o_proj"] * 2
+    after = layer.read_and_write(x, state, Access())[0].correct("o_proj", base)
+    assert distance(after, 2 * before) <= 1e-5
+
+
+def test_packed_weights_are_kept_for_one_dtype_and_not_in_training():
+    layer = make_memory(DeltaMemConfig(rank=3))
+    layer.eval()
+    x, state = mx.random.normal((1, 1, 12)), mx.zeros((1, 1, 3, 3))
+    packed = layer._packed_weights(mx.float32)
+    assert layer._packed_weights(mx.float32) is packed
+    reads, _ = layer.read_and_write(x.astype(mx.bfloat16), state, Access())
+    assert layer._packed_weights(mx.bfloat16).inputs.dtype == mx.bfloat16
+    assert reads.correct("o_proj", mx.zeros((1, 1, 12), mx.bfloat16)).dtype == mx.bfloat16
+    assert reads.correct("o_proj", mx.ones((1, 1, 12))).dtype == mx.float32
+    layer.train()
+    assert layer._packed_weights(mx.float32) is not layer._packed_weights(mx.float32)
+
+
+@pytest.mark.parametrize("rankwise", [True, False])
+def test_the_gates_are_those_of_the_equations(rankwise):
+    layer = make_memory(DeltaMemConfig(rank=3, num_state_heads=2, couple_lambda=False, rankwise_gates=rankwise))
+    x, state = mx.random.normal((2, 4, 12)), mx.zeros((2, 2, 3, 3))
+    gates = layer.read_and_write(x, state, Access())[0].gates
+    for name, found in (("beta", gates.write), ("lambda", gates.keep)):
+        raw = np.array(x) @ np.array(layer[f"{name}_proj"]).T + np.array(layer[f"{name}_bias"])
+        assert distance(found.reshape(2, 4, -1), mx.array(sigmoid(raw))) <= 1e-6
+    assert layer.read_and_write(x, state, Access(writing=False))[0].gates is None
+
+
+def test_means_of_half_precision_tokens_are_float32():
+    layer = make_memory(DeltaMemConfig(rank=3))
+    # The mean of many tokens that differ by less than bfloat16 can tell.
+    x = (mx.random.normal((1, 1, 12)) + mx.random.normal((1, 500, 12)) * 0.5).astype(mx.bfloat16)
+    units = WriteUnits(mx.full((1, 1, 500), 1 / 500), mx.array([[True]]))
+    _, state = layer.read_and_write(x, mx.zeros((1, 1, 3, 3)), Access(units=units))
+    rounded = {name: value.astype(mx.bfloat16).astype(mx.float32) for name, value in layer.items() if "proj" in name}
+    projected = x.astype(mx.float32) @ rounded["memory_v_proj"].T
+    value = projected.astype(mx.bfloat16).astype(mx.float32).mean(axis=1)[0]
+    beta = mx.sigmoid((x.astype(mx.float32) @ rounded["beta_proj"].T).mean(axis=1)[0] + layer["beta_bias"])
+    assert distance(mx.linalg.norm(state[0, 0], axis=-1), mx.abs(beta * value)) <= 2e-3

@@ -41,7 +41,7 @@ def _as_on_a_mac() -> Iterator[None]:
     with (
         patch.object(build, "gpu_language", lambda: "metal"),
         patch.object(engines, "on_gpu", lambda: True),
-        patch.object(engines, "_fused_engine", lambda variant, _: FusedEngine(variant)),
+        patch.object(engines, "_fused_engine", lambda variant, *_: FusedEngine(variant)),
     ):
         try:
             yield

@@ -58,7 +58,7 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """A name for this text and no other: MLX's CUDA backend finds compiled kernels by name and template alone."""
+        """A name for this text and no other: MLX may find compiled CUDA kernels by name and template alone."""
         digest = hashlib.sha256((self.header + self.body).encode()).hexdigest()[:12]
         return f"deltamem_{self.file}_{digest}"
 
