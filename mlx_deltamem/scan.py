@@ -14,14 +14,10 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
+from mlx_deltamem.chunked_scan import chunked_scan
 from mlx_deltamem.history_scan import history_scan, supports
 from mlx_deltamem.kernels.build import on_gpu
 from mlx_deltamem.kernels.trial import trial
-
-# Above this many numbers per chunk the affine maps of the chunked form cost more than the steps they save.
-_LARGEST_MAP = 40_000
-# Below this many tokens one plain step after the other is as fast.
-_FEWEST_TOKENS = 16
 
 
 def delta_scan(
@@ -60,12 +56,7 @@ def delta_scan(
     if on_gpu() and _has_kernel(keys.shape[-1]):
         reads, state, _ = history_scan(state, queries, keys, written, keep, erase)
         return reads, state
-    chunk = _chunk_length(keys.shape)
-    packed = [
-        _pack(x, chunk, fill) for x, fill in zip((queries, keys, written, keep, erase), (0, 0, 0, 1, 0), strict=True)
-    ]
-    reads, state, _ = _packed_scan(state, *packed)
-    return _unpack(reads, keys.shape), state
+    return chunked_scan(state, queries, keys, written, keep, erase)
 
 
 def delta_scan_reference(
@@ -142,141 +133,3 @@ def _step(
     recalled = (state * row_key).sum(axis=-1)
     state = keep[..., None] * state + (written - erase * recalled)[..., None] * row_key
     return read, state
-
-
-# The chunked form. T tokens are cut into N chunks of C, and the chunks become one more batch axis: the recurrence runs
-# C steps on the unit rows and the zero row, which gives the affine map of every chunk; N small steps over these maps
-# give the state at the start of every chunk; C more steps on those give the state before every token. That is 2C + N
-# steps instead of C * N, made of products of `keep` only, so that `keep` may be 0.
-#
-# Arrays are packed as [C, r, M] with M = B * H * N last: the batch is the long axis, and tiny r x r blocks are not.
-
-
-def _chunk_length(shape: tuple[int, ...]) -> int:
-    batch, length, heads, rank = shape
-    if length < _FEWEST_TOKENS or batch * heads * rank**3 > _LARGEST_MAP:
-        return length
-    return 2 ** round(math.log2(math.sqrt(length / 2)))
-
-
-def _pack(x: mx.array, chunk: int, fill: float) -> mx.array:
-    """`[B, T, H, r]` to `[C, r, B * H * N]`, the last chunk filled up with tokens that do nothing."""
-    batch, length, heads, rank = x.shape
-    missing = -length % chunk
-    if missing:
-        x = mx.pad(x, [(0, 0), (0, missing), (0, 0), (0, 0)], constant_values=fill)
-    x = x.reshape(batch, -1, chunk, heads, rank)
-    return mx.contiguous(x.transpose(2, 4, 0, 3, 1)).reshape(chunk, rank, -1)
-
-
-def _unpack(x: mx.array, shape: tuple[int, ...]) -> mx.array:
-    """The way back from `_pack` to `[B, T, H, r]`."""
-    batch, length, heads, rank = shape
-    x = x.reshape(x.shape[0], rank, batch, heads, -1).transpose(2, 4, 0, 3, 1)
-    return x.reshape(batch, -1, heads, rank)[:, :length]
-
-
-@mx.custom_function
-def _packed_scan(
-    state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Reads `[C, r, M]`, the final state, and the state before every token, `[C, j, i, M]`, for the gradient."""
-    history, state = _history(state, keys, keys, written, keep, erase)
-    return (history * queries[:, :, None]).sum(axis=1), state, history
-
-
-@_packed_scan.vjp
-def _packed_scan_vjp(
-    primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
-) -> tuple[mx.array, ...]:
-    """The gradient G of the state obeys the recurrence run backwards, with the query as the key that is written:
-
-    G before = keep * G after - erase * (G k) kᵀ + (gradient of the read) qᵀ
-    """
-    state, queries, keys, written, keep, erase = primals
-    read_gradient, final_gradient, _ = cotangents
-    _, _, history = outputs
-    batch_heads = state.shape[0] * state.shape[1]
-    backwards = [_reverse(x, batch_heads) for x in (keys, queries, read_gradient, keep, erase)]
-    gradient, state_gradient = _history(final_gradient, *backwards)
-    gradient = _reverse(gradient, batch_heads)
-    columns = keys[:, :, None]
-    gradient_key = (gradient * columns).sum(axis=1)
-    recalled = (history * columns).sum(axis=1)
-    key_gradient = gradient * (written - erase * recalled)[:, None] - history * (erase * gradient_key)[:, None]
-    return (
-        state_gradient,
-        (history * read_gradient[:, None]).sum(axis=2),
-        key_gradient.sum(axis=2),
-        gradient_key,
-        (gradient * history).sum(axis=1),
-        -recalled * gradient_key,
-    )
-
-
-def _reverse(x: mx.array, batch_heads: int) -> mx.array:
-    """Turn a packed array around in time."""
-    shape = x.shape
-    return x.reshape(*shape[:-1], batch_heads, -1)[::-1, ..., ::-1].reshape(shape)
-
-
-def _history(
-    state: mx.array, keys: mx.array, write_keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
-) -> tuple[mx.array, mx.array]:
-    """The state before every token `[C, j, i, M]` (j = column, i = row) and the state after the last `[B, H, r, r]`.
-
-    The packed arrays are `[C, r, M]`; `write_keys` are the keys written, `keys` those erased.
-    """
-    batch, heads, rank, _ = state.shape
-    chunk, _, lanes = keys.shape
-    chunks = lanes // (batch * heads)
-    tokens = [(keys[t], write_keys[t], written[t], keep[t], erase[t]) for t in range(chunk)]
-    starts, final = state[:, :, None], None
-    if chunks > 1:
-        starts, final = _chunk_starts(state, _chunk_maps(tokens, rank).reshape(rank, rank + 1, rank, batch, heads, -1))
-    current = starts.transpose(4, 3, 0, 1, 2).reshape(rank, rank, lanes)
-    history = []
-    for token in tokens:
-        history.append(current)
-        current = _packed_step(current, *token)
-    if final is None:
-        final = current.reshape(rank, rank, batch, heads).transpose(2, 3, 1, 0)
-    return mx.stack(history), final
-
-
-def _chunk_maps(tokens: list[tuple[mx.array, ...]], rank: int) -> mx.array:
-    """Every chunk's affine map of a state row: images `[j, r + 1, i, M]` of the r unit rows and of the zero row."""
-    lanes = tokens[0][0].shape[-1]
-    unit_rows = mx.eye(rank, rank + 1)[:, :, None, None]
-    only_zero_row = mx.concatenate([mx.zeros(rank), mx.ones(1)])[:, None, None]
-    images = mx.broadcast_to(unit_rows, (rank, rank + 1, rank, lanes))
-    for key, write_key, written, keep, erase in tokens:
-        images = _packed_step(images, key[:, None], write_key[:, None], only_zero_row * written, keep, erase)
-    return images
-
-
-def _chunk_starts(state: mx.array, maps: mx.array) -> tuple[mx.array, mx.array]:
-    """The states before every chunk `[B, H, N, r, r]` and after the last, from `maps` `[j, r + 1, i, B, H, N]`."""
-    maps = mx.contiguous(maps.transpose(3, 4, 5, 2, 1, 0))
-    linear, constant = maps[..., :-1, :], maps[..., -1, :]
-    starts = []
-    for n in range(maps.shape[2]):
-        starts.append(state)
-        state = (state[..., None, :] @ linear[:, :, n]).squeeze(-2) + constant[:, :, n]
-    return mx.stack(starts, axis=2), state
-
-
-def _packed_step(
-    states: mx.array, key: mx.array, write_key: mx.array, written: mx.array, keep: mx.array, erase: mx.array
-) -> mx.array:
-    """One token on packed states `[j, ..., i, M]`; keys `[j, ..., M]`, gates `[..., i, M]`."""
-    key, write_key = mx.expand_dims(key, -2), mx.expand_dims(write_key, -2)
-    recalled = (states * key).sum(axis=0)
-    return _updated(states, keep, erase * recalled, key, written, write_key)
-
-
-@mx.compile
-def _updated(
-    states: mx.array, keep: mx.array, erased: mx.array, key: mx.array, written: mx.array, write_key: mx.array
-) -> mx.array:
-    return keep * states - erased * key + written * write_key

@@ -62,7 +62,7 @@ def test_8192_tokens_against_float64(heads):
     assert np.abs(np.array(state) - expected_state).max() <= 2e-6
 
 
-shapes = st.tuples(st.integers(1, 3), st.integers(0, 90), st.integers(1, 4), st.sampled_from([1, 2, 4, 8, 20, 36]))
+shapes = st.tuples(st.integers(1, 3), st.integers(0, 90), st.integers(1, 4), st.sampled_from([1, 2, 4, 8, 20, 64]))
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,6 +106,32 @@ def test_masked_tokens_have_no_effect_whatever_they_hold(form, length):
     assert not mx.where(mask[..., None, None], 0, reads).any()
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("position", [0, 15, 16, 50, 99])
+def test_a_keep_of_zero_forgets_what_was_before(form, position):
+    query, key, value, keep, erase, write = random_tokens(1, 100, 1, 8)
+    here = (mx.arange(100) == position)[None, :, None, None]
+    keep, erase = mx.where(here, 0, keep), mx.where(here, 0, erase)
+    start = 1e30 * mx.random.normal((1, 1, 8, 8))
+    after, state = form(start, query, key, value, keep, erase, write)
+    expected, expected_state = form(mx.zeros_like(start), query, key, value, keep, erase, write)
+    assert mx.array_equal(after[:, position + 1 :], expected[:, position + 1 :])
+    assert mx.array_equal(state, expected_state)
+    assert mx.abs(after[:, : position + 1]).max() > 1e20
+
+
+def test_a_state_that_explodes_is_right_until_it_does():
+    query, key, *rest = random_tokens(1, 256, 1, 8)
+    tokens = query, 10 * key, *rest
+    start = mx.random.normal((1, 1, 8, 8))
+    reads, expected = delta_scan(start, *tokens)[0], delta_scan_reference(start, *tokens)[0]
+    largest = mx.cummax(mx.abs(expected).max(axis=(0, 2, 3)))
+    first_huge = mx.argmax(mx.logical_not(largest < 1e30)).item()
+    assert 20 < first_huge < 100
+    off = mx.abs(reads - expected).max(axis=(0, 2, 3))[:first_huge]
+    assert (off <= 1e-4 * largest[:first_huge]).all()
+
+
 def test_state_and_reads_are_float32_for_bfloat16_inputs():
     tokens = [x.astype(mx.bfloat16) for x in random_tokens(1, 20, 1, 8)]
     reads, state = delta_scan(mx.zeros((1, 1, 8, 8)), *tokens)
@@ -130,7 +156,9 @@ def gradients(form, start, tokens, mask, weights):
     return mx.grad(loss, argnums=tuple(range(7)))(start, *tokens)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 8), (2, 37, 3, 4), (1, 256, 1, 8), (2, 64, 2, 8), (1, 20, 1, 40)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 8), (2, 37, 3, 4), (1, 256, 1, 8), (2, 64, 2, 8), (4, 46, 1, 8), (1, 70, 1, 16), (1, 20, 1, 64)]
+)
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradient_equals_that_of_the_reference(shape, masked):
     batch, length, heads, rank = shape
@@ -142,6 +170,17 @@ def test_gradient_equals_that_of_the_reference(shape, masked):
     slow = gradients(delta_scan_reference, start, tokens, mask, weights)
     for a, b in zip(fast, slow, strict=True):
         assert mx.linalg.norm(a - b) <= 1e-5 * mx.linalg.norm(b)
+
+
+def test_gradient_of_a_long_sequence_needs_little_memory():
+    tokens = random_tokens(1, 2048, 1, 8)
+    start = mx.zeros((1, 1, 8, 8))
+    mx.eval(start, tokens)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(gradients(delta_scan, start, tokens, None, (1.0, 1.0)))
+    # The token loop takes 216 MB.
+    assert mx.get_peak_memory() - before < 216e6 / 40
 
 
 def test_gradient_of_a_compiled_function():

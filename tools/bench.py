@@ -29,6 +29,7 @@ from mlx_deltamem.benchmarking.workloads import Workload, workload
 from mlx_deltamem.dispatches import added_primitives
 from mlx_deltamem.progress import reading_progress
 from mlx_deltamem.tables.benchmark import CLOCKS
+from tools import scan_speed
 from tools.fused_graph import count_fused
 
 _VARIANTS = (FROZEN, FROZEN_AGAIN, DELTA_MEM)
@@ -74,6 +75,8 @@ def main() -> None:
 
 def cpu_figures() -> Iterator[Figure]:
     """What can be told without a GPU: a model of hidden size 512 with 8 layers, float32."""
+    for scan in scan_speed.measure():
+        yield Figure(f"scan of 2,048 tokens: {scan.name}", scan.target, scan.ratio, scan.spread, at_least=True)
     models = with_and_without(random_model("small", mx.float32), FRESH_ADAPTER)
     yield time_ratio("prefill 2,048 tokens", 1.03, prefill(models, prompts(models, 1, 2048)))
     yield time_ratio("decode at context 2,048", 1.03, decode(models, prompts(models, 1, 2048)))
