@@ -19,11 +19,11 @@ import math
 
 import mlx.core as mx
 
-# Measured on a CPU. Where the linear maps of all sequences, at one chunk each, hold more numbers than this, making them
-# costs more than the steps they save.
+# All measured on a CPU. Where the linear maps of all sequences, at one chunk each, hold more numbers than this, making
+# them costs more than the steps they save.
 _LARGEST_MAPS = 40_000
-# More and shorter chunks are fewer steps, but a larger tree: this makes the two cost the same.
-_TREE_COST = 8_000
+# Shorter chunks are fewer steps, but more maps to keep and to multiply: the larger this, the shorter the chunks.
+_MAP_COST = 8_000
 _SHORTEST_CHUNK = 4
 # What needs the states of tokens takes as many at a time as hold this many numbers: MLX allocates ahead of what it has
 # computed, and intermediate results for all tokens at once would take most of the memory.
@@ -56,7 +56,7 @@ def _chunk_count(shape: tuple[int, ...]) -> int:
     maps = batch * heads * rank**3
     if maps > _LARGEST_MAPS:
         return 1
-    chunk = max(_SHORTEST_CHUNK, math.sqrt(length * maps / _TREE_COST))
+    chunk = max(_SHORTEST_CHUNK, math.sqrt(length * maps / _MAP_COST))
     return 2 ** max(0, round(math.log2(length / chunk)))
 
 
