@@ -24,6 +24,11 @@ def test_verdicts(measured, noise, verdict):
     assert Figure("speed", -1.03, -measured, noise, at_least=True).verdict == verdict
 
 
+def test_a_yardstick_is_no_promise():
+    assert Figure("slow", None, 2.0).verdict == "yardstick"
+    assert bench.figures_table([Figure("slow", None, 2.0)]).row_count == 1
+
+
 @given(numbers, numbers, numbers, st.booleans())
 def test_noise_never_turns_a_pass_into_a_miss(target, measured, noise, at_least):
     exact, noisy = (Figure("", target, measured, each, at_least).verdict for each in (0.0, noise))
