@@ -198,7 +198,8 @@ class DeltaMemory(nn.Module):
             queries=packed[: config.width].T,
             gate_bias=mx.concatenate([self[f"{gate}_bias"].astype(mx.float32) for gate in gates]),
             corrections={
-                projection: mx.concatenate([self.scaled_head(head) for head in heads]).astype(dtype).T
+                # Not a transposed view, which costs a single token a quarter more.
+                projection: mx.contiguous(mx.concatenate([self.scaled_head(head) for head in heads]).astype(dtype).T)
                 for projection, heads in self._projections().items()
                 if projection in self.corrected
             },
