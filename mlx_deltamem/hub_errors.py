@@ -55,10 +55,8 @@ def hub_errors(name: str) -> Iterator[None]:
         raise _not_local(name, error) from None
     except HfHubHTTPError as error:
         raise ValueError(_refusal(name, error)) from None
-    except HTTPError as error:
-        raise ValueError(f"the download of {name} was cut off ({_first_line(error)}); try again") from None
-    except (RuntimeError, OSError) as error:
-        if _XET.match(str(error)) is None:
+    except (HTTPError, RuntimeError, OSError) as error:
+        if not isinstance(error, HTTPError) and _XET.match(str(error)) is None:
             raise
         raise ValueError(f"the download of {name} was cut off ({_first_line(error)}); try again") from None
 
