@@ -19,6 +19,8 @@ import math
 
 import mlx.core as mx
 
+from mlx_deltamem.gradients import token_gradients
+
 # All measured on a CPU. Where the linear maps of all sequences, at one chunk each, hold more numbers than this, making
 # them costs more than the steps they save.
 _LARGEST_MAPS = 40_000
@@ -95,10 +97,7 @@ def _packed_scan(
 def _gradients(
     primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
 ) -> tuple[mx.array, ...]:
-    """The gradient of the state obeys the recurrence run backwards, with the query as the key that is written:
-
-    gradient before = keep * gradient after - erase * (gradient after k) kᵀ + (gradient of the read) qᵀ
-    """
+    """From the recurrence run backwards, with the query as the key that is written (`token_gradients`)."""
     _, queries, keys, written, keep, erase = primals
     read_gradient, final_gradient, *_ = cotangents
     _, _, linear, *history = outputs
@@ -107,31 +106,8 @@ def _gradients(
     gradients = []
     for (some, gradient), before in zip(_blocks(after), history, strict=True):
         tokens = (x[some] for x in (read_gradient, keys, written, erase))
-        gradients.append(_token_gradients(gradient, before, *tokens))
+        gradients.append(token_gradients(gradient, before, *tokens, axes=(2, 1)))
     return state_gradient, *(mx.concatenate(parts) for parts in zip(*gradients, strict=True))
-
-
-def _token_gradients(
-    after: mx.array, before: mx.array, read_gradient: mx.array, keys: mx.array, written: mx.array, erase: mx.array
-) -> tuple[mx.array, ...]:
-    """The gradients of queries, keys, written, keep and erase, `[C, r, M]`.
-
-    Args:
-        after: The gradients of the states after some tokens, `[C, j, i, M]`.
-        before: The states before them.
-        read_gradient, keys, written, erase: `[C, r, M]`.
-    """
-    columns = keys[:, :, None]
-    written_gradient = (after * columns).sum(axis=1)
-    recalled = (before * columns).sum(axis=1)
-    change, forgotten = written - erase * recalled, erase * written_gradient
-    return (
-        (before * read_gradient[:, None]).sum(axis=2),
-        (after * change[:, None]).sum(axis=2) - (before * forgotten[:, None]).sum(axis=2),
-        written_gradient,
-        (after * before).sum(axis=1),
-        -recalled * written_gradient,
-    )
 
 
 def _blocks(states: list[mx.array]) -> list[tuple[slice, mx.array]]:

@@ -2,6 +2,7 @@
 
 import mlx.core as mx
 
+from mlx_deltamem.gradients import token_gradients
 from mlx_deltamem.kernels.build import LARGEST_RANK, Kernel
 
 _INPUTS = ("state", "keys", "write_keys", "written", "keep", "erase")
@@ -35,26 +36,11 @@ def history_scan(
 def _gradients(
     primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
 ) -> tuple[mx.array, ...]:
-    """The gradient of the state obeys the recurrence run backwards, with the query as the key that is written:
-
-    gradient before = keep * gradient after - erase * (gradient after k) kᵀ + (gradient of the read) qᵀ
-    """
+    """From the recurrence run backwards, with the query as the key that is written (`token_gradients`)."""
     _, queries, keys, written, keep, erase = primals
     read_gradient, final_gradient, _ = cotangents
-    history = outputs[2]
     after, state_gradient = _history(final_gradient, keys, queries, read_gradient, keep, erase, reverse=True)
-    columns = keys[..., None, :]
-    written_gradient = (after * columns).sum(axis=-1)
-    recalled = (history * columns).sum(axis=-1)
-    change, forgotten = written - erase * recalled, erase * written_gradient
-    return (
-        state_gradient,
-        (history * read_gradient[..., None]).sum(axis=-2),
-        (after * change[..., None] - history * forgotten[..., None]).sum(axis=-2),
-        written_gradient,
-        (after * history).sum(axis=-1),
-        -recalled * written_gradient,
-    )
+    return state_gradient, *token_gradients(after, outputs[2], read_gradient, keys, written, erase, axes=(-2, -1))
 
 
 def _history(*arrays: mx.array, reverse: bool) -> tuple[mx.array, mx.array]:
