@@ -80,13 +80,22 @@ def _draw_keys(rng: random.Random, settings: EpisodeSettings, count: int) -> lis
 
 
 def _draw_value(rng: random.Random, settings: EpisodeSettings, key: Key, taken: set[str]) -> str:
-    """Draw a value that nothing else in the episode has had."""
-    free = [value for value in values_on(key.values, settings.split.values) if value.casefold() not in taken]
-    if not free:
-        raise ValueError(f"an episode needs more {settings.split.values} {key.values} than there are; tell less")
-    value = rng.choice(free)
+    """Draw a value that nothing else in the episode has had, nor has as a part of it."""
+    values = values_on(key.values, settings.split.values)
+    value = rng.choice(values)
+    if _overlaps(value, taken):
+        free = [value for value in values if not _overlaps(value, taken)]
+        if not free:
+            raise ValueError(f"an episode needs more {settings.split.values} {key.values} than there are; tell less")
+        value = rng.choice(free)
     taken.add(value.casefold())
     return value
+
+
+def _overlaps(value: str, taken: set[str]) -> bool:
+    # "green" in an answer could not be told from "dark green", nor "Ann" from "Anna".
+    folded = value.casefold()
+    return any(folded in other or other in folded for other in taken)
 
 
 def _draw_told(rng: random.Random, settings: EpisodeSettings, facts: list[_Fact]) -> list[_Told]:
@@ -118,7 +127,7 @@ def _tell(rng: random.Random, settings: EpisodeSettings, fact: _Fact, taken: set
 
 def _update(rng: random.Random, settings: EpisodeSettings, fact: _Fact, taken: set[str]) -> _Told:
     value = _draw_value(rng, settings, fact.key, taken)
-    phrasing = rng.choice(shared().update[settings.split.phrasings])
+    phrasing = rng.choice(fact.key.family.update(settings.split.phrasings))
     return _Told(fact, fact.key.say(phrasing, value), rng.choice(shared().acknowledge), value)
 
 

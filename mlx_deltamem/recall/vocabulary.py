@@ -24,6 +24,7 @@ class Family:
         fact: A clause that tells a value ("my dog is called {value}").
         answer: The answer to every question about it. It ends in the value and a full stop.
         tell, ask: Phrasings of each side.
+        lasting: Whether it is a fact that cannot change, only have been told wrongly.
     """
 
     name: str
@@ -33,6 +34,11 @@ class Family:
     answer: str
     tell: Phrasings
     ask: Phrasings
+    lasting: bool
+
+    def update(self, side: Side) -> tuple[str, ...]:
+        """Return the phrasings that give its keys a new value."""
+        return shared().correct[side] if self.lasting else (*shared().change[side], *shared().correct[side])
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +83,13 @@ class Shared:
     """What is said alike of every key.
 
     Attributes:
-        update, delete: Phrasings of each side with which a fact is changed and taken back.
+        change, correct, delete: Phrasings of each side, for a fact that has changed, was told wrongly, is taken back.
         absent, deleted: The answers to a question about what was never told, and about what was taken back.
         acknowledge, forget: Replies to a fact, and to the wish to forget one.
     """
 
-    update: Phrasings
+    change: Phrasings
+    correct: Phrasings
     delete: Phrasings
     absent: str
     deleted: str
@@ -126,7 +133,13 @@ def keys() -> tuple[Key, ...]:
     found = []
     for name, entry in _read("keys.yaml").items():
         texts = {field: entry[field] for field in ("my", "your", "fact", "answer")}
-        family = Family(name=name, tell=_phrasings(entry["tell"]), ask=_phrasings(entry["ask"]), **texts)
+        family = Family(
+            name=name,
+            tell=_phrasings(entry["tell"]),
+            ask=_phrasings(entry["ask"]),
+            lasting=entry.get("lasting", False),
+            **texts,
+        )
         for side in SIDES:
             for key, blanks in entry["keys"].get(side, {}).items():
                 rest = dict(blanks)
@@ -139,7 +152,8 @@ def shared() -> Shared:
     """Return what is said alike of every key."""
     entry = _read("shared.yaml")
     return Shared(
-        update=_phrasings(entry["update"]),
+        change=_phrasings(entry["change"]),
+        correct=_phrasings(entry["correct"]),
         delete=_phrasings(entry["delete"]),
         absent=entry["absent"],
         deleted=entry["deleted"],
