@@ -1,14 +1,13 @@
 """Write synthetic recall data: `python -m tools.recall_data FOLDER`.
 
-Each record is a chat in which the user tells facts, and a question about one of them; several questions about one
-history follow each other. train.jsonl is made of training values, valid.jsonl and test.jsonl of values that are held
-out; keys and phrasings can be held out too.
+Each record is a chat in which the user tells facts, and a question about one of them; the questions about one history
+follow each other. train.jsonl is made of training values, valid.jsonl and test.jsonl of values that are held out; keys
+and phrasings can be held out too.
 """
 
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,22 +15,32 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_deltamem.command import command
-from mlx_deltamem.files import new_file, user_path
+from mlx_deltamem.files import new_file, new_folder, user_path
+from mlx_deltamem.options import count_from
 from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode
 
-HELD_OUT_FILES = ("valid", "test")
+TRAIN, HELD_OUT = "train", ("valid", "test")
+_RANGES = {
+    "facts": "Facts told, each in a turn of its own",
+    "filler": "Turns about other things, anywhere",
+    "gap": "Turns about other things just before the question",
+    "updates": "Facts told anew with another value",
+    "deletions": "Facts that the assistant is asked to forget",
+    "absent": "Questions about what was not told",
+    "topic_switches": "How often the turns about other things change their topic",
+}
 
 
 @dataclass
 class Written:
-    """What went into a file: counts, and every value, key and text about them."""
+    """What went into a file. `kinds` counts its questions."""
 
     episodes: int = 0
     turns: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     values: set[str] = field(default_factory=set)
     keys: set[str] = field(default_factory=set)
-    questions: set[str] = field(default_factory=set)
+    wordings: set[str] = field(default_factory=set)
 
     def add(self, episode: Episode) -> None:
         self.episodes += 1
@@ -39,7 +48,7 @@ class Written:
         for question in episode.questions:
             self.kinds[question.kind] += 1
             self.keys.add(question.key)
-            self.questions.add(question.text)
+            self.wordings.add(question.text)
             if question.value is not None:
                 self.values.add(question.value)
 
@@ -48,41 +57,29 @@ def write(path: Path, settings: EpisodeSettings, seed: str, count: int) -> Writt
     """Write the records of `count` episodes to a file, and return what went into it."""
     written = Written()
     with new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for episode in _episodes(settings, seed, count):
+        for index in range(count):
+            episode = make_episode(settings, seed, index)
             written.add(episode)
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in episode.records())
     return written
 
 
-def _episodes(settings: EpisodeSettings, seed: str, count: int) -> Iterator[Episode]:
-    return (make_episode(settings, seed, index) for index in range(count))
-
-
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
     parser = argparse.ArgumentParser(prog="python -m tools.recall_data", description=__doc__)
-    parser.add_argument("folder", help="Where train.jsonl, valid.jsonl and test.jsonl go.")
-    for name, count in (("train", 20_000), ("valid", 200), ("test", 500)):
-        parser.add_argument(f"--{name}", type=int, default=count, help=f"Episodes of {name}.jsonl (default: {count}).")
-    parser.add_argument("--seed", type=int, default=0, help="Other seeds give other episodes (default: 0).")
-    for name, default, text in (
-        ("facts", (1, 1), "Facts told, each in a turn of its own"),
-        ("filler", (0, 0), "Turns about other things, anywhere"),
-        ("gap", (0, 0), "Turns about other things just before the question"),
-        ("updates", (0, 0), "Facts told anew with another value"),
-        ("deletions", (0, 0), "Facts that the assistant is asked to forget"),
-        ("absent", (0, 0), "Questions about what was not told"),
-    ):
-        shown = f"{text} (default: {default[0]} {default[1]})."
-        parser.add_argument(f"--{name}", type=int, nargs=2, metavar=("MIN", "MAX"), default=default, help=shown)
+    parser.add_argument("folder", type=user_path, help="A new folder for train.jsonl, valid.jsonl and test.jsonl.")
+    for name, count in ((TRAIN, 20_000), *zip(HELD_OUT, (200, 500), strict=True)):
+        text = f"Episodes of {name}.jsonl (default: {count:,})."
+        parser.add_argument(f"--{name}", type=count_from(1), default=count, help=text)
+    parser.add_argument("--seed", type=int, default=0, help="Another seed gives other episodes (default: 0).")
+    for name, text in _RANGES.items():
+        low_high = getattr(EpisodeSettings(), name)
+        default = f"{low_high[0]} to {low_high[1]}" if low_high else "at random"
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=int, nargs=2, metavar=("MIN", "MAX"), help=f"{text} (default: {default}).")
     parser.add_argument(
-        "--topic-switches",
-        type=int,
-        nargs=2,
-        metavar=("MIN", "MAX"),
-        help="How often those turns change their topic (default: each has a random one).",
+        "--questions", type=count_from(0), help="At most so many questions about what was told (default: all)."
     )
-    parser.add_argument("--questions", type=int, help="At most so many questions about what was told (default: all).")
     parser.add_argument(
         "--keys",
         nargs="+",
@@ -90,52 +87,59 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="Only these keys: a key (dog_name), a family (pet_name) or a list of values (first_names).",
     )
-    parser.add_argument("--held-out-keys", action="store_true", help="Hold keys out of training too.")
-    parser.add_argument("--held-out-phrasings", action="store_true", help="Hold phrasings out of training too.")
+    parser.add_argument("--held-out-keys", action="store_true", help="Test with keys that are not trained on.")
+    parser.add_argument(
+        "--held-out-phrasings", action="store_true", help="Test with phrasings that are not trained on."
+    )
     return parser
 
 
-def settings_of(args: argparse.Namespace) -> EpisodeSettings:
+def training_settings(args: argparse.Namespace) -> EpisodeSettings:
     """Return the settings of the training file."""
-    ranges = ("facts", "filler", "gap", "updates", "deletions", "absent")
-    return EpisodeSettings(
-        **{name: tuple(getattr(args, name)) for name in ranges},
-        topic_switches=tuple(args.topic_switches) if args.topic_switches else None,
-        questions=args.questions,
-        keys=tuple(args.keys),
-    )
+    given = {name: tuple(getattr(args, name)) for name in _RANGES if getattr(args, name)}
+    return EpisodeSettings(questions=args.questions, keys=tuple(args.keys), **given)
 
 
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
-    settings = settings_of(args)
+    settings = training_settings(args)
     held_out = Split(
         values="held_out",
         keys="held_out" if args.held_out_keys else "train",
         phrasings="held_out" if args.held_out_phrasings else "train",
     )
-    folder = user_path(args.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {"train": write(folder / "train.jsonl", settings, f"{args.seed}/train", args.train)}
-    for name in HELD_OUT_FILES:
-        path = folder / f"{name}.jsonl"
-        files[name] = write(path, replace(settings, split=held_out), f"{args.seed}/{name}", getattr(args, name))
-    show(folder, files)
+    if args.folder.exists():
+        raise ValueError(f"there is already a {args.folder}; name a new folder or remove it")
+    files = {}
+    with new_folder(args.folder) as folder:
+        # The small ones first: what cannot be met is met with early.
+        for name in (*HELD_OUT, TRAIN):
+            own = settings if name == TRAIN else replace(settings, split=held_out)
+            files[name] = write(folder / f"{name}.jsonl", own, f"{args.seed}/{name}", getattr(args, name))
+    Console(width=110).print(summary(args.folder, files))
 
 
-def show(folder: Path, files: dict[str, Written]) -> None:
-    """Print what was written."""
+def summary(folder: Path, files: dict[str, Written]) -> Table:
+    """Return a table of what was written, and of how much of it training has seen."""
     table = Table(title=str(folder))
-    for heading in ("file", "episodes", "turns", "questions", "values", "keys", "wordings", "in training: values"):
-        table.add_column(heading, justify="left" if heading == "file" else "right")
-    for name, written in files.items():
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(written.kinds.items()))
-        counts = (written.episodes, written.turns, kinds, len(written.values), len(written.keys))
-        shared = "" if name == "train" else len(written.values & files["train"].values)
-        row = (f"{name}.jsonl", *counts, len(written.questions), shared)
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in row))
-    Console().print(table)
+    table.add_column("")
+    names = (TRAIN, *HELD_OUT)
+    for name in names:
+        table.add_column(f"{name}.jsonl", justify="right")
+    table.add_row("episodes", *(f"{files[name].episodes:,}" for name in names))
+    table.add_row("turns before the question", *(f"{files[name].turns:,}" for name in names))
+    for kind in sorted({kind for name in names for kind in files[name].kinds}):
+        table.add_row(f"questions, {kind}", *(f"{files[name].kinds[kind]:,}" for name in names))
+    for what in ("values", "keys", "wordings"):
+        asked = {name: getattr(files[name], what) for name in names}
+        table.add_row(f"different {what}", *map(_count, asked.values()))
+        table.add_row("  of these in training", "", *(_count(asked[name] & asked[TRAIN]) for name in HELD_OUT))
+    return table
+
+
+def _count(texts: set[str]) -> str:
+    return f"{len(texts):,}"
 
 
 if __name__ == "__main__":

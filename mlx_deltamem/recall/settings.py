@@ -53,7 +53,7 @@ class EpisodeSettings:
 
     def _check_fit(self) -> None:
         if self.facts[0] < 1 and (self.updates[1] or self.deletions[1]):
-            raise ValueError("there may be no facts, and updates or deletions are wanted; tell at least 1 fact")
+            raise ValueError("an episode may be without facts to update or delete; tell at least 1 fact")
         if self.deletions[1] > self.facts[0]:
             raise ValueError(f"{self.deletions[1]} deletions are wanted of {self.facts[0]} facts; tell more facts")
         if self.updates[1] and self.deletions[1] >= self.facts[0]:
@@ -63,5 +63,6 @@ class EpisodeSettings:
                 f"{self.topic_switches[1]} topic switches are wanted in {self.filler[0] + self.gap[0]} turns of filler;"
                 " use more filler"
             )
-        if self.facts[0] == 0 and self.absent[0] == 0:
-            raise ValueError("there may be neither facts nor absent questions; want at least 1 of either")
+        asked = self.facts[0] if self.questions is None else min(self.facts[0], self.questions)
+        if not asked + self.absent[0]:
+            raise ValueError("an episode may be without any question; want at least 1 about a fact or what is absent")
