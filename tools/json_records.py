@@ -33,13 +33,14 @@ def json_records(path: Path) -> Iterator[JsonRecord]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; name a .json or .jsonl file")
-    first, problem = _parsed(_first_line(path))
-    if not problem and not isinstance(first, list):
+    start = _first_line(path)
+    first, broken = _parsed(start)
+    if not broken and not isinstance(first, list):
         return _of_lines(path)
     value, problem = _parsed(path.read_bytes())
     if not problem:
         return _of_value(value)
-    if _first_line(path) in (b"[", b"{") or isinstance(first, list):
+    if broken and (start.startswith(b"[") or start == b"{"):
         raise ValueError(f"{path} is {problem}; give valid JSON, or one record a line")
     return _of_lines(path)
 
