@@ -91,6 +91,7 @@ def test_messages_of_tools_are_left_out_and_counted(convert):
     records = convert([line([TALK[0], wait, TOOL, function, *TALK[1:]])])[1]
     assert records == [[TALK[0], {"role": "assistant", "content": "Wait.\n\nNice!"}, *TALK[2:]]]
     # Two messages of one role with nothing between are not.
+    assert convert([line([TALK[0], CALL, TOOL, TALK[1], *TALK[1:]])])[1] is None
     assert convert([line([TALK[0], {"role": "assistant", "content": "Wait."}, *TALK[1:]])])[1] is None
 
 
@@ -197,6 +198,8 @@ def test_a_bad_line_may_be_the_first(convert):
 def test_a_broken_list_says_where(convert):
     ended, _ = convert(["[", line(TALK) + ",", "nope]"], name="log.json")
     assert ended.code == 2 and "is not JSON (Expecting value, line 3, column 1)" in ended.errors
+    ended, _ = convert(b"\xef\xbb\xbf{\n" + line(TALK).encode(), name="log.json")
+    assert ended.code == 2 and "is not JSON" in ended.errors and "line 1" not in ended.errors
     ended, _ = convert([json.dumps([{"messages": TALK}, 3])], name="log.json")
     assert ended.errors.startswith("error: record 2: not an object with a list")
 

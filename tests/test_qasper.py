@@ -42,7 +42,7 @@ PAPER = {
         {"section_name": None, "paragraphs": ["Thanks."]},
     ],
     "qas": [
-        question("spans", answer(spans=["300 hours", "12 layers"]), answer(free="other")),
+        question("spans", answer(spans=["300 hours", "12 layers"], free="other"), answer(free="other")),
         question("free", answer(free="By listening.")),
         question("yes", answer(yes_no=True)),
         question("no", answer(yes_no=False)),
