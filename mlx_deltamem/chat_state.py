@@ -238,7 +238,7 @@ def _gate_collector(gates: dict[int, list[mx.array]]) -> Observer:
     """Notes the keep gates of every pass by layer."""
 
     def note(layer: int, reads: Reads, _: mx.array) -> None:
-        if reads.gates is not None:
+        if reads.written:
             gates.setdefault(layer, []).append(reads.gates.keep)
 
     return note

@@ -146,14 +146,16 @@ class DeltaMemory(nn.Module):
         weights = self._packed_weights(x.dtype)
         engine = engine_for(self.variant, x.dtype, self.training, access.mask is not None)
         if not access.writing:
-            return Reads(engine.read(x @ weights.queries, state, access.mask), weights), state
+            gates_of = functools.partial(self._unused_gates, x, weights)
+            return Reads(engine.read(x @ weights.queries, state, access.mask), weights, gates_of, written=False), state
         projected = x @ weights.inputs
         if access.units is None:
             reads, state = engine.scan(projected, weights.gate_bias, state, access.mask)
         else:
             reads = engine.read(projected, state, access.mask)
             state = self._write_means(projected, state, access.units, weights)
-        return Reads(reads, weights, functools.partial(self._gates, projected, weights.gate_bias)), state
+        gates_of = functools.partial(self._gates, projected, weights.gate_bias)
+        return Reads(reads, weights, gates_of, written=True), state
 
     def _write_means(self, projected: mx.array, state: mx.array, units: WriteUnits, weights: PackedWeights) -> mx.array:
         """The state after the units are written; `projected` are the tokens' projections `[B, T, P]`."""
@@ -167,6 +169,9 @@ class DeltaMemory(nn.Module):
                 return mx.depends(state, means)
         engine = engine_for(self.variant, means.dtype, self.training, masked=True)
         return engine.scan(means, weights.gate_bias, state, units.mask)[1]
+
+    def _unused_gates(self, x: mx.array, weights: PackedWeights) -> Gates:
+        return self._gates(x @ weights.inputs, weights.gate_bias)
 
     def _gates(self, projected: mx.array, gate_bias: mx.array) -> Gates:
         keep, _, write = gates(projected[..., 3 * self.variant.width :], gate_bias, self.variant)

@@ -55,18 +55,20 @@ class Reads:
     Args:
         reads: `[B, T, H * r]` in the activations' dtype.
         weights: The layer's weights.
-        gates: Gives the tokens' gates; None for a pass that did not write.
+        gates: Gives the tokens' gates.
+        written: Whether the tokens were written as well.
     """
 
-    def __init__(self, reads: mx.array, weights: PackedWeights, gates: Callable[[], Gates] | None = None):
+    def __init__(self, reads: mx.array, weights: PackedWeights, gates: Callable[[], Gates], written: bool):
+        self.written = written
         self._reads = reads
         self._weights = weights
         self._gates = gates
 
     @functools.cached_property
-    def gates(self) -> Gates | None:
-        """The tokens' gates, computed for whoever asks; None for a pass that did not write."""
-        return None if self._gates is None else self._gates()
+    def gates(self) -> Gates:
+        """The tokens' gates, computed for whoever asks; where nothing was written, those a write would have had."""
+        return self._gates()
 
     def correct(self, projection: str, base: mx.array, rows: slice | None = None) -> mx.array:
         """Add what was read to the output of a projection of the backbone; zero reads leave it as it is, bit for bit.

@@ -47,7 +47,7 @@ class Spans:
                 f"write_spans got ids of shape {self.shape} and the model tokens of shape {(batch, length)}; "
                 "expected one id for each token of each call"
             )
-        weights = _weights(self._units if mask is None else np.where(np.array(mask), self._units, -1))
+        weights = unit_shares(self._units if mask is None else np.where(np.array(mask), self._units, -1))
         return None if weights is None else WriteUnits(mx.array(weights), mx.array(weights.any(axis=-1)))
 
 
@@ -59,7 +59,7 @@ class RunningSpans(Spans):
 
     def __init__(self, message_ids: Ids, sentence_ids: Ids | None, config: DeltaMemConfig):
         super().__init__(message_ids, sentence_ids, config)
-        self._weights = _weights(self._units)
+        self._weights = unit_shares(self._units)
         self._done = 0
         self._carried: dict[int, mx.array] = {}
 
@@ -72,7 +72,7 @@ class RunningSpans(Spans):
         return WriteUnits(part, mask, self._carried, complete=self._done >= self.shape[1])
 
 
-def _weights(ids: np.ndarray) -> np.ndarray | None:
+def unit_shares(ids: np.ndarray) -> np.ndarray | None:
     """The share `[B, U, T]` of each token in its unit, units in ascending order of ids; None where there are none."""
     rows = [np.unique(row[row >= 0]) for row in ids]
     most = max(len(row) for row in rows)

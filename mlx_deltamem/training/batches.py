@@ -1,0 +1,197 @@
+"""Batches of episodes, in an order that depends on the seed alone, so that a run can go on anywhere in it."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_deltamem.config import DeltaMemConfig
+from mlx_deltamem.spans import unit_shares
+from mlx_deltamem.training.episodes import Episode, Question
+
+# Lengths are rounded up to one of this many steps per octave, so that few shapes are ever compiled.
+_STEPS_PER_OCTAVE = 8
+# Batches are made of episodes of like length, out of this many batches' worth at a time.
+_BATCHES_AT_A_TIME = 16
+
+
+class Asked(NamedTuple):
+    """Texts with answers, of N questions; `[N, T]` and, for A answer tokens at most, `[N, A]`.
+
+    Attributes:
+        ids: `[N, T]` int32, padded at the right.
+        mask: `[N, T]` bool, False for padding.
+        positions: `[N, A]` int32, where the logits of each answer token are.
+        targets: `[N, A]` int32, the answer tokens.
+        weights: `[N, A]` float32, 0 for padding.
+        values: `[N, A]` bool, the tokens of the value.
+    """
+
+    ids: mx.array
+    mask: mx.array
+    positions: mx.array
+    targets: mx.array
+    weights: mx.array
+    values: mx.array
+
+
+class Batch(NamedTuple):
+    """B episodes with N questions, N a multiple of B.
+
+    Attributes:
+        history: `[B, W]` int32, padded at the right; W is 0 where no episode has a history.
+        lengths: `[B]` int32, the tokens of each history.
+        shares: `[B, U, W]` float32, the share of each token in its unit, for adapters that write means; else None.
+        rows: `[N]` int32, the episode of each question.
+        asked: The questions.
+        context: The same questions with the whole chat as text, for a teacher; else None.
+    """
+
+    history: mx.array
+    lengths: mx.array
+    shares: mx.array | None
+    rows: mx.array
+    asked: Asked
+    context: Asked | None
+
+    @property
+    def mask(self) -> mx.array:
+        """`[B, W]` bool, False for padding."""
+        return mx.arange(self.history.shape[1]) < self.lengths[:, None]
+
+    @classmethod
+    def of(cls, *arrays: mx.array | tuple | None) -> "Batch":
+        """A batch from its fields, where a function transformation has made plain tuples of tuples with names."""
+        *fields, asked, context = arrays
+        return cls(*fields, Asked(*asked), None if context is None else Asked(*context))
+
+
+class BatchMaker:
+    """Turns episodes into batches for an adapter.
+
+    Args:
+        config: The adapter's configuration.
+        value_weight: The weight of a value's tokens in the loss; other tokens of an answer have 1.
+    """
+
+    def __init__(self, config: DeltaMemConfig, value_weight: float = 1.0):
+        self._granularity = config.memory_write_granularity
+        self._value_weight = value_weight
+
+    def batch(self, episodes: Sequence[Episode]) -> Batch:
+        history, lengths = _padded([episode.history.ids for episode in episodes])
+        most = max(len(episode.questions) for episode in episodes)
+        # What is missing to N is filled up with a question that weighs nothing.
+        slots = [(row, index) for row in range(len(episodes)) for index in range(most)]
+        asked = [_at(episodes[row].questions, index) for row, index in slots]
+        context = [_at(episodes[row].context, index) for row, index in slots] if episodes[0].context else None
+        return Batch(
+            mx.array(history),
+            mx.array(lengths),
+            self._shares(episodes, history.shape[1]),
+            mx.array([row for row, _ in slots]),
+            self._asked(asked),
+            None if context is None else self._asked(context),
+        )
+
+    def _shares(self, episodes: Sequence[Episode], width: int) -> mx.array | None:
+        if self._granularity == "token" or not width:
+            return None
+        ids = np.full((len(episodes), width), -1)
+        for row, episode in enumerate(episodes):
+            messages, sentences = np.array(episode.history.message_ids), np.array(episode.history.sentence_ids)
+            units = messages if self._granularity == "message_mean" else np.where(messages >= 0, sentences, -1)
+            ids[row, : len(units)] = units
+        shares = unit_shares(ids)
+        return None if shares is None else mx.array(shares)
+
+    def _asked(self, questions: Sequence[tuple[Question, bool]]) -> Asked:
+        ids, lengths = _padded([question.ids for question, _ in questions])
+        answers = [len(question.ids) - question.answer for question, _ in questions]
+        shape = len(questions), _rounded(max(answers))
+        positions, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        weights, values = np.zeros(shape, np.float32), np.zeros(shape, bool)
+        for row, ((question, counted), answer) in enumerate(zip(questions, answers, strict=True)):
+            begin, end = question.value[0] - question.answer, question.value[1] - question.answer
+            positions[row, :answer] = np.arange(question.answer - 1, len(question.ids) - 1)
+            targets[row, :answer] = question.ids[question.answer :]
+            if counted:
+                weights[row, :answer] = 1.0
+                weights[row, begin:end] = self._value_weight
+                values[row, begin:end] = True
+        mask = np.arange(ids.shape[1]) < lengths[:, None]
+        return Asked(*map(mx.array, (ids, mask, positions, targets, weights, values)))
+
+
+def _at(questions: Sequence[Question], index: int) -> tuple[Question, bool]:
+    return (questions[index], True) if index < len(questions) else (questions[0], False)
+
+
+def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    lengths = np.array([len(sequence) for sequence in sequences], np.int32)
+    padded = np.zeros((len(sequences), _rounded(int(lengths.max()))), np.int32)
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = sequence
+    return padded, lengths
+
+
+def _rounded(length: int) -> int:
+    """The length rounded up by an eighth at most."""
+    if length == 0:
+        return 0
+    step = max(8, 2 ** (length - 1).bit_length() // (2 * _STEPS_PER_OCTAVE))
+    return -(-length // step) * step
+
+
+class BatchOrder:
+    """Which episodes make up which batch, epoch after epoch.
+
+    Every epoch has all episodes but the last few, which fill no batch; those differ from epoch to epoch.
+
+    Args:
+        episodes: The data set.
+        batch_size: Episodes per batch, over all processes.
+        seed: Decides the order; None keeps the given one and ends after one pass, the last batch may be smaller.
+
+    Raises:
+        ValueError: There are fewer episodes than a batch needs.
+    """
+
+    def __init__(self, episodes: Sequence[Episode], batch_size: int, seed: int | None):
+        if seed is not None and len(episodes) < batch_size:
+            raise ValueError(
+                f"there are {len(episodes)} episodes, fewer than a batch of {batch_size}; use a smaller --batch-size"
+            )
+        self._lengths = [len(episode.history.ids) for episode in episodes]
+        self._batch_size = batch_size
+        self._seed = seed
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches per epoch."""
+        return len(self._lengths) // self._batch_size
+
+    def indices(self, first: int = 0) -> Iterator[list[int]]:
+        """The episodes of each batch, from the batch of this number on; without an end, unless there is no seed."""
+        if self._seed is None:
+            everything = range(len(self._lengths))
+            for begin in range(first * self._batch_size, len(everything), self._batch_size):
+                yield list(everything[begin : begin + self._batch_size])
+            return
+        epoch, skipped = divmod(first, self.per_epoch)
+        while True:
+            yield from islice(self._epoch(epoch), skipped, None)
+            epoch, skipped = epoch + 1, 0
+
+    def _epoch(self, epoch: int) -> Iterator[list[int]]:
+        """The batches of an epoch; those of one stretch of the data are of like length."""
+        generator = np.random.default_rng((self._seed, epoch))
+        order = generator.permutation(len(self._lengths))[: self.per_epoch * self._batch_size]
+        stretch = self._batch_size * _BATCHES_AT_A_TIME
+        for begin in range(0, len(order), stretch):
+            by_length = sorted(order[begin : begin + stretch].tolist(), key=self._lengths.__getitem__)
+            batches = [by_length[at : at + self._batch_size] for at in range(0, len(by_length), self._batch_size)]
+            for index in generator.permutation(len(batches)):
+                yield batches[index]

@@ -1,0 +1,55 @@
+"""The batches of a run, in the form in which mlx-lm's trainer asks for them; between two of them a step has ended."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import mlx.core as mx
+
+from mlx_deltamem.training.batches import Batch, BatchMaker, BatchOrder
+from mlx_deltamem.training.episodes import Episode
+
+
+class Feed:
+    """What mlx-lm's trainer takes as `iterate_batches`, for the training data and for the held-out data.
+
+    Args:
+        maker: Makes the batches.
+        seed: Decides the order of the training data.
+        first: The number of the training batch to go on from.
+        between: Called before each batch with the number of training batches that are done.
+    """
+
+    def __init__(self, maker: BatchMaker, seed: int, first: int, between: Callable[[int], None]):
+        self._maker = maker
+        self._seed = seed
+        self._first = first
+        self._between = between
+        self._done = first
+        # Of the training batches of this process so far.
+        self.tokens = 0
+
+    def __call__(
+        self,
+        dataset: Sequence[Episode],
+        batch_size: int,
+        max_seq_length: int,
+        loop: bool = False,
+        comm_group: mx.distributed.Group | None = None,
+    ) -> Iterator[Batch]:
+        """The batches of this process: its share of the rows of each.
+
+        Args:
+            dataset: Training episodes, or held-out ones.
+            batch_size: Over all processes.
+            max_seq_length: mlx-lm's; episodes were cut when they were made.
+            loop: Whether this is the training data.
+            comm_group: The processes.
+        """
+        rank, size = (comm_group.rank(), comm_group.size()) if comm_group else (0, 1)
+        order = BatchOrder(dataset, batch_size, self._seed if loop else None)
+        for indices in order.indices(self._first if loop else 0):
+            self._between(self._done)
+            if mine := indices[rank::size]:
+                batch = self._maker.batch([dataset[index] for index in mine])
+                self.tokens += loop * (batch.lengths.sum() + batch.asked.mask.sum()).item()
+                yield batch
+            self._done += loop
