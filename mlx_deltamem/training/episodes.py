@@ -5,7 +5,7 @@ The end of a record's history is what the model still sees when it answers; ever
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -113,11 +113,9 @@ class EpisodeMaker:
         for record in records:
             for episode in self._of_record(record):
                 if made and self._shares_history(made[-1], episode):
-                    earlier = made.pop()
-                    episode = Episode(
-                        earlier.history, earlier.questions + episode.questions, earlier.context + episode.context
-                    )
-                made.append(episode)
+                    made.append(_joined(made.pop(), episode))
+                else:
+                    made.append(episode)
         self.counts.found["episodes"] += len(made)
         self.counts.found["questions"] += sum(len(episode.questions) for episode in made)
         return made
@@ -186,6 +184,11 @@ class EpisodeMaker:
         ends = [len(self._tokenizer.decode(answer[: count + 1])) for count in range(len(answer))]
         inside = [at for at, end in enumerate(ends) if end > begin and (ends[at - 1] if at else 0) < begin + len(value)]
         return inside[0], inside[-1] + 1
+
+
+def _joined(one: Episode, other: Episode) -> Episode:
+    """One episode of two about the same history."""
+    return replace(one, questions=one.questions + other.questions, context=one.context + other.context)
 
 
 def _split(messages: tuple[Message, ...]) -> tuple[list[Message], list[Message]]:

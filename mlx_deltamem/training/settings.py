@@ -1,6 +1,6 @@
 """What a training run is: everything that decides the weights it ends with."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import yaml
@@ -79,9 +79,9 @@ class Settings:
     data: str
     start: str = ""
     adapter: DeltaMemConfig = RECIPE
-    rules: EpisodeRules = EpisodeRules()
-    terms: LossTerms = LossTerms()
-    schedule: Schedule = Schedule()
+    rules: EpisodeRules = field(default_factory=EpisodeRules)
+    terms: LossTerms = field(default_factory=LossTerms)
+    schedule: Schedule = field(default_factory=Schedule)
 
     def save(self, folder: Path) -> None:
         """Write the settings into a run's folder."""
