@@ -53,14 +53,20 @@ class Written:
                 self.values.add(question.value)
 
 
-def write(path: Path, settings: EpisodeSettings, seed: str, count: int) -> Written:
-    """Write the records of `count` episodes to a file, and return what went into it."""
+def write(path: Path, settings: EpisodeSettings, seed: str, count: int, system: str | None = None) -> Written:
+    """Write the records of `count` episodes to a file, and return what went into it.
+
+    Every chat begins with the system prompt, if there is one.
+    """
+    opening = [] if system is None else [{"role": "system", "content": system}]
     written = Written()
     with new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for index in range(count):
             episode = make_episode(settings, seed, index)
             written.add(episode)
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in episode.records())
+            for record in episode.records():
+                record["messages"] = [*opening, *record["messages"]]
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return written
 
 
@@ -86,6 +92,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="NAME",
         help="Only these keys: a key (dog_name), a family (pet_name) or a list of values (first_names).",
+    )
+    parser.add_argument(
+        "--system-prompt",
+        help="Begin every chat with it; an empty one keeps a template's own away (default: none, so the template's).",
     )
     parser.add_argument("--held-out-keys", action="store_true", help="Test with keys that are not trained on.")
     parser.add_argument(
@@ -116,7 +126,9 @@ def main() -> None:
         # The small ones first: what cannot be met is met with early.
         for name in (*HELD_OUT, TRAIN):
             own = settings if name == TRAIN else replace(settings, split=held_out)
-            files[name] = write(folder / f"{name}.jsonl", own, f"{args.seed}/{name}", getattr(args, name))
+            files[name] = write(
+                folder / f"{name}.jsonl", own, f"{args.seed}/{name}", getattr(args, name), args.system_prompt
+            )
     Console(width=110).print(summary(args.folder, files))
 
 
