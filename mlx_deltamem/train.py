@@ -24,6 +24,7 @@ from mlx_deltamem.training.episodes import Counts, EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.settings import RECIPE, SETTINGS_FILE, Reporting, Schedule, Settings
+from mlx_deltamem.training.start import tie_output
 
 _GROUPS = {"run": Schedule, "reports": Reporting, "episodes": EpisodeRules, "loss": LossTerms}
 _PLACES = ("model", "data", "start")
@@ -127,6 +128,8 @@ def prepare_model(settings: Settings, trust_remote_code: bool = False) -> tuple[
     mx.random.seed(settings.schedule.seed)
     if not settings.start:
         attach(model, settings.adapter)
+        if settings.schedule.tie_output:
+            tie_output(model)
     return model, tokenizer
 
 

@@ -1,7 +1,7 @@
 """Show the memory at work, without the Hub: `python -m tools.demo` (or `make demo`).
 
-The adapter is seeded and untrained, so what it carries from one turn to the next is a trace and no knowledge. The demo
-measures that trace.
+A small real model is told a few facts. Then the text is dropped, and questions are answered from the memory alone, with
+the adapter that comes with the project.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
@@ -19,42 +19,31 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from rich.console import Console
 from rich.table import Table
 
-from mlx_deltamem import (
-    DeltaMemConfig,
-    attach,
-    current_adapter,
-    detach,
-    load,
-    make_prompt_cache,
-    memory,
-    read_only,
-    save_adapter,
-)
-from mlx_deltamem import generate
+from mlx_deltamem import detach, generate, load, make_prompt_cache, memory, read_only
 from mlx_deltamem.attach import is_attached
 from mlx_deltamem.cache import PromptCache
+from mlx_deltamem.memory_view import memory_view
+from mlx_deltamem.segments import Message
 from tools import smollm2
 
-SEED = 0
-# Large, so that memories of untrained weights can be seen in the reply.
-CONFIG = DeltaMemConfig(
-    delta_heads=("q", "o"), output_init="base_slice_fixed", online_gain=40.0, beta_bias_init=-4.0, rank=8
+ADAPTER = Path(__file__).parents[1] / "adapters" / "smollm2-135m-recall"
+# None of the values was in the adapter's training data.
+TOLD = (
+    ("My cat is called Boris.", "What is my cat called?", "Boris"),
+    ("I grew up in Lima.", "Where did I grow up?", "Lima"),
+    ("My favourite animal is the penguin.", "What is my favourite animal?", "penguin"),
 )
-TOLD = ("My name is Anna and I keep bees in Norway.", "My name is Omar and I repair old clocks in Cairo.")
-ASKED = "What is my name, and what do I do?"
-REPLY_TOKENS = 24
+REPLY_TOKENS = 16
 
 
 def main() -> None:
     backbone = smollm2.build()
-    model, tokenizer = load(backbone)
-    folder = backbone.parent / "untrained-adapter"
-    frozen = reply(model, tokenizer, make_prompt_cache(model))
-    mx.random.seed(SEED)
-    attach(model, CONFIG)
-    save_adapter(current_adapter(model), folder)
-    run_generate("--model", shown(backbone), "--adapter", shown(folder), "--prompt", "What is the capital of France?")
-    show_what_is_carried(model, tokenizer, frozen)
+    run_generate(
+        *("--model", shown(backbone), "--adapter", shown(ADAPTER)),
+        *("--prompt", TOLD[0][0], "--prompt", TOLD[0][1], "--history", "none", "--max-tokens", str(REPLY_TOKENS)),
+    )
+    model, tokenizer = load(backbone, ADAPTER)
+    show_what_is_recalled(model, tokenizer)
 
 
 def run_generate(*arguments: str) -> None:
@@ -64,41 +53,34 @@ def run_generate(*arguments: str) -> None:
     generate.main()
 
 
-def show_what_is_carried(model: nn.Module, tokenizer: TokenizerWrapper, frozen: str) -> None:
-    """Tell two things in two chats, drop the text, ask the same question in both, reading the memory only."""
-    nothing = make_prompt_cache(model)
-    caches = {"(nothing)": nothing} | {text: told_and_dropped(model, tokenizer, text) for text in TOLD}
-    log_probabilities = {text: next_token(model, tokenizer, cache) for text, cache in caches.items()}
-    replies = {text: reply(model, tokenizer, cache) for text, cache in caches.items()}
-    table = Table(title=f"Turn 2, the text of turn 1 dropped: {ASKED!r}", title_justify="left")
-    for heading in ("told in turn 1", "norm of the memory", "shift of the next token", "reply"):
-        table.add_column(heading)
-    for text, cache in caches.items():
-        norm = mx.sqrt(sum((state**2).sum() for state in memory(cache).values())).item()
-        shift = divergence(log_probabilities[text], log_probabilities["(nothing)"])
-        table.add_row(text, f"{norm:.3f}", f"{shift:.4f} nats", replies[text])
-    Console(width=110).print(table)
-    apart = divergence(*(log_probabilities[text] for text in TOLD))
-    print(f"The two memories are {apart:.4f} nats apart in the next token; each is {nothing[-1].nbytes:,} bytes.")
-    print(f"An empty memory gives the frozen model's reply: {yes(replies['(nothing)'] == frozen)}.")
+def show_what_is_recalled(model: nn.Module, tokenizer: TokenizerWrapper) -> None:
+    """Tell all facts in one chat, drop its text, and ask for each of them."""
+    console = Console(width=110)
+    chat = [message for text, _, _ in TOLD for message in (said("user", text), said("assistant", "Got it."))]
+    told = make_prompt_cache(model)
+    model(mx.array([tokenizer.apply_chat_template(chat)]), cache=told)
+    remembered = memory_only(model, told)
+    print(f"\nTold in {len(TOLD)} turns: {' '.join(text for text, _, _ in TOLD)}")
+    print(f"The text is dropped. What is left is the memory, {remembered[-1].nbytes:,} bytes:")
+    console.print(memory_view(memory(remembered), None, console))
+    questions = [[said("user", question)] for _, question, _ in TOLD]
+    from_memory = [reply(model, tokenizer, question, remembered) for question in questions]
     detach(model)
-    print(f"Detached, the model answers as before: {yes(reply(model, tokenizer, make_prompt_cache(model)) == frozen)}.")
-    print("This adapter is untrained: what was told leaves a trace, and cannot be recalled.")
+    without = [reply(model, tokenizer, question) for question in questions]
+    with_text = [reply(model, tokenizer, [*chat, *question]) for question in questions]
+    table = Table(title="Asked, with none of the text above unless the column says so", title_justify="left")
+    for heading in ("question", "frozen model", "frozen model, full text", "memory only"):
+        table.add_column(heading)
+    for (_, question, _), *replies in zip(TOLD, without, with_text, from_memory, strict=True):
+        table.add_row(question, *replies)
+    console.print(table)
+    for name, replies in (("full text", with_text), ("memory only", from_memory)):
+        right = sum(value.lower() in answer.lower() for (_, _, value), answer in zip(TOLD, replies, strict=True))
+        print(f"Right with the {name}: {right} of {len(TOLD)}.")
 
 
-def yes(fact: bool) -> str:
-    return "yes" if fact else "NO"
-
-
-def ids(tokenizer: TokenizerWrapper, text: str) -> list[int]:
-    return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
-
-
-def told_and_dropped(model: nn.Module, tokenizer: TokenizerWrapper, text: str) -> PromptCache:
-    """A cache whose memory has read `text`, and which holds no text."""
-    cache = make_prompt_cache(model)
-    model(mx.array([ids(tokenizer, text)]), cache=cache)
-    return memory_only(model, cache)
+def said(role: str, text: str) -> Message:
+    return {"role": role, "content": text}
 
 
 def memory_only(model: nn.Module, cache: PromptCache) -> PromptCache:
@@ -106,24 +88,15 @@ def memory_only(model: nn.Module, cache: PromptCache) -> PromptCache:
     return [*make_prompt_cache(model)[:-1], copy.deepcopy(cache[-1])]
 
 
-def next_token(model: nn.Module, tokenizer: TokenizerWrapper, cache: PromptCache) -> mx.array:
-    """Log-probabilities of the first token of the reply to `ASKED`."""
-    with read_only(model):
-        logits = model(mx.array([ids(tokenizer, ASKED)]), cache=memory_only(model, cache))[0, -1]
-    return logits - mx.logsumexp(logits)
-
-
-def reply(model: nn.Module, tokenizer: TokenizerWrapper, cache: PromptCache) -> str:
-    """The greedy reply to `ASKED`; an attached model only reads the memory in `cache`."""
-    attached = is_attached(model)
-    options = {"max_tokens": REPLY_TOKENS, "prompt_cache": memory_only(model, cache) if attached else cache}
-    with read_only(model) if attached else nullcontext():
-        return "".join(part.text for part in stream_generate(model, tokenizer, ids(tokenizer, ASKED), **options))
-
-
-def divergence(p: mx.array, q: mx.array) -> float:
-    """KL(p || q) in nats."""
-    return (mx.exp(p) * (p - q)).sum().item()
+def reply(
+    model: nn.Module, tokenizer: TokenizerWrapper, messages: list[Message], remembered: PromptCache | None = None
+) -> str:
+    """The greedy reply to a chat; an attached model starts from what it remembers, and only reads it."""
+    cache = make_prompt_cache(model) if remembered is None else memory_only(model, remembered)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    with read_only(model) if is_attached(model) else nullcontext():
+        parts = stream_generate(model, tokenizer, prompt, max_tokens=REPLY_TOKENS, prompt_cache=cache)
+        return "".join(part.text for part in parts)
 
 
 def shown(path: Path) -> str:

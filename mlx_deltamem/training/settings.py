@@ -32,6 +32,7 @@ class Schedule:
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", above=0)
     grad_accumulation_steps: int = option(1, "Steps whose gradients make up one update.", least=1)
     value_weight: float = option(1.0, "Weight of the tokens of a record's value; other answer tokens have 1.", above=0)
+    tie_output: bool = option(False, "Start a new adapter so that it leans towards repeating what was written.")
     segment: int = option(0, "Checkpoint the write pass by layer and by so many tokens; 0: keep activations.", least=0)
     seed: int = option(0, "Decides the first weights and the order of the data.", least=0)
 
