@@ -26,7 +26,8 @@ class ClippedAdamW(optim.AdamW):
             "arguments": [learning_rate, falling, learning_rate * _LAST_SHARE],
             "warmup": warmup,
         }
-        super().__init__(build_schedule(schedule), weight_decay=weight_decay)
+        # MLX leaves the correction out by default: early steps would then be several times too large.
+        super().__init__(build_schedule(schedule), weight_decay=weight_decay, bias_correction=True)
         self._max_norm = max_norm
 
     def update(self, model: nn.Module, gradients: dict) -> None:
