@@ -12,7 +12,8 @@ from mlx_deltamem.spans import unit_shares
 from mlx_deltamem.training.episodes import Episode, Question
 
 # Lengths are rounded up to one of this many steps per octave, so that few shapes are ever compiled.
-_STEPS_PER_OCTAVE = 8
+_STEPS_PER_OCTAVE = 4
+_LEAST_STEP = 16
 # Batches are made of episodes of like length, out of this many batches' worth at a time.
 _BATCHES_AT_A_TIME = 16
 
@@ -138,10 +139,10 @@ def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _rounded(length: int) -> int:
-    """The length rounded up by an eighth at most."""
+    """The length rounded up, by a quarter at most once it is long."""
     if length == 0:
         return 0
-    step = max(8, 2 ** (length - 1).bit_length() // (2 * _STEPS_PER_OCTAVE))
+    step = max(_LEAST_STEP, 2 ** (length - 1).bit_length() // (2 * _STEPS_PER_OCTAVE))
     return -(-length // step) * step
 
 
