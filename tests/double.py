@@ -1,7 +1,7 @@
 """Run the package in float64, for finite differences: what is float32 in the code becomes float64.
 
-MLX computes in float64 on a CPU, but for a few functions whose arithmetic is float32 inside; those are written anew from
-others here. Nothing of this package and of mlx-lm is.
+MLX computes in float64 on a CPU, but for a few functions that are float32 inside; those are written anew here, from
+others. Nothing of this package or of mlx-lm is.
 """
 
 import math

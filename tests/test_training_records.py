@@ -50,7 +50,10 @@ def test_every_form_of_a_record(row, messages, value):
         ({"messages": [*CHAT, "x"]}, "here, message 2, is a text; expected an object with role and content"),
         ({"messages": [{"content": "x"}]}, "here, message 0, has nothing for its role; expected a text"),
         ({"messages": [{"role": "user", "content": 3}]}, "here, message 0, has a number for its content"),
-        ({"messages": [{"role": "user", "content": "a\ud800"}]}, "here, message 0, has half a character in its content"),
+        (
+            {"messages": [{"role": "user", "content": "a\ud800"}]},
+            "here, message 0, has half a character in its content",
+        ),
         ({"prompt": ["x"], "completion": "y"}, "here, prompt, has a list for its content"),
         ({"prompt": "x", "response": 1.5}, "here, response, has a number for its content"),
         ({"messages": CHAT, "value": "Bob"}, "here has a value that is not in its last message"),
@@ -119,7 +122,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(JSON, max_size=4))
 def test_whatever_rows_hold_each_becomes_a_record_or_an_error(tmp_path, rows):
     # A file that begins with a list would be one record after the other of that list.
