@@ -117,8 +117,13 @@ def reset_memory(cache: PromptCache) -> None:
     mx.eval(entry.cache)
 
 
-def split_memory(cache: PromptCache, layout: MemoryLayout) -> tuple[PromptCache, ArraysCache]:
-    """The backbone's part of a prompt cache and the memory entry.
+def memory_alone(cache: PromptCache) -> PromptCache:
+    """The same memory in a prompt cache that keeps no keys and values, for texts that are run in a single call each."""
+    return [*[None] * (len(cache) - 1), cache[-1]]
+
+
+def split_memory(cache: PromptCache, layout: MemoryLayout) -> tuple[PromptCache | None, ArraysCache]:
+    """The backbone's part of a prompt cache, None where it is to keep no keys and values, and the memory entry.
 
     Raises:
         ValueError: The cache has no memory, or the memory of another adapter.
@@ -135,7 +140,8 @@ def split_memory(cache: PromptCache, layout: MemoryLayout) -> tuple[PromptCache,
             f"the prompt cache holds the memory of another adapter: states {_by_shape(found)}, while the attached one "
             f"has {_by_shape(layout.shapes)}; make a new cache with mlx_deltamem.make_prompt_cache(model)"
         )
-    return cache[:-1], cache[-1]
+    # Not a list of None, which some models take for caches.
+    return (None if all(entry is None for entry in cache[:-1]) else cache[:-1]), cache[-1]
 
 
 def _by_shape(shapes: list[tuple[int, ...]]) -> str:

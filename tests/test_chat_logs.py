@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlx_deltamem.json_records import json_records
 from tests.tool_runs import records_of, runner
 from tools import chat_logs
 from tools.chat_logs import ToolMessages, chats
 from tools.episode_files import BAD, EMPTY, Found, Unusable, check, write_episodes
-from tools.json_records import json_records
 
 
 def chat(*texts, system=None):

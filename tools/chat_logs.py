@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_deltamem.command import command
+from mlx_deltamem.json_records import Json, json_records
 from mlx_deltamem.recall import Message
 from tools.episode_files import BAD, Found, Unusable, add_file_options, checked_text, write_episodes
-from tools.json_records import Json, json_records
 
 NOT_TEXT = "not text: an image, a sound, a file"
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_deltamem.json_records import Json, json_records
 from tools.episode_files import checked_text, shown
-from tools.json_records import Json, json_records
 
 # Between the names of a section and its subsection.
 _SUBSECTION = " ::: "

@@ -8,11 +8,28 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
-_POSITIONS: ContextVar[mx.array | None] = ContextVar("_POSITIONS", default=None)
+from mlx_deltamem.cache import PromptCache
+
+
+@dataclass
+class _Request:
+    """The positions that a call of the model is to give logits at, `[N, A]` int, and whether the trunk saw to it."""
+
+    positions: mx.array
+    met: bool = False
+
+    def take(self, outputs: mx.array) -> mx.array:
+        """`[N, A, width]` of the outputs `[N, T, width]`."""
+        self.met = True
+        return mx.take_along_axis(outputs, self.positions[..., None], axis=1)
+
+
+_REQUEST: ContextVar[_Request | None] = ContextVar("_REQUEST", default=None)
 
 
 class _Trunk:
@@ -20,15 +37,18 @@ class _Trunk:
 
     def __call__(self, *args: object, **kwargs: object) -> mx.array:
         hidden = super().__call__(*args, **kwargs)
-        positions = _POSITIONS.get()
-        return hidden if positions is None else mx.take_along_axis(hidden, positions[..., None], axis=1)
+        request = _REQUEST.get()
+        return hidden if request is None else request.take(hidden)
 
 
 @contextmanager
 def head_at_positions(model: nn.Module) -> Iterator[None]:
-    """Within it, `logits_at` runs the head at the positions that it is asked for only, where the model allows it."""
+    """Within it, `logits_at` runs the head at the positions that it is asked for only, where the model allows it.
+
+    Other calls of the model, those from other threads too, are as ever.
+    """
     trunk = _find_trunk(model)
-    if trunk is None:
+    if trunk is None or isinstance(trunk, _Trunk):
         yield
         return
     original = type(trunk)
@@ -39,8 +59,8 @@ def head_at_positions(model: nn.Module) -> Iterator[None]:
         trunk.__class__ = original
 
 
-def logits_at(model: nn.Module, ids: mx.array, cache: list, positions: mx.array) -> mx.array:
-    """Run a text and give the logits at some positions.
+def logits_at(model: nn.Module, ids: mx.array, cache: PromptCache, positions: mx.array) -> mx.array:
+    """Run texts and give the logits at some positions; without `head_at_positions`, the head runs at all of them.
 
     Args:
         model: The model.
@@ -51,20 +71,19 @@ def logits_at(model: nn.Module, ids: mx.array, cache: list, positions: mx.array)
     Returns:
         `[N, A, vocabulary]`.
     """
-    token = _POSITIONS.set(positions)
+    request = _Request(positions)
+    token = _REQUEST.set(request)
     try:
         logits = model(ids, cache=cache)
     finally:
-        _POSITIONS.reset(token)
-    if isinstance(_find_trunk(model), _Trunk):
-        return logits
-    return mx.take_along_axis(logits, positions[..., None], axis=1)
+        _REQUEST.reset(token)
+    return logits if request.met else request.take(logits)
 
 
 def _find_trunk(model: nn.Module) -> nn.Module | None:
     """The inner module that has the model's layers, if there is one."""
     first = model.layers[0]
-    inner = [module for _, module in model.named_modules() if module is not model and _holds(module, first)]
+    inner = [module for module in model.modules() if module is not model and _holds(module, first)]
     # The innermost: outside it there may be other modules that hand its output on to a head of theirs.
     return min(inner, key=lambda module: len(module.modules()), default=None)
 

@@ -19,14 +19,14 @@ _BATCHES_AT_A_TIME = 16
 
 
 class Asked(NamedTuple):
-    """Texts with answers, of N questions; `[N, T]` and, for A answer tokens at most, `[N, A]`.
+    """The texts of N questions, with T tokens at most, A of them of the answer.
 
     Attributes:
         ids: `[N, T]` int32, padded at the right.
-        mask: `[N, T]` bool, False for padding.
+        mask: `[N, T]` bool, False for padding, and for a whole text that fills up a batch.
         positions: `[N, A]` int32, where the logits of each answer token are.
         targets: `[N, A]` int32, the answer tokens.
-        weights: `[N, A]` float32, 0 for padding.
+        weights: `[N, A]` float32, of the answer tokens in the loss; 0 for padding, and for a text that fills up.
         values: `[N, A]` bool, the tokens of the value.
     """
 
@@ -39,12 +39,13 @@ class Asked(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B episodes with N questions, N a multiple of B.
+    """B episodes with N questions: as many for each as the one with the most has, where need be filled up.
 
     Attributes:
         history: `[B, W]` int32, padded at the right; W is 0 where no episode has a history.
         lengths: `[B]` int32, the tokens of each history.
-        shares: `[B, U, W]` float32, the share of each token in its unit, for adapters that write means; else None.
+        shares: `[B, U, W]` float32, the share of each token in its unit (a message or a sentence), for adapters that
+            write means; else None. Units that fill up have no tokens.
         rows: `[N]` int32, the episode of each question.
         asked: The questions.
         context: The same questions with the whole chat as text, for a teacher; else None.
@@ -64,7 +65,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, *arrays: mx.array | tuple | None) -> "Batch":
-        """A batch from its fields, where a function transformation has made plain tuples of tuples with names."""
+        """A batch from its fields, where a function transformation has made named tuples plain ones."""
         *fields, asked, context = arrays
         return cls(*fields, Asked(*asked), None if context is None else Asked(*context))
 
@@ -82,9 +83,9 @@ class BatchMaker:
         self._value_weight = value_weight
 
     def batch(self, episodes: Sequence[Episode]) -> Batch:
+        """A batch of episodes, at least one, all of them with a context for the teacher or none."""
         history, lengths = _padded([episode.history.ids for episode in episodes])
         most = max(len(episode.questions) for episode in episodes)
-        # What is missing to N is filled up with a question that weighs nothing.
         slots = [(row, index) for row in range(len(episodes)) for index in range(most)]
         asked = [_at(episodes[row].questions, index) for row, index in slots]
         context = [_at(episodes[row].context, index) for row, index in slots] if episodes[0].context else None
@@ -92,7 +93,7 @@ class BatchMaker:
             mx.array(history),
             mx.array(lengths),
             self._shares(episodes, history.shape[1]),
-            mx.array([row for row, _ in slots]),
+            mx.array([row for row, _ in slots], mx.int32),
             self._asked(asked),
             None if context is None else self._asked(context),
         )
@@ -106,11 +107,14 @@ class BatchMaker:
             units = messages if self._granularity == "message_mean" else np.where(messages >= 0, sentences, -1)
             ids[row, : len(units)] = units
         shares = unit_shares(ids)
-        return None if shares is None else mx.array(shares)
+        if shares is None:  # sentences that the tokenizer does not tell apart from what is around them
+            return mx.zeros((len(episodes), 1, width))
+        return mx.array(np.pad(shares, [(0, 0), (0, _rounded(shares.shape[1]) - shares.shape[1]), (0, 0)]))
 
     def _asked(self, questions: Sequence[tuple[Question, bool]]) -> Asked:
         ids, lengths = _padded([question.ids for question, _ in questions])
         answers = [len(question.ids) - question.answer for question, _ in questions]
+        lengths = np.where([counted for _, counted in questions], lengths, 0)
         shape = len(questions), _rounded(max(answers))
         positions, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         weights, values = np.zeros(shape, np.float32), np.zeros(shape, bool)
@@ -127,10 +131,12 @@ class BatchMaker:
 
 
 def _at(questions: Sequence[Question], index: int) -> tuple[Question, bool]:
+    """A question and whether it counts: where there are fewer, the first one fills up and does not."""
     return (questions[index], True) if index < len(questions) else (questions[0], False)
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences padded at the right, `[sequences, length]` int32, and their lengths, int32."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int32)
     padded = np.zeros((len(sequences), _rounded(int(lengths.max()))), np.int32)
     for row, sequence in enumerate(sequences):
@@ -139,7 +145,7 @@ def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _rounded(length: int) -> int:
-    """The length rounded up, by a quarter at most once it is long."""
+    """The length rounded up: by a quarter at most, or to a multiple of 16."""
     if length == 0:
         return 0
     step = max(_LEAST_STEP, 2 ** (length - 1).bit_length() // (2 * _STEPS_PER_OCTAVE))
@@ -149,7 +155,7 @@ def _rounded(length: int) -> int:
 class BatchOrder:
     """Which episodes make up which batch, epoch after epoch.
 
-    Every epoch has all episodes but the last few, which fill no batch; those differ from epoch to epoch.
+    Every epoch is another permutation of the episodes, without its last few, which fill no batch.
 
     Args:
         episodes: The data set.
@@ -177,9 +183,7 @@ class BatchOrder:
     def indices(self, first: int = 0) -> Iterator[list[int]]:
         """The episodes of each batch, from the batch of this number on; without an end, unless there is no seed."""
         if self._seed is None:
-            everything = range(len(self._lengths))
-            for begin in range(first * self._batch_size, len(everything), self._batch_size):
-                yield list(everything[begin : begin + self._batch_size])
+            yield from islice(_cut(range(len(self._lengths)), self._batch_size), first, None)
             return
         epoch, skipped = divmod(first, self.per_epoch)
         while True:
@@ -190,9 +194,12 @@ class BatchOrder:
         """The batches of an epoch; those of one stretch of the data are of like length."""
         generator = np.random.default_rng((self._seed, epoch))
         order = generator.permutation(len(self._lengths))[: self.per_epoch * self._batch_size]
-        stretch = self._batch_size * _BATCHES_AT_A_TIME
-        for begin in range(0, len(order), stretch):
-            by_length = sorted(order[begin : begin + stretch].tolist(), key=self._lengths.__getitem__)
-            batches = [by_length[at : at + self._batch_size] for at in range(0, len(by_length), self._batch_size)]
+        for stretch in _cut(order.tolist(), self._batch_size * _BATCHES_AT_A_TIME):
+            batches = _cut(sorted(stretch, key=self._lengths.__getitem__), self._batch_size)
             for index in generator.permutation(len(batches)):
                 yield batches[index]
+
+
+def _cut(indices: Sequence[int], length: int) -> list[list[int]]:
+    """Pieces of a length; the last may be shorter."""
+    return [list(indices[begin : begin + length]) for begin in range(0, len(indices), length)]

@@ -1,7 +1,8 @@
 """The data of a run: a folder with `train.jsonl` and perhaps `valid.jsonl`, or a data set on the Hub."""
 
+import importlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -9,10 +10,12 @@ from mlx_deltamem.files import user_path
 from mlx_deltamem.hub import is_repo_name
 from mlx_deltamem.hub_errors import hub_errors
 from mlx_deltamem.training.episodes import Counts, Episode, EpisodeMaker
-from mlx_deltamem.training.records import SPLITS, Record, RecordError, find_file, make_records, read_file
+from mlx_deltamem.training.records import SPLITS, Record, RecordError, find_file, read_file, records_of_rows
 from mlx_deltamem.training.settings import Settings
 
 ON_ERROR = ("stop", "skip")
+# What data sets on the Hub call a split.
+_HUB_NAMES = {"train": ("train",), "valid": ("valid", "validation")}
 
 
 def load_episodes(
@@ -31,24 +34,27 @@ def load_episodes(
     """
     loaded = {}
     for split in SPLITS:
-        records = _records(settings.data, split)
-        maker = EpisodeMaker(tokenizer, settings.rules, context=settings.terms.teacher_kl > 0)
-        episodes = maker.episodes(_stopping(records) if on_error == "stop" else records)
+        context = settings.terms.teacher_kl > 0
+        maker = EpisodeMaker(tokenizer, settings.rules, context, strict=on_error == "stop")
+        try:
+            episodes = maker.episodes(_records(settings.data, split))
+        except RecordError as error:
+            raise ValueError(f"{error} (--on-error skip leaves such records out)") from None
         if split == "train" and not episodes:
             raise ValueError(f"{settings.data} has no training episode ({_summary(maker.counts)}); expected some")
-        if on_error == "stop" and maker.counts.errors:
-            raise ValueError(f"{maker.counts.errors[0]} (--on-error skip leaves such records out)")
         loaded[split] = (episodes, maker.counts)
     return loaded
 
 
-def _records(data: str, split: str) -> Iterator[Record | RecordError]:
+def _records(data: str, split: str) -> Iterable[Record | RecordError]:
     folder = user_path(data)
     if folder.is_dir():
         path = find_file(folder, split)
         if path is None and split == "train":
             raise FileNotFoundError(f"{folder} has no train.jsonl (or train.json); expected a folder of records")
-        return iter(()) if path is None else read_file(path)
+        return () if path is None else read_file(path)
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; expected the folder of train.jsonl and perhaps valid.jsonl")
     if not is_repo_name(data):
         raise FileNotFoundError(f"there is no folder {folder}; expected one with train.jsonl, or a data set on the Hub")
     return _hub_records(data, split)
@@ -56,25 +62,26 @@ def _records(data: str, split: str) -> Iterator[Record | RecordError]:
 
 def _hub_records(name: str, split: str) -> Iterator[Record | RecordError]:
     if importlib.util.find_spec("datasets") is None:
-        raise ValueError(f"{name} is a data set on the Hub, which needs: pip install 'mlx-deltamem[datasets]'")
+        raise ValueError(
+            f"there is no folder {name}, and a data set on the Hub needs: pip install 'mlx-deltamem[datasets]'"
+        )
+    # Not at the top: it is optional, and slow to import.
     datasets = importlib.import_module("datasets")
     with hub_errors(name):
         try:
             splits = datasets.load_dataset(name)
         except datasets.exceptions.DatasetNotFoundError as error:
-            raise FileNotFoundError(f"there is no folder and no data set {name} ({error})") from None
-    if split not in splits:
-        if split == "train":
-            raise ValueError(f"{name} has the splits {', '.join(splits)}; expected one named train")
-        return iter(())
-    return make_records(f"{name} {split}", splits[split])
+            raise FileNotFoundError(f"there is no folder and no data set {name} ({_first_line(error)})") from None
+        except (datasets.exceptions.DatasetsError, ValueError) as error:
+            raise ValueError(f"the data set {name} cannot be read ({_first_line(error)}); try another one") from None
+    found = next((each for each in _HUB_NAMES[split] if each in splits), None)
+    if found is None and split == "train":
+        raise ValueError(f"{name} has the splits {', '.join(splits)}; expected one named train")
+    return records_of_rows(f"{name} {found}", () if found is None else splits[found])
 
 
-def _stopping(records: Iterator[Record | RecordError]) -> Iterator[Record | RecordError]:
-    for record in records:
-        if isinstance(record, RecordError):
-            raise ValueError(f"{record} (--on-error skip leaves such records out)")
-        yield record
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _summary(counts: Counts) -> str:

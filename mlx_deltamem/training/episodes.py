@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.segments import ChatTemplate, Message, Segments
+from mlx_deltamem.segments import ChatTemplate, Message, Segments, shared_length
 from mlx_deltamem.training.option import check_options, option
 from mlx_deltamem.training.records import Record, RecordError
 
@@ -41,8 +41,8 @@ class Question:
 
     Attributes:
         ids: The tokens: system prompt, what is still visible, and the answer.
-        answer: Where the answer begins.
-        value: The tokens `[begin, end)` of the answer that matter most; empty where none do.
+        answer: Where the answer begins: after the template's tokens that ask for it. Those that end it belong to it.
+        value: The tokens `[begin, end)` that hold the value; empty where there is none.
     """
 
     ids: list[int]
@@ -57,7 +57,7 @@ class Episode:
     Attributes:
         history: Its tokens and their spans; there may be none.
         questions: What is asked and answered.
-        context: For each question, the tokens of the whole chat, which a teacher may read.
+        context: For each question, the whole chat as its text, which a teacher may read; empty where nobody wants it.
     """
 
     history: Segments
@@ -65,30 +65,35 @@ class Episode:
     context: tuple[Question, ...] = ()
 
 
+_FORMS = ("unreadable", "role-broken", "empty", "over-long", "refused by the chat template")
+_NOTES = (
+    "with the history cut to its end",
+    "with the text cut to its end",
+    "without a history",
+    "with a value that was not found",
+)
+
+
 @dataclass
 class Counts:
-    """What became of a data set's records.
+    """What became of a data set's records: each answer is a question of an episode, or was refused.
 
     Attributes:
-        found: Episodes, questions, and by reason what was cut or left out.
-        errors: The first few records that cannot be used, each with its place.
+        found: Episodes, their questions, questions of some kinds, and refused records by the kind of fault.
+        errors: What was refused and why, each with its place.
     """
 
     found: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
 
-    def refuse(self, kind: str, message: str) -> None:
-        self.found[kind] += 1
-        self.errors.append(message)
+    def refuse(self, error: RecordError) -> None:
+        self.found[error.kind] += 1
+        self.errors.append(str(error))
 
     def rows(self) -> list[tuple[str, int]]:
         """What to tell the user, most important first."""
-        order = ("episodes", "questions", *REFUSED, *CUT)
+        order = ("episodes", "questions", *_FORMS, *_NOTES)
         return [(name, self.found[name]) for name in order if self.found[name]]
-
-
-REFUSED = ("unreadable", "role-broken", "empty", "over-long answer")
-CUT = ("history cut to its end", "text cut to its end")
 
 
 class EpisodeMaker:
@@ -98,17 +103,24 @@ class EpisodeMaker:
         tokenizer: mlx-lm's tokenizer, with a chat template.
         rules: How a chat becomes episodes.
         context: Whether the whole chats are wanted as well, for a teacher.
+        strict: Raise the error of a record that cannot be used, instead of counting it.
     """
 
-    def __init__(self, tokenizer: TokenizerWrapper, rules: EpisodeRules, context: bool = False):
+    def __init__(self, tokenizer: TokenizerWrapper, rules: EpisodeRules, context: bool = False, strict: bool = False):
         self.counts = Counts()
         self._tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer)
+        # As in a ChatSession.
+        self._template = ChatTemplate(tokenizer, enable_thinking=False)
         self._rules = rules
         self._context = context
+        self._strict = strict
 
     def episodes(self, records: Iterable[Record | RecordError]) -> list[Episode]:
-        """The episodes of records; `counts` tells what was left out."""
+        """The episodes of records, in their order; `counts` tells what was left out.
+
+        Raises:
+            RecordError: A record cannot be used, and the maker is strict.
+        """
         made: list[Episode] = []
         for record in records:
             for episode in self._of_record(record):
@@ -129,66 +141,113 @@ class EpisodeMaker:
 
     def _of_record(self, record: Record | RecordError) -> Iterator[Episode]:
         if isinstance(record, RecordError):
-            self.counts.refuse("unreadable", str(record))
-            return
-        if problem := _broken(record.messages):
-            self.counts.refuse("role-broken", f"{record.where} {problem}")
-            return
-        pairs = enumerate(pairwise(message["role"] for message in record.messages), 1)
+            self._refuse(record)
+        elif problem := _broken(record.messages):
+            self._refuse(RecordError(f"{record.where} {problem}", "role-broken"))
+        else:
+            for index in self._answers(record.messages):
+                try:
+                    yield self._of_answer(record, index)
+                except RecordError as error:
+                    self._refuse(error)
+
+    def _refuse(self, error: RecordError) -> None:
+        if self._strict:
+            raise error
+        self.counts.refuse(error)
+
+    def _answers(self, messages: tuple[Message, ...]) -> list[int]:
+        """The messages that are learned: answers to a user."""
+        pairs = enumerate(pairwise(message["role"] for message in messages), 1)
         answers = [index for index, roles in pairs if roles == ("user", "assistant")]
-        for index in answers[-1:] if self._rules.final_assistant_only else answers:
-            if not record.messages[index]["content"].strip():
-                self.counts.refuse("empty", f"{record.where} has an empty answer (message {index})")
-                continue
-            value = record.value if index == len(record.messages) - 1 else ""
-            if (episode := self._of_answer(record, index, value)) is not None:
-                yield episode
+        return answers[-1:] if self._rules.final_assistant_only else answers
 
-    def _of_answer(self, record: Record, index: int, value: str) -> Episode | None:
-        """The episode of one answer: `record.messages[index]`."""
+    def _of_answer(self, record: Record, index: int) -> Episode:
+        """The episode of one answer: `record.messages[index]`.
+
+        Raises:
+            RecordError: It cannot be used.
+        """
+        where, rules = f"{record.where}, message {index},", self._rules
         system, chat = _split(record.messages[: index + 1])
-        visible = self._rules.recent_messages + 1
-        question = self._question([*system, *chat[-visible:]], value, self._rules.max_seq_length)
-        if question is None:
-            self.counts.refuse("over-long answer", f"{record.where} has an answer over {self._rules.max_seq_length}")
-            return None
-        history = self._history([*system, *chat[:-visible]]) if len(chat) > visible else NOTHING
-        longest = self._rules.max_write_length + self._rules.max_seq_length
-        context = self._question([*system, *chat], value, longest) if self._context else None
-        return Episode(history, (question,), () if context is None else (context,))
+        if not chat[-1]["content"].strip():
+            raise RecordError(f"{where} is empty; expected an answer", "empty")
+        visible = rules.recent_messages + 1
+        value = record.value if index == len(record.messages) - 1 else ""
+        try:
+            text = self._question([*system, *chat[-visible:]], value)
+            history = self._template.whole([*system, *chat[:-visible]]) if len(chat) > visible else NOTHING
+            whole = self._question([*system, *chat], value) if self._context else None
+        except ValueError as error:
+            raise RecordError(f"{where} cannot be used: {error}", "refused by the chat template") from None
+        if len(text.ids) - text.answer >= rules.max_seq_length:
+            raise RecordError(
+                f"{where} is an answer of {len(text.ids) - text.answer} tokens; expected fewer than --max-seq-length, "
+                f"which is {rules.max_seq_length}",
+                "over-long",
+            )
+        if whole is not None and whole.ids[whole.answer :] != text.ids[text.answer :]:
+            raise RecordError(
+                f"{where} is written in another way after the whole chat, which a teacher cannot follow",
+                "refused by the chat template",
+            )
+        self._note(history, text, value)
+        context = () if whole is None else (_last(whole, rules.max_write_length + rules.max_seq_length),)
+        return Episode(_last_of(history, rules.max_write_length), (_last(text, rules.max_seq_length),), context)
 
-    def _question(self, messages: list[Message], value: str, longest: int) -> Question | None:
-        """The text with its answer, or None where the answer alone is longer than a text may be."""
-        ids = self._template.whole(messages).ids
-        prompt = len(self._template.whole(messages[:-1], generation_prompt=True).ids)
-        cut = max(len(ids) - longest, 0)
-        self.counts.found["text cut to its end"] += cut > 0
-        if prompt - cut < 1:
-            return None
-        begin, end = self._value(ids[prompt:], value)
-        return Question(ids[cut:], prompt - cut, (prompt - cut + begin, prompt - cut + end))
+    def _note(self, history: Segments, text: Question, value: str) -> None:
+        """Count what befalls a question that is used."""
+        cases = (
+            len(history.ids) > self._rules.max_write_length,
+            len(text.ids) > self._rules.max_seq_length,
+            not history.ids,
+            bool(value) and text.value[0] == text.value[1],
+        )
+        self.counts.found.update(name for name, holds in zip(_NOTES, cases, strict=True) if holds)
 
-    def _history(self, messages: list[Message]) -> Segments:
-        history = self._template.whole(messages)
-        cut = max(len(history.ids) - self._rules.max_write_length, 0)
-        self.counts.found["history cut to its end"] += cut > 0
-        return Segments(history.ids[cut:], history.message_ids[cut:], history.sentence_ids[cut:]) if cut else history
+    def _question(self, messages: list[Message], value: str) -> Question:
+        """A chat that ends with an answer, whole.
 
-    def _value(self, answer: list[int], value: str) -> tuple[int, int]:
-        """The tokens of an answer that hold the last mention of a value."""
-        if not value:
+        Raises:
+            ValueError: The chat template refuses the messages.
+        """
+        chat, asked = self._template.whole(messages), self._template.whole(messages[:-1], generation_prompt=True)
+        # Shared, since the first token of an answer may take in the end of what asks for it.
+        answer = shared_length(chat.ids, asked.ids)
+        # Without the template's tokens at the end, in whose text a value may be, too.
+        content = [at for at in range(answer, len(chat.ids)) if chat.sentence_ids[at] >= 0]
+        begin, end = (content[0], content[-1] + 1) if content else (answer, len(chat.ids))
+        first, last = self._value_tokens(chat.ids[begin:end], value)
+        return Question(chat.ids, answer, (begin + first, begin + last))
+
+    def _value_tokens(self, ids: list[int], value: str) -> tuple[int, int]:
+        """The tokens `[first, last)` that hold the last mention of a value; nothing where there is none."""
+        text = self._tokenizer.decode(ids)
+        begin = text.rfind(value) if value else -1
+        if begin < 0:
             return 0, 0
-        begin = self._tokenizer.decode(answer).rfind(value)
-        if begin < 0:  # written in another way by the template
-            return 0, 0
-        ends = [len(self._tokenizer.decode(answer[: count + 1])) for count in range(len(answer))]
-        inside = [at for at, end in enumerate(ends) if end > begin and (ends[at - 1] if at else 0) < begin + len(value)]
-        return inside[0], inside[-1] + 1
+        beginnings = [self._tokenizer.decode(ids[:count]) for count in range(len(ids) + 1)]
+        # Where a token ends within a character, the tokens so far are no beginning of the text.
+        first = max(count for count, part in enumerate(beginnings) if text[:begin].startswith(part))
+        last = min(count for count, part in enumerate(beginnings) if part.startswith(text[: begin + len(value)]))
+        return first, last
 
 
 def _joined(one: Episode, other: Episode) -> Episode:
     """One episode of two about the same history."""
     return replace(one, questions=one.questions + other.questions, context=one.context + other.context)
+
+
+def _last(question: Question, length: int) -> Question:
+    """A question cut to its last tokens, among them the whole answer."""
+    cut = max(len(question.ids) - length, 0)
+    begin, end = question.value
+    return Question(question.ids[cut:], question.answer - cut, (begin - cut, end - cut))
+
+
+def _last_of(history: Segments, length: int) -> Segments:
+    """A history cut to its last tokens."""
+    return Segments(history.ids[-length:], history.message_ids[-length:], history.sentence_ids[-length:])
 
 
 def _split(messages: tuple[Message, ...]) -> tuple[list[Message], list[Message]]:
@@ -199,8 +258,7 @@ def _split(messages: tuple[Message, ...]) -> tuple[list[Message], list[Message]]
 
 def _broken(messages: tuple[Message, ...]) -> str:
     """What is wrong with the roles of a chat, or ""."""
-    chat = _split(messages)[1]
-    roles = [message["role"] for message in chat]
+    roles = [message["role"] for message in _split(messages)[1]]
     if strange := set(roles) - {"user", "assistant"}:
         return f"has messages of {', '.join(sorted(strange))}; expected system (first), user and assistant"
     if roles[-1:] != ["assistant"]:

@@ -26,7 +26,7 @@ class LossTerms:
     sparsity_target: float = option(0.05, "The mean β wanted.", least=0)
     sparsity_pass: str = option("read", "The pass whose tokens' β is meant.", choices=("read", "write"))
     contrast_zeroed: float = option(0.0, "Weight of the hinge: answers must be worse with a zero state.", least=0)
-    contrast_corrupted: float = option(0.0, "The same with a state of no history.", least=0)
+    contrast_corrupted: float = option(0.0, "The same with a state that belongs to no history.", least=0)
     contrast_margin: float = option(0.01, "How much worse, in nats.", above=0)
     teacher_kl: float = option(0.0, "Weight of KL(teacher || student); the teacher reads the whole chat.", least=0)
 
@@ -38,11 +38,15 @@ class Watch(nn.Module):
     """What a step leaves for whoever looks, since mlx-lm's trainer passes on the loss alone.
 
     It is part of the trained module's state, and so of what a compiled step gives back.
+
+    Attributes:
+        loss: Of the batch.
+        write_gate: The mean β of the history's tokens.
+        state_norm: ‖S‖ over all layers of an episode, the root mean square over episodes.
     """
 
     def __init__(self):
         super().__init__()
-        # The loss, the mean β of the history's tokens, and the norm of an episode's states over all layers.
         self.loss = mx.array(0.0)
         self.write_gate = mx.array(0.0)
         self.state_norm = mx.array(0.0)
@@ -67,45 +71,46 @@ class EpisodeModel(nn.Module):
         self._terms = terms
 
     def __call__(self, batch: Batch) -> tuple[mx.array, mx.array]:
-        """The loss of a batch, and the number of its answer tokens."""
-        terms = self._terms
-        written, gates = passes.GateMeans(batch.mask), passes.GateMeans(batch.asked.mask)
-        states = passes.write(self.model, batch, written)
+        """The loss of a batch, in nats, and the number of its answer tokens."""
+        write_gates, read_gates = passes.GateMeans(batch.mask), passes.GateMeans(batch.asked.mask)
+        states = passes.write(self.model, batch, write_gates)
         asked_states = passes.of_rows(states, batch.rows)
-        logits = passes.read(self.model, asked_states, batch.asked, gates)
+        logits = passes.read(self.model, asked_states, batch.asked, read_gates)
         loss = weighted_mean(answer_losses(logits, batch.asked), batch.asked.weights)
+        terms = self._terms
         if terms.sparsity:
-            means = written.by_layer if terms.sparsity_pass == "write" else gates.by_layer
-            loss = loss + terms.sparsity * mx.square(means - terms.sparsity_target).mean()
+            gates = write_gates if terms.sparsity_pass == "write" else read_gates
+            loss = loss + terms.sparsity * mx.square(gates.by_layer - terms.sparsity_target).mean()
         if terms.contrast_zeroed:
-            loss = loss + terms.contrast_zeroed * self._preference(logits, passes.empty(self.model), batch.asked)
+            loss = loss + terms.contrast_zeroed * self._preference(logits, self._frozen(batch.asked), batch.asked)
         if terms.contrast_corrupted:
-            loss = loss + terms.contrast_corrupted * self._preference(
-                logits, passes.corrupted(asked_states), batch.asked
-            )
+            corrupted = passes.read(self.model, passes.corrupted(asked_states), batch.asked)
+            loss = loss + terms.contrast_corrupted * self._preference(logits, corrupted, batch.asked)
         if terms.teacher_kl:
-            loss = loss + terms.teacher_kl * self._distance_to_teacher(logits, batch)
+            loss = loss + terms.teacher_kl * divergence(self._frozen(batch.context), logits, batch.asked)
         self.watch.loss = loss
-        self.watch.write_gate = written.by_layer.mean()
+        self.watch.write_gate = write_gates.by_layer.mean()
         self.watch.state_norm = mx.sqrt(sum(mx.square(state).sum() for state in states) / batch.history.shape[0])
         if not self.training:
             self.recall.add(logits, batch.asked)
         return loss, (batch.asked.weights > 0).sum()
 
-    def _preference(self, logits: mx.array, other: passes.States, asked: Asked) -> mx.array:
-        """softplus((margin - gain) / margin), where gain is how much worse the answers are with another state."""
-        margin = self._terms.contrast_margin
-        with_other = passes.read(self.model, other, asked)
-        kept, changed = (question_losses(each, asked) for each in (logits, with_other))
-        hinges = nn.softplus((margin - (changed - kept)) / margin)
-        return weighted_mean(hinges, asked.weights.any(axis=-1))
+    def _frozen(self, asked: Asked) -> mx.array:
+        """The logits of the frozen backbone: with an empty memory that is only read, no weight has an effect."""
+        return mx.stop_gradient(passes.read(self.model, passes.empty(self.model), asked))
 
-    def _distance_to_teacher(self, logits: mx.array, batch: Batch) -> mx.array:
-        """KL(teacher || student) in nats, over all answer tokens."""
-        # With an empty memory that is only read, the model is the frozen backbone.
-        whole = mx.stop_gradient(passes.read(self.model, passes.empty(self.model), batch.context))
-        teacher, student = (nn.log_softmax(each.astype(mx.float32)) for each in (whole, logits))
-        return weighted_mean((mx.exp(teacher) * (teacher - student)).sum(axis=-1), batch.asked.weights > 0)
+    def _preference(self, logits: mx.array, other: mx.array, asked: Asked) -> mx.array:
+        """softplus((margin - gain) / margin), where gain is how much worse a question's answer is with other logits;
+        the mean over questions."""
+        margin = self._terms.contrast_margin
+        gain = question_losses(other, asked) - question_losses(logits, asked)
+        return weighted_mean(nn.softplus((margin - gain) / margin), asked.weights.any(axis=-1))
+
+
+def divergence(teacher: mx.array, student: mx.array, asked: Asked) -> mx.array:
+    """KL(teacher || student) of logits `[N, A, vocabulary]`, in nats; the mean over answer tokens, float32."""
+    teacher, student = (nn.log_softmax(logits.astype(mx.float32)) for logits in (teacher, student))
+    return weighted_mean((mx.exp(teacher) * (teacher - student)).sum(axis=-1), asked.weights > 0)
 
 
 def answer_losses(logits: mx.array, asked: Asked) -> mx.array:
@@ -120,4 +125,5 @@ def question_losses(logits: mx.array, asked: Asked) -> mx.array:
 
 
 def weighted_mean(values: mx.array, weights: mx.array) -> mx.array:
+    """The mean of values by their weights, some of which are not 0."""
     return (values * weights).sum() / weights.sum()

@@ -8,15 +8,21 @@ from mlx_deltamem.training.batches import Asked
 class Recall:
     """Counts of right answers.
 
-    An answer is right where every token is the model's first choice given those before it, which is so exactly where
-    greedy decoding gives the answer. A value is right where that holds for its tokens.
+    An answer is right where every token is the model's first choice given those before it: greedy decoding gives that
+    answer, and the template's tokens after it. A value is right where that holds for its tokens, given what the answer
+    says before them.
     """
 
     def __init__(self):
         self._counts = mx.zeros(4, mx.int32)
 
     def add(self, logits: mx.array, asked: Asked) -> None:
-        """Count the answers to questions, `logits` being `[N, A, vocabulary]`."""
+        """Count the answers of N questions.
+
+        Args:
+            logits: `[N, A, vocabulary]`, of their answers.
+            asked: The questions; those that weigh nothing are left out.
+        """
         right = logits.argmax(axis=-1) == asked.targets
         counted = asked.weights > 0
         asked_for, of_value = counted.any(axis=-1), asked.values.any(axis=-1)
@@ -26,7 +32,12 @@ class Recall:
         mx.eval(self._counts)
 
     def take(self) -> dict[str, float]:
-        """The share of right answers, and of right values where records name them; counting starts again."""
+        """What was counted in all processes, and counting starts again.
+
+        Returns:
+            `questions`, their number; `answers`, the share that is right; and where records name values, `values`, the
+            share of these. Nothing where nothing was counted.
+        """
         total = mx.distributed.all_sum(self._counts, stream=mx.cpu)
         questions, answers, valued, values = total.tolist()
         self._counts = mx.zeros(4, mx.int32)

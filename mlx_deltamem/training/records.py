@@ -1,13 +1,14 @@
 """The records that an adapter is trained on, in mlx-lm's formats: `messages`, or `prompt` and `completion`."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_deltamem.json_records import json_records
 from mlx_deltamem.segments import Message
 
 SPLITS = ("train", "valid")
+# The second is the reference's name for it.
 _COMPLETIONS = ("completion", "response")
 
 
@@ -27,56 +28,44 @@ class Record:
 
 
 class RecordError(ValueError):
-    """A record that cannot be used; the message begins with its place."""
+    """A record, or an answer in one, that cannot be used.
+
+    Args:
+        message: What is wrong, beginning with the record's place.
+        kind: In a few words, the kind of fault: such records are counted together.
+    """
+
+    def __init__(self, message: str, kind: str = "unreadable"):
+        super().__init__(message)
+        self.kind = kind
 
 
 def find_file(folder: Path, split: str) -> Path | None:
-    """The file of a split in a data folder, `train.jsonl` or `train.json`; None where there is none."""
+    """The file of a split in a data folder: `train.jsonl`, or else `train.json`; None where there is neither."""
     return next((path for ending in ("jsonl", "json") if (path := folder / f"{split}.{ending}").is_file()), None)
 
 
 def read_file(path: Path) -> Iterator[Record | RecordError]:
-    """The records of a file: JSON lines, or one JSON list. What cannot be used comes as an error in its place.
+    """The records of a file, one a line or in a JSON list. What cannot be used comes as an error in its place.
 
     Raises:
-        ValueError: The file is no text, or no JSON list where its name ends with `.json`.
+        ValueError: The file is one JSON text, and a broken one.
     """
+    for found in json_records(path):
+        where = f"{path.name} {found.place}"
+        yield RecordError(f"{where} is {found.problem}") if found.problem else _record_or_error(where, found.value)
+
+
+def records_of_rows(source: str, rows: Iterable[object]) -> Iterator[Record | RecordError]:
+    """The records of rows that were read already, the first of which is record 1, as `read_file` gives them."""
+    return (_record_or_error(f"{source} record {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _record_or_error(where: str, row: object) -> Record | RecordError:
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text ({error}); expected JSON") from None
-    if path.suffix == ".json":
-        yield from _read_list(path, text)
-        return
-    # Not splitlines(), which also cuts at characters that JSON allows within a string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{path.name} line {number}"
-            try:
-                yield make_record(where, json.loads(line))
-            except json.JSONDecodeError as error:
-                yield RecordError(f"{where} is no JSON ({error})")
-            except RecordError as error:
-                yield error
-
-
-def _read_list(path: Path, text: str) -> Iterator[Record | RecordError]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON ({error}); expected a list of records") from None
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} holds {_kind(rows)}; expected a list of records")
-    yield from make_records(path.name, rows)
-
-
-def make_records(source: str, rows: Iterable[object]) -> Iterator[Record | RecordError]:
-    """The records of rows that were read already, the first of which is record 1."""
-    for number, row in enumerate(rows, 1):
-        try:
-            yield make_record(f"{source} record {number}", row)
-        except RecordError as error:
-            yield error
+        return make_record(where, row)
+    except RecordError as error:
+        return error
 
 
 def make_record(where: str, row: object) -> Record:
@@ -87,36 +76,47 @@ def make_record(where: str, row: object) -> Record:
     """
     if not isinstance(row, dict):
         raise RecordError(f"{where} is {_kind(row)}; expected an object")
-    completion = next((name for name in _COMPLETIONS if name in row), None)
-    if "messages" in row:
-        messages = _messages(where, row["messages"])
-    elif "prompt" in row and completion is not None:
-        messages = _messages(
-            where,
-            [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[completion]}],
-        )
+    # Where some rows of a data set have a field, the Hub's library gives it to all, filled with None.
+    given = {name: found for name, found in row.items() if found is not None}
+    completion = next((name for name in _COMPLETIONS if name in given), None)
+    if "messages" in given:
+        messages = _messages(where, given["messages"])
+    elif "prompt" in given and completion is not None:
+        turns = (("user", "prompt"), ("assistant", completion))
+        messages = tuple(_message(f"{where}, {name},", role, given[name]) for role, name in turns)
     else:
-        raise RecordError(f"{where} has {', '.join(row) or 'no fields'}; expected messages, or prompt and completion")
-    return Record(where, messages, _value(where, row.get("value"), messages))
+        raise RecordError(f"{where} has {', '.join(given) or 'no fields'}; expected messages, or prompt and completion")
+    return Record(where, messages, _value(where, given.get("value", ""), messages[-1]["content"]))
 
 
 def _messages(where: str, found: object) -> tuple[Message, ...]:
     if not isinstance(found, list) or not found:
-        raise RecordError(f"{where} has {_kind(found)} for messages; expected a list of messages")
-    for number, message in enumerate(found):
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise RecordError(f"{where} has a message {number} without a role and a text; expected both")
-    return tuple({"role": message["role"], "content": message["content"]} for message in found)
+        raise RecordError(f"{where} has {_kind(found)} for messages; expected a list of them")
+    messages = []
+    for index, each in enumerate(found):
+        if not isinstance(each, dict):
+            raise RecordError(f"{where}, message {index}, is {_kind(each)}; expected an object with role and content")
+        messages.append(_message(f"{where}, message {index},", each.get("role"), each.get("content")))
+    return tuple(messages)
 
 
-def _value(where: str, found: object, messages: tuple[Message, ...]) -> str:
-    if found is None:
-        return ""
-    if not isinstance(found, str) or found not in messages[-1]["content"]:
+def _message(where: str, role: object, content: object) -> Message:
+    for name, text in (("role", role), ("content", content)):
+        if not isinstance(text, str):
+            raise RecordError(f"{where} has {_kind(text)} for its {name}; expected a text")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RecordError(f"{where} has half a character in its {name} (a lone surrogate); expected text") from None
+    return {"role": role, "content": content}
+
+
+def _value(where: str, found: object, answer: str) -> str:
+    if not isinstance(found, str) or found not in answer:
         raise RecordError(f"{where} has a value that is not in its last message; expected a part of the answer")
     return found
 
 
 def _kind(found: object) -> str:
-    return {dict: "an object", list: "a list", str: "a text", type(None): "nothing"}.get(type(found), "a number")
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
+    return "an empty list" if found == [] else kinds.get(type(found), "a number")

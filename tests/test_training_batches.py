@@ -1,0 +1,197 @@
+from collections import Counter
+from itertools import islice
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_deltamem import DeltaMemConfig
+from mlx_deltamem.segments import Segments
+from mlx_deltamem.training.batches import Asked, Batch, BatchMaker, BatchOrder, _rounded
+from mlx_deltamem.training.episodes import NOTHING, Episode, Question
+from mlx_deltamem.training.feed import Feed
+from tests.training_cases import VARIANTS, episode
+
+TSW = DeltaMemConfig()
+
+
+def test_a_batch_as_arrays():
+    told = Episode(
+        Segments([5, 6, 7], [-1, 0, 0], [-1, 0, 1]),
+        (Question([1, 2, 3, 4], 2, (3, 4)), Question([9, 8, 7], 1, (1, 1))),
+    )
+    short = Episode(Segments([4], [0], [0]), (Question([2, 3], 1, (1, 2)),))
+    batch = BatchMaker(TSW, value_weight=4.0).batch([told, short])
+    assert batch.history.tolist() == [[5, 6, 7, *[0] * 5], [4, *[0] * 7]]
+    assert batch.lengths.tolist() == [3, 1]
+    assert batch.mask.sum(axis=-1).tolist() == [3, 1] and batch.mask[0, :3].all()
+    assert batch.shares is None and batch.context is None
+    assert batch.rows.tolist() == [0, 0, 1, 1]
+    asked = batch.asked
+    assert asked.ids[:, :4].tolist() == [[1, 2, 3, 4], [9, 8, 7, 0], [2, 3, 0, 0], [2, 3, 0, 0]]
+    # The last question is there to fill up.
+    assert asked.mask.sum(axis=-1).tolist() == [4, 3, 2, 0]
+    assert asked.positions[:, :2].tolist() == [[1, 2], [0, 1], [0, 0], [0, 0]]
+    assert asked.targets[:, :2].tolist() == [[3, 4], [8, 7], [3, 0], [3, 0]]
+    assert asked.weights[:, :3].tolist() == [[1, 4, 0], [1, 1, 0], [4, 0, 0], [0, 0, 0]]
+    assert asked.values[:, :3].tolist() == [
+        [False, True, False],
+        [False, False, False],
+        [True, False, False],
+        [False, False, False],
+    ]
+    assert asked.ids.shape == asked.mask.shape == asked.targets.shape == (4, 8)
+    kinds = {name: getattr(asked, name).dtype for name in Asked._fields}
+    assert kinds == {
+        "ids": mx.int32,
+        "mask": mx.bool_,
+        "positions": mx.int32,
+        "targets": mx.int32,
+        "weights": mx.float32,
+        "values": mx.bool_,
+    }
+    assert batch.history.dtype == batch.lengths.dtype == batch.rows.dtype == mx.int32
+
+
+def test_each_answer_token_is_predicted_from_the_one_before_it():
+    batch = BatchMaker(TSW).batch([episode(5, (9, 3), (12, 11), seed=1), episode(7, (4, 2))])
+    for asked in (batch.asked, batch.context):
+        following = mx.take_along_axis(asked.ids, asked.positions + 1, axis=1)
+        assert mx.where(asked.weights > 0, following == asked.targets, True).all()
+        assert (asked.weights > 0).sum(axis=-1).tolist() == [3, 11, 2, 0]
+    assert (batch.context.mask.sum(axis=-1) - batch.asked.mask.sum(axis=-1)).tolist() == [3, 3, 3, 0]
+
+
+def test_batches_without_histories():
+    batch = BatchMaker(VARIANTS["SSW"]).batch([Episode(NOTHING, (Question([1, 2], 1, (1, 1)),))] * 2)
+    assert batch.history.shape == (2, 0) and batch.lengths.tolist() == [0, 0]
+    assert batch.shares is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "units"),
+    [
+        ("message_mean", [[0, 1, 1, 1, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]),
+        ("sentence_mean", [[0, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]),
+    ],
+)
+def test_the_units_of_histories(kind, units):
+    maker = BatchMaker(DeltaMemConfig(memory_write_granularity=kind))
+    shares = np.array(maker.batch([_plain(5), Episode(NOTHING, _plain(5).questions)]).shares)
+    assert shares.shape == (2, 8, 8) and shares.dtype == np.float32
+    units = np.array(units)
+    assert np.allclose(shares[0, :3, :5], units / np.maximum(units.sum(axis=1, keepdims=True), 1))
+    assert not shares[0, :, 5:].any() and not shares[0, 3:].any() and not shares[1].any()
+
+
+def test_a_history_whose_sentences_are_unknown_writes_nothing_whatever_is_beside_it():
+    unknown = Episode(Segments([1, 2], [0, 0], [-1, -1]), _plain(5).questions)
+    maker = BatchMaker(VARIANTS["sentence_mean"])
+    assert not maker.batch([unknown]).shares.any()
+    assert not maker.batch([unknown, _plain(5)]).shares[0].any()
+
+
+def test_a_batch_from_plain_tuples():
+    for batch in (BatchMaker(VARIANTS["SSW"]).batch([episode(5, (3, 1))]), BatchMaker(TSW).batch([_plain(5)])):
+        plain = [tuple(field) if isinstance(field, tuple) else field for field in batch]
+        again = Batch.of(*plain)
+        assert again == batch
+        assert isinstance(again.asked, Asked) and (again.context is None or isinstance(again.context, Asked))
+
+
+@given(st.integers(0, 10_000))
+def test_lengths_are_rounded_up_to_few(length):
+    rounded = _rounded(length)
+    assert length <= rounded <= max(length * 9 // 8, -(-length // 8) * 8)
+    assert len({_rounded(each) for each in range(length // 2 + 1, length + 1)}) <= 9
+
+
+# The order
+
+
+def _plain(length: int) -> Episode:
+    return episode(length, (3, 1), context=False)
+
+
+ORDERS = st.tuples(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5)).filter(lambda each: each[0] >= each[1])
+
+
+@settings(deadline=None, max_examples=50)
+@given(ORDERS, st.data())
+def test_every_epoch_is_a_permutation_that_depends_on_the_seed_alone(case, data):
+    count, size, seed = case
+    episodes = [_plain(length % 7) for length in range(count)]
+    order = BatchOrder(episodes, size, seed)
+    per_epoch = count // size
+    assert order.per_epoch == per_epoch
+    batches = list(islice(order.indices(), 3 * per_epoch))
+    for epoch in range(3):
+        found = Counter(index for batch in batches[epoch * per_epoch : (epoch + 1) * per_epoch] for index in batch)
+        assert set(found.values()) == {1} and set(found) <= set(range(count))
+        assert sum(found.values()) == per_epoch * size
+    assert all(len(batch) == size for batch in batches)
+    first = data.draw(st.integers(0, 3 * per_epoch - 1))
+    again = BatchOrder(episodes, size, seed).indices(first)
+    assert list(islice(again, 3 * per_epoch - first)) == batches[first:]
+
+
+def test_epochs_and_seeds_differ_and_leave_out_others():
+    episodes = [_plain(3)] * 10
+    epochs = [list(islice(BatchOrder(episodes, 4, seed).indices(first), 2)) for seed in (0, 1) for first in (0, 2)]
+    assert all(one != other for index, one in enumerate(epochs) for other in epochs[:index])
+    seen = {index for batch in islice(BatchOrder(episodes, 4, 0).indices(), 20) for index in batch}
+    assert seen == set(range(10))
+
+
+def test_batches_are_of_like_length():
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 500, 640).tolist()
+    episodes = [Episode(Segments([0] * length, [], []), ()) for length in lengths]
+    batches = list(islice(BatchOrder(episodes, 4, 0).indices(), 160))
+    spread = np.mean([max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches])
+    assert spread < 40
+    # Not the shortest first.
+    assert np.corrcoef(range(160), [lengths[batch[0]] for batch in batches])[0, 1] < 0.3
+
+
+def test_held_out_data_comes_once_in_its_order():
+    order = BatchOrder([_plain(length) for length in (9, 3, 5, 1, 7)], 2, None)
+    assert list(order.indices()) == [[0, 1], [2, 3], [4]]
+    assert list(order.indices(1)) == [[2, 3], [4]]
+    assert list(order.indices(7)) == []
+
+
+def test_too_few_episodes():
+    with pytest.raises(ValueError, match="there are 3 episodes, fewer than a batch of 4; use a smaller --batch-size"):
+        BatchOrder([_plain(3)] * 3, 4, 0)
+
+
+class Process:
+    """One of two."""
+
+    def __init__(self, rank: int):
+        self._rank = rank
+
+    def rank(self) -> int:
+        return self._rank
+
+    def size(self) -> int:
+        return 2
+
+
+def test_two_processes_share_the_rows_of_each_batch():
+    episodes = [_plain(length) for length in (5, 9, 3, 12, 7, 8, 6, 4)]
+
+    def batches(process: Process | None) -> list[Batch]:
+        feed = Feed(BatchMaker(TSW), seed=0, first=3, between=lambda _: None)
+        return list(islice(feed(episodes, 4, 512, loop=True, comm_group=process), 5))
+
+    def texts(*parts: Batch) -> list[list[int]]:
+        rows = (zip(part.history.tolist(), part.lengths.tolist(), strict=True) for part in parts)
+        return sorted(ids[:length] for pairs in rows for ids, length in pairs)
+
+    for whole, *parts in zip(batches(None), batches(Process(0)), batches(Process(1)), strict=True):
+        assert texts(whole) == texts(*parts)
+        assert [len(part.history) for part in parts] == [2, 2]

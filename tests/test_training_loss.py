@@ -1,0 +1,319 @@
+"""The loss of whole episodes and its gradient: against finite differences, the reference scan and single episodes."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from mlx_deltamem import make_prompt_cache, ops_engine, read_only, write_spans
+from mlx_deltamem.cache import PromptCache
+from mlx_deltamem.scan import delta_scan_reference
+from mlx_deltamem.training.batches import Batch, BatchMaker
+from mlx_deltamem.training.episodes import Episode, Question
+from mlx_deltamem.training.loss import EpisodeModel, LossTerms
+from mlx_deltamem.training.passes import corrupted
+from mlx_deltamem.use import observing
+from tests.conftest import distance
+from tests.double import use_float64
+from tests.families import tiny_model
+from tests.training_cases import VARIANTS, episode, episode_model, gradients, in_training
+
+# With every term: each is large enough for its gradient to matter.
+EVERYTHING = LossTerms(
+    sparsity=1.0,
+    sparsity_pass="write",
+    contrast_zeroed=0.5,
+    contrast_corrupted=0.7,
+    contrast_margin=0.5,
+    teacher_kl=0.3,
+)
+READ_SPARSITY = LossTerms(sparsity=2.0, sparsity_target=0.3)
+TERMS = {
+    "none": LossTerms(sparsity=0.0),
+    "read sparsity": READ_SPARSITY,
+    "write sparsity": LossTerms(sparsity=2.0, sparsity_pass="write"),
+    "zeroed": LossTerms(sparsity=0.0, contrast_zeroed=1.5, contrast_margin=0.3),
+    "corrupted": LossTerms(sparsity=0.0, contrast_corrupted=1.5, contrast_margin=0.3),
+    "teacher": LossTerms(sparsity=0.0, teacher_kl=2.0),
+}
+EPISODES = [episode(11, (9, 3), (5, 2)), episode(3, (6, 2)), episode(14, (7, 4), seed=1)]
+# For what takes thousands of losses.
+FEW = [episode(8, (7, 3), (5, 2)), episode(5, (6, 2))]
+VALUE_WEIGHT = 4.0
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def batch_of(module: EpisodeModel, episodes: list[Episode] = EPISODES) -> Batch:
+    return BatchMaker(module.model.attachment.config, VALUE_WEIGHT).batch(episodes)
+
+
+def loss_of(module: EpisodeModel, batch: Batch) -> Callable[[], mx.array]:
+    return lambda: module(batch)[0]
+
+
+# Gradients
+
+
+@pytest.mark.slow
+@every_variant
+def test_gradients_are_those_of_finite_differences(variant, monkeypatch):
+    module = episode_model(VARIANTS[variant], EVERYTHING)
+    batch = batch_of(module, FEW)
+    found = gradients(module, loss_of(module, batch))
+    use_float64(monkeypatch)
+    # No weight has an effect on these, as the next test shows; it takes no short cuts.
+    frozen = {id(asked): module._frozen(asked) for asked in (batch.asked, batch.context)}
+    monkeypatch.setattr(module, "_frozen", lambda asked: frozen[id(asked)])
+    first = {name: gradient for name, gradient in found.items() if ".layers.0." in name}
+    check_finite_differences(module, batch, first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terms", [EVERYTHING, READ_SPARSITY], ids=["every term", "read sparsity"])
+def test_gradients_of_all_layers_are_those_of_finite_differences(terms, monkeypatch):
+    module = episode_model(terms=terms)
+    batch = batch_of(module, FEW)
+    found = gradients(module, loss_of(module, batch))
+    use_float64(monkeypatch)
+    check_finite_differences(module, batch, found)
+
+
+def check_finite_differences(module: EpisodeModel, batch: Batch, found: dict[str, mx.array]) -> None:
+    """Compare gradients, found in float32, with central differences in float64, at 50 weights of every tensor."""
+    module.update(tree_map(lambda array: array.astype(mx.float64), module.parameters()))
+    weights = dict(tree_flatten(module.trainable_parameters()))
+    generator, step = np.random.default_rng(0), 1e-5
+    for name, gradient in found.items():
+        gradient, values = np.array(gradient), np.array(weights[name])
+        for place in generator.permutation(values.size)[:50]:
+            losses = []
+            for sign in (1, -1):
+                moved = values.copy()
+                moved.flat[place] += sign * step
+                module.update(tree_unflatten([(name, mx.array(moved, mx.float64))]))
+                losses.append(module(batch)[0].item())
+            expected = (losses[0] - losses[1]) / (2 * step)
+            # What float32 cannot tell from 0 beside the tensor's largest gradient may differ by that much.
+            unseen = 1e-6 * np.abs(gradient).max()
+            assert abs(gradient.flat[place] - expected) <= 1e-3 * abs(expected) + unseen, (name, place)
+        module.update(tree_unflatten([(name, weights[name])]))
+
+
+@every_variant
+def test_gradients_are_those_of_the_reference_scan(variant, monkeypatch):
+    module = episode_model(VARIANTS[variant], EVERYTHING)
+    loss = loss_of(module, batch_of(module))
+    found = gradients(module, loss)
+    monkeypatch.setattr(ops_engine, "delta_scan", delta_scan_reference)
+    check_gradients(found, gradients(module, loss))
+
+
+def check_gradients(found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        largest = mx.abs(gradient).max().item()
+        assert largest > 0, name
+        assert distance(found[name], gradient) <= 1e-5 * largest, name
+
+
+# Batches and single episodes
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("variant", ["TSW", "SSW", "sentence_mean", "MSW"])
+def test_a_batch_is_as_its_episodes_one_by_one(variant, terms):
+    check_single_episodes(episode_model(VARIANTS[variant], TERMS[terms]))
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "gemma3_text", "qwen3_moe", "gpt_oss"])
+def test_a_batch_is_as_its_episodes_one_by_one_in_other_families(family):
+    # Smaller weights and no steep terms, since rounding errors grow more in some of these.
+    check_single_episodes(in_training(tiny_model(family), VARIANTS["TSW"], READ_SPARSITY, scale=0.1))
+
+
+def check_single_episodes(module: EpisodeModel) -> None:
+    """Compare loss and gradient of a ragged batch with those of its episodes, each run by itself as it is."""
+    batch = batch_of(module)
+    plain = PlainLoss(module, EPISODES)
+    found, expected = module(batch)[0].item(), plain.loss().item()
+    assert found == pytest.approx(expected, rel=1e-5)
+    check_gradients(gradients(module, loss_of(module, batch)), gradients(module, plain.loss))
+
+
+class PlainLoss:
+    """The loss from facts 3.3 and 3.4, episode by episode, with mlx-lm's caches and without any padding."""
+
+    def __init__(self, module: EpisodeModel, episodes: list[Episode]):
+        self.model, self.terms, self.episodes = module.model, module._terms, episodes
+
+    def loss(self) -> mx.array:
+        terms = self.terms
+        self.gates: dict[str, list[list[mx.array]]] = {"read": [], "write": []}
+        weighted, weights, hinges, divergences = [], [], {"zeroed": [], "corrupted": []}, []
+        for each in self.episodes:
+            cache = make_prompt_cache(self.model)
+            if each.history.ids:
+                spans = write_spans(self.model, [each.history.message_ids], [each.history.sentence_ids])
+                with spans, self.noting("write"):
+                    self.model(mx.array([each.history.ids]), cache=cache)
+            states = cache[-1].cache
+            for question, whole in zip(each.questions, each.context, strict=True):
+                with self.noting("read"):
+                    kept = self.log_probabilities(question, states)
+                target = mx.array(question.ids[question.answer :])[:, None]
+                losses = -mx.take_along_axis(kept, target, axis=1)[:, 0]
+                weight = [VALUE_WEIGHT if at == 1 else 1.0 for at in range(len(target))]
+                weighted.append((losses * mx.array(weight)).sum())
+                weights.append(sum(weight))
+                for name, other in (("zeroed", None), ("corrupted", corrupted(states))):
+                    worse = -mx.take_along_axis(self.log_probabilities(question, other), target, axis=1).mean()
+                    gap = (terms.contrast_margin - (worse - losses.mean())) / terms.contrast_margin
+                    hinges[name].append(mx.logaddexp(gap, 0.0))
+                teacher = mx.stop_gradient(self.log_probabilities(whole, None))
+                divergences.append((mx.exp(teacher) * (teacher - kept)).sum(axis=-1))
+        means = self.mean_gates(terms.sparsity_pass)
+        return (
+            sum(weighted) / sum(weights)
+            + terms.sparsity * mx.square(means - terms.sparsity_target).mean()
+            + terms.contrast_zeroed * mx.stack(hinges["zeroed"]).mean()
+            + terms.contrast_corrupted * mx.stack(hinges["corrupted"]).mean()
+            + terms.teacher_kl * mx.concatenate(divergences).mean()
+        )
+
+    def log_probabilities(self, question: Question, states: list[mx.array] | None) -> mx.array:
+        """`[A, vocabulary]`, of the tokens of the answer."""
+        cache: PromptCache = make_prompt_cache(self.model)
+        if states is not None:
+            cache[-1].cache = states
+        with read_only(self.model):
+            logits = self.model(mx.array([question.ids]), cache=cache)
+        return nn.log_softmax(logits[0, question.answer - 1 : -1])
+
+    def noting(self, name: str):
+        """Note what each layer's gates are, `[1, T, H, r]`, for each layer of a pass."""
+        self.gates[name].append([])
+        return observing(self.model, lambda _, reads, __, noted=self.gates[name][-1]: noted.append(reads.gates.write))
+
+    def mean_gates(self, name: str) -> mx.array:
+        """The mean of each layer over the tokens of all passes."""
+        layers = zip(*self.gates[name], strict=True)
+        return mx.stack([mx.concatenate(passes, axis=1).mean() for passes in layers])
+
+
+def test_filling_up_counts_nowhere():
+    module = episode_model(terms=READ_SPARSITY)
+    # The same questions, with and without others that fill up.
+    one = [episode(11, (9, 3)), episode(11, (9, 3))]
+    many = [one[0], Episode(one[0].history, one[0].questions * 3, one[0].context * 3)]
+    losses = [module(batch_of(module, episodes))[0].item() for episodes in (one, many)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert [module(batch_of(module, episodes))[1].item() for episodes in (one, many)] == [6, 12]
+
+
+# What a step gives back
+
+
+def test_what_is_left_to_look_at():
+    module = episode_model()
+    batch = batch_of(module)
+    loss, tokens = module(batch)
+    plain = PlainLoss(module, EPISODES)
+    plain.loss()
+    assert module.watch.loss.item() == loss.item()
+    assert tokens.item() == 11
+    assert module.watch.write_gate.item() == pytest.approx(plain.mean_gates("write").mean().item(), abs=1e-6)
+    cache = make_prompt_cache(module.model)
+    module.model(mx.array([EPISODES[0].history.ids]), cache=cache)
+    norm = math.sqrt(sum(state.square().sum().item() for state in cache[-1].cache))
+    module(batch_of(module, EPISODES[:1]))
+    assert module.watch.state_norm.item() == pytest.approx(norm, rel=1e-5)
+
+
+def test_recall_is_counted_while_it_does_not_train():
+    module = episode_model()
+    module(batch_of(module))
+    assert module.recall.take() == {}
+    module.eval()
+    module(batch_of(module))
+    assert module.recall.take()["questions"] == 4
+
+
+def test_only_the_adapter_is_trained():
+    module = episode_model()
+    assert all(".delta_mem." in name for name, _ in tree_flatten(module.trainable_parameters()))
+
+
+def test_a_compiled_loss_is_the_same():
+    module = episode_model(VARIANTS["SSW"], EVERYTHING)
+    batch = batch_of(module)
+
+    @partial(mx.compile, inputs=[module.state], outputs=[module.state])
+    def step(*fields: mx.array) -> mx.array:
+        return module(Batch.of(*fields))[0]
+
+    expected = module(batch)[0].item()
+    assert step(*batch).item() == pytest.approx(expected, rel=1e-5)
+    assert module.watch.loss.item() == pytest.approx(expected, rel=1e-5)
+    other = batch_of(module, [episode(9, (9, 3), (5, 2), seed=2), *EPISODES[1:]])
+    assert step(*other).item() == pytest.approx(module(other)[0].item(), rel=1e-5) != pytest.approx(expected, rel=1e-3)
+
+
+def test_episodes_without_a_history():
+    module = episode_model()
+    none = [episode(0, (6, 2)), episode(0, (5, 3), (4, 2))]
+    batch = batch_of(module, none)
+    assert batch.history.shape == (2, 0)
+    assert module(batch)[0].item() == pytest.approx(PlainLoss(module, none).loss().item(), rel=1e-5)
+    mixed = [*none, EPISODES[0]]
+    found = gradients(module, loss_of(module, batch_of(module, mixed)))
+    check_gradients(found, gradients(module, PlainLoss(module, mixed).loss))
+
+
+# Steps
+
+
+def train(module: EpisodeModel, batches: list[Batch], learning_rate: float, steps: int) -> list[float]:
+    """The loss before each step."""
+    optimizer = optim.AdamW(learning_rate, weight_decay=0.0)
+    state = [module.state, optimizer.state]
+
+    @partial(mx.compile, inputs=state, outputs=state)
+    def step(*fields: mx.array) -> mx.array:
+        (loss, _), found = nn.value_and_grad(module, lambda module, *fields: module(Batch.of(*fields)))(module, *fields)
+        optimizer.update(module, found)
+        return loss
+
+    losses = []
+    for number, batch in zip(range(steps), (batch for _ in count() for batch in batches), strict=False):
+        del number
+        losses.append(step(*batch))
+        mx.eval(state, losses[-1])
+    return [loss.item() for loss in losses]
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "4 bits", "8 bits"])
+def test_frozen_weights_do_not_change_by_a_bit(kind):
+    backbone = tiny_model("qwen3", bits={"4 bits": 4, "8 bits": 8}.get(kind))
+    if kind == "bfloat16":
+        backbone.set_dtype(mx.bfloat16)
+    before = {name: weight + 0 for name, weight in tree_flatten(backbone.parameters())}
+    mx.eval(before)
+    module = in_training(backbone, VARIANTS["TSW"], EVERYTHING)
+    adapter = {name: weight + 0 for name, weight in tree_flatten(module.trainable_parameters())}
+    mx.eval(adapter)
+    losses = train(module, [batch_of(module)], 1e-2, 5)
+    assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]
+    after = dict(tree_flatten(module.model.parameters()))
+    assert all(mx.array_equal(after[name], weight) for name, weight in before.items())
+    assert {after[name].dtype for name in before if not name.endswith("weight")} == (
+        {before[name].dtype for name in before if not name.endswith("weight")}
+    )
+    for name, weight in tree_flatten(module.trainable_parameters()):
+        assert weight.dtype == mx.float32 and not mx.array_equal(weight, adapter[name])
