@@ -36,6 +36,8 @@ from mlx_deltamem.training.settings import RECIPE, Settings
 _USAGE = """mlx_deltamem.train --model MODEL --data DATA --adapter-path FOLDER [-c FILE.yaml] [options]
        mlx_deltamem.train --resume --adapter-path FOLDER"""
 
+_FEW_ERRORS = 5
+
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser. Options that are not given are None."""
@@ -146,6 +148,11 @@ def _show_header(settings: Settings, model: nn.Module, counts: Mapping[str, Coun
         ("batch · iters", f"{schedule.batch_size} · {schedule.iters:,}{update}"),
     ]
     print_header_panel(make_console(), "mlx_deltamem.train", [(name, escape(text)) for name, text in rows])
+    errors = [error for each in counts.values() for error in each.errors]
+    for error in errors[:_FEW_ERRORS]:
+        print(f"Left out: {error}")
+    if len(errors) > _FEW_ERRORS:
+        print(f"Left out: {len(errors) - _FEW_ERRORS:,} more")
 
 
 def _described(counts: Counts) -> str:

@@ -275,7 +275,7 @@ def test_a_poisoned_weight_stops_the_run_and_is_never_saved(save_every, unbroken
     run = toy_run(tmp_path / "run", save_every=save_every)
     train = Watched(EPISODES, 7 * PER_STEP, lambda: poison(run.model))
     # Step 8 is the first one to show it, so that step 7's weights are not to be trusted.
-    with pytest.raises(RunStoppedError, match="step 8 gave a loss of nan .* the checkpoint after step 6 is kept"):
+    with pytest.raises(RunStoppedError, match=r"step 8 gave a loss of nan .* the checkpoint after step 6 is kept"):
         run.train(train, [])
     again = toy_run(tmp_path / "run", save_every=save_every)
     assert again.resume() == 6

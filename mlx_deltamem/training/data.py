@@ -49,6 +49,8 @@ def _records(data: str, split: str) -> Iterator[Record | RecordError]:
         if path is None and split == "train":
             raise FileNotFoundError(f"{folder} has no train.jsonl (or train.json); expected a folder of records")
         return iter(()) if path is None else read_file(path)
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; expected the folder that train.jsonl is in")
     if not is_repo_name(data):
         raise FileNotFoundError(f"there is no folder {folder}; expected one with train.jsonl, or a data set on the Hub")
     return _hub_records(data, split)

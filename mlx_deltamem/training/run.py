@@ -222,7 +222,7 @@ class Run:
 
     def _write(self, checkpoint: Checkpoint, adapter: Adapter) -> None:
         self._waiting = None
-        problem = None
+        done, problem = checkpoint.progress.iteration, None
         if processes.is_first():
             try:
                 checkpoint.check()
@@ -233,10 +233,8 @@ class Run:
                 problem = error
         if processes.any_of(problem is not None)[0]:
             reason = problem or "see the first process"
-            raise RunStoppedError(
-                f"step {checkpoint.progress.iteration} cannot be saved ({reason}); {self.kept}"
-            ) from problem
-        self._saved = checkpoint.progress.iteration
+            raise RunStoppedError(f"step {done} cannot be saved ({reason}); {self.kept}") from problem
+        self._saved = done
 
     def _notice_interrupt(self) -> None:
         self._stopping = True

@@ -12,6 +12,8 @@ PLACES = ("model", "data", "start")
 # The adapter of the reference's released recipe (facts 3.5).
 RECIPE = DeltaMemConfig(delta_heads=("q", "o"), output_init="base_slice_fixed")
 
+# Of MLX's random numbers.
+_SEEDS = 2**64
 Group = TypeVar("Group")
 
 
@@ -36,6 +38,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.seed >= _SEEDS:
+            raise ValueError(f"--seed is {self.seed}; expected a whole number below 2**64")
         if spare := self.iters % self.grad_accumulation_steps:
             below, above = self.iters - spare, self.iters - spare + self.grad_accumulation_steps
             raise ValueError(
@@ -132,7 +136,7 @@ class Settings:
         start = options.get("start", "")
         if start and new:
             raise ValueError(
-                f"{', '.join(map(flag, new))} are for a new adapter, and {start} has its own configuration; "
+                f"{', '.join(map(flag, new))} would shape a new adapter, and {start} has its own configuration; "
                 "leave them out, or leave out --start"
             )
         adapter = DeltaMemConfig.from_dict({each.name: getattr(RECIPE, each.name) for each in fields(RECIPE)} | new)
