@@ -86,8 +86,10 @@ def test_a_run_is_resumed_as_it_was_begun(data, trained, tmp_path):
         code, _, err = trained("--resume", "--adapter-path", "run", *options)
         assert (code, err.count("\n")) == (2, 1)
         assert message in err
-    # What decides no weight may be another one.
-    assert trained("--resume", "--adapter-path", "run", "--save-every", 7)[0] == 0
+    # What decides no weight may be another one; and it does not matter from where.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert trained("--resume", "--adapter-path", "../run", "--save-every", 7)[0] == 0
     assert yaml.safe_load((tmp_path / "run" / SETTINGS_FILE).read_text()) == yaml.safe_load(begun) | {"save_every": 7}
 
 

@@ -70,7 +70,7 @@ class Monitor(TrainingCallback):
             self._metrics.add(row)
             self._say(
                 f"{iteration:,} of {self._iters:,} · β {row['write_gate']:.3f} · ‖S‖ {row['state_norm']:.2f} · "
-                f"gradient {row['gradient_norm']:.2g} · {row['tokens_per_second']:,.0f} tokens/s read · "
+                f"gradient {row['gradient_norm']:.3g} · {row['tokens_per_second']:,.0f} tokens/s read · "
                 f"{self._left(iteration)} left"
             )
 
