@@ -14,6 +14,10 @@ from mlx_deltamem.memory import AttentionShape, inactive_parameters, parameter_s
 WEIGHTS_FILE = "delta_mem_adapter.safetensors"
 CARD_FILE = "README.md"
 RESULTS_FILE = "results.json"
+# And of the run that trained it.
+SETTINGS_FILE = "train_config.yaml"
+METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.png"
 
 _KEY = re.compile(r"(?:.*\.)?layers\.(?P<layer>\d+)\.(?P<path>.+)\.(?P<name>[^.]+)")
 

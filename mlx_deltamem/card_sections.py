@@ -3,9 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
-from mlx_deltamem.adapter import RESULTS_FILE, WEIGHTS_FILE, Adapter, dtype_name
+from mlx_deltamem.adapter import CURVES_FILE, METRICS_FILE, RESULTS_FILE, WEIGHTS_FILE, Adapter, dtype_name
 from mlx_deltamem.config import CONFIG_FILE
 
 PAPER = "2605.12357"
@@ -29,6 +31,7 @@ def card_sections(folder: Path, adapter: Adapter, repo: str | None, base_models:
         "title": _title(repo, base_models),
         "usage": _usage(repo or "THIS_FOLDER", base_models[0] if base_models else "BACKBONE"),
         "adapter": _configuration(adapter),
+        "training": _training(folder, adapter),
         "results": _results(folder / RESULTS_FILE),
         "provenance": provenance(adapter),
         "files": _files(folder),
@@ -69,6 +72,26 @@ def _configuration(adapter: Adapter) -> str:
         "memory": f"{adapter.state_bytes:,} bytes for each sequence, float32",
     }
     return "## Adapter\n\n" + _table(("", ""), rows.items())
+
+
+def _training(folder: Path, adapter: Adapter) -> str:
+    """What it was trained on, for how long, and the curves; nothing for an adapter that does not tell."""
+    if "trained" not in adapter.metadata:
+        return ""
+    lines = ["## Training", "", f"Trained by mlx_deltamem {adapter.metadata['trained']}."]
+    if (seconds := _training_seconds(folder / METRICS_FILE)) is not None:
+        lines.append(f"It took {timedelta(seconds=round(seconds))}.")
+    if (folder / CURVES_FILE).is_file():
+        lines += ["", f"![Curves of the training]({CURVES_FILE})"]
+    return "\n".join(lines)
+
+
+def _training_seconds(path: Path) -> float | None:
+    """How long a run took, by the last of its reports."""
+    with suppress(OSError, ValueError, TypeError, StopIteration):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return float(next(row["seconds"] for row in reversed(rows) if "seconds" in row))
+    return None
 
 
 def _results(path: Path) -> str:

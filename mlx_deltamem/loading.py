@@ -9,6 +9,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.adapter import Adapter
 from mlx_deltamem.adapter_folder import load_adapter
 from mlx_deltamem.attach import attach
+from mlx_deltamem.files import user_path
 from mlx_deltamem.hub_errors import hub_errors
 
 
@@ -26,6 +27,9 @@ def load(
         FileNotFoundError: There is no such model or adapter.
         ValueError: The adapter does not fit the model, or one of them is damaged.
     """
+    folder = user_path(path_or_hf_repo)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no model: it has no config.json; expected a model's folder or a Hub repo")
     if isinstance(adapter, str | Path):
         adapter = load_adapter(adapter)
     with hub_errors(str(path_or_hf_repo)):

@@ -24,6 +24,7 @@ from mlx_deltamem.config import CONFIG_FILE
 from mlx_deltamem.files import user_path
 from mlx_deltamem.hub import is_repo_name
 from mlx_deltamem.hub_errors import upload_errors
+from mlx_deltamem.training.origin import published_run
 
 # How an upload is told from what others change in a repo.
 _TITLE = "Upload a δ-mem adapter with mlx_deltamem"
@@ -81,6 +82,8 @@ def pack(folder: Path, repo: str, base_model: str | None = None, licence: str | 
     files = [CONFIG_FILE, WEIGHTS_FILE, *([RESULTS_FILE] if (folder / RESULTS_FILE).is_file() else [])]
     files += shown_pictures(folder, card.text)
     contents = {CARD_FILE: card.text.encode()} | {name: (folder / name).read_bytes() for name in files}
+    if "trained" in adapter.metadata:
+        contents |= published_run(folder)
     tops = {name.split("/")[0] for name in contents}
     left_out = sorted(path.name for path in folder.iterdir() if path.name not in tops)
     return Parcel(folder, repo, adapter, card, old_card, contents, left_out)

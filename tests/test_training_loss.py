@@ -90,8 +90,8 @@ def check_finite_differences(module: EpisodeModel, batch: Batch, found: dict[str
     module.update(tree_map(lambda array: array.astype(mx.float64), module.parameters()))
     weights = dict(tree_flatten(module.trainable_parameters()))
     generator, step = np.random.default_rng(0), 1e-5
-    for name, gradient in found.items():
-        gradient, values = np.array(gradient), np.array(weights[name])
+    for name, analytic in found.items():
+        gradient, values = np.array(analytic), np.array(weights[name])
         for place in generator.permutation(values.size)[:50]:
             losses = []
             for sign in (1, -1):

@@ -1,13 +1,18 @@
 """Checkpoints of a run: all that its next step depends on, in one file that is there whole or not at all."""
 
+import hashlib
+import io
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_deltamem.files import new_file, remove_unfinished
+from mlx_deltamem.files import new_file
+from mlx_deltamem.fingerprint import update_with_arrays
+from mlx_deltamem.training import processes
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.optimizer import ClippedAdamW
 
@@ -23,67 +28,122 @@ class Progress:
 
     Attributes:
         iteration: Steps done; the data's position too, since the order of batches depends on the seed alone.
-        seconds: Time spent in steps.
+        seconds: The time they took.
+        data: The fingerprint of the training data.
     """
 
     iteration: int = 0
     seconds: float = 0.0
+    data: str = ""
 
 
-def save_checkpoint(folder: Path, module: EpisodeModel, optimizer: ClippedAdamW, progress: Progress) -> Path:
-    """Write a checkpoint of a run into its folder and remove all but the last ones.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run between two steps. MLX's arrays never change, so that it costs no copy and stays as it is.
 
-    Raises:
-        ValueError: A weight is not finite; nothing is written.
+    Attributes:
+        progress: How far it is.
+        arrays: The adapter's weights, the optimizer's state with the schedule's step, and the random key.
     """
-    weights = dict(tree_flatten(module.trainable_parameters()))
-    if broken := [name for name, weight in weights.items() if not mx.isfinite(weight).all().item()]:
-        raise ValueError(f"{broken[0]} holds NaN or Inf after step {progress.iteration}; the run cannot go on from it")
-    arrays = {f"adapter.{name}": weight for name, weight in weights.items()}
-    arrays |= {f"optimizer.{name}": array for name, array in tree_flatten(optimizer.state)}
-    arrays |= {f"random.{index}": array for index, array in enumerate(mx.random.state)}
-    target = folder / FOLDER / f"{progress.iteration:07d}.safetensors"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(target)
-    with new_file(target) as path:
-        metadata = {"iteration": str(progress.iteration), "seconds": repr(progress.seconds)}
-        mx.save_safetensors(str(path), arrays, metadata)
-    for old in _checkpoints(folder)[:-_KEPT]:
-        old.unlink(missing_ok=True)
-    return target
+
+    progress: Progress
+    arrays: Mapping[str, mx.array]
+
+    @classmethod
+    def of(cls, module: EpisodeModel, optimizer: ClippedAdamW, progress: Progress) -> "Checkpoint":
+        """What a run is just now."""
+        arrays = {f"adapter.{name}": weight for name, weight in tree_flatten(module.trainable_parameters())}
+        arrays |= {f"optimizer.{name}": array for name, array in tree_flatten(optimizer.state)}
+        (arrays["random"],) = mx.random.state
+        return cls(progress, arrays)
+
+    def restore(self, module: EpisodeModel, optimizer: ClippedAdamW) -> None:
+        """Put a run back to it.
+
+        Raises:
+            ValueError: It is of another adapter.
+        """
+        adapter, state = self._part("adapter"), self._part("optimizer")
+        expected = {name: weight.shape for name, weight in tree_flatten(module.trainable_parameters())}
+        if expected != {name: weight.shape for name, weight in adapter.items()}:
+            raise ValueError(
+                f"the checkpoint after step {self.progress.iteration} is of another adapter than this one; "
+                "name another folder"
+            )
+        module.update(tree_unflatten(list(adapter.items())))
+        optimizer.state = tree_unflatten(list(state.items()))
+        high, low = self.arrays["random"].tolist()
+        mx.random.seed(high << 32 | low)
+
+    def check(self) -> None:
+        """Raise ValueError where a number is not finite, so that a run could not go on from it."""
+        if broken := [name for name, array in self.arrays.items() if not mx.isfinite(array).all().item()]:
+            raise ValueError(f"{broken[0]} holds NaN or Inf")
+
+    def save(self, folder: Path) -> Path:
+        """Write it into a run's folder and remove all but the last ones.
+
+        Raises:
+            OSError: It cannot be written; those that are there stay.
+        """
+        target = folder / FOLDER / f"{self.progress.iteration:07d}.safetensors"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {name: str(value) for name, value in asdict(self.progress).items()}
+        metadata["checksum"] = _checksum(metadata, self.arrays)
+        with new_file(target) as path:
+            mx.save_safetensors(str(path), dict(self.arrays), metadata)
+        for old in _checkpoints(folder)[:-_KEPT]:
+            old.unlink(missing_ok=True)
+        return target
+
+    @classmethod
+    def last(cls, folder: Path) -> "Checkpoint | None":
+        """The newest checkpoint in the folder of a run's first process, if there is one.
+
+        Raises:
+            ValueError: It is damaged.
+        """
+        found = _checkpoints(folder)
+        path = found[-1] if found else folder / FOLDER
+        (there,) = processes.any_of(processes.is_first() and bool(found))
+        if not there:
+            return None
+        content = processes.from_first(path.read_bytes() if found else b"")
+        try:
+            arrays, metadata = mx.load(io.BytesIO(content), format="safetensors", return_metadata=True)
+            mx.eval(arrays)
+            if metadata.pop("checksum") != _checksum(metadata, arrays):
+                raise ValueError("its checksum is wrong")
+            progress = Progress(int(metadata["iteration"]), float(metadata["seconds"]), metadata["data"])
+            return cls(progress, arrays)
+        except (RuntimeError, KeyError, ValueError) as error:
+            rest = "go on from the one before it" if len(found) > 1 else "begin again"
+            raise ValueError(f"{path} is damaged ({_one_line(error)}); delete it to {rest}") from None
+
+    def _part(self, prefix: str) -> dict[str, mx.array]:
+        return {
+            name.removeprefix(f"{prefix}."): array
+            for name, array in self.arrays.items()
+            if name.startswith(f"{prefix}.")
+        }
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run, if it has one."""
-    found = _checkpoints(folder)
-    return found[-1] if found else None
+def remove_unfinished_checkpoints(folder: Path) -> None:
+    """Remove what killed processes left of checkpoints; nobody may be writing one now."""
+    for path in (folder / FOLDER).glob(".*.safetensors"):
+        path.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path, module: EpisodeModel, optimizer: ClippedAdamW) -> Progress:
-    """Put a run back to where it was.
-
-    Raises:
-        ValueError: The file is damaged, or of another adapter.
-    """
-    try:
-        arrays, metadata = mx.load(str(path), return_metadata=True)
-        mx.eval(arrays)
-        progress = Progress(int(metadata["iteration"]), float(metadata["seconds"]))
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to go on from the checkpoint before it") from None
-    parts = {"adapter": {}, "optimizer": {}, "random": {}}
-    for name, array in arrays.items():
-        part, _, rest = name.partition(".")
-        parts.setdefault(part, {})[rest] = array
-    expected = {name: weight.shape for name, weight in tree_flatten(module.trainable_parameters())}
-    if expected != {name: weight.shape for name, weight in parts["adapter"].items()}:
-        raise ValueError(f"{path} is of another adapter than the one in training; delete it or name another folder")
-    module.update(tree_unflatten(list(parts["adapter"].items())))
-    optimizer.state = tree_unflatten(list(parts["optimizer"].items()))
-    mx.random.state[:] = [parts["random"][str(index)] for index in range(len(parts["random"]))]
-    return progress
+def _checksum(metadata: Mapping[str, str], arrays: Mapping[str, mx.array]) -> str:
+    digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
+    update_with_arrays(digest, dict(sorted(arrays.items())))
+    return digest.hexdigest()
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     found = [path for path in (folder / FOLDER).glob("*.safetensors") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.stem))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,8 +1,20 @@
-"""The curves of a run: loss, held-out recall, gates and state over its steps."""
+"""The curves of a run: its losses, its held-out recall, gates, states and learning rate over its steps."""
 
+import importlib.util
 from pathlib import Path
+
+from mlx_deltamem.adapter import CURVES_FILE
+from mlx_deltamem.plots.option import load_figures
+from mlx_deltamem.training.metrics import Metrics
 
 
 def draw_curves(folder: Path) -> Path | None:
-    """Draw the curves of the run in a folder; None where matplotlib is not installed."""
-    return None
+    """Draw the metrics of the run in a folder; returns the picture, or None where matplotlib is not installed.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    load_figures("training").draw(Metrics(folder).rows(), folder.absolute().name, folder / CURVES_FILE)
+    return folder / CURVES_FILE

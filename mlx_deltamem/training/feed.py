@@ -24,7 +24,7 @@ class Feed:
         self._first = first
         self._between = between
         self._done = first
-        # Of the training batches of this process so far.
+        # Of the training batches so far: the tokens in this process's share.
         self.tokens = 0
 
     def __call__(

@@ -1,5 +1,6 @@
 """AdamW with gradients clipped by their norm, and the learning rate over a run (facts 3.5)."""
 
+import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx_lm.tuner.utils import build_schedule
@@ -35,3 +36,8 @@ class ClippedAdamW(optim.AdamW):
         super().update(model, clipped)
         # In the state, which a compiled step gives back.
         self.state["gradient_norm"] = norm
+
+    @property
+    def gradient_norm(self) -> float:
+        """The norm of the last update's gradients before they were clipped; 0 before the first one."""
+        return self.state.get("gradient_norm", mx.array(0.0)).item()

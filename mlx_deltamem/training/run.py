@@ -1,31 +1,39 @@
 """A training run, from its first step or from a checkpoint on."""
 
 import math
-import signal
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
+from mlx_lm.cli_ui import make_console
 from mlx_lm.tuner.trainer import TrainingArgs
 from mlx_lm.tuner.trainer import train as train_with_mlx_lm
 
+from mlx_deltamem.adapter import CARD_FILE, CURVES_FILE, METRICS_FILE, SETTINGS_FILE, WEIGHTS_FILE, Adapter
 from mlx_deltamem.adapter_folder import save_adapter
 from mlx_deltamem.attach import attached_attention, current_adapter
+from mlx_deltamem.config import CONFIG_FILE
+from mlx_deltamem.files import remove_unfinished
+from mlx_deltamem.training import processes
 from mlx_deltamem.training.answers import head_at_positions
-from mlx_deltamem.training.batches import Batch, BatchMaker
-from mlx_deltamem.training.checkpoint import Progress, last_checkpoint, load_checkpoint, save_checkpoint
+from mlx_deltamem.training.batches import Batch, BatchMaker, BatchOrder
+from mlx_deltamem.training.checkpoint import Checkpoint, Progress, remove_unfinished_checkpoints
 from mlx_deltamem.training.episodes import Episode
 from mlx_deltamem.training.feed import Feed
+from mlx_deltamem.training.interrupt import noticed_interrupts
 from mlx_deltamem.training.loss import EpisodeModel
-from mlx_deltamem.training.monitor import Monitor, forget_after
+from mlx_deltamem.training.metrics import Metrics
+from mlx_deltamem.training.monitor import Monitor
 from mlx_deltamem.training.optimizer import ClippedAdamW
+from mlx_deltamem.training.origin import episodes_fingerprint, training_metadata
 from mlx_deltamem.training.settings import Reporting, Settings
+
+_FILES = (SETTINGS_FILE, METRICS_FILE, CURVES_FILE, CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 
 
 class RunStoppedError(ValueError):
@@ -39,7 +47,7 @@ class Run:
     Args:
         model: The attached model; its adapter is trained, in float32, and nothing else of it changes.
         settings: What decides the weights.
-        reporting: What is told on the way.
+        reporting: What is told and kept on the way.
         folder: Where the run keeps its checkpoints, its metrics and the adapter.
     """
 
@@ -59,42 +67,90 @@ class Run:
             schedule.weight_decay,
             schedule.max_grad_norm,
         )
-        self._first = Progress()
-        self._saved = 0
-        self._stop = False
-        self._started = time.perf_counter()
+        # How far it was when it was resumed; the steps in the last checkpoint; the one that waits for the next step.
+        self._first, self._saved = Progress(), 0
+        self._waiting: tuple[Checkpoint, Adapter] | None = None
+        self._data, self._episodes = "", 0
+        self._began = time.perf_counter()
+        self._stopping = False
+
+    @property
+    def kept(self) -> str:
+        """What can be gone on from, in words."""
+        return f"the checkpoint after step {self._saved:,} is kept" if self._saved else "there is no checkpoint yet"
+
+    @property
+    def seconds(self) -> float:
+        """The time it took so far, with that before a resumption."""
+        return self._first.seconds + time.perf_counter() - self._began
+
+    def check(self, episodes: Sequence[Episode]) -> None:
+        """Check that batches can be made of the training data.
+
+        Raises:
+            ValueError: There are too few episodes, or the processes cannot share a batch evenly.
+        """
+        schedule = self.settings.schedule
+        if schedule.batch_size % processes.count():
+            raise ValueError(
+                f"--batch-size is {schedule.batch_size}; expected a multiple of the {processes.count()} processes"
+            )
+        BatchOrder(episodes, schedule.batch_size, schedule.seed)
 
     def resume(self) -> int:
-        """Go back to the last checkpoint in the folder; returns the steps done.
+        """Go back to the last checkpoint in the folder, if there is one; returns the steps done.
 
         Raises:
-            FileNotFoundError: There is none.
-            ValueError: It is damaged.
+            ValueError: It is damaged, or of another adapter.
         """
-        path = last_checkpoint(self.folder)
-        if path is None:
-            raise FileNotFoundError(f"{self.folder} has no checkpoint to resume from; start the run without --resume")
-        self._first = load_checkpoint(path, self._module, self._optimizer)
-        self._saved = self._first.iteration
-        if self._is_first_process:
-            forget_after(self.folder, self._first.iteration)
-        return self._first.iteration
+        if (checkpoint := Checkpoint.last(self.folder)) is not None:
+            checkpoint.restore(self._module, self._optimizer)
+            self._first = checkpoint.progress
+            self._saved = self._first.iteration
+        if processes.is_first():
+            for name in _FILES:
+                remove_unfinished(self.folder / name)
+            remove_unfinished_checkpoints(self.folder)
+        return self._saved
 
-    def train(self, episodes: Sequence[Episode], held_out: Sequence[Episode]) -> float:
-        """Train to the end; returns the seconds it took, with those before a resumption.
+    def train(self, episodes: Sequence[Episode], held_out: Sequence[Episode]) -> None:
+        """Train to the end; where that is reached already, nothing is done but that the adapter is written again.
 
         Raises:
-            RunStoppedError: A loss or a gradient is not finite; the last checkpoint is kept.
+            RunStoppedError: A loss or a gradient is not finite, or nothing can be saved; the last checkpoint is kept.
             KeyboardInterrupt: Ctrl-C; a checkpoint and the adapter as it is were saved.
-            ValueError: There are too few episodes.
+            ValueError: As `check`, or the data is another one than before the run was resumed.
         """
-        schedule, first = self.settings.schedule, self._first.iteration
-        self._started = time.perf_counter()
+        self.check(episodes)
+        self._data, self._episodes = episodes_fingerprint(episodes), len(episodes)
+        if self._first.data not in ("", self._data):
+            raise ValueError(
+                f"{self.settings.data} is not what the run in {self.folder} was begun with; bring that back to go on"
+            )
+        self._began, iters = time.perf_counter(), self.settings.schedule.iters
+        with noticed_interrupts(self._notice_interrupt, self._give_up):
+            if self._first.iteration < iters:
+                if processes.is_first():
+                    Metrics(self.folder).go_back(self._first.iteration)
+                self._take_steps(episodes, held_out)
+                self._check(iters)
+                self._write_waiting(iters)
+            self._write(*self._now(iters))
+
+    def _take_steps(self, episodes: Sequence[Episode], held_out: Sequence[Episode]) -> None:
+        schedule = self.settings.schedule
         maker = BatchMaker(self.model.attachment.config, schedule.value_weight)
-        feed = Feed(maker, schedule.seed, first, self._between)
-        folder = self.folder if self._is_first_process else None
-        monitor = Monitor(folder, self._module, self._optimizer, feed, first, schedule.iters)
-        with tempfile.TemporaryDirectory() as unused, _noticed_interrupt(self), head_at_positions(self.model):
+        feed = Feed(maker, schedule.seed, self._first.iteration, self._between)
+        monitor = Monitor(
+            self.folder,
+            self._module,
+            self._optimizer,
+            feed,
+            self._first,
+            schedule.iters,
+            self.reporting.steps_per_report,
+        )
+        with tempfile.TemporaryDirectory() as unused, head_at_positions(self.model):
             # mlx-lm keeps weights of its own making; ours are in the checkpoints.
             train_with_mlx_lm(
                 self._module,
@@ -106,9 +162,6 @@ class Run:
                 iterate_batches=feed,
                 training_callback=monitor,
             )
-        self._check(schedule.iters)
-        self._save(schedule.iters)
-        return self._seconds
 
     def _training_args(self, unused: Path) -> TrainingArgs:
         schedule, reporting = self.settings.schedule, self.reporting
@@ -124,46 +177,78 @@ class Run:
             grad_accumulation_steps=schedule.grad_accumulation_steps,
         )
 
-    @property
-    def _is_first_process(self) -> bool:
-        return mx.distributed.init().rank() == 0
-
-    @property
-    def _seconds(self) -> float:
-        return self._first.seconds + time.perf_counter() - self._started
-
     def _between(self, done: int) -> None:
         """What happens after each step, and before each held-out batch."""
-        if done > self._first.iteration:
-            self._check(done)
-        if done % self.reporting.save_every == 0:
-            self._save(done)
-        if self._any(self._stop):
-            self._save(done)
+        stopping = self._check(done)
+        self._write_waiting(done)
+        if done % self.reporting.save_every == 0 and self._complete(done) > self._saved:
+            # Weights that a step has spoiled may still be finite: the next step tells.
+            self._waiting = self._now(done)
+        if stopping:
+            if self._complete(done) > self._saved:
+                self._write(*self._now(done))
             raise KeyboardInterrupt
 
-    def _check(self, done: int) -> None:
-        loss, norm = self._module.watch.loss.item(), self._optimizer.state.get("gradient_norm", mx.array(0.0)).item()
-        if self._any(not (math.isfinite(loss) and math.isfinite(norm))):
-            kept = f"checkpoint {self._saved} is kept" if self._saved else "there is no checkpoint yet"
+    def _check(self, done: int) -> bool:
+        """Stop the run where numbers are not finite; returns whether Ctrl-C was pressed, in whatever process."""
+        loss, norm = self._module.watch.loss.item(), self._optimizer.gradient_norm
+        broken, stopping = processes.any_of(not (math.isfinite(loss) and math.isfinite(norm)), self._stopping)
+        if broken:
+            where = f"step {done}" if self._module.training else f"the held-out data after step {done}"
             raise RunStoppedError(
-                f"step {done} gave a loss of {loss} and a gradient of norm {norm}; {kept}: "
+                f"{where} gave a loss of {loss:g} and a gradient of norm {norm:g}; {self.kept}: "
                 "try a lower --learning-rate or a longer --warmup"
             )
+        return stopping
 
-    def _any(self, mine: bool) -> bool:
-        """Whether it holds in any process, so that all of them stop at one step."""
-        return bool(mx.distributed.all_sum(mx.array(float(mine)), stream=mx.cpu).item())
+    def _complete(self, done: int) -> int:
+        """The steps that the weights are made of: the gradients of an update's first steps are in mlx-lm's trainer
+        only, so that these steps will be done again."""
+        return done - done % self.settings.schedule.grad_accumulation_steps
 
-    def _save(self, done: int) -> None:
-        # Within an update's steps its gradients so far are nowhere but in the trainer: those steps are done again.
-        done -= done % self.settings.schedule.grad_accumulation_steps
-        if done <= self._saved:
-            return
+    def _now(self, done: int) -> tuple[Checkpoint, Adapter]:
+        """The run and its adapter after so many steps."""
+        done = self._complete(done)
+        adapter, dtype = current_adapter(self.model), getattr(mx, self.reporting.dtype)
+        weights = {name: weight.astype(dtype) for name, weight in adapter.weights.items()}
+        origin = training_metadata(self.settings, adapter.metadata, self._episodes, done)
+        checkpoint = Checkpoint.of(self._module, self._optimizer, Progress(done, self.seconds, self._data))
+        return checkpoint, replace(adapter, weights=weights, metadata=adapter.metadata | origin)
+
+    def _write_waiting(self, done: int) -> None:
+        """Write the checkpoint that a later step has shown to be sound."""
+        if self._waiting is not None and done > self._waiting[0].progress.iteration:
+            self._write(*self._waiting)
+
+    def _write(self, checkpoint: Checkpoint, adapter: Adapter) -> None:
+        self._waiting = None
+        done, problem = checkpoint.progress.iteration, None
+        if processes.is_first():
+            try:
+                checkpoint.check()
+                # First, so that a run is not finished before its adapter is there.
+                save_adapter(adapter, self.folder)
+                checkpoint.save(self.folder)
+            except (OSError, ValueError, RuntimeError) as error:
+                problem = error
+        if processes.any_of(problem is not None)[0]:
+            reason = problem or "see the first process"
+            raise RunStoppedError(f"step {done} cannot be saved ({reason}); {self.kept}") from problem
         self._saved = done
-        if self._is_first_process:
-            save_checkpoint(self.folder, self._module, self._optimizer, Progress(done, self._seconds))
-            save_adapter(current_adapter(self.model), self.folder)
+
+    def _notice_interrupt(self) -> None:
+        self._stopping = True
+        _say("Stopping after this step; Ctrl-C once more stops at once.")
+
+    def _give_up(self) -> None:
+        # The progress bar has hidden it.
+        make_console().show_cursor(True)
+        _say(f"Stopped at once; {self.kept}.")
+
+
+def _say(text: str) -> None:
+    if processes.is_first():
+        make_console().print(f"  {text}", markup=False)
 
 
 def freeze_all_but_adapter(model: nn.Module) -> None:
@@ -172,19 +257,3 @@ def freeze_all_but_adapter(model: nn.Module) -> None:
     for attention in attached_attention(model).values():
         attention.delta_mem.update(tree_map(lambda weight: weight.astype(mx.float32), attention.delta_mem.parameters()))
         attention.delta_mem.unfreeze()
-
-
-@contextmanager
-def _noticed_interrupt(run: Run) -> Iterator[None]:
-    """Within it, Ctrl-C ends the run after its step; a second one ends it at once."""
-
-    def interrupt(*_: object) -> None:
-        if run._stop:
-            raise KeyboardInterrupt
-        run._stop = True
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

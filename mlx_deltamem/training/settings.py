@@ -1,19 +1,20 @@
 """What a training run is: everything that decides the weights it ends with."""
 
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-
-import yaml
+from typing import TypeVar
 
 from mlx_deltamem.config import DeltaMemConfig
-from mlx_deltamem.files import new_file
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
-from mlx_deltamem.training.option import check_options, option
+from mlx_deltamem.training.option import check_options, flag, option
 
-SETTINGS_FILE = "train_config.yaml"
+PLACES = ("model", "data", "start")
 # The adapter of the reference's released recipe (facts 3.5).
 RECIPE = DeltaMemConfig(delta_heads=("q", "o"), output_init="base_slice_fixed")
+
+# Of MLX's random numbers.
+_SEEDS = 2**64
+Group = TypeVar("Group")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Schedule:
     """How a run goes on.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or the last gradients would make up no update.
     """
 
     batch_size: int = option(4, "Episodes per step, over all processes.", least=1)
@@ -38,11 +39,19 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.seed >= _SEEDS:
+            raise ValueError(f"--seed is {self.seed}; expected a whole number below 2**64")
+        if spare := self.iters % self.grad_accumulation_steps:
+            below, above = self.iters - spare, self.iters - spare + self.grad_accumulation_steps
+            raise ValueError(
+                f"--iters is {self.iters}, and an update takes {self.grad_accumulation_steps} steps "
+                f"(--grad-accumulation-steps); expected {f'{below} or ' if below else ''}{above}"
+            )
 
     @property
     def updates(self) -> int:
         """Updates of the weights in the whole run."""
-        return max(self.iters // self.grad_accumulation_steps, 1)
+        return self.iters // self.grad_accumulation_steps
 
     @property
     def warmup_updates(self) -> int:
@@ -51,15 +60,26 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Reporting:
-    """What a run tells on its way; it changes no weight."""
+    """What a run tells and keeps on its way; it changes no weight in training.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
 
     steps_per_report: int = option(10, "Steps between reports.", least=1)
     steps_per_eval: int = option(200, "Steps between looks at the held-out data.", least=1)
     val_batches: int = option(25, "Batches of held-out data at each look; -1: all.", least=-1)
     save_every: int = option(100, "Steps between checkpoints.", least=1)
+    dtype: str = option(
+        "float32",
+        "What the adapter's weights are stored as; they are trained in float32.",
+        choices=("float32", "bfloat16", "float16"),
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.val_batches == 0:
+            raise ValueError("--val-batches is 0; expected a whole number from 1 on, or -1 for all")
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,9 @@ class Settings:
         rules: How chats become episodes.
         terms: What is minimised besides the cross-entropy.
         schedule: How the run goes on.
+
+    Raises:
+        ValueError: The model or the data is missing, or a name is no text.
     """
 
     model: str
@@ -84,30 +107,43 @@ class Settings:
     terms: LossTerms = field(default_factory=LossTerms)
     schedule: Schedule = field(default_factory=Schedule)
 
-    def save(self, folder: Path) -> None:
-        """Write the settings into a run's folder."""
-        with new_file(folder / SETTINGS_FILE) as path:
-            path.write_text(yaml.safe_dump(self.flat(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    def __post_init__(self) -> None:
+        for name in PLACES:
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise ValueError(f"{flag(name)} is {value!r}; expected the name of a folder or of a Hub repo")
+            if not value and name != "start":
+                raise ValueError(f"{flag(name)} is missing; expected a folder or a Hub repo")
 
     def flat(self) -> dict[str, object]:
-        """The settings as options: one level, the names of the command line."""
+        """The settings as options: one level, the names of the command line. With `start`, those of the adapter are
+        left out, since it brings its own."""
         options: dict[str, object] = {}
         for name, value in asdict(self).items():
-            options |= value if isinstance(value, dict) else {name: value}
+            if name != "adapter" or not self.start:
+                options |= value if isinstance(value, dict) else {name: value}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
 
     @classmethod
     def from_flat(cls, options: dict[str, object]) -> "Settings":
-        """The settings from `flat()`.
+        """The settings from `flat()`; what is not there has its default.
 
         Raises:
-            ValueError: A value is out of range.
+            ValueError: A value is out of range, or an option is for a new adapter and there is a `start`.
         """
         groups = {"rules": EpisodeRules, "terms": LossTerms, "schedule": Schedule}
-        taken = {
-            name: kind(**{each.name: options[each.name] for each in fields(kind) if each.name in options})
-            for name, kind in groups.items()
-        }
-        adapter = {each.name: options.get(each.name, getattr(RECIPE, each.name)) for each in fields(DeltaMemConfig)}
-        plain = {name: options[name] for name in ("model", "data", "start") if name in options}
-        return cls(**plain, adapter=DeltaMemConfig.from_dict(adapter), **taken)
+        taken = {name: taken_from(options, kind) for name, kind in groups.items()}
+        new = {each.name: options[each.name] for each in fields(DeltaMemConfig) if each.name in options}
+        start = options.get("start", "")
+        if start and new:
+            raise ValueError(
+                f"{', '.join(map(flag, new))} would shape a new adapter, and {start} has its own configuration; "
+                "leave them out, or leave out --start"
+            )
+        adapter = DeltaMemConfig.from_dict({each.name: getattr(RECIPE, each.name) for each in fields(RECIPE)} | new)
+        return cls(options.get("model", ""), options.get("data", ""), start, adapter, **taken)
+
+
+def taken_from(options: dict[str, object], kind: type[Group]) -> Group:
+    """A group of options; what is not there has its default."""
+    return kind(**{each.name: options[each.name] for each in fields(kind) if each.name in options})

@@ -1,0 +1,129 @@
+"""What a run was asked to be: on the command line, in a YAML file, or when it was begun."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import yaml
+from mlx_lm.lora import yaml_loader
+
+from mlx_deltamem.adapter import SETTINGS_FILE
+from mlx_deltamem.config import DeltaMemConfig
+from mlx_deltamem.files import new_file, user_path
+from mlx_deltamem.training import processes
+from mlx_deltamem.training.data import ON_ERROR
+from mlx_deltamem.training.episodes import EpisodeRules
+from mlx_deltamem.training.loss import LossTerms
+from mlx_deltamem.training.option import flag
+from mlx_deltamem.training.settings import PLACES, Reporting, Schedule, Settings, taken_from
+
+# The groups of options, by their titles.
+GROUPS = {"run": Schedule, "reports": Reporting, "episodes": EpisodeRules, "loss": LossTerms}
+_KNOWN = {
+    *PLACES,
+    "adapter_path",
+    "on_error",
+    *(each.name for kind in (*GROUPS.values(), DeltaMemConfig) for each in fields(kind)),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run was asked to be.
+
+    Attributes:
+        folder: Where the run is kept.
+        settings: What decides the weights.
+        reporting: What is told and kept on the way.
+        on_error: What to do with records that cannot be used.
+    """
+
+    folder: Path
+    settings: Settings
+    reporting: Reporting
+    on_error: str
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Options":
+        """From the command line, then the YAML file, then the run that is resumed, then the defaults.
+
+        Raises:
+            FileNotFoundError: There is no such file, or no run to resume.
+            ValueError: An option is unknown, missing or out of range, or another one than in the run resumed.
+        """
+        asked = _of_file(args.config) if args.config is not None else {}
+        asked |= {name: value for name, value in vars(args).items() if name in _KNOWN and value is not None}
+        asked |= {name: _located(asked[name]) for name in PLACES if name in asked}
+        folder = _folder(asked.pop("adapter_path", None))
+        earlier = _of_run(folder) if args.resume else {}
+        options = earlier | asked
+        settings = Settings.from_flat(options)
+        if args.resume and (changed := _changes(Settings.from_flat(earlier), settings)):
+            raise ValueError(f"the run in {folder} was begun with {', '.join(changed)}; leave it out to go on")
+        on_error = options.get("on_error", ON_ERROR[0])
+        if on_error not in ON_ERROR:
+            raise ValueError(f"--on-error is {on_error!r}; expected {' or '.join(ON_ERROR)}")
+        return cls(folder, settings, taken_from(options, Reporting), on_error)
+
+    def save(self) -> None:
+        """Write the options into the run's folder."""
+        options = self.settings.flat() | asdict(self.reporting) | {"on_error": self.on_error}
+        with new_file(self.folder / SETTINGS_FILE) as path:
+            path.write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _of_file(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; expected a YAML file of options")
+    return parse(path.read_bytes(), path)
+
+
+def _of_run(folder: Path) -> dict[str, object]:
+    """The options of the run in a folder of the first process."""
+    path = folder / SETTINGS_FILE
+    content = processes.from_first(path.read_bytes() if path.is_file() else b"")
+    if not content:
+        raise FileNotFoundError(f"{folder} holds no run ({SETTINGS_FILE}); begin one without --resume")
+    return parse(content, path)
+
+
+def parse(content: bytes, path: Path) -> dict[str, object]:
+    """The options in a YAML file, those left out that are empty; `path` is for messages.
+
+    Raises:
+        ValueError: It is no YAML, or has options that there are not.
+    """
+    try:
+        options = yaml.load(content.decode("utf-8-sig"), yaml_loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML ({' '.join(str(error).split())}); expected options, one a line") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} holds no options; expected lines like `batch_size: 4`")
+    if unknown := sorted(str(name) for name in options if name not in _KNOWN):
+        raise ValueError(
+            f"{path} has unknown options {', '.join(unknown)}; those of mlx_deltamem.train --help are known, "
+            "written like batch_size"
+        )
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _located(name: object) -> object:
+    """A folder on this machine in full, so that a run can be resumed from anywhere; other names as they are."""
+    if isinstance(name, str) and name and user_path(name).exists():
+        return str(user_path(name).absolute())
+    return name
+
+
+def _folder(name: object) -> Path:
+    if name is None:
+        raise ValueError("--adapter-path is missing; expected a folder for the adapter and its run")
+    if not isinstance(name, str | Path):
+        raise ValueError(f"--adapter-path is {name!r}; expected a folder for the adapter and its run")
+    return user_path(name)
+
+
+def _changes(begun: Settings, asked: Settings) -> list[str]:
+    """The options of a run that are another now, as they were."""
+    after: Mapping[str, object] = asked.flat()
+    return [f"{flag(name)} {value}" for name, value in begun.flat().items() if after.get(name) != value]

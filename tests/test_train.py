@@ -1,0 +1,262 @@
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+import yaml
+from mlx.utils import tree_flatten
+from mlx_lm.models import gpt2
+
+from mlx_deltamem import load_adapter, train
+from mlx_deltamem.adapter import CURVES_FILE, SETTINGS_FILE, WEIGHTS_FILE
+from tests.conftest import adapter, backbone
+from tests.train_command import tiny_options
+from tests.training import write_chats
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_chats(tmp_path_factory.mktemp("chats") / "names")
+
+
+@pytest.fixture
+def trained(monkeypatch, capsys, tmp_path):
+    """Runs the command in this process and in an empty folder; gives the exit code and what was printed."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mlx_deltamem.train", *map(str, options)])
+        capsys.readouterr()
+        try:
+            train.main()
+        except SystemExit as end:
+            return end.code, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return run
+
+
+TINY = {"iters": 2, "batch-size": 2}
+
+
+def test_the_command_line_comes_before_the_file_and_the_file_before_the_defaults(data, trained, tmp_path):
+    asked = {"model": backbone(), "data": str(data), "adapter_path": "run", "iters": 6, "batch_size": 3, "rank": 2}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(asked | {"learning_rate": 1e-3, "start": None}))
+    code, _, err = trained("-c", "recipe.yaml", "--iters", 2, "--delta-heads", "o", "--steps-per-report", 1)
+    assert (code, err) == (0, "")
+    options = yaml.safe_load((tmp_path / "run" / SETTINGS_FILE).read_text())
+    found = {name: options[name] for name in ("iters", "batch_size", "rank", "learning_rate", "delta_heads", "seed")}
+    assert found == {
+        "iters": 2,
+        "batch_size": 3,
+        "rank": 2,
+        "learning_rate": 1e-3,
+        "delta_heads": ["o"],
+        "seed": 0,
+    }
+    config = load_adapter(tmp_path / "run").config
+    assert (config.rank, config.delta_heads, config.output_init) == (2, ("o",), "base_slice_fixed")
+    # What a run writes is a file of options for the next one.
+    assert trained("-c", f"run/{SETTINGS_FILE}", "--adapter-path", "again")[0] == 0
+    assert (tmp_path / "again" / SETTINGS_FILE).read_text() == (tmp_path / "run" / SETTINGS_FILE).read_text()
+    assert (tmp_path / "again" / WEIGHTS_FILE).read_bytes() == (tmp_path / "run" / WEIGHTS_FILE).read_bytes()
+
+
+def test_a_run_is_resumed_as_it_was_begun(data, trained, tmp_path, monkeypatch):
+    assert (
+        trained(*tiny_options(data, **TINY), "--adapter-path", "run", "--save-every", 1, "--dtype", "bfloat16")[0] == 0
+    )
+    begun = (tmp_path / "run" / SETTINGS_FILE).read_text()
+    weights = (tmp_path / "run" / WEIGHTS_FILE).read_bytes()
+    code, out, _ = trained("--resume", "--adapter-path", "run", "--iters", 2, "--data", data)
+    assert code == 0
+    assert "The run in run is finished: all 2 steps are done." in out
+    assert (tmp_path / "run" / SETTINGS_FILE).read_text() == begun
+    assert (tmp_path / "run" / WEIGHTS_FILE).read_bytes() == weights
+    for options, message in (
+        (("--iters", 4), "was begun with --iters 2; leave it out"),
+        (("--learning-rate", 1, "--rank", 4), "was begun with --rank 8, --learning-rate 0.001; leave it out"),
+        (("--data", tmp_path), f"was begun with --data {data}; leave it out"),
+        (("--start", adapter()), "--rank, --alpha, "),
+    ):
+        code, _, err = trained("--resume", "--adapter-path", "run", *options)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+    # What decides no weight may be another one; and it does not matter from where.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert trained("--resume", "--adapter-path", "../run", "--save-every", 7)[0] == 0
+    assert yaml.safe_load((tmp_path / "run" / SETTINGS_FILE).read_text()) == yaml.safe_load(begun) | {"save_every": 7}
+
+
+def test_a_damaged_checkpoint_is_named(data, trained, tmp_path):
+    options = tiny_options(data, iters=3, **{"save-every": 1})
+    assert trained(*options, "--adapter-path", "run")[0] == 0
+    weights = (tmp_path / "run" / WEIGHTS_FILE).read_bytes()
+    for steps, advice in ((3, "go on from the one before it"), (2, "begin again")):
+        path = tmp_path / "run" / "checkpoints" / f"{steps:07d}.safetensors"
+        path.write_bytes(path.read_bytes()[:-9])
+        code, _, err = trained("--resume", "--adapter-path", "run")
+        assert (code, err.count("\n")) == (2, 1)
+        assert re.match(
+            rf"error: run/checkpoints/{steps:07d}.safetensors is damaged \(.*\); delete it to {advice}\n", err
+        )
+        path.unlink()
+    code, out, _ = trained("--resume", "--adapter-path", "run")
+    assert code == 0
+    assert "The run in run has no checkpoint yet; it begins anew." in out
+    assert (tmp_path / "run" / WEIGHTS_FILE).read_bytes() == weights
+
+
+def test_an_adapter_is_trained_further(data, trained, tmp_path):
+    code, _, err = trained(*tiny_options(data, **TINY), "--start", adapter("qwen3_msw4"), "--adapter-path", "run")
+    assert (code, err) == (0, "")
+    assert load_adapter(tmp_path / "run").config == load_adapter(adapter("qwen3_msw4")).config
+    # Its configuration is its own.
+    assert "rank" not in yaml.safe_load((tmp_path / "run" / SETTINGS_FILE).read_text())
+    assert trained("--resume", "--adapter-path", "run")[0] == 0
+
+
+def test_without_matplotlib_the_curves_are_missing_and_that_is_said(data, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, out, _ = trained(*tiny_options(data, **TINY), "--adapter-path", "run")
+    assert code == 0
+    assert out.endswith("The curves are not drawn: matplotlib is not installed (pip install 'mlx-deltamem[plot]')\n")
+    assert not (tmp_path / "run" / CURVES_FILE).exists()
+
+
+def test_records_that_are_left_out_are_named(data, trained, tmp_path):
+    shutil.copytree(data, "mixed")
+    with Path("mixed/train.jsonl").open("a") as file:
+        file.write("nonsense\n" * 7)
+    options = tiny_options("mixed", **TINY)
+    code, _, err = trained(*options, "--adapter-path", "run")
+    assert (code, not Path("run").exists()) == (2, True)
+    assert err.startswith("error: train.jsonl line 13 is no JSON")
+    code, out, _ = trained(*options, "--adapter-path", "run", "--on-error", "skip")
+    assert code == 0
+    assert "Left out: train.jsonl line 17 is no JSON" in out
+    assert "Left out: 2 more" in out
+    # It is not asked for again.
+    assert trained("--resume", "--adapter-path", "run")[0] == 0
+
+
+NEW = ("--model", backbone(), "--data", "names", "--adapter-path", "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "--adapter-path is missing; expected a folder"),
+        (("--adapter-path", "run"), "--model is missing; expected a folder or a Hub repo"),
+        (("--adapter-path", "run", "--model", backbone()), "--data is missing; expected a folder or a Hub repo"),
+        ((*NEW, "--model", "nowhere"), "nowhere is no folder on this machine"),
+        ((*NEW, "--model", "anna/nothing"), "anna/nothing is no folder on this machine"),
+        ((*NEW, "--model", "a file"), "a file is no model: it has no config.json"),
+        ((*NEW, "--model", "names"), "names is no model: it has no config.json"),
+        ((*NEW, "--data", "nowhere"), "there is no folder nowhere; expected one with train.jsonl, or a data set"),
+        ((*NEW, "--data", "anna/nothing"), "pip install 'mlx-deltamem[datasets]'"),
+        ((*NEW, "--data", "names/train.jsonl"), "names/train.jsonl is a file; expected the folder"),
+        ((*NEW, "--data", "no records"), "no records has no training episode (no records)"),
+        ((*NEW, "--data", "in the way"), "in the way has no train.jsonl"),
+        ((*NEW, "--adapter-path", "a file"), "a file is a file; expected a folder"),
+        ((*NEW, "--adapter-path", "a file/run"), "a file is a file; expected a folder"),
+        ((*NEW, "--adapter-path", "in the way"), "in the way is not empty; name a new folder, or go on with the run"),
+        ((*NEW, "--batch-size", "13"), "there are 12 episodes, fewer than a batch of 13"),
+        ((*NEW, "--iters", "10", "--grad-accumulation-steps", "4"), "--iters is 10, and an update takes 4 steps"),
+        ((*NEW, "--iters", "2", "--grad-accumulation-steps", "4"), "expected 4\n"),
+        ((*NEW, "--iters", "0"), "--iters is 0; expected a whole number from 1 on"),
+        ((*NEW, "--learning-rate", "inf"), "--learning-rate is inf; expected a number above 0"),
+        ((*NEW, "--val-batches", "0"), "--val-batches is 0; expected a whole number from 1 on, or -1 for all"),
+        ((*NEW, "--seed", str(2**64)), "expected a whole number below 2**64"),
+        ((*NEW, "--rank", "0"), "rank is 0, allowed is an integer >= 1"),
+        ((*NEW, "--delta-heads", "q", "x"), "delta_heads is ['q', 'x'], allowed is a list drawn from q, k, v, o"),
+        ((*NEW, "--target-layers", "7"), "target_layers names [7]; the model has layers 0 to 2"),
+        ((*NEW, "--start", adapter("smollm3_tsw_qkvo")), "does not fit: the model has 3 layers (layer 3)"),
+        ((*NEW, "--start", adapter(), "--rank", "8"), "--rank would shape a new adapter, and "),
+        ((*NEW, "--resume"), "run holds no run (train_config.yaml); begin one without --resume"),
+        ((*NEW, "-c", "nothing.yaml"), "there is no file nothing.yaml; expected a YAML file of options"),
+        ((*NEW, "-c", "names"), "there is no file names; expected a YAML file of options"),
+        ((*NEW, "-c", "many.yaml"), "--iters is 'many'; expected a whole number from 1 on"),
+        ((*NEW, "-c", "unknown.yaml"), "unknown.yaml has unknown options 5, fine_tune_type, itres; "),
+        ((*NEW, "-c", "list.yaml"), "list.yaml holds no options; expected lines like `batch_size: 4`"),
+        ((*NEW, "-c", "broken.yaml"), "broken.yaml is no YAML ("),
+        ((*NEW, "-c", "bytes.yaml"), "bytes.yaml is no YAML ("),
+        ((*NEW, "-c", "error.yaml"), "--on-error is 'maybe'; expected stop or skip"),
+        ((*NEW[2:], "-c", "model.yaml"), "--model is 5; expected the name of a folder or of a Hub repo"),
+        ((*NEW[:4], "-c", "path.yaml"), "--adapter-path is 3; expected a folder"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_what_cannot_work_is_refused_in_one_line_and_leaves_nothing(options, message, data, trained):
+    shutil.copytree(data, "names")
+    for name, text in {
+        "a file": "",
+        "no records/train.jsonl": "\n",
+        "in the way/file": "",
+        "many.yaml": "iters: many",
+        "unknown.yaml": "fine_tune_type: lora\nitres: 3\n5: 6",
+        "list.yaml": "- 3",
+        "broken.yaml": "iters: [",
+        "error.yaml": "on_error: maybe",
+        "model.yaml": "model: 5",
+        "path.yaml": "adapter_path: 3",
+    }.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+    Path("bytes.yaml").write_bytes(b"\xff\xfe")
+    before = sorted(Path().rglob("*"))
+    code, _, err = trained(*options)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_an_architecture_that_cannot_have_a_memory_is_refused(data, trained):
+    sizes = {"n_ctx": 64, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 288}
+    config = {"model_type": "gpt2", "layer_norm_epsilon": 1e-5} | sizes
+    shutil.copytree(backbone(), "gpt2")
+    weights = tree_flatten(gpt2.Model(gpt2.ModelArgs.from_dict(config)).parameters())
+    mx.save_safetensors("gpt2/model.safetensors", dict(weights))
+    Path("gpt2/config.json").write_text(json.dumps(config))
+    for options, message in (
+        ((), "no layer of Model has a module named self_attn"),
+        (
+            ("--target-modules", "attn"),
+            "h.0.attn is not supported: Attention has c_attn, c_proj; a memory needs",
+        ),
+    ):
+        code, _, err = trained("--model", "gpt2", "--data", data, "--adapter-path", "run", *options)
+        assert (code, err.count("\n")) == (2, 1)
+        assert message in err
+
+
+def test_killed_processes_and_finder_leave_nothing_that_is_in_the_way(data, trained, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / ".DS_Store").touch()
+    shutil.rmtree(run / "checkpoints")
+    assert trained(*tiny_options(data, **TINY), "--adapter-path", "run")[0] == 0
+    left = [
+        run / ".metrics-0123abcd.jsonl",
+        run / ".delta_mem_adapter-0123abcd.safetensors",
+        run / "checkpoints" / ".0000001-0123abcd.safetensors",
+    ]
+    for path in left:
+        path.touch()
+    assert trained("--resume", "--adapter-path", "run")[0] == 0
+    assert not any(path.exists() for path in left)
+    assert (run / ".DS_Store").exists()
+
+
+def test_the_help_tells_all_options(trained):
+    code, out, _ = trained("--help")
+    assert code == 0
+    for name in ("--steps-per-eval", "--sparsity-pass {read,write}", "--num-state-heads", "--no-normalize-qk"):
+        assert name in out

@@ -1,0 +1,58 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from mlx_deltamem.training.interrupt import noticed_interrupts
+
+# Python does not get to run within it, so that a handler of Python's would wait.
+_SCRIPT = """
+import hashlib, sys
+from mlx_deltamem.training.interrupt import noticed_interrupts
+
+with noticed_interrupts(lambda: print("noticed", flush=True), lambda: print("given up", flush=True)):
+    print("began", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
+
+
+def test_the_first_is_noticed_and_the_second_ends_it_while_python_does_not_run():
+    process = subprocess.Popen([sys.executable, "-c", _SCRIPT], stdout=subprocess.PIPE, text=True)
+    try:
+        for line in ("began", "noticed", "given up"):
+            assert process.stdout.readline() == f"{line}\n"
+            process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+
+
+def test_afterwards_ctrl_c_is_as_before():
+    seen, noticed = [], threading.Event()
+    with noticed_interrupts(noticed.set, lambda: seen.append("second")):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert noticed.wait(60)
+    assert not seen
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.set_wakeup_fd(-1) == -1
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_other_signals_are_none_of_its_business():
+    seen, before = [], signal.signal(signal.SIGUSR1, lambda *_: seen.append("other"))
+    try:
+        with noticed_interrupts(lambda: seen.append("first"), lambda: seen.append("second")):
+            os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == ["other"]
+
+
+def test_an_error_within_it_goes_through():
+    with pytest.raises(ValueError, match="mine"), noticed_interrupts(print, print):
+        raise ValueError("mine")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
