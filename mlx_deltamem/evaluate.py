@@ -1,17 +1,30 @@
 """Measure whether a δ-mem adapter helps: questions with the history in the text, in the memory, or nowhere."""
 
 import argparse
+import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from mlx_deltamem.adapter import RESULTS_FILE
 from mlx_deltamem.command import command
+from mlx_deltamem.evaluation.analysis import analyse
 from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, parse_conditions
-from mlx_deltamem.evaluation.run import Plan, Run, prepare
+from mlx_deltamem.evaluation.costs import sum_up
+from mlx_deltamem.evaluation.report import REPORT_FILE, Report, write_report, write_results
+from mlx_deltamem.evaluation.run import Plan, Run, TaskRun, prepare
+from mlx_deltamem.evaluation.settings import check_settings
 from mlx_deltamem.evaluation.task import Sampling, Task
 from mlx_deltamem.evaluation.tasks import TASKS
 from mlx_deltamem.files import user_path
-from mlx_deltamem.options import add_model_options, count_from, load_model, number_from
+from mlx_deltamem.fingerprint import origin_of
+from mlx_deltamem.hub import REFERENCE_ADAPTER
+from mlx_deltamem.options import DEFAULT_MODEL, add_model_options, count_from, load_model, number_from
+from mlx_deltamem.plots.option import load_figures
+from mlx_deltamem.progress import counting_progress
+from mlx_deltamem.tables.evaluation import result_tables
+from mlx_deltamem.tables.printing import print_tables
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -92,20 +105,38 @@ def main() -> None:
     tasks = [_task(name, args) for name in dict.fromkeys(args.tasks)]
     conditions = parse_conditions(args.conditions)
     model, tokenizer = load_model(args)
-    runs = [prepare(task, _manner(task, args), model, tokenizer, args.limit) for task in tasks]
-    seeds = tuple(args.seeds or (args.seed,))
+    prepared = [prepare(task, _manner(task, args), model, tokenizer, args.limit) for task in tasks]
+    plan = Plan(conditions, tuple(args.seeds or (args.seed,)), args.batch_size, args.seed)
     args.output.mkdir(parents=True, exist_ok=True)
-    run = Run(model, tokenizer, Plan(conditions, seeds, args.limit, args.batch_size, args.seed), args.output)
-    for each in runs:
-        run.ask(each, lambda condition, count: print(condition.name, count, flush=True))
-    import collections
+    settings = {each.task.name: each.settings for each in prepared}
+    check_settings(args.output, origin_of(model, tokenizer), {"seed": args.seed, "seeds": plan.seeds}, settings)
+    run = Run(model, tokenizer, plan, args.output)
+    with counting_progress(sum(map(run.amount, prepared))) as progress:
+        for each in prepared:
+            run.ask(each, progress)
+    _report(run, prepared, args, settings)
 
-    scores = collections.defaultdict(list)
-    for row in run.records.rows:
-        for m, s in row["scores"].items():
-            scores[row["task"], row["condition"], row["labels"].get("facts"), row["category"], m].append(s)
-    for key, s in scores.items():
-        print(*key, f"{100 * sum(s) / len(s):.1f}", len(s))
+
+def _report(run: Run, prepared: Sequence[TaskRun], args: argparse.Namespace, settings: Mapping[str, object]) -> None:
+    """Write the report, draw the figures, and print the results."""
+    names = {each.task.name: run.complete_conditions(each) for each in prepared}
+    results = [
+        analyse(each.task, run.rows(each, names[each.task.name]), names[each.task.name], args.seed) for each in prepared
+    ]
+    pictures: dict[str, list[str]] = {}
+    if importlib.util.find_spec("matplotlib") is not None:
+        draw = load_figures("evaluation").draw
+        pictures = {result.task.name: draw(result, args.output) for result in results}
+    costs = {
+        (task, condition): sum_up(run.measures_of(task, condition))
+        for task, conditions in names.items()
+        for condition in conditions
+    }
+    report = Report(args.model or DEFAULT_MODEL, args.adapter or REFERENCE_ADAPTER, settings, results, costs, pictures)
+    write_results(report, args.output / RESULTS_FILE)
+    write_report(report, args.output / REPORT_FILE)
+    print_tables(table for result in results for table in result_tables(result))
+    print(f"The report is in {args.output / REPORT_FILE}")
 
 
 def _task(name: str, args: argparse.Namespace) -> Task:

@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -52,7 +52,7 @@ class Manner:
             the model was made for.
     """
 
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     writes: bool = False
     prefill_step_size: int = 2048
@@ -83,6 +83,10 @@ class Measures:
     corrected: int = 0
     norm: float = 0.0
     prompts: int = 0
+
+    def add_gates(self, gates: WriteGates) -> None:
+        self.write += gates.sum
+        self.written += gates.count
 
 
 @dataclass
@@ -120,7 +124,7 @@ class Asker:
         self._partners = partners
         self._by_token = model.attachment.config.memory_write_granularity == "token"
         self._prompts = Prompts(tokenizer, self._by_token)
-        self._written: dict[str, States] = {}
+        self._written: dict[str, tuple[States, WriteGates]] = {}
         self._beginning: _Beginning | None = None
 
     def prompt(self, question: Question, condition: Condition) -> Prompt:
@@ -188,7 +192,7 @@ class Asker:
         if self._beginning is None or self._beginning.key != key or self._beginning.ids != prompt.shared.ids:
             self._beginning = None
             cache = self._empty_cache(question, condition, measures)
-            self._read(cache, prompt.shared, self._writes(condition), measures)
+            measures.add_gates(self._read(cache, prompt.shared, self._writes(condition), measures))
             self._beginning = _Beginning(key, prompt.shared.ids, cache)
         # Copies share their arrays until one side writes.
         return copy.deepcopy(self._beginning.cache)
@@ -210,20 +214,21 @@ class Asker:
             most = self._manner.history_tokens or window(self._model)
             cut = most is not None and len(history.ids) > most
             cache = make_chat_cache(self._model, most if cut else FULL, _system_tokens(history))
-            if history.ids:
-                self._read(cache, history, True, measures)
-            self._written[group] = cache[-1].cache
-        return self._written[group]
+            gates = self._read(cache, history, True, measures) if history.ids else WriteGates()
+            self._written[group] = cache[-1].cache, gates
+        states, gates = self._written[group]
+        # Of every question about it, so that it does not matter which condition comes first.
+        measures.add_gates(gates)
+        return states
 
-    def _read(self, cache: PromptCache, segments: Segments, writing: bool, measures: Measures) -> None:
-        """Run a text that others may share, without any logits."""
+    def _read(self, cache: PromptCache, segments: Segments, writing: bool, measures: Measures) -> WriteGates:
+        """Run a text that others may share, without any logits; returns the gates of what was written."""
         gates = WriteGates()
         with observing(self._model, gates):
             step = self._manner.prefill_step_size
             read(self._model, cache, segments, writing, step, gates.evaluate, want_logits=False)
         measures.prompt_tokens += len(segments.ids)
-        measures.write += gates.sum
-        measures.written += gates.count
+        return gates
 
     def _spans(self, job: Job, condition: Condition) -> AbstractContextManager[None]:
         """Within it, the rest of one prompt is written by its spans, as one pass; a reply, token by token."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -11,11 +11,12 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.evaluation.asking import Asker, Job, Manner
-from mlx_deltamem.evaluation.conditions import Condition, Memory, others
+from mlx_deltamem.evaluation.conditions import CONDITIONS, Condition, Memory, others
 from mlx_deltamem.evaluation.decoding import Reply
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.records import JsonLines, Row
 from mlx_deltamem.evaluation.task import Backbone, Task
+from mlx_deltamem.progress import Counted
 from mlx_deltamem.runner import window
 
 RECORDS_FILE, MEASURES_FILE = "records.jsonl", "measures.jsonl"
@@ -31,14 +32,12 @@ class Plan:
     Attributes:
         conditions: Under which conditions.
         seeds: Of sampling; where the likeliest tokens are taken, only the first one counts.
-        limit: At most so many questions of each task; None: all.
         batch_size: At most so many questions side by side.
         seed: Decides which memory belongs to which question under `shuffled`.
     """
 
     conditions: tuple[Condition, ...]
     seeds: tuple[int, ...] = (0,)
-    limit: int | None = None
     batch_size: int = 16
     seed: int = 0
 
@@ -111,24 +110,49 @@ class Run:
         seeds = self._plan.seeds if run.manner.sampling.temp else self._plan.seeds[:1]
         return [Job(question, seed) for question in run.questions for seed in seeds]
 
-    def ask(self, run: TaskRun, told: Callable[[Condition, int], None]) -> None:
+    def amount(self, run: TaskRun) -> int:
+        """How many times a question is asked in all."""
+        return len(self.jobs(run)) * len(self._plan.conditions)
+
+    def ask(self, run: TaskRun, progress: Counted) -> None:
         """Ask a task's questions under all conditions; those that have a record already are not asked again.
 
         Args:
             run: The task.
-            told: Told how many more are done, under which condition.
+            progress: Told what is going on, and how much more is done.
         """
         groups = list(dict.fromkeys(question.group for question in run.questions))
         shuffled = any(condition.memory is Memory.OTHER for condition in self._plan.conditions)
         partners = others(groups, self._plan.seed) if shuffled else {}
-        histories = {question.group: question for question in reversed(run.questions)}
+        histories = {question.group: question for question in run.questions}
         asker = Asker(self._model, self._tokenizer, run.manner, histories, partners)
         for condition in self._plan.conditions:
             most = asker.most_at_once(condition, self._plan.batch_size)
             # What is side by side is the same in a run that goes on, so that its rounding is.
             for batch in _batches(self.jobs(run), condition, most):
+                progress(f"{run.task.name}, {condition.name}", 0)
                 self._ask_batch(run, asker, batch, condition)
-                told(condition, len(batch))
+                progress(f"{run.task.name}, {condition.name}", len(batch))
+
+    def complete_conditions(self, run: TaskRun) -> list[str]:
+        """The conditions under which all of a task's questions have been asked, in this run or an earlier one."""
+        jobs = self.jobs(run)
+        return [
+            name
+            for name in CONDITIONS
+            if all(_key(run.task.name, name, job.seed, job.question.id) in self._done for job in jobs)
+        ]
+
+    def rows(self, run: TaskRun, conditions: Sequence[str]) -> list[Row]:
+        """The records of a task under some conditions, in the order of its questions."""
+        order = {(job.seed, job.question.id): place for place, job in enumerate(self.jobs(run))}
+        rows = [row for row in self.records.rows if row["task"] == run.task.name and row["condition"] in conditions]
+        asked = [row for row in rows if (row["seed"], row["id"]) in order]
+        return sorted(asked, key=lambda row: order[row["seed"], row["id"]])
+
+    def measures_of(self, task: str, condition: str) -> list[Row]:
+        """What was measured while a task's questions were asked under a condition."""
+        return [row for row in self.measures.rows if (row["task"], row["condition"]) == (task, condition)]
 
     def _ask_batch(self, run: TaskRun, asker: Asker, batch: Sequence[Job], condition: Condition) -> None:
         keys = [_key(run.task.name, condition.name, job.seed, job.question.id) for job in batch]
