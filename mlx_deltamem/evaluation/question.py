@@ -1,0 +1,77 @@
+"""A question about a history: what every task gives, and every condition takes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mlx_deltamem.segments import Message
+
+Labels = Mapping[str, float | str]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a history. It is asked on its own, as if no other one had been.
+
+    Its history is given in one of two ways: in the memory, or in the text. In the text it is either the beginning of
+    the user's message (`context`, where a benchmark has a prompt of its own), or messages before the question.
+
+    Attributes:
+        id: Unique within its task, and the same whenever the task is run with the same settings.
+        group: Questions of one group have the same `history` and the same `context`, which are run once for all of
+            them. A group is one sample of the data: what is resampled together where intervals are computed.
+        history: What came before, oldest first, as messages of a chat; what the memory reads. System prompts at its
+            beginning belong to every prompt, in all conditions; so there may be nothing else in it.
+        context: The history as the text that the user's message begins with where the history is in the text; "": it is
+            given as `history`, messages before the user's.
+        question: The user's message where the history is not in the text.
+        question_with_context: The rest of the user's message where it begins with `context`: the message is
+            `context + question_with_context`. Not used where `context` is "".
+        golds: The accepted answers, at least one. A reply that is any of them has the full score.
+        category: A row of the task's table, for example "temporal" or "updated".
+        max_tokens: The longest reply, in tokens.
+        labels: What else is known of it, for breakdowns (texts) and curves (numbers): "distance_turns", "level" ...
+        index: Its place in the official order of the data, which seeds of sampling are counted from.
+    """
+
+    id: str
+    group: str
+    history: tuple[Message, ...]
+    question: str
+    golds: tuple[str, ...]
+    category: str
+    max_tokens: int
+    context: str = ""
+    question_with_context: str = ""
+    labels: Labels = field(default_factory=dict)
+    index: int = 0
+
+    @property
+    def system(self) -> list[Message]:
+        """The system prompts at the beginning of the history."""
+        return list(self.history[: leading_system_prompts(self.history)])
+
+    @property
+    def told(self) -> bool:
+        """Whether there is a history: more than system prompts."""
+        return bool(self.context) or len(self.history) > len(self.system)
+
+    def messages(self, with_history: bool) -> list[Message]:
+        """The prompt: a chat whose last message is the user's.
+
+        Args:
+            with_history: Whether the history is in the text.
+        """
+        if not with_history:
+            return [*self.system, _user(self.question)]
+        if self.context:
+            return [*self.system, _user(self.context + self.question_with_context)]
+        return [*self.history, _user(self.question)]
+
+
+def leading_system_prompts(messages: Sequence[Message]) -> int:
+    """How many messages at the beginning of a chat are system prompts."""
+    return next((index for index, message in enumerate(messages) if message["role"] != "system"), len(messages))
+
+
+def _user(text: str) -> Message:
+    return {"role": "user", "content": text}
