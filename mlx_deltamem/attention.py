@@ -48,19 +48,32 @@ class ForwardPass:
         Raises:
             ValueError: The layer has run in this pass already, or the state is of another batch.
         """
-        if layer in self.layers_run:
-            raise ValueError(f"layer {layer} runs twice in one pass of this model, which a memory cannot follow")
-        self.layers_run.add(layer)
-        if self._access is None:
-            self._access = self._access_for(*x.shape[:2])
-            self.length = x.shape[1]
-        state = self.states[layer]
+        access, state = self.access(*x.shape[:2]), self.states[layer]
         if state.shape[0] != x.shape[0]:
             if state.shape[0] != 1:
                 raise ValueError(f"the memory in the cache is of {state.shape[0]} rows, the tokens are of {x.shape[0]}")
             state = mx.broadcast_to(state, (x.shape[0], *state.shape[1:]))
-        reads, self.states[layer] = layer_memory.read_and_write(x, state, self._access)
+        reads, state = layer_memory.read_and_write(x, state, access)
+        self.has_run(layer, state)
         return reads
+
+    def access(self, batch: int, length: int) -> Access:
+        """What the tokens `[batch, length]` of this pass may do."""
+        if self._access is None:
+            self._access = self._access_for(batch, length)
+            self.length = length
+        return self._access
+
+    def has_run(self, layer: int, state: mx.array) -> None:
+        """Keep the state that a layer left.
+
+        Raises:
+            ValueError: The layer has run in this pass already.
+        """
+        if layer in self.layers_run:
+            raise ValueError(f"layer {layer} runs twice in one pass of this model, which a memory cannot follow")
+        self.layers_run.add(layer)
+        self.states[layer] = state
 
 
 FORWARD_PASS: ContextVar[ForwardPass | None] = ContextVar("FORWARD_PASS", default=None)

@@ -143,7 +143,7 @@ class DeltaMemory(nn.Module):
         Returns:
             What the tokens read, and the new states.
         """
-        weights = self._packed_weights(x.dtype)
+        weights = self.packed_weights(x.dtype)
         engine = engine_for(self.variant, x.dtype, self.training, access.mask is not None)
         if not access.writing:
             gates_of = functools.partial(self._unused_gates, x, weights)
@@ -177,8 +177,8 @@ class DeltaMemory(nn.Module):
         keep, _, write = gates(projected[..., 3 * self.variant.width :], gate_bias, self.variant)
         return Gates(keep, write)
 
-    def _packed_weights(self, dtype: mx.Dtype) -> PackedWeights:
-        """The packed weights, made anew only when a weight was replaced."""
+    def packed_weights(self, dtype: mx.Dtype) -> PackedWeights:
+        """The weights as a pass over activations of this type uses them, made anew only when one was replaced."""
         sources = list(self.values())
         packed = self._cached_weights
         if packed is None or packed.inputs.dtype != dtype or any(map(operator.is_not, packed.sources, sources)):

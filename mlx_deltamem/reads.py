@@ -1,7 +1,7 @@
 """What tokens read from a layer's memory, and how it steers the layer."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -69,6 +69,16 @@ class Reads:
     def gates(self) -> Gates:
         """The tokens' gates, computed for whoever asks; where nothing was written, those a write would have had."""
         return self._gates()
+
+    def arrays(self) -> list[mx.array]:
+        """What it holds, token by token: `[B, T, ...]` each."""
+        return [self._reads, self.gates.keep, self.gates.write]
+
+    @classmethod
+    def from_arrays(cls, arrays: Sequence[mx.array], weights: PackedWeights) -> "Reads":
+        """The way back from `arrays`, of a pass that wrote."""
+        reads, keep, write = arrays
+        return cls(reads, weights, lambda: Gates(keep, write))
 
     def correct(self, projection: str, base: mx.array, rows: slice | None = None) -> mx.array:
         """Add what was read to the output of a projection of the backbone; zero reads leave it as it is, bit for bit.

@@ -1,6 +1,7 @@
 """Message and sentence ids of tokens, and the units that are written from them."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -9,6 +10,13 @@ from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.memory import WriteUnits
 
 Ids = mx.array | np.ndarray | Sequence[Sequence[int]]
+
+
+class UnitSource(Protocol):
+    """Whoever says which tokens are written as one."""
+
+    def units(self, batch: int, length: int, mask: mx.array | None) -> WriteUnits | None:
+        """What a call over `[batch, length]` tokens writes; None: each token by itself."""
 
 
 class Spans:

@@ -11,7 +11,7 @@ from mlx_lm.models.cache import ArraysCache
 from mlx_deltamem.attention import Observer
 from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.memory import Access
-from mlx_deltamem.spans import Ids, Spans
+from mlx_deltamem.spans import Ids, Spans, UnitSource
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ def write_spans(model: nn.Module, message_ids: Ids, sentence_ids: Ids | None = N
         yield
 
 
-def using_spans(model: nn.Module, spans: Spans) -> AbstractContextManager[None]:
-    """`write_spans` with ids that are there already."""
+def using_spans(model: nn.Module, spans: UnitSource) -> AbstractContextManager[None]:
+    """`write_spans` with units that are there already."""
     return _used(model, spans=spans)
 
 
-def observing(model: nn.Module, observe: Observer) -> AbstractContextManager[None]:
+def observing(model: nn.Module, observe: Observer | None) -> AbstractContextManager[None]:
     """Within it, `observe` is told of each layer that ran: its index, what its tokens read, and its output before the
     correction, `[B, T, hidden]`."""
     return _used(model, observe=observe)
@@ -94,12 +94,12 @@ class Use:
 
     Attributes:
         writing: False within `read_only`.
-        spans: The ids given by `write_spans`.
+        spans: What `write_spans` was given.
         observe: Told of each layer that ran, as `observing` says.
     """
 
     writing: bool = True
-    spans: Spans | None = None
+    spans: UnitSource | None = None
     observe: Observer | None = None
 
     def access(self, config: DeltaMemConfig, entry: ArraysCache | None, batch: int, length: int) -> Access:

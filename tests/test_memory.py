@@ -231,14 +231,14 @@ def test_packed_weights_are_kept_for_one_dtype_and_not_in_training():
     layer = make_memory(DeltaMemConfig(rank=3))
     layer.eval()
     x, state = mx.random.normal((1, 1, 12)), mx.zeros((1, 1, 3, 3))
-    packed = layer._packed_weights(mx.float32)
-    assert layer._packed_weights(mx.float32) is packed
+    packed = layer.packed_weights(mx.float32)
+    assert layer.packed_weights(mx.float32) is packed
     reads, _ = layer.read_and_write(x.astype(mx.bfloat16), state, Access())
-    assert layer._packed_weights(mx.bfloat16).inputs.dtype == mx.bfloat16
+    assert layer.packed_weights(mx.bfloat16).inputs.dtype == mx.bfloat16
     assert reads.correct("o_proj", mx.zeros((1, 1, 12), mx.bfloat16)).dtype == mx.bfloat16
     assert reads.correct("o_proj", mx.ones((1, 1, 12))).dtype == mx.float32
     layer.train()
-    assert layer._packed_weights(mx.float32) is not layer._packed_weights(mx.float32)
+    assert layer.packed_weights(mx.float32) is not layer._packed_weights(mx.float32)
 
 
 @pytest.mark.parametrize("rankwise", [True, False])
