@@ -78,7 +78,7 @@ class Reads:
     def from_arrays(cls, arrays: Sequence[mx.array], weights: PackedWeights) -> "Reads":
         """The way back from `arrays`, of a pass that wrote."""
         reads, keep, write = arrays
-        return cls(reads, weights, lambda: Gates(keep, write))
+        return cls(reads, weights, lambda: Gates(keep, write), written=True)
 
     def correct(self, projection: str, base: mx.array, rows: slice | None = None) -> mx.array:
         """Add what was read to the output of a projection of the backbone; zero reads leave it as it is, bit for bit.

@@ -99,19 +99,19 @@ def test_reading_writes_nothing():
 
 
 def test_the_states_of_rows():
-    states = [mx.arange(3.0).reshape(3, 1, 1, 1), mx.zeros((1, 0, 0, 0))]
+    states = [mx.arange(3.0).reshape(3, 1, 1, 1), mx.zeros((3, 0, 0, 0))]
     of_rows = passes.of_rows(states, mx.array([2, 2, 0]))
     assert of_rows[0].flatten().tolist() == [2, 2, 0]
-    assert of_rows[1].shape == (1, 0, 0, 0)
+    assert of_rows[1].shape == (3, 0, 0, 0)
     assert passes.of_rows([mx.ones((1, 1, 2, 2))], mx.array([0, 0]))[0].shape == (1, 1, 2, 2)
 
 
 def test_corrupted_states():
     state = mx.random.normal((2, 3, 4, 4))
-    found, empty = passes.corrupted([state, mx.zeros((1, 0, 0, 0))])
+    found, empty = passes.corrupted([state, mx.zeros((3, 0, 0, 0))])
     expected = np.array(state)[:, [2, 0, 1]][:, :, [3, 0, 1, 2]][..., [3, 2, 1, 0]]
     assert mx.array_equal(found, mx.array(expected))
-    assert empty.shape == (1, 0, 0, 0)
+    assert empty.shape == (3, 0, 0, 0)
 
 
 def test_histories_that_are_empty():
@@ -153,7 +153,7 @@ def test_layers_without_a_memory():
     attach(model, DeltaMemConfig(rank=3, target_layers=(1,), output_init="random"))
     batch = batch_of(model)
     states = passes.of_rows(passes.write(model, batch, ignore), batch.rows)
-    assert [state.shape for state in states] == [(1, 0, 0, 0), (6, 1, 3, 3)]
+    assert [state.shape for state in states] == [(3, 0, 0, 0), (6, 1, 3, 3)]
     logits = passes.read(model, passes.corrupted(states), batch.asked)
     assert logits.shape == (6, batch.asked.targets.shape[1], 64)
 

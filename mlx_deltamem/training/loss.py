@@ -61,19 +61,21 @@ class EpisodeModel(nn.Module):
     Args:
         model: The attached model; of its parameters only the adapter's are trained.
         terms: What is minimised besides the cross-entropy.
+        segment: Checkpoint the write pass by layer and by so many tokens; 0 keeps all activations.
     """
 
-    def __init__(self, model: nn.Module, terms: LossTerms):
+    def __init__(self, model: nn.Module, terms: LossTerms, segment: int = 0):
         super().__init__()
         self.model = model
         self.watch = Watch()
         self.recall = Recall()
         self._terms = terms
+        self._segment = segment
 
     def __call__(self, batch: Batch) -> tuple[mx.array, mx.array]:
         """The loss of a batch, in nats, and the number of its answer tokens."""
         write_gates, read_gates = passes.GateMeans(batch.mask), passes.GateMeans(batch.asked.mask)
-        states = passes.write(self.model, batch, write_gates)
+        states = passes.write(self.model, batch, write_gates, self._segment)
         asked_states = passes.of_rows(states, batch.rows)
         logits = passes.read(self.model, asked_states, batch.asked, read_gates)
         loss = weighted_mean(answer_losses(logits, batch.asked), batch.asked.weights)

@@ -1,35 +1,17 @@
 """The two passes of an episode: the history is written into the memory, then texts are read with it (facts 3.3)."""
 
-from contextlib import nullcontext
-from dataclasses import dataclass
-
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.attention import Observer
 from mlx_deltamem.cache import PromptCache, make_prompt_cache, memory_alone
-from mlx_deltamem.memory import WriteUnits
 from mlx_deltamem.reads import Reads
 from mlx_deltamem.training.answers import logits_at
 from mlx_deltamem.training.batches import Asked, Batch
-from mlx_deltamem.use import observing, read_only, using_spans
+from mlx_deltamem.training.segments import write_states
+from mlx_deltamem.use import observing, read_only
 
 States = list[mx.array]  # by layer of the model, [B, H, r, r] float32, or [B, 0, 0, 0] where a layer has no memory
-
-
-@dataclass(frozen=True)
-class GivenUnits:
-    """What a pass writes, as arrays that a compiled step is given anew each time.
-
-    Attributes:
-        shares: `[B, U, T]` float32, the share of each token in its unit.
-    """
-
-    shares: mx.array
-
-    def units(self, batch: int, length: int, mask: mx.array | None) -> WriteUnits:
-        """As in `Spans`."""
-        return WriteUnits(self.shares, self.shares.any(axis=-1))
 
 
 class GateMeans:
@@ -52,26 +34,22 @@ class GateMeans:
         return mx.stack(self._means) if self._means else mx.zeros(1)
 
 
-def write(model: nn.Module, batch: Batch, watch: Observer) -> States:
+def write(model: nn.Module, batch: Batch, watch: Observer, segment: int = 0) -> States:
     """Read histories from an empty memory and give the states they leave, which gradients flow through.
 
     Args:
         model: An attached model.
         batch: Whose histories.
         watch: Told of each layer's gates.
+        segment: Keep of each layer and so many tokens only what goes into them for the gradient; 0 keeps everything.
 
     Returns:
         States of the B episodes; `empty(model)` where no episode has a history.
     """
     if not batch.history.shape[1]:
         return empty(model)
-    cache = _cache(model)
-    # A copy, since mlx-lm counts down the lengths that it is given in place.
-    cache[-1].lengths = mx.array(batch.lengths)
-    spans = nullcontext() if batch.shares is None else using_spans(model, GivenUnits(batch.shares))
-    with observing(model, watch), spans:
-        model(batch.history, cache=cache)
-    return cache[-1].cache
+    with observing(model, watch):
+        return write_states(model, batch.history, batch.lengths, batch.shares, segment or None)
 
 
 def read(model: nn.Module, states: States, asked: Asked, watch: Observer | None = None) -> mx.array:

@@ -59,7 +59,7 @@ class Run:
     def __post_init__(self) -> None:
         freeze_all_but_adapter(self.model)
         schedule = self.settings.schedule
-        self._module = EpisodeModel(self.model, self.settings.terms)
+        self._module = EpisodeModel(self.model, self.settings.terms, self.settings.schedule.segment)
         self._optimizer = ClippedAdamW(
             schedule.learning_rate,
             schedule.updates,
