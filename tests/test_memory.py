@@ -238,7 +238,7 @@ def test_packed_weights_are_kept_for_one_dtype_and_not_in_training():
     assert reads.correct("o_proj", mx.zeros((1, 1, 12), mx.bfloat16)).dtype == mx.bfloat16
     assert reads.correct("o_proj", mx.ones((1, 1, 12))).dtype == mx.float32
     layer.train()
-    assert layer.packed_weights(mx.float32) is not layer._packed_weights(mx.float32)
+    assert layer.packed_weights(mx.float32) is not layer.packed_weights(mx.float32)
 
 
 @pytest.mark.parametrize("rankwise", [True, False])
