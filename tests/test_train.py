@@ -67,9 +67,10 @@ def test_the_command_line_comes_before_the_file_and_the_file_before_the_defaults
 
 
 def test_a_run_is_resumed_as_it_was_begun(data, trained, tmp_path, monkeypatch):
-    assert (
-        trained(*tiny_options(data, **TINY), "--adapter-path", "run", "--save-every", 1, "--dtype", "bfloat16")[0] == 0
-    )
+    monkeypatch.chdir(data.parent)
+    options = tiny_options(data.name, **TINY, dtype="bfloat16", **{"save-every": 1})
+    assert trained(*options, "--adapter-path", tmp_path / "run")[0] == 0
+    monkeypatch.chdir(tmp_path)
     begun = (tmp_path / "run" / SETTINGS_FILE).read_text()
     weights = (tmp_path / "run" / WEIGHTS_FILE).read_bytes()
     code, out, _ = trained("--resume", "--adapter-path", "run", "--iters", 2, "--data", data)
