@@ -28,9 +28,10 @@ from mlx_deltamem.training import processes
 from mlx_deltamem.training.curves import draw_curves
 from mlx_deltamem.training.data import ON_ERROR, load_episodes
 from mlx_deltamem.training.episodes import Counts
+from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.option import flag
 from mlx_deltamem.training.options import GROUPS, Options
-from mlx_deltamem.training.run import Run, RunStoppedError
+from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.settings import RECIPE, Settings
 from mlx_deltamem.training.start import tie_output
 

@@ -81,6 +81,15 @@ def test_what_is_published_of_a_run(built):
         assert Path(backbone()).parent.as_posix().encode() not in content
 
 
+@pytest.mark.slow
+def test_a_run_is_the_same_each_time(data, tmp_path):
+    options = tiny_options(data, model=backbone("smollm3-tiny"), iters=3, seed=5)
+    processes = [Train(*options, "--adapter-path", name, cwd=tmp_path) for name in "ab"]
+    assert [process.end()[0] for process in processes] == [0, 0]
+    for name in (WEIGHTS_FILE, CONFIG_FILE, SETTINGS_FILE):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
 # ---- runs that survive
 
 

@@ -11,7 +11,7 @@ from mlx_deltamem.training.optimizer import ClippedAdamW
 from mlx_deltamem.training.run import freeze_all_but_adapter
 from tests.training import CONFIG, same, toy_model, weights_of
 
-PROGRESS = Progress(7, 1.25, "0123")
+PROGRESS = Progress(7, 1.25, 20, "0123")
 
 
 def parts(config=CONFIG) -> tuple[EpisodeModel, ClippedAdamW]:

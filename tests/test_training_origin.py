@@ -7,6 +7,7 @@ from mlx_deltamem import load_adapter, save_adapter
 from mlx_deltamem.adapter import CURVES_FILE, METRICS_FILE, SETTINGS_FILE
 from mlx_deltamem.card import make_card
 from mlx_deltamem.segments import Segments
+from mlx_deltamem.training.checkpoint import Progress
 from mlx_deltamem.training.metrics import Metrics
 from mlx_deltamem.training.origin import episodes_fingerprint, public_name, published_run, training_metadata
 from mlx_deltamem.training.settings import Schedule, Settings
@@ -33,9 +34,9 @@ def test_no_path_is_public(place, name):
 
 
 def test_what_an_adapter_tells():
-    assert training_metadata(SETTINGS, {}, 1200, 200) == {"trained": TRAINED}
+    assert training_metadata(SETTINGS, {}, Progress(200, 3.0, 1200)) == {"trained": TRAINED}
     earlier = {"trained": "before", "source_adapter": "anna/memory@1", "changed": "weights stored as bfloat16"}
-    assert training_metadata(SETTINGS, earlier, 1200, 100) == {
+    assert training_metadata(SETTINGS, earlier, Progress(100, 3.0, 1200)) == {
         "trained": f"before; then {TRAINED.replace('200 steps', '100 of 200 steps')}",
         "changed": "weights stored as bfloat16, then trained",
     }
@@ -45,7 +46,7 @@ def test_what_an_adapter_tells():
 def folder(tmp_path):
     """The folder of a trained adapter with what else a run leaves there."""
     trained = load_adapter(adapter())
-    save_adapter(replace(trained, metadata=training_metadata(SETTINGS, {}, 1200, 200)), tmp_path / "run")
+    save_adapter(replace(trained, metadata=training_metadata(SETTINGS, {}, Progress(200, 3.0, 1200))), tmp_path / "run")
     (tmp_path / "run" / SETTINGS_FILE).write_text(yaml.safe_dump(SETTINGS.flat()))
     Metrics(tmp_path / "run").add({"iteration": 1, "train_loss": 1.0, "seconds": 3723.4})
     Metrics(tmp_path / "run").add({"iteration": 1, "val_loss": 1.0})

@@ -14,9 +14,9 @@ from mlx_deltamem import attach, load_adapter
 from mlx_deltamem.adapter import METRICS_FILE, WEIGHTS_FILE
 from mlx_deltamem.attach import attached_attention, current_adapter
 from mlx_deltamem.convert import convert
+from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.metrics import Metrics
 from mlx_deltamem.training.monitor import Monitor
-from mlx_deltamem.training.run import RunStoppedError
 from tests.families import tiny_model
 from tests.training import (
     CONFIG,
@@ -246,7 +246,9 @@ def test_a_learning_rate_far_too_high_stops_the_run(tmp_path):
     assert "\n" not in str(stopped.value)
     # The first update is at rate 0. The second one throws the weights out, which are finite still; step 3 shows it.
     assert str(stopped.value).startswith("step 3 gave a loss of ")
-    assert "the checkpoint after step 1 is kept" in str(stopped.value)
+    assert f"the checkpoint after step 1 is kept: begin a new run with its adapter (--start {tmp_path}" in str(
+        stopped.value
+    )
     assert checkpoints(tmp_path / "run") == [1]
     weights = load_adapter(tmp_path / "run").weights
     assert all(mx.abs(weight).max().item() < 10 for weight in weights.values())
@@ -306,6 +308,35 @@ def test_a_folder_that_takes_nothing_more_stops_the_run(tmp_path):
 
     with pytest.raises(RunStoppedError, match=r"step 4 cannot be saved \(.*checkpoints.* after step 2 is kept"):
         run.train(Watched(EPISODES, 4 * PER_STEP, spoil), [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "[malloc_or_wait] Unable to allocate 99999 bytes.",
+        "[metal::malloc] Attempting to allocate 99999 bytes which is greater than\nthe maximum allowed buffer size",
+        "[METAL] Command buffer execution failed: Insufficient Memory (kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+        "cudaMallocAsync(&data, size, stream) failed: out of memory",
+    ],
+)
+def test_a_machine_with_too_little_memory_stops_the_run(error, tmp_path):
+    def fail() -> None:
+        raise RuntimeError(error)
+
+    run = toy_run(tmp_path / "run", save_every=1)
+    with pytest.raises(
+        RunStoppedError, match=r"more memory than there is .* after step 1 is kept: .* --batch-size"
+    ) as it:
+        run.train(Watched(EPISODES, 2 * PER_STEP, fail), [])
+    assert "\n" not in str(it.value)
+
+
+def test_other_errors_go_through(tmp_path):
+    def fail() -> None:
+        raise RuntimeError("another one")
+
+    with pytest.raises(RuntimeError, match=r"^another one$"):
+        toy_run(tmp_path / "run").train(Watched(EPISODES, 0, fail), [])
 
 
 # ---- what is trained, and what is not

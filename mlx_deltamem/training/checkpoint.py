@@ -29,12 +29,19 @@ class Progress:
     Attributes:
         iteration: Steps done; the data's position too, since the order of batches depends on the seed alone.
         seconds: The time they took.
+        episodes: How many the training data has.
         data: The fingerprint of the training data.
     """
 
     iteration: int = 0
     seconds: float = 0.0
+    episodes: int = 0
     data: str = ""
+
+    @classmethod
+    def read(cls, texts: Mapping[str, str]) -> "Progress":
+        """From its fields as texts."""
+        return cls(int(texts["iteration"]), float(texts["seconds"]), int(texts["episodes"]), texts["data"])
 
 
 @dataclass(frozen=True)
@@ -114,8 +121,7 @@ class Checkpoint:
             mx.eval(arrays)
             if metadata.pop("checksum") != _checksum(metadata, arrays):
                 raise ValueError("its checksum is wrong")
-            progress = Progress(int(metadata["iteration"]), float(metadata["seconds"]), metadata["data"])
-            return cls(progress, arrays)
+            return cls(Progress.read(metadata), arrays)
         except (RuntimeError, KeyError, ValueError) as error:
             rest = "go on from the one before it" if len(found) > 1 else "begin again"
             raise ValueError(f"{path} is damaged ({_one_line(error)}); delete it to {rest}") from None

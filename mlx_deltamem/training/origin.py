@@ -9,6 +9,7 @@ import yaml
 
 from mlx_deltamem.adapter import METRICS_FILE, SETTINGS_FILE
 from mlx_deltamem.hub import is_repo_name
+from mlx_deltamem.training.checkpoint import Progress
 from mlx_deltamem.training.episodes import Episode
 from mlx_deltamem.training.settings import PLACES, Settings
 
@@ -41,19 +42,18 @@ def _without_paths(path: Path) -> bytes:
     return yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode()
 
 
-def training_metadata(settings: Settings, earlier: Mapping[str, str], episodes: int, steps: int) -> dict[str, str]:
+def training_metadata(settings: Settings, earlier: Mapping[str, str], progress: Progress) -> dict[str, str]:
     """What an adapter's file is to tell of its training; the same for the same run, to the bit.
 
     Args:
         settings: Of the run.
         earlier: What is told of the adapter that the run began with.
-        episodes: How many the training data has.
-        steps: How many were taken.
+        progress: How far the run is.
     """
-    schedule = settings.schedule
+    schedule, steps = settings.schedule, progress.iteration
     taken = f"{steps:,}" if steps == schedule.iters else f"{steps:,} of {schedule.iters:,}"
     trained = (
-        f"for {public_name(settings.model)} on {public_name(settings.data)} ({episodes:,} episodes): "
+        f"for {public_name(settings.model)} on {public_name(settings.data)} ({progress.episodes:,} episodes): "
         f"{taken} steps of {schedule.batch_size}, seed {schedule.seed}"
     )
     metadata = {"trained": f"{earlier['trained']}; then {trained}" if "trained" in earlier else trained}

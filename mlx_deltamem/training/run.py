@@ -1,10 +1,12 @@
 """A training run, from its first step or from a checkpoint on."""
 
 import math
+import re
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,30 +16,24 @@ from mlx_lm.cli_ui import make_console
 from mlx_lm.tuner.trainer import TrainingArgs
 from mlx_lm.tuner.trainer import train as train_with_mlx_lm
 
-from mlx_deltamem.adapter import CARD_FILE, CURVES_FILE, METRICS_FILE, SETTINGS_FILE, WEIGHTS_FILE, Adapter
-from mlx_deltamem.adapter_folder import save_adapter
-from mlx_deltamem.attach import attached_attention, current_adapter
-from mlx_deltamem.config import CONFIG_FILE
-from mlx_deltamem.files import remove_unfinished
+from mlx_deltamem.attach import attached_attention
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.answers import head_at_positions
 from mlx_deltamem.training.batches import Batch, BatchMaker, BatchOrder
-from mlx_deltamem.training.checkpoint import Checkpoint, Progress, remove_unfinished_checkpoints
+from mlx_deltamem.training.checkpoint import Progress
 from mlx_deltamem.training.episodes import Episode
 from mlx_deltamem.training.feed import Feed
 from mlx_deltamem.training.interrupt import noticed_interrupts
+from mlx_deltamem.training.keeper import Keeper, RunStoppedError
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.metrics import Metrics
 from mlx_deltamem.training.monitor import Monitor
 from mlx_deltamem.training.optimizer import ClippedAdamW
-from mlx_deltamem.training.origin import episodes_fingerprint, training_metadata
+from mlx_deltamem.training.origin import episodes_fingerprint
 from mlx_deltamem.training.settings import Reporting, Settings
 
-_FILES = (SETTINGS_FILE, METRICS_FILE, CURVES_FILE, CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
-
-
-class RunStoppedError(ValueError):
-    """A run that cannot go on; the message says at which step and what is left of it."""
+# What MLX says on Metal, with CUDA and without a GPU.
+_OUT_OF_MEMORY = re.compile(r"malloc|out ?of ?memory|insufficient memory", re.I)
 
 
 @dataclass
@@ -67,9 +63,10 @@ class Run:
             schedule.weight_decay,
             schedule.max_grad_norm,
         )
-        # How far it was when it was resumed; the steps in the last checkpoint; the one that waits for the next step.
-        self._first, self._saved = Progress(), 0
-        self._waiting: tuple[Checkpoint, Adapter] | None = None
+        dtype = getattr(mx, self.reporting.dtype)
+        self._keeper = Keeper(self.folder, self._module, self._optimizer, self.settings, dtype)
+        # How far it was when it was resumed, and what it is trained on.
+        self._first = Progress()
         self._data, self._episodes = "", 0
         self._began = time.perf_counter()
         self._stopping = False
@@ -77,7 +74,7 @@ class Run:
     @property
     def kept(self) -> str:
         """What can be gone on from, in words."""
-        return f"the checkpoint after step {self._saved:,} is kept" if self._saved else "there is no checkpoint yet"
+        return self._keeper.kept
 
     @property
     def seconds(self) -> float:
@@ -103,15 +100,8 @@ class Run:
         Raises:
             ValueError: It is damaged, or of another adapter.
         """
-        if (checkpoint := Checkpoint.last(self.folder)) is not None:
-            checkpoint.restore(self._module, self._optimizer)
-            self._first = checkpoint.progress
-            self._saved = self._first.iteration
-        if processes.is_first():
-            for name in _FILES:
-                remove_unfinished(self.folder / name)
-            remove_unfinished_checkpoints(self.folder)
-        return self._saved
+        self._first = self._keeper.resume()
+        return self._first.iteration
 
     def train(self, episodes: Sequence[Episode], held_out: Sequence[Episode]) -> None:
         """Train to the end; where that is reached already, nothing is done but that the adapter is written again.
@@ -134,8 +124,7 @@ class Run:
                     Metrics(self.folder).go_back(self._first.iteration)
                 self._take_steps(episodes, held_out)
                 self._check(iters)
-                self._write_waiting(iters)
-            self._write(*self._now(iters))
+            self._keeper.keep(self._progress(iters))
 
     def _take_steps(self, episodes: Sequence[Episode], held_out: Sequence[Episode]) -> None:
         schedule = self.settings.schedule
@@ -150,7 +139,7 @@ class Run:
             schedule.iters,
             self.reporting.steps_per_report,
         )
-        with tempfile.TemporaryDirectory() as unused, head_at_positions(self.model):
+        with tempfile.TemporaryDirectory() as unused, head_at_positions(self.model), self._told_of_memory():
             # mlx-lm keeps weights of its own making; ours are in the checkpoints.
             train_with_mlx_lm(
                 self._module,
@@ -162,6 +151,19 @@ class Run:
                 iterate_batches=feed,
                 training_callback=monitor,
             )
+
+    @contextmanager
+    def _told_of_memory(self) -> Iterator[None]:
+        """Within it, a step for which the machine has too little memory ends the run as other failures do."""
+        try:
+            yield
+        except RuntimeError as error:
+            if _OUT_OF_MEMORY.search(str(error)) is None:
+                raise
+            raise RunStoppedError(
+                f"a step needs more memory than there is ({' '.join(str(error).split())}); {self.kept}: begin a new "
+                "run with a smaller --batch-size or --max-write-length, or with --segment"
+            ) from None
 
     def _training_args(self, unused: Path) -> TrainingArgs:
         schedule, reporting = self.settings.schedule, self.reporting
@@ -180,13 +182,12 @@ class Run:
     def _between(self, done: int) -> None:
         """What happens after each step, and before each held-out batch."""
         stopping = self._check(done)
-        self._write_waiting(done)
-        if done % self.reporting.save_every == 0 and self._complete(done) > self._saved:
-            # Weights that a step has spoiled may still be finite: the next step tells.
-            self._waiting = self._now(done)
+        new = self._complete(done) > self._keeper.saved
+        if new and done % self.reporting.save_every == 0:
+            self._keeper.keep_if_sound(self._progress(done))
         if stopping:
-            if self._complete(done) > self._saved:
-                self._write(*self._now(done))
+            if new:
+                self._keeper.keep(self._progress(done))
             raise KeyboardInterrupt
 
     def _check(self, done: int) -> bool:
@@ -195,10 +196,12 @@ class Run:
         broken, stopping = processes.any_of(not (math.isfinite(loss) and math.isfinite(norm)), self._stopping)
         if broken:
             where = f"step {done}" if self._module.training else f"the held-out data after step {done}"
+            begin = f"begin a new run with its adapter (--start {self.folder}) and" if self._keeper.saved else "try"
             raise RunStoppedError(
                 f"{where} gave a loss of {loss:g} and a gradient of norm {norm:g}; {self.kept}: "
-                "try a lower --learning-rate or a longer --warmup"
+                f"{begin} a lower --learning-rate or a longer --warmup"
             )
+        self._keeper.note_sound(done)
         return stopping
 
     def _complete(self, done: int) -> int:
@@ -206,35 +209,8 @@ class Run:
         only, so that these steps will be done again."""
         return done - done % self.settings.schedule.grad_accumulation_steps
 
-    def _now(self, done: int) -> tuple[Checkpoint, Adapter]:
-        """The run and its adapter after so many steps."""
-        done = self._complete(done)
-        adapter, dtype = current_adapter(self.model), getattr(mx, self.reporting.dtype)
-        weights = {name: weight.astype(dtype) for name, weight in adapter.weights.items()}
-        origin = training_metadata(self.settings, adapter.metadata, self._episodes, done)
-        checkpoint = Checkpoint.of(self._module, self._optimizer, Progress(done, self.seconds, self._data))
-        return checkpoint, replace(adapter, weights=weights, metadata=adapter.metadata | origin)
-
-    def _write_waiting(self, done: int) -> None:
-        """Write the checkpoint that a later step has shown to be sound."""
-        if self._waiting is not None and done > self._waiting[0].progress.iteration:
-            self._write(*self._waiting)
-
-    def _write(self, checkpoint: Checkpoint, adapter: Adapter) -> None:
-        self._waiting = None
-        done, problem = checkpoint.progress.iteration, None
-        if processes.is_first():
-            try:
-                checkpoint.check()
-                # First, so that a run is not finished before its adapter is there.
-                save_adapter(adapter, self.folder)
-                checkpoint.save(self.folder)
-            except (OSError, ValueError, RuntimeError) as error:
-                problem = error
-        if processes.any_of(problem is not None)[0]:
-            reason = problem or "see the first process"
-            raise RunStoppedError(f"step {done} cannot be saved ({reason}); {self.kept}") from problem
-        self._saved = done
+    def _progress(self, done: int) -> Progress:
+        return Progress(self._complete(done), self.seconds, self._episodes, self._data)
 
     def _notice_interrupt(self) -> None:
         self._stopping = True

@@ -1,0 +1,112 @@
+"""What is left of a run when it ends, however it ends: its last checkpoints, and its adapter as it was then."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_deltamem.adapter import CARD_FILE, CURVES_FILE, METRICS_FILE, SETTINGS_FILE, WEIGHTS_FILE, Adapter
+from mlx_deltamem.adapter_folder import save_adapter
+from mlx_deltamem.attach import current_adapter
+from mlx_deltamem.config import CONFIG_FILE
+from mlx_deltamem.files import remove_unfinished
+from mlx_deltamem.training import processes
+from mlx_deltamem.training.checkpoint import Checkpoint, Progress, remove_unfinished_checkpoints
+from mlx_deltamem.training.loss import EpisodeModel
+from mlx_deltamem.training.optimizer import ClippedAdamW
+from mlx_deltamem.training.origin import training_metadata
+from mlx_deltamem.training.settings import Settings
+
+_FILES = (SETTINGS_FILE, METRICS_FILE, CURVES_FILE, CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
+
+
+class RunStoppedError(ValueError):
+    """A run that cannot go on; the message says at which step and what is left of it."""
+
+
+class Keeper:
+    """Keeps a run in its folder.
+
+    Args:
+        folder: Of the run; the first process alone writes there.
+        module, optimizer, settings: Of the run.
+        dtype: What the adapter's weights are stored as.
+    """
+
+    def __init__(
+        self, folder: Path, module: EpisodeModel, optimizer: ClippedAdamW, settings: Settings, dtype: mx.Dtype
+    ):
+        self._folder = folder
+        self._module = module
+        self._optimizer = optimizer
+        self._settings = settings
+        self._dtype = dtype
+        self._waiting: tuple[Checkpoint, Adapter] | None = None
+        # The steps in the last checkpoint; 0 where there is none.
+        self.saved = 0
+
+    @property
+    def kept(self) -> str:
+        """What can be gone on from, in words."""
+        return f"the checkpoint after step {self.saved:,} is kept" if self.saved else "there is no checkpoint yet"
+
+    def resume(self) -> Progress:
+        """Put the run back to its last checkpoint, if there is one, and remove what killed processes left.
+
+        Raises:
+            ValueError: It is damaged, or of another adapter.
+        """
+        checkpoint = Checkpoint.last(self._folder)
+        if checkpoint is not None:
+            checkpoint.restore(self._module, self._optimizer)
+            self.saved = checkpoint.progress.iteration
+        if processes.is_first():
+            for name in _FILES:
+                remove_unfinished(self._folder / name)
+            remove_unfinished_checkpoints(self._folder)
+        return Progress() if checkpoint is None else checkpoint.progress
+
+    def keep_if_sound(self, progress: Progress) -> None:
+        """Keep the run as it is now, when the next step has shown that it is sound: weights that a step has spoiled
+        may still be finite."""
+        self._waiting = self._now(progress)
+
+    def note_sound(self, done: int) -> None:
+        """Note that the numbers of all steps up to this one are finite.
+
+        Raises:
+            RunStoppedError: What waited for it cannot be saved.
+        """
+        if self._waiting is not None and done > self._waiting[0].progress.iteration:
+            self._write(*self._waiting)
+
+    def keep(self, progress: Progress) -> None:
+        """Keep the run as it is now.
+
+        Raises:
+            RunStoppedError: It cannot be saved, or a number is not finite; what was there stays.
+        """
+        self._write(*self._now(progress))
+
+    def _now(self, progress: Progress) -> tuple[Checkpoint, Adapter]:
+        adapter = current_adapter(self._module.model)
+        weights = {name: weight.astype(self._dtype) for name, weight in adapter.weights.items()}
+        metadata = adapter.metadata | training_metadata(self._settings, adapter.metadata, progress)
+        checkpoint = Checkpoint.of(self._module, self._optimizer, progress)
+        return checkpoint, replace(adapter, weights=weights, metadata=metadata)
+
+    def _write(self, checkpoint: Checkpoint, adapter: Adapter) -> None:
+        self._waiting = None
+        done, problem = checkpoint.progress.iteration, None
+        if processes.is_first():
+            try:
+                checkpoint.check()
+                # First, so that a run is not finished before its adapter is there.
+                save_adapter(adapter, self._folder)
+                checkpoint.save(self._folder)
+            except (OSError, ValueError, RuntimeError) as error:
+                problem = error
+        if processes.any_of(problem is not None)[0]:
+            reason = problem or "see the first process"
+            raise RunStoppedError(f"step {done} cannot be saved ({reason}); {self.kept}") from problem
+        self.saved = done
