@@ -2,6 +2,7 @@ import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
 
 import json
 import os
+import signal
 from pathlib import Path
 
 # Products of matrices with rounded inputs are faster on some GPUs, and too far from the golden data.
@@ -12,6 +13,9 @@ import mlx.nn as nn
 import pytest
 
 from tests.host_kernels import kernels_on_host  # noqa: F401  (a fixture)
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and their processes too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO = Path(__file__).parents[1]
 GOLDENS = REPO.parent / "shared" / "goldens"

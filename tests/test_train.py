@@ -137,10 +137,10 @@ def test_records_that_are_left_out_are_named(data, trained, tmp_path):
     options = tiny_options("mixed", **TINY)
     code, _, err = trained(*options, "--adapter-path", "run")
     assert (code, not Path("run").exists()) == (2, True)
-    assert err.startswith("error: train.jsonl line 13 is no JSON")
+    assert err.startswith("error: train.jsonl line 13 is not JSON")
     code, out, _ = trained(*options, "--adapter-path", "run", "--on-error", "skip")
     assert code == 0
-    assert "Left out: train.jsonl line 17 is no JSON" in out
+    assert "Left out: train.jsonl line 17 is not JSON" in out
     assert "Left out: 2 more" in out
     # It is not asked for again.
     assert trained("--resume", "--adapter-path", "run")[0] == 0

@@ -304,7 +304,7 @@ def train(module: EpisodeModel, batch: Batch, optimizer: optim.Optimizer, steps:
 
 
 def adamw(steps: int) -> ClippedAdamW:
-    return ClippedAdamW(1e-2, steps, warmup=steps // 4, weight_decay=0.0, max_norm=1.0)
+    return ClippedAdamW(2e-2, steps, warmup=steps // 4, weight_decay=0.0, max_norm=1.0)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "4 bits", "8 bits"])

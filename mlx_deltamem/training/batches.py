@@ -13,7 +13,7 @@ from mlx_deltamem.training.episodes import Episode, Question
 
 # Lengths are rounded up to one of this many steps per octave, so that few shapes are ever compiled.
 _STEPS_PER_OCTAVE = 4
-_LEAST_STEP = 16
+_LEAST_STEP, _LEAST_STEP_OF_TOKENS = 8, 16
 # Batches are made of episodes of like length, out of this many batches' worth at a time.
 _BATCHES_AT_A_TIME = 16
 
@@ -138,17 +138,17 @@ def _at(questions: Sequence[Question], index: int) -> tuple[Question, bool]:
 def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Sequences padded at the right, `[sequences, length]` int32, and their lengths, int32."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int32)
-    padded = np.zeros((len(sequences), _rounded(int(lengths.max()))), np.int32)
+    padded = np.zeros((len(sequences), _rounded(int(lengths.max()), _LEAST_STEP_OF_TOKENS)), np.int32)
     for row, sequence in enumerate(sequences):
         padded[row, : len(sequence)] = sequence
     return padded, lengths
 
 
-def _rounded(length: int) -> int:
-    """The length rounded up: by a quarter at most, or to a multiple of 16."""
+def _rounded(length: int, least_step: int = _LEAST_STEP) -> int:
+    """The length rounded up: by a quarter at most, or to a multiple of `least_step`."""
     if length == 0:
         return 0
-    step = max(_LEAST_STEP, 2 ** (length - 1).bit_length() // (2 * _STEPS_PER_OCTAVE))
+    step = max(least_step, 2 ** (length - 1).bit_length() // (2 * _STEPS_PER_OCTAVE))
     return -(-length // step) * step
 
 
