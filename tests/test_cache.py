@@ -25,6 +25,7 @@ from mlx_deltamem import (
     reset_memory,
     set_memory,
 )
+from mlx_deltamem.cache import memory_alone
 from tests.conftest import adapter, backbone, distance
 from tests.families import tiny_model
 from tests.test_attach import CONFIGS, attached_model, every_family, random_ids
@@ -298,3 +299,14 @@ def test_read_only_generation_leaves_the_memory(loaded):
     with read_only(model):
         list(stream_generate(model, tokenizer, [3, 4, 5], max_tokens=4, prompt_cache=cache))
     assert all(mx.array_equal(state, before[layer]) for layer, state in memory(cache).items())
+
+
+def test_a_cache_of_the_memory_alone():
+    """What a text needs that is run in one call."""
+    model, ids = attached_model(), random_ids()
+    whole, alone = make_prompt_cache(model), memory_alone(make_prompt_cache(model))
+    assert distance(model(ids, cache=alone), model(ids, cache=whole)) == 0
+    assert all(distance(state, memory(whole)[layer]) == 0 for layer, state in memory(alone).items())
+    assert alone[:-1] == [None, None]
+    with pytest.raises(ValueError, match="prompt cache has 1 entries and no memory"):
+        model(ids, cache=alone[-1:])

@@ -245,14 +245,24 @@ def test_packed_weights_are_kept_for_one_dtype_and_not_in_training():
 def test_the_gates_are_those_of_the_equations(rankwise):
     layer = make_memory(DeltaMemConfig(rank=3, num_state_heads=2, couple_lambda=False, rankwise_gates=rankwise))
     x, state = mx.random.normal((2, 4, 12)), mx.zeros((2, 2, 3, 3))
-    written, read = (layer.read_and_write(x, state, Access(writing=writing))[0] for writing in (True, False))
-    gates = written.gates
-    for name, found in (("beta", gates.write), ("lambda", gates.keep)):
-        raw = np.array(x) @ np.array(layer[f"{name}_proj"]).T + np.array(layer[f"{name}_bias"])
-        assert distance(found.reshape(2, 4, -1), mx.array(sigmoid(raw))) <= 1e-6
-    assert (written.written, read.written) == (True, False)
-    assert mx.array_equal(read.gates.write, gates.write)
-    assert mx.array_equal(read.gates.keep, gates.keep)
+    units = WriteUnits(mx.full((2, 1, 4), 0.25), mx.array([[True], [True]]))
+    for access in (Access(), Access(units=units), Access(writing=False)):
+        reads, _ = layer.read_and_write(x, state, access)
+        assert reads.written == access.writing
+        for name, found in (("beta", reads.gates.write), ("lambda", reads.gates.keep)):
+            raw = np.array(x) @ np.array(layer[f"{name}_proj"]).T + np.array(layer[f"{name}_bias"])
+            assert distance(found.reshape(2, 4, -1), mx.array(sigmoid(raw))) <= 1e-6
+
+
+def test_gates_that_nobody_asks_for_are_not_computed():
+    layer = make_memory(DeltaMemConfig(rank=3))
+    x, state = mx.random.normal((2, 4, 12)), mx.zeros((2, 1, 3, 3))
+    computed = []
+    layer._gates = lambda *_: computed.append(True)
+    reads, _ = layer.read_and_write(x, state, Access(writing=False))
+    reads.correct("o_proj", mx.zeros((2, 4, 12)))
+    assert not computed
+    assert [reads.gates for _ in range(2)] == [None, None] and computed == [True]
 
 
 def test_means_of_half_precision_tokens_are_float32():
