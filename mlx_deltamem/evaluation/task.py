@@ -84,6 +84,7 @@ class Task(ABC):
         stop: Texts that end a reply, and are no part of it.
         breakdowns: Labels of questions that get a table each, beside the one of categories.
         curves: Labels of questions (numbers) that scores are drawn against.
+        outside_mean: Categories that the mean over all questions leaves out.
         data: The file or folder of the data (`--data NAME=PATH`); None where the task needs none or finds its own.
         seed: Decides what is drawn at random in the questions (`--seed`).
     """
@@ -94,6 +95,7 @@ class Task(ABC):
     stop: ClassVar[tuple[str, ...]] = ()
     breakdowns: ClassVar[tuple[str, ...]] = ()
     curves: ClassVar[tuple[str, ...]] = ()
+    outside_mean: ClassVar[tuple[str, ...]] = ()
 
     data: Path | None = None
     seed: int = 0
