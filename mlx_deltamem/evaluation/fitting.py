@@ -11,24 +11,28 @@ def text_tokens(backbone: Backbone, text: str) -> int:
     return len(backbone.tokenizer.encode(text, add_special_tokens=False))
 
 
-def tokens_left(backbone: Backbone, messages: Sequence[Message], reply: int) -> int | None:
-    """How many tokens a prompt may still grow by; None where the model does not tell how long its window is.
+def prompt_tokens(backbone: Backbone, messages: Sequence[Message]) -> int:
+    """The number of tokens of a chat that asks for a reply."""
+    return len(backbone.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
+
+
+def longest_prompt(backbone: Backbone, messages: Sequence[Message], reply: int) -> int | None:
+    """How many tokens a prompt may have; None where the model does not tell how long its window is.
 
     Args:
         backbone: Whose window and tokens.
-        messages: The prompt as yet.
+        messages: The prompt without its history.
         reply: Tokens that are kept for the reply.
 
     Raises:
-        ValueError: Not even these messages fit.
+        ValueError: A history cannot fit.
     """
     if backbone.window is None:
         return None
-    used = len(backbone.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
-    left = backbone.window - reply - used
-    if left <= 0:
+    longest, used = backbone.window - reply, prompt_tokens(backbone, messages)
+    if used >= longest:
         raise ValueError(
             f"the model's window of {backbone.window} tokens has no room for a history: the question takes {used} and "
             f"the reply may take {reply}; use a model with a longer window"
         )
-    return left
+    return longest

@@ -1,18 +1,18 @@
 """LoCoMo: questions about conversations of months (facts 4.1), https://github.com/snap-research/locomo."""
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from mlx_deltamem.evaluation.answers import first_line, locomo_tokens, porter_stem, token_f1
-from mlx_deltamem.evaluation.fitting import text_tokens, tokens_left
+from mlx_deltamem.evaluation.fitting import longest_prompt, prompt_tokens, text_tokens
 from mlx_deltamem.evaluation.locomo_data import (
     CATEGORIES,
     Asked,
     Conversation,
-    Session,
     Turn,
     downloaded,
     load_conversations,
@@ -152,32 +152,35 @@ def official_context(conversation: Conversation, prompts: list[str], backbone: B
             part the first turns.
     """
     introduction = _INTRODUCTION.format(*conversation.speakers)
-    longest = max(prompts, key=lambda prompt: text_tokens(backbone, prompt))
-    messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": f"{introduction}\n\n{longest}"}]
-    left = tokens_left(backbone, messages, _MAX_TOKENS)
+    last = "\n\n" + max(prompts, key=lambda prompt: text_tokens(backbone, prompt))
+
+    def prompt(text: str) -> list[Message]:
+        return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": introduction + text + last}]
+
+    longest = longest_prompt(backbone, prompt(""), _MAX_TOKENS)
+    if longest is None:
+        return introduction + _newest_first(conversation, backbone, math.inf)
+    budget = longest - prompt_tokens(backbone, prompt(""))
+    # Tokens of parts are not quite those of the whole.
+    while (excess := prompt_tokens(backbone, prompt(_newest_first(conversation, backbone, budget))) - longest) > 0:
+        budget -= excess
+    return introduction + _newest_first(conversation, backbone, budget)
+
+
+def _newest_first(conversation: Conversation, backbone: Backbone, budget: float) -> str:
+    """The oldest sessions that fit into so many tokens, and of the next one the last turns."""
     text = ""
     for session in conversation.sessions:
-        fitting, left = _fitting_session(session, backbone, left)
-        text = fitting + text
-        if left is not None and left <= 0:
-            break
-    return introduction + text
-
-
-def _fitting_session(session: Session, backbone: Backbone, left: int | None) -> tuple[str, int | None]:
-    """The last turns of a session that fit, under its date, and how many tokens are left; 0 if not all of it fits."""
-    header = f"\nDATE: {session.date}\nCONVERSATION:\n"
-    turns = [_turn_text(turn) for turn in session.turns]
-    if left is None:
-        return header + "".join(turns), None
-    left -= text_tokens(backbone, header)
-    text = ""
-    for turn in reversed(turns):
-        left -= text_tokens(backbone, turn)
-        if left < 0:
-            return header + text if text else "", 0
-        text = turn + text
-    return header + text, left
+        header = f"\nDATE: {session.date}\nCONVERSATION:\n"
+        budget -= text_tokens(backbone, header)
+        turns = ""
+        for turn in map(_turn_text, reversed(session.turns)):
+            budget -= text_tokens(backbone, turn)
+            if budget < 0:
+                return header + turns + text if turns else text
+            turns = turn + turns
+        text = header + turns + text
+    return text
 
 
 def _turn_text(turn: Turn) -> str:

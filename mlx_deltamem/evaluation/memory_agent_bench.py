@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from mlx_deltamem.evaluation.answers import first_line, span_tokens, token_f1
 from mlx_deltamem.evaluation.chunks import clip, fit, sentence_chunks
-from mlx_deltamem.evaluation.fitting import text_tokens, tokens_left
+from mlx_deltamem.evaluation.fitting import longest_prompt, prompt_tokens, text_tokens
 from mlx_deltamem.evaluation.mab_data import REPO, ContextRow, load_rows
 from mlx_deltamem.evaluation.mab_sources import SPLITS, find_source
 from mlx_deltamem.evaluation.movies import as_list, from_list, load_films, recall_at_5
@@ -120,11 +120,15 @@ class MemoryAgentBench(Task):
     def _fitted(self, row: ContextRow, prompts: list[str], backbone: Backbone) -> str:
         """The context as it goes into the prompt."""
         context = clip(row.context, self.characters)
-        if backbone.window is None or not prompts:
+        if not prompts:
             return context
-        longest = max(prompts, key=partial(text_tokens, backbone))
-        left = tokens_left(backbone, [_user(f"{_CONTEXT}\n\n{longest}")], row.source.max_tokens)
-        return fit(context, left, partial(text_tokens, backbone))
+        last = "\n\n" + max(prompts, key=partial(text_tokens, backbone))
+
+        def count(text: str) -> int:
+            return prompt_tokens(backbone, [_user(_CONTEXT + text + last)])
+
+        longest = longest_prompt(backbone, [_user(_CONTEXT + last)], row.source.max_tokens)
+        return context if longest is None else fit(context, longest, count)
 
     def _golds(self, row: ContextRow, answers: tuple[str, ...]) -> tuple[str, ...]:
         if row.source.metric != "recall@5":
