@@ -5,7 +5,7 @@ import sys
 
 from mlx_deltamem._version import __version__
 
-COMMANDS = ("benchmark", "chat", "convert", "generate", "inspect", "train", "upload")
+COMMANDS = ("benchmark", "chat", "convert", "evaluate", "generate", "inspect", "train", "upload")
 
 _USAGE = f"""usage: mlx_deltamem COMMAND ...
 

@@ -54,9 +54,9 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", "-m", type=_tokens, default=DEFAULT_MAX_TOKENS, help="Longest reply, in tokens."
     )
-    parser.add_argument("--temp", type=_number_from(0.0), default=DEFAULT_TEMP, help="Sampling temperature.")
-    parser.add_argument("--top-p", type=_number_from(0.0, 1.0), default=DEFAULT_TOP_P, help="Sampling top-p.")
-    parser.add_argument("--min-p", type=_number_from(0.0, 1.0), default=DEFAULT_MIN_P, help="Sampling min-p.")
+    parser.add_argument("--temp", type=number_from(0.0), default=DEFAULT_TEMP, help="Sampling temperature.")
+    parser.add_argument("--top-p", type=number_from(0.0, 1.0), default=DEFAULT_TOP_P, help="Sampling top-p.")
+    parser.add_argument("--min-p", type=number_from(0.0, 1.0), default=DEFAULT_MIN_P, help="Sampling min-p.")
     parser.add_argument("--top-k", type=count_from(0), default=DEFAULT_TOP_K, help="Sampling top-k.")
     parser.add_argument("--seed", type=count_from(0), help="Seed of the sampling.")
     parser.add_argument(
@@ -137,7 +137,9 @@ def _tokens(text: str) -> int:
     return int(text)
 
 
-def _number_from(least: float, most: float = math.inf) -> Callable[[str], float]:
+def number_from(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """An argparse type: a number that is neither smaller nor larger."""
+
     def parse(text: str) -> float:
         if not least <= float(text) <= most:
             raise argparse.ArgumentTypeError(f"{text} is out of range; expected {least:g} to {most:g}")

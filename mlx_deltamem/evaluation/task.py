@@ -14,19 +14,22 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.evaluation.question import Question
 
-OptionValue = bool | int | float | str | tuple[int, ...] | tuple[str, ...]
+OptionValue = bool | int | float | str | tuple[int, ...] | tuple[str, ...] | None
 
 
-def option(default: OptionValue, text: str, choices: tuple[str, ...] = (), numbers: int | None = None) -> object:
+def option(
+    default: OptionValue, text: str, choices: tuple[str, ...] = (), kind: type = str, count: int | None = None
+) -> object:
     """A field of a task that is an option of the command.
 
     Args:
         default: Its default, whose type is the option's. A tuple makes an option of several values.
         text: The option's help.
         choices: What it may be, each of several values.
-        numbers: How many values a tuple must have; None: any number from 1 on.
+        kind: The type of its values where the default does not tell: it is None or an empty tuple.
+        count: How many values a tuple has; None: any number.
     """
-    return field(default=default, metadata={"help": text, "choices": choices, "numbers": numbers})
+    return field(default=default, metadata={"help": text, "choices": choices, "kind": kind, "count": count})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,166 @@
+"""Measure whether a δ-mem adapter helps: questions with the history in the text, in the memory, or nowhere."""
+
+import argparse
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from mlx_deltamem.adapter import RESULTS_FILE
+from mlx_deltamem.command import command
+from mlx_deltamem.evaluation.analysis import analyse
+from mlx_deltamem.evaluation.asking import Manner
+from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, parse_conditions
+from mlx_deltamem.evaluation.costs import sum_up
+from mlx_deltamem.evaluation.report import REPORT_FILE, Report, write_report, write_results
+from mlx_deltamem.evaluation.run import Plan, Run, TaskRun, prepare
+from mlx_deltamem.evaluation.settings import check_settings
+from mlx_deltamem.evaluation.task import Sampling, Task
+from mlx_deltamem.evaluation.tasks import TASKS
+from mlx_deltamem.files import user_path
+from mlx_deltamem.fingerprint import origin_of
+from mlx_deltamem.hub import REFERENCE_ADAPTER
+from mlx_deltamem.options import DEFAULT_MODEL, add_model_options, count_from, load_model, number_from
+from mlx_deltamem.plots.option import load_figures
+from mlx_deltamem.progress import counting_progress
+from mlx_deltamem.tables.evaluation import result_tables
+from mlx_deltamem.tables.printing import print_tables
+
+
+def setup_arg_parser() -> argparse.ArgumentParser:
+    """Set up and return the argument parser. Options of tasks that are not given are None."""
+    parser = argparse.ArgumentParser(prog="mlx_deltamem.evaluate", description=__doc__)
+    add_model_options(parser)
+    parser.add_argument("--tasks", type=_names, required=True, help=f"Of {', '.join(TASKS)}, with commas between.")
+    meanings = "; ".join(f"{name}: {condition.meaning}" for name, condition in CONDITIONS.items())
+    default = ",".join(DEFAULT_CONDITIONS)
+    parser.add_argument("--conditions", type=_names, default=default, help=f"{meanings} (default: {default}).")
+    parser.add_argument("--output", type=user_path, required=True, help="Folder; a run that is there already goes on.")
+    parser.add_argument("--data", type=_place, action="append", default=[], metavar="TASK=PATH", help="A task's data.")
+    parser.add_argument("--limit", type=count_from(1), help="At most so many questions of each task.")
+    parser.add_argument("--batch-size", type=count_from(1), default=16, help="Questions side by side (default: 16).")
+    parser.add_argument("--seed", type=count_from(0), default=0, help="Of all that is drawn at random (default: 0).")
+    parser.add_argument("--seeds", type=count_from(0), nargs="+", help="Of sampled replies, one run each.")
+    parser.add_argument("--temp", type=number_from(0.0), help="Sampling temperature (default: the task's).")
+    parser.add_argument("--top-p", type=number_from(0.0, 1.0), help="Sampling top-p (default: the task's).")
+    parser.add_argument("--top-k", type=count_from(0), help="Sampling top-k (default: the task's).")
+    parser.add_argument(
+        "--writes",
+        choices=("on", "off"),
+        default="off",
+        help="Whether questions and replies are written into the memory; full always does, base and replay never "
+        "(default: off, as in training).",
+    )
+    parser.add_argument("--prefill-step-size", type=count_from(1), default=2048, help="Tokens to process at a time.")
+    parser.add_argument(
+        "--history-tokens",
+        type=count_from(1),
+        help="Tokens of text that are seen while a history is read into the memory (default: the model's window).",
+    )
+    for name, task in TASKS.items():
+        group = parser.add_argument_group(f"task {name}", task.source)
+        for each in fields(task):
+            if each.name not in ("data", "seed"):
+                _add_option(group, f"--{name}-{each.name.replace('_', '-')}", each.default, **each.metadata)
+    return parser
+
+
+def _add_option(
+    group: argparse._ArgumentGroup,
+    flag: str,
+    default: object,
+    help: str,
+    choices: tuple[str, ...],
+    kind: type,
+    count: int | None,
+) -> None:
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    text = f"{help} (default: {'any' if shown in ('', None) else shown})"
+    if isinstance(default, bool):
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+    elif isinstance(default, tuple):
+        kind = type(default[0]) if default else kind
+        group.add_argument(flag, type=kind, nargs=count or "+", choices=choices or None, help=text)
+    else:
+        kind = kind if default is None else type(default)
+        group.add_argument(flag, type=kind, choices=choices or None, help=text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
+def _place(text: str) -> tuple[str, Path]:
+    task, found, path = text.partition("=")
+    if not found or task not in TASKS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} names no task's data; expected TASK=PATH, TASK of {', '.join(TASKS)}"
+        )
+    return task, user_path(path)
+
+
+@command
+def main() -> None:
+    args = setup_arg_parser().parse_args()
+    tasks = [_task(name, args) for name in dict.fromkeys(args.tasks)]
+    conditions = parse_conditions(args.conditions)
+    model, tokenizer = load_model(args)
+    prepared = [prepare(task, _manner(task, args), model, tokenizer, args.limit) for task in tasks]
+    plan = Plan(conditions, tuple(args.seeds or (args.seed,)), args.batch_size, args.seed)
+    args.output.mkdir(parents=True, exist_ok=True)
+    settings = {each.task.name: each.settings for each in prepared}
+    check_settings(args.output, origin_of(model, tokenizer), {"seed": args.seed, "seeds": plan.seeds}, settings)
+    run = Run(model, tokenizer, plan, args.output)
+    with counting_progress(sum(map(run.amount, prepared))) as progress:
+        for each in prepared:
+            run.ask(each, progress)
+    _report(run, prepared, args, settings)
+
+
+def _report(run: Run, prepared: Sequence[TaskRun], args: argparse.Namespace, settings: Mapping[str, object]) -> None:
+    """Write the report, draw the figures, and print the results."""
+    names = {each.task.name: run.complete_conditions(each) for each in prepared}
+    results = [
+        analyse(each.task, run.rows(each, names[each.task.name]), names[each.task.name], args.seed) for each in prepared
+    ]
+    pictures: dict[str, list[str]] = {}
+    if importlib.util.find_spec("matplotlib") is not None:
+        draw = load_figures("evaluation").draw
+        pictures = {result.task.name: draw(result, args.output) for result in results}
+    costs = {
+        (task, condition): sum_up(run.measures_of(task, condition))
+        for task, conditions in names.items()
+        for condition in conditions
+    }
+    report = Report(args.model or DEFAULT_MODEL, args.adapter or REFERENCE_ADAPTER, settings, results, costs, pictures)
+    write_results(report, args.output / RESULTS_FILE)
+    write_report(report, args.output / REPORT_FILE)
+    print_tables(table for result in results for table in result_tables(result))
+    print(f"The report is in {args.output / REPORT_FILE}")
+
+
+def _task(name: str, args: argparse.Namespace) -> Task:
+    """A task with its options from the command line.
+
+    Raises:
+        ValueError: There is no such task, or its options cannot be met.
+    """
+    if name not in TASKS:
+        raise ValueError(f"there is no task {name}; there are {', '.join(TASKS)}")
+    kind = TASKS[name]
+    given = {}
+    for each in fields(kind):
+        value = getattr(args, f"{name}_{each.name}", None)
+        if value is not None:
+            given[each.name] = tuple(value) if isinstance(value, list) else value
+    return kind(data=dict(args.data).get(name), seed=args.seed, **given)
+
+
+def _manner(task: Task, args: argparse.Namespace) -> Manner:
+    asked = {name: getattr(args, name) for name in ("temp", "top_p", "top_k")}
+    own = {name: getattr(task.sampling, name) if value is None else value for name, value in asked.items()}
+    return Manner(Sampling(**own), task.stop, args.writes == "on", args.prefill_step_size, args.history_tokens)
+
+
+if __name__ == "__main__":
+    main()

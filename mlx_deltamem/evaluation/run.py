@@ -1,0 +1,202 @@
+"""Ask every question under every condition, and keep what came of it as it comes."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+
+import mlx.nn as nn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.evaluation.asking import Asker, Job, Manner
+from mlx_deltamem.evaluation.conditions import CONDITIONS, Condition, Memory, others
+from mlx_deltamem.evaluation.decoding import Reply
+from mlx_deltamem.evaluation.question import Question
+from mlx_deltamem.evaluation.records import JsonLines, Row
+from mlx_deltamem.evaluation.task import Backbone, Task
+from mlx_deltamem.progress import Counted
+from mlx_deltamem.runner import window
+
+RECORDS_FILE, MEASURES_FILE = "records.jsonl", "measures.jsonl"
+
+# Characters of all prompts side by side: long ones go alone, since each has keys and values of its own.
+_MOST_CHARACTERS = 60_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked, beside the tasks.
+
+    Attributes:
+        conditions: Under which conditions.
+        seeds: Of sampling; where the likeliest tokens are taken, only the first one counts.
+        batch_size: At most so many questions side by side.
+        seed: Decides which memory belongs to which question under `shuffled`.
+    """
+
+    conditions: tuple[Condition, ...]
+    seeds: tuple[int, ...] = (0,)
+    batch_size: int = 16
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """A task with its questions, ready to be asked.
+
+    Attributes:
+        task: The task.
+        questions: Its questions.
+        manner: How they are asked.
+    """
+
+    task: Task
+    questions: tuple[Question, ...]
+    manner: Manner
+
+    @property
+    def settings(self) -> Row:
+        """What decides the records: two runs with the same settings give the same ones."""
+        digest = hashlib.sha256()
+        for question in self.questions:
+            digest.update(json.dumps(asdict(question), sort_keys=True, default=str).encode())
+        manner = asdict(self.manner)
+        # They have no effect on the result.
+        del manner["prefill_step_size"]
+        return {"questions": len(self.questions), "sha256": digest.hexdigest(), **json.loads(json.dumps(manner))}
+
+
+def prepare(task: Task, manner: Manner, model: nn.Module, tokenizer: TokenizerWrapper, limit: int | None) -> TaskRun:
+    """Make a task's questions.
+
+    Raises:
+        ValueError: There are none, two have one id, or those of a group do not follow each other.
+    """
+    questions = tuple(islice(task.questions(Backbone(tokenizer, window(model))), limit))
+    if not questions:
+        raise ValueError(f"{task.name} has no questions; check its data and options")
+    ids = [question.id for question in questions]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{task.name} has two questions of one id; expected ids that are unique")
+    groups = [question.group for question in questions]
+    changes = 1 + sum(one != other for one, other in pairwise(groups))
+    if changes > len(set(groups)):
+        raise ValueError(f"{task.name} has questions of one group apart from each other; expected them in a row")
+    return TaskRun(task, questions, manner)
+
+
+class Run:
+    """A run, new or one that goes on.
+
+    Args:
+        model: An attached model.
+        tokenizer: Its tokenizer.
+        plan: What to ask.
+        folder: Where the records are.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: TokenizerWrapper, plan: Plan, folder: Path):
+        self._model = model
+        self._tokenizer = tokenizer
+        self._plan = plan
+        self.records = JsonLines(folder / RECORDS_FILE)
+        self.measures = JsonLines(folder / MEASURES_FILE)
+        self._done = {_key(row["task"], row["condition"], row["seed"], row["id"]) for row in self.records.rows}
+
+    def jobs(self, run: TaskRun) -> list[Job]:
+        """What is asked under each condition."""
+        seeds = self._plan.seeds if run.manner.sampling.temp else self._plan.seeds[:1]
+        return [Job(question, seed) for question in run.questions for seed in seeds]
+
+    def amount(self, run: TaskRun) -> int:
+        """How many times a question is asked in all."""
+        return len(self.jobs(run)) * len(self._plan.conditions)
+
+    def ask(self, run: TaskRun, progress: Counted) -> None:
+        """Ask a task's questions under all conditions; those that have a record already are not asked again.
+
+        Args:
+            run: The task.
+            progress: Told what is going on, and how much more is done.
+        """
+        groups = list(dict.fromkeys(question.group for question in run.questions))
+        shuffled = any(condition.memory is Memory.OTHER for condition in self._plan.conditions)
+        partners = others(groups, self._plan.seed) if shuffled else {}
+        histories = {question.group: question for question in run.questions}
+        asker = Asker(self._model, self._tokenizer, run.manner, histories, partners)
+        for condition in self._plan.conditions:
+            most = asker.most_at_once(condition, self._plan.batch_size)
+            # What is side by side is the same in a run that goes on, so that its rounding is.
+            for batch in _batches(self.jobs(run), condition, most):
+                progress(f"{run.task.name}, {condition.name}", 0)
+                self._ask_batch(run, asker, batch, condition)
+                progress(f"{run.task.name}, {condition.name}", len(batch))
+
+    def complete_conditions(self, run: TaskRun) -> list[str]:
+        """The conditions under which all of a task's questions have been asked, in this run or an earlier one."""
+        jobs = self.jobs(run)
+        return [
+            name
+            for name in CONDITIONS
+            if all(_key(run.task.name, name, job.seed, job.question.id) in self._done for job in jobs)
+        ]
+
+    def rows(self, run: TaskRun, conditions: Sequence[str]) -> list[Row]:
+        """The records of a task under some conditions, in the order of its questions."""
+        order = {(job.seed, job.question.id): place for place, job in enumerate(self.jobs(run))}
+        rows = [row for row in self.records.rows if row["task"] == run.task.name and row["condition"] in conditions]
+        asked = [row for row in rows if (row["seed"], row["id"]) in order]
+        return sorted(asked, key=lambda row: order[row["seed"], row["id"]])
+
+    def measures_of(self, task: str, condition: str) -> list[Row]:
+        """What was measured while a task's questions were asked under a condition."""
+        return [row for row in self.measures.rows if (row["task"], row["condition"]) == (task, condition)]
+
+    def _ask_batch(self, run: TaskRun, asker: Asker, batch: Sequence[Job], condition: Condition) -> None:
+        keys = [_key(run.task.name, condition.name, job.seed, job.question.id) for job in batch]
+        missing = [index for index, key in enumerate(keys) if key not in self._done]
+        if not missing:
+            return
+        replies, measures = asker.ask(batch, condition)
+        self.records.add(_record(run.task, condition, batch[index], replies[index]) for index in missing)
+        self._done.update(keys)
+        self.measures.add([{"task": run.task.name, "condition": condition.name, **asdict(measures)}])
+
+
+def _key(*parts: object) -> tuple[object, ...]:
+    return parts
+
+
+def _record(task: Task, condition: Condition, job: Job, reply: Reply) -> Row:
+    question = job.question
+    return {
+        "task": task.name,
+        "condition": condition.name,
+        "seed": job.seed,
+        "id": question.id,
+        "group": question.group,
+        "category": question.category,
+        "labels": dict(question.labels),
+        "question": question.question,
+        "golds": list(question.golds),
+        "reply": reply.text,
+        "tokens": reply.tokens,
+        "ending": reply.ending,
+        "scores": dict(task.score(question, reply.text)),
+    }
+
+
+def _batches(jobs: Sequence[Job], condition: Condition, most: int) -> Iterator[list[Job]]:
+    batch: list[Job] = []
+    characters = 0
+    for job in jobs:
+        size = sum(len(message["content"]) for message in job.question.messages(condition.text))
+        if batch and (len(batch) == most or characters + size > _MOST_CHARACTERS):
+            yield batch
+            batch, characters = [], 0
+        batch.append(job)
+        characters += size
+    if batch:
+        yield batch
