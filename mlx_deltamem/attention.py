@@ -125,15 +125,15 @@ class DeltaAttention:
             if self.training:
                 self.delta_plain = forward.plain
             return forward
-        if any(hasattr(value, "update_and_fetch") for value in (*args, *kwargs.values())):
-            raise ValueError(
-                "an attached layer was called with a cache and without its model, so its memory is out of reach; "
-                "call the model itself, or detach(model) first"
-            )
         if self.training and not getattr(self, "delta_plain", True):
             raise ValueError(
                 "an attached layer is run again for its gradient (gradient checkpointing) after a pass that began from "
                 "a memory, read it only or had spans, which are not known here; turn gradient checkpointing off"
+            )
+        if any(hasattr(value, "update_and_fetch") for value in (*args, *kwargs.values())):
+            raise ValueError(
+                "an attached layer was called with a cache and without its model, so its memory is out of reach; "
+                "call the model itself, or detach(model) first"
             )
         states = [mx.zeros((1, *self.delta_mem.state_shape))] * (self.delta_layer + 1)
         return ForwardPass(states, lambda *_: Access())
