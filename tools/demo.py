@@ -1,14 +1,13 @@
 """Show the memory at work, without the Hub: `python -m tools.demo` (or `make demo`).
 
-A small real model is told a few facts. Then the text is dropped, and questions are answered from the memory alone, with
-the adapter that comes with the project.
+A small real model is told facts, each in a chat of its own. Then the text is dropped, and a question is answered from
+the memory alone, with the adapter that comes with the project.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
 
 import copy
-import shlex
-import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from rich.console import Console
 from rich.table import Table
 
-from mlx_deltamem import detach, generate, load, make_prompt_cache, memory, read_only
+from mlx_deltamem import detach, load, make_prompt_cache, memory, read_only
 from mlx_deltamem.attach import is_attached
 from mlx_deltamem.cache import PromptCache
 from mlx_deltamem.memory_view import memory_view
@@ -30,53 +29,55 @@ ADAPTER = Path(__file__).parents[1] / "adapters" / "smollm2-135m-recall"
 # None of the values was in the adapter's training data.
 TOLD = (
     ("My cat is called Boris.", "What is my cat called?", "Boris"),
-    ("I grew up in Lima.", "Where did I grow up?", "Lima"),
+    ("My sister's name is Diana.", "What is my sister's name?", "Diana"),
     ("My favourite animal is the penguin.", "What is my favourite animal?", "penguin"),
+    ("My favourite colour is blue.", "What is my favourite colour?", "blue"),
+    ("My home town is Dublin.", "What is my home town?", "Dublin"),
+    ("I play the violin.", "Which instrument do I play?", "violin"),
 )
 REPLY_TOKENS = 16
+SHOWN_LAYERS = (5, 15, 25, 29)
 
 
 def main() -> None:
-    backbone = smollm2.build()
-    run_generate(
-        *("--model", shown(backbone), "--adapter", shown(ADAPTER)),
-        *("--prompt", TOLD[0][0], "--prompt", TOLD[0][1], "--history", "none", "--max-tokens", str(REPLY_TOKENS)),
-    )
-    model, tokenizer = load(backbone, ADAPTER)
-    show_what_is_recalled(model, tokenizer)
-
-
-def run_generate(*arguments: str) -> None:
-    """Run the command `mlx_deltamem.generate`, in this process for the sake of OpenBLAS, and show how it is typed."""
-    print("$ mlx_deltamem.generate", shlex.join(arguments))
-    sys.argv = ["mlx_deltamem.generate", *arguments]
-    generate.main()
-
-
-def show_what_is_recalled(model: nn.Module, tokenizer: TokenizerWrapper) -> None:
-    """Tell all facts in one chat, drop its text, and ask for each of them."""
+    model, tokenizer = load(smollm2.build(), ADAPTER)
     console = Console(width=110)
-    chat = [message for text, _, _ in TOLD for message in (said("user", text), said("assistant", "Got it."))]
-    told = make_prompt_cache(model)
-    model(mx.array([tokenizer.apply_chat_template(chat)]), cache=told)
-    remembered = memory_only(model, told)
-    print(f"\nTold in {len(TOLD)} turns: {' '.join(text for text, _, _ in TOLD)}")
-    print(f"The text is dropped. What is left is the memory, {remembered[-1].nbytes:,} bytes:")
-    console.print(memory_view(memory(remembered), None, console))
+    chats = [[said("user", text), said("assistant", "Got it.")] for text, _, _ in TOLD]
+    remembered = [told_and_dropped(model, tokenizer, chat) for chat in chats]
+    states = {layer: state for layer, state in memory(remembered[0]).items() if layer in SHOWN_LAYERS}
+    print(
+        f"Told: {TOLD[0][0]!r}. The text is dropped; what is left is the memory of {len(memory(remembered[0]))} layers,"
+    )
+    print(f"{remembered[0][-1].nbytes:,} bytes. Four of them:")
+    console.print(memory_view(states, None, console))
     questions = [[said("user", question)] for _, question, _ in TOLD]
-    from_memory = [reply(model, tokenizer, question, remembered) for question in questions]
+    columns = {"memory only": list(map(reply_with(model, tokenizer), questions, remembered))}
     detach(model)
-    without = [reply(model, tokenizer, question) for question in questions]
-    with_text = [reply(model, tokenizer, [*chat, *question]) for question in questions]
-    table = Table(title="Asked, with none of the text above unless the column says so", title_justify="left")
-    for heading in ("question", "frozen model", "frozen model, full text", "memory only"):
+    columns["frozen, without text"] = list(map(reply_with(model, tokenizer), questions))
+    whole = [[*chat, *question] for chat, question in zip(chats, questions, strict=True)]
+    columns["frozen, full text"] = list(map(reply_with(model, tokenizer), whole))
+    show(console, columns)
+
+
+def show(console: Console, columns: dict[str, list[str]]) -> None:
+    """The replies side by side, and how many of each kind name what was told."""
+    names = ("frozen, without text", "memory only", "frozen, full text")
+    table = Table(title="Each fact in a chat of its own, then asked for", title_justify="left", show_lines=True)
+    for heading in ("told", "asked", *names):
         table.add_column(heading)
-    for (_, question, _), *replies in zip(TOLD, without, with_text, from_memory, strict=True):
-        table.add_row(question, *replies)
+    for row, (text, question, _) in enumerate(TOLD):
+        table.add_row(text, question, *(columns[name][row] for name in names))
     console.print(table)
-    for name, replies in (("full text", with_text), ("memory only", from_memory)):
-        right = sum(value.lower() in answer.lower() for (_, _, value), answer in zip(TOLD, replies, strict=True))
-        print(f"Right with the {name}: {right} of {len(TOLD)}.")
+    for name in names:
+        right = sum(value.lower() in answer.lower() for (*_, value), answer in zip(TOLD, columns[name], strict=True))
+        print(f"Right, {name}: {right} of {len(TOLD)}.")
+
+
+def told_and_dropped(model: nn.Module, tokenizer: TokenizerWrapper, chat: list[Message]) -> PromptCache:
+    """A cache whose memory has read a chat, and which holds no text."""
+    cache = make_prompt_cache(model)
+    model(mx.array([tokenizer.apply_chat_template(chat)]), cache=cache)
+    return memory_only(model, cache)
 
 
 def said(role: str, text: str) -> Message:
@@ -88,20 +89,17 @@ def memory_only(model: nn.Module, cache: PromptCache) -> PromptCache:
     return [*make_prompt_cache(model)[:-1], copy.deepcopy(cache[-1])]
 
 
-def reply(
-    model: nn.Module, tokenizer: TokenizerWrapper, messages: list[Message], remembered: PromptCache | None = None
-) -> str:
-    """The greedy reply to a chat; an attached model starts from what it remembers, and only reads it."""
-    cache = make_prompt_cache(model) if remembered is None else memory_only(model, remembered)
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-    with read_only(model) if is_attached(model) else nullcontext():
-        parts = stream_generate(model, tokenizer, prompt, max_tokens=REPLY_TOKENS, prompt_cache=cache)
-        return "".join(part.text for part in parts)
+def reply_with(model: nn.Module, tokenizer: TokenizerWrapper) -> Callable[..., str]:
+    """The function that gives the greedy reply to a chat; an attached model starts from a memory and only reads it."""
 
+    def reply(messages: list[Message], remembered: PromptCache | None = None) -> str:
+        cache = make_prompt_cache(model) if remembered is None else memory_only(model, remembered)
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        with read_only(model) if is_attached(model) else nullcontext():
+            parts = stream_generate(model, tokenizer, prompt, max_tokens=REPLY_TOKENS, prompt_cache=cache)
+            return "".join(part.text for part in parts)
 
-def shown(path: Path) -> str:
-    """A path as one would type it here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return reply
 
 
 if __name__ == "__main__":
