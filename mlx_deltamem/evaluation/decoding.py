@@ -61,8 +61,9 @@ class _Growing:
             return Reply(self._text(), len(self._ids) + 1, "end")
         self._ids.append(token)
         # Looking for texts that stop it takes time, and most tasks have none.
-        text = self._text().lstrip() if self._stop or finish_reason else ""
-        places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        text = self._text() if self._stop or finish_reason else ""
+        begin = len(text) - len(text.lstrip())
+        places = [place for stop in self._stop if (place := text.find(stop, begin)) >= 0]
         if places:
             return Reply(text[: min(places)], len(self._ids), "stop")
         return Reply(text, len(self._ids), "length") if finish_reason else None

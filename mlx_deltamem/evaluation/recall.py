@@ -15,6 +15,8 @@ from mlx_deltamem.recall import Question as Asked
 from mlx_deltamem.recall.vocabulary import keys, values
 from mlx_deltamem.segments import ChatTemplate, Message
 
+_KEYS = {key.name: key for key in keys()}
+_INSTRUCTIONS = "code_word"
 _FIELD_OF_SETTINGS = ("filler", "gap", "updates", "deletions", "absent", "topic_switches")
 
 
@@ -29,7 +31,7 @@ class Recall(Task):
     name: ClassVar[str] = "recall"
     title: ClassVar[str] = "Recall of facts told in a chat"
     stop: ClassVar[tuple[str, ...]] = ("\n",)
-    breakdowns: ClassVar[tuple[str, ...]] = ("facts",)
+    breakdowns: ClassVar[tuple[str, ...]] = ("facts", "kind")
     curves: ClassVar[tuple[str, ...]] = ("distance_tokens", "distance_turns", "topic_switches", "facts")
 
     facts: tuple[int, ...] = option((1, 2, 4), "Facts told in a chat; so many questions for each of these numbers.")
@@ -94,16 +96,14 @@ class Recall(Task):
         message_ids = template.whole(history).message_ids if history else []
         told = "\n".join(each.value for each in episode.questions if each.value is not None)
         for number, each in enumerate(asked):
-            labels = {"facts": facts, "key": each.key, "values": _list_of(each.key), "told": told}
-            if each.turn is not None:
-                since = sum(message > 2 * each.turn for message in message_ids)
-                labels |= {
-                    "distance_turns": each.distance,
-                    "distance_tokens": since,
-                    "topic_switches": each.topic_switches,
-                }
+            key = _KEYS[each.key]
+            kind = "instruction" if key.family.name == _INSTRUCTIONS else "fact"
+            labels = {"facts": facts, "kind": kind, "key": key.name, "values": key.values, "told": told}
             if each.value is not None:
-                labels["value"] = each.value
+                # From the end of the message that told it, or updated it, to the question.
+                since = sum(message > 2 * each.turn for message in message_ids)
+                distances = {"distance_turns": each.distance, "distance_tokens": since}
+                labels |= {"value": each.value, "topic_switches": each.topic_switches, **distances}
             yield Question(
                 id=f"{group}, question {number}",
                 group=group,
@@ -114,8 +114,3 @@ class Recall(Task):
                 max_tokens=self.max_tokens,
                 labels=labels,
             )
-
-
-def _list_of(key: str) -> str:
-    """The name of a key's list of values."""
-    return next(each.values for each in keys() if each.name == key)

@@ -1,0 +1,163 @@
+"""The command mlx_deltamem.evaluate, and what it leaves in its folder."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlx_deltamem import load_adapter, save_adapter
+from mlx_deltamem.adapter import RESULTS_FILE
+from mlx_deltamem.card import make_card
+from mlx_deltamem.evaluate import setup_arg_parser
+from mlx_deltamem.evaluation.report import REPORT_FILE
+from mlx_deltamem.evaluation.run import RECORDS_FILE
+from mlx_deltamem.evaluation.settings import SETTINGS_FILE
+from tests.command_line import assert_refused, run_command
+from tests.conftest import adapter, backbone
+
+CONDITIONS = ("base", "full", "state", "none", "zeroed", "shuffled")
+SMALL = ("--recall-facts", 1, 2, "--recall-questions", 4, "--recall-filler", 0, 1, "--recall-max-tokens", 4)
+
+
+def arguments(folder: Path, *more: object) -> list[str]:
+    given = ["--model", backbone(), "--adapter", adapter(), "--tasks", "recall", "--output", folder, *SMALL, *more]
+    return list(map(str, given))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("evaluation") / "new" / "run"
+    result = run_command("evaluate", *arguments(folder))
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def results_of(folder: Path) -> dict:
+    """The results but for what depends on the clock."""
+    results = json.loads((folder / RESULTS_FILE).read_text())
+    del results["costs"]
+    return results
+
+
+def test_what_is_left_in_the_folder(run):
+    folder, result = run
+    names = {path.name for path in folder.iterdir()}
+    files = {"measures.jsonl", RECORDS_FILE, REPORT_FILE, RESULTS_FILE, SETTINGS_FILE}
+    assert names in (files, files | {"recall.png", "recall-curves.png"})
+    rows = [json.loads(line) for line in (folder / RECORDS_FILE).read_text().splitlines()]
+    assert len(rows) == len(CONDITIONS) * 8
+    assert "Recall of facts told in a chat: exact, in percent" in result.stdout
+    assert f"The report is in {folder / REPORT_FILE}" in result.stdout
+    assert "recall, state ..." in result.stderr
+
+
+def test_the_report(run):
+    text = (run[0] / REPORT_FILE).read_text()
+    assert text.startswith(f"# {adapter()} on {backbone()}\n")
+    for condition in CONDITIONS:
+        assert f"\n| {condition} | " in text
+    for line in ("### exact by facts", "### Differences", "| zeroed − none | +0.0 (+0.0 to +0.0) | 0 % |", "| ‖S‖ |"):
+        assert line in text
+    widths = [{line.count("|") for line in part.splitlines()} for part in text.split("\n\n") if part.startswith("| ")]
+    assert all(len(width) == 1 for width in widths)
+
+
+def test_the_results(run):
+    results = results_of(run[0])
+    whole = [row for row in results["results"] if row["task"] == "recall"]
+    assert [(row["condition"], row["metric"]) for row in whole] == [
+        (condition, metric) for metric in ("exact", "named") for condition in CONDITIONS
+    ]
+    assert all(row["interval"][0] <= row["value"] <= row["interval"][1] for row in whole)
+    assert {row["questions"] for row in whole} == {8}
+    assert {row["task"] for row in results["results"]} >= {"recall, facts 1", "recall, facts 2"}
+    assert ["zeroed", "none"] in [row["conditions"] for row in results["differences"]]
+
+
+def test_the_card_of_the_adapter_shows_the_results(run, tmp_path):
+    save_adapter(load_adapter(adapter()), tmp_path / "memory")
+    (tmp_path / "memory" / RESULTS_FILE).write_bytes((run[0] / RESULTS_FILE).read_bytes())
+    card = make_card(tmp_path / "memory", load_adapter(tmp_path / "memory")).text
+    assert "| task | condition | metric | value | interval | questions |" in card
+    assert re.search(r"\| recall \| state \| exact \| 0 \| 0 to \d[\d.]+ \| 8 \|", card)
+    result = run_command(
+        "upload", "--path", tmp_path / "memory", "--upload-repo", "anna/memory", "--license", "mit",
+        "--base-model", "a/b", "--dry-run",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert RESULTS_FILE in result.stdout
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_results(run, tmp_path):
+    command = [sys.executable, "-m", "mlx_deltamem", "evaluate", *arguments(tmp_path / "killed", "--batch-size", 2)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    for lines in (1, 9):
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            wait_for_lines(tmp_path / "killed" / RECORDS_FILE, lines, process)
+            process.send_signal(signal.SIGKILL)
+        assert not (tmp_path / "killed" / RESULTS_FILE).exists()
+    result = run_command("evaluate", *arguments(tmp_path / "killed", "--batch-size", 2))
+    assert result.returncode == 0, result.stderr
+    unbroken = run[0]
+    assert (tmp_path / "killed" / RECORDS_FILE).read_bytes() == (unbroken / RECORDS_FILE).read_bytes()
+    assert results_of(tmp_path / "killed") == results_of(unbroken)
+
+
+def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
+    while not (path.exists() and path.read_bytes().count(b"\n") >= count):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.001)
+
+
+def test_going_on_with_other_settings_is_refused(run):
+    folder, _ = run
+    before = (folder / RECORDS_FILE).read_bytes()
+    for more, message in (
+        (["--recall-facts", "1"], "has another recall (questions, sha256); leave it as it was, or name a new folder"),
+        (["--writes", "on"], "has another recall (writes)"),
+        (["--seed", "1"], "has another plan (seed, seeds)"),
+        (["--adapter", adapter("qwen3_msw4")], "has another adapter"),
+    ):
+        assert_refused(run_command("evaluate", *arguments(folder, *more)), message)
+    assert (folder / RECORDS_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--tasks", "recall,chess"], "there is no task chess; there are "),
+        (["--conditions", "state,text"], "there is no condition text; there are base, "),
+        (["--recall-facts", "1", "--recall-questions", "1"], "shuffled needs the memory of another history"),
+        (["--recall-deletions", "0", "2"], "2 deletions are wanted of 1 facts"),
+        (["--recall-keys", "wings"], "there is no key 'wings'"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(more, message, tmp_path):
+    assert_refused(run_command("evaluate", *arguments(tmp_path / "run", *more)), message)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data", "chess=a.json"], "'chess=a.json' names no task's data; expected TASK=PATH"),
+        (["--batch-size", "0"], "0 is too small; expected 1 or more"),
+        (["--recall-filler", "1"], "expected 2 arguments"),
+        (["--writes", "yes"], "invalid choice"),
+    ],
+)
+def test_options_that_are_none(more, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        setup_arg_parser().parse_args(arguments(tmp_path, *more))
+    assert message in capsys.readouterr().err
+
+
+def test_help_tells_conditions_and_tasks():
+    text = " ".join(setup_arg_parser().format_help().split())
+    for part in ("the history in the memory only", "task recall", "--recall-questions-each", "(default: 1 2 4)"):
+        assert part in text

@@ -1,0 +1,153 @@
+"""Runs: every question is asked once, whatever happens on the way."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mlx_deltamem.evaluation.analysis import analyse
+from mlx_deltamem.evaluation.asking import Manner
+from mlx_deltamem.evaluation.conditions import parse_conditions
+from mlx_deltamem.evaluation.costs import sum_up
+from mlx_deltamem.evaluation.question import Question
+from mlx_deltamem.evaluation.run import MEASURES_FILE, RECORDS_FILE, Plan, Run, prepare
+from mlx_deltamem.evaluation.task import Backbone, Sampling
+from tests.evaluations import Small, questions
+from tests.test_evaluation_conditions import loaded
+
+CONDITIONS = parse_conditions(("base", "state", "zeroed", "none", "shuffled"))
+PLAN = Plan(CONDITIONS, seeds=(3, 4), batch_size=4)
+
+
+def ask(folder: Path, plan: Plan = PLAN, manner: Manner | None = None, limit: int | None = None, task=None) -> Run:
+    model, tokenizer = loaded()
+    prepared = prepare(task or Small(), manner or Manner(), model, tokenizer, limit)
+    run = Run(model, tokenizer, plan, folder)
+    told = []
+    run.ask(prepared, lambda what, more: told.append(more))
+    assert sum(told) == run.amount(prepared)
+    return run
+
+
+def records(folder: Path) -> bytes:
+    return (folder / RECORDS_FILE).read_bytes()
+
+
+def test_every_question_is_asked_once_under_every_condition(tmp_path):
+    ask(tmp_path)
+    rows = [json.loads(line) for line in records(tmp_path).splitlines()]
+    expected = [(condition.name, 3, each.id) for condition in CONDITIONS for each in questions()]
+    assert [(row["condition"], row["seed"], row["id"]) for row in rows] == expected
+    assert all(row["task"] == "small" and row["scores"]["right"] in (0.0, 1.0) for row in rows)
+    zeroed, none = ([row["reply"] for row in rows if row["condition"] == name] for name in ("zeroed", "none"))
+    assert zeroed == none
+
+
+def test_sampled_replies_are_asked_with_every_seed(tmp_path):
+    run = ask(tmp_path, manner=Manner(Sampling(temp=1.0)))
+    assert [row["seed"] for row in run.records.rows[:4]] == [3, 4, 3, 4]
+    assert len(run.records.rows) == 2 * len(CONDITIONS) * len(questions())
+
+
+def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_records(tmp_path):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    ask(whole)
+    content = records(whole)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    # Between two rows, within one, and after some batches.
+    for length in (0, 10, len(content) // 5 + 7, len(content) // 2, content.rindex(b"\n", 0, -1) + 1, len(content) - 1):
+        (broken / RECORDS_FILE).write_bytes(content[:length])
+        ask(broken)
+        assert records(broken) == content
+
+
+def test_what_was_asked_is_not_asked_again(tmp_path, monkeypatch):
+    ask(tmp_path)
+    content = records(tmp_path)
+    monkeypatch.setattr("mlx_deltamem.evaluation.asking.Asker.ask", lambda *_: pytest.fail("asked again"))
+    ask(tmp_path)
+    assert records(tmp_path) == content
+
+
+def test_conditions_may_be_added(tmp_path):
+    ask(tmp_path, Plan(parse_conditions(("state",))))
+    run = ask(tmp_path, Plan(parse_conditions(("none",))))
+    model, tokenizer = loaded()
+    prepared = prepare(Small(), Manner(), model, tokenizer, None)
+    assert run.complete_conditions(prepared) == ["state", "none"]
+    rows = run.rows(prepared, ["state", "none"])
+    assert len(rows) == 12 and [row["id"] for row in rows[:2]] == ["0/0", "0/0"]
+    assert analyse(Small(), rows, ["state", "none"], 0).whole.means["none", "right"].questions == 6
+
+
+def test_a_condition_that_is_not_complete_is_left_out(tmp_path):
+    ask(tmp_path)
+    content = records(tmp_path)
+    (tmp_path / RECORDS_FILE).write_bytes(content[: len(content) // 2])
+    model, tokenizer = loaded()
+    run = Run(model, tokenizer, PLAN, tmp_path)
+    assert run.complete_conditions(prepare(Small(), Manner(), model, tokenizer, None)) == ["base", "state"]
+
+
+def test_measures_are_kept_by_condition(tmp_path):
+    run = ask(tmp_path)
+    costs = {condition.name: sum_up(run.measures_of("small", condition.name)) for condition in CONDITIONS}
+    assert costs["state"].norm > 0 and costs["state"].correction > 0 and 0 < costs["state"].write < 1
+    assert costs["none"].norm == costs["none"].correction == costs["zeroed"].norm == 0
+    assert costs["none"].write is None
+    assert all(each.prompt_tps > 0 and each.reply_tps > 0 and each.peak_memory > 0 for each in costs.values())
+    # The histories were read before `shuffled` was asked, and their gates are known all the same.
+    assert costs["shuffled"].write == pytest.approx(costs["state"].write)
+    assert len((tmp_path / MEASURES_FILE).read_text().splitlines()) == 2 * len(CONDITIONS)
+
+
+def test_a_limit(tmp_path):
+    assert len(ask(tmp_path, limit=4).records.rows) == 4 * len(CONDITIONS)
+
+
+def test_long_prompts_are_not_asked_side_by_side(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("mlx_deltamem.evaluation.run._MOST_CHARACTERS", 70)
+    original = Run._ask_batch
+    monkeypatch.setattr(
+        Run,
+        "_ask_batch",
+        lambda self, run, asker, batch, *rest: sizes.append(len(batch)) or original(self, run, asker, batch, *rest),
+    )
+    ask(tmp_path, Plan(parse_conditions(("base", "state"))))
+    assert sizes == [1] * 6 + [2, 2, 2]
+
+
+def settings(task=None, manner=None, limit=None) -> dict:
+    return prepare(task or Small(), manner or Manner(), *loaded(), limit).settings
+
+
+def test_settings_tell_what_decides_the_records():
+    assert settings() == settings() == settings(manner=Manner(prefill_step_size=3))
+    for other in ({"manner": Manner(writes=True)}, {"limit": 3}, {"manner": Manner(Sampling(temp=0.5))}):
+        assert settings(**other) != settings()
+
+    @dataclass(frozen=True)
+    class Changed(Small):
+        def questions(self, backbone: Backbone) -> Iterator[Question]:
+            yield from questions(max_tokens=8)
+
+    assert settings(Changed())["sha256"] != settings()["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([], "small has no questions; check its data and options"),
+        (questions(1, 1) * 2, "small has two questions of one id; expected ids that are unique"),
+        (questions(2, 2)[::2] + questions(2, 2)[1:2], "small has questions of one group apart from each other"),
+    ],
+)
+def test_questions_that_cannot_be_asked(found, message, monkeypatch):
+    monkeypatch.setattr(Small, "questions", lambda self, backbone: iter(found))
+    with pytest.raises(ValueError, match=message):
+        prepare(Small(), Manner(), *loaded(), None)
