@@ -1,0 +1,38 @@
+"""How much text fits into a model's window, in its own tokens."""
+
+from collections.abc import Sequence
+
+from mlx_deltamem.evaluation.task import Backbone
+from mlx_deltamem.segments import Message
+
+
+def text_tokens(backbone: Backbone, text: str) -> int:
+    """The number of tokens of a text by itself."""
+    return len(backbone.tokenizer.encode(text, add_special_tokens=False))
+
+
+def prompt_tokens(backbone: Backbone, messages: Sequence[Message]) -> int:
+    """The number of tokens of a chat that asks for a reply."""
+    return len(backbone.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
+
+
+def longest_prompt(backbone: Backbone, messages: Sequence[Message], reply: int) -> int | None:
+    """How many tokens a prompt may have; None where the model does not tell how long its window is.
+
+    Args:
+        backbone: Whose window and tokens.
+        messages: The prompt without its history.
+        reply: Tokens that are kept for the reply.
+
+    Raises:
+        ValueError: A history cannot fit.
+    """
+    if backbone.window is None:
+        return None
+    longest, used = backbone.window - reply, prompt_tokens(backbone, messages)
+    if used >= longest:
+        raise ValueError(
+            f"the model's window of {backbone.window} tokens has no room for a history: the question takes {used} and "
+            f"the reply may take {reply}; use a model with a longer window"
+        )
+    return longest
