@@ -245,6 +245,16 @@ def test_what_is_measured():
     assert alone.written == 3 * len(history.ids)
     assert 0 < alone.write / alone.written < 1
     assert state.prompt_tokens > alone.prompt_tokens > 0
+    assert state.beyond_window == 0
+
+
+def test_prompts_beyond_the_window_are_counted(monkeypatch):
+    asked = questions(2, 2)
+    template = ChatTemplate(loaded()[1], enable_thinking=False)
+    lengths = [len(template.whole(question.messages(True), generation_prompt=True).ids) for question in asked]
+    monkeypatch.setattr("mlx_deltamem.evaluation.asking.window", lambda model: sorted(lengths)[1])
+    _, measures = asker(asked).ask([Job(question, 0) for question in asked], CONDITIONS["base"])
+    assert measures.beyond_window == 2
 
 
 def test_conditions_by_name():

@@ -48,7 +48,7 @@ def result(task: Small, questions: int = 200, conditions: tuple[str, ...] = tupl
 
 def report(*results: Result) -> Report:
     costs = {
-        (each.task.name, name): Costs(123.4, 5.6, 10**9, None, 0.0, 0.25)
+        (each.task.name, name): Costs(123.4, 5.6, 10**9, 3, None, 0.0, 0.25)
         for each in results
         for name in each.conditions
     }
@@ -68,6 +68,7 @@ def test_published_numbers_stand_beside_ours(tmp_path):
     assert "The means leave out: two." in text
     assert "| state | 123.4 | 5.6 | 1000 | – | 0 | 0.25 |" in text
     assert "![told.png](told.png)" in text
+    assert "3 prompts under `state` were longer than the model's window." in text
 
 
 def test_clear_differences_are_bold(tmp_path):
@@ -104,5 +105,7 @@ def test_the_figures_can_be_read(conditions, monkeypatch, tmp_path):
     for figure in (plots.scores_figure(found), plots.curves_figure(found)):
         shown = figures.assert_readable(figure, monkeypatch)
         assert {"right, %", *conditions} <= set(shown)
+    many = [record(q, "state", q % 2, category=f"a long category {q % 25}") for q in range(50)]
+    figures.assert_readable(plots.scores_figure(analyse(Small(), many, ["state"], 0)), monkeypatch)
     assert plots.draw(found, tmp_path) == ["small.png", "small-curves.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"small.png", "small-curves.png"}

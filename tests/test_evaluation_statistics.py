@@ -62,6 +62,21 @@ def test_a_single_group_is_drawn_by_question():
     assert found.low < 50 < found.high
 
 
+def test_scores_that_are_all_alike_leave_a_doubt():
+    none, all_of_them = (Bootstrap(np.full((1, 500), score), alone(500), seed=0).mean(0) for score in (0.0, 1.0))
+    # None of 500: at most 0.735 %, as tables of Clopper and Pearson's intervals have it.
+    assert (none.value, none.low) == (0, 0) and none.high == pytest.approx(0.735, abs=1e-3)
+    assert (all_of_them.value, all_of_them.high) == (100, 100)
+    assert all_of_them.low == pytest.approx(100 - none.high)
+    # Of questions about 5 histories, there are 5 trials.
+    few = Bootstrap(np.zeros((1, 500)), [str(index % 5) for index in range(500)], seed=0)
+    assert few.mean(0).high == pytest.approx(52.2, abs=0.05)
+    assert few.difference(0, 0) == Estimate(0.0, 0.0, 0.0, 500)
+    # Neither of them.
+    half = Bootstrap(np.full((1, 10), 0.5), alone(10), seed=0).mean(0)
+    assert half == Estimate(50.0, 50.0, 50.0, 10)
+
+
 def test_the_seed_decides():
     scores = GENERATOR.random((2, 30))
     assert Bootstrap(scores, alone(30), 1).mean(0) == Bootstrap(scores, alone(30), 1).mean(0)

@@ -1,6 +1,7 @@
 """Ask a model questions under a condition. Each begins from a cache and a memory of its own."""
 
 import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -67,6 +68,7 @@ class Measures:
         prompt_tokens, prompt_seconds: Of histories and prompts as they were run: what is shared is counted once.
         reply_tokens, reply_seconds: Of replies.
         peak_memory: The most memory in use, in bytes.
+        beyond_window: Prompts that were longer than the model's window.
         write, written: The sum of β over layers and written tokens of histories and shared text, and their number.
         correction, corrected: The sum of ‖Δo‖ / ‖o‖ over layers and tokens of the questions, and their number.
         norm, prompts: The sum of ‖S‖, the mean norm of the layers' states before a question, and the questions' number.
@@ -77,6 +79,7 @@ class Measures:
     reply_tokens: int = 0
     reply_seconds: float = 0.0
     peak_memory: int = 0
+    beyond_window: int = 0
     write: float = 0.0
     written: int = 0
     correction: float = 0.0
@@ -181,6 +184,7 @@ class Asker:
         cache = self._cache(question, condition, prompt, measures)
         measures.prompt_seconds += time.perf_counter() - begun
         measures.norm += mean_norm(cache[-1].cache)
+        measures.beyond_window += prompt.length > (window(self._model) or math.inf)
         sampler = seeded_sampler(self._manner.sampling, job.seed + question.index)
         return Start(cache, prompt.own.ids, question.max_tokens, sampler)
 

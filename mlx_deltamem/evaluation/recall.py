@@ -114,4 +114,3 @@ class Recall(Task):
                 max_tokens=self.max_tokens,
                 labels=labels,
             )
-

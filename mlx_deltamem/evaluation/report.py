@@ -13,8 +13,8 @@ from mlx_deltamem.files import new_file
 
 REPORT_FILE = "report.md"
 _NOTES = f"""Scores are in percent, with 95 % intervals of a paired bootstrap ({RESAMPLES:,} resamples): what is drawn
-is a group of questions about one history, the same for all conditions. An interval without width means that all scores
-are alike, not that there is no doubt. A difference whose interval leaves 0 out is in bold.
+is a group of questions about one history, the same for all conditions. Where all scores are 0, or all 100, the
+interval is that of a binomial distribution. A difference whose interval leaves 0 out is in bold.
 
 Under `base` and `none` the memory is attached and stays empty, where it is an exact no-op: their speeds have its cost
 in them (`mlx_deltamem.benchmark` measures speeds). β is of the tokens of histories as they are written, ‖S‖ of the
@@ -193,7 +193,14 @@ def _costs(result: Result, report: Report) -> str:
             )
             rows.append([condition, *map(_number, numbers)])
     titles = ("condition", "tokens/s read", "tokens/s generated", "peak memory, MB", "β", "‖S‖", "‖Δo‖ / ‖o‖")
-    return f"### Cost and effect\n\n{_table(titles, rows)}" if rows else ""
+    return "\n\n".join(["### Cost and effect", _table(titles, rows), *_too_long(result, report)]) if rows else ""
+
+
+def _too_long(result: Result, report: Report) -> Iterable[str]:
+    for condition in result.conditions:
+        costs = report.costs.get((result.task.name, condition))
+        if costs is not None and costs.beyond_window:
+            yield f"{costs.beyond_window:,} prompts under `{condition}` were longer than the model's window."
 
 
 def _published(result: Result) -> str:

@@ -17,7 +17,7 @@ class Estimate:
 
     Attributes:
         value: The estimate.
-        low, high: Its 95 % interval; where all scores are alike it has no width, and says nothing.
+        low, high: Its 95 % interval.
         questions: How many questions it is of.
     """
 
@@ -32,6 +32,9 @@ class Bootstrap:
 
     What is resampled are groups of questions, with all of their questions: questions about one history share its luck.
     Where there is one group only, it is the questions, and what is known is about that one history.
+
+    Where all scores of a condition are 0, or all are 1, resamples are all alike: the interval is then the exact one of
+    a binomial distribution (Clopper and Pearson), each unit that is drawn being one trial.
 
     Args:
         scores: `[C, Q]`, of C conditions and Q questions, from 0 to 1.
@@ -48,10 +51,17 @@ class Bootstrap:
         unit_of = np.array([units[group] for group in groups]) if units else np.arange(self._questions)
         counts = np.bincount(unit_of).astype(float)
         sums = np.stack([np.bincount(unit_of, row) for row in scores])
+        self._units = len(counts)
+        self._extremes = scores.min(axis=1), scores.max(axis=1)
         self._resampled = _resample(sums, counts, np.random.default_rng(seed), resamples)
 
     def mean(self, condition: int) -> Estimate:
         """The mean of a condition."""
+        lowest, highest = (float(extreme[condition]) for extreme in self._extremes)
+        if lowest == highest and lowest in (0.0, 1.0):
+            # The share at which as many trials come out alike with a chance of 2.5 %.
+            share = 100 * (_TAILS[0] / 100) ** (1 / self._units)
+            return Estimate(100 * lowest, *((share, 100.0) if lowest else (0.0, 100 - share)), self._questions)
         return self._estimate(self._means[condition], self._resampled[condition])
 
     def difference(self, one: int, other: int) -> Estimate:

@@ -12,7 +12,9 @@ from mlx_deltamem.evaluation.analysis import Curve, Result
 from mlx_deltamem.evaluation.statistics import Estimate
 from mlx_deltamem.plots.style import BLUE, GREEN, GREY, VERMILLION, WIDTH, add_title, save_figure, styled
 
-_HEIGHT, _CURVE_HEIGHT, _ACROSS = 2.6, 2.4, 2
+# Inches; the last is the room for names that stand upright.
+_HEIGHT, _CURVE_HEIGHT, _UPRIGHT = 2.6, 2.4, 1.2
+_ACROSS = 2
 # More of Okabe and Ito's colours.
 _ORANGE, _SKY, _PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
 # What is the same in all figures: text solid, memory dashed, controls dotted.
@@ -28,6 +30,8 @@ _STYLES = {
 _HATCHES = {"zeroed": "//", "shuffled": "\\\\", "none": ".."}
 # Of the room that a group of bars has.
 _BARS = 0.8
+# The most groups whose names have room side by side.
+_MOST_LEVEL = 6
 
 
 def draw(result: Result, folder: Path) -> list[str]:
@@ -72,7 +76,11 @@ def scores_figure(result: Result) -> Figure:
             linewidth=0,
             error_kw={"elinewidth": 0.8, "ecolor": "0.3"},
         )
-    axes.set_xticks(range(len(groups)), [name for name, _ in groups])
+    if len(groups) > _MOST_LEVEL:
+        axes.set_xticks(range(len(groups)), [name.replace("\n", " ") for name, _ in groups], rotation=90)
+        figure.set_figheight(_HEIGHT + _UPRIGHT)
+    else:
+        axes.set_xticks(range(len(groups)), [name for name, _ in groups])
     _percent(axes, result)
     figure.legend(loc="outside lower center", ncols=len(result.conditions))
     return figure
