@@ -52,7 +52,8 @@ def test_questions_of_a_group_are_drawn_together():
 
 def test_groups_of_different_size_count_by_question():
     scores = np.array([[1.0, 1.0, 1.0, 0.0]])
-    assert Bootstrap(scores, ["a", "a", "a", "b"], seed=0).mean(0).value == 75
+    # Resamples are of both groups (75), of the large one twice (100), and of the small one twice (0).
+    assert Bootstrap(scores, ["a", "a", "a", "b"], seed=0).mean(0) == Estimate(75.0, 0.0, 100.0, 4)
 
 
 def test_a_single_group_is_drawn_by_question():

@@ -16,6 +16,8 @@ _NOTES = f"""Scores are in percent, with 95 % intervals of a paired bootstrap ({
 is a group of questions about one history, the same for all conditions. Where all scores are 0, or all 100, the
 interval is that of a binomial distribution. A difference whose interval leaves 0 out is in bold.
 
+Every question begins from a cache and a memory of its own, whatever was asked before it.
+
 Under `base` and `none` the memory is attached and stays empty, where it is an exact no-op: their speeds have its cost
 in them (`mlx_deltamem.benchmark` measures speeds). β is of the tokens of histories as they are written, ‖S‖ of the
 states just before a question, ‖Δo‖ / ‖o‖ of the tokens of questions: means over the layers."""
