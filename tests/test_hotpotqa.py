@@ -103,7 +103,9 @@ def test_without_data_it_is_the_validation_split_on_the_hub(monkeypatch):
         yield "row 1", row()
 
     monkeypatch.setattr(hotpotqa, "hub_rows", hub_rows)
-    assert len(asked(HotpotQA())) == 1 and loaded == [("hotpotqa/hotpot_qa", "validation", "distractor")]
+    assert len(asked(HotpotQA())) == 1 and loaded == [
+        ("hotpotqa/hotpot_qa", "validation", "distractor/validation-*.parquet")
+    ]
 
 
 @pytest.mark.parametrize(

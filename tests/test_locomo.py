@@ -11,6 +11,7 @@ from mlx_deltamem.evaluation.answers import porter_stem
 from mlx_deltamem.evaluation.fitting import text_tokens
 from mlx_deltamem.evaluation.locomo import Locomo
 from mlx_deltamem.evaluation.locomo_data import CATEGORIES
+from mlx_deltamem.evaluation.task import Backbone
 from tests.conftest import REPO
 from tests.evaluation_tables import asked, check_questions, exactly, oracle_and_mute, table, tiny_backbone
 
@@ -36,12 +37,14 @@ def sample(*questions, name="conv-1"):
         "conversation": {
             "speaker_a": "Mia",
             "speaker_b": "Tom",
+            "session_10_date_time": "1:00 pm on 3 June, 2023",
+            "session_10": [turn("Mia", "More figs!")],
             "session_1_date_time": "9:00 am on 1 May, 2023",
             "session_1": [turn("Mia", "I bought figs."), turn("Tom", "Nice!", blip_caption="a photo of a fig")],
             "session_2_date_time": "8:30 pm on 2 May, 2023",
             "session_2": [turn("Tom", "Any left?"), turn("Mia", "None.")],
-            "session_10_date_time": "1:00 pm on 3 June, 2023",
-            "session_10": [turn("Mia", "More figs!")],
+            "session_3_date_time": "8:30 pm on 3 May, 2023",
+            "session_3": [],
             "session_11_date_time": "1:00 pm on 4 June, 2023",
         },
         "qa": list(questions),
@@ -178,6 +181,27 @@ def test_what_does_not_fit_the_window_is_the_newest(locomo):
         assert lost not in context and all(text in context for text in kept)
     with pytest.raises(ValueError, match="no room for a history"):
         asked(task, 100)
+
+
+class UnevenTokenizer:
+    """Counts more tokens in a chat than in its parts, as tokenizers with merges may."""
+
+    def encode(self, text, add_special_tokens):
+        return text.split()
+
+    def apply_chat_template(self, messages, add_generation_prompt):
+        words = sum(len(message["content"].split()) for message in messages)
+        return [0] * (words + words // 10)
+
+
+def test_the_whole_prompt_fits_where_its_parts_have_fewer_tokens(locomo):
+    task = locomo(sample(qa("single_hop")))
+    lengths = []
+    for window in range(190, 240):
+        (question,) = task.questions(Backbone(UnevenTokenizer(), window))
+        lengths.append(len(UnevenTokenizer().apply_chat_template(question.messages(with_history=True), True)))
+        assert lengths[-1] <= window - 50
+    assert len(set(lengths)) > 3
 
 
 def test_an_oracle_has_all_points_and_a_mute_none(locomo):

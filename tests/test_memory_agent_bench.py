@@ -239,19 +239,32 @@ def test_files_of_the_hub_can_be_read_from_disk(tmp_path):
 def test_without_data_it_is_the_data_set_on_the_hub(monkeypatch):
     loaded = []
 
-    def hub_rows(repo, split):
-        loaded.append((repo, split))
+    def hub_rows(repo, split, files):
+        loaded.append((repo, split, files))
         yield f"{repo} {split} row 1", row("icl_nlu_8296shot_balance", ("What?", ["3"]))
 
     monkeypatch.setattr(mab_data, "hub_rows", hub_rows)
     assert len(asked(MemoryAgentBench(splits=("Test_Time_Learning",)))) == 1
-    assert loaded == [("ai-hyz/MemoryAgentBench", "Test_Time_Learning")]
+    assert loaded == [("ai-hyz/MemoryAgentBench", "Test_Time_Learning", "data/Test_Time_Learning-*.parquet")]
+
+
+def test_rows_of_the_hub_are_those_of_the_files_that_are_named(tmp_path):
+    pytest.importorskip("datasets")
+    (tmp_path / "data").mkdir()
+    for name in ("test-00000-of-00002", "test-00001-of-00002", "train-00000-of-00001"):
+        (tmp_path / "data" / f"{name}.jsonl").write_text(json.dumps({"file": name}) + "\n")
+    found = list(rows.hub_rows(str(tmp_path), "test", "data/test-*.jsonl"))
+    assert [row["file"] for _, row in found] == ["test-00000-of-00002", "test-00001-of-00002"]
+    assert found[1][0] == f"{tmp_path} test row 2"
+    with pytest.raises(FileNotFoundError, match="cannot be had") as told:
+        list(rows.hub_rows(str(tmp_path), "test", "data/none-*.jsonl"))
+    assert "\n" not in str(told.value)
 
 
 def test_rows_of_the_hub_need_a_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package datasets.*pip install 'mlx-deltamem\[evaluate\]'"):
-        list(rows.hub_rows("user/name", "train"))
+        list(rows.hub_rows("user/name", "train", "*.parquet"))
 
 
 @pytest.mark.parametrize(
@@ -277,6 +290,7 @@ def test_missing_data_are_told(tmp_path):
         asked(MemoryAgentBench(data=tmp_path))
     with pytest.raises(FileNotFoundError, match="there is no file"):
         asked(MemoryAgentBench(data=tmp_path / "none.jsonl"))
+    (tmp_path / "none.csv").touch()
     with pytest.raises(ValueError, match=r"expected one of \.jsonl, \.json, \.parquet"):
         asked(MemoryAgentBench(data=tmp_path / "none.csv"))
     (tmp_path / "rows.jsonl").write_text(json.dumps(row("recsys_redial_full", ("Who?", ["1"]))))

@@ -93,7 +93,7 @@ def _match(said: list[str], wanted: list[str]) -> tuple[float, float]:
 
 
 def _rows(data: Path | None) -> Iterator[tuple[str, Row]]:
-    return hub_rows(_REPO, "validation", "distractor") if data is None else file_rows(data)
+    return file_rows(data) if data else hub_rows(_REPO, "validation", "distractor/validation-*.parquet")
 
 
 def _passages(place: str, row: Row) -> list[str]:

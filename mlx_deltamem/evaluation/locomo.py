@@ -121,7 +121,7 @@ class Locomo(Task):
 
     def score(self, question: Question, reply: str) -> Mapping[str, float]:
         """The F1 of stems; of an adversarial question, whether the reply finds no information."""
-        line = first_line(reply.replace('\\"', "'")).lower()
+        line = first_line(reply).lower()
         if question.category == "adversarial":
             return {"f1": float(_finds_nothing(line, question.golds))}
         line, gold = _LETTERS.sub("", line), question.golds[0]

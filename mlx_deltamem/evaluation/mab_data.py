@@ -64,7 +64,7 @@ def _rows(data: Path | None, splits: tuple[str, ...]) -> Iterator[tuple[str, Row
     if data is None:
         for split in SPLITS:
             if split in splits:
-                yield from hub_rows(REPO, split)
+                yield from hub_rows(REPO, split, f"data/{split}-*.parquet")
         return
     for file in folder_files(data) if data.is_dir() else [data]:
         # The names of films, which stand beside the rows.

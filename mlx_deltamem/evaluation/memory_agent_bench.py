@@ -48,7 +48,7 @@ class MemoryAgentBench(Task):
     )
     chunk_tokens: int = option(4096, "The longest chunk, in tokens; it ends where a sentence does.")
     splits: tuple[str, ...] = option(tuple(SPLITS), "The splits to ask about.", tuple(SPLITS))
-    sources: tuple[str, ...] = option((), "What the names of sources must begin with (default: all sources).")
+    sources: tuple[str, ...] = option((), "What the names of sources must begin with.")
 
     @property
     def published(self) -> tuple[Published, ...]:
