@@ -2,20 +2,24 @@
 
 import argparse
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from mlx_deltamem.adapter import RESULTS_FILE
 from mlx_deltamem.command import command
-from mlx_deltamem.evaluation.analysis import analyse
+from mlx_deltamem.evaluation.analysis import Result, analyse
 from mlx_deltamem.evaluation.asking import Manner
-from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, parse_conditions
+from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, Condition, parse_conditions
 from mlx_deltamem.evaluation.costs import sum_up
+from mlx_deltamem.evaluation.harness import HarnessOptions, check_harness_tasks
+from mlx_deltamem.evaluation.harness_run import HarnessRun, HarnessTask, asked_conditions
+from mlx_deltamem.evaluation.records import Row
 from mlx_deltamem.evaluation.report import REPORT_FILE, Report, write_report, write_results
-from mlx_deltamem.evaluation.run import Plan, Run, TaskRun, prepare
+from mlx_deltamem.evaluation.run import Plan, Run, prepare
 from mlx_deltamem.evaluation.settings import check_settings
-from mlx_deltamem.evaluation.task import Sampling, Task
+from mlx_deltamem.evaluation.task import Described, Sampling, Task
 from mlx_deltamem.evaluation.tasks import TASKS
 from mlx_deltamem.files import user_path
 from mlx_deltamem.fingerprint import origin_of
@@ -31,7 +35,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser. Options of tasks that are not given are None."""
     parser = argparse.ArgumentParser(prog="mlx_deltamem.evaluate", description=__doc__)
     add_model_options(parser)
-    parser.add_argument("--tasks", type=_names, required=True, help=f"Of {', '.join(TASKS)}, with commas between.")
+    parser.add_argument(
+        "--tasks",
+        type=_names,
+        required=True,
+        help=f"Of {', '.join(TASKS)}, and any of lm-evaluation-harness (ifeval, gsm8k, mmlu ...), with commas between.",
+    )
     meanings = "; ".join(f"{name}: {condition.meaning}" for name, condition in CONDITIONS.items())
     default = ",".join(DEFAULT_CONDITIONS)
     parser.add_argument("--conditions", type=_names, default=default, help=f"{meanings} (default: {default}).")
@@ -62,6 +71,11 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         for each in fields(task):
             if each.name not in ("data", "seed"):
                 _add_option(group, f"--{name}-{each.name.replace('_', '-')}", each.default, **each.metadata)
+    group = parser.add_argument_group("tasks of lm-evaluation-harness", "They are asked under base and full only.")
+    group.add_argument("--harness-shots", type=count_from(0), help="Examples in a prompt (default: the task's).")
+    group.add_argument("--harness-max-tokens", type=count_from(1), help="The longest reply (default: the task's).")
+    group.add_argument("--harness-include", type=user_path, help="A folder with tasks of your own (.yaml).")
+    group.add_argument("--harness-run-code", action="store_true", help="Let tasks run what the model writes.")
     return parser
 
 
@@ -102,35 +116,82 @@ def _place(text: str) -> tuple[str, Path]:
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
-    tasks = [_task(name, args) for name in dict.fromkeys(args.tasks)]
+    names = list(dict.fromkeys(args.tasks))
     conditions = parse_conditions(args.conditions)
+    tasks = [_task(name, args) for name in names if name in TASKS]
+    harness_names = [name for name in names if name not in TASKS]
+    _check_harness(harness_names, conditions, args)
     model, tokenizer = load_model(args)
     prepared = [prepare(task, _manner(task, args), model, tokenizer, args.limit) for task in tasks]
     plan = Plan(conditions, tuple(args.seeds or (args.seed,)), args.batch_size, args.seed)
+    options = _harness_options(args)
     args.output.mkdir(parents=True, exist_ok=True)
     settings = {each.task.name: each.settings for each in prepared}
+    settings |= {name: options.settings for name in harness_names}
     check_settings(args.output, origin_of(model, tokenizer), {"seed": args.seed, "seeds": plan.seeds}, settings)
     run = Run(model, tokenizer, plan, args.output)
-    with counting_progress(sum(map(run.amount, prepared))) as progress:
+    harness = HarnessRun(model, tokenizer, options, run.records)
+    amount = sum(map(run.amount, prepared)) + len(harness_names) * len(asked_conditions(conditions))
+    with counting_progress(amount) as progress:
         for each in prepared:
             run.ask(each, progress)
-    _report(run, prepared, args, settings)
+        for name in harness_names:
+            harness.ask(name, conditions, progress)
+    results = [_result(each.task, run.complete_conditions(each), partial(run.rows, each), args) for each in prepared]
+    for name in harness_names:
+        rows = partial(harness.rows, name)
+        results.append(_result(HarnessTask(name), harness.complete_conditions(name), rows, args))
+    _report(run, results, args, settings)
 
 
-def _report(run: Run, prepared: Sequence[TaskRun], args: argparse.Namespace, settings: Mapping[str, object]) -> None:
+def _check_harness(names: Sequence[str], conditions: Sequence[Condition], args: argparse.Namespace) -> None:
+    """Check, before any work, that tasks of the harness can be run.
+
+    Raises:
+        ValueError: lm-eval is not installed or has no such task, or no condition is one for them.
+    """
+    if not names:
+        return
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError(
+            f"there is no task {', '.join(names)}; there are {', '.join(TASKS)}, and those of lm-evaluation-harness "
+            "with pip install 'mlx-deltamem[evaluate]'"
+        )
+    check_harness_tasks(names, args.harness_include)
+    if not asked_conditions(conditions):
+        raise ValueError(f"{', '.join(names)} can be asked under base and full only; add one to --conditions")
+
+
+def _harness_options(args: argparse.Namespace) -> HarnessOptions:
+    return HarnessOptions(
+        limit=args.limit,
+        batch_size=args.batch_size,
+        shots=args.harness_shots,
+        max_tokens=args.harness_max_tokens,
+        seed=args.seed,
+        include=args.harness_include,
+        run_code=args.harness_run_code,
+    )
+
+
+def _result(
+    task: Described, conditions: Sequence[str], rows: Callable[[Sequence[str]], Sequence[Row]], args: argparse.Namespace
+) -> Result:
+    return analyse(task, rows(conditions), conditions, args.seed)
+
+
+def _report(run: Run, results: Sequence[Result], args: argparse.Namespace, settings: Mapping[str, object]) -> None:
     """Write the report, draw the figures, and print the results."""
-    names = {each.task.name: run.complete_conditions(each) for each in prepared}
-    results = [
-        analyse(each.task, run.rows(each, names[each.task.name]), names[each.task.name], args.seed) for each in prepared
-    ]
     pictures: dict[str, list[str]] = {}
     if importlib.util.find_spec("matplotlib") is not None:
         draw = load_figures("evaluation").draw
         pictures = {result.task.name: draw(result, args.output) for result in results}
+    measured = {(row["task"], row["condition"]) for row in run.measures.rows}
     costs = {
-        (task, condition): sum_up(run.measures_of(task, condition))
-        for task, conditions in names.items()
-        for condition in conditions
+        (result.task.name, condition): sum_up(run.measures_of(result.task.name, condition))
+        for result in results
+        for condition in result.conditions
+        if (result.task.name, condition) in measured
     }
     report = Report(args.model or DEFAULT_MODEL, args.adapter or REFERENCE_ADAPTER, settings, results, costs, pictures)
     write_results(report, args.output / RESULTS_FILE)
@@ -143,10 +204,8 @@ def _task(name: str, args: argparse.Namespace) -> Task:
     """A task with its options from the command line.
 
     Raises:
-        ValueError: There is no such task, or its options cannot be met.
+        ValueError: Its options cannot be met.
     """
-    if name not in TASKS:
-        raise ValueError(f"there is no task {name}; there are {', '.join(TASKS)}")
     kind = TASKS[name]
     given = {}
     for each in fields(kind):

@@ -131,7 +131,7 @@ def test_going_on_with_other_settings_is_refused(run):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--tasks", "recall,chess"], "there is no task chess; there are "),
+        (["--tasks", "recall,chess"], "there is no task chess"),
         (["--conditions", "state,text"], "there is no condition text; there are base, "),
         (["--recall-facts", "1", "--recall-questions", "1"], "shuffled needs the memory of another history"),
         (["--recall-deletions", "0", "2"], "2 deletions are wanted of 1 facts"),

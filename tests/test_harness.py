@@ -6,8 +6,18 @@ import json
 import pytest
 
 from mlx_deltamem import load
-from mlx_deltamem.evaluation.harness import HarnessOptions, check_harness_tasks, run_harness_task, task_manager
+from mlx_deltamem.adapter import RESULTS_FILE
+from mlx_deltamem.evaluation.harness import (
+    HarnessOptions,
+    check_harness_tasks,
+    harness_differences,
+    run_harness_task,
+    task_manager,
+)
 from mlx_deltamem.evaluation.published import HARNESS
+from mlx_deltamem.evaluation.report import REPORT_FILE
+from mlx_deltamem.evaluation.run import RECORDS_FILE
+from tests.command_line import assert_refused, run_command
 from tests.conftest import adapter, backbone, randomise
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
@@ -128,7 +138,7 @@ def test_scores_are_the_harness_s_own(loaded, tasks):
     assert [sample.gold for sample in reply.samples] == ["bees", "a boat", "nobody"]
     assert run(loaded, tasks, "tiny_text").scores["word_perplexity"] > 1
     assert run(loaded, tasks, "tiny_reply", limit=2).questions == 2
-    assert reply.differences and not reply.published
+    assert harness_differences(reply.task) and reply.task not in HARNESS
 
 
 @needs_harness
@@ -181,3 +191,46 @@ def test_published_numbers_are_there():
     assert {number.value for number in HARNESS["ifeval"] if number.method == "δ-mem TSW"} == {82.99}
     assert {number.value for number in HARNESS["gpqa_diamond"] if number.method == "δ-mem SSW"} == {41.41}
     assert all(number.condition in ("", "base", "full") for numbers in HARNESS.values() for number in numbers)
+
+
+def command(tasks, folder, *more):
+    given = ["--model", backbone(), "--adapter", adapter(), "--tasks", "tiny_choice,tiny_reply", "--output", folder]
+    return run_command("evaluate", *given, "--harness-include", tasks, *more)
+
+
+@needs_harness
+def test_the_command_asks_tasks_of_the_harness(tasks, tmp_path):
+    result = command(tasks, tmp_path / "run", "--conditions", "base,state,full")
+    assert result.returncode == 0, result.stderr
+    records = (tmp_path / "run" / RECORDS_FILE).read_bytes()
+    rows = [json.loads(line) for line in records.splitlines()]
+    found = [(row["task"], row["condition"], row["id"]) for row in rows]
+    assert found == [
+        (task, condition, f"{task}/{index}")
+        for task in ("tiny_choice", "tiny_reply")
+        for condition in ("base", "full")
+        for index in range(3)
+    ]
+    report = (tmp_path / "run" / REPORT_FILE).read_text()
+    assert "## tiny_reply (lm-evaluation-harness)" in report and "- Adapters that write means of messages" in report
+    results = json.loads((tmp_path / "run" / RESULTS_FILE).read_text())["results"]
+    assert {(row["task"], row["metric"]) for row in results} >= {("tiny_choice", "acc")}
+    # Cut off within the third of four: that one and the last are asked again, and nothing is there twice.
+    (tmp_path / "run" / RECORDS_FILE).write_bytes(records[: records.index(b"\n", len(records) * 5 // 8) + 20])
+    assert command(tasks, tmp_path / "run", "--conditions", "base,full").returncode == 0
+    assert (tmp_path / "run" / RECORDS_FILE).read_bytes() == records
+
+
+@needs_harness
+def test_the_command_refuses_what_the_harness_cannot_do(tasks, tmp_path):
+    assert_refused(command(tasks, tmp_path, "--conditions", "state"), "can be asked under base and full only")
+    assert_refused(
+        command(tasks, tmp_path, "--tasks", "tiny_choise"), "there is no task tiny_choise, here or in lm-eval"
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")
+def test_the_command_tells_how_to_have_the_harness(tasks, tmp_path):
+    result = command(tasks, tmp_path)
+    assert_refused(result, "there is no task tiny_choice, tiny_reply; there are ")
+    assert "pip install 'mlx-deltamem[evaluate]'" in result.stderr

@@ -7,7 +7,7 @@ import numpy as np
 
 from mlx_deltamem.evaluation.records import Row
 from mlx_deltamem.evaluation.statistics import Bootstrap, Estimate
-from mlx_deltamem.evaluation.task import Task
+from mlx_deltamem.evaluation.task import Described
 
 # What is compared, where both were asked: the first ought to be better.
 COMPARED = (
@@ -71,7 +71,7 @@ class Result:
         distinct_replies: By two conditions that are compared, the share of questions whose replies differ.
     """
 
-    task: Task
+    task: Described
     conditions: tuple[str, ...]
     metrics: tuple[str, ...]
     whole: Subset
@@ -138,7 +138,7 @@ class Table:
         return sorted({row["labels"][label] for row in self.questions if label in row["labels"]})
 
 
-def analyse(task: Task, rows: Sequence[Row], conditions: Sequence[str], seed: int) -> Result:
+def analyse(task: Described, rows: Sequence[Row], conditions: Sequence[str], seed: int) -> Result:
     """The results of a task from its records.
 
     Args:

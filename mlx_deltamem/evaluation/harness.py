@@ -13,8 +13,6 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.evaluation.extras import evaluate_extra
-from mlx_deltamem.evaluation.published import HARNESS
-from mlx_deltamem.evaluation.task import Published
 from mlx_deltamem.hub_errors import hub_errors
 
 if TYPE_CHECKING:
@@ -63,6 +61,12 @@ class HarnessOptions:
     include: Path | None = None
     run_code: bool = False
 
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What decides the results."""
+        include = None if self.include is None else str(self.include)
+        return {"limit": self.limit, "shots": self.shots, "max_tokens": self.max_tokens, "include": include}
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -103,15 +107,10 @@ class HarnessResult:
     questions: int
     samples: tuple[Sample, ...]
 
-    @property
-    def published(self) -> tuple[Published, ...]:
-        """Published numbers of the task."""
-        return HARNESS.get(self.task, ())
 
-    @property
-    def differences(self) -> tuple[str, ...]:
-        """What the harness does otherwise than the published runs."""
-        return (*_DIFFERENCES.get(self.task, ()), *_GENERAL)
+def harness_differences(name: str) -> tuple[str, ...]:
+    """What the harness does otherwise than the published runs of a task, a sentence each."""
+    return (*_DIFFERENCES.get(name, ()), *_GENERAL)
 
 
 def check_harness_tasks(names: Sequence[str], include: Path | None = None) -> None:

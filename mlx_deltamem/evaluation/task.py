@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -73,6 +73,31 @@ class Backbone:
 
     tokenizer: TokenizerWrapper
     window: int | None
+
+
+class Described(Protocol):
+    """What a report tells of a task, and needs to know of it; the attributes are those of `Task`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def breakdowns(self) -> tuple[str, ...]: ...
+
+    @property
+    def curves(self) -> tuple[str, ...]: ...
+
+    @property
+    def outside_mean(self) -> tuple[str, ...]: ...
+
+    @property
+    def published(self) -> tuple[Published, ...]: ...
+
+    @property
+    def differences(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
