@@ -11,13 +11,14 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mlx_lm.utils import load_tokenizer
 from rich.console import Console
 from rich.table import Table
 
 from mlx_deltamem.command import command
 from mlx_deltamem.files import new_file, new_folder, user_path
-from mlx_deltamem.options import count_from
-from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode
+from mlx_deltamem.options import count_from, number_from
+from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode, words_of
 
 TRAIN, HELD_OUT = "train", ("valid", "test")
 _RANGES = {
@@ -94,6 +95,14 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="Only these keys: a key (dog_name), a family (pet_name) or a list of values (first_names).",
     )
     parser.add_argument(
+        "--invent",
+        type=number_from(0, 1),
+        default=0.0,
+        metavar="SHARE",
+        help="Train with this share of values invented, so that no list can be learned by heart (default: 0).",
+    )
+    parser.add_argument("--words-of", metavar="MODEL", help="Invent values from the words in this model's tokenizer.")
+    parser.add_argument(
         "--system-prompt",
         help="Begin every chat with it; an empty one keeps a template's own away (default: none, so the template's).",
     )
@@ -107,7 +116,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 def training_settings(args: argparse.Namespace) -> EpisodeSettings:
     """Return the settings of the training file."""
     given = {name: tuple(getattr(args, name)) for name in _RANGES if getattr(args, name)}
-    return EpisodeSettings(questions=args.questions, keys=tuple(args.keys), **given)
+    words = words_of(load_tokenizer(args.words_of).get_vocab()) if args.words_of else ()
+    return EpisodeSettings(
+        questions=args.questions, keys=tuple(args.keys), words=words, invented=args.invent, **given
+    )
 
 
 @command
@@ -125,7 +137,7 @@ def main() -> None:
     with new_folder(args.folder) as folder:
         # The small ones first: what cannot be met is met with early.
         for name in (*HELD_OUT, TRAIN):
-            own = settings if name == TRAIN else replace(settings, split=held_out)
+            own = settings if name == TRAIN else replace(settings, split=held_out, invented=0.0)
             files[name] = write(
                 folder / f"{name}.jsonl", own, f"{args.seed}/{name}", getattr(args, name), args.system_prompt
             )

@@ -5,6 +5,7 @@ Needs no download. The same settings, seed and index give the same episode on ev
 
 from .episode import Episode, Kind, Message, Question, Record
 from .generate import make_episode
+from .invented import words_of
 from .settings import EpisodeSettings, Range
 from .split import SIDES, Side, Split
 
@@ -20,4 +21,5 @@ __all__ = [
     "Side",
     "Split",
     "make_episode",
+    "words_of",
 ]

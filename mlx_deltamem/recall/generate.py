@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from .episode import Episode, Message, Question
+from .invented import invent
 from .settings import EpisodeSettings, Range
 from .vocabulary import Key, choose_keys, filler, shared, values_on
 
@@ -83,6 +84,8 @@ def _draw_value(rng: random.Random, settings: EpisodeSettings, key: Key, taken: 
     """Draw a value that nothing else in the episode has had, nor has as a part of it."""
     values = values_on(key.values, settings.split.values)
     value = rng.choice(values)
+    if settings.invented and not _has_digit(value) and rng.random() < settings.invented:
+        value = invent(rng, settings.words, settings.split.values, value)
     if _overlaps(value, taken):
         free = [value for value in values if not _overlaps(value, taken)]
         if not free:
@@ -90,6 +93,10 @@ def _draw_value(rng: random.Random, settings: EpisodeSettings, key: Key, taken: 
         value = rng.choice(free)
     taken.add(value.casefold())
     return value
+
+
+def _has_digit(value: str) -> bool:
+    return any(character.isdigit() for character in value)
 
 
 def _overlaps(value: str, taken: set[str]) -> bool:

@@ -21,6 +21,8 @@ class EpisodeSettings:
         questions: At most so many questions about what was told; None asks for every fact.
         topic_switches: How often the topic of the filler changes; None draws every topic at random.
         keys: Which keys, by the name of a key, a family or a list of values; none means all.
+        words: What invented values are made of.
+        invented: The share of values that are invented rather than taken from their list. Numbers and dates never are.
         split: What values, keys and phrasings are drawn from.
 
     Raises:
@@ -36,6 +38,8 @@ class EpisodeSettings:
     questions: int | None = None
     topic_switches: Range | None = None
     keys: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    invented: float = 0.0
     split: Split = field(default_factory=Split)
 
     def __post_init__(self) -> None:
@@ -44,6 +48,10 @@ class EpisodeSettings:
                 self._check_range(name)
         if self.questions is not None and self.questions < 0:
             raise ValueError(f"questions is {self.questions}; it must not be negative")
+        if not 0 <= self.invented <= 1:
+            raise ValueError(f"invented is {self.invented}; it is a share, from 0 to 1")
+        if self.invented and not self.words:
+            raise ValueError(f"a share of {self.invented} of the values is to be invented; give words to make them of")
         self._check_fit()
 
     def _check_range(self, name: str) -> None:

@@ -1,0 +1,33 @@
+"""Invented values: a model that saw only the lists learns their values by heart, not to carry whatever it is told.
+
+On SmolLM2-135M an adapter trained on the lists alone recalled 69 % of the values it had been trained on and 42 % of
+those held out (one fact, the share of right tokens sequences under teacher forcing).
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+
+from .split import Side, side_of
+
+# How often a value is one word, two written as one, and two with a space between them.
+_FORMS = {"{first}": 3, "{first}{second}": 1, "{first} {second}": 1}
+# "▁" by SentencePiece and "Ġ" by byte-level tokenizers stand for the space before a word.
+_SPACES = ("\u2581", "\u0120")
+
+
+def words_of(vocabulary: Iterable[str]) -> tuple[str, ...]:
+    """Return the words that are one token of a tokenizer's vocabulary each, as written within a sentence, in order.
+
+    Words of 3 letters and more, ASCII only, in lower case.
+    """
+    words = (token[1:] for token in vocabulary if token.startswith(_SPACES))
+    return tuple(sorted({word.lower() for word in words if len(word) > 2 and word.isascii() and word.isalpha()}))
+
+
+def invent(rng: random.Random, words: Sequence[str], side: Side, like: str) -> str:
+    """Make a value up from `words`, on a side of the split, with a capital if `like` has one."""
+    while True:
+        form = rng.choices(list(_FORMS), list(_FORMS.values()))[0]
+        value = form.format(first=rng.choice(words), second=rng.choice(words))
+        if side_of(value) == side:
+            return value[:1].upper() + value[1:] if like[:1].isupper() else value
