@@ -299,6 +299,17 @@ def test_missing_data_are_told(tmp_path):
         asked(MemoryAgentBench(data=tmp_path / "rows.jsonl"))
 
 
+def test_without_the_package_that_compares_films_nothing_is_asked(mab, monkeypatch):
+    task = mab(row("recsys_redial_full", ("Who?", ["1"])))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"recall@5 of films needs the package rapidfuzz"):
+        asked(task)
+
+
+def test_other_lengths_than_the_published_one_are_told():
+    assert len(MemoryAgentBench(characters=500).differences) == len(MemoryAgentBench().differences) + 1
+
+
 def test_names_of_films():
     assert [film_name(entity) for entity in FILMS] == [
         "Heat",

@@ -17,6 +17,7 @@ _BRACKETS = re.compile(r"\([^()]*\)")
 # Names that begin with a number ("12 Angry Men") keep it.
 _NUMBERING = re.compile(r"\s*\d+[.)、]\s*(?:[-—–]\s*)?")
 _RECOMMENDED = 5
+_PURPOSE = "recall@5 of films"
 
 
 @functools.cache
@@ -29,8 +30,10 @@ def load_films(folder: Path | None, repo: str) -> Mapping[str, str]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged.
+        ValueError: It is damaged, or the package that measures how near names are is not installed.
     """
+    # Not only when the first reply is scored.
+    evaluate_extra("rapidfuzz", _PURPOSE)
     if folder is None:
         with hub_errors(repo):
             path = Path(hf_hub_download(repo, FILE, repo_type="dataset"))
@@ -82,12 +85,9 @@ def recall_at_5(reply: str, gold: Sequence[str], films: Sequence[str]) -> float:
         reply: The model's.
         gold: The names of the right films.
         films: The names of all films.
-
-    Raises:
-        ValueError: The package that measures how near names are is not installed.
     """
-    process = evaluate_extra("rapidfuzz.process", "recall@5 of films")
-    distance = evaluate_extra("rapidfuzz.distance.Levenshtein", "recall@5 of films").distance
+    process = evaluate_extra("rapidfuzz.process", _PURPOSE)
+    distance = evaluate_extra("rapidfuzz.distance.Levenshtein", _PURPOSE).distance
     lowered = [name.lower() for name in films]
     guesses = [process.extractOne(item.lower(), lowered, scorer=distance)[0] for item in listed(reply)[:_RECOMMENDED]]
     return sum(name.lower() in guesses for name in gold) / len(gold)
