@@ -3,6 +3,7 @@ import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # Products of matrices with rounded inputs are faster on some GPUs, and too far from the golden data.
@@ -13,9 +14,6 @@ import mlx.nn as nn
 import pytest
 
 from tests.host_kernels import kernels_on_host  # noqa: F401  (a fixture)
-
-# A shell that runs the tests in the background has them ignore Ctrl-C, and their processes too.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPO = Path(__file__).parents[1]
 GOLDENS = REPO.parent / "shared" / "goldens"
@@ -52,6 +50,14 @@ def randomise(model: nn.Module, scale: float = 0.3) -> None:
         if layer_memory is not None:
             for name, tensor in list(layer_memory.items()):
                 layer_memory[name] = mx.random.normal(tensor.shape).astype(tensor.dtype) * scale
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in a terminal, here and in processes started from here: in the background it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,14 @@ from mlx_deltamem.adapter import CARD_FILE, CURVES_FILE, METRICS_FILE, SETTINGS_
 from mlx_deltamem.attach import current_adapter
 from mlx_deltamem.config import CONFIG_FILE
 from mlx_deltamem.train import prepare_model
+from mlx_deltamem.training.metrics import Metrics
 from mlx_deltamem.training.settings import Settings
 from mlx_deltamem.upload import pack
 from tests.conftest import backbone, distance
 from tests.train_command import Train, last_checkpoint, tiny_options, two_processes
 from tests.training import write_chats
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 STEPS = 120
 LONG = {"iters": STEPS, "save-every": 2, "steps-per-report": 5, "steps-per-eval": 50}
 
@@ -147,15 +149,23 @@ def test_two_processes_do_what_one_does(data, tmp_path):
     assert [process.end()[::2] for process in processes] == [(130, ""), (130, "")]
     assert 0 < last_checkpoint(folders[0]) < 8
     # Only the first one has a folder, and so options and a checkpoint.
-    processes = two_processes("--resume", folders=folders, cwd=tmp_path)
+    processes = two_processes("--resume", "--steps-per-report", 1, folders=folders, cwd=tmp_path)
     first, second = [process.end() for process in processes]
     assert (first[0], first[2], second) == (0, "", (0, "", ""))
     assert not folders[1].exists()
     one = tmp_path / "one"
-    assert Train(*options, "--adapter-path", one, cwd=tmp_path).end()[0] == 0
+    assert Train(*options, "--steps-per-report", 1, "--adapter-path", one, cwd=tmp_path).end()[0] == 0
     assert largest_distance(load_adapter(folders[0]), load_adapter(one)) <= 1e-5
+    # Each has read its share.
+    assert tokens_read(folders[0]) == pytest.approx(tokens_read(one))
     untrained, _ = prepare_model(Settings(backbone(), str(data)))
     assert largest_distance(load_adapter(folders[0]), current_adapter(untrained)) > 1e-4
+
+
+def tokens_read(folder: Path) -> float:
+    """In the last step of a run."""
+    row = [row for row in Metrics(folder).rows() if "train_loss" in row][-1]
+    return row["tokens_per_second"] * row["seconds_per_step"]
 
 
 def largest_distance(one: Adapter, other: Adapter) -> float:

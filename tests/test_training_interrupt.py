@@ -8,6 +8,7 @@ import pytest
 
 from mlx_deltamem.training.interrupt import noticed_interrupts
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 # Python does not get to run within it, so that a handler of Python's would wait.
 _SCRIPT = """
 import hashlib, sys
@@ -56,3 +57,12 @@ def test_an_error_within_it_goes_through():
     with pytest.raises(ValueError, match="mine"), noticed_interrupts(print, print):
         raise ValueError("mine")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_process_that_is_to_ignore_ctrl_c_goes_on_ignoring_it():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    seen = []
+    with noticed_interrupts(lambda: seen.append("first"), lambda: seen.append("second")):
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGINT)
+    assert not seen

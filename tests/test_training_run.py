@@ -29,6 +29,7 @@ from tests.training import (
     weights_of,
 )
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
 EPISODES, HELD_OUT = toy_episodes(10), toy_episodes(3, seed=1)
 PER_STEP = 2
 

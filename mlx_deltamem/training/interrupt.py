@@ -15,9 +15,11 @@ def noticed_interrupts(first: Callable[[], None], second: Callable[[], None]) ->
     """Within it, Ctrl-C calls `first`, and once more `second` and ends the process at once, with exit code 130.
 
     Python lets a signal wait until it gets to run, and one evaluation of MLX's may take minutes; so both are called in
-    a thread of their own. Outside of the main thread, where Python takes no signals, nothing is noticed.
+    a thread of their own. Nothing is noticed outside of the main thread, where Python takes no signals, nor where the
+    process was started to ignore Ctrl-C, as shells start what a script puts into the background.
     """
-    if threading.current_thread() is not threading.main_thread():
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         yield
         return
     reader, writer = socket.socketpair()

@@ -1,0 +1,58 @@
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_deltamem.training.optimizer import ClippedAdamW
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = mx.zeros(3), mx.zeros((2, 2))
+
+
+GRADIENTS = {"a": mx.array([3.0, 0.0, 0.0]), "b": mx.array([[0.0, 4.0], [0.0, 0.0]])}
+
+
+@pytest.mark.parametrize(("largest", "share"), [(1.0, 0.2), (5.1, 1.0), (100.0, 1.0)])
+def test_gradients_are_clipped_by_their_common_norm(largest, share):
+    model, optimizer = Two(), ClippedAdamW(1e-2, 10, 0, 0.0, largest)
+    optimizer.update(model, GRADIENTS)
+    assert optimizer.gradient_norm == pytest.approx(5)
+    # AdamW's mean of the gradients has a tenth of the first ones.
+    for name in ("a", "b"):
+        assert mx.allclose(optimizer.state[name]["m"], 0.1 * share * GRADIENTS[name], rtol=1e-5)
+
+
+def test_gradients_that_are_not_finite_are_told():
+    model, optimizer = Two(), ClippedAdamW(1e-2, 10, 0, 0.0, 1.0)
+    assert optimizer.gradient_norm == 0
+    optimizer.update(model, {"a": mx.array([math.inf, 0.0, 0.0]), "b": mx.zeros((2, 2))})
+    assert not math.isfinite(optimizer.gradient_norm)
+
+
+@pytest.mark.parametrize(("updates", "warmup"), [(20, 4), (20, 0), (5, 20), (1, 1), (70, 7)])
+def test_the_learning_rate_rises_and_falls(updates, warmup):
+    model, optimizer = Two(), ClippedAdamW(1e-2, updates, warmup, 0.0, 1.0)
+    rates = []
+    for _ in range(updates):
+        optimizer.update(model, GRADIENTS)
+        rates.append(optimizer.learning_rate.item())
+    rising, falling = rates[: warmup + 1], rates[warmup + 1 :]
+    # As in the reference: the first update is at no rate at all.
+    assert rising == pytest.approx([1e-2 * step / max(warmup, 1) for step in range(len(rising))] if warmup else [1e-2])
+    assert falling == sorted(falling, reverse=True)
+    if len(falling) > 2:
+        assert falling[-1] < 0.1 * 1e-2
+        assert min(falling) > 0
+
+
+def test_weights_decay_with_the_rate():
+    model, optimizer = Two(), ClippedAdamW(1e-2, 10, 0, 0.5, 1.0)
+    model.a = mx.ones(3)
+    optimizer.update(model, {"a": mx.zeros(3), "b": mx.zeros((2, 2))})
+    assert mx.allclose(model.a, mx.full(3, 1 - 1e-2 * 0.5))
+    assert {array.dtype for _, array in tree_flatten(model.parameters())} == {mx.float32}
