@@ -425,6 +425,9 @@ def test_keys_and_values_of_segments_are_those_of_mlx_lms_caches(window):
     ours = SegmentKeys(window)
     theirs = KVCache() if window is None else RotatingKVCache(window)
     for length in (5, 3, 2, 7):
+        # An array where it must be one, else "causal".
+        kinds = [type(cache.make_mask(length, return_array=False, window_size=window)) for cache in (ours, theirs)]
+        assert kinds[0] is kinds[1]
         masks = [cache.make_mask(length, return_array=True, window_size=window) for cache in (ours, theirs)]
         new = mx.random.normal((2, 1, 2, length, 4))
         parts = [cache.update_and_fetch(*new) for cache in (ours, theirs)]
