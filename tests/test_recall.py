@@ -1,5 +1,6 @@
 """The synthetic episodes: what they are made of, and that they are what their settings say."""
 
+import random
 import re
 from collections import Counter
 from itertools import pairwise
@@ -8,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_deltamem.recall import SIDES, EpisodeSettings, Split, make_episode
+from mlx_deltamem.recall import SIDES, EpisodeSettings, Split, make_episode, words_of
+from mlx_deltamem.recall.invented import invent
 from mlx_deltamem.recall.split import HELD_OUT_SHARE, on_side, side_of
 from mlx_deltamem.recall.vocabulary import (
     choose_keys,
@@ -354,6 +356,8 @@ def test_records_share_their_history():
         ({"facts": (0, 3), "absent": (1, 1), "updates": (0, 1)}, "without facts to update"),
         ({"facts": (1, 3), "deletions": (2, 2)}, "2 deletions are wanted of 1 facts"),
         ({"facts": (2, 2), "deletions": (0, 2), "updates": (0, 1)}, "every fact may be deleted"),
+        ({"invented": 1.5, "words": ("lamp",)}, r"invented is 1\.5"),
+        ({"invented": 0.5}, "give words"),
         ({"filler": (1, 3), "gap": (1, 1), "topic_switches": (0, 2)}, "2 topic switches are wanted in 2 turns"),
     ],
 )
@@ -373,3 +377,52 @@ def test_more_than_there_is_is_refused():
     few = EpisodeSettings(updates=(30, 30), keys=("favourite_drink",), split=Split("held_out"))
     with pytest.raises(ValueError, match="more held_out drinks than there are"):
         make_episode(few, 0, 0)
+
+
+def test_words_are_whole_ones_of_a_vocabulary():
+    vocabulary = [
+        "\u0120lamp",
+        "\u2581Lamp",
+        "\u0120Tree",
+        "ing",
+        "\u0120of",
+        "\u0120caf\u00e9",
+        "\u0120a1b",
+        "\u0120",
+        "lid",
+    ]
+    assert words_of(vocabulary) == ("lamp", "tree")
+
+
+WORDS = ("lamp", "tree", "river", "cloud", "stone", "paper", "glass", "metal")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(SIDES), st.sampled_from(["Anna", "tea"]))
+def test_an_invented_value_is_made_of_words_on_its_side(seed, side, like):
+    value = invent(random.Random(seed), WORDS, side, like)
+    assert side_of(value) == side
+    assert value[0].isupper() == (like == "Anna") and value[1:] == value[1:].lower()
+    lower = value.lower()
+    assert lower in {*WORDS, *(one + space + other for one in WORDS for other in WORDS for space in ("", " "))}
+
+
+def test_words_that_give_no_value_on_a_side_are_refused():
+    alone = next(word for word in WORDS if all(side_of(v) == "train" for v in (word, word + word, f"{word} {word}")))
+    with pytest.raises(ValueError, match="1 words give no held_out value"):
+        make_episode(EpisodeSettings(keys=("dog_name",), words=(alone,), invented=1, split=Split("held_out")), 0, 0)
+
+
+def test_a_share_of_the_values_is_invented_but_no_numbers_or_dates():
+    wanted = EpisodeSettings(facts=(2, 2), words=WORDS, invented=0.5)
+    asked = [each for index in range(300) for each in make_episode(wanted, 0, index).questions]
+    listed = Counter(each.value in values(KEYS[each.key].values) for each in asked if not has_digit(each.value))
+    assert 0.4 < listed[False] / listed.total() < 0.6
+    assert all(each.value in values(KEYS[each.key].values) for each in asked if KEYS[each.key].values == "dates")
+    values_told = [each.value.casefold() for each in asked]
+    for one, other in zip(values_told[::2], values_told[1::2], strict=True):
+        assert one not in other and other not in one
+
+
+def has_digit(value):
+    return re.search(r"\d", value) is not None

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mlx_deltamem.recall.split import side_of
-from mlx_deltamem.recall.vocabulary import keys
+from mlx_deltamem.recall.vocabulary import keys, values
+from tests.conftest import backbone
 from tests.tool_runs import records_of, runner
 from tools import recall_data
 
@@ -44,6 +45,14 @@ def test_values_of_the_tests_are_held_out(records):
     assert {side_of(record["value"]) for record in files["train"]} == {"train"}
     assert {side_of(record["value"]) for name in ("valid", "test") for record in files[name]} == {"held_out"}
     assert files["valid"] != files["test"][: len(files["valid"])]
+
+
+def test_values_of_training_can_be_invented_but_not_those_of_the_tests(records):
+    files = records("--keys", "first_names", "--invent", 1, "--words-of", backbone())
+    asked = {name: {record["value"] for record in files[name]} for name in FILES}
+    assert not asked["train"] & set(values("first_names"))
+    assert {side_of(value) for value in asked["train"]} == {"train"}
+    assert asked["valid"] | asked["test"] <= set(values("first_names"))
 
 
 def test_keys_and_phrasings_of_the_tests_can_be_held_out(records):
@@ -100,6 +109,9 @@ def test_the_summary_says_what_was_written(write, tmp_path):
     ("options", "message"),
     [
         (("--facts", 3, 2), "facts is 3 to 2"),
+        (("--invent", 0.5), "give --invent SHARE and --words-of MODEL together"),
+        (("--words-of", backbone()), "give --invent SHARE and --words-of MODEL together"),
+        (("--invent", 0.5, "--words-of", "no-such-model-here"), "no-such-model-here"),
         (("--keys", "wings"), "there is no key 'wings'"),
         (("--keys", "dog_name", "--held-out-keys"), "has no held_out key"),
         (("--keys", "dog_name", "--facts", 2, 2), "2 keys are wanted"),

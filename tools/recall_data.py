@@ -11,12 +11,12 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mlx_lm.utils import load_tokenizer
 from rich.console import Console
 from rich.table import Table
 
 from mlx_deltamem.command import command
 from mlx_deltamem.files import new_file, new_folder, user_path
+from mlx_deltamem.loading import load
 from mlx_deltamem.options import count_from, number_from
 from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode, words_of
 
@@ -116,10 +116,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 def training_settings(args: argparse.Namespace) -> EpisodeSettings:
     """Return the settings of the training file."""
     given = {name: tuple(getattr(args, name)) for name in _RANGES if getattr(args, name)}
-    words = words_of(load_tokenizer(args.words_of).get_vocab()) if args.words_of else ()
-    return EpisodeSettings(
-        questions=args.questions, keys=tuple(args.keys), words=words, invented=args.invent, **given
-    )
+    if bool(args.invent) != bool(args.words_of):
+        raise ValueError("give --invent SHARE and --words-of MODEL together, or neither of them")
+    words = words_of(load(args.words_of, lazy=True)[1].get_vocab()) if args.words_of else ()
+    return EpisodeSettings(questions=args.questions, keys=tuple(args.keys), words=words, invented=args.invent, **given)
 
 
 @command

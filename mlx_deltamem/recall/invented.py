@@ -1,8 +1,4 @@
-"""Invented values: a model that saw only the lists learns their values by heart, not to carry whatever it is told.
-
-On SmolLM2-135M an adapter trained on the lists alone recalled 69 % of the values it had been trained on and 42 % of
-those held out (one fact, the share of right tokens sequences under teacher forcing).
-"""
+"""Invented values: a model that is told only values of lists learns these by heart, rather than to carry any value."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -11,6 +7,7 @@ from .split import Side, side_of
 
 # How often a value is one word, two written as one, and two with a space between them.
 _FORMS = {"{first}": 3, "{first}{second}": 1, "{first} {second}": 1}
+_TRIES = 1000
 # "▁" by SentencePiece and "Ġ" by byte-level tokenizers stand for the space before a word.
 _SPACES = ("\u2581", "\u0120")
 
@@ -25,9 +22,14 @@ def words_of(vocabulary: Iterable[str]) -> tuple[str, ...]:
 
 
 def invent(rng: random.Random, words: Sequence[str], side: Side, like: str) -> str:
-    """Make a value up from `words`, on a side of the split, with a capital if `like` has one."""
-    while True:
+    """Make a value up from `words`, on a side of the split, with a capital if `like` has one.
+
+    Raises:
+        ValueError: The words give no value on this side.
+    """
+    for _ in range(_TRIES):
         form = rng.choices(list(_FORMS), list(_FORMS.values()))[0]
         value = form.format(first=rng.choice(words), second=rng.choice(words))
         if side_of(value) == side:
             return value[:1].upper() + value[1:] if like[:1].isupper() else value
+    raise ValueError(f"{len(words)} words give no {side} value; give more words")
