@@ -261,9 +261,13 @@ def test_thinking_is_off_as_in_a_chat_session():
     source = (
         "{% for m in messages %}<S>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}<think></think>"
         "{% endif %}{{ m.content }}<E>{% endfor %}{% if add_generation_prompt %}<S>assistant\n"
-        "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
+        "{% if not enable_thinking %}<think></think>{% endif %}{% endif %}"
     )
-    tokenizer = with_template(source)
+    plain = with_template(source)
+    plain.add_tokens(["<think>", "</think>"], special_tokens=True)
+    # By these tokens mlx-lm knows a model that thinks, unless it is told otherwise.
+    tokenizer = TokenizerWrapper(plain._tokenizer)
+    assert tokenizer.has_thinking
     [episode] = EpisodeMaker(tokenizer, EpisodeRules()).episodes([record(TALK)])
     [question] = episode.questions
     assert tokenizer.decode(question.ids[question.answer :]) == written("You are Ann.<E>")
