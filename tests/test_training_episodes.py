@@ -191,6 +191,13 @@ def test_a_value_that_the_template_writes_in_another_way_is_counted():
     assert ("with a value that was not found", 1) in maker.counts.rows()
 
 
+def test_a_value_is_that_of_the_last_answer():
+    episodes, counts = make(record(chat("I am Ann.", "Ann?", "Who am I?", "Ann."), "Ann"), final_assistant_only=False)
+    values = [text(question.ids[slice(*question.value)]) for episode in episodes for question in episode.questions]
+    assert values == ["", "Ann"]
+    assert "with a value that was not found" not in dict(counts.rows())
+
+
 # Questions about one history
 
 
@@ -223,6 +230,7 @@ def test_questions_in_a_row_about_one_history_share_it():
         (TALK[:1] + TALK[-1:], "role-broken", "here answers nothing"),
         ([*TALK[1:3], TALK[0], *TALK[3:]], "role-broken", "here has messages of system; expected system (first)"),
         ([{"role": "tool", "content": "x"}, *TALK], "role-broken", "here has messages of system, tool; expected"),
+        ([{"role": "a\nb", "content": "x"}, *TALK[1:]], "role-broken", "here has messages of a?b; expected"),
         (
             [*TALK[:-1], {"role": "assistant", "content": " \n"}],
             "empty",
@@ -247,6 +255,13 @@ def test_a_chat_that_the_template_refuses():
     assert len(maker.episodes([record(TALK, where="line 1"), record(TALK[1:], where="line 2")])) == 1
     assert maker.counts.found["refused by the chat template"] == 1
     assert maker.counts.errors[0].startswith("line 1, message 6, cannot be used: the chat template refuses 3 messages")
+
+
+def test_an_answer_that_nothing_is_written_before():
+    maker = EpisodeMaker(with_template("{% for m in messages %}{{ m.content }}{% endfor %}"), EpisodeRules())
+    assert len(maker.episodes([record(chat("Hi.", "Hello."))])) == 1
+    assert maker.episodes([record(chat("", "Hello."))]) == []
+    assert "the chat template writes nothing before the answer" in maker.counts.errors[0]
 
 
 def test_an_answer_that_the_template_writes_in_another_way_after_the_whole_chat():
