@@ -150,7 +150,7 @@ def table(title: str, figures: list[Figure]) -> Table:
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.training_memory", description=__doc__)
     count = count_from(1)
     parser.add_argument("--tokens", type=count, nargs="+", default=[1024, 2048], help="histories to measure")
     parser.add_argument("--segments", type=count, nargs="+", default=[128, 256, 512], help="segments to measure")
