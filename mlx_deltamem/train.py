@@ -117,7 +117,7 @@ def prepare_model(settings: Settings, trust_remote_code: bool = False) -> tuple[
     """The backbone of a run with the adapter that it starts from, the same for the same settings.
 
     Raises:
-        FileNotFoundError, OSError: There is no such model or adapter, or it cannot be had.
+        OSError: There is no such model or adapter, or it cannot be had.
         ValueError: They do not fit, or the adapter corrects nothing.
     """
     options = {"tokenizer_config": {"trust_remote_code": True}, "trust_remote_code": True} if trust_remote_code else {}
