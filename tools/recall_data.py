@@ -117,7 +117,9 @@ def training_settings(args: argparse.Namespace) -> EpisodeSettings:
     """Return the settings of the training file."""
     given = {name: tuple(getattr(args, name)) for name in _RANGES if getattr(args, name)}
     words = words_of(load_tokenizer(args.words_of).get_vocab()) if args.words_of else ()
-    return EpisodeSettings(questions=args.questions, keys=tuple(args.keys), words=words, invented=args.invent, **given)
+    return EpisodeSettings(
+        questions=args.questions, keys=tuple(args.keys), words=words, invented=args.invent, **given
+    )
 
 
 @command
