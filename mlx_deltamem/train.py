@@ -18,7 +18,7 @@ from mlx_lm.utils import get_total_parameters
 from rich.markup import escape
 
 from mlx_deltamem.adapter_folder import load_adapter
-from mlx_deltamem.attach import attach
+from mlx_deltamem.attach import attach, attachment_of
 from mlx_deltamem.card import refresh_card
 from mlx_deltamem.command import command
 from mlx_deltamem.config import DeltaMemConfig
@@ -114,7 +114,12 @@ def main() -> None:
 
 
 def prepare_model(settings: Settings, trust_remote_code: bool = False) -> tuple[nn.Module, TokenizerWrapper]:
-    """The backbone of a run with the adapter that it starts from, the same for the same settings."""
+    """The backbone of a run with the adapter that it starts from, the same for the same settings.
+
+    Raises:
+        OSError: There is no such model or adapter, or it cannot be had.
+        ValueError: They do not fit, or the adapter corrects nothing.
+    """
     options = {"tokenizer_config": {"trust_remote_code": True}, "trust_remote_code": True} if trust_remote_code else {}
     model, tokenizer = load(settings.model, settings.start or None, **options)
     mx.random.seed(settings.schedule.seed)
@@ -122,6 +127,8 @@ def prepare_model(settings: Settings, trust_remote_code: bool = False) -> tuple[
         attach(model, settings.adapter)
         if settings.schedule.tie_output:
             tie_output(model)
+    if not attachment_of(model).config.delta_heads:
+        raise ValueError("delta_heads are none: such an adapter corrects nothing and learns nothing; name q, k, v or o")
     return model, tokenizer
 
 

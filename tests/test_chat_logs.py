@@ -226,6 +226,9 @@ def test_files_that_cannot_be_are_refused(monkeypatch, capsys, tmp_path):
     log.write_text(line(TALK))
     (tmp_path / "same.jsonl").symlink_to(log)
     assert "would replace what is read" in run(log, tmp_path / "same.jsonl").errors
+    ended = run(log, tmp_path)
+    assert (ended.code, ended.output) == (2, "")
+    assert ended.errors == f"error: {tmp_path} is a folder; name a .jsonl file in it\n"
     assert log.read_text() == line(TALK)
 
 

@@ -140,8 +140,8 @@ def test_data_sets_that_cannot_be_used(hub):
     hub["user/set"] = DatasetNotFoundError("Dataset 'user/set' doesn't exist\non the Hub")
     with pytest.raises(FileNotFoundError, match=r"there is no folder and no data set user/set \(Dataset .*exist\)$"):
         loaded("user/set")
-    for error in (ValueError("Config name is missing.\nPick one"), DatasetsError("Config name is missing.\nPick one")):
-        hub["user/set"] = error
+    for kind in (ValueError, DatasetsError, RuntimeError):
+        hub["user/set"] = kind("Config name is missing.\nPick one")
         with pytest.raises(ValueError, match=r"user/set cannot be read \(Config name is missing\.\); try another one$"):
             loaded("user/set")
 

@@ -191,6 +191,13 @@ def test_a_value_that_the_template_writes_in_another_way_is_counted():
     assert ("with a value that was not found", 1) in maker.counts.rows()
 
 
+def test_a_value_is_that_of_the_last_answer():
+    episodes, counts = make(record(chat("I am Ann.", "Ann?", "Who am I?", "Ann."), "Ann"), final_assistant_only=False)
+    values = [text(question.ids[slice(*question.value)]) for episode in episodes for question in episode.questions]
+    assert values == ["", "Ann"]
+    assert "with a value that was not found" not in dict(counts.rows())
+
+
 # Questions about one history
 
 
@@ -223,6 +230,7 @@ def test_questions_in_a_row_about_one_history_share_it():
         (TALK[:1] + TALK[-1:], "role-broken", "here answers nothing"),
         ([*TALK[1:3], TALK[0], *TALK[3:]], "role-broken", "here has messages of system; expected system (first)"),
         ([{"role": "tool", "content": "x"}, *TALK], "role-broken", "here has messages of system, tool; expected"),
+        ([{"role": "a\nb", "content": "x"}, *TALK[1:]], "role-broken", "here has messages of a?b; expected"),
         (
             [*TALK[:-1], {"role": "assistant", "content": " \n"}],
             "empty",
@@ -249,6 +257,13 @@ def test_a_chat_that_the_template_refuses():
     assert maker.counts.errors[0].startswith("line 1, message 6, cannot be used: the chat template refuses 3 messages")
 
 
+def test_an_answer_that_nothing_is_written_before():
+    maker = EpisodeMaker(with_template("{% for m in messages %}{{ m.content }}{% endfor %}"), EpisodeRules())
+    assert len(maker.episodes([record(chat("Hi.", "Hello."))])) == 1
+    assert maker.episodes([record(chat("", "Hello."))]) == []
+    assert "the chat template writes nothing before the answer" in maker.counts.errors[0]
+
+
 def test_an_answer_that_the_template_writes_in_another_way_after_the_whole_chat():
     long = "{% if loop.last and messages | length > 4 %}at last, {% endif %}"
     source = f"{{% for m in messages %}}<S>{{{{ m.role }}}} {long}{{{{ m.content }}}}<E>{{% endfor %}}"
@@ -261,9 +276,13 @@ def test_thinking_is_off_as_in_a_chat_session():
     source = (
         "{% for m in messages %}<S>{{ m.role }}\n{% if loop.last and m.role == 'assistant' %}<think></think>"
         "{% endif %}{{ m.content }}<E>{% endfor %}{% if add_generation_prompt %}<S>assistant\n"
-        "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
+        "{% if not enable_thinking %}<think></think>{% endif %}{% endif %}"
     )
-    tokenizer = with_template(source)
+    plain = with_template(source)
+    plain.add_tokens(["<think>", "</think>"], special_tokens=True)
+    # By these tokens mlx-lm knows a model that thinks, unless it is told otherwise.
+    tokenizer = TokenizerWrapper(plain._tokenizer)
+    assert tokenizer.has_thinking
     [episode] = EpisodeMaker(tokenizer, EpisodeRules()).episodes([record(TALK)])
     [question] = episode.questions
     assert tokenizer.decode(question.ids[question.answer :]) == written("You are Ann.<E>")

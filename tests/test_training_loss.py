@@ -18,7 +18,7 @@ from mlx_deltamem.scan import delta_scan_reference
 from mlx_deltamem.training.answers import head_at_positions
 from mlx_deltamem.training.batches import Batch, BatchMaker
 from mlx_deltamem.training.episodes import Episode, EpisodeMaker, EpisodeRules, Question
-from mlx_deltamem.training.loss import EpisodeModel, LossTerms
+from mlx_deltamem.training.loss import EpisodeModel, LossTerms, answer_losses, divergence
 from mlx_deltamem.training.optimizer import ClippedAdamW
 from mlx_deltamem.training.passes import corrupted
 from mlx_deltamem.training.records import records_of_rows
@@ -28,7 +28,7 @@ from mlx_deltamem.use import observing
 from tests.conftest import backbone, distance
 from tests.double import use_float64
 from tests.families import tiny_model
-from tests.training_cases import VARIANTS, episode, episode_model, gradients, in_training
+from tests.training_cases import VARIANTS, VOCABULARY, episode, episode_model, gradients, in_training
 
 # With every term: each is large enough for its gradient to matter.
 EVERYTHING = LossTerms(
@@ -237,8 +237,19 @@ def test_what_is_left_to_look_at():
     cache = make_prompt_cache(module.model)
     module.model(mx.array([EPISODES[0].history.ids]), cache=cache)
     norm = math.sqrt(sum(state.square().sum().item() for state in cache[-1].cache))
-    module(batch_of(module, EPISODES[:1]))
-    assert module.watch.state_norm.item() == pytest.approx(norm, rel=1e-5)
+    for count in (1, 3):
+        module(batch_of(module, EPISODES[:1] * count))
+        assert module.watch.state_norm.item() == pytest.approx(norm, rel=1e-5)
+
+
+def test_losses_of_16_bit_logits_are_computed_in_float32():
+    asked = batch_of(episode_model()).asked
+    logits = (mx.random.normal((*asked.targets.shape, VOCABULARY)) * 5).astype(mx.bfloat16)
+    found, exact = answer_losses(logits, asked), answer_losses(logits.astype(mx.float32), asked)
+    assert found.dtype == mx.float32 and distance(found, exact) <= 1e-6
+    other = mx.random.normal(logits.shape).astype(mx.bfloat16)
+    found, exact = (divergence(other.astype(kind), logits.astype(kind), asked) for kind in (mx.bfloat16, mx.float32))
+    assert found.dtype == mx.float32 and distance(found, exact) <= 1e-6
 
 
 def test_recall_is_counted_while_it_does_not_train():

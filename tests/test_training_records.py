@@ -67,6 +67,12 @@ def test_what_is_wrong_with_a_record(row, problem):
     assert caught.value.kind == "unreadable"
 
 
+def test_names_out_of_a_file_are_shown_on_one_line():
+    with pytest.raises(RecordError) as caught:
+        make_record("here", {"a\nb": 1, "\x1b[31m": 2, "c" * 200: 3})
+    assert str(caught.value) == f"here has a?b, ?[31m, {'c' * 88}...; expected messages, or prompt and completion"
+
+
 def test_every_line_has_its_place(tmp_path):
     content = b"\xef\xbb\xbf" + lines({"messages": CHAT}).encode() + b"\r\n\n{\n\xff\n"
     content += lines({"prompt": "a\u2028b", "completion": "c"}, [1], {"messages": CHAT, "value": "Hello"}).encode()

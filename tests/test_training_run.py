@@ -15,6 +15,7 @@ from mlx_deltamem.adapter import METRICS_FILE, WEIGHTS_FILE
 from mlx_deltamem.attach import attached_attention, current_adapter
 from mlx_deltamem.convert import convert
 from mlx_deltamem.training.keeper import RunStoppedError
+from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.metrics import Metrics
 from mlx_deltamem.training.monitor import Monitor
 from tests.families import tiny_model
@@ -28,6 +29,7 @@ from tests.training import (
     toy_run,
     weights_of,
 )
+from tests.training_cases import episode
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")
 EPISODES, HELD_OUT = toy_episodes(10), toy_episodes(3, seed=1)
@@ -419,6 +421,27 @@ def test_all_variants_are_trained_and_resumed(changes, tmp_path):
     assert run.resume() == 2
     run.train(EPISODES, [])
     assert same(weights_of(run.model), weights_of(whole.model))
+
+
+@pytest.mark.parametrize(("history", "segment"), [(8, 0), (8, 3), (0, 0)])
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"sparsity": 0.1},
+        {"sparsity": 0.1, "sparsity_pass": "write"},
+        {"contrast_zeroed": 0.1},
+        {"contrast_corrupted": 0.1},
+        {"teacher_kl": 0.1},
+        {"sparsity": 0.1, "contrast_zeroed": 0.1, "contrast_corrupted": 0.1, "teacher_kl": 0.1},
+    ],
+    ids=str,
+)
+def test_every_term_of_the_loss_is_trained_with(terms, history, segment, tmp_path):
+    run = toy_run(tmp_path / "run", iters=2, warmup=0, segment=segment, terms=LossTerms(**{"sparsity": 0.0} | terms))
+    before = weights_of(run.model)
+    run.train([episode(history, (8, 3), seed=seed) for seed in range(4)], [episode(history, (8, 3), seed=9)] * 2)
+    if history:
+        assert moved(before, weights_of(run.model))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -40,15 +40,16 @@ def toy_model(config: DeltaMemConfig = CONFIG, bits: int | None = None, family: 
 
 
 def toy_run(folder: Path, model: nn.Module | None = None, **options: object) -> Run:
-    """A run of 12 steps of 2; `options` are fields of Schedule and Reporting."""
+    """A run of 12 steps of 2; `options` are fields of Schedule and Reporting, and the loss's `terms`."""
     folder.mkdir(exist_ok=True)
+    terms = options.pop("terms", LossTerms(sparsity=0.0))
     schedule = {name: value for name, value in options.items() if name in Schedule.__dataclass_fields__}
     reporting = {name: value for name, value in options.items() if name in Reporting.__dataclass_fields__}
     assert len(schedule) + len(reporting) == len(options)
     settings = Settings(
         "tiny",
         "toy",
-        terms=LossTerms(sparsity=0.0),
+        terms=terms,
         schedule=replace(Schedule(batch_size=2, iters=12, learning_rate=1e-2), **schedule),
     )
     reports = replace(Reporting(steps_per_report=3, steps_per_eval=5, save_every=4), **reporting)

@@ -92,8 +92,10 @@ def write_episodes(found: Iterable[Found | Unusable], args: argparse.Namespace) 
 
     Raises:
         ValueError: A record is bad and `--on-error stop` was asked for, no chat can be used, or the output is the
-            input. Nothing is written then.
+            input or a folder. Nothing is written then.
     """
+    if args.output.is_dir():
+        raise ValueError(f"{args.output} is a folder; name a .jsonl file in it")
     if args.output.exists() and args.output.samefile(args.input):
         raise ValueError(f"{args.output} would replace what is read; name another file")
     args.output.parent.mkdir(parents=True, exist_ok=True)

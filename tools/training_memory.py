@@ -22,6 +22,8 @@ from mlx_deltamem import attach
 from mlx_deltamem.attach import attached_attention
 from mlx_deltamem.benchmarking.models import FRESH_ADAPTER
 from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
+from mlx_deltamem.command import command
+from mlx_deltamem.options import count_from
 from mlx_deltamem.training.segments import write_states
 
 MEASURED = "small"
@@ -146,11 +148,13 @@ def table(title: str, figures: list[Figure]) -> Table:
     return made
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048], help="histories to measure")
-    parser.add_argument("--segments", type=int, nargs="+", default=[128, 256, 512], help="segments to measure")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of the comparison of time, at most tokens")
+    parser = argparse.ArgumentParser(prog="python -m tools.training_memory", description=__doc__)
+    count = count_from(1)
+    parser.add_argument("--tokens", type=count, nargs="+", default=[1024, 2048], help="histories to measure")
+    parser.add_argument("--segments", type=count, nargs="+", default=[128, 256, 512], help="segments to measure")
+    parser.add_argument("--rounds", type=count, default=5, help="rounds of the comparison of time, at most tokens")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     args = parser.parse_args()
     large, small = Widths.of("qwen3-4b"), Widths.of(MEASURED)

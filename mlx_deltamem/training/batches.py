@@ -103,8 +103,8 @@ class BatchMaker:
             return None
         ids = np.full((len(episodes), width), -1)
         for row, episode in enumerate(episodes):
-            messages, sentences = np.array(episode.history.message_ids), np.array(episode.history.sentence_ids)
-            units = messages if self._granularity == "message_mean" else np.where(messages >= 0, sentences, -1)
+            history = episode.history
+            units = history.message_ids if self._granularity == "message_mean" else history.sentence_ids
             ids[row, : len(units)] = units
         shares = unit_shares(ids)
         if shares is None:  # sentences that the tokenizer does not tell apart from what is around them

@@ -72,7 +72,8 @@ def _hub_records(name: str, split: str) -> Iterator[Record | RecordError]:
             splits = datasets.load_dataset(name)
         except datasets.exceptions.DatasetNotFoundError as error:
             raise FileNotFoundError(f"there is no folder and no data set {name} ({_first_line(error)})") from None
-        except (datasets.exceptions.DatasetsError, ValueError) as error:
+        # The last one where it comes as a program, which is not run.
+        except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
             raise ValueError(f"the data set {name} cannot be read ({_first_line(error)}); try another one") from None
     found = next((each for each in _HUB_NAMES[split] if each in splits), None)
     if found is None and split == "train":

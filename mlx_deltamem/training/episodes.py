@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.segments import ChatTemplate, Message, Segments, shared_length
 from mlx_deltamem.training.option import check_options, option
-from mlx_deltamem.training.records import Record, RecordError
+from mlx_deltamem.training.records import Record, RecordError, listed
 
 NOTHING = Segments([], [], [])
 
@@ -214,6 +214,8 @@ class EpisodeMaker:
         chat, asked = self._template.whole(messages), self._template.whole(messages[:-1], generation_prompt=True)
         # Shared, since the first token of an answer may take in the end of what asks for it.
         answer = shared_length(chat.ids, asked.ids)
+        if not answer:
+            raise ValueError("the chat template writes nothing before the answer, which could not be foretold then")
         # Without the template's tokens at the end, in whose text a value may be, too.
         content = [at for at in range(answer, len(chat.ids)) if chat.sentence_ids[at] >= 0]
         begin, end = (content[0], content[-1] + 1) if content else (answer, len(chat.ids))
@@ -260,7 +262,7 @@ def _broken(messages: tuple[Message, ...]) -> str:
     """What is wrong with the roles of a chat, or ""."""
     roles = [message["role"] for message in _split(messages)[1]]
     if strange := set(roles) - {"user", "assistant"}:
-        return f"has messages of {', '.join(sorted(strange))}; expected system (first), user and assistant"
+        return f"has messages of {listed(sorted(strange))}; expected system (first), user and assistant"
     if roles[-1:] != ["assistant"]:
         return "does not end with an answer; expected an assistant's message last"
     if roles[-2:-1] != ["user"]:

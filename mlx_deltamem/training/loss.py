@@ -112,7 +112,9 @@ class EpisodeModel(nn.Module):
 def divergence(teacher: mx.array, student: mx.array, asked: Asked) -> mx.array:
     """KL(teacher || student) of logits `[N, A, vocabulary]`, in nats; the mean over answer tokens, float32."""
     teacher, student = (nn.log_softmax(logits.astype(mx.float32)) for logits in (teacher, student))
-    return weighted_mean((mx.exp(teacher) * (teacher - student)).sum(axis=-1), asked.weights > 0)
+    # Not bool, whose sum the loss gives too: MLX 0.32 fails to compile a gradient beside two equal results.
+    counted = (asked.weights > 0).astype(mx.float32)
+    return weighted_mean((mx.exp(teacher) * (teacher - student)).sum(axis=-1), counted)
 
 
 def answer_losses(logits: mx.array, asked: Asked) -> mx.array:

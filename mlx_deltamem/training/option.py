@@ -1,6 +1,6 @@
 """Options of a run: fields of a dataclass that know their help text and their range."""
 
-import math
+import sys
 from dataclasses import Field, field, fields
 
 Value = bool | int | float | str
@@ -47,7 +47,9 @@ def _allowed(value: object, option: Field) -> bool:
 def _is_number(value: object, whole: bool) -> bool:
     if isinstance(value, bool):
         return False
-    return isinstance(value, int) or (not whole and isinstance(value, float) and math.isfinite(value))
+    if whole:
+        return isinstance(value, int)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _in_range(value: int | float, option: Field) -> bool:

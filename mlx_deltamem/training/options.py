@@ -16,6 +16,7 @@ from mlx_deltamem.training.data import ON_ERROR
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.option import flag
+from mlx_deltamem.training.records import listed
 from mlx_deltamem.training.settings import PLACES, Reporting, Schedule, Settings, taken_from
 
 # The groups of options, by their titles.
@@ -102,8 +103,8 @@ def parse(content: bytes, path: Path) -> dict[str, object]:
         raise ValueError(f"{path} holds no options; expected lines like `batch_size: 4`")
     if unknown := sorted(str(name) for name in options if name not in _KNOWN):
         raise ValueError(
-            f"{path} has unknown options {', '.join(unknown)}; those of mlx_deltamem.train --help are known, "
-            "written like batch_size"
+            f"{path} has unknown options {listed(unknown)}; known are those of mlx_deltamem.train --help, written "
+            "like batch_size, but for config, resume and trust_remote_code"
         )
     return {name: value for name, value in options.items() if value is not None}
 

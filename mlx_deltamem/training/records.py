@@ -10,6 +10,7 @@ from mlx_deltamem.segments import Message
 SPLITS = ("train", "valid")
 # The second is the reference's name for it.
 _COMPLETIONS = ("completion", "response")
+_LONGEST_LIST = 100
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class RecordError(ValueError):
     def __init__(self, message: str, kind: str = "unreadable"):
         super().__init__(message)
         self.kind = kind
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names out of a file as a message may show them: on one line, without control characters, not too long."""
+    text = "".join(character if character.isprintable() else "?" for character in ", ".join(names))
+    return text if len(text) <= _LONGEST_LIST else f"{text[:_LONGEST_LIST]}..."
 
 
 def find_file(folder: Path, split: str) -> Path | None:
@@ -85,7 +92,7 @@ def make_record(where: str, row: object) -> Record:
         turns = (("user", "prompt"), ("assistant", completion))
         messages = tuple(_message(f"{where}, {name},", role, given[name]) for role, name in turns)
     else:
-        raise RecordError(f"{where} has {', '.join(given) or 'no fields'}; expected messages, or prompt and completion")
+        raise RecordError(f"{where} has {listed(given) or 'no fields'}; expected messages, or prompt and completion")
     return Record(where, messages, _value(where, given.get("value", ""), messages[-1]["content"]))
 
 

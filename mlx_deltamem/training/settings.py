@@ -12,6 +12,8 @@ PLACES = ("model", "data", "start")
 # The adapter of the reference's released recipe (facts 3.5).
 RECIPE = DeltaMemConfig(delta_heads=("q", "o"), output_init="base_slice_fixed")
 
+# Of options, named in one message.
+_FEW = 5
 # Of MLX's random numbers.
 _SEEDS = 2**64
 Group = TypeVar("Group")
@@ -135,10 +137,12 @@ class Settings:
         taken = {name: taken_from(options, kind) for name, kind in groups.items()}
         new = {each.name: options[each.name] for each in fields(DeltaMemConfig) if each.name in options}
         start = options.get("start", "")
-        if start and new:
+        shaping = [*new, *(["tie_output"] if taken["schedule"].tie_output else [])]
+        if start and shaping:
+            more = f" and {len(shaping) - _FEW} more" if len(shaping) > _FEW else ""
             raise ValueError(
-                f"{', '.join(map(flag, new))} would shape a new adapter, and {start} has its own configuration; "
-                "leave them out, or leave out --start"
+                f"{', '.join(map(flag, shaping[:_FEW]))}{more} would shape a new adapter, and {start} has its own "
+                "shape and weights; leave such options out, or leave out --start"
             )
         adapter = DeltaMemConfig.from_dict({each.name: getattr(RECIPE, each.name) for each in fields(RECIPE)} | new)
         return cls(options.get("model", ""), options.get("data", ""), start, adapter, **taken)
