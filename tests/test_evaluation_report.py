@@ -79,6 +79,12 @@ def test_clear_differences_are_bold(tmp_path):
     assert "**" not in cells["| zeroed − none"]
 
 
+def test_no_difference_is_not_bold(tmp_path):
+    rows = [record(q, name, q % 2) for name in ("none", "zeroed") for q in range(20)]
+    write_report(report(analyse(Small(), rows, ["none", "zeroed"], 0)), tmp_path / "report.md")
+    assert "| zeroed − none | +0.0 (+0.0 to +0.0) |" in (tmp_path / "report.md").read_text()
+
+
 def test_two_tasks_and_few_conditions(tmp_path):
     both = report(result(Small(), 6, ("state",)), result(Told(), 6, ("state", "none")))
     write_report(both, tmp_path / "report.md")
