@@ -130,6 +130,8 @@ def main() -> None:
     settings |= {name: options.settings for name in harness_names}
     check_settings(args.output, origin_of(model, tokenizer), {"seed": args.seed, "seeds": plan.seeds}, settings)
     run = Run(model, tokenizer, plan, args.output)
+    for each in prepared:
+        run.check(each)
     harness = HarnessRun(model, tokenizer, options, run.records)
     amount = sum(map(run.amount, prepared)) + len(harness_names) * len(asked_conditions(conditions))
     with counting_progress(amount) as progress:
@@ -141,7 +143,7 @@ def main() -> None:
     for name in harness_names:
         rows = partial(harness.rows, name)
         results.append(_result(HarnessTask(name), harness.complete_conditions(name), rows, args))
-    _report(run, results, args, settings)
+    _report(run, results, args, settings | {each.task.name: each.summary for each in prepared})
 
 
 def _check_harness(names: Sequence[str], conditions: Sequence[Condition], args: argparse.Namespace) -> None:

@@ -119,13 +119,24 @@ def test_going_on_with_other_settings_is_refused(run):
     folder, _ = run
     before = (folder / RECORDS_FILE).read_bytes()
     for more, message in (
-        (["--recall-facts", "1"], "has another recall (questions, sha256); leave it as it was, or name a new folder"),
+        (["--recall-facts", "1"], "had another recall question 'facts 1, chat 0, question 0'; leave data and options"),
+        (["--recall-max-tokens", "5"], "had another recall question 'facts 1, chat 0, question 0'"),
         (["--writes", "on"], "has another recall (writes)"),
         (["--seed", "1"], "has another plan (seed, seeds)"),
         (["--adapter", adapter("qwen3_msw4")], "has another adapter"),
     ):
         assert_refused(run_command("evaluate", *arguments(folder, *more)), message)
     assert (folder / RECORDS_FILE).read_bytes() == before
+
+
+def test_a_limit_may_be_raised(run, tmp_path):
+    unbroken, limited = run[0], tmp_path / "limited"
+    for more in (["--limit", "4"], []):
+        result = run_command("evaluate", *arguments(limited, "--batch-size", 2, *more))
+        assert result.returncode == 0, result.stderr
+        questions = {row["questions"] for row in results_of(limited)["results"] if row["task"] == "recall"}
+        assert questions == {4 if more else 8}
+    assert results_of(limited) == results_of(unbroken)
 
 
 @pytest.mark.parametrize(
