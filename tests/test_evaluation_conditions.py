@@ -248,6 +248,39 @@ def test_what_is_measured():
     assert state.beyond_window == 0
 
 
+def test_replies_are_no_part_of_the_corrections():
+    measured = []
+    for length in (2, 7):
+        asked = questions(2, 2, max_tokens=length)
+        _, measures = asker(asked).ask([Job(question, 0) for question in asked], CONDITIONS["state"])
+        measured.append((measures.correction, measures.corrected))
+    assert measured[0] == pytest.approx(measured[1], rel=1e-5)
+
+
+def test_an_output_that_is_not_corrected_has_no_correction():
+    asked = questions(2, 2)
+    model, tokenizer = load(backbone(), adapter=adapter())
+    for module in model.modules():
+        if "delta_mem" in module:
+            module.delta_mem.delta_o_proj = mx.zeros_like(module.delta_mem.delta_o_proj)
+    one = Asker(model, tokenizer, Manner(), {each.group: each for each in asked}, {})
+    _, measures = one.ask([Job(question, 0) for question in asked], CONDITIONS["state"])
+    assert measures.norm > 0 and measures.corrected > 0 and measures.correction == 0.0
+
+
+def test_the_token_that_ends_a_reply_is_counted():
+    (question,) = questions(1, 1)
+    model, tokenizer = load(backbone(), adapter=adapter())
+    one = Asker(model, tokenizer, Manner(), {question.group: question}, {})
+    (whole,), _ = one.ask([Job(question, 0)], CONDITIONS["none"])
+    assert (whole.ending, whole.tokens) == ("length", question.max_tokens)
+    ids = tokenizer.encode(whole.text, add_special_tokens=False)
+    tokenizer.add_eos_token(str(ids[2]))
+    (ended,), measures = one.ask([Job(question, 0)], CONDITIONS["none"])
+    assert (ended.ending, ended.tokens) == ("end", ids.index(ids[2]) + 1)
+    assert measures.reply_tokens == ended.tokens
+
+
 def test_prompts_beyond_the_window_are_counted(monkeypatch):
     asked = questions(2, 2)
     template = ChatTemplate(loaded()[1], enable_thinking=False)

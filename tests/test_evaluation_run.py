@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_deltamem import load
 from mlx_deltamem.evaluation.analysis import analyse
 from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.conditions import others, parse_conditions
@@ -14,6 +15,7 @@ from mlx_deltamem.evaluation.costs import sum_up
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.run import MEASURES_FILE, RECORDS_FILE, Plan, Run, prepare
 from mlx_deltamem.evaluation.task import Backbone, Sampling
+from tests.conftest import adapter, backbone
 from tests.evaluations import Small, questions
 from tests.test_evaluation_conditions import loaded
 
@@ -195,6 +197,33 @@ def test_another_memory_under_shuffled_is_refused(tmp_path):
         run.check(one_less)
     (tmp_path / "state").mkdir()
     assert ask(tmp_path / "state", Plan(parse_conditions(("state",)))).check(one_less) is None
+
+
+ALTERNATING = (
+    "{% for m in messages %}{% if m.role == 'assistant' and loop.first %}{{ raise_exception('not first') }}{% endif %}"
+    "{% if not loop.first and m.role == loop.previtem.role %}{{ raise_exception('must alternate') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class InRow(Small):
+    """Its history is two messages of the user in a row, and in the text a part of one."""
+
+    def questions(self, backbone: Backbone) -> Iterator[Question]:
+        for question in questions(in_prompt=True):
+            yield replace(question, history=(question.history[1], question.history[1]))
+
+
+def test_a_template_that_refuses_the_prompts_is_told_before_anything_is_asked(tmp_path):
+    model, tokenizer = load(backbone(), adapter=adapter())
+    tokenizer.chat_template = ALTERNATING
+    prepared = prepare(InRow(), Manner(), model, tokenizer, None)
+    assert Run(model, tokenizer, Plan(parse_conditions(("base", "full", "none"))), tmp_path).check(prepared) is None
+    for name in ("state", "zeroed", "shuffled", "replay"):
+        run = Run(model, tokenizer, Plan(parse_conditions(("base", name))), tmp_path)
+        with pytest.raises(ValueError, match=r"the chat template refuses 2 messages \(user, user\)"):
+            run.check(prepared)
 
 
 def test_there_is_no_other_memory_of_one_history(tmp_path):

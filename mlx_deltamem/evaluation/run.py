@@ -14,6 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.evaluation.asking import Asker, Job, Manner
 from mlx_deltamem.evaluation.conditions import CONDITIONS, Condition, Memory, others
 from mlx_deltamem.evaluation.decoding import Reply
+from mlx_deltamem.evaluation.prompts import Prompts
 from mlx_deltamem.evaluation.question import Question, digests
 from mlx_deltamem.evaluation.records import JsonLines, Row
 from mlx_deltamem.evaluation.task import Backbone, Task
@@ -130,9 +131,14 @@ class Run:
         There may be more questions than before, or fewer.
 
         Raises:
-            ValueError: It is not, or there is no other history for `shuffled`.
+            ValueError: It is not, there is no other history for `shuffled`, or the chat template refuses the prompts.
         """
         partners = self._partners(run)
+        prompts, first = Prompts(self._tokenizer, by_token=True), run.questions[0]
+        for condition in self._plan.conditions:
+            prompts.prompt(first, condition.text, writing=False)
+            if condition.memory is not Memory.EMPTY:
+                prompts.history(first)
         for row in self.records.rows:
             if row["task"] != run.task.name or row["id"] not in run.digests:
                 continue
