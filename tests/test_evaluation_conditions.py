@@ -12,6 +12,7 @@ from mlx_deltamem import detach, load, make_prompt_cache, memory, read_only
 from mlx_deltamem.cache import PromptCache
 from mlx_deltamem.evaluation.asking import Asker, Job, Manner
 from mlx_deltamem.evaluation.conditions import CONDITIONS, others, parse_conditions
+from mlx_deltamem.evaluation.decoding import _Growing
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Sampling
 from mlx_deltamem.runner import read
@@ -224,6 +225,15 @@ def test_stop_texts_end_a_reply():
     (text,) = replies(asked, "none")
     stop = text[5:7]
     assert replies(asked, "none", stop=(stop,)) == [text[: text.index(stop)]]
+
+
+def test_a_stop_text_in_the_white_space_before_a_reply_does_not_end_it():
+    _, tokenizer = loaded()
+    growing = _Growing(tokenizer, ("\n",))
+    ids = tokenizer.encode(" \n\nRex.\nAnd more", add_special_tokens=False)
+    replies = [growing.add(token, None) for token in ids]
+    found = next(reply for reply in replies if reply is not None)
+    assert (found.text, found.ending) == (" \n\nRex.", "stop")
 
 
 def test_what_is_measured():
