@@ -46,7 +46,11 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--conditions", type=_names, default=default, help=f"{meanings} (default: {default}).")
     parser.add_argument("--output", type=user_path, required=True, help="Folder; a run that is there already goes on.")
     parser.add_argument("--data", type=_place, action="append", default=[], metavar="TASK=PATH", help="A task's data.")
-    parser.add_argument("--limit", type=count_from(1), help="At most so many questions of each task.")
+    parser.add_argument(
+        "--limit",
+        type=count_from(1),
+        help="At most so many questions of each task; a run may go on with more (not the harness's).",
+    )
     parser.add_argument("--batch-size", type=count_from(1), default=16, help="Questions side by side (default: 16).")
     parser.add_argument("--seed", type=count_from(0), default=0, help="Of all that is drawn at random (default: 0).")
     parser.add_argument("--seeds", type=count_from(0), nargs="+", help="Of sampled replies, one run each.")
