@@ -46,7 +46,11 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--conditions", type=_names, default=default, help=f"{meanings} (default: {default}).")
     parser.add_argument("--output", type=user_path, required=True, help="Folder; a run that is there already goes on.")
     parser.add_argument("--data", type=_place, action="append", default=[], metavar="TASK=PATH", help="A task's data.")
-    parser.add_argument("--limit", type=count_from(1), help="At most so many questions of each task.")
+    parser.add_argument(
+        "--limit",
+        type=count_from(1),
+        help="At most so many questions of each task; a run may go on with more (not the harness's).",
+    )
     parser.add_argument("--batch-size", type=count_from(1), default=16, help="Questions side by side (default: 16).")
     parser.add_argument("--seed", type=count_from(0), default=0, help="Of all that is drawn at random (default: 0).")
     parser.add_argument("--seeds", type=count_from(0), nargs="+", help="Of sampled replies, one run each.")
@@ -101,14 +105,18 @@ def _add_option(
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} has no names; expected some, with commas between")
+    return names
 
 
 def _place(text: str) -> tuple[str, Path]:
     task, found, path = text.partition("=")
-    if not found or task not in TASKS:
+    with_data = [name for name, kind in TASKS.items() if kind.source]
+    if not found or task not in with_data:
         raise argparse.ArgumentTypeError(
-            f"{text!r} names no task's data; expected TASK=PATH, TASK of {', '.join(TASKS)}"
+            f"{text!r} names no task's data; expected TASK=PATH, TASK of {', '.join(with_data)}"
         )
     return task, user_path(path)
 
@@ -118,18 +126,23 @@ def main() -> None:
     args = setup_arg_parser().parse_args()
     names = list(dict.fromkeys(args.tasks))
     conditions = parse_conditions(args.conditions)
+    if unused := [name for name, _ in args.data if name not in names]:
+        raise ValueError(f"--data is of {', '.join(unused)}, which is not among --tasks; add it there, or leave it out")
     tasks = [_task(name, args) for name in names if name in TASKS]
     harness_names = [name for name in names if name not in TASKS]
     _check_harness(harness_names, conditions, args)
+    # What comes next may take long.
+    args.output.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_model(args)
     prepared = [prepare(task, _manner(task, args), model, tokenizer, args.limit) for task in tasks]
-    plan = Plan(conditions, tuple(args.seeds or (args.seed,)), args.batch_size, args.seed)
+    plan = Plan(conditions, tuple(dict.fromkeys(args.seeds or (args.seed,))), args.batch_size, args.seed)
     options = _harness_options(args)
-    args.output.mkdir(parents=True, exist_ok=True)
     settings = {each.task.name: each.settings for each in prepared}
     settings |= {name: options.settings for name in harness_names}
     check_settings(args.output, origin_of(model, tokenizer), {"seed": args.seed, "seeds": plan.seeds}, settings)
     run = Run(model, tokenizer, plan, args.output)
+    for each in prepared:
+        run.check(each)
     harness = HarnessRun(model, tokenizer, options, run.records)
     amount = sum(map(run.amount, prepared)) + len(harness_names) * len(asked_conditions(conditions))
     with counting_progress(amount) as progress:
@@ -141,7 +154,7 @@ def main() -> None:
     for name in harness_names:
         rows = partial(harness.rows, name)
         results.append(_result(HarnessTask(name), harness.complete_conditions(name), rows, args))
-    _report(run, results, args, settings)
+    _report(run, results, args, settings | {each.task.name: each.summary for each in prepared})
 
 
 def _check_harness(names: Sequence[str], conditions: Sequence[Condition], args: argparse.Namespace) -> None:

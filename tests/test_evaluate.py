@@ -119,13 +119,24 @@ def test_going_on_with_other_settings_is_refused(run):
     folder, _ = run
     before = (folder / RECORDS_FILE).read_bytes()
     for more, message in (
-        (["--recall-facts", "1"], "has another recall (questions, sha256); leave it as it was, or name a new folder"),
+        (["--recall-facts", "1"], "had another recall question 'facts 1, chat 0, question 0'; leave data and options"),
+        (["--recall-max-tokens", "5"], "had another recall question 'facts 1, chat 0, question 0'"),
         (["--writes", "on"], "has another recall (writes)"),
         (["--seed", "1"], "has another plan (seed, seeds)"),
         (["--adapter", adapter("qwen3_msw4")], "has another adapter"),
     ):
         assert_refused(run_command("evaluate", *arguments(folder, *more)), message)
     assert (folder / RECORDS_FILE).read_bytes() == before
+
+
+def test_a_limit_may_be_raised(run, tmp_path):
+    unbroken, limited = run[0], tmp_path / "limited"
+    for more in (["--limit", "4"], []):
+        result = run_command("evaluate", *arguments(limited, "--batch-size", 2, *more))
+        assert result.returncode == 0, result.stderr
+        questions = {row["questions"] for row in results_of(limited)["results"] if row["task"] == "recall"}
+        assert questions == {4 if more else 8}
+    assert results_of(limited) == results_of(unbroken)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +147,7 @@ def test_going_on_with_other_settings_is_refused(run):
         (["--recall-facts", "1", "--recall-questions", "1"], "shuffled needs the memory of another history"),
         (["--recall-deletions", "0", "2"], "2 deletions are wanted of 1 facts"),
         (["--recall-keys", "wings"], "there is no key 'wings'"),
+        (["--data", "mab=a.json"], "--data is of mab, which is not among --tasks"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(more, message, tmp_path):
@@ -145,7 +157,10 @@ def test_what_cannot_be_asked_is_refused(more, message, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--data", "chess=a.json"], "'chess=a.json' names no task's data; expected TASK=PATH"),
+        (["--data", "chess=a.json"], "'chess=a.json' names no task's data; expected TASK=PATH, TASK of locomo, mab,"),
+        (["--data", "recall=a.json"], "'recall=a.json' names no task's data"),
+        (["--tasks", " ,"], "' ,' has no names; expected some, with commas between"),
+        (["--conditions", ""], "'' has no names"),
         (["--batch-size", "0"], "0 is too small; expected 1 or more"),
         (["--recall-filler", "1"], "expected 2 arguments"),
         (["--writes", "yes"], "invalid choice"),
@@ -155,6 +170,16 @@ def test_options_that_are_none(more, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         setup_arg_parser().parse_args(arguments(tmp_path, *more))
     assert message in capsys.readouterr().err
+
+
+def test_names_may_have_spaces_between(tmp_path):
+    given = setup_arg_parser().parse_args(arguments(tmp_path, "--tasks", "recall, mab,", "--conditions", "none, state"))
+    assert (given.tasks, given.conditions) == (("recall", "mab"), ("none", "state"))
+
+
+def test_a_place_for_the_results_that_is_none_is_told_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "file").touch()
+    assert_refused(run_command("evaluate", *arguments(tmp_path / "file", "--model", tmp_path / "none")), "File exists")
 
 
 def test_help_tells_conditions_and_tasks():

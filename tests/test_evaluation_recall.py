@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
-from mlx_deltamem.evaluation.naming import first_line, names, names_only, says_unknown
+from mlx_deltamem.evaluation.answers import first_line
+from mlx_deltamem.evaluation.naming import names, names_only, says_unknown
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.recall import Recall
 from mlx_deltamem.evaluation.task import Backbone

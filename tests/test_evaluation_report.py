@@ -29,6 +29,8 @@ class Told(Small):
             Published("backbone", "base", "", "right", 40.79, "a paper | its table"),
             Published("δ-mem", "state", "two", "right", 9.62, "a paper"),
             Published("BM25", "", "", "right", 36.68, "a paper"),
+            Published("backbone", "none", "", "length", 12.0, "a blog"),
+            Published("backbone", "none", "", "speed", 3.0, "a blog"),
         )
 
     @property
@@ -62,6 +64,8 @@ def test_published_numbers_stand_beside_ours(tmp_path):
     own = result(Told()).whole.means["base", "right"]
     line = f"| backbone | all | right | 40.79 | base | {own.value:.1f} ({own.low:.1f} to {own.high:.1f}) |"
     assert f"{line} a paper \\| its table |" in text
+    assert "| backbone | all | length | 12.00 | none | 50.0 (50.0 to 50.0) | a blog |" in text
+    assert "| backbone | all | speed | 3.00 | none |  | a blog |" in text
     assert "| BM25 | all | right | 36.68 |  |  | a paper |" in text
     assert "| δ-mem | two | right | 9.62 | state | " in text
     assert "- Ours are other questions." in text
@@ -79,6 +83,12 @@ def test_clear_differences_are_bold(tmp_path):
     assert "**" not in cells["| zeroed − none"]
 
 
+def test_no_difference_is_not_bold(tmp_path):
+    rows = [record(q, name, q % 2) for name in ("none", "zeroed") for q in range(20)]
+    write_report(report(analyse(Small(), rows, ["none", "zeroed"], 0)), tmp_path / "report.md")
+    assert "| zeroed − none | +0.0 (+0.0 to +0.0) |" in (tmp_path / "report.md").read_text()
+
+
 def test_two_tasks_and_few_conditions(tmp_path):
     both = report(result(Small(), 6, ("state",)), result(Told(), 6, ("state", "none")))
     write_report(both, tmp_path / "report.md")
@@ -87,7 +97,7 @@ def test_two_tasks_and_few_conditions(tmp_path):
     write_results(both, tmp_path / "results.json")
     document = json.loads((tmp_path / "results.json").read_text())
     assert {row["task"] for row in document["results"]} >= {"small", "small, one", "told", "told, kind kind 0"}
-    assert len(document["published"]) == 3 and len(document["costs"]) == 3
+    assert len(document["published"]) == 5 and len(document["costs"]) == 3
 
 
 def test_the_table_on_the_terminal():

@@ -9,11 +9,14 @@ from mlx_deltamem import load
 from mlx_deltamem.adapter import RESULTS_FILE
 from mlx_deltamem.evaluation.harness import (
     HarnessOptions,
+    HarnessResult,
+    Sample,
     check_harness_tasks,
     harness_differences,
     run_harness_task,
     task_manager,
 )
+from mlx_deltamem.evaluation.harness_run import HarnessTask, _rows
 from mlx_deltamem.evaluation.published import HARNESS
 from mlx_deltamem.evaluation.report import REPORT_FILE
 from mlx_deltamem.evaluation.run import RECORDS_FILE
@@ -187,6 +190,28 @@ def test_without_the_harness_it_says_what_to_install(monkeypatch):
         check_harness_tasks(["ifeval"])
 
 
+def test_a_task_without_questions_is_refused():
+    with pytest.raises(ValueError, match="empty has no score for each of its 0 questions"):
+        _rows(HarnessResult("empty", "base", {}, {}, 0, ()), HarnessTask("empty"))
+
+
+def test_members_of_a_group_share_their_metrics_and_the_published_one_comes_first():
+    samples = [
+        Sample("one", 0, "x", ("y", "z"), {"own": 0.5, "also": 0.0, "prompt_level_strict_acc": 1.0}),
+        Sample("two", 0, "x", ("y",), {"also": 1.0, "prompt_level_strict_acc": 0.0}),
+    ]
+    rows = _rows(HarnessResult("ifeval", "full", {}, {}, 2, tuple(samples)), HarnessTask("ifeval"))
+    assert [list(row["scores"].items()) for row in rows] == [
+        [("prompt_level_strict_acc", 1.0), ("also", 0.0)],
+        [("prompt_level_strict_acc", 0.0), ("also", 1.0)],
+    ]
+    assert [(row["id"], row["group"], row["category"]) for row in rows] == [
+        ("one/0", "one/0", "one"),
+        ("two/0", "two/0", "two"),
+    ]
+    assert rows[0]["reply"] == "y\nz" and rows[0]["golds"] == ["x"] and rows[1]["questions"] == 2
+
+
 def test_published_numbers_are_there():
     assert {number.value for number in HARNESS["ifeval"] if number.method == "δ-mem TSW"} == {82.99}
     assert {number.value for number in HARNESS["gpqa_diamond"] if number.method == "δ-mem SSW"} == {41.41}
@@ -227,6 +252,9 @@ def test_the_command_refuses_what_the_harness_cannot_do(tasks, tmp_path):
     assert_refused(
         command(tasks, tmp_path, "--tasks", "tiny_choise"), "there is no task tiny_choise, here or in lm-eval"
     )
+    # No question of it has a perplexity of its own.
+    without = command(tasks, tmp_path, "--tasks", "tiny_text")
+    assert_refused(without, "tiny_text has no score for each of its 3 questions (in all: {'word_perplexity': ")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")

@@ -1,18 +1,21 @@
 import collections
 import hashlib
 import json
+from http.client import IncompleteRead
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from mlx_deltamem.evaluation import locomo_data
 from mlx_deltamem.evaluation.answers import porter_stem
-from mlx_deltamem.evaluation.fitting import text_tokens
+from mlx_deltamem.evaluation.fitting import prompt_tokens, text_tokens
 from mlx_deltamem.evaluation.locomo import Locomo
 from mlx_deltamem.evaluation.locomo_data import CATEGORIES
 from mlx_deltamem.evaluation.task import Backbone
-from tests.conftest import REPO
+from tests.conftest import REPO, backbone
 from tests.evaluation_tables import asked, check_questions, exactly, oracle_and_mute, table, tiny_backbone
 
 pytest.importorskip("nltk")
@@ -49,6 +52,11 @@ def sample(*questions, name="conv-1"):
         },
         "qa": list(questions),
     }
+
+
+SILENT = sample() | {
+    "conversation": {"speaker_a": "Mia", "speaker_b": "Tom", "session_1_date_time": "", "session_1": []}
+}
 
 
 @pytest.fixture
@@ -189,7 +197,7 @@ class UnevenTokenizer:
     def encode(self, text, add_special_tokens):
         return text.split()
 
-    def apply_chat_template(self, messages, add_generation_prompt):
+    def apply_chat_template(self, messages, add_generation_prompt, enable_thinking=True):
         words = sum(len(message["content"].split()) for message in messages)
         return [0] * (words + words // 10)
 
@@ -256,6 +264,7 @@ def test_stems_are_those_of_nltk_with_its_extensions():
         ("[{]", "is no JSON"),
         ("[{}]", "conversation 1 is damaged \\(no 'conversation'\\)"),
         ("[3]", "conversation 1 is damaged"),
+        (json.dumps([SILENT]), "is damaged \\(nothing was said in it\\)"),
         (json.dumps([sample({"question": "Who?", "answer": "x", "category": 6})]), "is damaged \\(no 6\\)"),
         (json.dumps([sample({"question": "Who?", "category": 1})]), "is damaged \\(no 'answer'\\)"),
     ],
@@ -294,6 +303,31 @@ def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch, content):
     with pytest.raises(ValueError, match=r"source\.json (cannot be read|is no JSON)"):
         asked(Locomo())
     assert not list((tmp_path / "home").rglob("*.json"))
+
+
+def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise IncompleteRead(b"[{")
+
+    monkeypatch.setattr(locomo_data.urllib.request, "urlopen", broken)
+    monkeypatch.setattr(locomo_data.constants, "HF_HOME", str(tmp_path / "home"))
+    with pytest.raises(ValueError, match=r"locomo10\.json cannot be read \(IncompleteRead.*; download it otherwise"):
+        asked(Locomo())
+    assert not list((tmp_path / "home").rglob("*.json"))
+
+
+def test_a_template_that_refuses_the_prompt_is_told(locomo):
+    tokenizer = load_tokenizer(Path(backbone()))
+    tokenizer.chat_template = "{{ raise_exception('no system prompts') }}"
+    with pytest.raises(ValueError, match=r"the chat template refuses the task's prompt \(system, user\): no system pr"):
+        list(locomo(sample(qa("single_hop"))).questions(Backbone(tokenizer, 4000)))
+
+
+def test_the_tokens_that_turn_thinking_off_count():
+    tokenizer = load_tokenizer(Path(backbone()))
+    tokenizer.chat_template = "{{ messages[0].content }}{% if enable_thinking is false %} no thoughts{% endif %}"
+    count = prompt_tokens(Backbone(tokenizer, 4000), [{"role": "user", "content": "Who?"}])
+    assert count == len(tokenizer.encode("Who? no thoughts", add_special_tokens=False))
 
 
 def test_published_numbers_are_of_metrics_and_categories_that_there_are():

@@ -66,12 +66,18 @@ def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
 
 
 def others(groups: Sequence[str], seed: int) -> dict[str, str]:
-    """For each group another one, each used once, drawn at random.
+    """For each group one of those before it, drawn at random; for the first one, the second.
+
+    So it does not depend on what comes later, and a run may go on with more questions.
 
     Raises:
         ValueError: There is no other group.
     """
     if len(groups) < 2:
-        raise ValueError(f"shuffled needs the memory of another history, and there are {len(groups)}; ask for more")
-    order = np.random.default_rng(seed).permutation(len(groups))
-    return {groups[here]: groups[there] for here, there in zip(order, np.roll(order, 1), strict=True)}
+        raise ValueError(
+            "shuffled needs the memory of another history, and all questions are about one; ask more questions, or "
+            "leave shuffled out of --conditions"
+        )
+    generator = np.random.default_rng(seed)
+    drawn = {groups[place]: groups[generator.integers(place)] for place in range(1, len(groups))}
+    return {groups[0]: groups[1], **drawn}

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from jinja2 import TemplateError
+
 from mlx_deltamem.evaluation.task import Backbone
 from mlx_deltamem.segments import Message
 
@@ -12,8 +14,20 @@ def text_tokens(backbone: Backbone, text: str) -> int:
 
 
 def prompt_tokens(backbone: Backbone, messages: Sequence[Message]) -> int:
-    """The number of tokens of a chat that asks for a reply."""
-    return len(backbone.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True))
+    """The number of tokens of a chat that asks for a reply, thinking off.
+
+    Raises:
+        ValueError: The chat template refuses it.
+    """
+    try:
+        # The tokens that turn thinking off count too.
+        ids = backbone.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, enable_thinking=False)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(
+            f"the chat template refuses the task's prompt ({roles}): {error}; give the tokenizer another chat template"
+        ) from None
+    return len(ids)
 
 
 def longest_prompt(backbone: Backbone, messages: Sequence[Message], reply: int) -> int | None:

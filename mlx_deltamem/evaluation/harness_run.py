@@ -67,7 +67,8 @@ class HarnessRun:
 
         Raises:
             FileNotFoundError: Its data cannot be had.
-            ValueError: lm-eval is not installed, there is no such task, or it may not run.
+            ValueError: lm-eval is not installed, there is no such task, it may not run, or its questions have no
+                scores.
         """
         for condition in asked_conditions(conditions):
             progress(f"{task}, {condition}", 0)
@@ -97,9 +98,19 @@ def asked_conditions(conditions: Iterable[Condition]) -> list[str]:
 
 
 def _rows(result: HarnessResult, task: HarnessTask) -> list[Row]:
+    """The records of a task.
+
+    Raises:
+        ValueError: It has no score of single questions, as tasks of perplexity.
+    """
     first = [each.metric for each in task.published]
     # Members of a group may have metrics that others lack.
-    shared = set.intersection(*(set(sample.scores) for sample in result.samples))
+    shared = set.intersection(*(set(sample.scores) for sample in result.samples)) if result.samples else set()
+    if not shared:
+        raise ValueError(
+            f"{result.task} has no score for each of its {result.questions} questions (in all: {result.scores}), which "
+            "intervals are computed from; leave it out"
+        )
     metrics = sorted(shared, key=lambda metric: (metric not in first, list(result.samples[0].scores).index(metric)))
     return [
         {

@@ -4,6 +4,7 @@ import re
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -106,7 +107,7 @@ def downloaded() -> Path:
         try:
             with urllib.request.urlopen(URL, timeout=_TIMEOUT_SECONDS) as answer:
                 content = answer.read()
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise ValueError(f"{URL} cannot be read ({error}); download it otherwise, and name the file") from None
         parsed(URL, content)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,13 +120,16 @@ def _conversation(sample: Json) -> Conversation:
     told = sample["conversation"]
     # The file also has dates of sessions that never were.
     numbers = sorted(int(match[1]) for key in told if (match := _SESSION.fullmatch(key)))
-    sessions = (
+    read = [
         Session(number, told[f"session_{number}_date_time"], _turns(told[f"session_{number}"])) for number in numbers
-    )
+    ]
+    sessions = tuple(session for session in read if session.turns)
+    if not sessions:
+        raise ValueError("nothing was said in it")
     return Conversation(
         id=sample["sample_id"],
         speakers=(told["speaker_a"], told["speaker_b"]),
-        sessions=tuple(session for session in sessions if session.turns),
+        sessions=sessions,
         questions=tuple(_asked(place, question) for place, question in enumerate(sample["qa"])),
     )
 

@@ -19,6 +19,8 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
+from mlx_deltamem.evaluation.answers import first_line
+
 _WORD = re.compile(r"\w+")
 _ARTICLES = {"a", "an", "the"}
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "`": "'"})
@@ -66,11 +68,6 @@ def names_any(reply: str, rivals: Iterable[str], allowed: str) -> bool:
 def says_unknown(reply: str) -> bool:
     """Whether the first line of a reply says that something is not known, not told, not so, or forgotten."""
     return bool(_UNKNOWN.search(first_line(reply).translate(_APOSTROPHES).casefold()))
-
-
-def first_line(reply: str) -> str:
-    """The first line with something in it."""
-    return next((line.strip() for line in reply.splitlines() if line.strip()), "")
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -30,20 +30,19 @@ class Prompt:
 
 
 class Prompts:
-    """Makes prompts of questions.
+    """Makes prompts of questions, thinking off.
 
     Args:
         tokenizer: mlx-lm's tokenizer, with a chat template.
         by_token: Whether the adapter writes single tokens. One that writes the means of messages or sentences writes
             each pass as a whole, so that a pass may only end where a message does.
-        options: More for the chat template; thinking is off unless `enable_thinking=True`.
 
     Raises:
         ValueError: The tokenizer has no chat template.
     """
 
-    def __init__(self, tokenizer: TokenizerWrapper, by_token: bool, **options: object):
-        self._template = ChatTemplate(tokenizer, **{"enable_thinking": False, **options})
+    def __init__(self, tokenizer: TokenizerWrapper, by_token: bool):
+        self._template = ChatTemplate(tokenizer, enable_thinking=False)
         self._by_token = by_token
         # Questions of a group follow each other.
         self._group_text: tuple[str, list[int]] = ("", [])

@@ -1,9 +1,14 @@
 """A question about a history: what every task gives, and every condition takes."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mlx_deltamem.segments import Message
+
+# Hexadecimal digits.
+_DIGEST = 16
 
 Labels = Mapping[str, float | str]
 
@@ -71,6 +76,23 @@ class Question:
 def leading_system_prompts(messages: Sequence[Message]) -> int:
     """How many messages at the beginning of a chat are system prompts."""
     return next((index for index, message in enumerate(messages) if message["role"] != "system"), len(messages))
+
+
+def digests(questions: Iterable[Question]) -> dict[str, str]:
+    """For each question, by its id, a text that changes with anything in it or in its history."""
+    found, told, history = {}, None, ""
+    for question in questions:
+        own = dict(vars(question))
+        shared = own.pop("history"), own.pop("context")
+        # The same of all questions of a group, and long.
+        if shared != told:
+            told, history = shared, _digest(shared)
+        found[question.id] = _digest((history, own))
+    return found
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:_DIGEST]
 
 
 def _user(text: str) -> Message:

@@ -14,7 +14,9 @@ from mlx_deltamem.files import new_file
 REPORT_FILE = "report.md"
 _NOTES = f"""Scores are in percent, with 95 % intervals of a paired bootstrap ({RESAMPLES:,} resamples): what is drawn
 is a group of questions about one history, the same for all conditions. Where all scores are 0, or all 100, the
-interval is that of a binomial distribution. A difference whose interval leaves 0 out is in bold.
+interval is that of a binomial distribution. Where all questions are about one history, they are drawn one by one, and
+the intervals hold for that history only. A difference whose interval leaves 0 out is in bold; one that is the same for
+all questions has an interval without width, which tells nothing of other questions.
 
 Every question begins from a cache and a memory of its own, whatever was asked before it.
 

@@ -18,8 +18,10 @@ def file_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is damaged, it has another ending, or Parquet cannot be read here.
+        ValueError: It is a folder or damaged, it has another ending, or Parquet cannot be read here.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; expected a file that ends with one of {', '.join(ENDINGS)}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix not in ENDINGS:

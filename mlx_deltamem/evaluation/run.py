@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.evaluation.asking import Asker, Job, Manner
 from mlx_deltamem.evaluation.conditions import CONDITIONS, Condition, Memory, others
 from mlx_deltamem.evaluation.decoding import Reply
-from mlx_deltamem.evaluation.question import Question
+from mlx_deltamem.evaluation.prompts import Prompts
+from mlx_deltamem.evaluation.question import Question, digests
 from mlx_deltamem.evaluation.records import JsonLines, Row
 from mlx_deltamem.evaluation.task import Backbone, Task
 from mlx_deltamem.progress import Counted
@@ -58,14 +60,22 @@ class TaskRun:
 
     @property
     def settings(self) -> Row:
-        """What decides the records: two runs with the same settings give the same ones."""
-        digest = hashlib.sha256()
-        for question in self.questions:
-            digest.update(json.dumps(asdict(question), sort_keys=True, default=str).encode())
+        """What decides the records, beside the questions."""
         manner = asdict(self.manner)
         # They have no effect on the result.
         del manner["prefill_step_size"]
-        return {"questions": len(self.questions), "sha256": digest.hexdigest(), **json.loads(json.dumps(manner))}
+        return json.loads(json.dumps(manner))
+
+    @property
+    def summary(self) -> Row:
+        """The settings, and which questions they are of: two runs that have the same give the same records."""
+        digest = hashlib.sha256("".join(self.digests.values()).encode()).hexdigest()
+        return {"questions": len(self.questions), "sha256": digest, **self.settings}
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """What every question is, by its id."""
+        return digests(self.questions)
 
 
 def prepare(task: Task, manner: Manner, model: nn.Module, tokenizer: TokenizerWrapper, limit: int | None) -> TaskRun:
@@ -101,6 +111,7 @@ class Run:
         self._model = model
         self._tokenizer = tokenizer
         self._plan = plan
+        self._folder = folder
         self.records = JsonLines(folder / RECORDS_FILE)
         self.measures = JsonLines(folder / MEASURES_FILE)
         self._done = {_key(row["task"], row["condition"], row["seed"], row["id"]) for row in self.records.rows}
@@ -114,6 +125,31 @@ class Run:
         """How many times a question is asked in all."""
         return len(self.jobs(run)) * len(self._plan.conditions)
 
+    def check(self, run: TaskRun) -> None:
+        """Check, before anything is asked, that what was asked in the folder before is what is to be asked now.
+
+        There may be more questions than before, or fewer.
+
+        Raises:
+            ValueError: It is not, there is no other history for `shuffled`, or the chat template refuses the prompts.
+        """
+        partners = self._partners(run)
+        prompts, first = Prompts(self._tokenizer, by_token=True), run.questions[0]
+        for condition in self._plan.conditions:
+            prompts.prompt(first, condition.text, writing=False)
+            if condition.memory is not Memory.EMPTY:
+                prompts.history(first)
+        for row in self.records.rows:
+            if row["task"] != run.task.name or row["id"] not in run.digests:
+                continue
+            memory = row.get("memory_of")
+            same_memory = memory is None or memory == partners.get(row["group"], memory)
+            if row.get("asked") != run.digests[row["id"]] or not same_memory:
+                raise ValueError(
+                    f"the run in {self._folder} had another {run.task.name} question {row['id']!r}; leave data and "
+                    "options as they were, or name a new folder"
+                )
+
     def ask(self, run: TaskRun, progress: Counted) -> None:
         """Ask a task's questions under all conditions; those that have a record already are not asked again.
 
@@ -121,9 +157,7 @@ class Run:
             run: The task.
             progress: Told what is going on, and how much more is done.
         """
-        groups = list(dict.fromkeys(question.group for question in run.questions))
-        shuffled = any(condition.memory is Memory.OTHER for condition in self._plan.conditions)
-        partners = others(groups, self._plan.seed) if shuffled else {}
+        partners = self._partners(run)
         histories = {question.group: question for question in run.questions}
         asker = Asker(self._model, self._tokenizer, run.manner, histories, partners)
         for condition in self._plan.conditions:
@@ -131,7 +165,7 @@ class Run:
             # What is side by side is the same in a run that goes on, so that its rounding is.
             for batch in _batches(self.jobs(run), condition, most):
                 progress(f"{run.task.name}, {condition.name}", 0)
-                self._ask_batch(run, asker, batch, condition)
+                self._ask_batch(run, asker, batch, condition, partners)
                 progress(f"{run.task.name}, {condition.name}", len(batch))
 
     def complete_conditions(self, run: TaskRun) -> list[str]:
@@ -154,13 +188,26 @@ class Run:
         """What was measured while a task's questions were asked under a condition."""
         return [row for row in self.measures.rows if (row["task"], row["condition"]) == (task, condition)]
 
-    def _ask_batch(self, run: TaskRun, asker: Asker, batch: Sequence[Job], condition: Condition) -> None:
+    def _partners(self, run: TaskRun) -> dict[str, str]:
+        """For each group of a task's questions the one whose memory it gets under `shuffled`; see `others`."""
+        groups = list(dict.fromkeys(question.group for question in run.questions))
+        shuffled = any(condition.memory is Memory.OTHER for condition in self._plan.conditions)
+        return others(groups, self._plan.seed) if shuffled or len(groups) > 1 else {}
+
+    def _ask_batch(
+        self,
+        run: TaskRun,
+        asker: Asker,
+        batch: Sequence[Job],
+        condition: Condition,
+        partners: Mapping[str, str],
+    ) -> None:
         keys = [_key(run.task.name, condition.name, job.seed, job.question.id) for job in batch]
         missing = [index for index, key in enumerate(keys) if key not in self._done]
         if not missing:
             return
         replies, measures = asker.ask(batch, condition)
-        self.records.add(_record(run.task, condition, batch[index], replies[index]) for index in missing)
+        self.records.add(_record(run, condition, batch[index], replies[index], partners) for index in missing)
         self._done.update(keys)
         self.measures.add([{"task": run.task.name, "condition": condition.name, **asdict(measures)}])
 
@@ -169,22 +216,24 @@ def _key(*parts: object) -> tuple[object, ...]:
     return parts
 
 
-def _record(task: Task, condition: Condition, job: Job, reply: Reply) -> Row:
+def _record(run: TaskRun, condition: Condition, job: Job, reply: Reply, partners: Mapping[str, str]) -> Row:
     question = job.question
     return {
-        "task": task.name,
+        "task": run.task.name,
         "condition": condition.name,
         "seed": job.seed,
         "id": question.id,
         "group": question.group,
         "category": question.category,
         "labels": dict(question.labels),
+        "asked": run.digests[question.id],
+        "memory_of": partners[question.group] if condition.memory is Memory.OTHER else None,
         "question": question.question,
         "golds": list(question.golds),
         "reply": reply.text,
         "tokens": reply.tokens,
         "ending": reply.ending,
-        "scores": dict(task.score(question, reply.text)),
+        "scores": dict(run.task.score(question, reply.text)),
     }
 
 

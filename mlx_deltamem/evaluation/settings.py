@@ -19,7 +19,7 @@ def check_settings(folder: Path, origin: Origin, plan: Mapping[str, object], tas
         folder: The run's folder.
         origin: The model, the adapter and the tokenizer.
         plan: What holds for all tasks.
-        tasks: By name, what decides a task's records.
+        tasks: By name, what decides a task's records, beside its questions (see `Run.check`).
 
     Raises:
         ValueError: The folder's run has others.
