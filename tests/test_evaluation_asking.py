@@ -65,13 +65,12 @@ def test_system_prompts_stay_while_a_long_history_is_read(monkeypatch):
 
 def test_a_reply_that_was_stopped_does_not_go_on_beside_others():
     asked = questions(2, 1, max_tokens=30)
-    texts = replies(asked, "none")
-    first, other = texts
+    first, other = replies(asked, "state")
     stop = next(first[at : at + 3] for at in range(4, len(first) - 3) if first[at : at + 3] not in other)
     one = asker(asked, manner=Manner(stop=(stop,)))
     jobs = [Job(question, 0) for question in asked]
-    together, _ = one.ask(jobs, CONDITIONS["none"])
-    assert together == [one.ask([job], CONDITIONS["none"])[0][0] for job in jobs]
+    together, _ = one.ask(jobs, CONDITIONS["state"])
+    assert together == [one.ask([job], CONDITIONS["state"])[0][0] for job in jobs]
     assert [reply.ending for reply in together] == ["stop", "length"] and together[0].tokens < together[1].tokens
 
 
