@@ -2,9 +2,8 @@
 
 import argparse
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 
 from mlx_deltamem.adapter import RESULTS_FILE
@@ -12,14 +11,13 @@ from mlx_deltamem.command import command
 from mlx_deltamem.evaluation.analysis import Result, analyse
 from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, Condition, parse_conditions
-from mlx_deltamem.evaluation.costs import sum_up
+from mlx_deltamem.evaluation.costs import Costs, sum_up
 from mlx_deltamem.evaluation.harness import HarnessOptions, check_harness_tasks
 from mlx_deltamem.evaluation.harness_run import HarnessRun, HarnessTask, asked_conditions
-from mlx_deltamem.evaluation.records import Row
 from mlx_deltamem.evaluation.report import REPORT_FILE, Report, write_report, write_results
 from mlx_deltamem.evaluation.run import Plan, Run, prepare
-from mlx_deltamem.evaluation.settings import check_settings
-from mlx_deltamem.evaluation.task import Described, Sampling, Task
+from mlx_deltamem.evaluation.settings import compare_settings, keep_settings
+from mlx_deltamem.evaluation.task import Sampling, Task
 from mlx_deltamem.evaluation.tasks import TASKS
 from mlx_deltamem.files import user_path
 from mlx_deltamem.fingerprint import origin_of
@@ -49,7 +47,8 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit",
         type=count_from(1),
-        help="At most so many questions of each task; a run may go on with more (not the harness's).",
+        help="At most so many questions of each task. A run can be continued with another limit, except tasks of "
+        "lm-evaluation-harness.",
     )
     parser.add_argument("--batch-size", type=count_from(1), default=16, help="Questions side by side (default: 16).")
     parser.add_argument("--seed", type=count_from(0), default=0, help="Of all that is drawn at random (default: 0).")
@@ -131,6 +130,8 @@ def main() -> None:
     tasks = [_task(name, args) for name in names if name in TASKS]
     harness_names = [name for name in names if name not in TASKS]
     _check_harness(harness_names, conditions, args)
+    if args.output.is_file():
+        raise ValueError(f"--output is the file {args.output}; name a folder")
     # What comes next may take long.
     args.output.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_model(args)
@@ -139,10 +140,12 @@ def main() -> None:
     options = _harness_options(args)
     settings = {each.task.name: each.settings for each in prepared}
     settings |= {name: options.settings for name in harness_names}
-    check_settings(args.output, origin_of(model, tokenizer), {"seed": args.seed, "seeds": plan.seeds}, settings)
+    whole_plan = {"seed": args.seed, "seeds": plan.seeds}
+    to_keep = compare_settings(args.output, origin_of(model, tokenizer), whole_plan, settings)
     run = Run(model, tokenizer, plan, args.output)
     for each in prepared:
         run.check(each)
+    keep_settings(args.output, to_keep)
     harness = HarnessRun(model, tokenizer, options, run.records)
     amount = sum(map(run.amount, prepared)) + len(harness_names) * len(asked_conditions(conditions))
     with counting_progress(amount) as progress:
@@ -150,11 +153,15 @@ def main() -> None:
             run.ask(each, progress)
         for name in harness_names:
             harness.ask(name, conditions, progress)
-    results = [_result(each.task, run.complete_conditions(each), partial(run.rows, each), args) for each in prepared]
+    results, costs = [], {}
+    for each in prepared:
+        asked = run.complete_conditions(each)
+        results.append(analyse(each.task, run.rows(each, asked), asked, args.seed))
+        costs |= {(each.task.name, name): sum_up(run.measures_of(each, name)) for name in asked}
     for name in harness_names:
-        rows = partial(harness.rows, name)
-        results.append(_result(HarnessTask(name), harness.complete_conditions(name), rows, args))
-    _report(run, results, args, settings | {each.task.name: each.summary for each in prepared})
+        asked = harness.complete_conditions(name)
+        results.append(analyse(HarnessTask(name), harness.rows(name, asked), asked, args.seed))
+    _report(results, costs, args, settings | {each.task.name: each.summary for each in prepared})
 
 
 def _check_harness(names: Sequence[str], conditions: Sequence[Condition], args: argparse.Namespace) -> None:
@@ -164,6 +171,8 @@ def _check_harness(names: Sequence[str], conditions: Sequence[Condition], args: 
         ValueError: lm-eval is not installed or has no such task, or no condition is one for them.
     """
     if not names:
+        if _harness_given(args):
+            raise ValueError("--harness-... is for tasks of lm-evaluation-harness, and none is among --tasks; add one")
         return
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError(
@@ -173,6 +182,11 @@ def _check_harness(names: Sequence[str], conditions: Sequence[Condition], args: 
     check_harness_tasks(names, args.harness_include)
     if not asked_conditions(conditions):
         raise ValueError(f"{', '.join(names)} can be asked under base and full only; add one to --conditions")
+
+
+def _harness_given(args: argparse.Namespace) -> bool:
+    shots, length = args.harness_shots is not None, args.harness_max_tokens is not None
+    return shots or length or args.harness_include is not None or args.harness_run_code
 
 
 def _harness_options(args: argparse.Namespace) -> HarnessOptions:
@@ -187,25 +201,17 @@ def _harness_options(args: argparse.Namespace) -> HarnessOptions:
     )
 
 
-def _result(
-    task: Described, conditions: Sequence[str], rows: Callable[[Sequence[str]], Sequence[Row]], args: argparse.Namespace
-) -> Result:
-    return analyse(task, rows(conditions), conditions, args.seed)
-
-
-def _report(run: Run, results: Sequence[Result], args: argparse.Namespace, settings: Mapping[str, object]) -> None:
+def _report(
+    results: Sequence[Result],
+    costs: Mapping[tuple[str, str], Costs],
+    args: argparse.Namespace,
+    settings: Mapping[str, object],
+) -> None:
     """Write the report, draw the figures, and print the results."""
     pictures: dict[str, list[str]] = {}
     if importlib.util.find_spec("matplotlib") is not None:
         draw = load_figures("evaluation").draw
         pictures = {result.task.name: draw(result, args.output) for result in results}
-    measured = {(row["task"], row["condition"]) for row in run.measures.rows}
-    costs = {
-        (result.task.name, condition): sum_up(run.measures_of(result.task.name, condition))
-        for result in results
-        for condition in result.conditions
-        if (result.task.name, condition) in measured
-    }
     report = Report(args.model or DEFAULT_MODEL, args.adapter or REFERENCE_ADAPTER, settings, results, costs, pictures)
     write_results(report, args.output / RESULTS_FILE)
     write_report(report, args.output / REPORT_FILE)

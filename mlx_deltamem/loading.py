@@ -5,6 +5,7 @@ from pathlib import Path
 import mlx.nn as nn
 import mlx_lm
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import load_tokenizer as load_mlx_lm_tokenizer
 
 from mlx_deltamem.adapter import Adapter
 from mlx_deltamem.adapter_folder import load_adapter
@@ -27,9 +28,7 @@ def load(
         FileNotFoundError: There is no such model or adapter.
         ValueError: The adapter does not fit the model, or one of them is damaged.
     """
-    folder = user_path(path_or_hf_repo)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model: it has no config.json; expected a model's folder or a Hub repo")
+    _check_folder(path_or_hf_repo)
     if isinstance(adapter, str | Path):
         adapter = load_adapter(adapter)
     with hub_errors(str(path_or_hf_repo)):
@@ -39,3 +38,21 @@ def load(
     if adapter is not None:
         attach(model, adapter)
     return model, tokenizer
+
+
+def load_tokenizer(path_or_hf_repo: str | Path) -> TokenizerWrapper:
+    """Load the tokenizer of a model from mlx-lm, without its weights.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        ValueError: It is damaged, or the Hub does not give it.
+    """
+    _check_folder(path_or_hf_repo)
+    with hub_errors(str(path_or_hf_repo)):
+        return load_mlx_lm_tokenizer(str(path_or_hf_repo))
+
+
+def _check_folder(path_or_hf_repo: str | Path) -> None:
+    folder = user_path(path_or_hf_repo)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no model: it has no config.json; expected a model's folder or a Hub repo")

@@ -128,7 +128,9 @@ def prepare_model(settings: Settings, trust_remote_code: bool = False) -> tuple[
         if settings.schedule.tie_output:
             tie_output(model)
     if not attachment_of(model).config.delta_heads:
-        raise ValueError("delta_heads are none: such an adapter corrects nothing and learns nothing; name q, k, v or o")
+        raise ValueError(
+            f"{settings.start} has no delta_heads: it corrects nothing and learns nothing; start elsewhere"
+        )
     return model, tokenizer
 
 

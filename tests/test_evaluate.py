@@ -179,7 +179,19 @@ def test_names_may_have_spaces_between(tmp_path):
 
 def test_a_place_for_the_results_that_is_none_is_told_before_the_model_is_loaded(tmp_path):
     (tmp_path / "file").touch()
-    assert_refused(run_command("evaluate", *arguments(tmp_path / "file", "--model", tmp_path / "none")), "File exists")
+    refused = run_command("evaluate", *arguments(tmp_path / "file", "--model", tmp_path / "none"))
+    assert_refused(refused, "--output is the file")
+
+
+def test_options_of_the_harness_without_a_task_of_it_are_refused(tmp_path):
+    refused = run_command("evaluate", *arguments(tmp_path / "run", "--harness-shots", 0))
+    assert_refused(refused, "none is among --tasks")
+
+
+def test_a_refused_run_leaves_no_settings(tmp_path):
+    one = ("--recall-facts", 2, "--recall-questions-each", 1, "--conditions", "shuffled")
+    assert_refused(run_command("evaluate", *arguments(tmp_path / "run", *one)), "shuffled needs the memory of another")
+    assert not (tmp_path / "run" / SETTINGS_FILE).exists()
 
 
 def test_help_tells_conditions_and_tasks():

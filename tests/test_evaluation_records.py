@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mlx_deltamem.evaluation.records import JsonLines
-from mlx_deltamem.evaluation.settings import SETTINGS_FILE, check_settings
+from mlx_deltamem.evaluation.settings import SETTINGS_FILE, compare_settings, keep_settings
 from mlx_deltamem.fingerprint import Origin
 
 ROWS = [{"id": "1", "reply": "Grüße\u2028 \n"}, {"id": "2", "reply": "日本"}]
@@ -43,7 +43,7 @@ def test_another_damaged_row_is_named(line, tmp_path):
 
 
 def check(folder, origin=ORIGIN, plan=(("seed", 0),), tasks=(("recall", {"questions": 3, "stop": ("\n",)}),)):
-    check_settings(folder, origin, dict(plan), dict(tasks))
+    keep_settings(folder, compare_settings(folder, origin, dict(plan), dict(tasks)))
 
 
 def test_the_same_settings_go_on(tmp_path):

@@ -13,7 +13,7 @@ from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.conditions import others, parse_conditions
 from mlx_deltamem.evaluation.costs import sum_up
 from mlx_deltamem.evaluation.question import Question
-from mlx_deltamem.evaluation.run import MEASURES_FILE, RECORDS_FILE, Plan, Run, prepare
+from mlx_deltamem.evaluation.run import MEASURES_FILE, RECORDS_FILE, Plan, Run, TaskRun, prepare
 from mlx_deltamem.evaluation.task import Backbone, Sampling
 from tests.conftest import adapter, backbone
 from tests.evaluations import Small, questions
@@ -24,13 +24,16 @@ PLAN = Plan(CONDITIONS, seeds=(3, 4), batch_size=4)
 
 
 def ask(folder: Path, plan: Plan = PLAN, manner: Manner | None = None, limit: int | None = None, task=None) -> Run:
-    model, tokenizer = loaded()
-    prepared = prepare(task or Small(), manner or Manner(), model, tokenizer, limit)
-    run = Run(model, tokenizer, plan, folder)
+    asked = prepared(manner, limit, task)
+    run = Run(*loaded(), plan, folder)
     told = []
-    run.ask(prepared, lambda what, more: told.append(more))
-    assert sum(told) == run.amount(prepared)
+    run.ask(asked, lambda what, more: told.append(more))
+    assert sum(told) == run.amount(asked)
     return run
+
+
+def prepared(manner: Manner | None = None, limit: int | None = None, task=None) -> TaskRun:
+    return prepare(task or Small(), manner or Manner(), *loaded(), limit)
 
 
 def records(folder: Path) -> bytes:
@@ -97,7 +100,8 @@ def test_a_condition_that_is_not_complete_is_left_out(tmp_path):
 
 def test_measures_are_kept_by_condition(tmp_path):
     run = ask(tmp_path)
-    costs = {condition.name: sum_up(run.measures_of("small", condition.name)) for condition in CONDITIONS}
+    small = prepared()
+    costs = {condition.name: sum_up(run.measures_of(small, condition.name)) for condition in CONDITIONS}
     assert costs["state"].norm > 0 and costs["state"].correction > 0 and 0 < costs["state"].write < 1
     assert costs["none"].norm == costs["none"].correction == costs["zeroed"].norm == 0
     assert costs["none"].write is None
@@ -105,6 +109,20 @@ def test_measures_are_kept_by_condition(tmp_path):
     # The histories were read before `shuffled` was asked, and their gates are known all the same.
     assert costs["shuffled"].write == pytest.approx(costs["state"].write, rel=0.05)
     assert len((tmp_path / MEASURES_FILE).read_text().splitlines()) == 2 * len(CONDITIONS)
+
+
+def test_measures_are_of_the_questions_of_a_result(tmp_path):
+    def of(folder: Path, *limits: int | None) -> dict[str, tuple[float, ...]]:
+        folder.mkdir()
+        for limit in limits:
+            run = ask(folder, limit=limit)
+        small = prepared(limit=limits[-1])
+        found = {condition.name: run.measures_of(small, condition.name) for condition in CONDITIONS}
+        return {name: (sum(row["prompts"] for row in rows), sum_up(rows).norm) for name, rows in found.items()}
+
+    # More than before, with a batch that had been cut; and fewer, of whole batches.
+    assert of(tmp_path / "more", 3, None) == of(tmp_path / "all", None)
+    assert of(tmp_path / "fewer", None, 4) == of(tmp_path / "four", 4)
 
 
 def test_a_limit(tmp_path):

@@ -134,7 +134,7 @@ def test_base_is_the_frozen_backbone_and_full_is_not(loaded, tasks, name):
 def test_scores_are_the_harness_s_own(loaded, tasks):
     choice = run(loaded, tasks, "tiny_choice")
     assert choice.scores == {"acc": pytest.approx(sum(s.scores["acc"] for s in choice.samples) / 3)}
-    assert set(choice.errors) == {"acc"} and [sample.gold for sample in choice.samples] == ["0", "1", "1"]
+    assert [sample.gold for sample in choice.samples] == ["0", "1", "1"]
     reply = run(loaded, tasks, "tiny_reply")
     assert set(reply.scores) == {"exact_match,whole", "exact_match,first-word"}
     assert all(set(sample.scores) == set(reply.scores) for sample in reply.samples)

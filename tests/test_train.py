@@ -188,7 +188,7 @@ NEW = ("--model", backbone(), "--data", "names", "--adapter-path", "run")
             (*NEW, "--start", adapter(), "-c", "shape.yaml"),
             "--rank, --alpha, --beta-bias-init, --rankwise-gates, --online-gain and 1 more would",
         ),
-        ((*NEW, "--delta-heads"), "delta_heads are none: such an adapter corrects nothing"),
+        ((*NEW, "--delta-heads"), "--delta-heads names none, and such an adapter corrects nothing"),
         ((*NEW, "-c", "unknown.yaml"), "unknown.yaml has unknown options 5, fine_tune_type, itres; "),
         ((*NEW, "-c", "strange.yaml"), "strange.yaml has unknown options a?b; "),
         ((*NEW, "-c", "large.yaml"), "; expected a number above 0"),

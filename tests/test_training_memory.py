@@ -1,5 +1,8 @@
+import re
+
 import pytest
 
+from tests.conftest import REPO
 from tests.tool_runs import runner
 from tools import training_memory
 from tools.training_memory import Widths, computed_peak
@@ -12,6 +15,9 @@ from tools.training_memory import Widths, computed_peak
 def test_the_figures_of_the_readme(tokens, segment, gigabytes):
     computed = computed_peak(Widths.of("qwen3-4b"), tokens, segment, itemsize=2) / 1e9
     assert round(computed, 1 if segment else None) == gigabytes
+    readme = " ".join((REPO / "README.md").read_text(encoding="utf-8").split())
+    told = re.search(r"takes (.*?) GB on top of the weights, instead of (.*?) GB", readme)
+    assert f"{gigabytes:g}" in re.findall(r"[\d.]+", told[1 if segment else 2])
 
 
 def test_a_segment_longer_than_the_history_is_the_history():

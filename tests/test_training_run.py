@@ -439,9 +439,15 @@ def test_all_variants_are_trained_and_resumed(changes, tmp_path):
 def test_every_term_of_the_loss_is_trained_with(terms, history, segment, tmp_path):
     run = toy_run(tmp_path / "run", iters=2, warmup=0, segment=segment, terms=LossTerms(**{"sparsity": 0.0} | terms))
     before = weights_of(run.model)
-    run.train([episode(history, (8, 3), seed=seed) for seed in range(4)], [episode(history, (8, 3), seed=9)] * 2)
+    episodes, held_out = (
+        [episode(history, (8, 3), seed=seed) for seed in range(4)],
+        [episode(history, (8, 3), seed=9)] * 2,
+    )
+    run.train(episodes, held_out)
     if history:
-        assert moved(before, weights_of(run.model))
+        plain = toy_run(tmp_path / "plain", iters=2, warmup=0, segment=segment, terms=LossTerms(sparsity=0.0))
+        plain.train(episodes, held_out)
+        assert moved(before, weights_of(run.model)) and moved(weights_of(plain.model), weights_of(run.model))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from mlx_deltamem.command import command
 from mlx_deltamem.files import new_file, new_folder, user_path
-from mlx_deltamem.loading import load
+from mlx_deltamem.loading import load_tokenizer
 from mlx_deltamem.options import count_from, number_from
 from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode, words_of
 
@@ -118,7 +118,9 @@ def training_settings(args: argparse.Namespace) -> EpisodeSettings:
     given = {name: tuple(getattr(args, name)) for name in _RANGES if getattr(args, name)}
     if bool(args.invent) != bool(args.words_of):
         raise ValueError("give --invent SHARE and --words-of MODEL together, or neither of them")
-    words = words_of(load(args.words_of, lazy=True)[1].get_vocab()) if args.words_of else ()
+    words = words_of(load_tokenizer(args.words_of).get_vocab()) if args.words_of else ()
+    if args.words_of and not words:
+        raise ValueError(f"the tokenizer of {args.words_of} has no words of 3 letters; name another model")
     return EpisodeSettings(questions=args.questions, keys=tuple(args.keys), words=words, invented=args.invent, **given)
 
 

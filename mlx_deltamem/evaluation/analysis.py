@@ -211,8 +211,11 @@ def _by_seed(rows: Sequence[Row], table: Table) -> dict[str, dict[int, float]]:
 
 
 def _cut(rows: Sequence[Row], conditions: Sequence[str]) -> dict[str, float]:
-    endings = {condition: [row["ending"] for row in rows if row["condition"] == condition] for condition in conditions}
-    return {condition: ends.count("length") / len(ends) for condition, ends in endings.items()}
+    known = {
+        condition: [row["ending"] for row in rows if row["condition"] == condition and row["ending"] is not None]
+        for condition in conditions
+    }
+    return {condition: ends.count("length") / len(ends) for condition, ends in known.items() if ends}
 
 
 def _distinct(rows: Sequence[Row], table: Table) -> dict[tuple[str, str], float]:

@@ -54,6 +54,10 @@ CONDITIONS = {
 DEFAULT_CONDITIONS = ("base", "full", "state", "none", "zeroed", "shuffled")
 
 
+# Few, so that all memories serve about as often as each other; histories of a kind are often in a row.
+_NEAR = 8
+
+
 def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
     """The conditions of these names, in their order.
 
@@ -66,9 +70,9 @@ def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
 
 
 def others(groups: Sequence[str], seed: int) -> dict[str, str]:
-    """For each group one of those before it, drawn at random; for the first one, the second.
+    """For each group one of the few just before it, drawn at random; for the first one, the second.
 
-    So it does not depend on what comes later, and a run may go on with more questions.
+    Apart from that of the first, it does not depend on what comes later: a run may go on with more questions.
 
     Raises:
         ValueError: There is no other group.
@@ -79,5 +83,7 @@ def others(groups: Sequence[str], seed: int) -> dict[str, str]:
             "leave shuffled out of --conditions"
         )
     generator = np.random.default_rng(seed)
-    drawn = {groups[place]: groups[generator.integers(place)] for place in range(1, len(groups))}
+    drawn = {
+        group: groups[generator.integers(max(0, place - _NEAR), place)] for place, group in enumerate(groups) if place
+    }
     return {groups[0]: groups[1], **drawn}

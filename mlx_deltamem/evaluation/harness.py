@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Found = Mapping[str, object]  # what the harness says of a run, of a task, of a question
 
 # What these tasks can tell: their history is not apart from their question.
-CONDITIONS = {"base": False, "full": True}
+HARNESS_CONDITIONS = {"base": False, "full": True}
 
 # Short names of tasks, and those of the harness.
 _NAMES = {"gpqa_diamond": "gpqa_diamond_cot_zeroshot"}
@@ -77,7 +78,7 @@ class Sample:
         id: Its place in the task.
         gold: The right answer, as the harness has it.
         replies: What the model said or, where endings are compared, how likely each is.
-        scores: By metric; those alone that are a number for each question.
+        scores: By metric; those alone that are a share for each question, whose mean is the harness's own number.
     """
 
     task: str
@@ -95,7 +96,6 @@ class HarnessResult:
         task: Its name, as it was asked for.
         condition: `base` or `full`.
         scores: By metric, the harness's own aggregate; of a group, of all its members.
-        errors: The standard errors of those that have one.
         questions: How many were asked.
         samples: Every question.
     """
@@ -103,7 +103,6 @@ class HarnessResult:
     task: str
     condition: str
     scores: Mapping[str, float]
-    errors: Mapping[str, float]
     questions: int
     samples: tuple[Sample, ...]
 
@@ -144,14 +143,14 @@ def run_harness_task(
         FileNotFoundError: The task's data cannot be had.
         ValueError: lm-eval is not installed, there is no such task, it may not run, or the model has no adapter.
     """
-    if condition not in CONDITIONS:
+    if condition not in HARNESS_CONDITIONS:
         raise ValueError(
-            f"there is no condition {condition} for tasks of the harness; expected {', '.join(CONDITIONS)}"
+            f"there is no condition {condition} for tasks of the harness; expected {', '.join(HARNESS_CONDITIONS)}"
         )
     check_harness_tasks([name], options.include)
     harness = evaluate_extra("lm_eval", _PURPOSE)
     memory_lm = evaluate_extra("mlx_deltamem.evaluation.harness_model", _PURPOSE).MemoryLM
-    lm = memory_lm(model, tokenizer, CONDITIONS[condition], options.batch_size, options.max_tokens)
+    lm = memory_lm(model, tokenizer, HARNESS_CONDITIONS[condition], options.batch_size, options.max_tokens)
     with _data_errors(name):
         found = harness.simple_evaluate(
             model=lm,
@@ -194,28 +193,33 @@ def _result(name: str, condition: str, found: Found) -> HarnessResult:
     if not any(_is_number(value) for value in aggregates.values()):
         # A tag stands for several tasks, which have no mean.
         aggregates = {f"{task} {key}": value for task, each in results.items() for key, value in each.items()}
-    scores, errors = {}, {}
+    scores = {}
     for key, value in aggregates.items():
         # "exact_match_stderr,strict-match"; other entries are no scores.
         metric, comma, chosen = key.partition(",")
-        if comma and _is_number(value):
-            kind = errors if metric.endswith("_stderr") else scores
-            kind[_metric(metric.removesuffix("_stderr"), chosen)] = float(value)
-    samples = tuple(sample for task, rows in found["samples"].items() for sample in _samples(task, rows))
-    return HarnessResult(name, condition, scores, errors, len(samples), samples)
+        if comma and _is_number(value) and not metric.endswith("_stderr"):
+            scores[_metric(metric, chosen)] = float(value)
+    samples = tuple(
+        sample for task, rows in found["samples"].items() for sample in _samples(task, rows, results.get(task) or {})
+    )
+    return HarnessResult(name, condition, scores, len(samples), samples)
 
 
-def _samples(task: str, rows: Sequence[Found]) -> Iterator[Sample]:
+def _samples(task: str, rows: Sequence[Found], aggregates: Found) -> Iterator[Sample]:
     """The questions of a task; the harness has a row for each way to find the answer in a reply."""
     by_id: dict[int, list[Found]] = {}
+    found: dict[tuple[str, str], list[object]] = {}
     for row in rows:
         by_id.setdefault(row["doc_id"], []).append(row)
+        for metric in row["metrics"]:
+            found.setdefault((metric, row["filter"]), []).append(row[metric])
+    kept = {key for key, values in found.items() if _is_mean(values, aggregates.get(",".join(key)))}
     for number, same in sorted(by_id.items()):
         scores = {
             _metric(metric, row["filter"]): float(row[metric])
             for row in same
             for metric in row["metrics"]
-            if _is_number(row[metric])
+            if (metric, row["filter"]) in kept
         }
         replies = tuple(str(reply) for replies in same[0]["resps"] for reply in replies)
         yield Sample(task, number, str(same[0]["target"]), replies, scores)
@@ -224,6 +228,13 @@ def _samples(task: str, rows: Sequence[Found]) -> Iterator[Sample]:
 def _metric(name: str, chosen: str) -> str:
     """A metric's name, with the way in which the answer is found where there are several."""
     return name if chosen == "none" else f"{name},{chosen}"
+
+
+def _is_mean(scores: Sequence[object], aggregate: object) -> bool:
+    """Whether the harness's own number is the mean of shares: perplexities and BLEU are no such means."""
+    if not (_is_number(aggregate) and all(_is_number(score) and 0 <= score <= 1 for score in scores)):
+        return False
+    return math.isclose(np.mean(scores), aggregate, abs_tol=1e-6)
 
 
 def _is_number(value: object) -> bool:

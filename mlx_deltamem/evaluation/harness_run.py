@@ -9,7 +9,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.evaluation.conditions import Condition
 from mlx_deltamem.evaluation.harness import (
-    CONDITIONS,
+    HARNESS_CONDITIONS,
     HarnessOptions,
     HarnessResult,
     harness_differences,
@@ -46,8 +46,8 @@ class HarnessTask:
 class HarnessRun:
     """Tasks of the harness in a run's folder.
 
-    The harness runs a task as a whole. So where a run was killed, the tasks go on that it had not ended, each under
-    each condition.
+    The harness runs a task as a whole: what a killed run had not ended, of a task and a condition, is run again from
+    its start.
 
     Args:
         model: An attached model.
@@ -81,7 +81,7 @@ class HarnessRun:
 
     def complete_conditions(self, task: str) -> list[str]:
         """The conditions under which a task has been run to its end."""
-        rows = {condition: self._of(task, condition) for condition in CONDITIONS}
+        rows = {condition: self._of(task, condition) for condition in HARNESS_CONDITIONS}
         return [condition for condition, found in rows.items() if found and len(found) == found[0]["questions"]]
 
     def rows(self, task: str, conditions: Sequence[str]) -> list[Row]:
@@ -94,7 +94,7 @@ class HarnessRun:
 
 def asked_conditions(conditions: Iterable[Condition]) -> list[str]:
     """The names of those conditions that tasks of the harness can be run under."""
-    return [condition.name for condition in conditions if condition.name in CONDITIONS]
+    return [condition.name for condition in conditions if condition.name in HARNESS_CONDITIONS]
 
 
 def _rows(result: HarnessResult, task: HarnessTask) -> list[Row]:
@@ -123,7 +123,7 @@ def _rows(result: HarnessResult, task: HarnessTask) -> list[Row]:
             "labels": {},
             "golds": [sample.gold],
             "reply": "\n".join(sample.replies),
-            "ending": "end",
+            "ending": None,
             "scores": {metric: sample.scores[metric] for metric in metrics},
             "questions": len(result.samples),
         }

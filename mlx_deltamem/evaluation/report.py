@@ -146,7 +146,7 @@ def _scores(result: Result) -> str:
     for condition in result.conditions:
         means = [result.whole.means[condition, metric] for metric in result.metrics]
         seeds = [f"{mean:.1f}" for mean in result.by_seed[condition].values()]
-        cut = f"{100 * result.cut[condition]:.0f} %"
+        cut = f"{100 * result.cut[condition]:.0f} %" if condition in result.cut else "–"
         rows.append([condition, *map(_cell, means), means[0].questions, " ".join(seeds), cut])
     titles = ("condition", *result.metrics, "questions", f"{result.metrics[0]} by seed", "replies cut off")
     left_out = ", ".join(result.task.outside_mean)

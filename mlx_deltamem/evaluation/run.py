@@ -131,7 +131,8 @@ class Run:
         There may be more questions than before, or fewer.
 
         Raises:
-            ValueError: It is not, there is no other history for `shuffled`, or the chat template refuses the prompts.
+            ValueError: It is not, there is no other history for `shuffled`, or the chat template refuses the first
+                question's prompts.
         """
         partners = self._partners(run)
         prompts, first = Prompts(self._tokenizer, by_token=True), run.questions[0]
@@ -184,14 +185,22 @@ class Run:
         asked = [row for row in rows if (row["seed"], row["id"]) in order]
         return sorted(asked, key=lambda row: order[row["seed"], row["id"]])
 
-    def measures_of(self, task: str, condition: str) -> list[Row]:
-        """What was measured while a task's questions were asked under a condition."""
-        return [row for row in self.measures.rows if (row["task"], row["condition"]) == (task, condition)]
+    def measures_of(self, run: TaskRun, condition: str) -> list[Row]:
+        """What was measured while a task's questions were asked under a condition, once for each batch of them."""
+        asked, counted, found = {f"{job.seed}/{job.question.id}" for job in self.jobs(run)}, set(), []
+        # A batch that was cut by a limit is asked again as a whole where the limit is raised: the later one counts.
+        for row in reversed(self.measures.rows):
+            ids = set(row["questions"])
+            if (row["task"], row["condition"]) == (run.task.name, condition) and ids <= asked and not ids <= counted:
+                counted |= ids
+                found.append(row)
+        return found
 
     def _partners(self, run: TaskRun) -> dict[str, str]:
         """For each group of a task's questions the one whose memory it gets under `shuffled`; see `others`."""
         groups = list(dict.fromkeys(question.group for question in run.questions))
         shuffled = any(condition.memory is Memory.OTHER for condition in self._plan.conditions)
+        # Also without it: records of an earlier run may be compared with them.
         return others(groups, self._plan.seed) if shuffled or len(groups) > 1 else {}
 
     def _ask_batch(
@@ -209,7 +218,8 @@ class Run:
         replies, measures = asker.ask(batch, condition)
         self.records.add(_record(run, condition, batch[index], replies[index], partners) for index in missing)
         self._done.update(keys)
-        self.measures.add([{"task": run.task.name, "condition": condition.name, **asdict(measures)}])
+        ids = [f"{job.seed}/{job.question.id}" for job in batch]
+        self.measures.add([{"task": run.task.name, "condition": condition.name, "questions": ids, **asdict(measures)}])
 
 
 def _key(*parts: object) -> tuple[object, ...]:

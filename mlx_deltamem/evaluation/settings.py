@@ -10,10 +10,10 @@ from mlx_deltamem.fingerprint import Origin
 SETTINGS_FILE = "settings.json"
 
 
-def check_settings(folder: Path, origin: Origin, plan: Mapping[str, object], tasks: Mapping[str, object]) -> None:
-    """Compare the settings of a run with those that its folder has, and keep them there.
-
-    Tasks that are new in the folder are added to it.
+def compare_settings(
+    folder: Path, origin: Origin, plan: Mapping[str, object], tasks: Mapping[str, object]
+) -> dict[str, object]:
+    """Compare the settings of a run with those that its folder has.
 
     Args:
         folder: The run's folder.
@@ -21,9 +21,12 @@ def check_settings(folder: Path, origin: Origin, plan: Mapping[str, object], tas
         plan: What holds for all tasks.
         tasks: By name, what decides a task's records, beside its questions (see `Run.check`).
 
+    Returns:
+        Those to keep in the folder: with the tasks that are new there, and those that it had.
+
     Raises:
         ValueError: The folder's run has others.
-        OSError: They cannot be read or written.
+        OSError: They cannot be read.
     """
     path = folder / SETTINGS_FILE
     present = {
@@ -41,8 +44,17 @@ def check_settings(folder: Path, origin: Origin, plan: Mapping[str, object], tas
             if name in tasks:
                 _compare(folder, name, settings, present["tasks"][name])
         present["tasks"] = earlier["tasks"] | present["tasks"]
-    with new_file(path) as temporary:
-        temporary.write_text(json.dumps(present, indent=2) + "\n", encoding="utf-8")
+    return present
+
+
+def keep_settings(folder: Path, settings: Mapping[str, object]) -> None:
+    """Write the settings of a run into its folder.
+
+    Raises:
+        OSError: They cannot be written.
+    """
+    with new_file(folder / SETTINGS_FILE) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _compare(folder: Path, name: str, earlier: object, present: object) -> None:

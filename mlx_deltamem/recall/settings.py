@@ -22,7 +22,8 @@ class EpisodeSettings:
         topic_switches: How often the topic of the filler changes; None draws every topic at random.
         keys: Which keys, by the name of a key, a family or a list of values; none means all.
         words: What invented values are made of.
-        invented: The share of values that are invented rather than taken from their list. Numbers and dates never are.
+        invented: About this share of the values is invented rather than taken from their list. Numbers and dates never
+            are, nor where what was invented overlaps another value of the episode.
         split: What values, keys and phrasings are drawn from.
 
     Raises:

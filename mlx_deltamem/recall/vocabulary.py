@@ -98,7 +98,9 @@ class Shared:
 
 
 def with_article(noun: str) -> str:
-    """Return a noun after "a" or "an". No noun of the lists is one whose sound and first letter disagree."""
+    """Return a noun after "a" or "an". No noun of the lists is one whose sound and first letter disagree;
+    invented ones may be.
+    """
     return f"{'an' if noun[:1].lower() in tuple('aeiou') else 'a'} {noun}"
 
 

@@ -215,7 +215,10 @@ class EpisodeMaker:
         # Shared, since the first token of an answer may take in the end of what asks for it.
         answer = shared_length(chat.ids, asked.ids)
         if not answer:
-            raise ValueError("the chat template writes nothing before the answer, which could not be foretold then")
+            raise ValueError(
+                "the chat template writes no token before the answer, so that nothing foretells its first one; put "
+                "text into the question, or give the tokenizer another chat template"
+            )
         # Without the template's tokens at the end, in whose text a value may be, too.
         content = [at for at in range(answer, len(chat.ids)) if chat.sentence_ids[at] >= 0]
         begin, end = (content[0], content[-1] + 1) if content else (answer, len(chat.ids))

@@ -16,7 +16,8 @@ def noticed_interrupts(first: Callable[[], None], second: Callable[[], None]) ->
 
     Python lets a signal wait until it gets to run, and one evaluation of MLX's may take minutes; so both are called in
     a thread of their own. Nothing is noticed outside of the main thread, where Python takes no signals, nor where the
-    process was started to ignore Ctrl-C, as shells start what a script puts into the background.
+    process was started with Ctrl-C ignored, as shells do for background jobs of a script: end such a run with SIGTERM,
+    and it goes on from its last checkpoint.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not in_main_thread or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -112,7 +112,7 @@ class EpisodeModel(nn.Module):
 def divergence(teacher: mx.array, student: mx.array, asked: Asked) -> mx.array:
     """KL(teacher || student) of logits `[N, A, vocabulary]`, in nats; the mean over answer tokens, float32."""
     teacher, student = (nn.log_softmax(logits.astype(mx.float32)) for logits in (teacher, student))
-    # Not bool, whose sum the loss gives too: MLX 0.32 fails to compile a gradient beside two equal results.
+    # As float32: MLX 0.32 cannot compile a gradient beside two equal results, and the loss gives the sum of the bools.
     counted = (asked.weights > 0).astype(mx.float32)
     return weighted_mean((mx.exp(teacher) * (teacher - student)).sum(axis=-1), counted)
 

@@ -103,8 +103,8 @@ def parse(content: bytes, path: Path) -> dict[str, object]:
         raise ValueError(f"{path} holds no options; expected lines like `batch_size: 4`")
     if unknown := sorted(str(name) for name in options if name not in _KNOWN):
         raise ValueError(
-            f"{path} has unknown options {listed(unknown)}; known are those of mlx_deltamem.train --help, written "
-            "like batch_size, but for config, resume and trust_remote_code"
+            f"{path} has unknown options {listed(unknown)}; expected those of mlx_deltamem.train --help, written "
+            "like batch_size (config, resume and trust_remote_code go on the command line only)"
         )
     return {name: value for name, value in options.items() if value is not None}
 

@@ -145,6 +145,8 @@ class Settings:
                 "shape and weights; leave such options out, or leave out --start"
             )
         adapter = DeltaMemConfig.from_dict({each.name: getattr(RECIPE, each.name) for each in fields(RECIPE)} | new)
+        if not adapter.delta_heads:
+            raise ValueError("--delta-heads names none, and such an adapter corrects nothing; name some of q, k, v, o")
         return cls(options.get("model", ""), options.get("data", ""), start, adapter, **taken)
 
 
