@@ -192,7 +192,7 @@ def test_without_the_harness_it_says_what_to_install(monkeypatch):
 
 def test_a_task_without_questions_is_refused():
     with pytest.raises(ValueError, match="empty has no score for each of its 0 questions"):
-        _rows(HarnessResult("empty", "base", {}, {}, 0, ()), HarnessTask("empty"))
+        _rows(HarnessResult("empty", "base", {}, 0, ()), HarnessTask("empty"))
 
 
 def test_members_of_a_group_share_their_metrics_and_the_published_one_comes_first():
@@ -200,7 +200,7 @@ def test_members_of_a_group_share_their_metrics_and_the_published_one_comes_firs
         Sample("one", 0, "x", ("y", "z"), {"own": 0.5, "also": 0.0, "prompt_level_strict_acc": 1.0}),
         Sample("two", 0, "x", ("y",), {"also": 1.0, "prompt_level_strict_acc": 0.0}),
     ]
-    rows = _rows(HarnessResult("ifeval", "full", {}, {}, 2, tuple(samples)), HarnessTask("ifeval"))
+    rows = _rows(HarnessResult("ifeval", "full", {}, 2, tuple(samples)), HarnessTask("ifeval"))
     assert [list(row["scores"].items()) for row in rows] == [
         [("prompt_level_strict_acc", 1.0), ("also", 0.0)],
         [("prompt_level_strict_acc", 0.0), ("also", 1.0)],

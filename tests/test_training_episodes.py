@@ -261,7 +261,7 @@ def test_an_answer_that_nothing_is_written_before():
     maker = EpisodeMaker(with_template("{% for m in messages %}{{ m.content }}{% endfor %}"), EpisodeRules())
     assert len(maker.episodes([record(chat("Hi.", "Hello."))])) == 1
     assert maker.episodes([record(chat("", "Hello."))]) == []
-    assert "the chat template writes nothing before the answer" in maker.counts.errors[0]
+    assert "the chat template writes no token before the answer" in maker.counts.errors[0]
 
 
 def test_an_answer_that_the_template_writes_in_another_way_after_the_whole_chat():
