@@ -67,11 +67,17 @@ doc_to_target: "{{question}}"
 metric_list:
   - metric: word_perplexity
 """
+_GUESS = """
+doc_to_target: " {{choices[answer]}}"
+metric_list:
+  - metric: perplexity
+  - metric: acc
+"""
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
-    """A folder with three small tasks, one of each kind of request."""
+    """A folder with small tasks, one of each kind of request."""
     folder = tmp_path_factory.mktemp("tasks")
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -79,6 +85,7 @@ def tasks(tmp_path_factory):
         ("tiny_choice", "multiple_choice", "{{question}}", _CHOICE),
         ("tiny_reply", "generate_until", "{{question}}", _REPLY),
         ("tiny_text", "loglikelihood_rolling", "", _TEXT),
+        ("tiny_guess", "loglikelihood", "{{question}}", _GUESS),
     ):
         head = _TASK.format(name=name, rows=rows, kind=kind, text=text)
         (folder / f"{name}.yaml").write_text(head + rest)
@@ -142,6 +149,14 @@ def test_scores_are_the_harness_s_own(loaded, tasks):
     assert run(loaded, tasks, "tiny_text").scores["word_perplexity"] > 1
     assert run(loaded, tasks, "tiny_reply", limit=2).questions == 2
     assert harness_differences(reply.task) and reply.task not in HARNESS
+
+
+@needs_harness
+@pytest.mark.slow
+def test_what_has_no_mean_is_no_score_of_a_question(loaded, tasks):
+    guess = run(loaded, tasks, "tiny_guess")
+    assert set(guess.scores) == {"perplexity", "acc"} and guess.scores["perplexity"] > 1
+    assert [set(sample.scores) for sample in guess.samples] == [{"acc"}] * 3
 
 
 @needs_harness
