@@ -26,7 +26,7 @@ from mlx_deltamem.segments import Message
 from tools import smollm2
 
 ADAPTER = Path(__file__).parents[1] / "adapters" / "smollm2-135m-recall"
-# None of the values was in the adapter's training data.
+# None of them is a value that the adapter was trained on.
 TOLD = (
     ("My cat is called Boris.", "What is my cat called?", "Boris"),
     ("My sister's name is Diana.", "What is my sister's name?", "Diana"),
