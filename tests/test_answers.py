@@ -31,6 +31,7 @@ def test_f1_of_words():
     assert token_f1(["a"], ["a"]) == 1
     assert token_f1([], []) == token_f1(["a"], []) == token_f1([], ["a"]) == 0
     assert token_f1(["a", "a", "b"], ["a", "c"]) == pytest.approx(2 / 5)
+    assert token_f1(["a", "a", "b"], ["a", "a"]) == pytest.approx(4 / 5)
 
 
 def test_the_first_line_is_not_blank():

@@ -1,5 +1,7 @@
 """How questions are asked: what is drawn, what ends a reply, what is measured, and what goes side by side."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import pytest
 
@@ -114,3 +116,11 @@ def test_the_token_that_ends_a_reply_is_counted():
     (ended,), measures = one.ask([Job(question, 0)], CONDITIONS["none"])
     assert (ended.ending, ended.tokens) == ("end", ids.index(ids[2]) + 1)
     assert measures.reply_tokens == ended.tokens
+
+
+def test_a_beginning_is_shared_as_far_as_it_is_the_same():
+    first, second = questions(1, 2, in_prompt=True)
+    asked = [first, replace(second, context=second.context.replace("Rex", "Max"))]
+    one = asker(asked)
+    together = [one.ask([Job(question, 0)], CONDITIONS["base"])[0] for question in asked]
+    assert together == [asker(asked).ask([Job(question, 0)], CONDITIONS["base"])[0] for question in asked]

@@ -9,7 +9,7 @@ from mlx_deltamem.evaluation.chunks import clip, fit, sentence_chunks
 from mlx_deltamem.evaluation.fitting import text_tokens
 from mlx_deltamem.evaluation.mab_sources import SPLITS, find_source
 from mlx_deltamem.evaluation.memory_agent_bench import MemoryAgentBench
-from mlx_deltamem.evaluation.movies import film_name, load_films
+from mlx_deltamem.evaluation.movies import film_name, listed, load_films
 from tests.evaluation_tables import asked, check_questions, exactly, oracle_and_mute, table, tiny_backbone
 
 pytest.importorskip("rapidfuzz")
@@ -328,3 +328,8 @@ def test_published_numbers_are_of_metrics_and_categories_that_there_are():
     assert {number.category for number in published} <= {"", *SPLITS.values()}
     ssw = [number.value for number in published if number.method == "δ-mem SSW"]
     assert ssw == [37.84, 50.50]
+
+
+def test_what_comes_before_a_numbered_list_is_not_listed():
+    assert listed("Sure! Here are some, I hope:\n1. Heat (1995)\n2. Alien") == ["Heat", "Alien"]
+    assert listed("Heat, Alien") == ["Heat", "Alien"]
