@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -203,6 +204,13 @@ def test_without_the_harness_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package lm_eval.*pip install 'mlx-deltamem\[evaluate\]'"):
         check_harness_tasks(["ifeval"])
+
+
+def test_options_that_decide_the_results_are_settings():
+    given = {"limit": 3, "shots": 2, "max_tokens": 9, "include": Path("mine")}
+    different = [HarnessOptions(**{name: value}).settings for name, value in given.items()]
+    assert all(settings != HarnessOptions().settings for settings in different)
+    assert HarnessOptions(batch_size=3).settings == HarnessOptions().settings
 
 
 def test_a_task_without_questions_is_refused():
