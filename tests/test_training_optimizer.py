@@ -6,6 +6,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_deltamem.training.optimizer import ClippedAdamW
+from mlx_deltamem.training.settings import Schedule
 
 
 class Two(nn.Module):
@@ -56,3 +57,9 @@ def test_weights_decay_with_the_rate():
     optimizer.update(model, {"a": mx.zeros(3), "b": mx.zeros((2, 2))})
     assert mx.allclose(model.a, mx.full(3, 1 - 1e-2 * 0.5))
     assert {array.dtype for _, array in tree_flatten(model.parameters())} == {mx.float32}
+
+
+def test_the_default_warm_up_is_a_tenth_of_the_updates_rounded_up():
+    assert [Schedule(iters=iters).warmup_updates for iters in (1, 10, 11)] == [1, 1, 2]
+    assert Schedule(iters=40, grad_accumulation_steps=4).warmup_updates == 1
+    assert Schedule(iters=11, warmup=0).warmup_updates == 0

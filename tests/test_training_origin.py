@@ -8,6 +8,7 @@ from mlx_deltamem.adapter import CURVES_FILE, METRICS_FILE, SETTINGS_FILE
 from mlx_deltamem.card import make_card
 from mlx_deltamem.segments import Segments
 from mlx_deltamem.training.checkpoint import Progress
+from mlx_deltamem.training.episodes import Episode, Question
 from mlx_deltamem.training.metrics import Metrics
 from mlx_deltamem.training.origin import episodes_fingerprint, public_name, published_run, training_metadata
 from mlx_deltamem.training.settings import Schedule, Settings
@@ -104,3 +105,9 @@ def test_data_is_told_apart():
     ]
     assert len({episodes_fingerprint(each) for each in (episodes, *others)}) == 8
     assert episodes_fingerprint(toy_episodes(4)) == episodes_fingerprint(episodes)
+    # The same numbers one after the other, cut elsewhere.
+    cut = (
+        Episode(Segments([1, 2], [1, 1], [0, 0]), (Question([3, 4], 1, (0, 0)),)),
+        Episode(Segments([1], [2], [0]), (Question([1, 1, 3, 4], 1, (0, 0)),)),
+    )
+    assert len({episodes_fingerprint([each]) for each in cut}) == 2
