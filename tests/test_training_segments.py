@@ -20,6 +20,7 @@ from mlx_deltamem import DeltaMemConfig, attach, detach, make_prompt_cache, memo
 from mlx_deltamem.attach import attached_attention
 from mlx_deltamem.training import segments
 from mlx_deltamem.training.layer_calls import running_layers
+from mlx_deltamem.training.run import freeze_all_but_adapter
 from mlx_deltamem.training.segment_cache import SegmentKeys
 from mlx_deltamem.training.segments import write_states
 from mlx_deltamem.use import observing
@@ -47,9 +48,7 @@ def training_model(
     attach(model, config)
     randomise(model, 0.08)
     model.train()
-    model.freeze()
-    for attention in attached_attention(model).values():
-        attention.delta_mem.unfreeze()
+    freeze_all_but_adapter(model)
     return model
 
 

@@ -7,7 +7,6 @@ import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
 
 import argparse
 import gc
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -19,11 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_deltamem import attach
-from mlx_deltamem.attach import attached_attention
 from mlx_deltamem.benchmarking.models import FRESH_ADAPTER
+from mlx_deltamem.benchmarking.paired import measured
 from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
 from mlx_deltamem.command import command
 from mlx_deltamem.options import count_from
+from mlx_deltamem.training.run import freeze_all_but_adapter
 from mlx_deltamem.training.segments import write_states
 
 MEASURED = "small"
@@ -94,9 +94,7 @@ def trained_model() -> nn.Module:
     model = random_model(MEASURED, mx.float32)
     attach(model, FRESH_ADAPTER)
     model.train()
-    model.freeze()
-    for attention in attached_attention(model).values():
-        attention.delta_mem.unfreeze()
+    freeze_all_but_adapter(model)
     return model
 
 
@@ -123,27 +121,27 @@ def measured_peak(step: Callable[[], None]) -> int:
     gc.collect()
     mx.clear_cache()
     before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    step()
-    return mx.get_peak_memory() - before
+    with measured() as sample:
+        step()
+    return sample.peak_bytes - before
 
 
 def time_ratio(steps: list[Callable[[], None]], rounds: int) -> list[float]:
     """Processor time of the second step over that of the first, round by round."""
 
     def seconds(step: Callable[[], None]) -> float:
-        start = time.process_time()
-        step()
-        return time.process_time() - start
+        with measured() as sample:
+            step()
+        return sample.cpu_seconds
 
     return [seconds(steps[1]) / seconds(steps[0]) for _ in range(rounds)]
 
 
 def table(title: str, figures: list[Figure]) -> Table:
     made = Table("tokens", "segment", "computed", "measured", "measured ÷ computed", title=title)
-    for tokens, segment, computed, measured in figures:
+    for tokens, segment, computed, peak in figures:
         shown = [f"{computed / 1e9:.2f} GB"]
-        shown += ["", ""] if measured is None else [f"{measured / 1e9:.3f} GB", f"{measured / computed:.2f}"]
+        shown += ["", ""] if peak is None else [f"{peak / 1e9:.3f} GB", f"{peak / computed:.2f}"]
         made.add_row(f"{tokens:,}", "none" if segment is None else f"{segment:,}", *shown)
     return made
 
@@ -163,20 +161,20 @@ def main() -> None:
         for tokens in (2048, 4096, 8192)
         for segment in (None, 512, 1024)
     ]
-    model, measured = trained_model(), []
+    model, small_figures = trained_model(), []
     for tokens in args.tokens:
         for segment in (None, *args.segments):
             peak = measured_peak(make_step(model, tokens, segment))
-            measured.append(Figure(tokens, segment, computed_peak(small, tokens, segment, itemsize=4), peak))
+            small_figures.append(Figure(tokens, segment, computed_peak(small, tokens, segment, itemsize=4), peak))
     tokens, segment = max(args.tokens), max(args.segments)
     ratios = time_ratio([make_step(model, tokens, None), make_step(model, tokens, segment)], args.rounds)
     console = Console()
     if args.json:
-        figures = {"computed": [x._asdict() for x in computed], "measured": [x._asdict() for x in measured]}
+        figures = {"computed": [x._asdict() for x in computed], "measured": [x._asdict() for x in small_figures]}
         console.print_json(data=figures | {"time_ratios": ratios})
         return
     console.print(table("Qwen3-4B, activations in bfloat16", computed))
-    console.print(table(f"{MEASURED}, float32", measured))
+    console.print(table(f"{MEASURED}, float32", small_figures))
     console.print(
         f"Time of {tokens:,} tokens in segments of {segment:,} ÷ in one piece: {median(ratios):.2f} "
         f"({min(ratios):.2f} to {max(ratios):.2f})"

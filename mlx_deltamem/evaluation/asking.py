@@ -124,7 +124,7 @@ class Asker:
         self._tokenizer = tokenizer
         self._manner = manner
         self._histories = histories
-        self._partners = partners
+        self.partners = partners
         self._by_token = model.attachment.config.memory_write_granularity == "token"
         self._prompts = Prompts(tokenizer, self._by_token)
         self._written: dict[str, tuple[States, WriteGates]] = {}
@@ -204,7 +204,7 @@ class Asker:
     def _empty_cache(self, question: Question, condition: Condition, measures: Measures) -> PromptCache:
         """A cache without text, with the memory that the condition says."""
         cache = make_prompt_cache(self._model)
-        group = self._partners[question.group] if condition.memory is Memory.OTHER else question.group
+        group = self.partners[question.group] if condition.memory is Memory.OTHER else question.group
         if condition.memory is not Memory.EMPTY:
             states = self._states(group, measures)
             zeroed = condition.memory is Memory.ZEROED

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from mlx_deltamem.evaluation.answers import first_line, span_tokens, squad_tokens, token_f1
 from mlx_deltamem.evaluation.published import HOTPOTQA
-from mlx_deltamem.evaluation.question import Question
+from mlx_deltamem.evaluation.question import Question, user_message
 from mlx_deltamem.evaluation.rows import Row, file_rows, hub_rows
 from mlx_deltamem.evaluation.task import Backbone, Published, Task
 
@@ -61,7 +61,7 @@ class HotpotQA(Task):
             yield Question(
                 id=_text(place, row, "id" if "id" in row else "_id"),
                 group=_text(place, row, "id" if "id" in row else "_id"),
-                history=tuple({"role": "user", "content": passage} for passage in passages),
+                history=tuple(map(user_message, passages)),
                 question=_NO_CONTEXT + prompt,
                 golds=(answer,),
                 category=kind,

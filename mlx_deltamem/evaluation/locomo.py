@@ -18,7 +18,7 @@ from mlx_deltamem.evaluation.locomo_data import (
     load_conversations,
 )
 from mlx_deltamem.evaluation.published import LOCOMO
-from mlx_deltamem.evaluation.question import Question
+from mlx_deltamem.evaluation.question import Question, user_message
 from mlx_deltamem.evaluation.task import Backbone, Published, Sampling, Task, option
 from mlx_deltamem.segments import Message
 
@@ -139,7 +139,7 @@ def history_messages(conversation: Conversation, unit: str) -> Iterator[Message]
     for session in conversation.sessions:
         for turns in [session.turns] if unit == "session" else [(turn,) for turn in session.turns]:
             text = "".join(map(_turn_text, turns)).rstrip()
-            yield {"role": "user", "content": f"DATE: {session.date}\nCONVERSATION:\n{text}"}
+            yield user_message(f"DATE: {session.date}\nCONVERSATION:\n{text}")
 
 
 def official_context(conversation: Conversation, prompts: list[str], backbone: Backbone) -> str:
@@ -155,7 +155,7 @@ def official_context(conversation: Conversation, prompts: list[str], backbone: B
     last = "\n\n" + max(prompts, key=lambda prompt: text_tokens(backbone, prompt))
 
     def prompt(text: str) -> list[Message]:
-        return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": introduction + text + last}]
+        return [{"role": "system", "content": _SYSTEM}, user_message(introduction + text + last)]
 
     longest = longest_prompt(backbone, prompt(""), _MAX_TOKENS)
     if longest is None:

@@ -12,9 +12,8 @@ from mlx_deltamem.evaluation.mab_data import REPO, ContextRow, load_rows
 from mlx_deltamem.evaluation.mab_sources import SPLITS, find_source
 from mlx_deltamem.evaluation.movies import as_list, from_list, load_films, recall_at_5
 from mlx_deltamem.evaluation.published import MEMORY_AGENT_BENCH
-from mlx_deltamem.evaluation.question import Question
+from mlx_deltamem.evaluation.question import Question, user_message
 from mlx_deltamem.evaluation.task import Backbone, Published, Task, option
-from mlx_deltamem.segments import Message
 
 _SHORT = (
     "Reply with a short entity, phrase, number, or sentence only.\n"
@@ -96,7 +95,7 @@ class MemoryAgentBench(Task):
             prompts = [_QUESTION.format(question) for question, _ in row.questions]
             context = self._fitted(row, prompts, backbone)
             told = sentence_chunks(row.context, self.chunk_tokens, partial(text_tokens, backbone))
-            history = tuple(map(_user, told if self.ingest == "chunks" else [context]))
+            history = tuple(map(user_message, told if self.ingest == "chunks" else [context]))
             for number, ((_, answers), prompt) in enumerate(zip(row.questions, prompts, strict=True)):
                 yield Question(
                     id=f"{row.id}/{number}",
@@ -130,9 +129,9 @@ class MemoryAgentBench(Task):
         last = "\n\n" + max(prompts, key=partial(text_tokens, backbone))
 
         def count(text: str) -> int:
-            return prompt_tokens(backbone, [_user(_CONTEXT + text + last)])
+            return prompt_tokens(backbone, [user_message(_CONTEXT + text + last)])
 
-        longest = longest_prompt(backbone, [_user(_CONTEXT + last)], row.source.max_tokens)
+        longest = longest_prompt(backbone, [user_message(_CONTEXT + last)], row.source.max_tokens)
         return context if longest is None else fit(context, longest, count)
 
     def _golds(self, row: ContextRow, answers: tuple[str, ...]) -> tuple[str, ...]:
@@ -148,10 +147,6 @@ class MemoryAgentBench(Task):
     def _films(self) -> Mapping[str, str]:
         data = self.data
         return load_films(data.parent if data and not data.is_dir() else data, REPO)
-
-
-def _user(text: str) -> Message:
-    return {"role": "user", "content": text}
 
 
 def _is_right(reply: str, gold: str) -> bool:

@@ -67,10 +67,10 @@ class Question:
             with_history: Whether the history is in the text.
         """
         if not with_history:
-            return [*self.system, _user(self.question)]
+            return [*self.system, user_message(self.question)]
         if self.context:
-            return [*self.system, _user(self.context + self.question_with_context)]
-        return [*self.history, _user(self.question)]
+            return [*self.system, user_message(self.context + self.question_with_context)]
+        return [*self.history, user_message(self.question)]
 
 
 def leading_system_prompts(messages: Sequence[Message]) -> int:
@@ -95,5 +95,6 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:_DIGEST]
 
 
-def _user(text: str) -> Message:
+def user_message(text: str) -> Message:
+    """A message of the user."""
     return {"role": "user", "content": text}

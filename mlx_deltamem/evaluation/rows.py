@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mlx_deltamem.evaluation.extras import evaluate_extra
 from mlx_deltamem.hub_errors import hub_errors
+from mlx_deltamem.json_records import Json
 
-Json = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 Row = dict[str, Json]
 
 ENDINGS = (".jsonl", ".json", ".parquet")

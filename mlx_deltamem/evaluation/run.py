@@ -158,15 +158,14 @@ class Run:
             run: The task.
             progress: Told what is going on, and how much more is done.
         """
-        partners = self._partners(run)
         histories = {question.group: question for question in run.questions}
-        asker = Asker(self._model, self._tokenizer, run.manner, histories, partners)
+        asker = Asker(self._model, self._tokenizer, run.manner, histories, self._partners(run))
         for condition in self._plan.conditions:
             most = asker.most_at_once(condition, self._plan.batch_size)
             # What is side by side is the same in a run that goes on, so that its rounding is.
             for batch in _batches(self.jobs(run), condition, most):
                 progress(f"{run.task.name}, {condition.name}", 0)
-                self._ask_batch(run, asker, batch, condition, partners)
+                self._ask_batch(run, asker, batch, condition)
                 progress(f"{run.task.name}, {condition.name}", len(batch))
 
     def complete_conditions(self, run: TaskRun) -> list[str]:
@@ -203,20 +202,13 @@ class Run:
         # Also without it: records of an earlier run may be compared with them.
         return others(groups, self._plan.seed) if shuffled or len(groups) > 1 else {}
 
-    def _ask_batch(
-        self,
-        run: TaskRun,
-        asker: Asker,
-        batch: Sequence[Job],
-        condition: Condition,
-        partners: Mapping[str, str],
-    ) -> None:
+    def _ask_batch(self, run: TaskRun, asker: Asker, batch: Sequence[Job], condition: Condition) -> None:
         keys = [_key(run.task.name, condition.name, job.seed, job.question.id) for job in batch]
         missing = [index for index, key in enumerate(keys) if key not in self._done]
         if not missing:
             return
         replies, measures = asker.ask(batch, condition)
-        self.records.add(_record(run, condition, batch[index], replies[index], partners) for index in missing)
+        self.records.add(_record(run, condition, batch[index], replies[index], asker.partners) for index in missing)
         self._done.update(keys)
         ids = [f"{job.seed}/{job.question.id}" for job in batch]
         self.measures.add([{"task": run.task.name, "condition": condition.name, "questions": ids, **asdict(measures)}])
