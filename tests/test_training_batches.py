@@ -158,6 +158,16 @@ def test_batches_are_of_like_length():
         assert abs(np.corrcoef(places, [lengths[batch[0]] for batch in batches])[0, 1]) < 0.3
 
 
+def test_texts_of_a_batch_are_of_like_length():
+    # Every fourth text is long, and the histories have any length.
+    texts = [63 if index % 4 == 0 else 3 for index in range(160)]
+    episodes = [episode(5 + index % 9, (length, 1), context=False) for index, length in enumerate(texts)]
+    batches = list(islice(BatchOrder(episodes, 4, 0).indices(), 40))
+    mixed = [batch for batch in batches if len({texts[index] for index in batch}) > 1]
+    # Where long and short ones meet, in each of the 3 stretches of 16 batches.
+    assert len(mixed) <= 3
+
+
 def test_held_out_data_comes_once_in_its_order():
     order = BatchOrder([_plain(length) for length in (9, 3, 5, 1, 7)], 2, None)
     assert list(order.indices()) == [[0, 1], [2, 3], [4]]

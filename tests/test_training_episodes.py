@@ -1,5 +1,6 @@
 """Episodes of chats, with the tokenizer of the golden models."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -66,6 +67,20 @@ def test_a_chat_that_is_no_longer_than_what_is_read_has_no_history():
         assert episode.history == NOTHING
         assert text(episode.questions[0].ids) == rendered(TALK)
         assert counts.rows() == [("episodes", 1), ("questions", 1), ("without a history", 1)]
+
+
+def test_a_record_may_say_itself_how_much_is_read():
+    own = replace(record(TALK), recent=3)
+    assert make(own, recent_messages=1)[0] == make(record(TALK), recent_messages=3)[0]
+    # The same history, written once more where another text is read.
+    told = chat("I am Ann.", "Hello.")
+    asked = [record([*told, *chat(question, "You are Ann.")]) for question in ("Who am I?", "My name?")]
+    seen = replace(record([*told, *told, *chat("Who am I?", "You are Ann.")]), recent=3)
+    episodes, counts = make(*asked, seen, seen)
+    assert [len(episode.questions) for episode in episodes] == [2, 2]
+    assert episodes[0].history == episodes[1].history
+    assert text(episodes[1].questions[0].ids) == rendered([*told, *chat("Who am I?", "You are Ann.")])
+    assert counts.rows() == [("episodes", 2), ("questions", 4)]
 
 
 def test_each_answer_is_one_more_episode():

@@ -36,6 +36,11 @@ def test_every_form_of_a_record(row, messages, value):
     assert make_record("here", row) == Record("here", tuple(messages), value)
 
 
+def test_a_record_may_say_how_much_stays_in_the_text():
+    assert make_record("here", {"messages": CHAT, "recent_messages": 3}) == Record("here", tuple(CHAT), recent=3)
+    assert make_record("here", {"messages": CHAT, "recent_messages": None}) == Record("here", tuple(CHAT))
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
@@ -58,6 +63,13 @@ def test_every_form_of_a_record(row, messages, value):
         ({"prompt": "x", "response": 1.5}, "here, response, has a number for its content"),
         ({"messages": CHAT, "value": "Bob"}, "here has a value that is not in its last message"),
         ({"messages": CHAT, "value": 4}, "here has a value that is not in its last message"),
+        (
+            {"messages": CHAT, "recent_messages": 0},
+            "here has 0 for recent_messages; expected a whole number, 1 or more",
+        ),
+        ({"messages": CHAT, "recent_messages": 1.5}, "here has 1.5 for recent_messages; expected a whole number"),
+        ({"messages": CHAT, "recent_messages": True}, "here has true or false for recent_messages; expected"),
+        ({"messages": CHAT, "recent_messages": "2"}, "here has a text for recent_messages; expected"),
     ],
 )
 def test_what_is_wrong_with_a_record(row, problem):
@@ -121,7 +133,10 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["messages", "prompt", "completion", "response", "value", "role", "content"]), inner
+            st.sampled_from(
+                ["messages", "prompt", "completion", "response", "value", "recent_messages", "role", "content"]
+            ),
+            inner,
         )
     ),
     max_leaves=12,

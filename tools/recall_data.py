@@ -7,6 +7,7 @@ and phrasings can be held out too.
 
 import argparse
 import json
+import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from mlx_deltamem.command import command
 from mlx_deltamem.files import new_file, new_folder, user_path
 from mlx_deltamem.loading import load_tokenizer
 from mlx_deltamem.options import count_from, number_from
-from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode, words_of
+from mlx_deltamem.recall import Episode, EpisodeSettings, Record, Split, make_episode, words_of
 
 TRAIN, HELD_OUT = "train", ("valid", "test")
 _RANGES = {
@@ -30,6 +31,12 @@ _RANGES = {
     "absent": "Questions about what was not told",
     "topic_switches": "How often the turns about other things change their topic",
 }
+
+
+class Again(Record, total=False):
+    """A record that may say how much of its chat stays in the text (as in training/records.py)."""
+
+    recent_messages: int
 
 
 @dataclass
@@ -54,10 +61,13 @@ class Written:
                 self.values.add(question.value)
 
 
-def write(path: Path, settings: EpisodeSettings, seed: str, count: int, system: str | None = None) -> Written:
+def write(
+    path: Path, settings: EpisodeSettings, seed: str, count: int, system: str | None = None, again: float = 0.0
+) -> Written:
     """Write the records of `count` episodes to a file, and return what went into it.
 
-    Every chat begins with the system prompt, if there is one.
+    Every chat begins with the system prompt, if there is one. A share of the questions, `again`, is asked of a model
+    that has the history in its memory and in its text.
     """
     opening = [] if system is None else [{"role": "system", "content": system}]
     written = Written()
@@ -65,10 +75,26 @@ def write(path: Path, settings: EpisodeSettings, seed: str, count: int, system: 
         for index in range(count):
             episode = make_episode(settings, seed, index)
             written.add(episode)
-            for record in episode.records():
+            for record in _records(episode, again, f"{seed}/{index}"):
                 record["messages"] = [*opening, *record["messages"]]
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return written
+
+
+def _records(episode: Episode, again: float, seed: str) -> list[Again]:
+    """Return the records of an episode; those of a share of its questions have the history twice, once to be seen."""
+    # Not the generator of the episode, which is the same whatever the share.
+    rng = random.Random(f"{seed}/again")
+    once: list[Again] = []
+    twice: list[Again] = []
+    for record in episode.records():
+        if rng.random() < again:
+            messages = [*episode.history, *record["messages"]]
+            twice.append({**record, "messages": messages, "recent_messages": len(episode.history) + 1})
+        else:
+            once.append(record)
+    # Those in a row that are asked alike share one pass over the history.
+    return once + twice
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -106,6 +132,14 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--system-prompt",
         help="Begin every chat with it; an empty one keeps a template's own away (default: none, so the template's).",
     )
+    parser.add_argument(
+        "--again",
+        type=number_from(0, 1),
+        default=0.0,
+        metavar="SHARE",
+        help="Train this share of the questions with the history in the text as well, so that a chat that keeps its "
+        "text is learned, too (default: 0).",
+    )
     parser.add_argument("--held-out-keys", action="store_true", help="Test with keys that are not trained on.")
     parser.add_argument(
         "--held-out-phrasings", action="store_true", help="Test with phrasings that are not trained on."
@@ -140,9 +174,8 @@ def main() -> None:
         # The small ones first: what cannot be met is met with early.
         for name in (*HELD_OUT, TRAIN):
             own = settings if name == TRAIN else replace(settings, split=held_out, invented=0.0)
-            files[name] = write(
-                folder / f"{name}.jsonl", own, f"{args.seed}/{name}", getattr(args, name), args.system_prompt
-            )
+            path, count, again = folder / f"{name}.jsonl", getattr(args, name), args.again if name == TRAIN else 0.0
+            files[name] = write(path, own, f"{args.seed}/{name}", count, args.system_prompt, again)
     Console(width=110).print(summary(args.folder, files))
 
 

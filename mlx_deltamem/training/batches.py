@@ -152,6 +152,12 @@ def _rounded(length: int, least_step: int = _LEAST_STEP) -> int:
     return -(-length // step) * step
 
 
+def _size(episode: Episode) -> tuple[int, int]:
+    """What episodes of a batch should have in common: roughly how long the texts are, then how long the history is."""
+    longest = max((len(question.ids) for question in episode.questions), default=0)
+    return longest.bit_length(), len(episode.history.ids)
+
+
 class BatchOrder:
     """Which episodes make up which batch, epoch after epoch.
 
@@ -171,19 +177,19 @@ class BatchOrder:
             raise ValueError(
                 f"there are {len(episodes)} episodes, fewer than a batch of {batch_size}; use a smaller --batch-size"
             )
-        self._lengths = [len(episode.history.ids) for episode in episodes]
+        self._sizes = [_size(episode) for episode in episodes]
         self._batch_size = batch_size
         self._seed = seed
 
     @property
     def per_epoch(self) -> int:
         """Batches per epoch."""
-        return len(self._lengths) // self._batch_size
+        return len(self._sizes) // self._batch_size
 
     def indices(self, first: int = 0) -> Iterator[list[int]]:
         """The episodes of each batch, from the batch of this number on; without an end, unless there is no seed."""
         if self._seed is None:
-            yield from islice(_cut(range(len(self._lengths)), self._batch_size), first, None)
+            yield from islice(_cut(range(len(self._sizes)), self._batch_size), first, None)
             return
         epoch, skipped = divmod(first, self.per_epoch)
         while True:
@@ -193,9 +199,9 @@ class BatchOrder:
     def _epoch(self, epoch: int) -> Iterator[list[int]]:
         """The batches of an epoch; those of one stretch of the data are of like length."""
         generator = np.random.default_rng((self._seed, epoch))
-        order = generator.permutation(len(self._lengths))[: self.per_epoch * self._batch_size]
+        order = generator.permutation(len(self._sizes))[: self.per_epoch * self._batch_size]
         for stretch in _cut(order.tolist(), self._batch_size * _BATCHES_AT_A_TIME):
-            batches = _cut(sorted(stretch, key=self._lengths.__getitem__), self._batch_size)
+            batches = _cut(sorted(stretch, key=self._sizes.__getitem__), self._batch_size)
             for index in generator.permutation(len(batches)):
                 yield batches[index]
 

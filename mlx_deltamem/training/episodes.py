@@ -58,11 +58,13 @@ class Episode:
         history: Its tokens and their spans; there may be none.
         questions: What is asked and answered.
         context: For each question, the whole chat as its text, which a teacher may read; empty where nobody wants it.
+        recent: So many messages before each answer are in its text.
     """
 
     history: Segments
     questions: tuple[Question, ...]
     context: tuple[Question, ...] = ()
+    recent: int = 1
 
 
 _FORMS = ("unreadable", "role-broken", "empty", "over-long", "refused by the chat template")
@@ -136,6 +138,8 @@ class EpisodeMaker:
         return (
             bool(one.history.ids)
             and one.history == other.history
+            # Texts of one episode are padded to the longest of them.
+            and one.recent == other.recent
             and len(one.questions) < self._rules.questions_per_write
         )
 
@@ -172,7 +176,8 @@ class EpisodeMaker:
         system, chat = _split(record.messages[: index + 1])
         if not chat[-1]["content"].strip():
             raise RecordError(f"{where} is empty; expected an answer", "empty")
-        visible = rules.recent_messages + 1
+        recent = rules.recent_messages if record.recent is None else record.recent
+        visible = recent + 1
         value = record.value if index == len(record.messages) - 1 else ""
         try:
             text = self._question([*system, *chat[-visible:]], value)
@@ -193,7 +198,8 @@ class EpisodeMaker:
             )
         self._note(history, text, value)
         context = () if whole is None else (_last(whole, rules.max_write_length + rules.max_seq_length),)
-        return Episode(_last_of(history, rules.max_write_length), (_last(text, rules.max_seq_length),), context)
+        written, asked = _last_of(history, rules.max_write_length), _last(text, rules.max_seq_length)
+        return Episode(written, (asked,), context, recent)
 
     def _note(self, history: Segments, text: Question, value: str) -> None:
         """Count what befalls a question that is used."""

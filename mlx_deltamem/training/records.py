@@ -21,11 +21,13 @@ class Record:
         where: Its place, for messages to the user: file and line.
         messages: The chat; its last message is an answer.
         value: The part of that answer that matters, or "".
+        recent: So many messages before an answer stay in the text, instead of as many as everywhere.
     """
 
     where: str
     messages: tuple[Message, ...]
     value: str = ""
+    recent: int | None = None
 
 
 class RecordError(ValueError):
@@ -93,7 +95,8 @@ def make_record(where: str, row: object) -> Record:
         messages = tuple(_message(f"{where}, {name},", role, given[name]) for role, name in turns)
     else:
         raise RecordError(f"{where} has {listed(given) or 'no fields'}; expected messages, or prompt and completion")
-    return Record(where, messages, _value(where, given.get("value", ""), messages[-1]["content"]))
+    value = _value(where, given.get("value", ""), messages[-1]["content"])
+    return Record(where, messages, value, _recent(where, given.get("recent_messages")))
 
 
 def _messages(where: str, found: object) -> tuple[Message, ...]:
@@ -121,6 +124,14 @@ def _message(where: str, role: object, content: object) -> Message:
 def _value(where: str, found: object, answer: str) -> str:
     if not isinstance(found, str) or found not in answer:
         raise RecordError(f"{where} has a value that is not in its last message; expected a part of the answer")
+    return found
+
+
+def _recent(where: str, found: object) -> int | None:
+    # True is an int, too.
+    if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 1):
+        shown = found if isinstance(found, (int, float)) and not isinstance(found, bool) else _kind(found)
+        raise RecordError(f"{where} has {shown} for recent_messages; expected a whole number, 1 or more")
     return found
 
 
