@@ -9,6 +9,9 @@ from pathlib import Path
 CONFIG_FILE = "delta_mem_config.json"
 HEADS = ("q", "k", "v", "o")
 
+# Far beyond any use; MLX crashes over states that no machine has the memory for.
+_LARGEST = 1024
+
 # Options the reference has given up: each must hold this value, since no other one has a meaning any more.
 _ARCHIVED: dict[str, object] = {
     "num_memory_partitions": 1,
@@ -178,8 +181,9 @@ class _Rule:
     allowed: str
 
 
-def _integer(least: int) -> _Rule:
-    return _Rule(lambda value: _checked(value, type(value) is int and value >= least), f"an integer >= {least}")
+def _integer(least: int, most: float = math.inf) -> _Rule:
+    allowed = f"an integer >= {least}" if most == math.inf else f"an integer, {least} to {most}"
+    return _Rule(lambda value: _checked(value, type(value) is int and least <= value <= most), allowed)
 
 
 def _number(above: float = -math.inf) -> _Rule:
@@ -242,7 +246,7 @@ def _raise_all(problems: list[str]) -> None:
 
 
 _RULES: dict[str, _Rule] = {
-    "rank": _integer(1),
+    "rank": _integer(1, _LARGEST),
     "alpha": _number(),
     "beta_bias_init": _number(),
     "normalize_qk": _boolean(),
@@ -252,7 +256,7 @@ _RULES: dict[str, _Rule] = {
     "output_init": _choice("zero", "random", "base_slice", "base_slice_fixed"),
     "base_slice_ref_width": _integer(1),
     "online_gain": _number(),
-    "num_state_heads": _integer(1),
+    "num_state_heads": _integer(1, _LARGEST),
     "memory_write_granularity": _choice("token", "message_mean", "sentence_mean"),
     "target_modules": _items(
         lambda name: isinstance(name, str) and bool(name) and "." not in name,

@@ -1,5 +1,6 @@
 """Files and folders that are there whole or not at all."""
 
+import fcntl
 import os
 import re
 import secrets
@@ -66,6 +67,25 @@ def remove_unfinished(path: Path) -> None:
     for other in path.parent.iterdir():
         if pattern.fullmatch(other.name):
             other.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """One process at a time within it; the lock goes with the process.
+
+    Args:
+        folder: What is locked, against those alone that lock it too.
+        wait: Whether to wait for another process.
+
+    Raises:
+        BlockingIOError: Another process is within it, and is not waited for.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _beside(path: Path) -> Path:

@@ -58,7 +58,7 @@ def hub_errors(name: str) -> Iterator[None]:
     except (HTTPError, RuntimeError, OSError) as error:
         if not isinstance(error, HTTPError) and _XET.match(str(error)) is None:
             raise
-        raise ValueError(f"the download of {name} was cut off ({_first_line(error)}); try again") from None
+        raise ValueError(f"the download of {name} was cut off ({first_line(error)}); try again") from None
 
 
 @contextmanager
@@ -97,13 +97,13 @@ def _upload_problem(repo: str, error: Exception) -> str:
     if answer := next((cause for cause in _chain(error) if isinstance(cause, HfHubHTTPError)), None):
         return _refusal(repo, answer)
     if found := _STATUS.search(str(error)):
-        return _refused(repo, int(found["status"]), _first_line(error))
-    return f"the upload to {repo} did not get through ({_first_line(error)}); try again"
+        return _refused(repo, int(found["status"]), first_line(error))
+    return f"the upload to {repo} did not get through ({first_line(error)}); try again"
 
 
 def _refusal(name: str, error: HfHubHTTPError) -> str:
     wait = error.response.headers.get("Retry-After", "")
-    said = error.server_message or _first_line(error)
+    said = error.server_message or first_line(error)
     return _refused(name, error.response.status_code, said, f"in {wait} seconds" if wait.isdigit() else "later")
 
 
@@ -120,6 +120,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, on one line: a client's error may go on with advice and tracebacks."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

@@ -4,13 +4,10 @@ Its cache entries are the keys and values (where they were asked for), the memor
 own arrays; the texts are JSON in the metadata.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,7 +16,7 @@ from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
 from mlx_deltamem._version import __version__
 from mlx_deltamem.cache import PromptCache
-from mlx_deltamem.files import new_file, remove_unfinished, user_path
+from mlx_deltamem.files import locked, new_file, remove_unfinished, user_path
 from mlx_deltamem.fingerprint import update_with_arrays
 from mlx_deltamem.stored_chat import FORMAT_VERSION, StoredChat, cache_entries, describe, stored_chat
 
@@ -43,7 +40,7 @@ def write_chat(path: Path, chat: StoredChat, expected: str | None) -> str:
         OSError: It cannot be written; what was there is still there.
     """
     check_place(path)
-    with _locked(path.parent):
+    with locked(path.parent):
         if path.exists():
             _check_replaceable(path, expected)
         remove_unfinished(path)
@@ -132,17 +129,6 @@ def _file_id(path: Path) -> str | None:
         return json.loads(_metadata(path)["session"])["file_id"]
     except (RuntimeError, ValueError, KeyError, TypeError):
         return None
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time, for looking at a file and replacing it. The lock goes with the process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _one_line(error: Exception) -> str:

@@ -27,10 +27,11 @@ from mlx_deltamem.loading import load
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.curves import draw_curves
 from mlx_deltamem.training.data import ON_ERROR, load_episodes
-from mlx_deltamem.training.episodes import Counts
+from mlx_deltamem.training.episodes import Counts, Episode
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.option import flag
 from mlx_deltamem.training.options import GROUPS, Options
+from mlx_deltamem.training.records import SPLITS
 from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.settings import RECIPE, Settings
 from mlx_deltamem.training.start import tie_output
@@ -89,25 +90,32 @@ def main() -> None:
     _check_folder(options.folder, args.resume)
     model, tokenizer = prepare_model(options.settings, args.trust_remote_code)
     data = load_episodes(options.settings, tokenizer, options.on_error)
-    train, held_out = (data[split][0] for split in ("train", "valid"))
     run = Run(model, options.settings, options.reporting, options.folder)
-    run.check(train)
-    done = run.resume() if args.resume else 0
-    if processes.is_first():
-        options.folder.mkdir(parents=True, exist_ok=True)
-        options.save()
-        _show_header(options.settings, model, {split: counts for split, (_, counts) in data.items()})
-        if args.resume:
-            _tell_resumed(options.folder, done, options.settings.schedule.iters)
+    run.check(data["train"][0])
     try:
-        run.train(train, held_out)
-    except KeyboardInterrupt:
-        _tell_stopped(run, args.trust_remote_code)
-        raise
+        with run.alone():
+            _train(run, options, data, args)
     except RunStoppedError:
         if not processes.is_first():
             # The first one says it.
             sys.exit(2)
+        raise
+
+
+def _train(
+    run: Run, options: Options, data: Mapping[str, tuple[list[Episode], Counts]], args: argparse.Namespace
+) -> None:
+    """Train to the end, and tell of it."""
+    done = run.resume() if args.resume else 0
+    if processes.is_first():
+        options.save()
+        _show_header(options.settings, run.model, {split: counts for split, (_, counts) in data.items()})
+        if args.resume:
+            _tell_resumed(options.folder, done, options.settings.schedule.iters)
+    try:
+        run.train(*(data[split][0] for split in SPLITS))
+    except KeyboardInterrupt:
+        _tell_stopped(run, args.trust_remote_code)
         raise
     if processes.is_first():
         _finish(run)

@@ -46,10 +46,13 @@ def test_inert_fields_are_dropped():
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("rank", 0, "an integer >= 1"),
-        ("rank", "8", "an integer >= 1"),
-        ("rank", True, "an integer >= 1"),
-        ("rank", 8.0, "an integer >= 1"),
+        ("rank", 0, "an integer, 1 to 1024"),
+        ("rank", 1025, "an integer, 1 to 1024"),
+        ("num_state_heads", 1_000_000, "an integer, 1 to 1024"),
+        ("rank", "8", "an integer, 1 to 1024"),
+        ("rank", True, "an integer, 1 to 1024"),
+        ("rank", 8.0, "an integer, 1 to 1024"),
+        ("base_slice_ref_width", 0, "an integer >= 1"),
         ("alpha", float("nan"), "a finite number"),
         ("alpha", "16", "a finite number"),
         ("normalize_qk", 1, "true or false"),

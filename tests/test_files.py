@@ -1,9 +1,10 @@
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 
-from mlx_deltamem.files import new_file, new_folder
+from mlx_deltamem.files import locked, new_file, new_folder
 
 
 def names(folder: Path) -> list[str]:
@@ -50,3 +51,23 @@ def test_a_failure_leaves_no_folder(tmp_path):
         (temporary / "x").write_text("1")
         raise ValueError("stop")
     assert names(tmp_path) == []
+
+
+def test_a_locked_folder_is_refused_or_waited_for(tmp_path):
+    entered = []
+
+    def enter() -> None:
+        with locked(tmp_path):
+            entered.append(True)
+
+    waiting = threading.Thread(target=enter)
+    with locked(tmp_path):
+        with pytest.raises(BlockingIOError), locked(tmp_path, wait=False):
+            pass
+        waiting.start()
+        waiting.join(0.2)
+        assert not entered
+    waiting.join(60)
+    assert entered
+    with locked(tmp_path, wait=False):
+        pass

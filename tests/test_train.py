@@ -12,6 +12,7 @@ from mlx_lm.models import gpt2
 
 from mlx_deltamem import load_adapter, train
 from mlx_deltamem.adapter import CURVES_FILE, SETTINGS_FILE, WEIGHTS_FILE
+from mlx_deltamem.files import locked
 from tests.conftest import adapter, backbone
 from tests.train_command import tiny_options
 from tests.training import write_chats
@@ -113,6 +114,20 @@ def test_a_damaged_checkpoint_is_named(data, trained, tmp_path):
     assert (tmp_path / "run" / WEIGHTS_FILE).read_bytes() == weights
 
 
+def test_one_process_at_a_time_trains_in_a_folder(data, trained, tmp_path):
+    assert trained(*tiny_options(data, **TINY), "--adapter-path", "run")[0] == 0
+    unfinished = tmp_path / "run" / "checkpoints" / ".0000003-0123abcd.safetensors"
+    unfinished.touch()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    with locked(tmp_path / "run" / "checkpoints"):
+        code, out, err = trained("--resume", "--adapter-path", "run", "--save-every", 1)
+    assert (code, out) == (2, "")
+    assert err == "error: another process is training in run; wait for it or stop it, or name another folder\n"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    assert trained("--resume", "--adapter-path", "run")[0] == 0
+    assert not unfinished.exists()
+
+
 def test_an_adapter_is_trained_further(data, trained, tmp_path):
     code, _, err = trained(*tiny_options(data, **TINY), "--start", adapter("qwen3_msw4"), "--adapter-path", "run")
     assert (code, err) == (0, "")
@@ -174,7 +189,7 @@ NEW = ("--model", backbone(), "--data", "names", "--adapter-path", "run")
         ((*NEW, "--learning-rate", "inf"), "--learning-rate is inf; expected a number above 0"),
         ((*NEW, "--val-batches", "0"), "--val-batches is 0; expected a whole number from 1 on, or -1 for all"),
         ((*NEW, "--seed", str(2**64)), "expected a whole number below 2**64"),
-        ((*NEW, "--rank", "0"), "rank is 0, allowed is an integer >= 1"),
+        ((*NEW, "--rank", "0"), "rank is 0, allowed is an integer, 1 to 1024"),
         ((*NEW, "--delta-heads", "q", "x"), "delta_heads is ['q', 'x'], allowed is a list drawn from q, k, v, o"),
         ((*NEW, "--target-layers", "7"), "target_layers names [7]; the model has layers 0 to 2"),
         ((*NEW, "--start", adapter("smollm3_tsw_qkvo")), "does not fit: the model has 3 layers (layer 3)"),

@@ -41,6 +41,12 @@ def test_what_an_adapter_tells():
         "trained": f"before; then {TRAINED.replace('200 steps', '100 of 200 steps')}",
         "changed": "weights stored as bfloat16, then trained",
     }
+    own = {"trained": "before", "changed": "weights stored as bfloat16"}
+    assert (
+        training_metadata(SETTINGS, own, Progress(200, 3.0, 1200))["changed"] == earlier["changed"] + ", then trained"
+    )
+    new = training_metadata(SETTINGS, {"source_adapter": "anna/memory@1"}, Progress(200, 3.0, 1200))
+    assert new["changed"] == "trained further"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.files import user_path
 from mlx_deltamem.hub import is_repo_name
-from mlx_deltamem.hub_errors import hub_errors
+from mlx_deltamem.hub_errors import first_line, hub_errors
 from mlx_deltamem.training.episodes import Counts, Episode, EpisodeMaker
 from mlx_deltamem.training.records import SPLITS, Record, RecordError, find_file, read_file, records_of_rows
 from mlx_deltamem.training.settings import Settings
@@ -71,18 +71,14 @@ def _hub_records(name: str, split: str) -> Iterator[Record | RecordError]:
         try:
             splits = datasets.load_dataset(name)
         except datasets.exceptions.DatasetNotFoundError as error:
-            raise FileNotFoundError(f"there is no folder and no data set {name} ({_first_line(error)})") from None
+            raise FileNotFoundError(f"there is no folder and no data set {name} ({first_line(error)})") from None
         # The last one where it comes as a program, which is not run.
         except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
-            raise ValueError(f"the data set {name} cannot be read ({_first_line(error)}); try another one") from None
+            raise ValueError(f"the data set {name} cannot be read ({first_line(error)}); try another one") from None
     found = next((each for each in _HUB_NAMES[split] if each in splits), None)
     if found is None and split == "train":
         raise ValueError(f"{name} has the splits {', '.join(splits)}; expected one named train")
     return records_of_rows(f"{name} {found}", () if found is None else splits[found])
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _summary(counts: Counts) -> str:

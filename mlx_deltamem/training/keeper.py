@@ -1,5 +1,7 @@
 """What is left of a run when it ends, however it ends: its last checkpoints, and its adapter as it was then."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +11,9 @@ from mlx_deltamem.adapter import CARD_FILE, CURVES_FILE, METRICS_FILE, SETTINGS_
 from mlx_deltamem.adapter_folder import save_adapter
 from mlx_deltamem.attach import current_adapter
 from mlx_deltamem.config import CONFIG_FILE
-from mlx_deltamem.files import remove_unfinished
+from mlx_deltamem.files import locked, remove_unfinished
 from mlx_deltamem.training import processes
+from mlx_deltamem.training.checkpoint import FOLDER as CHECKPOINTS
 from mlx_deltamem.training.checkpoint import Checkpoint, Progress, remove_unfinished_checkpoints
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.optimizer import ClippedAdamW
@@ -49,6 +52,29 @@ class Keeper:
     def kept(self) -> str:
         """What can be gone on from, in words."""
         return f"the checkpoint after step {self.saved:,} is kept" if self.saved else "there is no checkpoint yet"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it, nobody else keeps a run in the folder, which is made where there is none.
+
+        Raises:
+            RunStoppedError: Somebody does.
+        """
+        with ExitStack() as stack:
+            taken = False
+            if processes.is_first():
+                # Not the run's folder, which a session may be saved in.
+                folder = self._folder / CHECKPOINTS
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(locked(folder, wait=False))
+                except BlockingIOError:
+                    taken = True
+            if processes.any_of(taken)[0]:
+                raise RunStoppedError(
+                    f"another process is training in {self._folder}; wait for it or stop it, or name another folder"
+                )
+            yield
 
     def resume(self) -> Progress:
         """Put the run back to its last checkpoint, if there is one, and remove what killed processes left.

@@ -57,8 +57,10 @@ def training_metadata(settings: Settings, earlier: Mapping[str, str], progress: 
         f"{taken} steps of {schedule.batch_size}, seed {schedule.seed}"
     )
     metadata = {"trained": f"{earlier['trained']}; then {trained}" if "trained" in earlier else trained}
-    if "source_adapter" in earlier:
-        metadata["changed"] = f"{earlier['changed']}, then trained" if "changed" in earlier else "trained further"
+    if "changed" in earlier:
+        metadata["changed"] = f"{earlier['changed']}, then trained"
+    elif "source_adapter" in earlier:
+        metadata["changed"] = "trained further"
     return metadata
 
 

@@ -5,7 +5,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +93,14 @@ class Run:
                 f"--batch-size is {schedule.batch_size}; expected a multiple of the {processes.count()} processes"
             )
         BatchOrder(episodes, schedule.batch_size, schedule.seed)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Within it, no other process trains in the folder, which is made where there is none.
+
+        Raises:
+            RunStoppedError: One does.
+        """
+        return self._keeper.alone()
 
     def resume(self) -> int:
         """Go back to the last checkpoint in the folder, if there is one; returns the steps done.
