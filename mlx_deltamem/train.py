@@ -91,7 +91,7 @@ def main() -> None:
     model, tokenizer = prepare_model(options.settings, args.trust_remote_code)
     data = load_episodes(options.settings, tokenizer, options.on_error)
     run = Run(model, options.settings, options.reporting, options.folder)
-    run.check(data["train"][0])
+    run.check(*(data[split][0] for split in SPLITS))
     try:
         with run.alone():
             _train(run, options, data, args)

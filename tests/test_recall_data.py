@@ -6,7 +6,7 @@ import pytest
 
 from mlx_deltamem.recall.split import side_of
 from mlx_deltamem.recall.vocabulary import keys, values
-from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
+from mlx_deltamem.training.episodes import NOTHING, EpisodeMaker, EpisodeRules
 from mlx_deltamem.training.records import read_file
 from tests.conftest import backbone
 from tests.test_segments import golden_tokenizer
@@ -79,39 +79,36 @@ def test_questions_about_a_history_follow_each_other(records):
     assert sum("value" not in record for record in train) == 40
 
 
-def test_a_share_of_the_training_questions_is_asked_with_the_history_in_the_text(records):
-    options = ("--facts", 2, 2, "--system-prompt", "Be brief.")
-    plain, mixed = records(*options)["train"], records(*options, "--again", 0.3, folder="again")
-    assert all("recent_messages" not in record for name in ("valid", "test") for record in mixed[name])
-    twice = [record for record in mixed["train"] if "recent_messages" in record]
-    assert 0.15 < len(twice) / len(plain) < 0.45
-    for record in twice:
-        system, *history, question, answer = record["messages"]
-        half = len(history) // 2
-        assert history[:half] == history[half:]
-        assert record["recent_messages"] == half + 1
-        record["messages"] = [system, *history[:half], question, answer]
-        del record["recent_messages"]
-    # Otherwise they are the same, in the same order but that of one history the plain ones come first.
-    assert sorted(map(json.dumps, mixed["train"])) == sorted(map(json.dumps, plain))
-    assert [history_of(record) for record in mixed["train"]] == [history_of(record) for record in plain]
-    seen = [any(record is other for other in twice) for record in mixed["train"]]
-    assert (True, False) not in set(zip(seen[::2], seen[1::2], strict=True))
+def test_shares_of_the_training_episodes_are_written_or_kept(records):
+    options = ("--facts", 1, 2, "--system-prompt", "Be brief.")
+    plain = records(*options)
+    mixed = records(*options, "--written", 0.3, "--kept", 0.3, folder="mixed")
+    assert mixed["valid"] == plain["valid"] and mixed["test"] == plain["test"]
+    kinds = {}
+    for record, same in zip(mixed["train"], plain["train"], strict=True):
+        history = history_of(record)
+        kind = record.pop("writes", False), record.pop("recent_messages", None)
+        # All questions about a history are asked alike.
+        assert kinds.setdefault(history, kind) == kind
+        assert kind in ((False, None), (True, None), (True, len(record["messages"]) - 2))
+        assert record == same
+    kept = sum(recent is not None for _, recent in kinds.values())
+    written = sum(writes for writes, _ in kinds.values()) - kept
+    assert all(0.1 < count / len(kinds) < 0.5 for count in (kept, written))
 
 
-def test_what_is_told_again_is_written_and_seen(write, tmp_path):
-    folders = {share: tmp_path / f"again-{share}" for share in (0, 1)}
+def test_what_is_kept_has_no_history_and_is_written(write, tmp_path):
+    folders = {share: tmp_path / f"kept-{share}" for share in (0, 1)}
     episodes = {}
     for share, folder in folders.items():
-        assert write(folder, *SMALL, "--facts", 2, 2, "--again", share).code == 0
+        assert write(folder, *SMALL, "--keys", "first_names", "--kept", share).code == 0
         maker = EpisodeMaker(golden_tokenizer(), EpisodeRules(), strict=True)
         episodes[share] = maker.episodes(read_file(folder / "train.jsonl"))
     assert len(episodes[0]) == len(episodes[1]) == 40
-    for once, twice in zip(*episodes.values(), strict=True):
-        assert once.history == twice.history
-        for asked, seen in zip(once.questions, twice.questions, strict=True):
-            answer = asked.ids[asked.answer :]
-            assert seen.ids == once.history.ids + asked.ids[: asked.answer] + answer
+    for dropped, kept in zip(*episodes.values(), strict=True):
+        assert not dropped.writes and kept.writes
+        assert kept.history == NOTHING
+        assert kept.questions[0].ids == dropped.history.ids + dropped.questions[0].ids
 
 
 def history_of(record):
@@ -150,6 +147,7 @@ def test_the_summary_says_what_was_written(write, tmp_path):
         (("--invent", 0.5), "give --invent SHARE and --words-of MODEL together"),
         (("--words-of", backbone()), "give --invent SHARE and --words-of MODEL together"),
         (("--invent", 0.5, "--words-of", "no-such-model-here"), "no-such-model-here"),
+        (("--written", 0.6, "--kept", 0.5), "--written 0.6 and --kept 0.5 are more than 1"),
         (("--keys", "wings"), "there is no key 'wings'"),
         (("--keys", "dog_name", "--held-out-keys"), "has no held_out key"),
         (("--keys", "dog_name", "--facts", 2, 2), "2 keys are wanted"),
@@ -176,6 +174,6 @@ def test_a_count_of_none_is_refused(write, tmp_path):
     assert "expected 1 or more" in write(tmp_path / "data", "--train", 0).errors
 
 
-@pytest.mark.parametrize("option", ["--again", "--invent"])
+@pytest.mark.parametrize("option", ["--written", "--kept", "--invent"])
 def test_a_share_is_from_0_to_1(write, tmp_path, option):
     assert "1.5 is out of range; expected 0 to 1" in write(tmp_path / "data", option, 1.5).errors

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import mlx.core as mx
@@ -156,6 +157,34 @@ def test_batches_are_of_like_length():
     # Not the shortest first, in all and in each stretch of 16 batches.
     for places in (range(160), [place % 16 for place in range(160)]):
         assert abs(np.corrcoef(places, [lengths[batch[0]] for batch in batches])[0, 1]) < 0.3
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 4), st.integers(0, 3))
+def test_a_batch_is_of_one_kind_and_every_epoch_has_all_kinds(kinds, size, seed):
+    episodes = [replace(_plain(index % 5), writes=writes) for index, writes in enumerate(kinds)]
+    counts = [count for count in (kinds.count(False), kinds.count(True)) if count]
+    held_out = list(BatchOrder(episodes, size, None).indices())
+    assert sorted(index for batch in held_out for index in batch) == list(range(len(kinds)))
+    batches = held_out
+    if min(counts) >= size:
+        order = BatchOrder(episodes, size, seed)
+        assert order.per_epoch == sum(count // size for count in counts)
+        epoch = list(islice(order.indices(), order.per_epoch))
+        assert all(len(batch) == size for batch in epoch)
+        assert len({index for batch in epoch for index in batch}) == order.per_epoch * size
+        batches = held_out + epoch
+    assert all(len({kinds[index] for index in batch}) == 1 for batch in batches)
+    maker = BatchMaker(TSW)
+    assert all(maker.batch([episodes[index] for index in batch]).writes is kinds[batch[0]] for batch in batches)
+
+
+def test_too_few_episodes_of_a_kind():
+    episodes = [replace(_plain(3), writes=index < 3) for index in range(9)]
+    with pytest.raises(ValueError, match="there are 3 episodes whose texts are written, fewer than a batch of 4"):
+        BatchOrder(episodes, 4, 0)
+    with pytest.raises(ValueError, match="there are 0 episodes, fewer than a batch of 4"):
+        BatchOrder([], 4, 0)
 
 
 def test_texts_of_a_batch_are_of_like_length():

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import mlx.core as mx
@@ -17,7 +19,7 @@ from mlx_deltamem.recall import EpisodeSettings, make_episode
 from mlx_deltamem.scan import delta_scan_reference
 from mlx_deltamem.training.answers import head_at_positions
 from mlx_deltamem.training.batches import Batch, BatchMaker
-from mlx_deltamem.training.episodes import Episode, EpisodeMaker, EpisodeRules, Question
+from mlx_deltamem.training.episodes import NOTHING, Episode, EpisodeMaker, EpisodeRules, Question
 from mlx_deltamem.training.loss import EpisodeModel, LossTerms, answer_losses, divergence
 from mlx_deltamem.training.optimizer import ClippedAdamW
 from mlx_deltamem.training.passes import corrupted
@@ -49,10 +51,15 @@ TERMS = {
     "teacher": LossTerms(sparsity=0.0, teacher_kl=2.0),
 }
 EPISODES = [episode(11, (9, 3), (5, 2)), episode(3, (6, 2)), episode(14, (7, 4), seed=1)]
+# Their texts are written as they are read, one of them with nothing before it.
+WRITTEN = [replace(each, writes=True) for each in (*EPISODES, replace(EPISODES[1], history=NOTHING))]
 # For what takes thousands of losses.
 FEW = [episode(8, (7, 3), (5, 2)), episode(5, (6, 2))]
 VALUE_WEIGHT = 4.0
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
+every_token_variant = pytest.mark.parametrize(
+    "variant", [name for name, config in VARIANTS.items() if config.memory_write_granularity == "token"]
+)
 
 
 def batch_of(module: EpisodeModel, episodes: list[Episode] = EPISODES) -> Batch:
@@ -90,6 +97,16 @@ def test_gradients_of_all_layers_are_those_of_finite_differences(terms, monkeypa
     check_finite_differences(module, batch, found)
 
 
+@pytest.mark.slow
+@every_token_variant
+def test_gradients_of_written_texts_are_those_of_finite_differences(variant, monkeypatch):
+    module = episode_model(VARIANTS[variant])
+    batch = batch_of(module, [replace(each, writes=True) for each in FEW])
+    found = gradients(module, loss_of(module, batch))
+    use_float64(monkeypatch)
+    check_finite_differences(module, batch, {name: found[name] for name in found if ".layers.0." in name})
+
+
 def check_finite_differences(module: EpisodeModel, batch: Batch, found: dict[str, mx.array]) -> None:
     """Compare gradients, found in float32, with central differences in float64, at 50 weights of every tensor."""
     module.update(tree_map(lambda array: array.astype(mx.float64), module.parameters()))
@@ -120,6 +137,15 @@ def test_gradients_are_those_of_the_reference_scan(variant, monkeypatch):
     check_gradients(found, gradients(module, loss))
 
 
+@every_token_variant
+def test_gradients_of_written_texts_are_those_of_the_reference_scan(variant, monkeypatch):
+    module = episode_model(VARIANTS[variant], EVERYTHING)
+    loss = loss_of(module, batch_of(module, WRITTEN))
+    found = gradients(module, loss)
+    monkeypatch.setattr(ops_engine, "delta_scan", delta_scan_reference)
+    check_gradients(found, gradients(module, loss))
+
+
 def check_gradients(found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -143,10 +169,15 @@ def test_a_batch_is_as_its_episodes_one_by_one_in_other_families(family):
     check_single_episodes(in_training(tiny_model(family), VARIANTS["TSW"], READ_SPARSITY, scale=0.1))
 
 
-def check_single_episodes(module: EpisodeModel) -> None:
+@pytest.mark.parametrize("terms", TERMS)
+def test_a_batch_of_written_texts_is_as_its_episodes_one_by_one(terms):
+    check_single_episodes(episode_model(terms=TERMS[terms]), WRITTEN)
+
+
+def check_single_episodes(module: EpisodeModel, episodes: list[Episode] = EPISODES) -> None:
     """Compare loss and gradient of a ragged batch with those of its episodes, each run by itself as it is."""
-    batch = batch_of(module)
-    plain = PlainLoss(module, EPISODES)
+    batch = batch_of(module, episodes)
+    plain = PlainLoss(module, episodes)
     found, expected = module(batch)[0].item(), plain.loss().item()
     assert found == pytest.approx(expected, rel=1e-5)
     check_gradients(gradients(module, loss_of(module, batch)), gradients(module, plain.loss))
@@ -171,14 +202,15 @@ class PlainLoss:
             states = cache[-1].cache
             for question, whole in zip(each.questions, each.context, strict=True):
                 with self.noting("read"):
-                    kept = self.log_probabilities(question, states)
+                    kept = self.log_probabilities(question, states, each.writes)
                 target = mx.array(question.ids[question.answer :])[:, None]
                 losses = -mx.take_along_axis(kept, target, axis=1)[:, 0]
                 weight = [VALUE_WEIGHT if at == 1 else 1.0 for at in range(len(target))]
                 weighted.append((losses * mx.array(weight)).sum())
                 weights.append(sum(weight))
                 for name, other in (("zeroed", None), ("corrupted", corrupted(states))):
-                    worse = -mx.take_along_axis(self.log_probabilities(question, other), target, axis=1).mean()
+                    writes = each.writes and other is not None
+                    worse = -mx.take_along_axis(self.log_probabilities(question, other, writes), target, axis=1).mean()
                     gap = (terms.contrast_margin - (worse - losses.mean())) / terms.contrast_margin
                     hinges[name].append(mx.logaddexp(gap, 0.0))
                 teacher = mx.stop_gradient(self.log_probabilities(whole, None))
@@ -192,12 +224,12 @@ class PlainLoss:
             + terms.teacher_kl * mx.concatenate(divergences).mean()
         )
 
-    def log_probabilities(self, question: Question, states: list[mx.array] | None) -> mx.array:
+    def log_probabilities(self, question: Question, states: list[mx.array] | None, writes: bool = False) -> mx.array:
         """`[A, vocabulary]`, of the tokens of the answer."""
         cache: PromptCache = make_prompt_cache(self.model)
         if states is not None:
-            cache[-1].cache = states
-        with read_only(self.model):
+            cache[-1].cache = list(states)
+        with nullcontext() if writes else read_only(self.model):
             logits = self.model(mx.array([question.ids]), cache=cache)
         return nn.log_softmax(logits[0, question.answer - 1 : -1])
 

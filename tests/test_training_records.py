@@ -41,6 +41,11 @@ def test_a_record_may_say_how_much_stays_in_the_text():
     assert make_record("here", {"messages": CHAT, "recent_messages": None}) == Record("here", tuple(CHAT))
 
 
+@pytest.mark.parametrize("writes", [True, False, None])
+def test_a_record_may_say_whether_its_text_is_written(writes):
+    assert make_record("here", {"messages": CHAT, "writes": writes}) == Record("here", tuple(CHAT), writes=writes)
+
+
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
@@ -70,6 +75,8 @@ def test_a_record_may_say_how_much_stays_in_the_text():
         ({"messages": CHAT, "recent_messages": 1.5}, "here has 1.5 for recent_messages; expected a whole number"),
         ({"messages": CHAT, "recent_messages": True}, "here has true or false for recent_messages; expected"),
         ({"messages": CHAT, "recent_messages": "2"}, "here has a text for recent_messages; expected"),
+        ({"messages": CHAT, "writes": 1}, "here has a number for writes; expected true or false"),
+        ({"messages": CHAT, "writes": "yes"}, "here has a text for writes; expected true or false"),
     ],
 )
 def test_what_is_wrong_with_a_record(row, problem):
@@ -134,7 +141,17 @@ JSON = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["messages", "prompt", "completion", "response", "value", "recent_messages", "role", "content"]
+                [
+                    "messages",
+                    "prompt",
+                    "completion",
+                    "response",
+                    "value",
+                    "recent_messages",
+                    "writes",
+                    "role",
+                    "content",
+                ]
             ),
             inner,
         )

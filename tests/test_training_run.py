@@ -230,7 +230,16 @@ def test_other_data_is_refused(tmp_path):
 def test_too_few_episodes_are_refused(count, tmp_path):
     run = toy_run(tmp_path / "run", batch_size=4)
     with pytest.raises(ValueError, match=f"there are {count} episodes, fewer than a batch of 4"):
-        run.check(EPISODES[:count])
+        run.check(EPISODES[:count], [])
+
+
+def test_texts_are_written_by_token_only(tmp_path):
+    written = [replace(each, writes=True) for each in EPISODES]
+    model = toy_model(replace(CONFIG, memory_write_granularity="message_mean"))
+    run = toy_run(tmp_path / "run", model)
+    for train, held_out in ((written, []), (EPISODES, written)):
+        with pytest.raises(ValueError, match="the adapter writes by message_mean, and texts can be written as"):
+            run.check(train, held_out)
 
 
 def test_held_out_data_smaller_than_a_batch(tmp_path):

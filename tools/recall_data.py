@@ -9,6 +9,7 @@ import argparse
 import json
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from mlx_deltamem.command import command
 from mlx_deltamem.files import new_file, new_folder, user_path
 from mlx_deltamem.loading import load_tokenizer
 from mlx_deltamem.options import count_from, number_from
-from mlx_deltamem.recall import Episode, EpisodeSettings, Record, Split, make_episode, words_of
+from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode, words_of
 
 TRAIN, HELD_OUT = "train", ("valid", "test")
 _RANGES = {
@@ -31,12 +32,46 @@ _RANGES = {
     "absent": "Questions about what was not told",
     "topic_switches": "How often the turns about other things change their topic",
 }
+_SHARES = {
+    "written": "questions are written into the memory as they are read, as in a chat",
+    "kept": "the history is not dropped: it is read with the question, and written as it is read",
+}
 
 
-class Again(Record, total=False):
-    """A record that may say how much of its chat stays in the text (as in training/records.py)."""
+@dataclass(frozen=True)
+class Chats:
+    """How the questions of an episode are asked.
 
-    recent_messages: int
+    Attributes:
+        system: A system prompt that every chat begins with, or None.
+        written: Of this share of the episodes, questions are written into the memory as they are read.
+        kept: Of this share, the history is not dropped either: it is read with the question, and written as it is read.
+
+    Raises:
+        ValueError: The shares are more than everything.
+    """
+
+    system: str | None = None
+    written: float = 0.0
+    kept: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.written + self.kept > 1:
+            raise ValueError(
+                f"--written {self.written:g} and --kept {self.kept:g} are more than 1; give smaller shares"
+            )
+
+    def records(self, episode: Episode, seed: str) -> Iterator[dict[str, object]]:
+        """Yield the records of an episode, the same for the same seed, which has its history whatever the shares."""
+        opening = [] if self.system is None else [{"role": "system", "content": self.system}]
+        drawn = random.Random(seed).random()
+        more = {}
+        if drawn < self.kept:
+            more = {"recent_messages": len(episode.history) + 1, "writes": True}
+        elif drawn < self.kept + self.written:
+            more = {"writes": True}
+        for record in episode.records():
+            yield {**record, "messages": [*opening, *record["messages"]], **more}
 
 
 @dataclass
@@ -61,40 +96,16 @@ class Written:
                 self.values.add(question.value)
 
 
-def write(
-    path: Path, settings: EpisodeSettings, seed: str, count: int, system: str | None = None, again: float = 0.0
-) -> Written:
-    """Write the records of `count` episodes to a file, and return what went into it.
-
-    Every chat begins with the system prompt, if there is one. A share of the questions, `again`, is asked of a model
-    that has the history in its memory and in its text.
-    """
-    opening = [] if system is None else [{"role": "system", "content": system}]
+def write(path: Path, settings: EpisodeSettings, seed: str, count: int, chats: Chats) -> Written:
+    """Write the records of `count` episodes to a file, and return what went into it."""
     written = Written()
     with new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for index in range(count):
             episode = make_episode(settings, seed, index)
             written.add(episode)
-            for record in _records(episode, again, f"{seed}/{index}"):
-                record["messages"] = [*opening, *record["messages"]]
+            for record in chats.records(episode, f"{seed}/{index}/chat"):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return written
-
-
-def _records(episode: Episode, again: float, seed: str) -> list[Again]:
-    """Return the records of an episode; those of a share of its questions have the history twice, once to be seen."""
-    # Not the generator of the episode, which is the same whatever the share.
-    rng = random.Random(f"{seed}/again")
-    once: list[Again] = []
-    twice: list[Again] = []
-    for record in episode.records():
-        if rng.random() < again:
-            messages = [*episode.history, *record["messages"]]
-            twice.append({**record, "messages": messages, "recent_messages": len(episode.history) + 1})
-        else:
-            once.append(record)
-    # Those in a row that are asked alike share one pass over the history.
-    return once + twice
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -132,14 +143,14 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--system-prompt",
         help="Begin every chat with it; an empty one keeps a template's own away (default: none, so the template's).",
     )
-    parser.add_argument(
-        "--again",
-        type=number_from(0, 1),
-        default=0.0,
-        metavar="SHARE",
-        help="Train this share of the questions with the history in the text as well, so that a chat that keeps its "
-        "text is learned, too (default: 0).",
-    )
+    for name, text in _SHARES.items():
+        parser.add_argument(
+            f"--{name}",
+            type=number_from(0, 1),
+            default=0.0,
+            metavar="SHARE",
+            help=f"Of this share of the training episodes, {text} (default: 0).",
+        )
     parser.add_argument("--held-out-keys", action="store_true", help="Test with keys that are not trained on.")
     parser.add_argument(
         "--held-out-phrasings", action="store_true", help="Test with phrasings that are not trained on."
@@ -173,9 +184,11 @@ def main() -> None:
     with new_folder(args.folder) as folder:
         # The small ones first: what cannot be met is met with early.
         for name in (*HELD_OUT, TRAIN):
-            own = settings if name == TRAIN else replace(settings, split=held_out, invented=0.0)
-            path, count, again = folder / f"{name}.jsonl", getattr(args, name), args.again if name == TRAIN else 0.0
-            files[name] = write(path, own, f"{args.seed}/{name}", count, args.system_prompt, again)
+            own, chats = settings, Chats(args.system_prompt, args.written, args.kept)
+            if name != TRAIN:
+                own, chats = replace(settings, split=held_out, invented=0.0), Chats(args.system_prompt)
+            path, count = folder / f"{name}.jsonl", getattr(args, name)
+            files[name] = write(path, own, f"{args.seed}/{name}", count, chats)
     Console(width=110).print(summary(args.folder, files))
 
 

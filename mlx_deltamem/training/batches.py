@@ -47,6 +47,7 @@ class Batch(NamedTuple):
         shares: `[B, U, W]` float32, the share of each token in its unit (a message or a sentence), for adapters that
             write means; else None. Units that fill up have no tokens.
         rows: `[N]` int32, the episode of each question.
+        writes: Whether the questions are written into the memory as they are read; all of a batch are, or none.
         asked: The questions.
         context: The same questions with the whole chat as text, for a teacher; else None.
     """
@@ -55,6 +56,7 @@ class Batch(NamedTuple):
     lengths: mx.array
     shares: mx.array | None
     rows: mx.array
+    writes: bool
     asked: Asked
     context: Asked | None
 
@@ -64,7 +66,7 @@ class Batch(NamedTuple):
         return mx.arange(self.history.shape[1]) < self.lengths[:, None]
 
     @classmethod
-    def of(cls, *arrays: mx.array | tuple | None) -> "Batch":
+    def of(cls, *arrays: mx.array | bool | tuple | None) -> "Batch":
         """A batch from its fields, where a function transformation has made named tuples plain ones."""
         *fields, asked, context = arrays
         return cls(*fields, Asked(*asked), None if context is None else Asked(*context))
@@ -83,7 +85,7 @@ class BatchMaker:
         self._value_weight = value_weight
 
     def batch(self, episodes: Sequence[Episode]) -> Batch:
-        """A batch of episodes, at least one, all of them with a context for the teacher or none."""
+        """A batch of episodes, at least one; all with a context for the teacher or none, and all with one `writes`."""
         history, lengths = _padded([episode.history.ids for episode in episodes])
         most = max(len(episode.questions) for episode in episodes)
         slots = [(row, index) for row in range(len(episodes)) for index in range(most)]
@@ -94,6 +96,7 @@ class BatchMaker:
             mx.array(lengths),
             self._shares(episodes, history.shape[1]),
             mx.array([row for row, _ in slots], mx.int32),
+            episodes[0].writes,
             self._asked(asked),
             None if context is None else self._asked(context),
         )
@@ -161,35 +164,38 @@ def _size(episode: Episode) -> tuple[int, int]:
 class BatchOrder:
     """Which episodes make up which batch, epoch after epoch.
 
-    Every epoch is another permutation of the episodes, without its last few, which fill no batch.
+    Episodes whose texts are written and others are never in one batch. Every epoch is another permutation of the
+    episodes, without the last few of each kind, which fill no batch.
 
     Args:
         episodes: The data set.
         batch_size: Episodes per batch, over all processes.
-        seed: Decides the order; None keeps the given one and ends after one pass, the last batch may be smaller.
+        seed: Decides the order; None keeps the given one and ends after one pass, and batches may be smaller.
 
     Raises:
-        ValueError: There are fewer episodes than a batch needs.
+        ValueError: There are fewer episodes of a kind than a batch needs.
     """
 
     def __init__(self, episodes: Sequence[Episode], batch_size: int, seed: int | None):
-        if seed is not None and len(episodes) < batch_size:
-            raise ValueError(
-                f"there are {len(episodes)} episodes, fewer than a batch of {batch_size}; use a smaller --batch-size"
-            )
         self._sizes = [_size(episode) for episode in episodes]
         self._batch_size = batch_size
         self._seed = seed
+        kinds = {kind: [at for at, each in enumerate(episodes) if each.writes is kind] for kind in (False, True)}
+        # With no episodes at all, there are too few of the first kind.
+        self._kinds = {kind: found for kind, found in kinds.items() if found or not (kind or episodes)}
+        if seed is not None:
+            self._check()
 
     @property
     def per_epoch(self) -> int:
         """Batches per epoch."""
-        return len(self._sizes) // self._batch_size
+        return sum(len(found) // self._batch_size for found in self._kinds.values())
 
     def indices(self, first: int = 0) -> Iterator[list[int]]:
         """The episodes of each batch, from the batch of this number on; without an end, unless there is no seed."""
         if self._seed is None:
-            yield from islice(_cut(range(len(self._sizes)), self._batch_size), first, None)
+            batches = (batch for found in self._kinds.values() for batch in _cut(found, self._batch_size))
+            yield from islice(batches, first, None)
             return
         epoch, skipped = divmod(first, self.per_epoch)
         while True:
@@ -199,11 +205,22 @@ class BatchOrder:
     def _epoch(self, epoch: int) -> Iterator[list[int]]:
         """The batches of an epoch; those of one stretch of the data are of like length."""
         generator = np.random.default_rng((self._seed, epoch))
-        order = generator.permutation(len(self._sizes))[: self.per_epoch * self._batch_size]
-        for stretch in _cut(order.tolist(), self._batch_size * _BATCHES_AT_A_TIME):
-            batches = _cut(sorted(stretch, key=self._sizes.__getitem__), self._batch_size)
-            for index in generator.permutation(len(batches)):
-                yield batches[index]
+        batches = []
+        for found in self._kinds.values():
+            order = generator.permutation(found)[: len(found) // self._batch_size * self._batch_size]
+            for stretch in _cut(order.tolist(), self._batch_size * _BATCHES_AT_A_TIME):
+                batches += _cut(sorted(stretch, key=self._sizes.__getitem__), self._batch_size)
+        for index in generator.permutation(len(batches)):
+            yield batches[index]
+
+    def _check(self) -> None:
+        for kind, found in self._kinds.items():
+            if len(found) < self._batch_size:
+                which = "" if len(self._kinds) == 1 else f" whose texts are {'' if kind else 'not '}written"
+                raise ValueError(
+                    f"there are {len(found)} episodes{which}, fewer than a batch of {self._batch_size}; "
+                    "use a smaller --batch-size"
+                )
 
 
 def _cut(indices: Sequence[int], length: int) -> list[list[int]]:

@@ -29,6 +29,7 @@ class EpisodeRules:
     final_assistant_only: bool = option(True, "Learn only the last answer of a chat, instead of each one.")
     max_write_length: int = option(8192, "Tokens of a history; of a longer one, the last are kept.", least=1)
     max_seq_length: int = option(512, "Tokens of a text with its answer; of a longer one, the last are kept.", least=2)
+    writes: bool = option(False, "Write texts into the memory as they are read, as a chat does.")
     questions_per_write: int = option(4, "Questions in a row about one history that share one pass over it.", least=1)
 
     def __post_init__(self) -> None:
@@ -59,12 +60,14 @@ class Episode:
         questions: What is asked and answered.
         context: For each question, the whole chat as its text, which a teacher may read; empty where nobody wants it.
         recent: So many messages before each answer are in its text.
+        writes: Whether the texts are written into the memory as they are read, each after the history alone.
     """
 
     history: Segments
     questions: tuple[Question, ...]
     context: tuple[Question, ...] = ()
     recent: int = 1
+    writes: bool = False
 
 
 _FORMS = ("unreadable", "role-broken", "empty", "over-long", "refused by the chat template")
@@ -138,6 +141,7 @@ class EpisodeMaker:
         return (
             bool(one.history.ids)
             and one.history == other.history
+            and one.writes == other.writes
             # Texts of one episode are padded to the longest of them.
             and one.recent == other.recent
             and len(one.questions) < self._rules.questions_per_write
@@ -199,7 +203,7 @@ class EpisodeMaker:
         self._note(history, text, value)
         context = () if whole is None else (_last(whole, rules.max_write_length + rules.max_seq_length),)
         written, asked = _last_of(history, rules.max_write_length), _last(text, rules.max_seq_length)
-        return Episode(written, (asked,), context, recent)
+        return Episode(written, (asked,), context, recent, rules.writes if record.writes is None else record.writes)
 
     def _note(self, history: Segments, text: Question, value: str) -> None:
         """Count what befalls a question that is used."""

@@ -77,7 +77,7 @@ class EpisodeModel(nn.Module):
         write_gates, read_gates = passes.GateMeans(batch.mask), passes.GateMeans(batch.asked.mask)
         states = passes.write(self.model, batch, write_gates, self._segment)
         asked_states = passes.of_rows(states, batch.rows)
-        logits = passes.read(self.model, asked_states, batch.asked, read_gates)
+        logits = passes.read(self.model, asked_states, batch.asked, read_gates, batch.writes)
         loss = weighted_mean(answer_losses(logits, batch.asked), batch.asked.weights)
         terms = self._terms
         if terms.sparsity:
@@ -86,7 +86,8 @@ class EpisodeModel(nn.Module):
         if terms.contrast_zeroed:
             loss = loss + terms.contrast_zeroed * self._preference(logits, self._frozen(batch.asked), batch.asked)
         if terms.contrast_corrupted:
-            corrupted = passes.read(self.model, passes.corrupted(asked_states), batch.asked)
+            other_states = passes.corrupted(asked_states)
+            corrupted = passes.read(self.model, other_states, batch.asked, writes=batch.writes)
             loss = loss + terms.contrast_corrupted * self._preference(logits, corrupted, batch.asked)
         if terms.teacher_kl:
             loss = loss + terms.teacher_kl * divergence(self._frozen(batch.context), logits, batch.asked)

@@ -1,5 +1,7 @@
 """The two passes of an episode: the history is written into the memory, then texts are read with it (facts 3.3)."""
 
+from contextlib import nullcontext
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -52,21 +54,25 @@ def write(model: nn.Module, batch: Batch, watch: Observer, segment: int = 0) -> 
         return write_states(model, batch.history, batch.lengths, batch.shares, segment or None)
 
 
-def read(model: nn.Module, states: States, asked: Asked, watch: Observer | None = None) -> mx.array:
-    """The logits of answers, each text read with its state, which nothing changes.
+def read(
+    model: nn.Module, states: States, asked: Asked, watch: Observer | None = None, writes: bool = False
+) -> mx.array:
+    """The logits of answers, each text read with its state.
 
     Args:
         model: An attached model.
         states: Of the N texts, or of one that serves all.
         asked: The texts.
         watch: Told of each layer's gates.
+        writes: Whether each text is also written into a copy of its state as it is read, as in a chat. What fills it up
+            comes after it, and so cannot matter.
 
     Returns:
         `[N, A, vocabulary]` in the model's dtype.
     """
     cache = _cache(model)
-    cache[-1].cache = states
-    with read_only(model), observing(model, watch):
+    cache[-1].cache = list(states)
+    with nullcontext() if writes else read_only(model), observing(model, watch):
         return logits_at(model, asked.ids, cache, asked.positions)
 
 

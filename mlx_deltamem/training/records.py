@@ -22,12 +22,14 @@ class Record:
         messages: The chat; its last message is an answer.
         value: The part of that answer that matters, or "".
         recent: So many messages before an answer stay in the text, instead of as many as everywhere.
+        writes: Whether the text is written into the memory as it is read, where that is not as everywhere.
     """
 
     where: str
     messages: tuple[Message, ...]
     value: str = ""
     recent: int | None = None
+    writes: bool | None = None
 
 
 class RecordError(ValueError):
@@ -96,7 +98,7 @@ def make_record(where: str, row: object) -> Record:
     else:
         raise RecordError(f"{where} has {listed(given) or 'no fields'}; expected messages, or prompt and completion")
     value = _value(where, given.get("value", ""), messages[-1]["content"])
-    return Record(where, messages, value, _recent(where, given.get("recent_messages")))
+    return Record(where, messages, value, _recent(where, given), _writes(where, given))
 
 
 def _messages(where: str, found: object) -> tuple[Message, ...]:
@@ -127,11 +129,19 @@ def _value(where: str, found: object, answer: str) -> str:
     return found
 
 
-def _recent(where: str, found: object) -> int | None:
+def _recent(where: str, given: dict[str, object]) -> int | None:
+    found = given.get("recent_messages")
     # True is an int, too.
     if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 1):
         shown = found if isinstance(found, (int, float)) and not isinstance(found, bool) else _kind(found)
         raise RecordError(f"{where} has {shown} for recent_messages; expected a whole number, 1 or more")
+    return found
+
+
+def _writes(where: str, given: dict[str, object]) -> bool | None:
+    found = given.get("writes")
+    if not isinstance(found, bool | None):
+        raise RecordError(f"{where} has {_kind(found)} for writes; expected true or false")
     return found
 
 

@@ -81,11 +81,12 @@ class Run:
         """The time it took so far, with that before a resumption."""
         return self._first.seconds + time.perf_counter() - self._began
 
-    def check(self, episodes: Sequence[Episode]) -> None:
+    def check(self, episodes: Sequence[Episode], held_out: Sequence[Episode]) -> None:
         """Check that batches can be made of the training data.
 
         Raises:
-            ValueError: There are too few episodes, or the processes cannot share a batch evenly.
+            ValueError: There are too few episodes, the processes cannot share a batch evenly, or texts are to be
+                written by an adapter that does not write tokens.
         """
         schedule = self.settings.schedule
         if schedule.batch_size % processes.count():
@@ -93,6 +94,12 @@ class Run:
                 f"--batch-size is {schedule.batch_size}; expected a multiple of the {processes.count()} processes"
             )
         BatchOrder(episodes, schedule.batch_size, schedule.seed)
+        granularity = self.model.attachment.config.memory_write_granularity
+        if granularity != "token" and any(episode.writes for episode in (*episodes, *held_out)):
+            raise ValueError(
+                f"the adapter writes by {granularity}, and texts can be written as they are read by token only; "
+                "leave out --writes and records with it"
+            )
 
     def alone(self) -> AbstractContextManager[None]:
         """Within it, no other process trains in the folder, which is made where there is none.
@@ -119,7 +126,7 @@ class Run:
             KeyboardInterrupt: Ctrl-C; a checkpoint and the adapter as it is were saved.
             ValueError: As `check`, or the data is another one than before the run was resumed.
         """
-        self.check(episodes)
+        self.check(episodes, held_out)
         self._data, self._episodes = episodes_fingerprint(episodes), len(episodes)
         if self._first.data not in ("", self._data):
             raise ValueError(
