@@ -108,8 +108,9 @@ def test_data_is_told_apart():
         [episodes[0], replace(episodes[1], questions=(replace(question, value=(0, 0)),)), *episodes[2:]],
         [episodes[0], replace(episodes[1], history=Segments(history.ids, [1] * 8, [0] * 8)), *episodes[2:]],
         [episodes[0], replace(episodes[1], questions=(question, question)), *episodes[2:]],
+        [episodes[0], replace(episodes[1], writes=True), *episodes[2:]],
     ]
-    assert len({episodes_fingerprint(each) for each in (episodes, *others)}) == 8
+    assert len({episodes_fingerprint(each) for each in (episodes, *others)}) == 9
     assert episodes_fingerprint(toy_episodes(4)) == episodes_fingerprint(episodes)
     # The same numbers one after the other, cut elsewhere.
     cut = (

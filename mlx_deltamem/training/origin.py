@@ -68,7 +68,8 @@ def episodes_fingerprint(episodes: Sequence[Episode]) -> str:
     """A short text that tells one training set from another."""
     digest = hashlib.sha256()
     for episode in episodes:
-        digest.update(repr([(question.answer, question.value) for question in episode.questions]).encode())
+        spans = [(question.answer, question.value) for question in episode.questions]
+        digest.update(repr((episode.writes, spans)).encode())
         history = episode.history
         texts = (history.ids, history.message_ids, *(question.ids for question in episode.questions))
         digest.update(np.concatenate([np.array(ids, np.int32) for ids in texts]).tobytes())
