@@ -9,7 +9,7 @@ from pathlib import Path
 CONFIG_FILE = "delta_mem_config.json"
 HEADS = ("q", "k", "v", "o")
 
-# Far beyond any use; MLX crashes over states that no machine has the memory for.
+# Far beyond any use; over much larger states MLX crashes, rather than to say that there is no memory for them.
 _LARGEST = 1024
 
 # Options the reference has given up: each must hold this value, since no other one has a meaning any more.

@@ -70,17 +70,18 @@ def remove_unfinished(path: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """One process at a time within it; the lock goes with the process.
 
     Args:
-        folder: What is locked, against those alone that lock it too.
+        path: A folder or a file, locked against those alone that lock it too.
         wait: Whether to wait for another process.
 
     Raises:
         BlockingIOError: Another process is within it, and is not waited for.
+        OSError: The file system knows no locks.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -31,7 +31,6 @@ from mlx_deltamem.training.episodes import Counts, Episode
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.option import flag
 from mlx_deltamem.training.options import GROUPS, Options
-from mlx_deltamem.training.records import SPLITS
 from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.settings import RECIPE, Settings
 from mlx_deltamem.training.start import tie_output
@@ -91,9 +90,9 @@ def main() -> None:
     model, tokenizer = prepare_model(options.settings, args.trust_remote_code)
     data = load_episodes(options.settings, tokenizer, options.on_error)
     run = Run(model, options.settings, options.reporting, options.folder)
-    run.check(*(data[split][0] for split in SPLITS))
+    run.check(data["train"][0], data["valid"][0])
     try:
-        with run.alone():
+        with run.alone(args.resume):
             _train(run, options, data, args)
     except RunStoppedError:
         if not processes.is_first():
@@ -113,7 +112,7 @@ def _train(
         if args.resume:
             _tell_resumed(options.folder, done, options.settings.schedule.iters)
     try:
-        run.train(*(data[split][0] for split in SPLITS))
+        run.train(data["train"][0], data["valid"][0])
     except KeyboardInterrupt:
         _tell_stopped(run, args.trust_remote_code)
         raise

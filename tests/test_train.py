@@ -118,12 +118,17 @@ def test_one_process_at_a_time_trains_in_a_folder(data, trained, tmp_path):
     assert trained(*tiny_options(data, **TINY), "--adapter-path", "run")[0] == 0
     unfinished = tmp_path / "run" / "checkpoints" / ".0000003-0123abcd.safetensors"
     unfinished.touch()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    with locked(tmp_path / "run" / "checkpoints"):
+
+    def found() -> dict[Path, int]:
+        files = (path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock")
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = found()
+    with locked(tmp_path / "run" / ".lock"):
         code, out, err = trained("--resume", "--adapter-path", "run", "--save-every", 1)
     assert (code, out) == (2, "")
     assert err == "error: another process is training in run; wait for it or stop it, or name another folder\n"
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    assert found() == before
     assert trained("--resume", "--adapter-path", "run")[0] == 0
     assert not unfinished.exists()
 

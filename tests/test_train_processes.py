@@ -45,7 +45,7 @@ def built(data, tmp_path_factory):
 @pytest.mark.slow
 def test_what_a_run_leaves_and_prints(built):
     folder, out = built
-    files = {SETTINGS_FILE, METRICS_FILE, CURVES_FILE, WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, "checkpoints"}
+    files = {SETTINGS_FILE, METRICS_FILE, CURVES_FILE, WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, "checkpoints", ".lock"}
     assert {path.name for path in folder.iterdir()} == files
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         f"{steps:07d}.safetensors" for steps in (STEPS - 2, STEPS)

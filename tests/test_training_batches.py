@@ -150,7 +150,7 @@ def test_epochs_and_seeds_differ_and_leave_out_others():
 def test_batches_are_of_like_length():
     generator = np.random.default_rng(0)
     lengths = generator.integers(1, 500, 640).tolist()
-    episodes = [Episode(Segments([0] * length, [], []), ()) for length in lengths]
+    episodes = [_plain(length) for length in lengths]
     batches = list(islice(BatchOrder(episodes, 4, 0).indices(), 160))
     spread = np.mean([max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches])
     assert spread < 40
@@ -166,6 +166,7 @@ def test_a_batch_is_of_one_kind_and_every_epoch_has_all_kinds(kinds, size, seed)
     counts = [count for count in (kinds.count(False), kinds.count(True)) if count]
     held_out = list(BatchOrder(episodes, size, None).indices())
     assert sorted(index for batch in held_out for index in batch) == list(range(len(kinds)))
+    assert held_out == sorted(map(sorted, held_out))
     batches = held_out
     if min(counts) >= size:
         order = BatchOrder(episodes, size, seed)
@@ -177,6 +178,12 @@ def test_a_batch_is_of_one_kind_and_every_epoch_has_all_kinds(kinds, size, seed)
     assert all(len({kinds[index] for index in batch}) == 1 for batch in batches)
     maker = BatchMaker(TSW)
     assert all(maker.batch([episodes[index] for index in batch]).writes is kinds[batch[0]] for batch in batches)
+
+
+def test_kinds_are_mixed_within_an_epoch():
+    episodes = [replace(_plain(3), writes=index < 60) for index in range(120)]
+    order = [batch[0] < 60 for batch in islice(BatchOrder(episodes, 4, 0).indices(), 30)]
+    assert 3 < sum(order[:15]) < 12
 
 
 def test_too_few_episodes_of_a_kind():
@@ -226,7 +233,7 @@ def test_two_processes_share_the_rows_of_each_batch():
     episodes = [_plain(length) for length in (5, 9, 3, 12, 7, 8, 6, 4)]
 
     def batches(process: Process | None) -> list[Batch]:
-        feed = Feed(BatchMaker(TSW), seed=0, first=3, between=lambda _: None)
+        feed = Feed(BatchMaker(TSW), seed=0, first=3, held_out=-1, between=lambda _: None)
         return list(islice(feed(episodes, 4, 512, loop=True, comm_group=process), 5))
 
     def texts(*parts: Batch) -> list[list[int]]:
@@ -236,3 +243,20 @@ def test_two_processes_share_the_rows_of_each_batch():
     for whole, *parts in zip(batches(None), batches(Process(0)), batches(Process(1)), strict=True):
         assert texts(whole) == texts(*parts)
         assert [len(part.history) for part in parts] == [2, 2]
+
+
+@pytest.mark.parametrize("most", [-1, 3, 4, 5])
+def test_two_processes_go_equally_far_in_held_out_data(most):
+    # The second batch is of one episode, so that the second process has no share of it.
+    written = (False, False, True, False, False, False, False)
+    episodes = [replace(_plain(3), writes=writes) for writes in written]
+    talks = []
+    for process in (Process(0), Process(1)):
+        between = []
+        feed = Feed(BatchMaker(TSW), seed=0, first=0, held_out=most, between=between.append)
+        batches = feed(episodes, 2, 512, comm_group=process)
+        # As mlx-lm's trainer does.
+        count = len(list(islice(batches, None if most < 0 else most)))
+        assert count == (4 if most < 0 else min(most, 4)) - process.rank()
+        talks.append(len(between))
+    assert talks[0] == talks[1]

@@ -47,6 +47,9 @@ def test_what_an_adapter_tells():
     )
     new = training_metadata(SETTINGS, {"source_adapter": "anna/memory@1"}, Progress(200, 3.0, 1200))
     assert new["changed"] == "trained further"
+    for changed in ("trained further", "weights stored as bfloat16, then trained"):
+        again = {"trained": "before", "source_adapter": "anna/memory@1", "changed": changed}
+        assert "changed" not in training_metadata(SETTINGS, again, Progress(200, 3.0, 1200))
 
 
 @pytest.fixture

@@ -70,9 +70,9 @@ def test_a_record_may_say_whether_its_text_is_written(writes):
         ({"messages": CHAT, "value": 4}, "here has a value that is not in its last message"),
         (
             {"messages": CHAT, "recent_messages": 0},
-            "here has 0 for recent_messages; expected a whole number, 1 or more",
+            "here has a number for recent_messages; expected a whole number, 1 or more",
         ),
-        ({"messages": CHAT, "recent_messages": 1.5}, "here has 1.5 for recent_messages; expected a whole number"),
+        ({"messages": CHAT, "recent_messages": 1.5}, "here has a number for recent_messages; expected a whole number"),
         ({"messages": CHAT, "recent_messages": True}, "here has true or false for recent_messages; expected"),
         ({"messages": CHAT, "recent_messages": "2"}, "here has a text for recent_messages; expected"),
         ({"messages": CHAT, "writes": 1}, "here has a number for writes; expected true or false"),

@@ -11,9 +11,10 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_deltamem import attach, load_adapter
-from mlx_deltamem.adapter import METRICS_FILE, WEIGHTS_FILE
+from mlx_deltamem.adapter import METRICS_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from mlx_deltamem.attach import attached_attention, current_adapter
 from mlx_deltamem.convert import convert
+from mlx_deltamem.training import processes
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.metrics import Metrics
@@ -231,6 +232,26 @@ def test_too_few_episodes_are_refused(count, tmp_path):
     run = toy_run(tmp_path / "run", batch_size=4)
     with pytest.raises(ValueError, match=f"there are {count} episodes, fewer than a batch of 4"):
         run.check(EPISODES[:count], [])
+
+
+def test_a_folder_that_cannot_be_had_alone_is_refused(tmp_path, monkeypatch):
+    run = toy_run(tmp_path / "run")
+    with run.alone(resumed=False), pytest.raises(RunStoppedError, match="another process is training in"):
+        run.alone(resumed=True).__enter__()
+    (run.folder / SETTINGS_FILE).touch()
+    with run.alone(resumed=True):
+        pass
+    with pytest.raises(RunStoppedError, match=r"a run was begun in .* meanwhile; name another"):
+        run.alone(resumed=False).__enter__()
+    # Where the first of several processes is refused, all are.
+    with monkeypatch.context() as patch, pytest.raises(RunStoppedError, match="see the first process"):
+        patch.setattr(processes, "is_first", lambda: False)
+        patch.setattr(processes, "any_of", lambda *_: [True])
+        run.alone(resumed=True).__enter__()
+    (run.folder / ".lock").unlink()
+    (run.folder / ".lock").symlink_to("no-such-folder/x")
+    with pytest.raises(RunStoppedError, match=r"cannot be locked \(.*\); name a folder on another disk"):
+        run.alone(resumed=True).__enter__()
 
 
 def test_texts_are_written_by_token_only(tmp_path):
@@ -457,6 +478,23 @@ def test_every_term_of_the_loss_is_trained_with(terms, history, segment, tmp_pat
         plain = toy_run(tmp_path / "plain", iters=2, warmup=0, segment=segment, terms=LossTerms(sparsity=0.0))
         plain.train(episodes, held_out)
         assert moved(before, weights_of(run.model)) and moved(weights_of(plain.model), weights_of(run.model))
+
+
+@pytest.mark.parametrize("history", [0, 8])
+def test_texts_that_are_written_are_trained_on(history, tmp_path):
+    terms = LossTerms(sparsity=0.1, contrast_zeroed=0.1, contrast_corrupted=0.1, teacher_kl=0.1)
+    run = toy_run(tmp_path / "run", iters=4, warmup=0, terms=terms)
+    before = weights_of(run.model)
+    plain = [episode(history, (8, 3), seed=seed) for seed in range(4)]
+    written = [replace(each, writes=True) for each in plain]
+    run.train([*plain, *written], [*plain[:1], *written[:1]])
+    assert moved(before, weights_of(run.model))
+    rows = Metrics(tmp_path / "run").rows()
+    assert [row["val_questions"] for row in rows if "val_questions" in row] == [2, 2]
+    assert rows[-1]["write_gate"] > 0
+    again = toy_run(tmp_path / "again", iters=4, warmup=0, terms=terms)
+    again.train([*plain, *plain], [*plain[:1], *plain[:1]])
+    assert moved(weights_of(again.model), weights_of(run.model))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

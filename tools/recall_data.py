@@ -34,7 +34,8 @@ _RANGES = {
 }
 _SHARES = {
     "written": "questions are written into the memory as they are read, as in a chat",
-    "kept": "the history is not dropped: it is read with the question, and written as it is read",
+    "kept": "the history is not dropped but read with each question, and both are written as they are read; to "
+    "training, each question is an episode then, which --max-seq-length must hold",
 }
 
 
@@ -62,7 +63,7 @@ class Chats:
             )
 
     def records(self, episode: Episode, seed: str) -> Iterator[dict[str, object]]:
-        """Yield the records of an episode, the same for the same seed, which has its history whatever the shares."""
+        """Yield the records of an episode; `seed` decides how it is asked, and nothing else of it."""
         opening = [] if self.system is None else [{"role": "system", "content": self.system}]
         drawn = random.Random(seed).random()
         more = {}
@@ -75,7 +76,7 @@ class Chats:
 
 
 @dataclass
-class Written:
+class Contents:
     """What went into a file. `kinds` counts its questions."""
 
     episodes: int = 0
@@ -96,16 +97,16 @@ class Written:
                 self.values.add(question.value)
 
 
-def write(path: Path, settings: EpisodeSettings, seed: str, count: int, chats: Chats) -> Written:
+def write(path: Path, settings: EpisodeSettings, seed: str, count: int, chats: Chats) -> Contents:
     """Write the records of `count` episodes to a file, and return what went into it."""
-    written = Written()
+    contents = Contents()
     with new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for index in range(count):
             episode = make_episode(settings, seed, index)
-            written.add(episode)
+            contents.add(episode)
             for record in chats.records(episode, f"{seed}/{index}/chat"):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return written
+    return contents
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -192,7 +193,7 @@ def main() -> None:
     Console(width=110).print(summary(args.folder, files))
 
 
-def summary(folder: Path, files: dict[str, Written]) -> Table:
+def summary(folder: Path, files: dict[str, Contents]) -> Table:
     """Return a table of what was written, and of how much of it training has seen."""
     table = Table(title=str(folder))
     table.add_column("")

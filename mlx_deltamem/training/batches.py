@@ -66,9 +66,9 @@ class Batch(NamedTuple):
         return mx.arange(self.history.shape[1]) < self.lengths[:, None]
 
     @classmethod
-    def of(cls, *arrays: mx.array | bool | tuple | None) -> "Batch":
+    def of(cls, *values: mx.array | bool | tuple | None) -> "Batch":
         """A batch from its fields, where a function transformation has made named tuples plain ones."""
-        *fields, asked, context = arrays
+        *fields, asked, context = values
         return cls(*fields, Asked(*asked), None if context is None else Asked(*context))
 
 
@@ -157,8 +157,7 @@ def _rounded(length: int, least_step: int = _LEAST_STEP) -> int:
 
 def _size(episode: Episode) -> tuple[int, int]:
     """What episodes of a batch should have in common: roughly how long the texts are, then how long the history is."""
-    longest = max((len(question.ids) for question in episode.questions), default=0)
-    return longest.bit_length(), len(episode.history.ids)
+    return max(len(question.ids) for question in episode.questions).bit_length(), len(episode.history.ids)
 
 
 class BatchOrder:
@@ -170,7 +169,8 @@ class BatchOrder:
     Args:
         episodes: The data set.
         batch_size: Episodes per batch, over all processes.
-        seed: Decides the order; None keeps the given one and ends after one pass, and batches may be smaller.
+        seed: Decides the order; None keeps the given one, as far as kinds allow, and ends after one pass, the last
+            batch of each kind may be smaller.
 
     Raises:
         ValueError: There are fewer episodes of a kind than a batch needs.
@@ -180,21 +180,28 @@ class BatchOrder:
         self._sizes = [_size(episode) for episode in episodes]
         self._batch_size = batch_size
         self._seed = seed
-        kinds = {kind: [at for at, each in enumerate(episodes) if each.writes is kind] for kind in (False, True)}
-        # With no episodes at all, there are too few of the first kind.
-        self._kinds = {kind: found for kind, found in kinds.items() if found or not (kind or episodes)}
-        if seed is not None:
-            self._check()
+        # Of those whose texts are only read, and of those whose texts are written.
+        kinds = ([at for at, each in enumerate(episodes) if each.writes is kind] for kind in (False, True))
+        self._kinds = [found for found in kinds if found]
+        fewest = min(self._kinds, key=len, default=[])
+        if seed is not None and len(fewest) < batch_size:
+            kind = "written" if fewest and episodes[fewest[0]].writes else "only read"
+            which = f" whose texts are {kind}" if len(self._kinds) > 1 else ""
+            raise ValueError(
+                f"there are {len(fewest)} episodes{which}, fewer than a batch of {batch_size}; "
+                "use a smaller --batch-size"
+            )
 
     @property
     def per_epoch(self) -> int:
         """Batches per epoch."""
-        return sum(len(found) // self._batch_size for found in self._kinds.values())
+        return sum(len(found) // self._batch_size for found in self._kinds)
 
     def indices(self, first: int = 0) -> Iterator[list[int]]:
         """The episodes of each batch, from the batch of this number on; without an end, unless there is no seed."""
         if self._seed is None:
-            batches = (batch for found in self._kinds.values() for batch in _cut(found, self._batch_size))
+            # In the order of their first episodes.
+            batches = sorted(batch for found in self._kinds for batch in _cut(found, self._batch_size))
             yield from islice(batches, first, None)
             return
         epoch, skipped = divmod(first, self.per_epoch)
@@ -206,21 +213,12 @@ class BatchOrder:
         """The batches of an epoch; those of one stretch of the data are of like length."""
         generator = np.random.default_rng((self._seed, epoch))
         batches = []
-        for found in self._kinds.values():
+        for found in self._kinds:
             order = generator.permutation(found)[: len(found) // self._batch_size * self._batch_size]
             for stretch in _cut(order.tolist(), self._batch_size * _BATCHES_AT_A_TIME):
                 batches += _cut(sorted(stretch, key=self._sizes.__getitem__), self._batch_size)
         for index in generator.permutation(len(batches)):
             yield batches[index]
-
-    def _check(self) -> None:
-        for kind, found in self._kinds.items():
-            if len(found) < self._batch_size:
-                which = "" if len(self._kinds) == 1 else f" whose texts are {'' if kind else 'not '}written"
-                raise ValueError(
-                    f"there are {len(found)} episodes{which}, fewer than a batch of {self._batch_size}; "
-                    "use a smaller --batch-size"
-                )
 
 
 def _cut(indices: Sequence[int], length: int) -> list[list[int]]:

@@ -59,14 +59,12 @@ class Episode:
         history: Its tokens and their spans; there may be none.
         questions: What is asked and answered.
         context: For each question, the whole chat as its text, which a teacher may read; empty where nobody wants it.
-        recent: So many messages before each answer are in its text.
         writes: Whether the texts are written into the memory as they are read, each after the history alone.
     """
 
     history: Segments
     questions: tuple[Question, ...]
     context: tuple[Question, ...] = ()
-    recent: int = 1
     writes: bool = False
 
 
@@ -142,8 +140,6 @@ class EpisodeMaker:
             bool(one.history.ids)
             and one.history == other.history
             and one.writes == other.writes
-            # Texts of one episode are padded to the longest of them.
-            and one.recent == other.recent
             and len(one.questions) < self._rules.questions_per_write
         )
 
@@ -180,8 +176,7 @@ class EpisodeMaker:
         system, chat = _split(record.messages[: index + 1])
         if not chat[-1]["content"].strip():
             raise RecordError(f"{where} is empty; expected an answer", "empty")
-        recent = rules.recent_messages if record.recent is None else record.recent
-        visible = recent + 1
+        visible = (rules.recent_messages if record.recent is None else record.recent) + 1
         value = record.value if index == len(record.messages) - 1 else ""
         try:
             text = self._question([*system, *chat[-visible:]], value)
@@ -202,8 +197,8 @@ class EpisodeMaker:
             )
         self._note(history, text, value)
         context = () if whole is None else (_last(whole, rules.max_write_length + rules.max_seq_length),)
-        written, asked = _last_of(history, rules.max_write_length), _last(text, rules.max_seq_length)
-        return Episode(written, (asked,), context, recent, rules.writes if record.writes is None else record.writes)
+        history, text = _last_of(history, rules.max_write_length), _last(text, rules.max_seq_length)
+        return Episode(history, (text,), context, rules.writes if record.writes is None else record.writes)
 
     def _note(self, history: Segments, text: Question, value: str) -> None:
         """Count what befalls a question that is used."""

@@ -1,6 +1,7 @@
 """The batches of a run, in the form in which mlx-lm's trainer asks for them; between two of them a step has ended."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import mlx.core as mx
 
@@ -15,13 +16,16 @@ class Feed:
         maker: Makes the batches.
         seed: Decides the order of the training data.
         first: The number of the training batch to go on from.
+        held_out: So many batches of the held-out data, -1 for all. A process may have no share of a short one, but goes
+            as far as the others, with which it talks between batches.
         between: Called before each batch with the number of training batches that are done.
     """
 
-    def __init__(self, maker: BatchMaker, seed: int, first: int, between: Callable[[int], None]):
+    def __init__(self, maker: BatchMaker, seed: int, first: int, held_out: int, between: Callable[[int], None]):
         self._maker = maker
         self._seed = seed
         self._first = first
+        self._held_out = None if held_out < 0 else held_out
         self._between = between
         self._done = first
         # Of the training batches so far: the tokens in this process's share.
@@ -46,7 +50,8 @@ class Feed:
         """
         rank, size = (comm_group.rank(), comm_group.size()) if comm_group else (0, 1)
         order = BatchOrder(dataset, batch_size, self._seed if loop else None)
-        for indices in order.indices(self._first if loop else 0):
+        batches = order.indices(self._first) if loop else islice(order.indices(), self._held_out)
+        for indices in batches:
             self._between(self._done)
             if mine := indices[rank::size]:
                 batch = self._maker.batch([dataset[index] for index in mine])

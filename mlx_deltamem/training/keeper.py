@@ -13,7 +13,6 @@ from mlx_deltamem.attach import current_adapter
 from mlx_deltamem.config import CONFIG_FILE
 from mlx_deltamem.files import locked, remove_unfinished
 from mlx_deltamem.training import processes
-from mlx_deltamem.training.checkpoint import FOLDER as CHECKPOINTS
 from mlx_deltamem.training.checkpoint import Checkpoint, Progress, remove_unfinished_checkpoints
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.optimizer import ClippedAdamW
@@ -21,10 +20,12 @@ from mlx_deltamem.training.origin import training_metadata
 from mlx_deltamem.training.settings import Settings
 
 _FILES = (SETTINGS_FILE, METRICS_FILE, CURVES_FILE, CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
+# Hidden, so that a folder with nothing else in it counts as empty.
+_LOCK = ".lock"
 
 
 class RunStoppedError(ValueError):
-    """A run that cannot go on; the message says at which step and what is left of it."""
+    """A run that cannot begin or go on; in the latter case, the message says at which step and what is left of it."""
 
 
 class Keeper:
@@ -54,27 +55,36 @@ class Keeper:
         return f"the checkpoint after step {self.saved:,} is kept" if self.saved else "there is no checkpoint yet"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, resumed: bool) -> Iterator[None]:
         """Within it, nobody else keeps a run in the folder, which is made where there is none.
 
+        Args:
+            resumed: Whether the run is one that was begun there already.
+
         Raises:
-            RunStoppedError: Somebody does.
+            RunStoppedError: Somebody does, or has begun a run that is not this one, or nobody can tell.
         """
         with ExitStack() as stack:
-            taken = False
-            if processes.is_first():
-                # Not the run's folder, which a session may be saved in.
-                folder = self._folder / CHECKPOINTS
-                folder.mkdir(parents=True, exist_ok=True)
-                try:
-                    stack.enter_context(locked(folder, wait=False))
-                except BlockingIOError:
-                    taken = True
-            if processes.any_of(taken)[0]:
-                raise RunStoppedError(
-                    f"another process is training in {self._folder}; wait for it or stop it, or name another folder"
-                )
+            problem = self._take_lock(stack, resumed) if processes.is_first() else ""
+            if processes.any_of(bool(problem))[0]:
+                raise RunStoppedError(problem or "see the first process")
             yield
+
+    def _take_lock(self, stack: ExitStack, resumed: bool) -> str:
+        """What is in the way of a lock on the folder, or ""."""
+        # Not the folder itself, which a session may be saved in.
+        lock = self._folder / _LOCK
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock.touch()
+            stack.enter_context(locked(lock, wait=False))
+        except BlockingIOError:
+            return f"another process is training in {self._folder}; wait for it or stop it, or name another folder"
+        except OSError as error:
+            return f"{self._folder} cannot be locked ({error}); name a folder on another disk"
+        if not resumed and (self._folder / SETTINGS_FILE).exists():
+            return f"a run was begun in {self._folder} meanwhile; name another folder"
+        return ""
 
     def resume(self) -> Progress:
         """Put the run back to its last checkpoint, if there is one, and remove what killed processes left.

@@ -41,8 +41,8 @@ class Watch(nn.Module):
 
     Attributes:
         loss: Of the batch.
-        write_gate: The mean β of the history's tokens.
-        state_norm: ‖S‖ over all layers of an episode, the root mean square over episodes.
+        write_gate: The mean β of the histories' tokens; where there are none, of the texts that are written.
+        state_norm: ‖S‖ over all layers of an episode before its texts, the root mean square over episodes.
     """
 
     def __init__(self):
@@ -86,13 +86,13 @@ class EpisodeModel(nn.Module):
         if terms.contrast_zeroed:
             loss = loss + terms.contrast_zeroed * self._preference(logits, self._frozen(batch.asked), batch.asked)
         if terms.contrast_corrupted:
-            other_states = passes.corrupted(asked_states)
-            corrupted = passes.read(self.model, other_states, batch.asked, writes=batch.writes)
+            corrupted = self._corrupted(asked_states, batch)
             loss = loss + terms.contrast_corrupted * self._preference(logits, corrupted, batch.asked)
         if terms.teacher_kl:
             loss = loss + terms.teacher_kl * divergence(self._frozen(batch.context), logits, batch.asked)
         self.watch.loss = loss
-        self.watch.write_gate = write_gates.by_layer.mean()
+        watched = read_gates if batch.writes and not batch.history.shape[1] else write_gates
+        self.watch.write_gate = watched.by_layer.mean()
         self.watch.state_norm = mx.sqrt(sum(mx.square(state).sum() for state in states) / batch.history.shape[0])
         if not self.training:
             self.recall.add(logits, batch.asked)
@@ -101,6 +101,13 @@ class EpisodeModel(nn.Module):
     def _frozen(self, asked: Asked) -> mx.array:
         """The logits of the frozen backbone: with an empty memory that is only read, no weight has an effect."""
         return mx.stop_gradient(passes.read(self.model, passes.empty(self.model), asked))
+
+    def _corrupted(self, states: passes.States, batch: Batch) -> mx.array:
+        """The logits with states that belong to no history."""
+        # In the opposite order, since MLX 0.32 fails to compile the gradient of two passes that write the same.
+        states = [state[::-1] for state in passes.corrupted(states)]
+        asked = Asked(*(array[::-1] for array in batch.asked))
+        return passes.read(self.model, states, asked, writes=batch.writes)[::-1]
 
     def _preference(self, logits: mx.array, other: mx.array, asked: Asked) -> mx.array:
         """softplus((margin - gain) / margin), where gain is how much worse a question's answer is with other logits;

@@ -57,9 +57,9 @@ def training_metadata(settings: Settings, earlier: Mapping[str, str], progress: 
         f"{taken} steps of {schedule.batch_size}, seed {schedule.seed}"
     )
     metadata = {"trained": f"{earlier['trained']}; then {trained}" if "trained" in earlier else trained}
-    if "changed" in earlier:
+    if "changed" in earlier and not earlier["changed"].endswith(("trained", "trained further")):
         metadata["changed"] = f"{earlier['changed']}, then trained"
-    elif "source_adapter" in earlier:
+    elif "source_adapter" in earlier and "changed" not in earlier:
         metadata["changed"] = "trained further"
     return metadata
 

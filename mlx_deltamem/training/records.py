@@ -131,10 +131,9 @@ def _value(where: str, found: object, answer: str) -> str:
 
 def _recent(where: str, given: dict[str, object]) -> int | None:
     found = given.get("recent_messages")
-    # True is an int, too.
-    if found is not None and (isinstance(found, bool) or not isinstance(found, int) or found < 1):
-        shown = found if isinstance(found, (int, float)) and not isinstance(found, bool) else _kind(found)
-        raise RecordError(f"{where} has {shown} for recent_messages; expected a whole number, 1 or more")
+    # Not isinstance, by which True is an int, too.
+    if found is not None and (type(found) is not int or found < 1):
+        raise RecordError(f"{where} has {_kind(found)} for recent_messages; expected a whole number, 1 or more")
     return found
 
 

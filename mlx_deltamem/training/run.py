@@ -101,13 +101,16 @@ class Run:
                 "leave out --writes and records with it"
             )
 
-    def alone(self) -> AbstractContextManager[None]:
+    def alone(self, resumed: bool) -> AbstractContextManager[None]:
         """Within it, no other process trains in the folder, which is made where there is none.
 
+        Args:
+            resumed: Whether the run is one that was begun there already.
+
         Raises:
-            RunStoppedError: One does.
+            RunStoppedError: One does, or has begun a run that is not this one, or nobody can tell.
         """
-        return self._keeper.alone()
+        return self._keeper.alone(resumed)
 
     def resume(self) -> int:
         """Go back to the last checkpoint in the folder, if there is one; returns the steps done.
@@ -130,7 +133,8 @@ class Run:
         self._data, self._episodes = episodes_fingerprint(episodes), len(episodes)
         if self._first.data not in ("", self._data):
             raise ValueError(
-                f"{self.settings.data} is not what the run in {self.folder} was begun with; bring that back to go on"
+                f"{self.settings.data} is not what the run in {self.folder} was begun with (or it was begun by another "
+                "version of mlx_deltamem); bring that back to go on"
             )
         self._began, iters = time.perf_counter(), self.settings.schedule.iters
         with noticed_interrupts(self._notice_interrupt, self._give_up):
@@ -144,7 +148,7 @@ class Run:
     def _take_steps(self, episodes: Sequence[Episode], held_out: Sequence[Episode]) -> None:
         schedule = self.settings.schedule
         maker = BatchMaker(self.model.attachment.config, schedule.value_weight)
-        feed = Feed(maker, schedule.seed, self._first.iteration, self._between)
+        feed = Feed(maker, schedule.seed, self._first.iteration, self.reporting.val_batches, self._between)
         monitor = Monitor(
             self.folder,
             self._module,
