@@ -73,7 +73,7 @@ def test_what_is_published_of_a_run(built):
         METRICS_FILE,
         SETTINGS_FILE,
     }
-    assert parcel.left_out == ["checkpoints"]
+    assert parcel.left_out == [".lock", "checkpoints"]
     options = yaml.safe_load(parcel.contents[SETTINGS_FILE])
     assert (options["model"], options["data"], options["iters"]) == ("qwen3-tiny", "names", STEPS)
     card = parcel.contents[CARD_FILE].decode()
