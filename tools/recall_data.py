@@ -181,13 +181,13 @@ def main() -> None:
     )
     if args.folder.exists():
         raise ValueError(f"there is already a {args.folder}; name a new folder or remove it")
+    # What each file is made of, and how it is asked.
+    made = dict.fromkeys(HELD_OUT, (replace(settings, split=held_out, invented=0.0), Chats(args.system_prompt)))
+    made[TRAIN] = settings, Chats(args.system_prompt, args.written, args.kept)
     files = {}
     with new_folder(args.folder) as folder:
         # The small ones first: what cannot be met is met with early.
-        for name in (*HELD_OUT, TRAIN):
-            own, chats = settings, Chats(args.system_prompt, args.written, args.kept)
-            if name != TRAIN:
-                own, chats = replace(settings, split=held_out, invented=0.0), Chats(args.system_prompt)
+        for name, (own, chats) in made.items():
             path, count = folder / f"{name}.jsonl", getattr(args, name)
             files[name] = write(path, own, f"{args.seed}/{name}", count, chats)
     Console(width=110).print(summary(args.folder, files))
