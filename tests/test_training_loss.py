@@ -130,17 +130,18 @@ def check_finite_differences(module: EpisodeModel, batch: Batch, found: dict[str
 
 @every_variant
 def test_gradients_are_those_of_the_reference_scan(variant, monkeypatch):
-    module = episode_model(VARIANTS[variant], EVERYTHING)
-    loss = loss_of(module, batch_of(module))
-    found = gradients(module, loss)
-    monkeypatch.setattr(ops_engine, "delta_scan", delta_scan_reference)
-    check_gradients(found, gradients(module, loss))
+    check_reference_scan(variant, EPISODES, monkeypatch)
 
 
 @every_token_variant
 def test_gradients_of_written_texts_are_those_of_the_reference_scan(variant, monkeypatch):
+    check_reference_scan(variant, WRITTEN, monkeypatch)
+
+
+def check_reference_scan(variant: str, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare the gradients of a batch, every term in its loss, with those through the reference scan."""
     module = episode_model(VARIANTS[variant], EVERYTHING)
-    loss = loss_of(module, batch_of(module, WRITTEN))
+    loss = loss_of(module, batch_of(module, episodes))
     found = gradients(module, loss)
     monkeypatch.setattr(ops_engine, "delta_scan", delta_scan_reference)
     check_gradients(found, gradients(module, loss))

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -53,38 +55,23 @@ def check_written(model: nn.Module) -> None:
             assert distance(states[layer][row : row + 1], expected) <= 2e-6
 
 
+@pytest.mark.parametrize("writes", [False, True], ids=["only read", "written as in a chat"])
 @every_family
-def test_texts_are_read_with_the_state_of_their_episode(family):
+def test_texts_are_read_with_the_state_of_their_episode(family, writes):
     model = attached_model(family)
     batch = batch_of(model)
     states = passes.of_rows(passes.write(model, batch, ignore), batch.rows)
-    logits = passes.read(model, states, batch.asked)
+    logits = passes.read(model, states, batch.asked, writes=writes)
     numbers = [(row, question) for row, each in enumerate(EPISODES) for question in each.questions]
     for (row, question), place in zip(numbers, (0, 1, 2, 4), strict=True):
         cache = make_prompt_cache(model)
         cache[-1].cache = [state[place : place + 1] if state.size else state for state in states]
-        with read_only(model):
+        with nullcontext() if writes else read_only(model):
             whole = model(mx.array([question.ids]), cache=cache)
         answer = slice(question.answer - 1, len(question.ids) - 1)
         assert distance(logits[place, : len(question.ids) - question.answer], whole[0, answer]) <= 2e-5
         assert batch.rows[place].item() == row
-
-
-@every_family
-def test_texts_that_are_written_are_read_as_in_a_chat(family):
-    model = attached_model(family)
-    batch = batch_of(model)
-    states = passes.of_rows(passes.write(model, batch, ignore), batch.rows)
-    logits = passes.read(model, states, batch.asked, writes=True)
-    questions = [question for each in EPISODES for question in each.questions]
-    for question, place in zip(questions, (0, 1, 2, 4), strict=True):
-        cache = make_prompt_cache(model)
-        cache[-1].cache = [state[place : place + 1] if state.size else state for state in states]
-        whole = model(mx.array([question.ids]), cache=cache)
-        answer = slice(question.answer - 1, len(question.ids) - 1)
-        assert distance(logits[place, : len(question.ids) - question.answer], whole[0, answer]) <= 2e-5
-    only_read = passes.read(model, states, batch.asked)
-    assert distance(only_read, logits) > 1e-3
+    assert distance(passes.read(model, states, batch.asked, writes=not writes), logits) > 1e-3
 
 
 def test_what_is_written_while_reading_changes_no_state():
