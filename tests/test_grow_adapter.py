@@ -1,4 +1,4 @@
-"""Adapters with a wider memory."""
+"""Adapters with wider states, in fewer layers, with a λ of their own."""
 
 from dataclasses import replace
 
@@ -11,8 +11,8 @@ from tests.conftest import distance, randomise
 from tests.families import tiny_model
 from tests.tool_runs import runner
 from tests.training import CONFIG, same, toy_episodes, toy_model, toy_run, weights_of
-from tools import widen_adapter
-from tools.widen_adapter import MIXED_IN, widened
+from tools import grow_adapter
+from tools.grow_adapter import MIXED_IN, uncoupled, widened, with_layers
 
 VARIANTS = [
     {},
@@ -81,10 +81,26 @@ def test_training_moves_all_that_is_new(tmp_path):
 
 
 def test_layers_are_left_out():
-    adapter = random_adapter()
-    wider = widened(adapter, 5, [1])
-    assert wider.config.target_layers == (1,) and set(wider.weights_by_layer()) == {1}
-    assert attach(tiny_model("llama"), wider) == ["model.layers.1.self_attn"]
+    fewer = with_layers(random_adapter(), [1])
+    assert fewer.config.target_layers == (1,) and set(fewer.weights_by_layer()) == {1}
+    assert attach(tiny_model("llama"), fewer) == ["model.layers.1.self_attn"]
+
+
+@pytest.mark.parametrize("changes", [each for each in VARIANTS if each.get("couple_lambda", True)], ids=str)
+def test_a_lambda_of_its_own_begins_at_what_it_was(changes):
+    adapter = random_adapter(**changes)
+    free = uncoupled(adapter)
+    check_weights(free)
+    assert not free.config.couple_lambda
+    assert distance(logits(free), logits(adapter)) < 1e-5
+
+
+def test_training_parts_lambda_from_beta(tmp_path):
+    model = tiny_model("llama")
+    attach(model, uncoupled(random_adapter()))
+    toy_run(tmp_path / "run", model, iters=3, warmup=1).train(toy_episodes(6), toy_episodes(2))
+    for tensors in current_adapter(model).weights_by_layer().values():
+        assert distance(tensors["lambda_proj"], -tensors["beta_proj"]) > 1e-4
 
 
 def test_types_are_kept_and_seeds_tell():
@@ -98,36 +114,42 @@ def test_types_are_kept_and_seeds_tell():
 def test_a_folder_is_made_that_tells_what_was_done(tmp_path, monkeypatch, capsys):
     source = replace(random_adapter(), metadata={"trained": "for tiny on toy", "changed": "weights stored as bfloat16"})
     save_adapter(source, tmp_path / "adapter")
-    ended = runner(widen_adapter, monkeypatch, capsys)(
-        tmp_path / "adapter", tmp_path / "wide", "--rank", 6, "--target-layers", 1
+    ended = runner(grow_adapter, monkeypatch, capsys)(
+        tmp_path / "adapter", tmp_path / "grown", "--rank", 6, "--target-layers", 1, "--no-couple-lambda", "--seed", 3
     )
-    made = load_adapter(tmp_path / "wide")
-    assert (ended.code, ended.errors) == (0, "")
-    size = f"{made.parameters:,} parameters in 1 layers, 144 bytes of memory for each sequence"
-    assert ended.output == f"Wrote {tmp_path / 'wide'}: {size}\n"
+    made = load_adapter(tmp_path / "grown")
+    size = f"{made.parameters:,} parameters in layer 1, 144 bytes of memory for each sequence"
+    assert (ended.code, ended.errors, ended.output) == (0, "", f"Wrote {tmp_path / 'grown'}: {size}\n")
     assert made.metadata["trained"] == "for tiny on toy"
-    assert made.metadata["changed"] == "weights stored as bfloat16, then widened to rank 6 in layer 1"
-    assert same(made.weights, widened(source, 6, [1]).weights)
+    done = "kept in layer 1, then widened to rank 6, then given a λ of its own"
+    assert made.metadata["changed"] == f"weights stored as bfloat16, then {done}"
+    assert same(made.weights, uncoupled(widened(with_layers(source, [1]), 6, seed=3)).weights)
 
 
-def test_what_cannot_be_widened_is_refused(tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_done_is_refused(tmp_path, monkeypatch, capsys):
     save_adapter(random_adapter(), tmp_path / "adapter")
-    run = runner(widen_adapter, monkeypatch, capsys)
-    for arguments, error in [
-        (("--rank", 4), "adapter has 4; expected a larger one"),
-        (("--rank", 2000), "rank is 2000, allowed is an integer, 1 to 1024"),
-        (("--rank", 6, "--target-layers", 1, 2, 3), "has no memory in layers 2-3; name some of layers 0-1"),
+    save_adapter(random_adapter(couple_lambda=False), tmp_path / "free")
+    save_adapter(random_adapter(state_update_mode="no_lambda"), tmp_path / "keeping")
+    run = runner(grow_adapter, monkeypatch, capsys)
+    for name, options, error in [
+        ("adapter", (), "nothing is to be changed; give some of --rank, --target-layers and --no-couple-lambda"),
+        ("adapter", ("--rank", 4), "adapter has 4; expected a larger one"),
+        ("adapter", ("--rank", 2000), "rank is 2000, allowed is an integer, 1 to 1024"),
+        ("adapter", ("--target-layers", 1, 2, 3), "has no memory in layers 2-3; name some of layers 0-1"),
+        ("free", ("--no-couple-lambda",), "has a λ of its own already"),
+        ("keeping", ("--no-couple-lambda",), "keeps all of its state and has no λ"),
+        ("", ("--rank", 6), "no δ-mem adapter"),
     ]:
-        ended = run(tmp_path / "adapter", tmp_path / "wide", *arguments)
+        ended = run(tmp_path / name, tmp_path / "grown", *options)
         assert ended.code == 2 and ended.errors.startswith("error: ") and error in ended.errors
-        assert not (tmp_path / "wide").exists()
+        assert ended.errors.count("\n") == 1 and not (tmp_path / "grown").exists()
     ended = run(tmp_path / "adapter", tmp_path, "--rank", 6)
     assert (ended.code, ended.errors) == (2, f"error: {tmp_path} exists already; delete it or name another folder\n")
-    assert "no δ-mem adapter" in run(tmp_path, tmp_path / "wide", "--rank", 6).errors
 
 
 def test_an_adapter_of_several_kinds_of_modules_is_refused():
     adapter = random_adapter()
     several = replace(adapter, config=replace(adapter.config, target_modules=("self_attn", "attention")))
-    with pytest.raises(ValueError, match="is for modules named self_attn, attention; expected one name"):
-        widened(several, 6)
+    for change in (lambda: widened(several, 6), lambda: uncoupled(several), lambda: with_layers(several, [0])):
+        with pytest.raises(ValueError, match="is for modules named self_attn, attention; expected one name"):
+            change()

@@ -1,0 +1,163 @@
+"""Make more of an adapter, to train on from what it has learned: `python -m tools.grow_adapter ADAPTER OUTPUT`.
+
+A larger rank gives it wider states, which it may have in fewer layers; a λ of its own lets it keep what is there while
+it writes. What is new has no effect yet, or next to none; `mlx_deltamem.train --start OUTPUT` finds a use for it.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+
+import mlx.core as mx
+
+from mlx_deltamem import DeltaMemConfig, load_adapter, save_adapter
+from mlx_deltamem.adapter import Adapter, layer_list, weight_key
+from mlx_deltamem.command import command
+from mlx_deltamem.files import user_path
+from mlx_deltamem.options import count_from
+
+# The length of new rows of the query and key projections, in those that are there. With none, neither of the two would
+# ever be told by its gradient where to go; with much, what is stored already is read more faintly.
+MIXED_IN = 0.3
+
+
+def setup_arg_parser() -> argparse.ArgumentParser:
+    """Set up and return the argument parser."""
+    parser = argparse.ArgumentParser(prog="python -m tools.grow_adapter", description=__doc__)
+    parser.add_argument("adapter", help="Folder or Hub repo of the adapter.")
+    parser.add_argument("output", type=user_path, help="The folder to make.")
+    parser.add_argument("--rank", type=count_from(1), help="The new rank, larger than the adapter's.")
+    parser.add_argument("--seed", type=int, default=0, help="Of the rows that are new with it (default: 0).")
+    parser.add_argument(
+        "--target-layers",
+        type=count_from(0),
+        nargs="+",
+        metavar="LAYER",
+        help="Layers that keep their memory (default: all).",
+    )
+    parser.add_argument(
+        "--no-couple-lambda",
+        dest="couple_lambda",
+        action="store_false",
+        help="Give λ, the share of the state that is kept, weights of its own; they begin at 1 - β, as it is.",
+    )
+    return parser
+
+
+def with_layers(adapter: Adapter, layers: Sequence[int]) -> Adapter:
+    """An adapter in some of its layers only.
+
+    Raises:
+        ValueError: One of them has no memory.
+    """
+    there = adapter.weights_by_layer()
+    if missing := sorted(set(layers) - there.keys()):
+        expected = layer_list(sorted(there))
+        raise ValueError(f"{adapter.source} has no memory in {layer_list(missing)}; name some of {expected}")
+    kept = sorted(set(layers))
+    weights = {_key(adapter, layer, name): tensor for layer in kept for name, tensor in there[layer].items()}
+    config = replace(adapter.config, target_layers=tuple(kept))
+    return replace(adapter, config=config, weights=weights, metadata=_told(adapter, f"kept in {layer_list(kept)}"))
+
+
+def widened(adapter: Adapter, rank: int, seed: int = 0, mixed_in: float = MIXED_IN) -> Adapter:
+    """An adapter with a larger rank; its correction heads are scaled as before (alpha grows with the rank).
+
+    New rows of the memory projections are random, of the mean length of the old ones (queries and keys: `mixed_in` of
+    it); new gates are the mean of the old ones of their state head; new columns of the correction heads are 0. With
+    `mixed_in` 0, it computes what it did before.
+
+    Args:
+        adapter: The adapter to begin with.
+        rank: The new rank.
+        seed: Of the new rows.
+        mixed_in: How much of new dimensions is in the queries and keys.
+
+    Raises:
+        ValueError: The rank is not larger.
+    """
+    old = adapter.config
+    if rank <= old.rank:
+        raise ValueError(f"--rank is {rank}, and {adapter.source} has {old.rank}; expected a larger one")
+    config = replace(old, rank=rank, alpha=old.alpha * rank / old.rank)
+    key, weights = mx.random.key(seed), {}
+    for layer, tensors in sorted(adapter.weights_by_layer().items()):
+        for name, tensor in sorted(tensors.items()):
+            key, drawn = mx.random.split(key)
+            weights[_key(adapter, layer, name)] = _wider(name, tensor, old, rank - old.rank, mixed_in, drawn)
+    return replace(adapter, config=config, weights=weights, metadata=_told(adapter, f"widened to rank {rank}"))
+
+
+def _wider(name: str, tensor: mx.array, config: DeltaMemConfig, more: int, mixed_in: float, key: mx.array) -> mx.array:
+    """A tensor of an adapter with `more` rows, or columns, for each state head."""
+    heads = config.num_state_heads
+    if name.startswith("delta_") and name.endswith("_proj"):
+        columns = tensor.reshape(tensor.shape[0], heads, -1)
+        return mx.pad(columns, [(0, 0), (0, 0), (0, more)]).reshape(tensor.shape[0], -1)
+    if name.startswith("memory_"):
+        rows = tensor.astype(mx.float32).reshape(heads, -1, tensor.shape[1])
+        new = mx.random.normal((heads, more, rows.shape[2]), key=key)
+        length = mx.linalg.norm(rows, axis=-1).mean() * (1.0 if name == "memory_v_proj" else mixed_in)
+        new = new / mx.linalg.norm(new, axis=-1, keepdims=True) * length
+        return mx.concatenate([rows, new], axis=1).reshape(-1, tensor.shape[1]).astype(tensor.dtype)
+    if name.startswith(("beta_", "lambda_")) and config.rankwise_gates:
+        gates = tensor.reshape(heads, -1, *tensor.shape[1:])
+        new = mx.repeat(gates.mean(axis=1, keepdims=True), more, axis=1)
+        return mx.concatenate([gates, new], axis=1).reshape(-1, *tensor.shape[1:])
+    return tensor
+
+
+def uncoupled(adapter: Adapter) -> Adapter:
+    """An adapter whose λ has weights of its own: those of β with the other sign, so that λ is still 1 - β.
+
+    Raises:
+        ValueError: It has such weights already, or keeps all of the state.
+    """
+    if not adapter.config.couple_lambda:
+        raise ValueError(f"{adapter.source} has a λ of its own already; leave out --no-couple-lambda")
+    if adapter.config.state_update_mode == "no_lambda":
+        raise ValueError(f"{adapter.source} keeps all of its state and has no λ; leave out --no-couple-lambda")
+    weights = dict(adapter.weights)
+    for layer, tensors in adapter.weights_by_layer().items():
+        for name in ("proj", "bias"):
+            weights[_key(adapter, layer, f"lambda_{name}")] = -tensors[f"beta_{name}"]
+    config = replace(adapter.config, couple_lambda=False)
+    return replace(adapter, config=config, weights=weights, metadata=_told(adapter, "given a λ of its own"))
+
+
+def _key(adapter: Adapter, layer: int, name: str) -> str:
+    modules = adapter.config.target_modules
+    if len(modules) != 1:
+        raise ValueError(f"{adapter.source} is for modules named {', '.join(modules)}; expected one name")
+    return weight_key(layer, modules[0], name)
+
+
+def _told(adapter: Adapter, done: str) -> dict[str, str]:
+    """What the adapter's file tells of where it came from, with what was done to it now."""
+    earlier = adapter.metadata.get("changed")
+    return dict(adapter.metadata) | {"changed": f"{earlier}, then {done}" if earlier else done}
+
+
+@command
+def main() -> None:
+    args = setup_arg_parser().parse_args()
+    if args.rank is None and not args.target_layers and args.couple_lambda:
+        raise ValueError("nothing is to be changed; give some of --rank, --target-layers and --no-couple-lambda")
+    if args.output.exists():
+        raise ValueError(f"{args.output} exists already; delete it or name another folder")
+    adapter = load_adapter(args.adapter)
+    if args.target_layers:
+        adapter = with_layers(adapter, args.target_layers)
+    if args.rank is not None:
+        adapter = widened(adapter, args.rank, args.seed)
+    if not args.couple_lambda:
+        adapter = uncoupled(adapter)
+    save_adapter(adapter, args.output)
+    print(
+        f"Wrote {args.output}: {adapter.parameters:,} parameters in {layer_list(sorted(adapter.weights_by_layer()))}, "
+        f"{adapter.state_bytes:,} bytes of memory for each sequence"
+    )
+
+
+if __name__ == "__main__":
+    main()
