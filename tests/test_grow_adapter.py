@@ -61,13 +61,28 @@ def test_what_was_learned_keeps_its_place_in_each_state_head():
         assert not columns[..., 4:].any()
 
 
-def test_new_rows_are_as_long_as_the_old_ones_and_of_queries_and_keys_a_part_of_it():
+@pytest.mark.parametrize("rank", [5, 16, 256])
+def test_however_wide_it_is_most_of_what_it_did_is_left(rank):
+    adapter, frozen = random_adapter(), tiny_model("llama")(TOKENS)
+    before, after = logits(adapter) - frozen, logits(widened(adapter, rank)) - frozen
+    assert mx.linalg.norm(after - before) < 0.5 * mx.linalg.norm(before)
+
+
+def test_new_values_are_as_long_as_the_old_ones_and_new_queries_and_keys_a_part_of_it():
     adapter = random_adapter()
     tensors = adapter.weights_by_layer()[0]
-    for name, share in {"memory_q_proj": MIXED_IN, "memory_k_proj": MIXED_IN, "memory_v_proj": 1.0}.items():
+    part = MIXED_IN * (4 / 5) ** 0.5
+    for name, share in {"memory_q_proj": part, "memory_k_proj": part, "memory_v_proj": 1.0}.items():
         length = mx.linalg.norm(tensors[name], axis=1).mean() * share
         lengths = mx.linalg.norm(widened(adapter, 9).weights_by_layer()[0][name][4:], axis=1)
         assert distance(lengths, mx.full(5, length)) < 1e-5
+
+
+def test_heads_of_projections_that_a_layer_does_not_have_stay_empty():
+    adapter = random_adapter()
+    empty = {name: mx.zeros((0, 4)) for name in adapter.weights if name.endswith(("delta_k_proj", "delta_v_proj"))}
+    wider = widened(replace(adapter, weights=dict(adapter.weights) | empty), 6)
+    assert {wider.weights[name].shape for name in empty} == {(0, 6)}
 
 
 def test_training_moves_all_that_is_new(tmp_path):
@@ -134,6 +149,8 @@ def test_what_cannot_be_done_is_refused(tmp_path, monkeypatch, capsys):
     for name, options, error in [
         ("adapter", (), "nothing is to be changed; give some of --rank, --target-layers and --no-couple-lambda"),
         ("adapter", ("--rank", 4), "adapter has 4; expected a larger one"),
+        ("adapter", ("--target-layers", 1, "--seed", 1), "--seed is of the rows that are new with --rank"),
+        ("adapter", ("--rank", 6, "--seed", 2**64), f"--seed is {2**64}; expected a whole number below 2**64"),
         ("adapter", ("--rank", 2000), "rank is 2000, allowed is an integer, 1 to 1024"),
         ("adapter", ("--target-layers", 1, 2, 3), "has no memory in layers 2-3; name some of layers 0-1"),
         ("free", ("--no-couple-lambda",), "has a λ of its own already"),

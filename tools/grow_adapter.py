@@ -5,6 +5,7 @@ it writes. What is new has no effect yet, or next to none; `mlx_deltamem.train -
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,9 +17,11 @@ from mlx_deltamem.command import command
 from mlx_deltamem.files import user_path
 from mlx_deltamem.options import count_from
 
-# The length of new rows of the query and key projections, in those that are there. With none, neither of the two would
-# ever be told by its gradient where to go; with much, what is stored already is read more faintly.
-MIXED_IN = 0.3
+# How long the new part of queries and keys is, before they are normalised, in what was there. With nothing, neither of
+# the two would ever be told by its gradient where to go; with much, what is stored already is read more faintly.
+MIXED_IN = 0.4
+# Of MLX's random numbers.
+_SEEDS = 2**64
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -27,7 +30,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("adapter", help="Folder or Hub repo of the adapter.")
     parser.add_argument("output", type=user_path, help="The folder to make.")
     parser.add_argument("--rank", type=count_from(1), help="The new rank, larger than the adapter's.")
-    parser.add_argument("--seed", type=int, default=0, help="Of the rows that are new with it (default: 0).")
+    parser.add_argument("--seed", type=count_from(0), help="Of the rows that are new with --rank (default: 0).")
     parser.add_argument(
         "--target-layers",
         type=count_from(0),
@@ -63,9 +66,10 @@ def with_layers(adapter: Adapter, layers: Sequence[int]) -> Adapter:
 def widened(adapter: Adapter, rank: int, seed: int = 0, mixed_in: float = MIXED_IN) -> Adapter:
     """An adapter with a larger rank; its correction heads are scaled as before (alpha grows with the rank).
 
-    New rows of the memory projections are random, of the mean length of the old ones (queries and keys: `mixed_in` of
-    it); new gates are the mean of the old ones of their state head; new columns of the correction heads are 0. With
-    `mixed_in` 0, it computes what it did before.
+    New rows of the memory projections are random. Those of values are as long as the old ones are on average; those of
+    queries and keys, taken together, `mixed_in` times as long as the old ones together. New gates are the mean of the
+    old ones of their state head; new columns of the correction heads are 0. With `mixed_in` 0, it computes what it did
+    before.
 
     Args:
         adapter: The adapter to begin with.
@@ -74,9 +78,11 @@ def widened(adapter: Adapter, rank: int, seed: int = 0, mixed_in: float = MIXED_
         mixed_in: How much of new dimensions is in the queries and keys.
 
     Raises:
-        ValueError: The rank is not larger.
+        ValueError: The rank is not larger, or the seed too large.
     """
     old = adapter.config
+    if seed >= _SEEDS:
+        raise ValueError(f"--seed is {seed}; expected a whole number below 2**64")
     if rank <= old.rank:
         raise ValueError(f"--rank is {rank}, and {adapter.source} has {old.rank}; expected a larger one")
     config = replace(old, rank=rank, alpha=old.alpha * rank / old.rank)
@@ -92,12 +98,13 @@ def _wider(name: str, tensor: mx.array, config: DeltaMemConfig, more: int, mixed
     """A tensor of an adapter with `more` rows, or columns, for each state head."""
     heads = config.num_state_heads
     if name.startswith("delta_") and name.endswith("_proj"):
-        columns = tensor.reshape(tensor.shape[0], heads, -1)
-        return mx.pad(columns, [(0, 0), (0, 0), (0, more)]).reshape(tensor.shape[0], -1)
+        columns = tensor.reshape(tensor.shape[0], heads, config.rank)
+        return mx.pad(columns, [(0, 0), (0, 0), (0, more)]).reshape(tensor.shape[0], heads * (config.rank + more))
     if name.startswith("memory_"):
         rows = tensor.astype(mx.float32).reshape(heads, -1, tensor.shape[1])
         new = mx.random.normal((heads, more, rows.shape[2]), key=key)
-        length = mx.linalg.norm(rows, axis=-1).mean() * (1.0 if name == "memory_v_proj" else mixed_in)
+        share = 1.0 if name == "memory_v_proj" else mixed_in * math.sqrt(config.rank / more)
+        length = mx.linalg.norm(rows, axis=-1).mean() * share
         new = new / mx.linalg.norm(new, axis=-1, keepdims=True) * length
         return mx.concatenate([rows, new], axis=1).reshape(-1, tensor.shape[1]).astype(tensor.dtype)
     if name.startswith(("beta_", "lambda_")) and config.rankwise_gates:
@@ -143,13 +150,15 @@ def main() -> None:
     args = setup_arg_parser().parse_args()
     if args.rank is None and not args.target_layers and args.couple_lambda:
         raise ValueError("nothing is to be changed; give some of --rank, --target-layers and --no-couple-lambda")
+    if args.seed is not None and args.rank is None:
+        raise ValueError("--seed is of the rows that are new with --rank; give both or neither")
     if args.output.exists():
         raise ValueError(f"{args.output} exists already; delete it or name another folder")
     adapter = load_adapter(args.adapter)
     if args.target_layers:
         adapter = with_layers(adapter, args.target_layers)
     if args.rank is not None:
-        adapter = widened(adapter, args.rank, args.seed)
+        adapter = widened(adapter, args.rank, args.seed or 0)
     if not args.couple_lambda:
         adapter = uncoupled(adapter)
     save_adapter(adapter, args.output)
