@@ -314,6 +314,17 @@ def test_a_compiled_loss_is_the_same():
     assert step(*other).item() == pytest.approx(module(other)[0].item(), rel=1e-5) != pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("terms", "writes"),
+    [("corrupted", False), ("corrupted", True), ("zeroed", False)],
+)
+def test_a_state_without_a_history_is_compared_with_no_other(terms, writes):
+    untold = [replace(each, history=NOTHING, writes=writes) for each in EPISODES]
+    plain, compared = episode_model(terms=TERMS["none"]), episode_model(terms=TERMS[terms])
+    losses = [module(batch_of(module, untold))[0].item() for module in (plain, compared)]
+    assert losses[0] == losses[1] > 0
+
+
 def test_episodes_without_a_history():
     module = episode_model()
     none = [episode(0, (6, 2)), episode(0, (5, 3), (4, 2))]

@@ -25,7 +25,7 @@ class LossTerms:
     sparsity: float = option(0.01, "Weight of (mean β - target)², averaged over layers.", least=0)
     sparsity_target: float = option(0.05, "The mean β wanted.", least=0)
     sparsity_pass: str = option("read", "The pass whose tokens' β is meant.", choices=("read", "write"))
-    contrast_zeroed: float = option(0.0, "Weight of the hinge: answers must be worse with a zero state.", least=0)
+    contrast_zeroed: float = option(0.0, "Weight of the hinge: answers must be worse without memory.", least=0)
     contrast_corrupted: float = option(0.0, "The same with a state that belongs to no history.", least=0)
     contrast_margin: float = option(0.01, "How much worse, in nats.", above=0)
     teacher_kl: float = option(0.0, "Weight of KL(teacher || student); the teacher reads the whole chat.", least=0)
@@ -83,15 +83,17 @@ class EpisodeModel(nn.Module):
         if terms.sparsity:
             gates = write_gates if terms.sparsity_pass == "write" else read_gates
             loss = loss + terms.sparsity * mx.square(gates.by_layer - terms.sparsity_target).mean()
-        if terms.contrast_zeroed:
+        # Without a history the state is 0 already, and no other one to compare it with.
+        told = batch.history.shape[1] > 0
+        if terms.contrast_zeroed and (told or batch.writes):
             loss = loss + terms.contrast_zeroed * self._preference(logits, self._frozen(batch.asked), batch.asked)
-        if terms.contrast_corrupted:
+        if terms.contrast_corrupted and told:
             corrupted = self._corrupted(asked_states, batch)
             loss = loss + terms.contrast_corrupted * self._preference(logits, corrupted, batch.asked)
         if terms.teacher_kl:
             loss = loss + terms.teacher_kl * divergence(self._frozen(batch.context), logits, batch.asked)
         self.watch.loss = loss
-        watched = read_gates if batch.writes and not batch.history.shape[1] else write_gates
+        watched = write_gates if told or not batch.writes else read_gates
         self.watch.write_gate = watched.by_layer.mean()
         self.watch.state_norm = mx.sqrt(sum(mx.square(state).sum() for state in states) / batch.history.shape[0])
         if not self.training:
