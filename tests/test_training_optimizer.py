@@ -60,6 +60,23 @@ def test_weights_decay_with_the_rate():
 
 
 def test_the_default_warm_up_is_a_tenth_of_the_updates_rounded_up():
-    assert [Schedule(iters=iters).warmup_updates for iters in (1, 10, 11)] == [1, 1, 2]
+    assert [Schedule(iters=iters).warmup_updates for iters in (2, 10, 11)] == [1, 1, 2]
     assert Schedule(iters=40, grad_accumulation_steps=4).warmup_updates == 1
     assert Schedule(iters=11, warmup=0).warmup_updates == 0
+
+
+def test_a_run_of_one_update_learns():
+    assert Schedule(iters=1).warmup_updates == Schedule(iters=4, grad_accumulation_steps=4).warmup_updates == 0
+    model, optimizer = Two(), ClippedAdamW(1e-2, 1, 0, 0.0, 1.0)
+    before = model.a
+    optimizer.update(model, {"a": mx.ones(3), "b": mx.zeros((2, 2))})
+    assert mx.abs(model.a - before).min() > 1e-3
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(20, 1), (21, 1), (5, 4)])
+def test_a_warm_up_that_never_ends_is_refused(warmup, steps):
+    with pytest.raises(
+        ValueError, match=f"--warmup is {warmup}, and the run makes {20 // steps} updates; expected fewer"
+    ):
+        Schedule(iters=20, warmup=warmup, grad_accumulation_steps=steps)
+    Schedule(iters=20, warmup=20 // steps - 1, grad_accumulation_steps=steps)

@@ -49,6 +49,11 @@ class Schedule:
                 f"--iters is {self.iters}, and an update takes {self.grad_accumulation_steps} steps "
                 f"(--grad-accumulation-steps); expected {f'{below} or ' if below else ''}{above}"
             )
+        if self.warmup > 0 and self.warmup >= self.updates:
+            raise ValueError(
+                f"--warmup is {self.warmup}, and the run makes {self.updates} updates; expected fewer, so that the "
+                "learning rate gets to where it is to go, or -1 for a tenth"
+            )
 
     @property
     def updates(self) -> int:
@@ -57,7 +62,10 @@ class Schedule:
 
     @property
     def warmup_updates(self) -> int:
-        return self.warmup if self.warmup >= 0 else -(-self.updates // 10)
+        if self.warmup >= 0:
+            return self.warmup
+        # The first update of a warm-up is of no length, and should not be the only one.
+        return -(-self.updates // 10) if self.updates > 1 else 0
 
 
 @dataclass(frozen=True)
