@@ -126,9 +126,10 @@ def test_what_is_not_finite_is_found(kind, number):
         poisoned.check()
 
 
-def test_a_checkpoint_of_another_adapter_is_refused(tmp_path):
+@pytest.mark.parametrize("changes", [{"rank": 8}, {"alpha": 8.0}, {"state_update_mode": "no_lambda"}], ids=str)
+def test_a_checkpoint_of_another_adapter_is_refused(changes, tmp_path):
     saved(tmp_path)
-    module, optimizer = parts(replace(CONFIG, rank=8))
+    module, optimizer = parts(replace(CONFIG, **changes))
     before = weights_of(module.model)
     with pytest.raises(ValueError, match="the checkpoint after step 7 is of another adapter than this one"):
         Checkpoint.last(tmp_path).restore(module, optimizer)

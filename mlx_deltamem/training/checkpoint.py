@@ -15,6 +15,7 @@ from mlx_deltamem.fingerprint import update_with_arrays
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.optimizer import ClippedAdamW
+from mlx_deltamem.use import attachment_of
 
 FOLDER = "checkpoints"
 # The last one and the one before.
@@ -51,10 +52,12 @@ class Checkpoint:
     Attributes:
         progress: How far it is.
         arrays: The adapter's weights, the optimizer's state with the schedule's step, and the random key.
+        config: The adapter's configuration, as JSON.
     """
 
     progress: Progress
     arrays: Mapping[str, mx.array]
+    config: str
 
     @classmethod
     def of(cls, module: EpisodeModel, optimizer: ClippedAdamW, progress: Progress) -> "Checkpoint":
@@ -62,7 +65,7 @@ class Checkpoint:
         arrays = {f"adapter.{name}": weight for name, weight in tree_flatten(module.trainable_parameters())}
         arrays |= {f"optimizer.{name}": array for name, array in tree_flatten(optimizer.state)}
         (arrays["random"],) = mx.random.state
-        return cls(progress, arrays)
+        return cls(progress, arrays, attachment_of(module.model).config.to_json())
 
     def restore(self, module: EpisodeModel, optimizer: ClippedAdamW) -> None:
         """Put a run back to it.
@@ -72,7 +75,8 @@ class Checkpoint:
         """
         adapter, state = self._part("adapter"), self._part("optimizer")
         expected = {name: weight.shape for name, weight in tree_flatten(module.trainable_parameters())}
-        if expected != {name: weight.shape for name, weight in adapter.items()}:
+        shapes = {name: weight.shape for name, weight in adapter.items()}
+        if expected != shapes or self.config != attachment_of(module.model).config.to_json():
             raise ValueError(
                 f"the checkpoint after step {self.progress.iteration} is of another adapter than this one; "
                 "name another folder"
@@ -95,7 +99,7 @@ class Checkpoint:
         """
         target = folder / FOLDER / f"{self.progress.iteration:07d}.safetensors"
         target.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {name: str(value) for name, value in asdict(self.progress).items()}
+        metadata = {name: str(value) for name, value in asdict(self.progress).items()} | {"config": self.config}
         metadata["checksum"] = _checksum(metadata, self.arrays)
         with new_file(target) as path:
             mx.save_safetensors(str(path), dict(self.arrays), metadata)
@@ -121,7 +125,7 @@ class Checkpoint:
             mx.eval(arrays)
             if metadata.pop("checksum") != _checksum(metadata, arrays):
                 raise ValueError("its checksum is wrong")
-            return cls(Progress.read(metadata), arrays)
+            return cls(Progress.read(metadata), arrays, metadata["config"])
         except (RuntimeError, KeyError, ValueError) as error:
             rest = "go on from the one before it" if len(found) > 1 else "begin again"
             raise ValueError(f"{path} is damaged ({_one_line(error)}); delete it to {rest}") from None
