@@ -7,10 +7,17 @@ import pytest
 from mlx_deltamem import load_adapter, save_adapter
 from mlx_deltamem.adapter import CARD_FILE, RESULTS_FILE
 from mlx_deltamem.card import make_card, write_card
+from mlx_deltamem.training.options import parse
+from mlx_deltamem.training.settings import Settings
 from tests.conftest import REPO, adapter
 from tools.adapters import main
 
 INDEX = "# Adapters\n\n<!-- index -->\nThere is none yet.\n<!-- /index -->\n"
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "adapters").glob("*/train_config*.yaml")), ids=lambda path: path.name)
+def test_the_options_of_a_run_can_be_given_to_another(path):
+    assert Settings.from_flat(parse(path.read_bytes(), path)).model
 
 
 @pytest.fixture
