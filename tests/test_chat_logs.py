@@ -223,6 +223,8 @@ def test_files_that_cannot_be_are_refused(monkeypatch, capsys, tmp_path):
     run = runner(chat_logs, monkeypatch, capsys)
     log = tmp_path / "log.jsonl"
     assert f"there is no file {log}" in run(log, tmp_path / "out").errors
+    (tmp_path / "there.jsonl").touch()
+    assert f"there is no file {log}" in run(log, tmp_path / "there.jsonl").errors
     log.write_text(line(TALK))
     (tmp_path / "same.jsonl").symlink_to(log)
     assert "would replace what is read" in run(log, tmp_path / "same.jsonl").errors
@@ -230,6 +232,13 @@ def test_files_that_cannot_be_are_refused(monkeypatch, capsys, tmp_path):
     assert (ended.code, ended.output) == (2, "")
     assert ended.errors == f"error: {tmp_path} is a folder; name a .jsonl file in it\n"
     assert log.read_text() == line(TALK)
+
+
+def test_a_name_in_brackets_is_no_markup(monkeypatch, capsys, tmp_path):
+    (tmp_path / "log.jsonl").write_text(line(TALK))
+    (tmp_path / "[").mkdir()
+    ended = runner(chat_logs, monkeypatch, capsys)(tmp_path / "log.jsonl", tmp_path / "[/a].jsonl")
+    assert (ended.code, ended.errors) == (0, "") and (tmp_path / "[" / "a].jsonl").is_file()
 
 
 def test_a_bad_record_leaves_what_was_written_before(convert):

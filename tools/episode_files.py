@@ -96,7 +96,7 @@ def write_episodes(found: Iterable[Found | Unusable], args: argparse.Namespace) 
     """
     if args.output.is_dir():
         raise ValueError(f"{args.output} is a folder; name a .jsonl file in it")
-    if args.output.exists() and args.output.samefile(args.input):
+    if args.input.exists() and args.output.exists() and args.output.samefile(args.input):
         raise ValueError(f"{args.output} would replace what is read; name another file")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     counts = Counts()
@@ -113,7 +113,7 @@ def write_episodes(found: Iterable[Found | Unusable], args: argparse.Namespace) 
 
 def summary(path: Path, counts: Counts) -> Table:
     """Return a table of what was written and what was not."""
-    table = Table(title=str(path))
+    table = Table(title=escape(str(path)))
     table.add_column("")
     table.add_column("episodes", justify="right")
     table.add_column("where")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mlx_deltamem.command import command
@@ -195,7 +196,7 @@ def main() -> None:
 
 def summary(folder: Path, files: dict[str, Contents]) -> Table:
     """Return a table of what was written, and of how much of it training has seen."""
-    table = Table(title=str(folder))
+    table = Table(title=escape(str(folder)))
     table.add_column("")
     names = (TRAIN, *HELD_OUT)
     for name in names:

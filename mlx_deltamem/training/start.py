@@ -26,7 +26,8 @@ def tie_output(model: nn.Module) -> None:
         layer_memory: DeltaMemory = attention.delta_mem
         width, hidden = layer_memory.memory_v_proj.shape
         if layer_memory.delta_o_proj.shape[0] != hidden:
-            raise ValueError(f"the output is {layer_memory.delta_o_proj.shape[0]} wide and the input {hidden}; no tie")
+            wide = layer_memory.delta_o_proj.shape[0]
+            raise ValueError(f"the output is {wide} wide and the input {hidden}; leave out --tie-output")
         values = mx.random.normal((width, hidden)) / math.sqrt(hidden)
         layer_memory.memory_v_proj = values
         layer_memory.delta_o_proj = values.T * config.online_gain
