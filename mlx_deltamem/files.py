@@ -89,6 +89,11 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
+def one_line(error: Exception) -> str:
+    """What was wrong with a file's content, on one line: the type of an error and what it says."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def _beside(path: Path) -> Path:
     # The ending stays, since MLX tells formats by it.
     return path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")

@@ -16,7 +16,7 @@ from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
 from mlx_deltamem._version import __version__
 from mlx_deltamem.cache import PromptCache
-from mlx_deltamem.files import locked, new_file, remove_unfinished, user_path
+from mlx_deltamem.files import locked, new_file, one_line, remove_unfinished, user_path
 from mlx_deltamem.fingerprint import update_with_arrays
 from mlx_deltamem.stored_chat import FORMAT_VERSION, StoredChat, cache_entries, describe, stored_chat
 
@@ -84,7 +84,7 @@ def read_chat(path: Path) -> tuple[StoredChat, str]:
         description = json.loads(metadata["session"])
         version = description["format_version"]
     except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is no session ({_one_line(error)}); expected a file that a chat saved") from None
+        raise ValueError(f"{path} is no session ({one_line(error)}); expected a file that a chat saved") from None
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{path} is of session format {version}; this mlx_deltamem {__version__} reads {FORMAT_VERSION}"
@@ -95,7 +95,7 @@ def read_chat(path: Path) -> tuple[StoredChat, str]:
             raise ValueError("its checksum is wrong")
         return stored_chat(description, entries), description["file_id"]
     except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged or was altered ({_one_line(error)}); use a copy of it") from None
+        raise ValueError(f"{path} is damaged or was altered ({one_line(error)}); use a copy of it") from None
 
 
 def _check_replaceable(path: Path, expected: str | None) -> None:
@@ -129,7 +129,3 @@ def _file_id(path: Path) -> str | None:
         return json.loads(_metadata(path)["session"])["file_id"]
     except (RuntimeError, ValueError, KeyError, TypeError):
         return None
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".replace("\n", " ")

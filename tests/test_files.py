@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_deltamem.files import locked, new_file, new_folder
+from mlx_deltamem.files import locked, new_file, new_folder, one_line
 
 
 def names(folder: Path) -> list[str]:
@@ -71,3 +71,7 @@ def test_a_locked_folder_is_refused_or_waited_for(tmp_path):
     assert entered
     with locked(tmp_path, wait=False):
         pass
+
+
+def test_an_error_is_told_on_one_line():
+    assert one_line(ValueError("half\n  a file")) == "ValueError: half a file"

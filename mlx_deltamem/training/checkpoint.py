@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_deltamem.files import new_file
+from mlx_deltamem.files import new_file, one_line
 from mlx_deltamem.fingerprint import update_with_arrays
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.loss import EpisodeModel
@@ -128,7 +128,7 @@ class Checkpoint:
             return cls(Progress.read(metadata), arrays, metadata["config"])
         except (RuntimeError, KeyError, ValueError) as error:
             rest = "go on from the one before it" if len(found) > 1 else "begin again"
-            raise ValueError(f"{path} is damaged ({_one_line(error)}); delete it to {rest}") from None
+            raise ValueError(f"{path} is damaged ({one_line(error)}); delete it to {rest}") from None
 
     def _part(self, prefix: str) -> dict[str, mx.array]:
         return {
@@ -153,7 +153,3 @@ def _checksum(metadata: Mapping[str, str], arrays: Mapping[str, mx.array]) -> st
 def _checkpoints(folder: Path) -> list[Path]:
     found = [path for path in (folder / FOLDER).glob("*.safetensors") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.stem))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
