@@ -36,7 +36,7 @@ TOLD = (
     ("I play the violin.", "Which instrument do I play?", "violin"),
 )
 REPLY_TOKENS = 16
-SHOWN_LAYERS = (5, 15, 25, 29)
+SHOWN_LAYERS = (17, 21, 25, 29)
 
 
 def main() -> None:
