@@ -59,6 +59,11 @@ class Adapter:
         return dict(layers)
 
 
+def changed(metadata: Mapping[str, str], done: str) -> str:
+    """What an adapter's file tells under `changed` when, after what its metadata tell, this was done to it."""
+    return f"{metadata['changed']}, then {done}" if "changed" in metadata else done
+
+
 def dtype_name(dtype: mx.Dtype) -> str:
     """`float32`, not `mlx.core.float32`."""
     return str(dtype).rpartition(".")[2]

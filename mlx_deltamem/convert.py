@@ -7,12 +7,12 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_deltamem import torch_file
-from mlx_deltamem.adapter import CARD_FILE, WEIGHTS_FILE, Adapter, check_weights, dtype_name
+from mlx_deltamem.adapter import CARD_FILE, WEIGHTS_FILE, Adapter, changed, check_weights, dtype_name
 from mlx_deltamem.adapter_folder import NPZ_FILE, TORCH_FILE, load_adapter, save_adapter
 from mlx_deltamem.card import provenance_card
 from mlx_deltamem.command import command
 from mlx_deltamem.config import CONFIG_FILE
-from mlx_deltamem.files import new_folder, user_path
+from mlx_deltamem.files import check_absent, new_folder, user_path
 from mlx_deltamem.upload import add_upload_options, check_names, upload_folder
 
 _FORMATS = {
@@ -56,14 +56,13 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
         FileNotFoundError: There is no such adapter.
         ValueError: It is damaged, `target` is there already, or a weight is too large for `dtype`.
     """
-    if target.exists():
-        raise ValueError(f"{target} exists already; delete it or name another folder")
+    check_absent(target)
     adapter = load_adapter(source)
     weights = {name: tensor if dtype is None else tensor.astype(dtype) for name, tensor in adapter.weights.items()}
     metadata = dict(adapter.metadata)
     if any(tensor.dtype != weights[name].dtype for name, tensor in adapter.weights.items()):
-        earlier = f"{metadata['changed']}, then " if "changed" in metadata else "weights stored as "
-        metadata["changed"] = earlier + dtype_name(dtype)
+        stored = dtype_name(dtype)
+        metadata["changed"] = changed(metadata, stored if "changed" in metadata else f"weights stored as {stored}")
     converted = replace(adapter, weights=weights, metadata=metadata)
     if to == "mlx":
         save_adapter(converted, target)

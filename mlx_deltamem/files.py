@@ -89,6 +89,12 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
+def check_absent(path: Path) -> None:
+    """Raise ValueError where something is already at the place of a folder that is to be made."""
+    if path.exists():
+        raise ValueError(f"{path} exists already; delete it or name another folder")
+
+
 def one_line(error: Exception) -> str:
     """What was wrong with a file's content, on one line: the type of an error and what it says."""
     return " ".join(f"{type(error).__name__}: {error}".split())

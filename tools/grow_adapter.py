@@ -12,16 +12,15 @@ from dataclasses import replace
 import mlx.core as mx
 
 from mlx_deltamem import DeltaMemConfig, load_adapter, save_adapter
-from mlx_deltamem.adapter import Adapter, layer_list, weight_key
+from mlx_deltamem.adapter import Adapter, changed, layer_list, weight_key
 from mlx_deltamem.command import command
-from mlx_deltamem.files import user_path
+from mlx_deltamem.files import check_absent, user_path
 from mlx_deltamem.options import count_from
+from mlx_deltamem.training.settings import check_seed
 
 # How long the new part of queries and keys is, before they are normalised, in what was there. With nothing, neither of
 # the two would ever be told by its gradient where to go; with much, what is stored already is read more faintly.
 MIXED_IN = 0.4
-# Of MLX's random numbers.
-_SEEDS = 2**64
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -60,7 +59,7 @@ def with_layers(adapter: Adapter, layers: Sequence[int]) -> Adapter:
     kept = sorted(set(layers))
     weights = {_key(adapter, layer, name): tensor for layer in kept for name, tensor in there[layer].items()}
     config = replace(adapter.config, target_layers=tuple(kept))
-    return replace(adapter, config=config, weights=weights, metadata=_told(adapter, f"kept in {layer_list(kept)}"))
+    return _grown(adapter, config, weights, f"kept in {layer_list(kept)}")
 
 
 def widened(adapter: Adapter, rank: int, seed: int = 0, mixed_in: float = MIXED_IN) -> Adapter:
@@ -81,8 +80,7 @@ def widened(adapter: Adapter, rank: int, seed: int = 0, mixed_in: float = MIXED_
         ValueError: The rank is not larger, or the seed too large.
     """
     old = adapter.config
-    if seed >= _SEEDS:
-        raise ValueError(f"--seed is {seed}; expected a whole number below 2**64")
+    check_seed(seed)
     if rank <= old.rank:
         raise ValueError(f"--rank is {rank}, and {adapter.source} has {old.rank}; expected a larger one")
     config = replace(old, rank=rank, alpha=old.alpha * rank / old.rank)
@@ -91,7 +89,7 @@ def widened(adapter: Adapter, rank: int, seed: int = 0, mixed_in: float = MIXED_
         for name, tensor in sorted(tensors.items()):
             key, drawn = mx.random.split(key)
             weights[_key(adapter, layer, name)] = _wider(name, tensor, old, rank - old.rank, mixed_in, drawn)
-    return replace(adapter, config=config, weights=weights, metadata=_told(adapter, f"widened to rank {rank}"))
+    return _grown(adapter, config, weights, f"widened to rank {rank}")
 
 
 def _wider(name: str, tensor: mx.array, config: DeltaMemConfig, more: int, mixed_in: float, key: mx.array) -> mx.array:
@@ -129,7 +127,7 @@ def uncoupled(adapter: Adapter) -> Adapter:
         for name in ("proj", "bias"):
             weights[_key(adapter, layer, f"lambda_{name}")] = -tensors[f"beta_{name}"]
     config = replace(adapter.config, couple_lambda=False)
-    return replace(adapter, config=config, weights=weights, metadata=_told(adapter, "given a λ of its own"))
+    return _grown(adapter, config, weights, "given a λ of its own")
 
 
 def _key(adapter: Adapter, layer: int, name: str) -> str:
@@ -139,10 +137,9 @@ def _key(adapter: Adapter, layer: int, name: str) -> str:
     return weight_key(layer, modules[0], name)
 
 
-def _told(adapter: Adapter, done: str) -> dict[str, str]:
-    """What the adapter's file tells of where it came from, with what was done to it now."""
-    earlier = adapter.metadata.get("changed")
-    return dict(adapter.metadata) | {"changed": f"{earlier}, then {done}" if earlier else done}
+def _grown(adapter: Adapter, config: DeltaMemConfig, weights: dict[str, mx.array], done: str) -> Adapter:
+    metadata = dict(adapter.metadata) | {"changed": changed(adapter.metadata, done)}
+    return replace(adapter, config=config, weights=weights, metadata=metadata)
 
 
 @command
@@ -152,8 +149,7 @@ def main() -> None:
         raise ValueError("nothing is to be changed; give some of --rank, --target-layers and --no-couple-lambda")
     if args.seed is not None and args.rank is None:
         raise ValueError("--seed is of the rows that are new with --rank; give both or neither")
-    if args.output.exists():
-        raise ValueError(f"{args.output} exists already; delete it or name another folder")
+    check_absent(args.output)
     adapter = load_adapter(args.adapter)
     if args.target_layers:
         adapter = with_layers(adapter, args.target_layers)

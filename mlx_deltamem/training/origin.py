@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from mlx_deltamem.adapter import METRICS_FILE, SETTINGS_FILE
+from mlx_deltamem.adapter import METRICS_FILE, SETTINGS_FILE, changed
 from mlx_deltamem.hub import is_repo_name
 from mlx_deltamem.training.checkpoint import Progress
 from mlx_deltamem.training.episodes import Episode
@@ -58,7 +58,7 @@ def training_metadata(settings: Settings, earlier: Mapping[str, str], progress: 
     )
     metadata = {"trained": f"{earlier['trained']}; then {trained}" if "trained" in earlier else trained}
     if "changed" in earlier and not earlier["changed"].endswith(("trained", "trained further")):
-        metadata["changed"] = f"{earlier['changed']}, then trained"
+        metadata["changed"] = changed(earlier, "trained")
     elif "source_adapter" in earlier and "changed" not in earlier:
         metadata["changed"] = "trained further"
     return metadata

@@ -41,15 +41,14 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.seed >= _SEEDS:
-            raise ValueError(f"--seed is {self.seed}; expected a whole number below 2**64")
+        check_seed(self.seed)
         if spare := self.iters % self.grad_accumulation_steps:
             below, above = self.iters - spare, self.iters - spare + self.grad_accumulation_steps
             raise ValueError(
                 f"--iters is {self.iters}, and an update takes {self.grad_accumulation_steps} steps "
                 f"(--grad-accumulation-steps); expected {f'{below} or ' if below else ''}{above}"
             )
-        if self.warmup > 0 and self.warmup >= self.updates:
+        if self.warmup >= self.updates:
             raise ValueError(
                 f"--warmup is {self.warmup}, and the run makes {self.updates} updates; expected fewer, so that the "
                 "learning rate gets to where it is to go, or -1 for a tenth"
@@ -66,6 +65,12 @@ class Schedule:
             return self.warmup
         # The first update of a warm-up is of no length, and should not be the only one.
         return -(-self.updates // 10) if self.updates > 1 else 0
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError where MLX has no random numbers for a seed."""
+    if seed >= _SEEDS:
+        raise ValueError(f"--seed is {seed}; expected a whole number below 2**64")
 
 
 @dataclass(frozen=True)
