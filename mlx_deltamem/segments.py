@@ -1,7 +1,7 @@
 """Which message and which sentence each token of a chat belongs to: for a chat as a whole, and turn by turn.
 
 Turn by turn, a reply is never tokenised: its tokens stay as they were generated, and only the text that the chat
-template puts around it is. To find that text, the chat is rendered with a mark in the reply's place.
+template puts around it is.
 """
 
 import re
@@ -9,15 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
-from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-Message = dict[str, str]  # {"role": ..., "content": ...}
+from mlx_deltamem.messages import Message
+from mlx_deltamem.template_text import TemplateText, described
 
 # A sentence is cut off before what this matches: closing quotes and white space begin the next one.
 _SENTENCE_BREAK = re.compile(r"""\n{2,}|(?<=[.!?;:])["')\]”’]*\s+""")
-_PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
-_A_TURN = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
 
 
 @dataclass(frozen=True)
@@ -49,21 +47,22 @@ class ChatTemplate:
     may rewrite earlier turns (leave out their thoughts, say), and the chat keeps the tokens that it has. Both tokenise
     their text by itself, which gives the tokens of the whole chat where special tokens are at its borders.
 
+    A reply that was generated is given as its own text, the text of its tool calls too, without `tool_calls`: a
+    template would write those in its own way.
+
     Args:
         tokenizer: mlx-lm's tokenizer.
-        options: More for its `apply_chat_template`, such as `enable_thinking=False`.
+        options: More for its `apply_chat_template`, such as `enable_thinking=False` or `tools=[...]`.
 
     Raises:
-        ValueError: The tokenizer has no chat template. In every method: the template refuses the messages, drops or
-            repeats the content of one, or takes back what it wrote at the end of one once another one follows.
+        ValueError: The tokenizer has no chat template, or an option is one that the chat sets itself. In every method:
+            the template refuses the messages or fails, drops or repeats the content of one, takes back what it wrote
+            at the end of one once another one follows, or the text is not UTF-8.
     """
 
     def __init__(self, tokenizer: TokenizerWrapper, **options: object):
-        # mlx-lm does not notice a template that was set later.
-        if not (tokenizer.has_chat_template or tokenizer.chat_template):
-            raise ValueError("the tokenizer has no chat template; expected a chat model's: set tokenizer.chat_template")
         self._tokenizer = tokenizer
-        self._options = options
+        self._text = TemplateText(tokenizer, options)
 
     def whole(self, messages: Sequence[Message], generation_prompt: bool = False) -> Segments:
         """All tokens of a chat, tokenised as one text.
@@ -76,17 +75,21 @@ class ChatTemplate:
         """
         return self._segments(messages, 0, generation_prompt, 0)
 
-    def opening(self, messages: Sequence[Message], first_sentence: int = 0) -> Segments:
-        """The tokens that the last message and the generation prompt add to a chat.
+    def opening(self, messages: Sequence[Message], first_sentence: int = 0, new: int = 1) -> Segments:
+        """The tokens that new messages and the generation prompt add to a chat.
 
         Args:
-            messages: All messages. The model has read those before the last one, a reply with its `ending`; but where
+            messages: All messages. The model has read those before the new ones, a reply with its `ending`; but where
                 these are system prompts only, it has read nothing: the tokens are those of the whole chat then.
-            first_sentence: The id of the new message's first sentence: the number of sentences so far.
+            first_sentence: The id of the new messages' first sentence: the number of sentences so far.
+            new: How many of the messages, at the end, are new. None of them is a reply.
         """
-        if not messages or messages[-1]["role"] == "assistant":
-            raise ValueError(f"opening got {_described(messages)}; expected a new message at the end")
-        start = len(messages) - 1 if _count(messages[:-1]) else 0
+        start = len(messages) - new
+        if new < 1 or start < 0 or any(message["role"] == "assistant" for message in messages[start:]):
+            wanted = "a new message" if new == 1 else f"{new} new messages"
+            raise ValueError(f"opening got {described(messages)}; expected {wanted} at the end")
+        if not _count(messages[:start]):
+            start = 0
         return self._segments(messages, start, True, first_sentence)
 
     def ending(self, messages: Sequence[Message]) -> Segments:
@@ -96,17 +99,16 @@ class ChatTemplate:
             messages: All messages, the reply last.
         """
         if not messages or messages[-1]["role"] != "assistant":
-            raise ValueError(f"ending got {_described(messages)}; expected a reply at the end")
-        after = self._after([*messages, _A_TURN[0]], len(messages) - 1, False)
-        ids = self._encode(self._end(messages, after))
+            raise ValueError(f"ending got {described(messages)}; expected a reply at the end")
+        ids = self._encode(self._text.ending(messages))
         return Segments(ids, [_count(messages) - 1] * len(ids), [-1] * len(ids))
 
     def _segments(self, messages: Sequence[Message], start: int, generation_prompt: bool, sentence: int) -> Segments:
         """The segments of what `messages[start:]`, and the generation prompt, add to the chat before them."""
-        text = self._added(messages, start, generation_prompt)
+        text = self._text.added(messages, start, generation_prompt)
         first = start or _leading_system_prompts(messages)
-        head = 0 if start else self._head(text, messages, first, generation_prompt)
-        ends = [self._end_in(text, messages, index, generation_prompt) for index in range(first, len(messages))]
+        head = 0 if start else self._text.head(text, messages, first, generation_prompt)
+        ends = [self._text.end_in(text, messages, index, generation_prompt) for index in range(first, len(messages))]
         ids = self._encode(text)
         borders = self._token_borders(ids, text, [head, *ends])
         message_ids, sentence_ids = [-1] * len(ids), [-1] * len(ids)
@@ -118,73 +120,6 @@ class ChatTemplate:
                 message_id += 1
                 sentence = max([sentence - 1, *sentence_ids[begin:end]]) + 1
         return Segments(ids, message_ids, sentence_ids)
-
-    def _head(self, text: str, messages: Sequence[Message], first: int, generation_prompt: bool) -> int:
-        """The length of what a chat begins with before its first message that is no system prompt."""
-        # In the middle of a chat, the same messages come without a BOS token, a date or a default system prompt.
-        in_the_middle = [*messages[:first], *_A_TURN, *messages[first:]]
-        added = self._added(in_the_middle, first + len(_A_TURN), generation_prompt)
-        if text.endswith(added):
-            return len(text) - len(added)
-        # A first message is written in a way of its own: with the system prompt merged into it, for one.
-        return len(text) - len(self._after(messages, first - 1, generation_prompt)) if first else 0
-
-    def _end_in(self, text: str, messages: Sequence[Message], index: int, generation_prompt: bool) -> int:
-        """Where message `index` ends in the text of the chat."""
-        rest = self._added(messages, index + 1, generation_prompt)
-        if not text.endswith(rest):
-            raise ValueError(
-                f"the chat template lets the content of message {index} decide what it writes later; expected that it "
-                "does not: change the message, or give the tokenizer another chat template"
-            )
-        return len(text) - len(rest)
-
-    def _added(self, messages: Sequence[Message], start: int, generation_prompt: bool) -> str:
-        """The text that `messages[start:]`, and the generation prompt, add to the chat before them."""
-        if start == 0:
-            return self._rendered(messages, generation_prompt)
-        after = self._after(messages, start - 1, generation_prompt)
-        return after[len(self._end(messages[:start], after)) :]
-
-    def _end(self, messages: Sequence[Message], after: str) -> str:
-        """The text that ends the last message; `after` is all that follows its content as the chat goes on."""
-        end = self._after(messages, len(messages) - 1, False)
-        # Some templates close a chat that asks for no reply with an EOS token: that is no part of the last message.
-        for candidate in (end, end.removesuffix(self._tokenizer.eos_token or "")):
-            if after.startswith(candidate):
-                return candidate
-        raise ValueError(
-            f"the chat template ends message {len(messages) - 1} with {_quoted(end)}, but goes on with "
-            f"{_quoted(after)}; expected one to begin with the other: give the tokenizer another chat template"
-        )
-
-    def _after(self, messages: Sequence[Message], index: int, generation_prompt: bool) -> str:
-        """The text after the content of message `index`."""
-        # A single character that no message has is not trimmed, and cannot arise where a message meets the template.
-        mark = next(mark for mark in map(chr, _PRIVATE_USE) if not any(mark in each["content"] for each in messages))
-        marked = [*messages]
-        # A reply gives way to the mark, since templates rewrite replies. Other content stays, since some look for
-        # switches in it.
-        content = mark if messages[index]["role"] == "assistant" else messages[index]["content"] + mark
-        marked[index] = {**messages[index], "content": content}
-        text = self._rendered(marked, generation_prompt)
-        if text.count(mark) != 1:
-            raise ValueError(
-                f"the chat template writes the content of message {index} ({messages[index]['role']}) "
-                f"{text.count(mark)} times; expected once: give the tokenizer another chat template"
-            )
-        return text.partition(mark)[2]
-
-    def _rendered(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        try:
-            return self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation_prompt, **self._options
-            )
-        except TemplateError as error:
-            raise ValueError(
-                f"the chat template refuses {_described(messages)} ({error}); expected a chat it can write: "
-                "change the messages, or give the tokenizer another chat template"
-            ) from None
 
     def _encode(self, text: str) -> list[int]:
         # The template has written a BOS token already where there is to be one.
@@ -222,6 +157,38 @@ class ChatTemplate:
         return sentence_ids
 
 
+def token_roles(segments: Segments, messages: Sequence[Message], first_message: int) -> list[str]:
+    """The role of each token of an opening.
+
+    Args:
+        segments: The opening.
+        messages: Its messages; system prompts may be among them.
+        first_message: The message id of the first of them that is no system prompt.
+
+    Returns:
+        For tokens of a message, its role. For others, which have no message id: `system` before the last message,
+        `assistant` (the generation prompt) after it. So system prompts at the very end, which cannot be told from the
+        generation prompt, count as a part of it.
+
+    Raises:
+        ValueError: A token is of a message that is not among them.
+    """
+    roles = [message["role"] for message in messages if message["role"] != "system"]
+    with_message = [place for place, index in enumerate(segments.message_ids) if index >= 0]
+    found = []
+    for place, index in enumerate(segments.message_ids):
+        if index < 0:
+            found.append("assistant" if with_message and place > with_message[-1] else "system")
+        elif 0 <= index - first_message < len(roles):
+            found.append(roles[index - first_message])
+        else:
+            raise ValueError(
+                f"a token is of message {index}; expected one of the {len(roles)} messages from {first_message} on: "
+                "give the messages of the opening"
+            )
+    return found
+
+
 def sentences(text: str) -> list[str]:
     """The sentences of a text; joined, they are the text."""
     cuts = [match.start() for match in _SENTENCE_BREAK.finditer(text)]
@@ -241,12 +208,3 @@ def shared_length(one: list[int], other: list[int]) -> int:
     """The length of what two lists begin with alike."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def _described(messages: Sequence[Message]) -> str:
-    roles = [message["role"] for message in messages]
-    return f"{len(roles)} messages ({', '.join(['...'] * (len(roles) > 4) + roles[-4:])})"
-
-
-def _quoted(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:40] + "...")

@@ -18,8 +18,9 @@ from tokenizers.pre_tokenizers import Metaspace, PreTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from mlx_deltamem.segments import ChatTemplate, Message, Segments, sentences
+from mlx_deltamem.segments import ChatTemplate, Message, Segments, sentences, token_roles
 from tests.conftest import GOLDENS, backbone, golden_names
+from tests.tool_messages import call
 
 SEGMENTATION = json.loads((GOLDENS / "segmentation.json").read_text())["cases"]
 Spans = list[tuple[int, str]]
@@ -363,7 +364,21 @@ def test_a_chat_turn_by_turn(name: str):
             chat("Hi", "Ok", "Why?"),
             "lets the content of message 2 decide what it writes later",
         ),
-        ("{{ messages[0].parts[0] }}", chat("Hi", "Ok", "Why?"), "refuses 3 messages .*has no"),
+        ("{{ messages[0].parts[0] }}", chat("Hi", "Ok", "Why?"), "refuses 3 messages .*UndefinedError: .*has no"),
+        (
+            "{{ messages | length + 'x' }}" + CHATML,
+            chat("Hi", "Ok", "Why?"),
+            r"refuses 3 messages .* \(TypeError: unsupp",
+        ),
+        ("{{ 1 // 0 }}" + CHATML, chat("Hi", "Ok", "Why?"), r"refuses 3 messages .* \(ZeroDivisionError: "),
+        ("{{ {}.popitem() }}" + CHATML, chat("Hi", "Ok", "Why?"), r"refuses 3 messages .* \(.*Error: "),
+        ("{% for m in messages %}\n{% endfo %}", chat("Hi", "Ok", "Why?"), r"refuses .* \(TemplateSyntaxError: "),
+        ("{{ raise_exception('no\n\ntools') }}", chat("Hi", "Ok", "Why?"), r"refuses 3 messages .* \(no tools\)"),
+        (
+            "{{ raise_exception('n' * 999) }}",
+            chat("Hi", "Ok", "Why?"),
+            r"refuses 3 messages .*n{200}\.{3}\); expected",
+        ),
     ],
 )
 def test_templates_that_are_refused(template: str, messages: list[Message], problem: str):
@@ -411,6 +426,54 @@ def test_the_wrong_message_at_the_end():
             template.ending(messages)
 
 
+def test_the_wrong_number_of_new_messages():
+    template = ChatTemplate(golden_tokenizer())
+    for messages, new in ((chat("Hi"), 2), (chat("Hi"), 0), (chat("Hi"), -1), (chat("Hi", "Ok", "Why?"), 2)):
+        with pytest.raises(ValueError, match=rf"opening got . messages .*; expected {new} new messages at the end"):
+            template.opening(messages, new=new)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tokenize": True},
+        {"messages": []},
+        {"conversation": [], "enable_thinking": True},
+        {"add_generation_prompt": False},
+        {"continue_final_message": True},
+        {"return_dict": True, "return_tensors": "np"},
+    ],
+)
+def test_options_that_are_the_chats_own(options: dict[str, object]):
+    names = ", ".join(sorted(set(options) - {"enable_thinking"}))
+    with pytest.raises(ValueError, match=f"the template options name {names}; expected options that"):
+        ChatTemplate(golden_tokenizer(), **options)
+
+
+def test_text_that_is_not_utf8():
+    template = ChatTemplate(golden_tokenizer())
+    for messages, place in (
+        (chat("Hi", system="\ud83d"), r"message 0 \(system\)"),
+        (chat("Hi", "Ok", "\ud83d"), r"message 2 \(user\)"),
+    ):
+        with pytest.raises(ValueError, match=f"{place} is not UTF-8; expected text") as error:
+            template.opening(messages)
+        assert not isinstance(error.value, UnicodeError)
+    template = chat_template("{{ note }}" + CHATML, note="\ud83d")
+    with pytest.raises(ValueError, match="what the chat template adds is not UTF-8"):
+        template.opening(chat("Hi"))
+
+
+def test_marks_that_are_in_use():
+    tools = [{"type": "function", "function": {"name": "\ue000"}}]
+    template = chat_template("{{ tools | tojson }}" + CHATML, tools=tools)
+    messages = [{"role": "user", "content": "Hi", "name": "\ue001"}, *chat("Hi", "Ok")[1:], *chat("\ue002?")]
+    template = chat_template(
+        "{% for m in messages %}{{ m.name }}{% endfor %}{{ tools | tojson }}" + CHATML, tools=tools
+    )
+    assert spans(template.opening(messages)) == in_full([(2, "<S>user\n\ue002?<E>\n"), (-1, "<S>assistant\n")])
+
+
 def test_messages_stay_as_they_are():
     messages = chat("Hi", "Ok", "Why?", system="Be kind.")
     ChatTemplate(golden_tokenizer()).opening(messages)
@@ -424,6 +487,142 @@ def test_system_prompts_are_in_no_message():
     assert sentence_texts(template.whole(messages)) == {0: "Hi.", 1: "Ok.", 2: "Why?"}
     assert spans(template.opening(messages)) == in_full([(2, "<S>user\nWhy?<E>\n"), (-1, "<S>assistant\n")])
     assert set(template.whole(messages[:1], generation_prompt=True).message_ids) == {-1}
+
+
+# Tools, and several new messages
+
+ONE_BLOCK = (
+    "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% if system or tools %}<S>system\n{{ system }}"
+    "{% if tools %}{{ '\n\n# Tools\n' }}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}"
+    "<E>\n{% endif %}"
+    "{% for m in messages %}{% if m.role == 'tool' %}"
+    "{{ '<S>user' if loop.first or loop.previtem.role != 'tool' }}"
+    "\n<tool_response>\n{{ m.content }}\n</tool_response>"
+    "{% if loop.last or loop.nextitem.role != 'tool' %}<E>\n{% endif %}"
+    "{% elif m.role != 'system' or not loop.first %}<S>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls %}{{ '\n<tool_call>' }}\n{{ call.function | tojson }}\n</tool_call>{% endfor %}<E>\n"
+    "{% endif %}{% endfor %}" + ASK
+)
+# Its borders lie in the middle of a special token's text: <|im_end|> against <|im_start|>.
+TOUCHING = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{% if loop.previtem.role != 'tool' %}<S>{% endif %}"
+    "{{ m.content }}{% if loop.last or loop.nextitem.role != 'tool' %}<E>{% else %}<S>{% endif %}"
+    "{% else %}<S>{{ m.role }}\n{{ m.content }}<E>\n{% endif %}{% endfor %}" + ASK
+)
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+REPLY = '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
+
+
+def result(content: str) -> Message:
+    return {"role": "tool", "content": content, "tool_call_id": "0a1b2c3d4"}
+
+
+WITH_TOOLS = [
+    chat(system="Be kind.") + chat("Add 1 and 2. Then 3 and 4!"),
+    [{"role": "assistant", "content": f"So.\n{REPLY}\n{REPLY}"}],
+    [result("3. Done"), result("7")],
+    [{"role": "assistant", "content": REPLY}],
+    [result(""), *chat("Stop. Now!"), result("")],
+    [{"role": "assistant", "content": "3 and 7."}],
+    chat("Thanks."),
+    [{"role": "assistant", "content": "Ok"}],
+    [{"role": "system", "content": "Be brief."}, *chat("And?")],
+]
+
+
+@pytest.mark.parametrize("source", [CHATML, ONE_BLOCK, TOUCHING])
+@pytest.mark.parametrize("tools", [None, TOOLS])
+@pytest.mark.parametrize("turns", [WITH_TOOLS, [WITH_TOOLS[0][1:], *WITH_TOOLS[1:]]])
+def test_turn_by_turn_with_tools(source: str, tools: list[dict] | None, turns: list[list[Message]]):
+    template = chat_template(source, tools=tools)
+    messages, read = [], Segments([], [], [])
+    for turn in turns:
+        messages += turn
+        used = max([-1, *read.sentence_ids]) + 1
+        if turn[0]["role"] == "assistant":
+            reply = golden_tokenizer().encode(turn[0]["content"])
+            ending = template.ending(messages)
+            read = joined(read, Segments(reply, ending.message_ids[:1] * len(reply), [used] * len(reply)), ending)
+            assert read.ids == template.whole(messages).ids
+            assert read.message_ids == template.whole(messages).message_ids
+        else:
+            opening = template.opening(messages, used, new=len(turn))
+            read = joined(read, opening)
+            whole = template.whole(messages, generation_prompt=True)
+            assert (read.ids, read.message_ids) == (whole.ids, whole.message_ids)
+    by_sentence = sentence_texts(read)
+    assert [text for text in by_sentence.values() if "tool_call" not in text] == (
+        ["Add 1 and 2.", " Then 3 and 4!", "3.", " Done", "7", "Stop.", " Now!", "3 and 7.", "Thanks.", "Ok", "And?"]
+    )
+
+
+def test_tool_results_in_one_block():
+    template = chat_template(ONE_BLOCK, tools=TOOLS)
+    messages = [*WITH_TOOLS[0], *WITH_TOOLS[1], *WITH_TOOLS[2], result("8")]
+    opening = template.opening(messages, new=3)
+    assert spans(opening) == in_full(
+        [
+            (2, "<S>user\n<tool_response>\n3. Done\n</tool_response>"),
+            (3, "\n<tool_response>\n7\n</tool_response>"),
+            (4, "\n<tool_response>\n8\n</tool_response><E>\n"),
+            (-1, "<S>assistant\n"),
+        ]
+    )
+    first = template.opening(messages[:2])
+    assert spans(first)[0][1].startswith(written("<S>system\nBe kind.\n\n# Tools\n{"))
+    assert spans(first)[1:] == in_full([(0, "<S>user\nAdd 1 and 2. Then 3 and 4!<E>\n"), (-1, "<S>assistant\n")])
+    with pytest.raises(ValueError, match=r"ends message 3 with .* but goes on with"):
+        template.opening(messages, new=2)
+
+
+def test_a_border_within_the_text_of_a_special_token():
+    messages = [*WITH_TOOLS[0], *WITH_TOOLS[1], *WITH_TOOLS[2]]
+    opening = chat_template(TOUCHING).opening(messages, new=2)
+    assert spans(opening) == in_full([(2, "<S>3. Done"), (3, "<S>7<E>"), (-1, "<S>assistant\n")])
+
+
+def test_only_tool_messages_may_share_an_end():
+    block = ONE_BLOCK.replace("'tool'", "'user'")
+    with pytest.raises(ValueError, match=r"ends message 0 with .* but goes on with"):
+        chat_template(block).opening([*chat("Hi"), *chat("Ho")], new=2)
+
+
+def test_calls_of_a_reply_that_was_not_generated():
+    messages = [*chat("Hi"), {"role": "assistant", "content": "", "tool_calls": [call("add", {"a": 1})]}, result("7")]
+    whole = chat_template(ONE_BLOCK).whole(messages)
+    calls = '\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    assert spans(whole)[1] == (1, written(f"<S>assistant\n{calls}<E>\n"))
+
+
+@pytest.mark.parametrize(
+    ("earlier", "new", "first_message", "roles"),
+    [
+        ([], WITH_TOOLS[0], 0, ["system", "user", "assistant"]),
+        ([], WITH_TOOLS[0][:1], 0, ["system"]),
+        (WITH_TOOLS[:2], WITH_TOOLS[2], 2, ["tool", "assistant"]),
+        (WITH_TOOLS[:4], WITH_TOOLS[4], 5, ["tool", "user", "tool", "assistant"]),
+        (WITH_TOOLS[:8], WITH_TOOLS[8], 11, ["system", "user", "assistant"]),
+        (WITH_TOOLS[:6], [*WITH_TOOLS[6], *WITH_TOOLS[8]], 9, ["user", "system", "user", "assistant"]),
+        (WITH_TOOLS[:6], [*WITH_TOOLS[6], WITH_TOOLS[8][0]], 9, ["user", "assistant"]),
+    ],
+)
+def test_token_roles(earlier: list[list[Message]], new: list[Message], first_message: int, roles: list[str]):
+    template = chat_template(ONE_BLOCK, tools=TOOLS)
+    before = [message for turn in earlier for message in turn]
+    opening = template.opening([*before, *new], new=len(new))
+    found = token_roles(opening, new, first_message)
+    assert len(found) == len(opening.ids)
+    assert [role for role, _ in groupby(found)] == roles
+    for role, index in zip(found, opening.message_ids, strict=True):
+        assert index < 0 or role == [m for m in new if m["role"] != "system"][index - first_message]["role"]
+
+
+def test_roles_of_other_messages():
+    opening = ChatTemplate(golden_tokenizer()).opening(chat("Hi", "Ok", "Why?"))
+    for first_message in (1, 3):
+        with pytest.raises(ValueError, match=f"is of message 2; expected one of the 1 messages from {first_message}"):
+            token_roles(opening, chat("Why?"), first_message)
 
 
 # Tokenizers
