@@ -1,19 +1,17 @@
 """Adapters as folders: `delta_mem_config.json`, `delta_mem_adapter.safetensors` and a card.
 
-Files of the reference (`delta_mem_adapter.pt`) and of the other MLX port (`delta_mem_adapter_mlx.npz`) are read too.
+Files of the reference (`delta_mem_adapter.pt`) and of other MLX ports (`delta_mem_adapter_mlx.npz`,
+`adapter.safetensors`) are read too.
 """
 
 import hashlib
-import zipfile
-import zlib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
-import numpy as np
 
-from mlx_deltamem import torch_file
+from mlx_deltamem import npz_file, torch_file
 from mlx_deltamem._version import __version__
 from mlx_deltamem.adapter import WEIGHTS_FILE, Adapter, check_weights
 from mlx_deltamem.card import card_metadata, refresh_card
@@ -23,6 +21,7 @@ from mlx_deltamem.hub import REFERENCE_ADAPTER, AdapterFolder, find_adapter
 
 TORCH_FILE = "delta_mem_adapter.pt"
 NPZ_FILE = "delta_mem_adapter_mlx.npz"
+PLAIN_FILE = "adapter.safetensors"
 
 _FEW_FILES = 5
 
@@ -30,7 +29,7 @@ _FEW_FILES = 5
 def load_adapter(path: str | Path) -> Adapter:
     """Read an adapter from a folder or from the Hub (`USER/NAME`, `USER/NAME@REVISION`).
 
-    A repo in the format of the reference or of the other MLX port is converted once, and the copy is kept beside the
+    A repo in the format of the reference or of another MLX port is converted once, and the copy is kept beside the
     Hub's cache.
 
     Raises:
@@ -72,7 +71,7 @@ def _read(folder: AdapterFolder) -> Adapter:
     path = folder.path
     weights_file = next((path / name for name in _READERS if (path / name).is_file()), None)
     missing = [CONFIG_FILE] if not (path / CONFIG_FILE).is_file() else []
-    missing += [f"{WEIGHTS_FILE} (or {TORCH_FILE}, or {NPZ_FILE})"] if weights_file is None else []
+    missing += [f"{WEIGHTS_FILE} (or {TORCH_FILE}, {NPZ_FILE} or {PLAIN_FILE})"] if weights_file is None else []
     if missing:
         lacking, kind = " and ".join(missing), _what_it_is(folder.listing())
         raise FileNotFoundError(f"{folder.repo or path} is no δ-mem adapter: it lacks {lacking}; it {kind}")
@@ -116,14 +115,16 @@ def _read_torch(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 
 
 def _read_npz(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: mx.array(arrays[name]) for name in arrays.files}, _provenance(path)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); expected an npz file of float arrays") from None
+    return npz_file.load(path), _provenance(path)
 
 
-_READERS = {WEIGHTS_FILE: _read_safetensors, TORCH_FILE: _read_torch, NPZ_FILE: _read_npz}
+def _read_plain(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    weights, metadata = _read_safetensors(path)
+    return weights, metadata | _provenance(path)
+
+
+# Where a folder has several, the first is read.
+_READERS = {WEIGHTS_FILE: _read_safetensors, TORCH_FILE: _read_torch, NPZ_FILE: _read_npz, PLAIN_FILE: _read_plain}
 
 
 def _provenance(path: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ REFERENCE_ADAPTER = "declare-lab/delta-mem_qwen3_4b-instruct"
 
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _SNAPSHOT = re.compile(r"models--(?P<user>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/[0-9a-f]{40}")
-_FILES = ["delta_mem*", "README.md"]
+_FILES = ["delta_mem*", "adapter.safetensors", "README.md"]
 
 
 @dataclass(frozen=True)
