@@ -1,4 +1,8 @@
-"""Convert adapters: from the reference's PyTorch files or the other MLX port's to ours, and back to PyTorch."""
+"""Convert adapters: from the reference's PyTorch files or other MLX ports' to ours, and back to PyTorch; and chats.
+
+With `--session` it converts a chat instead: from its session file to the reference's session folder or to the other MLX
+port's file of states, or from one of these to the other.
+"""
 
 import argparse
 from dataclasses import replace
@@ -8,10 +12,11 @@ import mlx.core as mx
 
 from mlx_deltamem import torch_file
 from mlx_deltamem.adapter import CARD_FILE, WEIGHTS_FILE, Adapter, changed, check_weights, dtype_name
-from mlx_deltamem.adapter_folder import NPZ_FILE, TORCH_FILE, load_adapter, save_adapter
+from mlx_deltamem.adapter_folder import NPZ_FILE, PLAIN_FILE, TORCH_FILE, load_adapter, save_adapter
 from mlx_deltamem.card import provenance_card
 from mlx_deltamem.command import command
 from mlx_deltamem.config import CONFIG_FILE
+from mlx_deltamem.convert_session import convert_session
 from mlx_deltamem.files import check_absent, new_folder, user_path
 from mlx_deltamem.upload import add_upload_options, check_names, upload_folder
 
@@ -19,23 +24,35 @@ _FORMATS = {
     WEIGHTS_FILE: "mlx_deltamem's own format",
     TORCH_FILE: "the PyTorch reference's format",
     NPZ_FILE: "the other MLX port's format",
+    PLAIN_FILE: "a third MLX port's format",
 }
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
     parser = argparse.ArgumentParser(prog="mlx_deltamem.convert", description=__doc__)
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--torch-path",
-        required=True,
-        help="The adapter to convert: a folder or Hub repo (USER/NAME) in any of the three formats. "
+        help="The adapter to convert: a folder or Hub repo (USER/NAME) in any of the four formats. "
         "With --to torch, the folder to write.",
+    )
+    what.add_argument(
+        "--session",
+        nargs=2,
+        metavar=("CHAT", "TARGET"),
+        help="A chat to convert (a session file, a session folder of the reference, a .npz of states), and what to "
+        "write: a folder with --to torch, a .npz file with --to npz.",
     )
     parser.add_argument(
         "--mlx-path", default="mlx_adapter", help="The folder to write. With --to torch, the adapter to convert."
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="Default: as in the adapter.")
-    parser.add_argument("--to", choices=["mlx", "torch"], default="mlx", help="What to write (default: mlx).")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="Default: as in the adapter; of a chat float32."
+    )
+    parser.add_argument(
+        "--to", choices=["mlx", "torch", "npz"], default="mlx", help="What to write (default: mlx); npz: of a chat."
+    )
     add_upload_options(parser)
     return parser
 
@@ -80,9 +97,15 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
 def main() -> None:
     args = setup_arg_parser().parse_args()
     _check_upload_options(args)
+    dtype = getattr(mx, args.dtype) if args.dtype else None
+    if args.session is not None:
+        print(convert_session(args.session[0], user_path(args.session[1]), args.to, dtype))
+        return
+    if args.to == "npz":
+        raise ValueError("--to npz goes with --session; an adapter goes --to mlx or --to torch")
     source, target = (args.torch_path, args.mlx_path) if args.to == "mlx" else (args.mlx_path, args.torch_path)
     target = user_path(target)
-    adapter = convert(source, target, args.to, getattr(mx, args.dtype) if args.dtype else None)
+    adapter = convert(source, target, args.to, dtype)
     print(f"Read {source}: {adapter.file} ({_FORMATS[adapter.file]})")
     print(f"Wrote {target}: {adapter.parameters:,} parameters in {len(adapter.weights_by_layer())} layers")
     if args.upload_repo is not None:

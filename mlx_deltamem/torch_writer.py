@@ -48,15 +48,25 @@ def save(path: Path | str, tensors: Mapping[str, mx.array]) -> None:
                 f"{path}: {name!r} is {array.dtype}, expected float32, bfloat16 or float16; use .astype(mx.float32)"
             )
     with new_file(path) as temporary, temporary.open("wb") as file:
-        _write_archive(file, items)
+        _write_archive(file, _pickled(items), [array for _, array in items])
 
 
-def _write_archive(file: BinaryIO, items: Sequence[tuple[str, mx.array]]) -> None:
+def save_none(path: Path | str) -> None:
+    """Write what `torch.save(None, path)` writes, for a file that must be there and holds nothing.
+
+    Raises:
+        OSError: The file could not be written; what was at `path` before is unchanged.
+    """
+    with new_file(Path(path)) as temporary, temporary.open("wb") as file:
+        _write_archive(file, pickle.PROTO + b"\x02" + pickle.NONE + pickle.STOP, [])
+
+
+def _write_archive(file: BinaryIO, pickled: bytes, arrays: Sequence[mx.array]) -> None:
     # torch.save also writes `.format_version`, which promises the very gaps its own zip writer leaves between entries.
     with ZipFile(file, "w") as archive:
-        _add_entry(archive, file, "data.pkl", _pickled(items))
+        _add_entry(archive, file, "data.pkl", pickled)
         _add_entry(archive, file, "byteorder", b"little")
-        for index, (_, array) in enumerate(items):
+        for index, array in enumerate(arrays):
             _add_entry(archive, file, f"data/{index}", _bits(array))
         _add_entry(archive, file, "version", b"3\n")
 
