@@ -13,6 +13,8 @@ that is named). What is by layer is an object whose names are the layers; a numb
   history, template_options, keeps_text, has_system_prompt, system, tokens, turns (a list of message_tokens,
   reply_tokens, ending_tokens, writing, kept, changed, kept_mean, changed_mean, half_life, user, reply), state_shape,
   state_bytes, states (a list of layer, norm, largest, effective_rank)
+- `reports.foreign.ForeignReport`: kind ("foreign session"), file, format, bytes, has_system_prompt, turns, tokens,
+  system, messages, state_shape, state_bytes, states (as above)
 - `reports.diff.AdapterDiff`: kind ("adapter diff"), a, b, identical, fields, tensors (by name: distances, which have
   relative and cosine, only_in_a, only_in_b, misfits), types
 - `reports.diff.SessionDiff`: kind ("session diff"), a, b, identical, fields, parting (shared_turns, shared_tokens,
@@ -29,12 +31,14 @@ from rich.console import RenderableType
 from mlx_deltamem.adapter_folder import load_adapter
 from mlx_deltamem.command import command
 from mlx_deltamem.files import user_path
+from mlx_deltamem.foreign_session import foreign_format
 from mlx_deltamem.loading import load
 from mlx_deltamem.plots.option import add_plot_option, check_plot, load_figures
 from mlx_deltamem.progress import reading_progress
 from mlx_deltamem.reports.adapter import AdapterReport, adapter_report
 from mlx_deltamem.reports.diff import AdapterDiff, SessionDiff, adapter_diff, session_diff
 from mlx_deltamem.reports.document import as_document
+from mlx_deltamem.reports.foreign import ForeignReport, foreign_report
 from mlx_deltamem.reports.model import ModelReport, attach_and_report
 from mlx_deltamem.reports.report import Report
 from mlx_deltamem.reports.session import SessionReport, session_report
@@ -42,6 +46,7 @@ from mlx_deltamem.reports.trace import trace_text
 from mlx_deltamem.session_file import SUFFIX
 from mlx_deltamem.tables.adapter import adapter_tables, model_tables
 from mlx_deltamem.tables.diff import adapter_diff_tables, session_diff_tables
+from mlx_deltamem.tables.foreign import foreign_tables
 from mlx_deltamem.tables.printing import print_tables
 from mlx_deltamem.tables.session import session_tables
 from mlx_deltamem.tables.trace import trace_tables
@@ -60,8 +65,8 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "what",
         nargs="+",
         metavar="ADAPTER_OR_SESSION",
-        help="An adapter (a folder, or a Hub repo USER/NAME[@REVISION]) or the .safetensors file of a chat. "
-        "`diff A B` compares two adapters or two chats.",
+        help="An adapter (a folder, or a Hub repo USER/NAME[@REVISION]), the .safetensors file of a chat, or a chat of "
+        "others (a session folder of the reference, a .npz of states). `diff A B` compares two adapters or two chats.",
     )
     parser.add_argument("--model", help="With an adapter: the folder or Hub repo of a model to attach it to.")
     parser.add_argument("--text", type=Path, metavar="FILE", help="With --model: a text to run through it.")
@@ -110,8 +115,10 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _is_session(name: str) -> bool:
-    """Whether a name is meant to be a chat's file rather than an adapter."""
+    """Whether a name is meant to be a chat rather than an adapter."""
     path = user_path(name)
+    if foreign_format(path) is not None:
+        return True
     return not path.is_dir() and (path.exists() or path.suffix == SUFFIX)
 
 
@@ -121,7 +128,9 @@ def _inspect(args: argparse.Namespace) -> Report:
     if args.model is not None:
         return _model(args)
     if _is_session(args.what[0]):
-        return session_report(user_path(args.what[0]), args.messages)
+        path = user_path(args.what[0])
+        report = session_report if foreign_format(path) is None else foreign_report
+        return report(path, args.messages)
     return adapter_report(load_adapter(args.what[0]))
 
 
@@ -165,6 +174,8 @@ def _tables(report: Report) -> list[RenderableType]:
             return model_tables(report) + ([] if report.trace is None else trace_tables(report))
         case SessionReport():
             return session_tables(report)
+        case ForeignReport():
+            return foreign_tables(report)
         case AdapterDiff():
             return adapter_diff_tables(report)
         case SessionDiff():

@@ -5,12 +5,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from mlx_deltamem.plots.layers import layer_charts
-from mlx_deltamem.plots.session import session_figure
+from mlx_deltamem.plots.session import memory_figure, session_figure
 from mlx_deltamem.plots.style import save_figure
 from mlx_deltamem.plots.trace import trace_figure
 from mlx_deltamem.reports.adapter import AdapterReport
 from mlx_deltamem.reports.diff import AdapterDiff, SessionDiff
 from mlx_deltamem.reports.distance import Comparison
+from mlx_deltamem.reports.foreign import ForeignReport
 from mlx_deltamem.reports.model import ModelReport
 from mlx_deltamem.reports.report import Report
 from mlx_deltamem.reports.session import SessionReport
@@ -28,8 +29,8 @@ def draw(report: Report, path: Path) -> None:
 def figure_of(report: Report) -> Figure:
     """Draw a report: each kind has a figure of its own."""
     match report:
-        case SessionReport():
-            return session_figure(report)
+        case SessionReport() | ForeignReport():
+            return session_figure(report) if isinstance(report, SessionReport) else memory_figure(report)
         case ModelReport(trace=None):
             return layer_charts(
                 f"{_on(report)}: correction heads relative to the projections they correct",

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mlx_deltamem.plots.states import StateTiles
 from mlx_deltamem.plots.style import BAND, LINES, SMALL, WIDTH, add_title, limits, marked, styled
+from mlx_deltamem.reports.foreign import ForeignReport
 from mlx_deltamem.reports.session import SessionReport
 
 _DRIFT_HEIGHT = 1.2
@@ -38,6 +39,18 @@ def session_figure(report: SessionReport) -> Figure:
     if kept.get_legend_handles_labels()[0]:
         kept.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0)
     changed.set_xlabel("turn")
+    return figure
+
+
+@styled
+def memory_figure(report: ForeignReport) -> Figure:
+    """Draw the memory of a chat of which no more is known."""
+    if not report.arrays:
+        raise ValueError(f"{report.file} holds an empty memory; there is nothing to draw")
+    tiles = StateTiles(report.arrays, WIDTH)
+    figure = Figure(figsize=(WIDTH, tiles.height + _BETWEEN), layout="constrained")
+    add_title(figure, f"{Path(report.file).name}: the memory")
+    tiles.draw(figure.subplots())
     return figure
 
 

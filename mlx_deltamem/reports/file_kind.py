@@ -6,8 +6,9 @@ import struct
 from pathlib import Path
 
 from mlx_deltamem.adapter import WEIGHTS_FILE
-from mlx_deltamem.adapter_folder import NPZ_FILE, TORCH_FILE
+from mlx_deltamem.adapter_folder import NPZ_FILE, PLAIN_FILE, TORCH_FILE
 from mlx_deltamem.config import CONFIG_FILE
+from mlx_deltamem.foreign_session import foreign_format
 
 _BEGINNING = 4096
 _LARGEST_HEADER = 100_000_000
@@ -22,6 +23,9 @@ def check_session(path: Path) -> None:
         FileNotFoundError: There is no such file.
         ValueError: It is something else, and what; or it is cut short.
     """
+    kind = foreign_format(path)
+    if kind is not None and path.exists():
+        raise ValueError(f"{path} is {kind}; expected a session that a chat of mlx_deltamem saved")
     if not path.is_file():
         raise FileNotFoundError(f"there is no session file {path}")
     header = _safetensors_header(path)
@@ -36,7 +40,7 @@ def check_session(path: Path) -> None:
 
 def _kind(path: Path, header: dict | None) -> str:
     """What a file that is no session is, in words."""
-    if path.name in (WEIGHTS_FILE, TORCH_FILE, NPZ_FILE, CONFIG_FILE):
+    if path.name in (WEIGHTS_FILE, TORCH_FILE, NPZ_FILE, PLAIN_FILE, CONFIG_FILE):
         return f"a file of the adapter in {path.parent}, which is inspected as a folder"
     if header is not None:
         tensors = [name for name in header if name != "__metadata__"]
