@@ -9,7 +9,7 @@ from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.loading import load
 from mlx_deltamem.scan import delta_scan
 from mlx_deltamem.session import ChatSession
-from mlx_deltamem.use import read_only, write_spans
+from mlx_deltamem.use import read_only, write_mask, write_spans
 
 __all__ = [
     "Adapter",
@@ -28,5 +28,6 @@ __all__ = [
     "reset_memory",
     "save_adapter",
     "set_memory",
+    "write_mask",
     "write_spans",
 ]

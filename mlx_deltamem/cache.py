@@ -88,11 +88,38 @@ def set_memory(cache: PromptCache, states: Mapping[int, mx.array]) -> None:
         ValueError: The cache has no memory, or not for such a layer or of such a shape; nothing is changed then.
     """
     entry = _memory_entry(cache)
-    present = memory(cache)
-    replaced = list(entry.cache)
+    entry.cache = _replaced(entry.cache, states)
+
+
+def check_states(present: Sequence[mx.array], states: Mapping[int, mx.array]) -> list[mx.array]:
+    """The memory of one sequence with the states of some layers replaced.
+
+    Args:
+        present: By layer index, `[1, H, r, r]` float32, or `[1, 0, 0, 0]` for a layer without a memory.
+        states: By layer index, `[1, H, r, r]` (or `[1, r, r]` where H is 1), as `memory` gives them.
+
+    Returns:
+        By layer index, as `present`, which stays as it is.
+
+    Raises:
+        ValueError: A layer has no memory, or a state another shape, several rows or numbers that are not finite.
+    """
+    replaced = _replaced(present, states)
+    for layer in states:
+        if replaced[layer].shape[0] != 1:
+            raise ValueError(f"the state for layer {layer} has {replaced[layer].shape[0]} rows; expected one")
+        if not mx.isfinite(replaced[layer]).all():
+            raise ValueError(f"the state for layer {layer} has numbers that are not finite; use another memory")
+    return replaced
+
+
+def _replaced(present: Sequence[mx.array], states: Mapping[int, mx.array]) -> list[mx.array]:
+    """States by layer index, some of them replaced, all evaluated."""
+    layers = [layer for layer, state in enumerate(present) if state.shape[-1]]
+    replaced = list(present)
     for layer, state in states.items():
-        if layer not in present:
-            raise ValueError(f"layer {layer} has no memory; the layers that have one are {sorted(present)}")
+        if layer not in layers:
+            raise ValueError(f"layer {layer} has no memory; the layers that have one are {layers}")
         heads, rank, _ = present[layer].shape[1:]
         by_head = state[:, None] if heads == 1 and state.ndim == 3 else state
         if by_head.shape[1:] != (heads, rank, rank):
@@ -103,7 +130,7 @@ def set_memory(cache: PromptCache, states: Mapping[int, mx.array]) -> None:
             f"the states have batch sizes {[s.shape[0] for s in replaced]}; expected one size for all layers"
         )
     mx.eval(replaced)
-    entry.cache = replaced
+    return replaced
 
 
 def reset_memory(cache: PromptCache) -> None:

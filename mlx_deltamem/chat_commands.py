@@ -10,19 +10,30 @@ from mlx_lm.generate import GenerationResponse
 from rich.console import Console
 from rich.markup import escape
 
+from mlx_deltamem.comparison import compare, side_by_side
+from mlx_deltamem.history import FULL
+from mlx_deltamem.history import NONE as HISTORY_NONE
 from mlx_deltamem.memory_view import memory_view
 from mlx_deltamem.options import reply_options
+from mlx_deltamem.remembered import to_remember
 from mlx_deltamem.runner import Progress
 from mlx_deltamem.session import ChatSession
+from mlx_deltamem.writing import ALL, MEANINGS, NONE
+
+_LONGEST_SHOWN = 200
 
 HELP = """\
 /help              this list
 /undo              take the last turn back
-/edit N TEXT       change message N and run again what follows (/messages shows the numbers)
-/messages          the chat so far
+/edit N TEXT       change message N; the others stay as they are, the replies too, and are run again
+/messages          the chat so far, with the numbers for /edit
 /retry             another reply to the last message
 /fork              go on in a copy of this chat; /fork N goes to copy N
-/readonly          leave the memory as it is from now on; again: write it again
+/remember X        write the file X, or the text X, into the memory, without a reply
+/history [X]       what the model sees of earlier turns: full, none, or a number of tokens
+/write [X]         what is written into the memory: all, after, user, assistant or none
+/readonly          as /write none; again: as it was before
+/compare QUESTION  the same question with the memory and without, both only asked
 /memory            draw the memory, and what the last turn did to it
 /save [FILE]       save the chat; with FILE, it is saved there from then on
 /load FILE         go on with a saved chat
@@ -71,7 +82,7 @@ class ChatCommands:
     ):
         self._copies = [_Copy(chat, args.session)]
         self._current = 0
-        self._read_only = False
+        self._write_before = chat.write
         self._save_kv: bool = args.save_kv
         self._options = reply_options(args)
         self._console = console
@@ -92,13 +103,18 @@ class ChatCommands:
             "/fork": self._fork,
             "/save": self._save,
             "/load": self._load,
+            "/remember": self._remember,
+            "/history": self._history,
+            "/write": self._write_mode,
+            "/compare": self._compare,
         }
 
     @property
     def label(self) -> str:
         """What the prompt says of the chat: which copy it is, and whether its memory is written."""
         parts = [str(self._current + 1)] if len(self._copies) > 1 else []
-        return " ".join(parts + (["read only"] if self._read_only else []))
+        write = {ALL: "", NONE: "read only"}.get(self._chat.write, f"write {self._chat.write}")
+        return " ".join([*parts, write]).strip()
 
     def do(self, line: str) -> None:
         """Do what a line that begins with / says.
@@ -125,9 +141,7 @@ class ChatCommands:
         """
 
         def reply(progress: Progress) -> Iterator[GenerationResponse]:
-            return self._chat.stream(
-                text, read_only=self._read_only, prompt_progress_callback=progress, **self._options
-            )
+            return self._chat.stream(text, prompt_progress_callback=progress, **self._options)
 
         if self._show_reply(reply):
             self._changed()
@@ -169,7 +183,7 @@ class ChatCommands:
 
     def _undo(self) -> None:
         text = self._chat.undo()
-        self.say(f"took back: {text}")
+        self.say(f"took back: {_shortened(text)}")
         self._changed()
 
     def _edit(self, rest: str) -> None:
@@ -183,14 +197,19 @@ class ChatCommands:
         except KeyboardInterrupt:
             self.say("(stopped; the messages are as they were)")
             return
-        self.say(f"changed message {index}; the others are as they were")
+        self.say(f"changed message {index}; the others, and the replies, are as they were (/retry asks anew)")
         self._changed()
 
     def _messages(self) -> None:
         messages = self._chat.messages
         for index, message in enumerate(messages):
             self._console.print(f"[bold]{index} {message['role']}:[/] {escape(message['content'])}", style="dim")
-        if not messages:
+        for turn in self._chat.turns:
+            if turn.remembered:
+                tokens = len(turn.opening.ids)
+                text = escape(_shortened(turn.text))
+                self._console.print(f"[bold]remembered:[/] {text} ({tokens:,} tokens)", style="dim")
+        if not self._chat.turns and not messages:
             self.say("no messages yet")
 
     def _retry(self) -> None:
@@ -221,8 +240,45 @@ class ChatCommands:
         self._current = len(self._copies) - 1
 
     def _toggle_read_only(self) -> None:
-        self._read_only = not self._read_only
-        self.say("the memory is read only" if self._read_only else "the memory is written again")
+        write = self._chat.write
+        self._chat.write = self._write_before if write == NONE else NONE
+        self._write_before = ALL if write == NONE else write
+        self.say("the memory is read only" if write != NONE else f"the memory is written again: {self._chat.write}")
+
+    def _write_mode(self, rest: str) -> None:
+        if rest:
+            self._chat.write = rest
+        self.say(f"written into the memory: {self._chat.write}, {MEANINGS[self._chat.write]}")
+
+    def _history(self, rest: str) -> None:
+        if rest:
+            self._chat.history = rest
+            self._copies[self._current].is_saved = False
+        seen = {FULL: "all of their text", HISTORY_NONE: "nothing"}.get(self._chat.history, "so many tokens of it")
+        self.say(f"seen of earlier turns: {self._chat.history}, {seen}")
+
+    def _remember(self, rest: str) -> None:
+        if not rest:
+            raise ValueError("/remember needs a file name, or a text")
+        with self._console.status("") as status:
+            try:
+                with self._stoppable():
+                    self._chat.remember(
+                        to_remember(rest),
+                        progress=lambda done, total: status.update(f"[dim]read {done} of {total} tokens[/]"),
+                    )
+            except KeyboardInterrupt:
+                self.say("(stopped; the memory is as it was)")
+                return
+        self.say(f"remembered {len(self._chat.turns[-1].opening.ids):,} tokens; /undo takes it back")
+        self._changed()
+
+    def _compare(self, rest: str) -> None:
+        if not rest:
+            raise ValueError("/compare needs a question")
+        with self._stoppable(), self._console.status(""):
+            replies = compare(self._chat, rest, **self._options)
+        self._console.print(side_by_side(replies))
 
     def _show_memory(self) -> None:
         drift = self._chat.drift
@@ -256,6 +312,10 @@ class ChatCommands:
 
     def _quit(self) -> None:
         raise LeavingError
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + " ..."
 
 
 def _number(text: str) -> int | None:

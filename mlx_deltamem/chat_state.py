@@ -1,6 +1,8 @@
-"""The state of a chat: its turns, and the prompt cache they led to, which can go back to any of their borders."""
+"""The state of a chat: its turns, the memory they led to, and the text that the model sees beside it."""
 
 import copy
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -9,92 +11,110 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
 
-from mlx_deltamem.attention import Observer
-from mlx_deltamem.cache import MemoryLayout, PromptCache
+from mlx_deltamem.cache import MemoryLayout, PromptCache, make_prompt_cache
 from mlx_deltamem.drift import Drift, changes
-from mlx_deltamem.history import NONE, History, Mark, go_back, make_chat_cache, mark
+from mlx_deltamem.history import FULL, History, go_back, mark
 from mlx_deltamem.reads import Reads
-from mlx_deltamem.runner import Progress, read
+from mlx_deltamem.runner import Progress, read, start_length, window, write_text
 from mlx_deltamem.segments import Segments
-from mlx_deltamem.turn import Border, States, Turn, part
+from mlx_deltamem.turn import NO_SEGMENTS, Border, States, Turn, segments_of
 from mlx_deltamem.use import observing
 
 
 class ChatState:
-    """The turns of a chat and the prompt cache after the last of them.
+    """The turns of a chat, the memory after the last of them, and a prompt cache.
 
-    The turns are the truth. The cache can be made from them at any time by running their tokens again; it is made when
-    it is needed, and dropped where going back in it is not possible.
+    The turns are the truth. With history `full` the cache holds the text of all of them; it is made by running their
+    tokens again where there is none, and dropped where it cannot go back. With any other history each turn makes a
+    cache of its own: the visible start and the last tokens are read anew, with the memory of now.
 
     Args:
         model: An attached model.
-        history: What of the text is kept.
+        history: What the model sees of earlier turns.
         turns: The turns so far.
-        states: The memory after them; None: as running them gives it.
+        states: The memory after them, by layer index; None: an empty one.
     """
 
     def __init__(self, model: nn.Module, history: History, turns: Sequence[Turn] = (), states: States | None = None):
         self.model = model
-        self.history = history
         self.turns: list[Turn] = list(turns)
-        self._states = states
+        self.memory_set = False
+        self._history = history
+        self._states = self._empty() if states is None else list(states)
         self._cache: PromptCache | None = None
         # The border before a turn that is under way.
         self._begun_at: Border | None = None
-        # With history `none`, where every turn begins: after the system prompt.
-        self._start: Mark | None = None
+
+    @property
+    def history(self) -> History:
+        return self._history
+
+    @history.setter
+    def history(self, history: History) -> None:
+        self._history, self._cache = history, None
 
     @property
     def states(self) -> States:
         """The memory after the last turn, by layer index."""
-        if self._cache is None and self._states is None and self.turns:
-            self._make_cache(self.turns[0].opening)
-        if self._cache is not None:
-            return list(self._cache[-1].cache)
-        if self._states is not None:
-            return self._states
-        layout: MemoryLayout = self.model.memory_layout
-        return [mx.zeros((1, *shape)) for shape in layout.shapes]
+        return list(self._states)
+
+    @property
+    def cache(self) -> PromptCache | None:
+        """The prompt cache after the last turn, or of the turn under way; None where it is yet to be made."""
+        return self._cache
 
     @property
     def writes_tokens(self) -> bool:
         """Whether the adapter writes single tokens rather than means."""
         return self.model.attachment.config.memory_write_granularity == "token"
 
-    @property
-    def cache(self) -> PromptCache | None:
-        """The prompt cache after the last turn; None where it is yet to be made."""
-        return self._cache
+    def restore_text(self, text: PromptCache) -> None:
+        """Take over the keys and values that the turns led to."""
+        self._cache = [*text, make_prompt_cache(self.model)[-1]]
+        self._cache[-1].cache = self.states
 
-    def restore_cache(self, cache: PromptCache) -> None:
-        """Take over the prompt cache that the turns led to."""
-        self._cache = cache
+    def set_memory(self, states: States) -> None:
+        """Go on from this memory; the turn that comes next keeps that it was set."""
+        self._states, self.memory_set = list(states), True
+        if self._cache is not None:
+            self._cache[-1].cache = list(states)
 
     def fork(self) -> "ChatState":
         """A second state that shares nothing that either could change."""
-        other = ChatState(self.model, self.history, self.turns, self._states)
+        other = ChatState(self.model, self._history, self.turns, self._states)
         # Arrays share their numbers until one side writes.
-        other._cache, other._start = copy.deepcopy(self._cache), self._start
+        other._cache, other.memory_set = copy.deepcopy(self._cache), self.memory_set
         return other
 
+    def check_fits(self, turn: Turn) -> None:
+        """Check that a turn's messages and what is seen before them fit into the model's window.
+
+        Raises:
+            ValueError: They do not.
+        """
+        longest, said = window(self.model), len(turn.opening.ids)
+        seen = len(segments_of(self.turns).ids) if self._history == FULL else len(self._seen(turn).ids)
+        if longest is not None and seen + said > longest:
+            raise ValueError(
+                f"the message is {said} tokens on top of {seen} in view; the model's window is {longest}: "
+                "shorten it, or use a history of fewer tokens"
+            )
+
     def begin(self, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE, progress: Progress | None = None) -> Turn:
-        """Run a turn's message.
+        """Run a turn's messages.
 
         Returns:
             The turn with its borders, the model's logits, and the kept share of the memory in its drift.
+
+        Raises:
+            ValueError: They do not fit into the model's window.
         """
-        cache = self._cache if self._cache is not None else self._make_cache((self.turns or [turn])[0].opening)
-        opening = turn.opening
-        if self._start is not None:
-            go_back(cache, self._start)
-        before = self._begun_at = self._border()
-        if self.history == NONE and self._start is None:
-            opening = self._read_start(opening, turn.writing)
-        gates: dict[int, list[mx.array]] = {}
-        with observing(self.model, _gate_collector(gates)):
-            logits = read(self.model, cache, opening, turn.writing, step, progress)
-        drift = Drift(_means(gates) or {layer: 1.0 for layer, state in enumerate(self.states) if state.size}, {})
-        return replace(turn, before=before, between=self._border(), logits=logits, drift=drift)
+        self.check_fits(turn)
+        turn, cache = self._placed(turn, step)
+        with observing(self.model, collector := _KeepGates()):
+            logits = read(self.model, cache, turn.opening, turn.opening_written, step, progress)
+        drift = Drift(collector.means() or self._all_kept(), {})
+        return replace(turn, between=self._border(), logits=logits, drift=drift)
 
     def finish(self, turn: Turn, reply: Segments | None = None, ending: Segments | None = None) -> None:
         """End a turn that was begun and add it to the chat.
@@ -104,21 +124,38 @@ class ChatState:
             reply: The tokens of the reply that are yet to be run.
             ending: Those of its ending; default: all of them.
         """
+        if turn.is_written_when_ended:
+            self._write_ended(turn)
+            return
         for segments in (reply, turn.ending if ending is None else ending):
             if segments is not None and segments.ids:
-                read(self.model, self._cache, segments, turn.writing, want_logits=False)
-        moved = changes(turn.before.states, self.states)
-        if self.turns:
-            self.turns[-1] = self.turns[-1].as_earlier()
-        self.turns.append(replace(turn, drift=replace(turn.drift, changed=moved)))
-        self._states = self.states
+                read(self.model, self._cache, segments, turn.reply_written, want_logits=False)
+        self._add(turn, list(self._cache[-1].cache))
+
+    def remember(self, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE, progress: Progress | None = None) -> None:
+        """Write a text into the memory and add it as a turn without a reply; the model's text stays as it is."""
+        turn = self._with_border(turn)
+        with observing(self.model, collector := _KeepGates()):
+            told = collector.then(progress)
+            states = write_text(self.model, self._states, turn.opening, turn.opening_written, step=step, progress=told)
+        self._add(replace(turn, drift=Drift(collector.means() or self._all_kept(), {})), states)
+        if self._cache is not None:
+            self._cache[-1].cache = list(states)
 
     def run_again(self, turn: Turn) -> None:
         """Run a turn as it was, or as it was changed, on what the chat is now."""
-        self.finish_again(self.begin(turn))
+        if turn.memory_set:
+            self.set_memory(turn.before.states)
+        if turn.remembered:
+            self.remember(turn)
+        elif turn.is_written_when_ended:
+            self.check_fits(turn)
+            self._write_ended(self._placed(turn)[0])
+        else:
+            self.finish_again(self.begin(turn))
 
     def finish_again(self, turn: Turn) -> None:
-        """Run the reply of a turn whose message has just been run, and add the turn to the chat."""
+        """Run the reply of a turn whose messages have just been run, and add the turn to the chat."""
         unread = [-1] * len(turn.reply_ids)
         self.finish(turn, reply=Segments(list(turn.reply_ids), unread, unread))
 
@@ -129,12 +166,122 @@ class ChatState:
 
     def return_to_reply(self, index: int) -> bool:
         """Take the reply of turn `index` and all later turns back; False, and nothing done, where that cannot be."""
-        # With history `none`, the text in the cache is that of the last turn.
-        reachable = self.history != NONE or index == len(self.turns) - 1
-        if not reachable or not self._go_to(self.turns[index].between):
+        turn = self.turns[index]
+        # Without the whole text, the cache is that of the last turn.
+        reachable = not turn.remembered and (self._history == FULL or index == len(self.turns) - 1)
+        if not reachable or not self._go_to(turn.between):
             return False
-        self.turns = self.turns[:index]
+        self._take_back(index)
         return True
+
+    def return_to(self, index: int) -> None:
+        """Take turn `index` and all later ones back."""
+        turns = self.turns
+        # Where a file did not keep the border, what follows from the one before it is run again.
+        kept = next(i for i in range(index, -1, -1) if i == 0 or turns[i].before is not None)
+        border = turns[kept].before
+        states = self._empty() if border is None else border.states
+        self._take_back(kept)
+        self._states = list(states)
+        if border is None or not (self._history == FULL and self._go_to(border)):
+            self._cache = None
+        for turn in turns[kept:index]:
+            self.run_again(turn)
+
+    @contextmanager
+    def turn_or_nothing(self) -> Iterator[None]:
+        """A turn that leaves no trace where it fails before it is added to the chat."""
+        count = len(self.turns)
+        try:
+            yield
+        except BaseException:
+            if len(self.turns) == count and not (self._history == FULL and self._go_to(self._begun_at)):
+                self._cache = None
+            raise
+        finally:
+            self._begun_at = None
+
+    def all_or_nothing(self) -> AbstractContextManager[None]:
+        """A change of the chat that leaves it as it was if it fails; a reply that is closed early has not failed."""
+        return self._or_else(list(self.turns), self._states, self.memory_set)
+
+    @contextmanager
+    def _or_else(self, turns: list[Turn], states: States, memory_set: bool) -> Iterator[None]:
+        """Within it, an error leaves the chat with these turns and this memory."""
+        try:
+            yield
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.turns, self._states, self.memory_set, self._cache = turns, states, memory_set, None
+            raise
+
+    def _take_back(self, index: int) -> None:
+        """Take turns off the list, and with them what the first of them began from."""
+        self.memory_set = self.turns[index].memory_set
+        self.turns = self.turns[:index]
+
+    def _placed(self, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE) -> tuple[Turn, PromptCache]:
+        """The turn with the border before it, and a cache in which what it sees of earlier turns has been read."""
+        if self._history != FULL:
+            cache = make_prompt_cache(self.model)
+        elif self._cache is None:
+            cache = self._run_all()
+        else:
+            cache = self._cache
+        cache[-1].cache = list(self._states)
+        self._cache = cache
+        turn = self._with_border(turn)
+        self._begun_at = turn.before
+        seen = NO_SEGMENTS if self._history == FULL else self._seen(turn)
+        if seen.ids:
+            read(self.model, cache, seen, False, step, want_logits=False)
+        return turn, cache
+
+    def _with_border(self, turn: Turn) -> Turn:
+        text = mark(self._cache) if self._cache is not None and self._history == FULL else None
+        return replace(turn, before=Border(self.states, text), memory_set=self.memory_set)
+
+    def _seen(self, turn: Turn) -> Segments:
+        """What a turn sees before its own messages, without the whole text: the visible start and the last tokens.
+
+        The first turn has the start in its own messages. Tool results see the turns that they belong to.
+        """
+        said = [earlier for earlier in self.turns if not earlier.remembered]
+        if not said:
+            return NO_SEGMENTS
+        opening = said[0].opening.ids
+        start = opening[: start_length(said[0].opening)]
+        wanted = max(self._history if isinstance(self._history, int) else 0, _tokens_of_tool_loop(said, turn))
+        ids = [*start, *_last_tokens(said, wanted, len(start))]
+        return Segments(ids, [-1] * len(ids), [-1] * len(ids))
+
+    def _write_ended(self, turn: Turn) -> None:
+        """Write a turn that has been read, or is known, as one text, and add it to the chat."""
+        cache = self._cache
+        if self._history != FULL or not self._go_to(turn.before):
+            self._cache = None
+            turn, cache = self._placed(turn)
+        with observing(self.model, collector := _KeepGates()):
+            read(self.model, cache, turn.segments, want_logits=False)
+        drift = Drift(collector.means() or self._all_kept(), {})
+        # The text that was read has given way to the text that was written.
+        self._add(replace(turn, between=None, logits=None, drift=drift), list(cache[-1].cache))
+
+    def _add(self, turn: Turn, states: States) -> None:
+        """Add a turn to the chat, with how far it moved the memory."""
+        moved = changes(turn.before.states, states)
+        if not all(map(math.isfinite, moved.values())):
+            warnings.warn(
+                "the memory is not finite after this turn, so that replies mean nothing: undo() goes back to before "
+                "it, reset() forgets everything",
+                stacklevel=2,
+            )
+        if self.turns:
+            earlier = self.turns[-1].as_earlier()
+            self.turns[-1] = earlier if self._history == FULL else replace(earlier, between=None)
+        self.turns.append(replace(turn, drift=replace(turn.drift, changed=moved)))
+        self._states, self.memory_set = states, False
 
     def _go_to(self, border: Border | None) -> bool:
         """Take the cache back to a border whose text it holds; False where that cannot be done."""
@@ -143,115 +290,84 @@ class ChatState:
         self._cache[-1].cache = list(border.states)
         return True
 
-    def return_to(self, index: int) -> None:
-        """Take turn `index` and all later ones back."""
-        turns = self.turns
-        # Where a file did not keep the border, what follows from the one before it is run again.
-        kept = next(i for i in range(index, -1, -1) if i == 0 or turns[i].before is not None)
-        self._cut(kept)
-        for turn in turns[kept:index]:
-            self.run_again(turn)
-
-    def _cut(self, index: int) -> None:
-        """Take turns back to a border that was kept, or to the beginning."""
-        border = self.turns[index].before
-        self.turns = self.turns[:index]
-        if index == 0:
-            self.drop_cache(None)
-            return
-        if self._start is not None:
-            # Every turn begins at the start, so the place of this one's text does not matter.
-            border = replace(border, text=self._start)
-        if self._go_to(border):
-            self._states = border.states
-        else:
-            self.drop_cache(border.states)
-
-    @contextmanager
-    def turn_or_nothing(self) -> Iterator[None]:
-        """A turn that leaves no trace where it fails before it is added to the chat."""
-        count, states = len(self.turns), self.states
-        try:
-            yield
-        except BaseException:
-            if len(self.turns) == count and not self._go_to(self._begun_at):
-                self.drop_cache(states)
-            raise
-        finally:
-            self._begun_at = None
-
-    def drop_cache(self, states: States | None) -> None:
-        """Have the cache made again when it is needed; `states` is the memory, None: as running the turns gives it."""
-        self._cache, self._start, self._states = None, None, states
-
-    def all_or_nothing(self) -> AbstractContextManager[None]:
-        """A change of the chat that leaves it as it was if it fails; a reply that is closed early has not failed."""
-        return self._or_else(list(self.turns), self.states)
-
-    @contextmanager
-    def _or_else(self, turns: list[Turn], states: States | None) -> Iterator[None]:
-        """Within it, an error leaves the chat with these turns and this memory."""
-        try:
-            yield
-        except GeneratorExit:
-            raise
-        except BaseException:
-            self.turns = turns
-            self.drop_cache(states)
-            raise
-
-    def _make_cache(self, first: Segments) -> PromptCache:
-        """Make the cache that the turns led to; `first` is the opening of the first turn."""
-        turns, states = self.turns, self._states
-        self._cache = make_chat_cache(self.model, self.history, _system_tokens(first))
-        with self._or_else(turns, states):
-            self._run_turns(turns, states)
+    def _run_all(self) -> PromptCache:
+        """A cache with the text of all turns; the memory stays as it is known to be."""
+        turns, states, memory_set = self.turns, self._states, self.memory_set
+        self._cache = make_prompt_cache(self.model)
+        if not turns:
+            return self._cache
+        with self._or_else(turns, states, memory_set):
+            self.turns, self._states, self.memory_set = [], self._empty(), False
+            for index, turn in enumerate(turns):
+                after = turns[index + 1].before if index + 1 < len(turns) else Border(states, None)
+                if turn.remembered and after is not None:
+                    # No text of it is seen, and what it led to is known.
+                    self.turns.append(turn)
+                    self._states = list(after.states)
+                else:
+                    self.run_again(turn)
+            self._states, self.memory_set = states, memory_set
         return self._cache
-
-    def _run_turns(self, turns: list[Turn], states: States | None) -> None:
-        """Fill an empty cache with what the turns left in it; `states` is the memory they led to, if that is known."""
-        if self.history == NONE and turns and states is not None:
-            # No text of the turns is in the cache, only the system prompt.
-            self._read_start(turns[0].opening, turns[0].writing)
-        else:
-            self.turns = []
-            for turn in turns:
-                self.run_again(turn)
-        if states is not None:
-            self._cache[-1].cache = list(states)
-
-    def _read_start(self, opening: Segments, writing: bool) -> Segments:
-        """Run the system prompt and mark where it ends; returns what is left of the opening."""
-        count = _system_tokens(opening)
-        if count:
-            # Adapters that write means write no system prompt, and would write it token by token were it alone.
-            system = part(opening, slice(0, count))
-            read(self.model, self._cache, system, writing and self.writes_tokens, want_logits=False)
-        self._start = mark(self._cache)
-        return part(opening, slice(count, None))
 
     def _border(self) -> Border:
         return Border(list(self._cache[-1].cache), mark(self._cache))
 
+    def _empty(self) -> States:
+        layout: MemoryLayout = self.model.memory_layout
+        return [mx.zeros((1, *shape)) for shape in layout.shapes]
 
-def _gate_collector(gates: dict[int, list[mx.array]]) -> Observer:
-    """Notes the keep gates of every pass by layer."""
+    def _all_kept(self) -> dict[int, float]:
+        return {layer: 1.0 for layer, state in enumerate(self._states) if state.size}
 
-    def note(layer: int, reads: Reads, _: mx.array) -> None:
+
+class _KeepGates:
+    """An `Observer`: the mean keep gate of the tokens that are written, by layer."""
+
+    def __init__(self):
+        self._sums: dict[int, tuple[mx.array, mx.array]] = {}
+
+    def __call__(self, layer: int, reads: Reads, output: mx.array) -> None:
         if reads.written:
-            gates.setdefault(layer, []).append(reads.gates.keep)
+            before = self._sums.get(layer, (mx.zeros(()), mx.zeros(())))
+            found = reads.sum_over_written(reads.gates.keep)
+            self._sums[layer] = (before[0] + found[0], before[1] + found[1])
 
-    return note
+    def then(self, progress: Progress | None) -> Progress:
+        """A progress callback that lets go of the activations that the sums are made of, and calls another one."""
+
+        def told(done: int, total: int) -> None:
+            mx.eval(list(self._sums.values()))
+            if progress is not None:
+                progress(done, total)
+
+        return told
+
+    def means(self) -> dict[int, float]:
+        """By layer; empty where nothing was written."""
+        if not self._sums:
+            return {}
+        shares = [found / mx.maximum(count, 1) for found, count in self._sums.values()]
+        return dict(zip(self._sums, mx.stack(shares).tolist(), strict=True))
 
 
-def _means(gates: dict[int, list[mx.array]]) -> dict[int, float]:
-    """The mean over all parts of each layer, evaluated together."""
-    if not gates:
-        return {}
-    means = [sum(part.sum() for part in parts) / sum(part.size for part in parts) for parts in gates.values()]
-    return dict(zip(gates, mx.stack(means).tolist(), strict=True))
+def _last_tokens(said: Sequence[Turn], wanted: int, start: int) -> list[int]:
+    """The last tokens of some turns, the visible start left out, which is the first `start` tokens of the first."""
+    parts: list[list[int]] = []
+    missing = wanted
+    for index in range(len(said) - 1, -1, -1):
+        if missing <= 0:
+            break
+        ids = said[index].segments.ids[0 if index else start :]
+        parts.append(ids[max(0, len(ids) - missing) :])
+        missing -= len(ids)
+    return [token for ids in reversed(parts) for token in ids]
 
 
-def _system_tokens(opening: Segments) -> int:
-    """How many tokens come before a chat's first message: the system prompt's."""
-    return next((i for i, index in enumerate(opening.message_ids) if index >= 0), 0)
+def _tokens_of_tool_loop(said: Sequence[Turn], turn: Turn) -> int:
+    """How many tokens the turns have that a turn's tool results belong to; 0 where it has none."""
+    tokens = 0
+    for earlier in reversed(said):
+        if turn.messages[0]["role"] != "tool":
+            break
+        tokens, turn = tokens + len(earlier.segments.ids), earlier
+    return tokens

@@ -9,10 +9,12 @@ from mlx_deltamem.kernels.build import on_gpu
 from mlx_deltamem.ops_engine import OpsEngine
 from mlx_deltamem.tokens import Variant
 
+Engine = OpsEngine | FusedEngine
+
 ops_engine = functools.cache(OpsEngine)
 
 
-def engine_for(variant: Variant, dtype: mx.Dtype, training: bool, masked: bool = False) -> OpsEngine | FusedEngine:
+def engine_for(variant: Variant, dtype: mx.Dtype, training: bool, masked: bool = False) -> Engine:
     """The engine for what is computed now.
 
     Args:

@@ -12,9 +12,12 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.cache import make_prompt_cache, memory
 from mlx_deltamem.command import command
+from mlx_deltamem.files import user_path
 from mlx_deltamem.options import add_chat_options, add_model_options, count_from, load_model, open_chat, reply_options
 from mlx_deltamem.progress import reading_progress
+from mlx_deltamem.remembered import read_remembered
 from mlx_deltamem.use import read_only
+from mlx_deltamem.writing import NONE
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -25,8 +28,17 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--prompt",
         "-p",
         action="append",
-        required=True,
+        default=[],
         help="The message; `-` reads it from standard input. Several are successive turns of one chat.",
+    )
+    parser.add_argument(
+        "--remember",
+        type=user_path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Write a text file, or the messages of a .json file, into the memory before the first prompt; `-` reads "
+        "standard input. May be given several times.",
     )
     add_chat_options(parser)
     parser.add_argument("--read-only", action="store_true", help="Read the memory without writing it.")
@@ -48,6 +60,8 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
+    if not args.prompt and not args.remember:
+        raise ValueError("there is no --prompt and no --remember; expected one of them")
     prompts = [_standard_input() if prompt == "-" else prompt for prompt in args.prompt]
     model, tokenizer = load_model(args)
     is_chat = tokenizer.has_chat_template and not args.ignore_chat_template
@@ -68,6 +82,10 @@ def _check(args: argparse.Namespace, is_chat: bool) -> None:
     for option in ("session", "history", "system_prompt"):
         if not is_chat and getattr(args, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')} is for chats; this runs without a chat template")
+    if not is_chat and (args.remember or args.write is not None):
+        raise ValueError("--remember and --write are for chats; this runs without a chat template")
+    if args.read_only and args.write not in (None, NONE):
+        raise ValueError(f"--read-only writes nothing, and --write is {args.write}; leave one of them out")
     if args.max_kv_size is not None and is_chat:
         raise ValueError("--max-kv-size is for --ignore-chat-template; a chat takes --history NUMBER")
 
@@ -78,6 +96,9 @@ def _chat(
     """Answer the prompts as turns of a chat; returns the memory after it."""
     chat = open_chat(model, tokenizer, args)
     options = reply_options(args) | _kv_options(args)
+    for path in args.remember:
+        with reading_progress(f"Reading {path}", args.verbose) as progress:
+            chat.remember(read_remembered(path), prefill_step_size=args.prefill_step_size, progress=progress)
     for prompt in prompts:
         with reading_progress("Reading the prompt", args.verbose) as progress:
             _print_reply(

@@ -1,14 +1,12 @@
-"""How much of the text a chat keeps: the keys and values of all of it, of the last tokens, or of none."""
+"""How much of earlier turns a chat's model sees beside its memory, and the way back in its keys and values."""
 
 import copy
 from dataclasses import dataclass
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx_lm.models import cache as mlx_lm_cache
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
-from mlx_deltamem.cache import PromptCache, make_prompt_cache
+from mlx_deltamem.cache import PromptCache
 
 History = str | int
 FULL, NONE = "full", "none"
@@ -26,58 +24,6 @@ def parse_history(history: str | int) -> History:
     if type(tokens) is not int or tokens < 1:
         raise ValueError(f"history is {history!r}; expected 'full', 'none' or a number of tokens >= 1")
     return tokens
-
-
-def make_chat_cache(model: nn.Module, history: History, system_tokens: int) -> PromptCache:
-    """An empty prompt cache with an empty memory, for a chat of that history.
-
-    Args:
-        model: An attached model.
-        history: A number keeps that many tokens of keys and values, and the system prompt before them.
-        system_tokens: The length of the system prompt.
-    """
-    cache = make_prompt_cache(model)
-    if isinstance(history, int):
-        size = history + system_tokens
-        cache[:-1] = [
-            RotatingKVCache(size, keep=system_tokens) if type(entry) is KVCache else entry for entry in cache[:-1]
-        ]
-    return cache
-
-
-class RotatingKVCache(mlx_lm_cache.RotatingKVCache):
-    """mlx-lm's cache of the first `keep` and the last `max_size - keep` tokens, in which each token sees just these.
-
-    mlx-lm's own mask lets the tokens of a long message see more than the last ones and less of the first ones, the
-    further they are in it; what they read would depend on how the message is cut. The name is mlx-lm's, which saves a
-    cache under the name of its class and loads mlx-lm's class then (`with_exact_windows` brings this one back).
-    """
-
-    def make_mask(
-        self,
-        N: int,  # noqa: N803  (mlx-lm's name)
-        window_size: int | None = None,
-        return_array: bool = False,
-    ) -> mx.array | str | None:
-        if N == 1:
-            return super().make_mask(N, window_size, return_array)
-        held = min(self.max_size - 1, self.offset)
-        if held + N <= self.max_size and window_size is None and not return_array:
-            return "causal"
-        key, query = mx.arange(held + N)[None], mx.arange(held, held + N)[:, None]
-        seen = (key < self.keep) | (key > query - (self.max_size - self.keep))
-        if window_size is not None:
-            seen = seen & (key > query - window_size)
-        return seen & (key <= query)
-
-
-def with_exact_windows(cache: PromptCache) -> PromptCache:
-    """A chat's cache as it was before mlx-lm saved and loaded it."""
-    for entry in cache:
-        # Windows that belong to the model keep no first tokens, and see the same either way.
-        if type(entry) is mlx_lm_cache.RotatingKVCache:
-            entry.__class__ = RotatingKVCache
-    return cache
 
 
 @dataclass(frozen=True)

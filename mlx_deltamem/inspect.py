@@ -10,9 +10,9 @@ that is named). What is by layer is an object whose names are the layers; a numb
   strengths, text, trace (null, or tokens, texts, layers, write, keep, correction, places, norms, final: a list as
   states below)
 - `reports.session.SessionReport`: kind ("session"), file, file_id, bytes, origin (name, backbone, adapter, tokenizer),
-  history, template_options, keeps_text, has_system_prompt, system, tokens, turns (a list of message_tokens,
-  reply_tokens, ending_tokens, writing, kept, changed, kept_mean, changed_mean, half_life, user, reply), state_shape,
-  state_bytes, states (a list of layer, norm, largest, effective_rank)
+  history, write, template_options, keeps_text, has_system_prompt, system, tokens, turns (a list of message_tokens,
+  reply_tokens, ending_tokens, write, remembered, kept, changed, kept_mean, changed_mean, half_life, user, reply),
+  state_shape, state_bytes, states (a list of layer, norm, largest, effective_rank)
 - `reports.foreign.ForeignReport`: kind ("foreign session"), file, format, bytes, has_system_prompt, turns, tokens,
   system, messages, state_shape, state_bytes, states (as above)
 - `reports.diff.AdapterDiff`: kind ("adapter diff"), a, b, identical, fields, tensors (by name: distances, which have

@@ -9,9 +9,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.config import HEADS, DeltaMemConfig
-from mlx_deltamem.engines import engine_for
+from mlx_deltamem.engines import Engine, engine_for
 from mlx_deltamem.reads import Gates, PackedWeights, Reads
 from mlx_deltamem.tokens import Variant, gates
+
+# The sigmoid of its negative is exactly 0 in float32; the number itself is finite in every dtype.
+_SHUT = 1e4
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,13 @@ class Access:
         mask: `[B, T]` bool, False for padding, which neither reads nor writes; None: no padding.
         writing: False leaves the state as it is.
         units: Write the means of these units instead of tokens; all tokens then read the state from before the pass.
+        written: `[B, T]` bool, False for tokens that read and do not write; None: all write. Not used with `units`.
     """
 
     mask: mx.array | None = None
     writing: bool = True
     units: WriteUnits | None = None
+    written: mx.array | None = None
 
 
 class DeltaMemory(nn.Module):
@@ -150,12 +155,32 @@ class DeltaMemory(nn.Module):
             return Reads(engine.read(x @ weights.queries, state, access.mask), weights, gates_of, written=False), state
         projected = x @ weights.inputs
         if access.units is None:
-            reads, state = engine.scan(projected, weights.gate_bias, state, access.mask)
+            reads, state = self._write_tokens(engine, projected, state, access, weights)
         else:
             reads = engine.read(projected, state, access.mask)
             state = self._write_means(projected, state, access.units, weights)
         gates_of = functools.partial(self._gates, projected, weights.gate_bias)
-        return Reads(reads, weights, gates_of, written=True), state
+        return Reads(reads, weights, gates_of, written=True, written_tokens=access.written), state
+
+    def _write_tokens(
+        self, engine: Engine, projected: mx.array, state: mx.array, access: Access, weights: PackedWeights
+    ) -> tuple[mx.array, mx.array]:
+        """What the tokens read, and the state after those that are written."""
+        if access.written is None:
+            return engine.scan(projected, weights.gate_bias, state, access.mask)
+        idle = mx.where(access.written[..., None], projected, self._idle_gates(projected.dtype))
+        first_gate = 3 * self.variant.width
+        projected = mx.concatenate([projected[..., :first_gate], idle[..., first_gate:]], axis=-1)
+        reads, new_state = engine.scan(projected, weights.gate_bias, state, access.mask)
+        # A row that writes nothing keeps its state bit for bit, whatever the engine multiplies it by.
+        writes = access.written.any(axis=1)[:, None, None, None]
+        return reads, mx.where(writes, new_state, state)
+
+    def _idle_gates(self, dtype: mx.Dtype) -> mx.array:
+        """`[P]`: projections whose gates leave the state as it is, β = 0 and λ = 1 exactly, in every engine."""
+        variant = self.variant
+        beta = mx.full((3 * variant.width + variant.gates,), -_SHUT, dtype)
+        return mx.concatenate([beta, mx.full((variant.gates,), _SHUT, dtype)]) if variant.free_lambda else beta
 
     def _write_means(self, projected: mx.array, state: mx.array, units: WriteUnits, weights: PackedWeights) -> mx.array:
         """The state after the units are written; `projected` are the tokens' projections `[B, T, P]`."""

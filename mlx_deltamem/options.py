@@ -24,6 +24,7 @@ from mlx_deltamem.hub import REFERENCE_ADAPTER
 from mlx_deltamem.loading import load
 from mlx_deltamem.session import ChatSession
 from mlx_deltamem.session_file import check_place
+from mlx_deltamem.writing import ALL, MEANINGS, WRITES
 
 DEFAULT_MODEL = "mlx-community/Qwen3-4B-Instruct-2507-4bit"
 
@@ -48,7 +49,13 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--history",
         help="What the model sees of earlier turns beside its memory: full, none, or a number of tokens "
-        f"(default: as in the session, else {FULL}).",
+        f"(default: as in the session, else {FULL}). Without full, each turn reads system prompt and tokens anew.",
+    )
+    meanings = "; ".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items())
+    parser.add_argument(
+        "--write",
+        choices=WRITES,
+        help=f"What of a turn is written into the memory. {meanings} (default: as in the session, else {ALL}).",
     )
     parser.add_argument("--system-prompt", "--system", help="System prompt, at the start of a chat.")
     parser.add_argument(
@@ -90,7 +97,7 @@ def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Name
     """The chat that `add_chat_options` described: the one in the session file if there is one, else a new one.
 
     Raises:
-        ValueError: The file is no session of this model and adapter, or has another history or system prompt.
+        ValueError: The file is no session of this model and adapter, or has another system prompt.
     """
     if args.session is not None:
         check_place(args.session)
@@ -99,14 +106,17 @@ def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Name
     if args.seed is not None:
         mx.random.seed(args.seed)
     if args.session is None or not args.session.exists():
-        return ChatSession(model, tokenizer, args.system_prompt, args.history or FULL, **args.chat_template_config)
+        history, write = args.history or FULL, args.write or ALL
+        return ChatSession(model, tokenizer, args.system_prompt, history, write, **args.chat_template_config)
     chat = ChatSession.load(model, tokenizer, args.session)
-    for option, wanted, found in (
-        ("--history", args.history, str(chat.history)),
-        ("--system-prompt", args.system_prompt, chat.system),
-    ):
-        if wanted is not None and wanted != found:
-            raise ValueError(f"{args.session} has {option} {found!r}, not {wanted!r}; leave the option out")
+    if args.system_prompt is not None and args.system_prompt != chat.system:
+        raise ValueError(
+            f"{args.session} has --system-prompt {chat.system!r}, not {args.system_prompt!r}; leave the option out"
+        )
+    if args.history is not None:
+        chat.history = args.history
+    if args.write is not None:
+        chat.write = args.write
     return chat
 
 

@@ -57,10 +57,19 @@ class Reads:
         weights: The layer's weights.
         gates: Gives the tokens' gates.
         written: Whether the tokens were written as well.
+        written_tokens: `[B, T]` bool, which of them were; None: all, or none.
     """
 
-    def __init__(self, reads: mx.array, weights: PackedWeights, gates: Callable[[], Gates], written: bool):
+    def __init__(
+        self,
+        reads: mx.array,
+        weights: PackedWeights,
+        gates: Callable[[], Gates],
+        written: bool,
+        written_tokens: mx.array | None = None,
+    ):
         self.written = written
+        self.written_tokens = written_tokens
         self._reads = reads
         self._weights = weights
         self._gates = gates
@@ -69,6 +78,15 @@ class Reads:
     def gates(self) -> Gates:
         """The tokens' gates, computed for whoever asks; where nothing was written, those a write would have had."""
         return self._gates()
+
+    def sum_over_written(self, gate: mx.array) -> tuple[mx.array, mx.array]:
+        """The sum of a gate's means over heads and rows, for the tokens that were written, and how many they are."""
+        means = gate.mean(axis=(2, 3))
+        if not self.written:
+            return mx.zeros(()), mx.zeros(())
+        if self.written_tokens is None:
+            return means.sum(), mx.array(float(means.size))
+        return (means * self.written_tokens).sum(), self.written_tokens.sum().astype(mx.float32)
 
     def arrays(self) -> list[mx.array]:
         """What it holds, token by token: `[B, T, ...]` each."""

@@ -1,6 +1,6 @@
 """Generate a reply with mlx-lm, the message having been read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -22,22 +22,29 @@ class ReplySettings:
 
     Attributes:
         max_tokens: The longest reply, in tokens; -1 for no limit.
-        stop: Texts that end it.
+        stop: A text that ends it, or several.
         sampler: As for mlx-lm; None: the likeliest token.
         options: More for `mlx_lm.stream_generate`.
 
     Raises:
-        ValueError: `max_tokens` is 0.
+        ValueError: `max_tokens` is no such number, or `stop` no such texts.
     """
 
     max_tokens: int
-    stop: tuple[str, ...] = ()
+    stop: str | Sequence[str] = ()
     sampler: Sampler | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.max_tokens == 0:
-            raise ValueError("max_tokens is 0; expected a number of tokens, or -1 for no limit")
+        if type(self.max_tokens) is not int or (self.max_tokens < 1 and self.max_tokens != -1):
+            raise ValueError(f"max_tokens is {self.max_tokens!r}; expected a number of tokens, or -1 for no limit")
+        if not all(isinstance(text, str) and text for text in self.stop_texts):
+            raise ValueError(f"stop is {self.stop!r}; expected a text, or several, none of them empty")
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """The texts that end it."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
 class Reply:
@@ -72,6 +79,11 @@ class Reply:
         self._settings = settings
         self._unread = len(turn.opening.ids)
         self._stopped_text: str | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop text ended the reply."""
+        return self._stopped_text is not None
 
     @property
     def text(self) -> str:
@@ -122,10 +134,21 @@ class Reply:
             self._unread -= tokens.shape[1]
             return None if self._unread else self._turn.logits[:, None]
         self.states_before_last = list(cache[-1].cache)
-        if self._turn.writing:
+        if self._turn.reply_written:
             return self._model(tokens, cache=cache)
         with read_only(self._model):
             return self._model(tokens, cache=cache)
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Check that an argument is a whole number that is not too small.
+
+    Raises:
+        ValueError: It is not.
+    """
+    # Not isinstance, by which True is an int, too.
+    if type(value) is not int or value < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number, {least} or more")
 
 
 def finish_reply(state: ChatState, turn: Turn, reply: Reply) -> None:
@@ -133,12 +156,12 @@ def finish_reply(state: ChatState, turn: Turn, reply: Reply) -> None:
 
     Args:
         state: The chat.
-        turn: The turn, with its ending.
+        turn: The turn, with the text of the reply and its ending.
         reply: Its reply. The token that ended it has been run and is no part of it: it must be taken back, or else be
             what the ending begins with.
     """
-    turn = replace(turn, reply=reply.text, reply_ids=tuple(reply.ids))
-    if reply.end_id is None:
+    turn = replace(turn, reply_ids=tuple(reply.ids))
+    if reply.end_id is None or turn.is_written_when_ended:
         state.finish(turn)
     elif turn.ending.ids[:1] == [reply.end_id] and state.writes_tokens:
         state.finish(turn, ending=part(turn.ending, slice(1, None)))

@@ -18,7 +18,7 @@ from mlx_deltamem._version import __version__
 from mlx_deltamem.cache import PromptCache
 from mlx_deltamem.files import locked, new_file, one_line, remove_unfinished, user_path
 from mlx_deltamem.fingerprint import update_with_arrays
-from mlx_deltamem.stored_chat import FORMAT_VERSION, StoredChat, cache_entries, describe, stored_chat
+from mlx_deltamem.stored_chat import READABLE_VERSIONS, StoredChat, cache_entries, describe, stored_chat
 
 SUFFIX = ".safetensors"
 
@@ -85,10 +85,9 @@ def read_chat(path: Path) -> tuple[StoredChat, str]:
         version = description["format_version"]
     except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is no session ({one_line(error)}); expected a file that a chat saved") from None
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} is of session format {version}; this mlx_deltamem {__version__} reads {FORMAT_VERSION}"
-        )
+    if version not in READABLE_VERSIONS:
+        readable = " and ".join(map(str, READABLE_VERSIONS))
+        raise ValueError(f"{path} is of session format {version}; this mlx_deltamem {__version__} reads {readable}")
     try:
         entries = load_prompt_cache(str(path))
         if _checksum(metadata["session"], entries) != metadata["checksum"]:

@@ -14,11 +14,15 @@ from mlx_deltamem._version import __version__
 from mlx_deltamem.cache import PromptCache
 from mlx_deltamem.drift import Drift
 from mlx_deltamem.fingerprint import Origin
-from mlx_deltamem.history import History, mark_at, with_exact_windows
+from mlx_deltamem.history import FULL, History, mark_at, parse_history
+from mlx_deltamem.messages import parse_messages
 from mlx_deltamem.segments import Segments
 from mlx_deltamem.turn import Border, States, Turn, part
+from mlx_deltamem.writing import ALL, NONE, parse_write
 
-FORMAT_VERSION = 1
+# Version 1 had one message and one reply in each turn, of which all or nothing was written.
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 # The borders that a file keeps: those of the last turns, and the first ones of some turns before.
 _LAST_TURNS = 24
 _EARLIER_TURNS = 16
@@ -30,23 +34,26 @@ class StoredChat:
 
     Attributes:
         origin: What it was made with.
-        system, history, template_options: As in `ChatSession`.
+        system, history, write, template_options: As in `ChatSession`.
         turns: The turns; not all of them with their borders.
-        states: The memory after the last turn, by layer index.
-        text: The keys and values after it, or None.
+        states: The memory to go on from, by layer index.
+        memory_set: Whether it was set after the last turn.
+        text: The keys and values after the last turn, or None.
     """
 
     origin: Origin
     system: str | None
     history: History
+    write: str
     template_options: dict[str, object]
     turns: list[Turn]
     states: States
+    memory_set: bool
     text: PromptCache | None
 
 
 def describe(chat: StoredChat, file_id: str) -> dict[str, object]:
-    """What of a chat is JSON in its file."""
+    """The part of a chat that is stored as JSON in its file."""
     return {
         "format_version": FORMAT_VERSION,
         "file_id": file_id,
@@ -54,8 +61,10 @@ def describe(chat: StoredChat, file_id: str) -> dict[str, object]:
         "origin": vars(chat.origin),
         "system": chat.system,
         "history": chat.history,
+        "write": chat.write,
+        "memory_set": chat.memory_set,
         "template_options": chat.template_options,
-        "turns": [{"user": t.user, "reply": t.reply, "writing": t.writing} for t in chat.turns],
+        "turns": [_described(turn) for turn in chat.turns],
         "keeps_text": chat.text is not None,
     }
 
@@ -84,13 +93,25 @@ def cache_entries(chat: StoredChat) -> PromptCache:
     return [*(chat.text or []), memory, arrays]
 
 
+def _described(turn: Turn) -> dict[str, object]:
+    return {
+        "messages": list(turn.messages),
+        "reply": turn.reply,
+        "tool_calls": list(turn.tool_calls),
+        "write": turn.write,
+        "remembered": turn.remembered,
+        "memory_set": turn.memory_set,
+    }
+
+
 def _kept_borders(turns: Sequence[Turn]) -> dict[int, Border]:
     """The borders that the file keeps, by number: twice the turn, and one more for the border before the reply."""
     first_of_last = max(0, len(turns) - _LAST_TURNS)
     spread = {int(index) for index in np.linspace(0, first_of_last, _EARLIER_TURNS, endpoint=False)}
     borders = {}
     for index, turn in enumerate(turns):
-        if turn.before is not None and (index >= first_of_last or index in spread):
+        # A memory that was set cannot be made again.
+        if turn.before is not None and (index >= first_of_last or index in spread or turn.memory_set):
             borders[2 * index] = turn.before
         if turn.between is not None and index >= first_of_last:
             borders[2 * index + 1] = turn.between
@@ -109,28 +130,84 @@ def stored_chat(description: dict, entries: PromptCache) -> StoredChat:
     tokens, lengths, numbers, stacked, drift = arrays.cache
     states = list(memory.cache)
     segments = _segments(tokens.tolist(), lengths.tolist())
-    text = with_exact_windows([*text, memory]) if description["keeps_text"] else None
+    history = parse_history(description["history"])
+    # Version 1 kept a window of the text as well, which is read anew now.
+    kept = [*text, memory] if description["keeps_text"] and history == FULL else None
+    said = [_checked(turn) for turn in description["turns"]]
+    counted = _visible_lengths(said, lengths.tolist())
     borders = {
-        number: Border(_by_layer(state, states), text and mark_at(text, _tokens_before(number, lengths.tolist())))
+        number: Border(_by_layer(state, states), kept and mark_at(kept, _tokens_before(number, counted)))
         for number, state in zip(numbers.tolist(), stacked, strict=True)
     }
-    turns = []
-    for index, said in enumerate(description["turns"]):
-        opening, reply, ending = segments[3 * index : 3 * index + 3]
-        ways_back = borders.get(2 * index), borders.get(2 * index + 1)
-        turns.append(
-            Turn(said["user"], opening, said["writing"], *ways_back, None, said["reply"], tuple(reply.ids), ending)
-        )
     layers = [layer for layer, state in enumerate(states) if state.size]
-    turns = [_with_drift(turn, rows, layers) for turn, rows in zip(turns, drift.tolist(), strict=True)]
-    origin = Origin(**description["origin"])
-    options = description["template_options"]
-    return StoredChat(origin, description["system"], description["history"], options, turns, states, text)
+    turns = []
+    for index, each in enumerate(said):
+        opening, reply, ending = segments[3 * index : 3 * index + 3]
+        before, between = borders.get(2 * index), borders.get(2 * index + 1)
+        if each["memory_set"] and before is None:
+            raise ValueError(f"the memory that turn {index} began from is missing")
+        turn = Turn(**each, opening=opening, before=before, between=between, reply_ids=tuple(reply.ids), ending=ending)
+        turns.append(_with_drift(turn, drift.tolist()[index], layers))
+    return StoredChat(
+        origin=Origin(**description["origin"]),
+        system=None if description["system"] is None else _text(description["system"]),
+        history=history,
+        write=parse_write(description.get("write", ALL)),
+        template_options=_mapping(description["template_options"]),
+        turns=turns,
+        states=states,
+        memory_set=_boolean(description.get("memory_set", False)),
+        text=None if kept is None else text,
+    )
+
+
+def _checked(turn: dict[str, object]) -> dict[str, object]:
+    """The fields of a `Turn` that JSON holds, from either version.
+
+    Raises:
+        ValueError: One is not what a chat writes.
+    """
+    if "user" in turn:
+        writing = _boolean(turn["writing"])
+        said = [{"role": "user", "content": _text(turn["user"])}]
+        turn = {"messages": said, "write": ALL if writing else NONE, "reply": turn["reply"]}
+    return {
+        "messages": parse_messages(turn["messages"]),
+        "reply": _text(turn["reply"]),
+        "tool_calls": tuple(map(_mapping, turn.get("tool_calls", ()))),
+        "write": parse_write(turn["write"]),
+        "remembered": _boolean(turn.get("remembered", False)),
+        "memory_set": _boolean(turn.get("memory_set", False)),
+    }
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"there is a {type(value).__name__} where a text is expected")
+    value.encode()
+    return value
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"there is a {type(value).__name__} where true or false is expected")
+    return value
+
+
+def _mapping(value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise ValueError(f"there is a {type(value).__name__} where an object is expected")
+    return value
 
 
 def _segments(tokens: list[list[int]], lengths: list[int]) -> list[Segments]:
     borders = np.cumsum([0, *lengths]).tolist()
     return [part(Segments(*tokens), slice(begin, end)) for begin, end in pairwise(borders)]
+
+
+def _visible_lengths(said: list[dict[str, object]], lengths: list[int]) -> list[int]:
+    """Three lengths a turn: the tokens that are in the chat's text, which those that were remembered are not."""
+    return [0 if said[place // 3]["remembered"] else length for place, length in enumerate(lengths)]
 
 
 def _tokens_before(border: int, lengths: list[int]) -> int:

@@ -1,13 +1,15 @@
-"""One turn of a chat: what was said, the tokens that were run for it, and the ways back to where it began."""
+"""One turn of a chat: what was said or remembered, the tokens that were run for it, and the ways back."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import mlx.core as mx
 
 from mlx_deltamem.drift import Drift
 from mlx_deltamem.history import Mark
-from mlx_deltamem.segments import Segments
+from mlx_deltamem.segments import Message, Segments, token_roles
+from mlx_deltamem.writing import AFTER, ALL, NONE, writes_role
 
 States = list[mx.array]
 NO_SEGMENTS = Segments([], [], [])
@@ -32,27 +34,36 @@ class Border:
 
 @dataclass(frozen=True)
 class Turn:
-    """A message and its reply. Nothing in it is ever changed, so that chats may share it.
+    """Messages and the reply to them, or a text that was remembered. Nothing in it is ever changed, so that chats may
+    share it.
 
     Attributes:
-        user, reply: Their texts.
-        opening, reply_ids, ending: The tokens run for them: the message in its template, the reply as it was
-            generated, and what the template ends it with.
-        writing: Whether the memory was written.
-        before, between: The borders before the message and before the reply; None where they were not kept.
-        logits: What the model said to the message, `[1, V]`; kept for the last turn.
+        messages: What was said to the model, or what it was to remember.
+        opening: The tokens of the messages in their template, with the generation prompt where a reply follows. The
+            chat's first turn, and a text that was remembered, begin with the visible start.
+        write: What of the turn is written into the memory, one of `WRITES`.
+        remembered: The messages were written into the memory, are no part of the chat's text and have no reply.
+        memory_set: The memory was set just before the turn (`ChatSession.memory = …`), to what `before` has.
+        before, between: The borders before the messages and before the reply; None where they were not kept.
+        logits: What the model said to the messages, `[1, V]`; kept for the last turn.
+        reply: The text of the reply.
+        reply_ids, ending: The tokens of the reply as it was generated, and what the template ends it with.
+        tool_calls: The calls in the reply, in OpenAI's form.
         drift: What the turn did to the memory; None where that was not kept.
     """
 
-    user: str
+    messages: tuple[Message, ...]
     opening: Segments
-    writing: bool
+    write: str = ALL
+    remembered: bool = False
+    memory_set: bool = False
     before: Border | None = None
     between: Border | None = None
     logits: mx.array | None = None
     reply: str = ""
     reply_ids: tuple[int, ...] = ()
     ending: Segments = NO_SEGMENTS
+    tool_calls: tuple[dict[str, object], ...] = ()
     drift: Drift | None = None
 
     def as_earlier(self) -> "Turn":
@@ -61,16 +72,54 @@ class Turn:
         return replace(self, before=before, between=between, logits=None)
 
     @property
+    def text(self) -> str:
+        """What was said or remembered, as one text."""
+        return "\n".join(message["content"] for message in self.messages)
+
+    @property
+    def writing(self) -> bool:
+        """Whether any of the turn is written into the memory."""
+        return self.write != NONE
+
+    @cached_property
+    def opening_written(self) -> list[bool]:
+        """For each token of the opening, whether it is written as it is read."""
+        if self.remembered:
+            # The visible start is read, and no part of what is remembered.
+            return [role != "system" and writes_role(self.write, role) for role in self._opening_roles]
+        return [writes_role(self.write, role) for role in self._opening_roles]
+
+    @property
+    def reply_written(self) -> bool:
+        """Whether the reply, and what the template ends it with, is written as it is generated."""
+        return writes_role(self.write, "assistant")
+
+    @property
+    def is_written_when_ended(self) -> bool:
+        return self.write == AFTER and not self.remembered
+
+    @property
+    def _opening_roles(self) -> list[str]:
+        """The role of each token: of the visible start `system`, of the generation prompt `assistant`."""
+        first = min((index for index in self.opening.message_ids if index >= 0), default=0)
+        return token_roles(self.opening, self.messages, first)
+
+    @property
     def reply_segments(self) -> Segments:
         """The reply's tokens: of the message that its ending is of, and of one sentence."""
         count = len(self.reply_ids)
-        message = max(self.opening.message_ids) + 1
+        message = max(self.opening.message_ids, default=-1) + 1
         return Segments(list(self.reply_ids), [message] * count, [self.reply_sentence] * count)
 
     @property
     def reply_sentence(self) -> int:
         """The id of the one sentence that the reply counts as."""
-        return max(self.opening.sentence_ids) + 1
+        return max(self.opening.sentence_ids, default=-1) + 1
+
+    @property
+    def segments(self) -> Segments:
+        """All tokens of the turn."""
+        return _joined([self.opening, self.reply_segments, self.ending])
 
 
 def part(segments: Segments, where: slice) -> Segments:
@@ -79,8 +128,12 @@ def part(segments: Segments, where: slice) -> Segments:
 
 
 def segments_of(turns: Iterable[Turn]) -> Segments:
-    """All tokens of some turns, one after the other."""
-    parts = [part for turn in turns for part in (turn.opening, turn.reply_segments, turn.ending)]
+    """All tokens of a chat's text, one turn after the other; what was remembered is no part of it."""
+    return _joined([turn.segments for turn in turns if not turn.remembered])
+
+
+def _joined(parts: Iterable[Segments]) -> Segments:
+    parts = list(parts)
     return Segments(
         [token for part in parts for token in part.ids],
         [index for part in parts for index in part.message_ids],

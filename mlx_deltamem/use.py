@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache
 
@@ -72,6 +73,27 @@ def write_spans(model: nn.Module, message_ids: Ids, sentence_ids: Ids | None = N
         yield
 
 
+@contextmanager
+def write_mask(model: nn.Module, mask: mx.array) -> Iterator[None]:
+    """Within it, calls of the model from this thread write only the tokens that the mask names; all tokens read.
+
+    For a batch in which some rows only read, and for a text of which only some messages are written. A row that writes
+    nothing keeps its state bit for bit. Units of `write_spans` are made of the tokens that are written.
+
+    Args:
+        model: An attached model.
+        mask: bool, `[B, T]`, one for each token of each call; or `[B, 1]`, one for each row of every call.
+
+    Raises:
+        ValueError: The model has no adapter, or the mask is no such array; when the model is called with tokens that
+            it does not fit, the call raises it.
+    """
+    if mask.ndim != 2 or mask.dtype != mx.bool_:
+        raise ValueError(f"write_mask got {mask.dtype} of shape {mask.shape}; expected bool, [B, T] or [B, 1]")
+    with _used(model, written=mask):
+        yield
+
+
 def using_spans(model: nn.Module, spans: UnitSource) -> AbstractContextManager[None]:
     """`write_spans` with units that are there already."""
     return _used(model, spans=spans)
@@ -95,11 +117,13 @@ class Use:
     Attributes:
         writing: False within `read_only`.
         spans: What `write_spans` was given.
+        written: What `write_mask` was given.
         observe: Told of each layer that ran, as `observing` says.
     """
 
     writing: bool = True
     spans: UnitSource | None = None
+    written: mx.array | None = None
     observe: Observer | None = None
 
     def access(self, config: DeltaMemConfig, entry: ArraysCache | None, batch: int, length: int) -> Access:
@@ -107,10 +131,29 @@ class Use:
         mask = None if entry is None else entry.make_mask(length)
         if mask is not None and mask.shape[0] != batch:
             raise ValueError(f"the cache was made for {mask.shape[0]} rows, the tokens are of {batch}")
+        written = self._written(batch, length) if self.writing else None
         units = None
         if self.writing and self.spans is not None and config.memory_write_granularity != "token":
-            units = self.spans.units(batch, length, mask)
-        return Access(mask, self.writing, units)
+            units = self.spans.units(batch, length, _both(mask, written))
+        return Access(mask, self.writing, units, written)
+
+    def _written(self, batch: int, length: int) -> mx.array | None:
+        """Which of `[batch, length]` tokens are written; None: all."""
+        if self.written is None:
+            return None
+        if self.written.shape not in ((batch, length), (batch, 1)):
+            raise ValueError(
+                f"write_mask got a mask of shape {self.written.shape} and the model tokens of shape {(batch, length)}; "
+                "expected one for each token of each call, or one for each row"
+            )
+        return mx.broadcast_to(self.written, (batch, length))
+
+
+def _both(one: mx.array | None, other: mx.array | None) -> mx.array | None:
+    """Where two masks are both True; None is True everywhere."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
 
 
 # How this thread uses each attached model just now, by the identity of its attachment.

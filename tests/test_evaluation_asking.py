@@ -12,8 +12,6 @@ from mlx_deltamem.evaluation.decoding import _Growing
 from mlx_deltamem.evaluation.prompts import Prompts
 from mlx_deltamem.evaluation.sampling import seeded_sampler
 from mlx_deltamem.evaluation.task import Sampling
-from mlx_deltamem.history import make_chat_cache
-from mlx_deltamem.segments import ChatTemplate
 from tests.conftest import adapter, backbone
 from tests.evaluations import questions
 from tests.test_evaluation_conditions import asker, loaded, replies
@@ -51,18 +49,6 @@ def test_what_writes_means_is_asked_one_by_one():
     ):
         one = asker(questions(), name, Manner(writes=writes))
         assert one.most_at_once(CONDITIONS[condition], 8) == most
-
-
-def test_system_prompts_stay_while_a_long_history_is_read(monkeypatch):
-    kept = []
-    monkeypatch.setattr(
-        "mlx_deltamem.evaluation.asking.make_chat_cache",
-        lambda model, history, system: kept.append((history, system)) or make_chat_cache(model, history, system),
-    )
-    asked = questions(1, 1)
-    asker(asked, manner=Manner(history_tokens=8)).ask([Job(asked[0], 0)], CONDITIONS["state"])
-    template = ChatTemplate(loaded()[1], enable_thinking=False)
-    assert kept == [(8, len(template.whole(asked[0].history[:1]).ids))]
 
 
 def test_a_reply_that_was_stopped_does_not_go_on_beside_others():

@@ -14,7 +14,7 @@ from mlx_deltamem.evaluation.asking import Asker, Job, Manner
 from mlx_deltamem.evaluation.conditions import CONDITIONS, others, parse_conditions
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Sampling
-from mlx_deltamem.runner import read
+from mlx_deltamem.runner import read, write_text
 from mlx_deltamem.segments import ChatTemplate, Segments
 from tests.conftest import adapter, backbone
 from tests.evaluations import questions
@@ -176,12 +176,13 @@ def test_conditions_one_after_the_other_do_not_meet():
 def test_histories_and_shared_text_are_run_once(monkeypatch):
     asked = questions(3, 3, in_prompt=True)
     lengths = []
-    monkeypatch.setattr(
-        "mlx_deltamem.evaluation.asking.read",
-        lambda model, cache, segments, *rest, **options: (
-            lengths.append(len(segments.ids)) or read(model, cache, segments, *rest, **options)
-        ),
-    )
+    for function in (read, write_text):
+        monkeypatch.setattr(
+            f"mlx_deltamem.evaluation.asking.{function.__name__}",
+            lambda model, memory, segments, *rest, function=function, **options: (
+                lengths.append(len(segments.ids)) or function(model, memory, segments, *rest, **options)
+            ),
+        )
     one = asker(asked)
     for condition in ("state", "zeroed", "shuffled"):
         one.ask([Job(question, 0) for question in asked], CONDITIONS[condition])

@@ -99,7 +99,10 @@ def test_a_session_goes_on_with_its_own_history(tmp_path):
     session = ["--session", tmp_path / "chat.safetensors"]
     replies("--prompt", "Hello", "--history", "none", *session)
     assert replies("--prompt", "Again", *session)
-    assert_refused(generate(*MODEL, "--prompt", "x", "--history", "full", *session), "has --history 'none', not 'full'")
+    assert ChatSession.load(*load(backbone(), adapter=adapter()), session[1]).history == "none"
+    assert replies("--prompt", "x", "--history", "full", "--write", "user", *session)
+    chat = ChatSession.load(*load(backbone(), adapter=adapter()), session[1])
+    assert (chat.history, chat.write, [turn.write for turn in chat.turns]) == ("full", "user", ["all", "all", "user"])
     assert_refused(generate(*MODEL, "--prompt", "x", "--system-prompt", "y", *session), "has --system-prompt None")
 
 
@@ -114,7 +117,10 @@ def test_bad_inputs_are_refused(tmp_path):
         (["--model", backbone(), "--prompt", "x", "--adapter", adapter("smollm3_tsw_qkvo")], "the model has 3 layers"),
         (["--model", backbone(), "--prompt", "x"], "needs an --adapter made for it"),
         ([*MODEL, "--prompt", "x", "--history", "some"], "expected 'full', 'none' or a number of tokens"),
-        ([*MODEL, "--prompt", "x", "--history", "5", "--kv-bits", "8"], "kv_bits does not work with a history of 5"),
+        ([*MODEL, "--prompt", "x", "--read-only", "--write", "user"], "--read-only writes nothing"),
+        ([*MODEL, "--prompt", "x", "--ignore-chat-template", "--write", "all"], "are for chats"),
+        ([*MODEL, "--remember", tmp_path / "nothing.txt"], "nothing.txt"),
+        (MODEL, "there is no --prompt and no --remember"),
         ([*MODEL, "--prompt", "x", "--max-kv-size", "5"], "--max-kv-size is for --ignore-chat-template"),
         ([*MODEL, "--prompt", "  "], "the message is empty"),
         ([*MODEL, "--prompt", "x", "--session", tmp_path / "chat.txt"], "does not end in .safetensors"),

@@ -195,7 +195,7 @@ def test_turns_that_wrote_nothing_keep_the_memory_forever(inspected, document, f
     chat.send("And what is it?", 5, read_only=True)
     chat.save(folder / "read.safetensors")
     turn = document("read.safetensors")["turns"][2]
-    assert (turn["writing"], turn["kept_mean"], turn["half_life"]) == (False, 1.0, None)
+    assert (turn["write"], turn["kept_mean"], turn["half_life"]) == ("none", 1.0, None)
     assert "3 (read only)" in words(inspected("read.safetensors"))
     assert "forever" in inspected("read.safetensors")
 

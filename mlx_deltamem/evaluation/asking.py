@@ -19,8 +19,7 @@ from mlx_deltamem.evaluation.prompts import Prompt, Prompts
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.sampling import seeded_sampler
 from mlx_deltamem.evaluation.task import Sampling
-from mlx_deltamem.history import FULL, make_chat_cache
-from mlx_deltamem.runner import read, window
+from mlx_deltamem.runner import read, start_length, window, write_text
 from mlx_deltamem.segments import Segments
 from mlx_deltamem.spans import RunningSpans
 from mlx_deltamem.turn import States
@@ -215,15 +214,24 @@ class Asker:
         """The memory after the history of a group, which is read once, from an empty memory."""
         if group not in self._written:
             history = self._prompts.history(self._histories[group])
-            most = self._manner.history_tokens or window(self._model)
-            cut = most is not None and len(history.ids) > most
-            cache = make_chat_cache(self._model, most if cut else FULL, _system_tokens(history))
-            gates = self._read(cache, history, True, measures) if history.ids else WriteGates()
-            self._written[group] = cache[-1].cache, gates
+            states, gates = make_prompt_cache(self._model)[-1].cache, WriteGates()
+            if history.ids:
+                step, seen = self._manner.prefill_step_size, self._seen_of(history)
+                with observing(self._model, gates):
+                    states = write_text(self._model, states, history, True, seen, step, gates.evaluate)
+                measures.prompt_tokens += len(history.ids)
+            self._written[group] = states, gates
         states, gates = self._written[group]
         # Of every question about it, so that it does not matter which condition comes first.
         measures.add_gates(gates)
         return states
+
+    def _seen_of(self, history: Segments) -> int:
+        """The most tokens of a history that are seen at once while it is written, beside the system prompt."""
+        if self._manner.history_tokens is not None:
+            return self._manner.history_tokens
+        longest = window(self._model)
+        return max(1, len(history.ids) if longest is None else longest - start_length(history))
 
     def _read(self, cache: PromptCache, segments: Segments, writing: bool, measures: Measures) -> WriteGates:
         """Run a text that others may share, without any logits; returns the gates of what was written."""
@@ -241,8 +249,3 @@ class Asker:
             return nullcontext()
         spans = RunningSpans([own.message_ids], [own.sentence_ids], self._model.attachment.config)
         return using_spans(self._model, spans)
-
-
-def _system_tokens(history: Segments) -> int:
-    """How many tokens come before the first message that is no system prompt."""
-    return next((place for place, message in enumerate(history.message_ids) if message >= 0), 0)

@@ -11,17 +11,21 @@ class WriteGates:
     """An `Observer` of texts that are written: the mean of β, the write gate, over layers and tokens."""
 
     def __init__(self):
-        self._sum = mx.zeros(())
-        self.count = 0
+        self._sum, self._count = mx.zeros(()), mx.zeros(())
 
     def __call__(self, layer: int, reads: Reads, output: mx.array) -> None:
         if reads.written:
-            self._sum = self._sum + reads.gates.write.mean(axis=(2, 3)).sum()
-            self.count += output.shape[0] * output.shape[1]
+            found, count = reads.sum_over_written(reads.gates.write)
+            self._sum, self._count = self._sum + found, self._count + count
 
     def evaluate(self, *_: int) -> None:
         """Let go of the activations that the sum is made of; also a `Progress`."""
-        mx.eval(self._sum)
+        mx.eval(self._sum, self._count)
+
+    @property
+    def count(self) -> int:
+        """How many tokens and layers were written."""
+        return int(self._count.item())
 
     @property
     def sum(self) -> float:

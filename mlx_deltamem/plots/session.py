@@ -12,6 +12,7 @@ from mlx_deltamem.plots.states import StateTiles
 from mlx_deltamem.plots.style import BAND, LINES, SMALL, WIDTH, add_title, limits, marked, styled
 from mlx_deltamem.reports.foreign import ForeignReport
 from mlx_deltamem.reports.session import SessionReport
+from mlx_deltamem.writing import NONE
 
 _DRIFT_HEIGHT = 1.2
 # Titles, labels and gaps.
@@ -34,7 +35,7 @@ def session_figure(report: SessionReport) -> Figure:
     kept, changed = below.subplots(2, 1, sharex=True)
     _drift(kept, report, "kept", "kept by each token\n(mean keep gate)")
     _drift(changed, report, "changed", "moved by the turn\n(relative to ‖S‖)")
-    gaps = "" if all(turn.writing for turn in report.turns) else " (gaps: turns that only read it)"
+    gaps = "" if all(turn.write != NONE for turn in report.turns) else " (gaps: turns that only read it)"
     kept.set_title(f"What each turn did to it{gaps}")
     if kept.get_legend_handles_labels()[0]:
         kept.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0)
@@ -77,7 +78,7 @@ def _drift(axes: Axes, report: SessionReport, name: str, label: str) -> None:
 def _numbers(report: SessionReport, name: str) -> np.ndarray:
     """`[turns, layers]`, one kind of drift; NaN for turns that wrote nothing or of which nothing is known."""
     unknown = [math.nan] * len(report.states)
-    drift = [getattr(turn, name) if turn.writing else None for turn in report.turns]
+    drift = [getattr(turn, name) if turn.write != NONE else None for turn in report.turns]
     rows = [unknown if numbers is None else list(numbers.values()) for numbers in drift]
     return np.array(rows, np.float64).reshape(-1, len(unknown))
 

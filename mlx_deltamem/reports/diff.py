@@ -125,10 +125,12 @@ def _settings(chat: StoredChat) -> dict[str, object]:
         "adapter": chat.origin.adapter,
         "tokenizer": chat.origin.tokenizer,
         "history": chat.history,
+        "write": chat.write,
         "template_options": chat.template_options,
         "has_system_prompt": chat.system is not None,
         "turns": len(chat.turns),
-        "turns_read_only": [number for number, turn in enumerate(chat.turns, 1) if not turn.writing],
+        "turns_written": [turn.write for turn in chat.turns],
+        "turns_remembered": [number for number, turn in enumerate(chat.turns, 1) if turn.remembered],
         "tokens": len(_tokens(chat)),
     }
 
@@ -144,12 +146,12 @@ def _parting(a: StoredChat, b: StoredChat) -> Parting:
     elif turns in ends:
         where = ends[turns]
     else:
-        where = "message" if a.turns[turns].user != b.turns[turns].user else "reply"
+        where = "message" if a.turns[turns].messages != b.turns[turns].messages else "reply"
     return Parting(turns, shared_tokens, where)
 
 
 def _texts(turn: Turn) -> tuple[str, str]:
-    return turn.user, turn.reply
+    return turn.text, turn.reply
 
 
 def _tokens(chat: StoredChat) -> list[int]:

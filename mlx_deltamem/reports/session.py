@@ -24,7 +24,8 @@ class TurnReport:
     Attributes:
         message_tokens, reply_tokens, ending_tokens: Run for the message in its template, the reply, and what the
             template ends it with.
-        writing: Whether the memory was written.
+        write: What of the turn was written into the memory, one of `mlx_deltamem.writing.WRITES`.
+        remembered: Whether a text was written into the memory without a reply.
         kept, changed: By layer, the mean share of the state that a token of the message kept, and how far the turn
             moved the state relative to its norm (`drift.Drift`); None where the file does not tell.
         kept_mean, changed_mean: Their means over the layers.
@@ -36,7 +37,8 @@ class TurnReport:
     message_tokens: int
     reply_tokens: int
     ending_tokens: int
-    writing: bool
+    write: str
+    remembered: bool
     kept: dict[int, float] | None
     changed: dict[int, float] | None
     kept_mean: float | None
@@ -55,6 +57,7 @@ class SessionReport:
         file, file_id, bytes: The file, the id it got when it was saved, and its size.
         origin: The backbone's name, and the fingerprints of the backbone, the adapter and the tokenizer.
         history: What the model sees of earlier turns: full, none, or a number of tokens.
+        write: What of a turn is written from now on.
         template_options: What else the chat template was given.
         keeps_text: Whether the keys and values are in the file.
         has_system_prompt: Whether there is one.
@@ -72,6 +75,7 @@ class SessionReport:
     bytes: int
     origin: Origin
     history: History
+    write: str
     template_options: dict[str, object]
     keeps_text: bool
     has_system_prompt: bool
@@ -115,6 +119,7 @@ def session_report(path: Path, with_texts: bool = False) -> SessionReport:
         bytes=path.stat().st_size,
         origin=chat.origin,
         history=chat.history,
+        write=chat.write,
         template_options=chat.template_options,
         keeps_text=chat.text is not None,
         has_system_prompt=chat.system is not None,
@@ -140,12 +145,13 @@ def _turn_report(turn: Turn, with_texts: bool) -> TurnReport:
         message_tokens=len(turn.opening.ids),
         reply_tokens=len(turn.reply_ids),
         ending_tokens=len(turn.ending.ids),
-        writing=turn.writing,
+        write=turn.write,
+        remembered=turn.remembered,
         kept=None if drift is None else drift.kept,
         changed=None if drift is None else drift.changed,
         kept_mean=kept_mean,
         changed_mean=None if drift is None else fmean(drift.changed.values()),
         half_life=None if kept_mean is None else half_life(kept_mean),
-        user=turn.user if with_texts else None,
+        user=turn.text if with_texts else None,
         reply=turn.reply if with_texts else None,
     )

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from mlx_deltamem.reports.session import SessionReport, TurnReport
 from mlx_deltamem.tables.layout import columns, count, facts, number, span
+from mlx_deltamem.writing import ALL, NONE
 
 _MOST_TURNS = 20
 
@@ -19,6 +20,7 @@ def session_tables(report: SessionReport) -> list[RenderableType]:
         "file": f"{report.file}, {count(report.bytes, 'bytes')}",
         "turns": f"{len(report.turns):,}, in all {count(report.tokens, 'tokens')}",
         "history": f"{report.history}" + (", keys and values in the file" if report.keeps_text else ""),
+        "written": report.write,
         "system prompt": "yes" if report.has_system_prompt else "none",
         "template": ", ".join(f"{name}={value}" for name, value in report.template_options.items()) or "no options",
         "memory": f"{shape} float32 in {count(len(report.states), 'layers')}: {report.state_bytes:,} bytes",
@@ -58,7 +60,7 @@ def _turns(report: SessionReport) -> RenderableType:
     for index, turn in enumerate(report.turns[first:], first + 1):
         forgets = turn.half_life is None or math.isfinite(turn.half_life)
         table.add_row(
-            f"{index}" if turn.writing else f"{index} (read only)",
+            f"{index}{_manner(turn)}",
             str(turn.message_tokens),
             str(turn.reply_tokens),
             number(turn.kept_mean),
@@ -66,6 +68,13 @@ def _turns(report: SessionReport) -> RenderableType:
             number(turn.changed_mean),
         )
     return table
+
+
+def _manner(turn: TurnReport) -> str:
+    """What is special about a turn: nothing where all of it was said and written."""
+    if turn.remembered:
+        return " (remembered)"
+    return "" if turn.write == ALL else " (read only)" if turn.write == NONE else f" (write {turn.write})"
 
 
 def _texts(report: SessionReport) -> list[RenderableType]:
@@ -76,4 +85,6 @@ def _texts(report: SessionReport) -> list[RenderableType]:
 
 
 def _messages(turn: TurnReport) -> list[tuple[str, str | None]]:
+    if turn.remembered:
+        return [("remembered", turn.user)]
     return [("user", turn.user), ("assistant", turn.reply)]

@@ -1,0 +1,36 @@
+"""What of a chat is written into the memory: the modes that `write` names, everywhere.
+
+`all` is the reference's way. The measurements behind the default are in the README ("What is written").
+"""
+
+WRITES = ("all", "after", "user", "assistant", "none")
+ALL, AFTER, NONE = "all", "after", "none"
+
+MEANINGS = {
+    "all": "every token as it is read",
+    "after": "a turn is read with the memory as it was, and written when it has ended",
+    "user": "the user's messages only",
+    "assistant": "the replies only",
+    "none": "nothing",
+}
+
+
+def parse_write(write: str) -> str:
+    """Check the name of a mode.
+
+    Raises:
+        ValueError: It is none of `WRITES`.
+    """
+    if write not in WRITES:
+        raise ValueError(f"write is {write!r}; expected one of {', '.join(WRITES)}")
+    return write
+
+
+def writes_role(write: str, role: str) -> bool:
+    """Whether tokens of a role are written as they are read.
+
+    Args:
+        write: One of `WRITES`. `after` writes nothing as it is read.
+        role: `system`, `user`, `assistant` or `tool`.
+    """
+    return write in (ALL, role)
