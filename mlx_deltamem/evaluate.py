@@ -27,6 +27,7 @@ from mlx_deltamem.plots.option import load_figures
 from mlx_deltamem.progress import counting_progress
 from mlx_deltamem.tables.evaluation import result_tables
 from mlx_deltamem.tables.printing import print_tables
+from mlx_deltamem.writing import AFTER, ALL, WRITES
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -40,6 +41,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help=f"Of {', '.join(TASKS)}, and any of lm-evaluation-harness (ifeval, gsm8k, mmlu ...), with commas between.",
     )
     meanings = "; ".join(f"{name}: {condition.meaning}" for name, condition in CONDITIONS.items())
+    meanings += "; chat-N: as chat, the last N tokens of earlier turns kept in the text"
     default = ",".join(DEFAULT_CONDITIONS)
     parser.add_argument("--conditions", type=_names, default=default, help=f"{meanings} (default: {default}).")
     parser.add_argument("--output", type=user_path, required=True, help="Folder; a run that is there already goes on.")
@@ -57,11 +59,14 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--top-p", type=number_from(0.0, 1.0), help="Sampling top-p (default: the task's).")
     parser.add_argument("--top-k", type=count_from(0), help="Sampling top-k (default: the task's).")
     parser.add_argument(
-        "--writes",
-        choices=("on", "off"),
-        default="off",
-        help="Whether questions and replies are written into the memory; full always does, base and replay never "
-        "(default: off, as in training).",
+        "--write",
+        choices=WRITES,
+        help="What is written into the memory. In chat and chat-N: of each turn, as in mlx_deltamem.chat (default: "
+        "all). In other conditions the history is written, and all writes questions and replies too, after does not "
+        "(default: after, as in training); full always writes all, base and replay only read.",
+    )
+    parser.add_argument(
+        "--reply-tokens", type=count_from(1), default=64, help="The longest reply of chats before the question."
     )
     parser.add_argument("--prefill-step-size", type=count_from(1), default=2048, help="Tokens to process at a time.")
     parser.add_argument(
@@ -125,6 +130,9 @@ def main() -> None:
     args = setup_arg_parser().parse_args()
     names = list(dict.fromkeys(args.tasks))
     conditions = parse_conditions(args.conditions)
+    others = [condition.name for condition in conditions if condition.chat is None]
+    if others and args.write not in (None, ALL, AFTER):
+        raise ValueError(f"--write {args.write} is for chat and chat-N; {', '.join(others)} take {ALL} or {AFTER}")
     if unused := [name for name, _ in args.data if name not in names]:
         raise ValueError(f"--data is of {', '.join(unused)}, which is not among --tasks; add it there, or leave it out")
     tasks = [_task(name, args) for name in names if name in TASKS]
@@ -237,7 +245,14 @@ def _task(name: str, args: argparse.Namespace) -> Task:
 def _manner(task: Task, args: argparse.Namespace) -> Manner:
     asked = {name: getattr(args, name) for name in ("temp", "top_p", "top_k")}
     own = {name: getattr(task.sampling, name) if value is None else value for name, value in asked.items()}
-    return Manner(Sampling(**own), task.stop, args.writes == "on", args.prefill_step_size, args.history_tokens)
+    return Manner(
+        sampling=Sampling(**own),
+        stop=task.stop,
+        write=args.write,
+        reply_tokens=args.reply_tokens,
+        prefill_step_size=args.prefill_step_size,
+        history_tokens=args.history_tokens,
+    )
 
 
 if __name__ == "__main__":

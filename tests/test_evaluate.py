@@ -121,7 +121,7 @@ def test_going_on_with_other_settings_is_refused(run):
     for more, message in (
         (["--recall-facts", "1"], "had another recall question 'facts 1, chat 0, question 0'; leave data and options"),
         (["--recall-max-tokens", "5"], "had another recall question 'facts 1, chat 0, question 0'"),
-        (["--writes", "on"], "has another recall (writes)"),
+        (["--write", "all"], "has another recall (write)"),
         (["--seed", "1"], "has another plan (seed, seeds)"),
         (["--adapter", adapter("qwen3_msw4")], "has another adapter"),
     ):
@@ -163,7 +163,7 @@ def test_what_cannot_be_asked_is_refused(more, message, tmp_path):
         (["--conditions", ""], "'' has no names"),
         (["--batch-size", "0"], "0 is too small; expected 1 or more"),
         (["--recall-filler", "1"], "expected 2 arguments"),
-        (["--writes", "yes"], "invalid choice"),
+        (["--write", "yes"], "invalid choice"),
     ],
 )
 def test_options_that_are_none(more, message, tmp_path, capsys):

@@ -47,7 +47,7 @@ def test_what_writes_means_is_asked_one_by_one():
         ("qwen3_ssw_msg", "base", True, 8),
         ("qwen3_tsw_qo", "full", True, 8),
     ):
-        one = asker(questions(), name, Manner(writes=writes))
+        one = asker(questions(), name, Manner(write="all" if writes else "after"))
         assert one.most_at_once(CONDITIONS[condition], 8) == most
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_deltamem import detach, load, make_prompt_cache, memory, read_only
+from mlx_deltamem import ChatSession, detach, load, make_prompt_cache, memory, read_only
 from mlx_deltamem.cache import PromptCache
 from mlx_deltamem.evaluation.asking import Asker, Job, Manner
-from mlx_deltamem.evaluation.conditions import CONDITIONS, others, parse_conditions
+from mlx_deltamem.evaluation.conditions import CONDITIONS, condition_named, others, parse_conditions
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Sampling
 from mlx_deltamem.runner import read, write_text
@@ -21,6 +21,8 @@ from tests.evaluations import questions
 
 ADAPTERS = ("qwen3_tsw_qo", "qwen3_msw4", "qwen3_ssw_msg", "qwen3_ssw_sent")
 every_adapter = pytest.mark.parametrize("name", ADAPTERS)
+# What is written where a condition leaves it open, by whether questions are.
+WRITE = {True: "all", False: "after"}
 _LOADED: dict[str, tuple] = {}
 
 
@@ -91,7 +93,7 @@ def expected(question: Question, condition: str, name: str, writes: bool, other:
 )
 def test_a_condition_is_what_it_says(name, condition, writes, in_prompt):
     asked = questions(in_prompt=in_prompt)
-    found = replies(asked, condition, name, writes=writes, prefill_step_size=9)
+    found = replies(asked, condition, name, write=WRITE[writes], prefill_step_size=9)
     assert found == [expected(question, condition, name, writes) for question in asked]
 
 
@@ -128,7 +130,7 @@ def test_base_is_the_frozen_model():
 @pytest.mark.parametrize("writes", [False, True])
 def test_zeroed_equals_none(name, writes):
     asked = questions(3, 2)
-    assert replies(asked, "zeroed", name, writes=writes) == replies(asked, "none", name, writes=writes)
+    assert replies(asked, "zeroed", name, write=WRITE[writes]) == replies(asked, "none", name, write=WRITE[writes])
 
 
 @every_adapter
@@ -145,7 +147,7 @@ def test_the_memory_makes_a_difference(name):
 def test_a_batch_equals_single_questions(condition, in_prompt, batch):
     asked = questions(4, 3, in_prompt)
     sampling = Sampling(temp=1.5, top_p=0.95, top_k=40)
-    for options in ({}, {"writes": True}, {"sampling": sampling}):
+    for options in ({}, {"write": "all"}, {"sampling": sampling}):
         assert replies(asked, condition, batch=batch, **options) == replies(asked, condition, **options)
 
 
@@ -153,10 +155,46 @@ def test_a_batch_equals_single_questions(condition, in_prompt, batch):
 @given(st.permutations(range(8)), st.integers(1, 8), st.sampled_from(("base", "full", "replay", "state", "none")))
 def test_any_order_and_any_subset_give_the_same_replies(order, count, condition):
     asked = questions(4, 2)
-    alone = {each.id: reply for each, reply in zip(asked, replies(asked, condition, writes=True), strict=True)}
+    alone = {each.id: reply for each, reply in zip(asked, replies(asked, condition, write="all"), strict=True)}
     some = [asked[index] for index in order[:count]]
-    assert replies(some, condition, writes=True) == [alone[each.id] for each in some]
-    assert replies(some, condition, writes=True, batch=3) == [alone[each.id] for each in some]
+    assert replies(some, condition, write="all") == [alone[each.id] for each in some]
+    assert replies(some, condition, write="all", batch=3) == [alone[each.id] for each in some]
+
+
+@every_adapter
+@pytest.mark.parametrize("condition", ["chat", "chat-30"])
+@pytest.mark.parametrize("write", ["all", "after", "user"])
+def test_a_chat_is_a_chat(name, condition, write):
+    """As a user types it: each message of the history with the model's own reply, then the question."""
+    model, tokenizer = loaded(name)
+    asked = [replace(question, given_replies=(1,)) if at == 1 else question for at, question in enumerate(questions())]
+    one = asker(asked, name, Manner(write=write, reply_tokens=5))
+    found, measures = one.ask([Job(question, 0) for question in asked], condition_named(condition))
+    for question, reply in zip(asked, found, strict=True):
+        history = "none" if condition == "chat" else 30
+        system = question.history[0]["content"] if question.system else None
+        chat = ChatSession(model, tokenizer, system, history, write)
+        told = question.history[len(question.system) :]
+        for place, message in enumerate(told):
+            if message["role"] == "user":
+                chat.send(message["content"], 5)
+            elif question.given_replies and place + len(question.system) in question.given_replies:
+                chat.edit(-1, message["content"])
+        assert reply.text == chat.send(question.question, question.max_tokens)
+        assert reply.tokens >= len(chat.turns[-1].reply_ids)
+    assert measures.prompts == len(asked) and measures.norm > 0 and measures.prompt_tokens > 0
+
+
+def test_chats_are_named_by_the_tokens_that_they_see():
+    found = parse_conditions(("state", "chat-256", "chat"))
+    assert [(condition.name, condition.chat) for condition in found] == [
+        ("state", None),
+        ("chat-256", 256),
+        ("chat", "none"),
+    ]
+    for name in ("chat-0", "chat-", "chat-x", "chat-01", "chats"):
+        with pytest.raises(ValueError, match=f"there is no condition {name}; there are base"):
+            parse_conditions((name,))
 
 
 def test_conditions_one_after_the_other_do_not_meet():

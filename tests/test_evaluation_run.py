@@ -148,7 +148,7 @@ def summary(task=None, manner=None, limit=None) -> dict:
 
 def test_the_summary_tells_what_decides_the_records():
     assert summary() == summary() == summary(manner=Manner(prefill_step_size=3))
-    for other in ({"manner": Manner(writes=True)}, {"limit": 3}, {"manner": Manner(Sampling(temp=0.5))}):
+    for other in ({"manner": Manner(write="all")}, {"limit": 3}, {"manner": Manner(Sampling(temp=0.5))}):
         assert summary(**other) != summary()
     assert summary(Other())["sha256"] != summary()["sha256"]
 

@@ -19,6 +19,9 @@ COMPARED = (
     ("shuffled", "none"),
     ("zeroed", "none"),
     ("state", "base"),
+    ("chat", "none"),
+    ("chat", "state"),
+    ("chat", "base"),
 )
 # Of a curve: each value of a label is a point of its own, or else so many points have equally many questions.
 _MOST_POINTS = 8

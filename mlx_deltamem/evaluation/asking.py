@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.sample_utils import Sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.cache import PromptCache, make_prompt_cache
+from mlx_deltamem.evaluation.chats import Chats
 from mlx_deltamem.evaluation.conditions import Condition, Memory
 from mlx_deltamem.evaluation.decoding import Reply, Start, generate_replies
 from mlx_deltamem.evaluation.effects import Corrections, WriteGates, corrects_output, mean_norm
+from mlx_deltamem.evaluation.measures import Measures
 from mlx_deltamem.evaluation.prompts import Prompt, Prompts
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.sampling import seeded_sampler
@@ -24,6 +27,7 @@ from mlx_deltamem.segments import Segments
 from mlx_deltamem.spans import RunningSpans
 from mlx_deltamem.turn import States
 from mlx_deltamem.use import observing, read_only, using_spans
+from mlx_deltamem.writing import ALL
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,9 @@ class Manner:
     Attributes:
         sampling: How replies are drawn.
         stop: Texts that end a reply.
-        writes: Whether prompts and replies are written, where the condition leaves that open.
+        write: What is written where the condition leaves that open, one of `WRITES`: in chats, of each turn; else `all`
+            writes prompts and replies as well as histories. None: `all` in chats, else `after`.
+        reply_tokens: The longest reply of a chat before the question.
         prefill_step_size: The most tokens to run at a time.
         history_tokens: The most tokens of text that are seen while a history is read into the memory; None: as many as
             the model was made for.
@@ -54,41 +60,10 @@ class Manner:
 
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
-    writes: bool = False
+    write: str | None = None
+    reply_tokens: int = 64
     prefill_step_size: int = 2048
     history_tokens: int | None = None
-
-
-@dataclass
-class Measures:
-    """Sums of what was measured; the means are over tokens and layers, and over prompts.
-
-    Attributes:
-        prompt_tokens, prompt_seconds: Of histories and prompts as they were run: what is shared is counted once.
-        reply_tokens, reply_seconds: Of replies.
-        peak_memory: The most memory in use, in bytes.
-        beyond_window: Prompts that were longer than the model's window.
-        write, written: The sum of β over layers and written tokens of histories and shared text, and their number.
-        correction, corrected: The sum of ‖Δo‖ / ‖o‖ over layers and tokens of the questions, and their number.
-        norm, prompts: The sum of ‖S‖, the mean norm of the layers' states before a question, and the questions' number.
-    """
-
-    prompt_tokens: int = 0
-    prompt_seconds: float = 0.0
-    reply_tokens: int = 0
-    reply_seconds: float = 0.0
-    peak_memory: int = 0
-    beyond_window: int = 0
-    write: float = 0.0
-    written: int = 0
-    correction: float = 0.0
-    corrected: int = 0
-    norm: float = 0.0
-    prompts: int = 0
-
-    def add_gates(self, gates: WriteGates) -> None:
-        self.write += gates.sum
-        self.written += gates.count
 
 
 @dataclass
@@ -128,6 +103,8 @@ class Asker:
         self._prompts = Prompts(tokenizer, self._by_token)
         self._written: dict[str, tuple[States, WriteGates]] = {}
         self._beginning: _Beginning | None = None
+        write = ALL if manner.write is None else manner.write
+        self._chats = Chats(model, tokenizer, write, manner.reply_tokens, manner.prefill_step_size)
 
     def prompt(self, question: Question, condition: Condition) -> Prompt:
         """The prompt of a question under a condition."""
@@ -139,6 +116,8 @@ class Asker:
         Returns:
             A reply to each, and what was measured on the way.
         """
+        if condition.chat is not None:
+            return self._chats.ask([(job.question, self._sampler(job)) for job in jobs], condition.chat)
         measures = Measures(prompts=len(jobs))
         mx.reset_peak_memory()
         starts = [self._start(job, condition, measures) for job in jobs]
@@ -174,7 +153,7 @@ class Asker:
         return wanted if self._by_token or not self._writes(condition) else 1
 
     def _writes(self, condition: Condition) -> bool:
-        return self._manner.writes if condition.writes is None else condition.writes
+        return self._manner.write == ALL if condition.writes is None else condition.writes
 
     def _start(self, job: Job, condition: Condition, measures: Measures) -> Start:
         question = job.question
@@ -184,8 +163,10 @@ class Asker:
         measures.prompt_seconds += time.perf_counter() - begun
         measures.norm += mean_norm(cache[-1].cache)
         measures.beyond_window += prompt.length > (window(self._model) or math.inf)
-        sampler = seeded_sampler(self._manner.sampling, job.seed + question.index)
-        return Start(cache, prompt.own.ids, question.max_tokens, sampler)
+        return Start(cache, prompt.own.ids, question.max_tokens, self._sampler(job))
+
+    def _sampler(self, job: Job) -> Sampler:
+        return seeded_sampler(self._manner.sampling, job.seed + job.question.index)
 
     def _cache(self, question: Question, condition: Condition, prompt: Prompt, measures: Measures) -> PromptCache:
         """A cache of a question's own, in which the beginning of its prompt has been run."""

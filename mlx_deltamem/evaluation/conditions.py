@@ -1,10 +1,13 @@
-"""What the model is given with a question: its history in the text, in the memory, in both, or nowhere."""
+"""What the model is given with a question: its history in the text, in the memory, in both, nowhere, or in a chat."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
+
+from mlx_deltamem.history import NONE, History
 
 
 class Memory(Enum):
@@ -27,7 +30,8 @@ class Condition:
         meaning: In a few words, for `--help` and the report.
         text: Whether the history is in the prompt.
         memory: What is in the memory before the prompt is read.
-        writes: Whether prompt and reply are written into it; None: as `--writes` says.
+        writes: Whether prompt and reply are written into it; None: as `--write` says.
+        chat: The history of the `ChatSession` in which the question is asked; None: it is a prompt of its own.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Condition:
     text: bool
     memory: Memory
     writes: bool | None = None
+    chat: History | None = None
 
 
 CONDITIONS = {
@@ -49,8 +54,16 @@ CONDITIONS = {
         Condition("none", "no history", False, Memory.EMPTY),
         Condition("zeroed", "control: as `state`, the memory replaced by zeros", False, Memory.ZEROED),
         Condition("shuffled", "control: as `state`, the memory of another history", False, Memory.OTHER),
+        Condition(
+            "chat",
+            "a ChatSession as a user has it, told turn by turn with the model's own replies, their text dropped",
+            False,
+            Memory.OWN,
+            chat=NONE,
+        ),
     )
 }
+_CHAT_WITH_TEXT = re.compile(r"chat-([1-9][0-9]{0,8})")
 DEFAULT_CONDITIONS = ("base", "full", "state", "none", "zeroed", "shuffled")
 
 
@@ -64,9 +77,19 @@ def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
     Raises:
         ValueError: There is no condition of a name.
     """
-    if unknown := [name for name in names if name not in CONDITIONS]:
-        raise ValueError(f"there is no condition {', '.join(unknown)}; there are {', '.join(CONDITIONS)}")
-    return tuple(CONDITIONS[name] for name in dict.fromkeys(names))
+    found = {name: condition_named(name) for name in dict.fromkeys(names)}
+    if unknown := [name for name, condition in found.items() if condition is None]:
+        raise ValueError(f"there is no condition {', '.join(unknown)}; there are {', '.join(CONDITIONS)}, chat-N")
+    return tuple(found.values())
+
+
+def condition_named(name: str) -> Condition | None:
+    """The condition of a name, `chat-256` and the like among them; None where there is none."""
+    if match := _CHAT_WITH_TEXT.fullmatch(name):
+        tokens = int(match[1])
+        meaning = f"as `chat`, the last {tokens:,} tokens of earlier turns kept in the text"
+        return Condition(name, meaning, False, Memory.OWN, chat=tokens)
+    return CONDITIONS.get(name)
 
 
 def others(groups: Sequence[str], seed: int) -> dict[str, str]:

@@ -36,6 +36,8 @@ class Question:
         max_tokens: The longest reply, in tokens.
         labels: What else is known of it, for breakdowns (texts) and curves (numbers): "distance_turns", "level" ...
         index: Its place in the official order of the data, which seeds of sampling are counted from.
+        given_replies: The places in `history` of replies that are told word for word in a chat too, where the model
+            makes all others itself.
     """
 
     id: str
@@ -49,6 +51,7 @@ class Question:
     question_with_context: str = ""
     labels: Labels = field(default_factory=dict)
     index: int = 0
+    given_replies: tuple[int, ...] = ()
 
     @property
     def system(self) -> list[Message]:

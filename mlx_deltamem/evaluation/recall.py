@@ -17,7 +17,7 @@ from mlx_deltamem.segments import ChatTemplate, Message
 
 _KEYS = {key.name: key for key in keys()}
 _INSTRUCTIONS = "code_word"
-_FIELD_OF_SETTINGS = ("filler", "gap", "updates", "deletions", "absent", "topic_switches")
+_FIELDS_OF_SETTINGS = ("filler", "gap", "updates", "deletions", "absent")
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Recall(Task):
     title: ClassVar[str] = "Recall of facts told in a chat"
     stop: ClassVar[tuple[str, ...]] = ("\n",)
     breakdowns: ClassVar[tuple[str, ...]] = ("facts", "kind")
-    curves: ClassVar[tuple[str, ...]] = ("distance_tokens", "distance_turns", "topic_switches", "facts")
+    curves: ClassVar[tuple[str, ...]] = ("distance_tokens", "distance_turns", "topic_shifts", "facts")
 
     facts: tuple[int, ...] = option((1, 2, 4), "Facts told in a chat; so many questions for each of these numbers.")
     questions_each: int = option(500, "Questions for each number of facts.")
     filler: tuple[int, ...] = option((0, 6), "Turns about other things, anywhere.", count=2)
     gap: tuple[int, ...] = option((0, 0), "Such turns just before the question.", count=2)
-    topic_switches: tuple[int, ...] = option((), "How often these turns change their topic.", kind=int, count=2)
+    topic_shifts: tuple[int, ...] = option((), "How often these turns change their topic.", kind=int, count=2)
     updates: tuple[int, ...] = option((0, 0), "Facts told anew with another value.", count=2)
     deletions: tuple[int, ...] = option((0, 0), "Facts that are to be forgotten.", count=2)
     absent: tuple[int, ...] = option((0, 0), "Questions about what was not told, for each chat.", count=2)
@@ -78,7 +78,9 @@ class Recall(Task):
         return {"exact": float(exact), "named": float(unknown)}
 
     def _settings(self, facts: int) -> EpisodeSettings:
-        given = {name: tuple(getattr(self, name)) for name in _FIELD_OF_SETTINGS if getattr(self, name)}
+        given = {name: tuple(getattr(self, name)) for name in _FIELDS_OF_SETTINGS if getattr(self, name)}
+        if self.topic_shifts:
+            given["topic_switches"] = tuple(self.topic_shifts)
         split = Split(
             values="held_out",
             keys="held_out" if self.held_out_keys else "train",
@@ -103,7 +105,7 @@ class Recall(Task):
                 # From the end of the message that told it, or updated it, to the question.
                 since = sum(message > 2 * each.turn for message in message_ids)
                 distances = {"distance_turns": each.distance, "distance_tokens": since}
-                labels |= {"value": each.value, "topic_switches": each.topic_switches, **distances}
+                labels |= {"value": each.value, "topic_shifts": each.topic_switches, **distances}
             yield Question(
                 id=f"{group}, question {number}",
                 group=group,

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mlx_deltamem.evaluation.analysis import Result, Subset
-from mlx_deltamem.evaluation.conditions import CONDITIONS
+from mlx_deltamem.evaluation.conditions import condition_named
 from mlx_deltamem.evaluation.costs import Costs
 from mlx_deltamem.evaluation.statistics import RESAMPLES, Estimate
 from mlx_deltamem.files import new_file
@@ -121,7 +121,7 @@ def _named_subsets(result: Result) -> Iterable[tuple[str, Subset]]:
 def _conditions(report: Report) -> str:
     names = dict.fromkeys(name for result in report.results for name in result.conditions)
     return "## Conditions\n\n" + _table(
-        ("condition", "what the model is given"), [(n, CONDITIONS[n].meaning) for n in names]
+        ("condition", "what the model is given"), [(n, condition_named(n).meaning) for n in names]
     )
 
 

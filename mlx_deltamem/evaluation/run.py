@@ -171,9 +171,10 @@ class Run:
     def complete_conditions(self, run: TaskRun) -> list[str]:
         """The conditions under which all of a task's questions have been asked, in this run or an earlier one."""
         jobs = self.jobs(run)
+        recorded = [row["condition"] for row in self.records.rows if row["task"] == run.task.name]
         return [
             name
-            for name in CONDITIONS
+            for name in dict.fromkeys([*CONDITIONS, *recorded])
             if all(_key(run.task.name, name, job.seed, job.question.id) in self._done for job in jobs)
         ]
 
