@@ -246,13 +246,13 @@ def test_keys_and_phrasings_can_be_held_out_and_named():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 3), st.integers(1, 4), st.integers(0, 3))
-def test_topic_switches(facts, filler, switches):
+def test_topic_shifts(facts, filler, switches):
     options = {"facts": (facts + 1,), "questions_each": 3, "filler": (filler, filler)}
     if switches >= filler:
         with pytest.raises(ValueError, match="topic switches are wanted in"):
-            made(**options, topic_switches=(0, max(switches, filler, 1)))
+            made(**options, topic_shifts=(0, max(switches, filler, 1)))
     else:
-        assert len(made(**options, topic_switches=(switches, switches))) == 3
+        assert len(made(**options, topic_shifts=(switches, switches))) == 3
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,17 @@ from mlx_deltamem.tables.evaluation import result_tables
 from tests.evaluations import Small
 from tests.test_evaluation_statistics import record
 
-SHARES = {"base": 0.9, "full": 0.8, "replay": 0.85, "state": 0.6, "none": 0.05, "zeroed": 0.05, "shuffled": 0.1}
+SHARES = {
+    "base": 0.9,
+    "full": 0.8,
+    "replay": 0.85,
+    "state": 0.6,
+    "none": 0.05,
+    "zeroed": 0.05,
+    "shuffled": 0.1,
+    "chat": 0.5,
+    "chat-256": 0.7,
+}
 
 
 class Told(Small):
@@ -107,7 +117,7 @@ def test_the_table_on_the_terminal():
     assert next(iter(differences.columns[0].cells)) == "full − base"
 
 
-@pytest.mark.parametrize("conditions", [("state",), tuple(CONDITIONS)])
+@pytest.mark.parametrize("conditions", [("state",), (*CONDITIONS, "chat-256")])
 def test_the_figures_can_be_read(conditions, monkeypatch, tmp_path):
     figures = pytest.importorskip("tests.figures")
     plots = pytest.importorskip("mlx_deltamem.plots.evaluation")

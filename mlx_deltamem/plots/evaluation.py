@@ -16,7 +16,7 @@ from mlx_deltamem.plots.style import BLUE, GREEN, GREY, VERMILLION, WIDTH, add_t
 _HEIGHT, _CURVE_HEIGHT, _UPRIGHT = 2.6, 2.4, 1.2
 _ACROSS = 2
 # More of Okabe and Ito's colours.
-_ORANGE, _SKY, _PURPLE = "#E69F00", "#56B4E9", "#CC79A7"
+_ORANGE, _SKY, _PURPLE, _BROWN = "#E69F00", "#56B4E9", "#CC79A7", "#8C564B"
 # What is the same in all figures: text solid, memory dashed, controls dotted.
 _STYLES = {
     "base": {"color": "black", "linestyle": "-", "marker": "o"},
@@ -26,7 +26,10 @@ _STYLES = {
     "none": {"color": GREY, "linestyle": ":", "marker": "v"},
     "zeroed": {"color": GREEN, "linestyle": ":", "marker": "x"},
     "shuffled": {"color": _PURPLE, "linestyle": ":", "marker": "P"},
+    "chat": {"color": _ORANGE, "linestyle": "-.", "marker": "*"},
 }
+# Chats that keep some of their text, whatever they are called.
+_CHAT_WITH_TEXT = {"color": _BROWN, "linestyle": "-.", "marker": "h"}
 _HATCHES = {"zeroed": "//", "shuffled": "\\\\", "none": ".."}
 # Of the room that a group of bars has.
 _BARS = 0.8
@@ -70,7 +73,7 @@ def scores_figure(result: Result) -> Figure:
             width,
             yerr=_errors(estimates),
             label=condition,
-            color=_STYLES[condition]["color"],
+            color=_style(condition)["color"],
             hatch=_HATCHES.get(condition),
             edgecolor="white",
             linewidth=0,
@@ -104,7 +107,7 @@ def curves_figure(result: Result) -> Figure:
 
 def _curve(axes: Axes, curve: Curve) -> None:
     for condition, estimates in curve.conditions.items():
-        style = _STYLES[condition]
+        style = _style(condition)
         values = [each.value for each in estimates]
         axes.fill_between(
             curve.places,
@@ -119,6 +122,10 @@ def _curve(axes: Axes, curve: Curve) -> None:
         curve.label.replace("_", " in ", 1) if curve.label.startswith("distance_") else curve.label.replace("_", " ")
     )
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _style(condition: str) -> dict[str, str]:
+    return _STYLES.get(condition, _CHAT_WITH_TEXT)
 
 
 def _percent(axes: Axes, result: Result) -> None:
