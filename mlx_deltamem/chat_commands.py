@@ -10,15 +10,11 @@ from mlx_lm.generate import GenerationResponse
 from rich.console import Console
 from rich.markup import escape
 
-from mlx_deltamem.comparison import compare, side_by_side
-from mlx_deltamem.history import FULL
-from mlx_deltamem.history import NONE as HISTORY_NONE
-from mlx_deltamem.memory_view import memory_view
+from mlx_deltamem.memory_commands import MemoryCommands
 from mlx_deltamem.options import reply_options
-from mlx_deltamem.remembered import to_remember
 from mlx_deltamem.runner import Progress
 from mlx_deltamem.session import ChatSession
-from mlx_deltamem.writing import ALL, MEANINGS, NONE
+from mlx_deltamem.writing import ALL, NONE
 
 _LONGEST_SHOWN = 200
 
@@ -82,19 +78,19 @@ class ChatCommands:
     ):
         self._copies = [_Copy(chat, args.session)]
         self._current = 0
-        self._write_before = chat.write
         self._save_kv: bool = args.save_kv
         self._options = reply_options(args)
         self._console = console
         self._show_reply = show_reply
         self._stoppable = stoppable
+        memory = MemoryCommands(lambda: self._chat, console, self.say, self._changed, stoppable, self._options)
         self._actions: dict[str, Callable[[], None]] = {
             "/help": lambda: self.say(HELP),
             "/undo": self._undo,
             "/messages": self._messages,
             "/retry": self._retry,
-            "/readonly": self._toggle_read_only,
-            "/memory": self._show_memory,
+            "/readonly": memory.toggle_read_only,
+            "/memory": memory.show,
             "/reset": self._reset,
             "/quit": self._quit,
         }
@@ -103,10 +99,10 @@ class ChatCommands:
             "/fork": self._fork,
             "/save": self._save,
             "/load": self._load,
-            "/remember": self._remember,
-            "/history": self._history,
-            "/write": self._write_mode,
-            "/compare": self._compare,
+            "/remember": memory.remember,
+            "/history": memory.history,
+            "/write": memory.write,
+            "/compare": memory.compare,
         }
 
     @property
@@ -238,51 +234,6 @@ class ChatCommands:
     def _go_to_new(self, copy: _Copy) -> None:
         self._copies.append(copy)
         self._current = len(self._copies) - 1
-
-    def _toggle_read_only(self) -> None:
-        write = self._chat.write
-        self._chat.write = self._write_before if write == NONE else NONE
-        self._write_before = ALL if write == NONE else write
-        self.say("the memory is read only" if write != NONE else f"the memory is written again: {self._chat.write}")
-
-    def _write_mode(self, rest: str) -> None:
-        if rest:
-            self._chat.write = rest
-        self.say(f"written into the memory: {self._chat.write}, {MEANINGS[self._chat.write]}")
-
-    def _history(self, rest: str) -> None:
-        if rest:
-            self._chat.history = rest
-            self._copies[self._current].is_saved = False
-        seen = {FULL: "all of their text", HISTORY_NONE: "nothing"}.get(self._chat.history, "so many tokens of it")
-        self.say(f"seen of earlier turns: {self._chat.history}, {seen}")
-
-    def _remember(self, rest: str) -> None:
-        if not rest:
-            raise ValueError("/remember needs a file name, or a text")
-        with self._console.status("") as status:
-            try:
-                with self._stoppable():
-                    self._chat.remember(
-                        to_remember(rest),
-                        progress=lambda done, total: status.update(f"[dim]read {done} of {total} tokens[/]"),
-                    )
-            except KeyboardInterrupt:
-                self.say("(stopped; the memory is as it was)")
-                return
-        self.say(f"remembered {len(self._chat.turns[-1].opening.ids):,} tokens; /undo takes it back")
-        self._changed()
-
-    def _compare(self, rest: str) -> None:
-        if not rest:
-            raise ValueError("/compare needs a question")
-        with self._stoppable(), self._console.status(""):
-            replies = compare(self._chat, rest, **self._options)
-        self._console.print(side_by_side(replies))
-
-    def _show_memory(self) -> None:
-        drift = self._chat.drift
-        self._console.print(memory_view(self._chat.memory, drift[-1] if drift else None, self._console))
 
     def _save(self, rest: str) -> None:
         copy = self._copies[self._current]

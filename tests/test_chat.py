@@ -18,6 +18,7 @@ import pytest
 
 from mlx_deltamem import ChatSession, load
 from mlx_deltamem.chat_commands import HELP
+from mlx_deltamem.comparison import compare
 from tests.command_line import run_command
 from tests.conftest import adapter, backbone
 
@@ -269,6 +270,48 @@ def test_a_read_only_memory_does_not_move(told):
     assert "the memory is written again" in told.say("/readonly")
     told.say("For keeps.")
     assert "moved      0%" not in told.say("/memory")
+
+
+def test_what_is_written_and_what_is_seen_can_be_changed(told):
+    assert "written into the memory: all (every token as it is read)" in told.say("/write")
+    assert "written into the memory: user (the user's messages only)\nwrite user› " in told.say("/write user")
+    assert "write is 'some'; expected one of all, after" in told.say("/write some")
+    assert "the memory is read only\nread only› " in told.say("/readonly")
+    assert "the memory is written again: user" in told.say("/readonly")
+    assert "seen of earlier turns, beside the memory: full (all of their text)" in told.say("/history")
+    assert "beside the memory: 64 (their last 64 tokens)" in told.say("/history 64")
+    assert "expected 'full', 'none' or a number" in told.say("/history some")
+    assert "6 tokens" in told.say("And now?")
+    assert "written into the memory: all" in told.say("/write all")
+    assert "beside the memory: full" in told.say("/history full")
+
+
+def test_a_text_or_a_file_is_remembered(told, tmp_path):
+    notes, chat = tmp_path / "notes.txt", tmp_path / "chat.json"
+    notes.write_text("The key is under the blue pot.\n" * 3)
+    chat.write_text('[{"role": "user", "content": "I like figs."}, {"role": "assistant", "content": "Noted."}]')
+    for given, shown in ((notes, "The key is under"), (chat, "I like figs."), ("It rains [b]here[/b].", "[b]here[/b]")):
+        assert re.search(r"remembered [\d,]+ tokens; /undo takes it back", told.say(f"/remember {given}"))
+        listed = told.say("/messages")
+        assert "remembered:" in listed and shown in listed
+        assert "took back: " in told.say("/undo")
+    assert "remembered:" not in told.say("/messages")
+    assert len(told.messages()) == 3
+    chat.write_text("{")
+    assert "has no messages" in told.say(f"/remember {chat}")
+    assert "/remember needs a file name, or a text" in told.say("/remember")
+
+
+def test_a_question_is_asked_with_the_memory_and_without(told):
+    model, tokenizer = load(backbone(), adapter=adapter())
+    chat = ChatSession(model, tokenizer, system="Be brief.")
+    chat.send("My word is jade.", 6)
+    shown = told.say("/compare What is it?")
+    for reply in compare(chat, "What is it?", max_tokens=6).values():
+        assert reply.strip() in shown
+    assert "with the memory" in shown and "without it" in shown
+    assert len(told.messages()) == 3
+    assert "/compare needs a question" in told.say("/compare")
 
 
 def test_the_memory_is_drawn_in_colours(told):

@@ -106,6 +106,27 @@ def test_a_session_goes_on_with_its_own_history(tmp_path):
     assert_refused(generate(*MODEL, "--prompt", "x", "--system-prompt", "y", *session), "has --system-prompt None")
 
 
+def test_files_are_remembered_before_the_first_prompt(tmp_path):
+    notes, transcript = tmp_path / "notes.txt", tmp_path / "chat.json"
+    notes.write_text("The key is under the blue pot.")
+    transcript.write_text('[{"role": "user", "content": "I like figs."}]')
+    session = tmp_path / "s.safetensors"
+    remembered = ["--remember", notes, "--remember", "-", "--remember", transcript]
+    found = replies(*remembered, "--prompt", "Where is the key?", "--session", session, stdin="It rains.")
+    model, tokenizer = load(backbone(), adapter=adapter())
+    chat = ChatSession(model, tokenizer)
+    for text in (notes.read_text(), "It rains.", {"role": "user", "content": "I like figs."}):
+        chat.remember(text)
+    assert found == chat.send("Where is the key?", 12) + "\n"
+    again = ChatSession.load(model, tokenizer, session)
+    assert [turn.remembered for turn in again.turns] == [True, True, True, False]
+    # The command's process may multiply with another BLAS.
+    assert all(distance(state, chat.memory[layer]) <= 1e-5 for layer, state in again.memory.items())
+    # Without a prompt, for a session.
+    replies("--remember", notes, "--session", session)
+    assert len(ChatSession.load(model, tokenizer, session).turns) == 5
+
+
 @pytest.mark.slow
 def test_bad_inputs_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
