@@ -1,9 +1,9 @@
 """Conversations that sound like people, and questions about them: data for a memory that has to follow free speech.
 
-The relations of `relations/` (who has my ladder, what my aunt is allergic to, where the car is parked ...) are each told
-and asked for in many wordings that were written for them; `kinds.yaml` says how values are made: names, codes, times,
-prices, places, titles. `make_conversation` puts them into a conversation, with small talk around them and ordinary turns
-between them; needs no model and, unless names from libraries are wanted, nothing but this package.
+The relations of `relations/` (who has my ladder, what my aunt is allergic to, where the car is parked ...) are each
+told and asked for in many wordings that were written for them; `kinds.yaml` says how values are made: names, codes,
+times, prices, places, titles. `make_conversation` puts them into a conversation, with small talk around them and
+ordinary turns between them. It needs no model and, unless names from libraries are wanted, nothing but this package.
 
 What is held out is decided by a hash of each wording, relation and value (`Split`), each on its own.
 """

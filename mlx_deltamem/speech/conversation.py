@@ -1,6 +1,6 @@
 """A conversation: turns, and questions that are asked when it has ended."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, TypedDict
 
@@ -85,9 +85,10 @@ class Conversation:
         """The conversation with every reply: `reply` is given the messages so far, the last of them the user's."""
         turns: list[Turn] = []
         for turn in self.turns:
-            if turn.assistant is None:
-                turn = replace(turn, assistant=reply([*_messages(turns), {"role": "user", "content": turn.user}]))
-            turns.append(turn)
+            given = turn.assistant
+            if given is None:
+                given = reply([*_messages(turns), {"role": "user", "content": turn.user}])
+            turns.append(replace(turn, assistant=given))
         return replace(self, turns=tuple(turns))
 
     def history(self) -> list[Message]:
@@ -117,6 +118,6 @@ class Conversation:
         return asdict(self)
 
 
-def _messages(turns) -> list[Message]:
+def _messages(turns: Iterable[Turn]) -> list[Message]:
     pairs = ((("user", turn.user), ("assistant", turn.assistant)) for turn in turns)
     return [{"role": role, "content": content} for pair in pairs for role, content in pair]

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from .conversation import Style
 from .relations import PERSON, Relation, relations_on
 from .settings import SpeechSettings
+from .split import side_of
 from .subjects import Subject, draw_subject
-from .values import draw_value
 from .wording import contains, fill, second_person, slots, words
 
-_TRIES = 200
+_TRIES = 300
 
 
 @dataclass(eq=False)
@@ -57,14 +57,12 @@ class FactDrawer:
     """Draws facts that differ, with values that cannot be taken for each other.
 
     Raises:
-        ValueError: No relation is on the sides of the split.
+        ValueError: No relation that is wanted is on the sides of the split.
     """
 
     def __init__(self, rng: random.Random, settings: SpeechSettings):
         self._rng, self._settings = rng, settings
-        self._relations = relations_on(settings.split.relations, settings.split.wordings)
-        if not self._relations:
-            raise ValueError(f"there is no relation on the sides of {settings.split}; write more")
+        self._relations = relations_on(settings.split.relations, settings.split.wordings, settings.only)
         self._drawn: list[Fact] = []
         self._said: list[tuple[str, ...]] = []
 
@@ -82,18 +80,26 @@ class FactDrawer:
                 return fact
         return None
 
-    def value(self, fact: Fact) -> None:
-        """Give a fact a value that shares no word with what the conversation names, or with its questions."""
+    def value(self, fact: Fact) -> bool:
+        """Give a fact a value that shares no word with what the conversation names, or with its questions.
+
+        Returns:
+            Whether one was found: a relation may have few of a side.
+        """
         asked = [words(text) for use in ("ask", "about", "topic") for text in _texts(fact.relation, use)]
         for _ in range(_TRIES):
-            value = draw_value(self._rng, fact.relation.patterns, self._settings.split.values, self._settings.libraries)
-            parts = words(value)
-            if not any(contains(said, parts) or contains(parts, said) for said in self._said):
-                if not any(contains(text, parts) for text in asked):
-                    self._said.append(parts)
-                    fact.values.append(value)
-                    return
-        raise ValueError(f"{fact.relation.name} has too few {self._settings.split.values} values; tell fewer facts")
+            value, parts = self._drawn_value(fact)
+            near = any(contains(said, parts) or contains(parts, said) for said in self._said)
+            right = side_of(value) == self._settings.split.values
+            if right and not near and not any(contains(text, parts) for text in asked):
+                self._said.append(parts)
+                fact.values.append(value)
+                return True
+        return False
+
+    def _drawn_value(self, fact: Fact) -> tuple[str, tuple[str, ...]]:
+        value = fact.relation.patterns.draw(self._rng, self._settings.libraries)
+        return value, words(value)
 
     def _relation(self, absent: bool) -> Relation:
         told = [fact.relation for fact in self._drawn if fact.values]

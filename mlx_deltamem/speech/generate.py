@@ -11,6 +11,9 @@ from .questions import Asker, Encode
 from .settings import SpeechSettings
 from .talk import talk
 
+# Relations that are tried for a fact, where a side has few values.
+_TRIES = 20
+
 
 def make_conversation(
     settings: SpeechSettings, seed: int | str, index: int, encode: Encode | None = None
@@ -30,8 +33,11 @@ def make_conversation(
     drawer = FactDrawer(rng, settings)
     facts = []
     for _ in range(rng.randint(*settings.facts)):
-        if fact := drawer.fact():
-            drawer.value(fact)
+        for _ in range(_TRIES):
+            fact = drawer.fact()
+            if fact is None or drawer.value(fact):
+                break
+        if fact is not None and fact.values:
             facts.append(fact)
     turns = _place_ordinary(rng, settings, _Teller(rng, settings, drawer, facts).turns())
     _note_turns(facts, turns)
@@ -100,10 +106,9 @@ class _Teller:
         return found
 
     def _update(self, fact: Fact) -> Turn | None:
-        self._drawer.value(fact)
-        written = update(self._rng, self._settings, fact)
+        written = update(self._rng, self._settings, fact) if self._drawer.value(fact) else None
         if written is None:
-            fact.values.pop()
+            del fact.values[1:]
             return None
         fact.wording = written.wordings[-1]
         return Turn(written.text, self._reply("acknowledge"), "update", (fact.relation.name,), written.wordings)

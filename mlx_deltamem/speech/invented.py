@@ -2,11 +2,9 @@
 
 import random
 
-_ONSETS = (
-    "b br c ch cl d dr f fl g gl gr h j k kr l m n p pl pr qu r s sh sk sl st t th tr v w y z zh b d k l m n r s t v"
-).split()
-_VOWELS = "a e i o u a e i o u a e i o u a e i o ai au ea ei ou y".split()
-_CODAS = "b ck d g k l ll m n nd ng nt r rd rk rn s sh st t th x z".split()
+_ONSETS = "b br c ch cl d dr f fl g gl gr h j k kr l m n p pl pr qu r s sh sk sl st t th tr v w y z zh b d k l m n r t"
+_VOWELS = "a e i o u a e i o u a e i o u a e i o ai au ea ei ou y"
+_CODAS = "b ck d g k l ll m n nd ng nt r rd rk rn s sh st t th x z"
 _ENDINGS = {
     "name": ("", "", "a", "o", "i", "en", "is", "elle", "wyn", "ko", "mir", "ine", "u"),
     "surname": ("", "son", "ski", "sen", "ez", "ov", "ini", "man", "wood", "er", "ic", "aru"),
@@ -36,8 +34,8 @@ def invent(rng: random.Random, kind: str) -> str:
 
 
 def _syllable(rng: random.Random, last: bool) -> str:
-    onset = rng.choice(_ONSETS) if rng.random() < 0.9 else ""
-    vowel = rng.choice(_VOWELS)
+    onset = rng.choice(_ONSETS.split()) if rng.random() < 0.9 else ""
+    vowel = rng.choice(_VOWELS.split())
     if onset == "qu" and vowel[0] == "u":
         vowel = "a"
-    return onset + vowel + (rng.choice(_CODAS) if last and rng.random() < 0.6 else "")
+    return onset + vowel + (rng.choice(_CODAS.split()) if last and rng.random() < 0.6 else "")

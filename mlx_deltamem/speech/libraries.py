@@ -6,15 +6,17 @@ seed gives the same conversation for as long as their versions stay.
 """
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
+from types import ModuleType
 
 # Those that are written in Latin letters, and whose lists are long enough to be people's.
-_LOCALES = (
-    "az_AZ cs_CZ da_DK de_AT de_CH de_DE en en_GB en_IE en_IN en_KE en_NG en_NZ es_AR es_CL es_CO es_ES es_MX et_EE fi_FI "
-    "fr_BE fr_CA fr_CH fr_DZ fr_FR ga_IE ha_NG hr_HR hu_HU id_ID ig_NG is_IS it_IT lv_LV nl_BE nl_NL no_NO pl_PL pt_BR "
-    "pt_PT ro_RO sk_SK sl_SI sv_SE sw tr_TR tw_GH uz_UZ vi_VN yo_NG zu_ZA"
-).split()
+_LOCALES = """
+az_AZ cs_CZ da_DK de_AT de_CH de_DE en en_GB en_IE en_IN en_KE en_NG en_NZ es_AR es_CL es_CO es_ES es_MX et_EE fi_FI
+fr_BE fr_CA fr_CH fr_DZ fr_FR ga_IE ha_NG hr_HR hu_HU id_ID ig_NG is_IS it_IT lv_LV nl_BE nl_NL no_NO pl_PL pt_BR pt_PT
+ro_RO sk_SK sl_SI sv_SE sw tr_TR tw_GH uz_UZ vi_VN yo_NG zu_ZA
+"""
 _LISTS = {"female_names": "first_names_female", "male_names": "first_names_male", "surnames": "last_names"}
 _WRITTEN = re.compile(r"[^\W\d_]{2,14}(?:[ '-][^\W\d_]{2,14})?")
 POOLS = (*_LISTS, "first_names", "towns")
@@ -32,17 +34,19 @@ def pool(name: str) -> tuple[str, ...]:
         return _latin(city["name"] for city in cities)
     if name == "first_names":
         return tuple(sorted({*pool("female_names"), *pool("male_names")}))
-    lists = (getattr(_module(f"faker.providers.person.{locale}").Provider, _LISTS[name], ()) for locale in _LOCALES)
+    lists = (
+        getattr(_module(f"faker.providers.person.{locale}").Provider, _LISTS[name], ()) for locale in _LOCALES.split()
+    )
     return _latin(each for names in lists for each in names)
 
 
-def _latin(names) -> tuple[str, ...]:
+def _latin(names: Iterable[str]) -> tuple[str, ...]:
     """The names that are of one or two words in Latin letters, each with a capital."""
     found = {each for each in names if _WRITTEN.fullmatch(each) and each[0].isupper() and max(map(ord, each)) < 0x250}
     return tuple(sorted(each for each in found if not each.isupper()))
 
 
-def _module(name: str):
+def _module(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError:

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from itertools import product
@@ -44,7 +45,7 @@ def _short() -> tuple[str, ...]:
     return tuple(each for each in whole if len(each) < _SHORT and each[:1].isupper() and each.endswith("?"))
 
 
-def _combined(pattern: str, drawn) -> str:
+def _combined(pattern: str, drawn: Iterator[str]) -> str:
     return _SLOT.sub(lambda match: next(drawn), pattern)
 
 

@@ -69,7 +69,7 @@ class Asker:
         template = self._rng.choice(templates)
         blanks = fact.subject.blanks("answer", fact.by_name)
         value = blanks.get("it") or blanks["who"]
-        answer = fill(self._rng.choice(fact.relation.texts["back_answer"]), blanks)
+        answer = fill(self._rng.choice(fact.relation.texts["back_answer"]), {**fact.blanks("answer"), **blanks})
         value = value if value in answer else capital(value)
         text = fill(self._typed(template), fact.blanks("ask"))
         return self._question(fact, "reverse", text, answer, value, fact.relation.wording_id("back", template))

@@ -12,10 +12,11 @@ A relation has these entries; a text has a wording on each of its lines:
 - `back`: questions from the value to what it is of, and `back_answer`.
 - `lasting`: true if it cannot change, but can have been told wrongly.
 
-Slots: `{value}` and, of a person, `{who}`, `{whose}`, `{he}`, `{his}`, `{him}`; of a thing, `{it}`. Any of them may follow
-its article: `{a_value}`. A statement that begins in lower case is typed so; the others are typed in either way.
+Slots: `{value}` and, of a person, `{who}`, `{whose}`, `{he}`, `{his}`, `{him}`; of a thing, `{it}`. Any of them may
+follow its article: `{a_value}`. A statement that begins in lower case is typed so; the others are typed in either way.
 """
 
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -95,14 +96,33 @@ def relations() -> tuple[Relation, ...]:
 
 
 @cache
-def relations_on(relation_side: Side, wording_side: Side) -> tuple[Relation, ...]:
-    """The relations on a side that can be told and asked for with wordings of a side."""
-    needed = ("tell", "ask")
-    return tuple(
+def relations_on(relation_side: Side, wording_side: Side, only: tuple[str, ...] = ()) -> tuple[Relation, ...]:
+    """The relations on a side that can be told and asked for with wordings of a side.
+
+    Args:
+        relation_side, wording_side: The sides.
+        only: The names of relations or themes that are wanted; all, if there are none.
+
+    Raises:
+        ValueError: There is no such name, or no relation is left.
+    """
+    themes = dict.fromkeys(each.theme for each in relations())
+    if unknown := set(only) - set(themes) - {each.name for each in relations()}:
+        raise ValueError(
+            f"there is no relation {', '.join(sorted(unknown))}; name relations, or these themes: {', '.join(themes)}"
+        )
+    found = tuple(
         each
         for each in relations()
-        if side_of(each.name) == relation_side and all(each.wordings(use, wording_side) for use in needed)
+        if side_of(each.name) == relation_side
+        and all(each.wordings(use, wording_side) for use in ("tell", "ask"))
+        and (not only or not {each.name, each.theme}.isdisjoint(only))
     )
+    if not found:
+        raise ValueError(
+            f"none of the wanted relations is {relation_side} and has {wording_side} wordings; want others"
+        )
+    return found
 
 
 def _relation(theme: str, name: str, entry: dict) -> Relation:
@@ -154,10 +174,10 @@ def _check_slots(where: str, of: tuple[str, ...] | str | None, texts: dict[str, 
     known = {None: set(), PERSON: _PERSON_SLOTS}.get(of, {"it"}) | {"value", "values", "old"}
     for use, lines in texts.items():
         for line in lines:
-            if line.count("{") != len(_named(line, once=False)) or (strange := _named(line) - known):
+            if strange := _named(line) - known or {"{"} & set(re.sub(r"\{\w+\}", "", line)):
                 raise ValueError(f"{where} has {line!r} in {use}, with {sorted(strange)}; it may have {sorted(known)}")
 
 
-def _named(line: str, once: bool = True):
-    names = slots(line) if once else line.split("{")[1:]
-    return {name.removeprefix("a_") for name in names} if once else names
+def _named(line: str) -> set[str]:
+    """The slots of a line, without the article before them."""
+    return {name.removeprefix("a_") for name in slots(line)}

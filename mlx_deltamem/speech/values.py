@@ -11,9 +11,7 @@ from mlx_deltamem.recall.vocabulary import value_lists
 from mlx_deltamem.recall.vocabulary import values as listed
 
 from . import invented, libraries
-from .split import Side, side_of
 
-_TRIES = 2000
 _SLOT = re.compile(r"\{([^{}]+)\}")
 _WEIGHT = re.compile(r"(.*?) \*(\d+)")
 _NUMBER = re.compile(r"(\d+)-(\d+)(?:/(\d+))?([,p]?)")
@@ -47,19 +45,6 @@ class Patterns:
         patterns, weights = zip(*self._patterns, strict=True)
         pattern = rng.choices(patterns, weights)[0]
         return _SLOT.sub(lambda match: _drawn(rng, match[1], from_libraries), pattern)
-
-
-def draw_value(rng: random.Random, patterns: Patterns, side: Side, from_libraries: bool) -> str:
-    """Draw a value on a side of the split.
-
-    Raises:
-        ValueError: There is none.
-    """
-    for _ in range(_TRIES):
-        value = patterns.draw(rng, from_libraries)
-        if side_of(value) == side:
-            return value
-    raise ValueError(f"{_TRIES} values were drawn and none is {side}; add patterns that give more of them")
 
 
 @cache
