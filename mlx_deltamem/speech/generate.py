@@ -81,9 +81,13 @@ class _Teller:
             fact.style, fact.wording = "assistant", written.wordings[0]
             return Turn(asked, written.text, "assistant", (fact.relation.name,), written.wordings), (fact,)
         facts, written = (fact,), None
-        if waiting and not waiting[-1].relation.by_assistant and self._rng.random() < self._settings.two_facts:
-            written = tell_two(self._rng, self._settings, fact, waiting[-1])
-            facts = (fact, waiting.pop()) if written else facts
+        mates = [each for each in waiting if not each.relation.by_assistant]
+        if mates and self._rng.random() < self._settings.two_facts:
+            # Rather one of the same relation, which can be told in the same breath.
+            mate = next((each for each in mates if each.relation is fact.relation), mates[-1])
+            if written := tell_two(self._rng, self._settings, fact, mate):
+                waiting.remove(mate)
+                facts = (fact, mate)
         written = written or tell(self._rng, self._settings, fact)
         for each, name in zip(facts, written.wordings, strict=True):
             each.style, each.wording = written.style, name

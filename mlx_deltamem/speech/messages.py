@@ -46,6 +46,12 @@ def tell(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written:
 
 def tell_two(rng: random.Random, settings: SpeechSettings, one: Fact, other: Fact) -> Written | None:
     """A message that tells two facts in a sentence; None where their wordings cannot be joined."""
+    pairs = one.relation.wordings("pair", settings.split.wordings) if one.relation is other.relation else ()
+    if pairs:
+        template = rng.choice(pairs)
+        blanks = one.blanks("tell") | {f"{slot}2": text for slot, text in other.blanks("tell").items()}
+        name = one.relation.wording_id("pair", template)
+        return Written(fill(_typed(rng, settings, template), blanks), (name, name), "two_facts")
     drawn, ids = [], []
     for fact in (one, other):
         told = [template for template, _ in drawn]

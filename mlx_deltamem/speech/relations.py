@@ -10,6 +10,7 @@ A relation has these entries; a text has a wording on each of its lines:
 - `wish`: only where the assistant says the value: what it is asked for, and `tell` is what it replies.
 - `all`: questions about all that was told of it, and `all_answer`, where `{values}` are named one after the other.
 - `back`: questions from the value to what it is of, and `back_answer`.
+- `pair`: statements that tell two of it in one sentence, whose second has the slots `{value2}`, `{it2}`, `{who2}` ...
 - `lasting`: true if it cannot change, but can have been told wrongly.
 
 Slots: `{value}` and, of a person, `{who}`, `{whose}`, `{he}`, `{his}`, `{him}`; of a thing, `{it}`. Any of them may
@@ -29,11 +30,20 @@ from .wording import slots, wording_id
 
 PERSON = "person"
 _PERSON_SLOTS = {"who", "whose", "he", "his", "him"}
-_TEXTS = ("tell", "ask", "answer", "update", "wish", "all", "all_answer", "back", "back_answer")
+_TEXTS = ("tell", "ask", "answer", "update", "wish", "all", "all_answer", "back", "back_answer", "pair")
 _NEEDED = {"value", "topic", "about", "tell", "ask", "answer"}
 _ALLOWED = _NEEDED | set(_TEXTS) | {"of", "lasting"}
 # The slot that each text is about: it has to be there, or must not.
-_WITH_VALUE = {"tell": True, "ask": False, "answer": True, "update": True, "wish": False, "all": False, "back": True}
+_WITH_VALUE = {
+    "tell": True,
+    "ask": False,
+    "answer": True,
+    "update": True,
+    "wish": False,
+    "all": False,
+    "back": True,
+    "pair": True,
+}
 _LEAST = {"tell": 10, "ask": 8, "answer": 2}
 
 
@@ -172,6 +182,7 @@ def _check_slots(where: str, of: tuple[str, ...] | str | None, texts: dict[str, 
     if isinstance(of, str) and of != PERSON:
         raise ValueError(f"{where} is of {of!r}; write {PERSON}, or a list of things")
     known = {None: set(), PERSON: _PERSON_SLOTS}.get(of, {"it"}) | {"value", "values", "old"}
+    known |= {f"{name}2" for name in known}
     for use, lines in texts.items():
         for line in lines:
             if strange := _named(line) - known or {"{"} & set(re.sub(r"\{\w+\}", "", line)):

@@ -51,7 +51,7 @@ class SpeechSettings:
     with_request: float = 0.12
     lower: float = 0.25
     replies: float = 0.5
-    aggregated: float = 0.5
+    aggregated: float = 0.8
     reverse: float = 0.3
     shared: float = 0.2
     libraries: bool = False

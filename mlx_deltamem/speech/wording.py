@@ -50,8 +50,8 @@ def article(noun: str) -> str:
 
 
 def capital(text: str) -> str:
-    """The text with a capital at its beginning."""
-    return text[:1].upper() + text[1:]
+    """The text with a capital at its beginning; codes, passwords and addresses stay as they are."""
+    return text if re.match(r"\S*[\d_@]|\S+\.\S", text) else text[:1].upper() + text[1:]
 
 
 def is_sentence(template: str) -> bool:
