@@ -1,5 +1,6 @@
 """The conversations that sound like people: what they are made of, and that they are what their settings say."""
 
+import json
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
@@ -23,6 +24,8 @@ from mlx_deltamem.speech.relations import _relation
 from mlx_deltamem.speech.talk import talk
 from mlx_deltamem.speech.values import kinds
 from mlx_deltamem.speech.wording import article, contains, fill, lower_case, second_person, within, words
+from tests.tool_runs import runner
+from tools import speech_data
 
 MODEL = Path(".cache/smollm2-135m-instruct")
 RELATIONS = {relation.name: relation for relation in relations()}
@@ -207,7 +210,7 @@ def test_what_is_absent_was_not_told(conversations) -> None:
 
 def test_absent_questions_are_worded_as_others() -> None:
     settings = SpeechSettings(facts=(2, 4), absent=(2, 4), ordinary=(0, 0), only=("pet_name", "lent_to", "job_offer"))
-    with pytest.raises(ValueError, match="there is no relation job_offer; .* themes: assistant, "):
+    with pytest.raises(ValueError, match=r"there is no relation job_offer; .* themes: assistant, "):
         made(settings, 1)
     found = defaultdict(set)
     for conversation in made(replace(settings, only=("pet_name", "lent_to", "lending")), 400):
@@ -242,7 +245,7 @@ def test_ordinary_turns_are_for_a_model_to_answer(conversations) -> None:
     for record, question in zip(records, conversation.questions, strict=True):
         assert record["messages"][:-2] == history
         assert record.get("value") == question.value
-    assert filled.as_json()["questions"][0]["relation"] == conversation.questions[0].relation
+    assert Conversation.from_json(json.loads(json.dumps(filled.as_json()))) == filled
 
 
 # What is held out.
@@ -314,6 +317,26 @@ def test_names_from_libraries() -> None:
 def test_libraries_that_are_not_there_are_named() -> None:
     with pytest.raises(ValueError, match=r"pip install 'mlx-deltamem\[speech\]'"):
         made(SpeechSettings(libraries=True), 20)
+
+
+def test_the_tool_writes_what_is_held_out_apart(monkeypatch, capsys, tmp_path) -> None:
+    write = runner(speech_data, monkeypatch, capsys)
+    assert write(tmp_path / "data", "--train", 5, "--test", 3).code == 0
+    sides = {}
+    for name, count in (("train", 5), ("values", 3), ("relations", 3), ("wordings", 3)):
+        lines = (tmp_path / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == count
+        found = [Conversation.from_json(json.loads(line)) for line in lines]
+        sides[name] = {side_of(question.relation) for each in found for question in each.questions}
+    assert sides["relations"] == {"held_out"}
+    assert sides["train"] == sides["values"] == sides["wordings"] == {"train"}
+
+
+def test_the_tool_shows_conversations(monkeypatch, capsys, tmp_path) -> None:
+    write = runner(speech_data, monkeypatch, capsys)
+    assert write("--show", 2).output.count("--- ") == 2
+    assert "name a new folder" in write().errors
+    assert "there is already a" in write(tmp_path).errors
 
 
 PINNED = (

@@ -117,6 +117,15 @@ class Conversation:
         """All of it, as JSON has it."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, found: dict[str, list[dict]]) -> "Conversation":
+        """The conversation that `as_json` gave."""
+        turns = (
+            Turn(**{**turn, "relations": tuple(turn["relations"]), "wordings": tuple(turn["wordings"])})
+            for turn in found["turns"]
+        )
+        return cls(tuple(turns), tuple(Question(**question) for question in found["questions"]))
+
 
 def _messages(turns: Iterable[Turn]) -> list[Message]:
     pairs = ((("user", turn.user), ("assistant", turn.assistant)) for turn in turns)

@@ -183,8 +183,12 @@ def _check_slots(where: str, of: tuple[str, ...] | str | None, texts: dict[str, 
         raise ValueError(f"{where} is of {of!r}; write {PERSON}, or a list of things")
     known = {None: set(), PERSON: _PERSON_SLOTS}.get(of, {"it"}) | {"value", "values", "old"}
     known |= {f"{name}2" for name in known}
+    # What the assistant says follows what it was asked, which tells whose it is.
+    told = ("wish", "ask") if "wish" in texts else ("tell", "ask", "update")
     for use, lines in texts.items():
         for line in lines:
+            if use in told and of is not None and not _named(line) & ({"who", "whose"} if of == PERSON else {"it"}):
+                raise ValueError(f"{where} has {line!r} in {use}, which does not say whose or what's it is")
             if strange := _named(line) - known or {"{"} & set(re.sub(r"\{\w+\}", "", line)):
                 raise ValueError(f"{where} has {line!r} in {use}, with {sorted(strange)}; it may have {sorted(known)}")
 

@@ -55,8 +55,8 @@ class Subject:
 
 @cache
 def people() -> dict[str, dict[str, tuple[str, ...]]]:
-    """Names and roles by gender, as `people.yaml` lists them."""
-    read = yaml.safe_load(files(__package__).joinpath("people.yaml").read_text(encoding="utf-8"))
+    """Names and roles by gender, as `names.yaml` lists them."""
+    read = yaml.safe_load(files(__package__).joinpath("names.yaml").read_text(encoding="utf-8"))
     return {gender: {what: tuple(text.split("\n")) for what, text in lists.items()} for gender, lists in read.items()}
 
 
