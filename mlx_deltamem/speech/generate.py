@@ -71,6 +71,7 @@ class _Teller:
                 fact, fate = later.pop(self._rng.randrange(len(later)))
                 if turn := self._update(fact) if fate == "update" else self._forget(fact):
                     said.append((turn, (fact,)))
+                    later += self._fates((fact,)) if fate == "update" else []
         return said
 
     def _told(self, waiting: list[Fact]) -> _Said:
@@ -97,7 +98,7 @@ class _Teller:
         return Turn(written.text, reply, "told", names, written.wordings), facts
 
     def _fates(self, facts: tuple[Fact, ...]) -> list[tuple[Fact, str]]:
-        """What will become of facts that were just told."""
+        """What will become of facts that were just told or updated."""
         found = []
         for fact in facts:
             drawn = self._rng.random()
@@ -110,9 +111,11 @@ class _Teller:
         return found
 
     def _update(self, fact: Fact) -> Turn | None:
-        written = update(self._rng, self._settings, fact) if self._drawer.value(fact) else None
+        if not self._drawer.value(fact):
+            return None
+        written = update(self._rng, self._settings, fact)
         if written is None:
-            del fact.values[1:]
+            fact.values.pop()
             return None
         fact.wording = written.wordings[-1]
         return Turn(written.text, self._reply("acknowledge"), "update", (fact.relation.name,), written.wordings)

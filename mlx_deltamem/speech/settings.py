@@ -19,7 +19,8 @@ class SpeechSettings:
         gap: Such turns after all others.
         absent: Questions about what was not told.
         questions: At most so many questions about what was told; None asks for all of it.
-        updates, deletions: Of the facts, the share that is told anew with another value, and that is taken back.
+        updates, deletions: Of the facts, the share that is told anew with another value, maybe again and again, and
+            that is taken back.
         siblings: How often a fact is told of a relation that has been told of another subject already, and how often
             what is absent is such a neighbour of something told.
         two_facts: How often a message tells two facts.
