@@ -1,0 +1,131 @@
+"""Draw what a conversation tells: relations, whose they are, and their values."""
+
+import random
+from dataclasses import dataclass, field
+
+from .conversation import Style
+from .relations import PERSON, Relation, relations_on
+from .settings import SpeechSettings
+from .split import side_of
+from .subjects import Subject, draw_subject
+from .wording import contains, fill, second_person, slots, words
+
+_TRIES = 300
+
+
+@dataclass(eq=False)
+class Fact:
+    """A relation of a subject, and what has become of it.
+
+    Attributes:
+        values: All that it has been; the last is what it is.
+        wording: The name of the wording that said the last of it.
+        turn: The turn that did.
+        style: How it was told first.
+        deleted: Whether it was taken back.
+        by_name: Whether who has a name and a role is asked for by name.
+    """
+
+    relation: Relation
+    subject: Subject | None
+    values: list[str] = field(default_factory=list)
+    wording: str = ""
+    turn: int = -1
+    style: Style = "plain"
+    deleted: bool = False
+    by_name: bool = True
+
+    def blanks(self, use: str) -> dict[str, str]:
+        """What the slots of its wordings are filled with, to `tell`, to `ask` and to `answer`."""
+        found = self.subject.blanks(use, self.by_name) if self.subject else {}
+        if self.values:
+            found["value"] = self.values[-1]
+        if len(self.values) > 1:
+            found["old"] = self.values[-2]
+        return found
+
+    def called(self, name: str, use: str) -> str:
+        """Its `topic` or `about`, as the user says it, or to `answer` as the assistant does."""
+        text = fill(getattr(self.relation, name), self.blanks(use))
+        return second_person(text) if use == "answer" else text
+
+    def same_as(self, other: "Fact") -> bool:
+        return self.relation is other.relation and self.subject == other.subject
+
+
+class FactDrawer:
+    """Draws facts that differ, with values that cannot be taken for each other.
+
+    Raises:
+        ValueError: No relation that is wanted is on the sides of the split.
+    """
+
+    def __init__(self, rng: random.Random, settings: SpeechSettings):
+        self._rng, self._settings = rng, settings
+        self._relations = relations_on(settings.split.relations, settings.split.wordings, settings.only)
+        self._drawn: list[Fact] = []
+        self._said: list[tuple[str, ...]] = []
+
+    def fact(self, absent: bool = False) -> Fact | None:
+        """A fact without a value, other than those before; None if all that was tried are told."""
+        for _ in range(_TRIES):
+            relation = self._relation(absent)
+            taken = self._taken(relation)
+            if relation.of not in (None, PERSON) and set(relation.of) <= taken:
+                continue
+            fact = Fact(relation, self._subject(relation, taken))
+            if not any(fact.same_as(other) for other in self._drawn):
+                self._drawn.append(fact)
+                self._said += [words(text) for text in fact.subject.blanks("tell").values()] if fact.subject else []
+                return fact
+        return None
+
+    def value(self, fact: Fact) -> bool:
+        """Give a fact a value that shares no word with what the conversation names, or with its questions.
+
+        Returns:
+            Whether one was found: a relation may have few of a side.
+        """
+        asked = [words(text) for use in ("ask", "about", "topic") for text in _texts(fact.relation, use)]
+        for _ in range(_TRIES):
+            value, parts = self._drawn_value(fact)
+            near = any(contains(said, parts) or contains(parts, said) for said in self._said)
+            right = side_of(value) == self._settings.split.values
+            if right and not near and not any(contains(text, parts) for text in asked):
+                self._said.append(parts)
+                fact.values.append(value)
+                return True
+        return False
+
+    def _drawn_value(self, fact: Fact) -> tuple[str, tuple[str, ...]]:
+        value = fact.relation.patterns.draw(self._rng, self._settings.libraries)
+        return value, words(value)
+
+    def _relation(self, absent: bool) -> Relation:
+        told = [fact.relation for fact in self._drawn if fact.values]
+        if told and self._rng.random() < self._settings.siblings:
+            near = [each for each in told if each.of is not None and not (absent and each.by_assistant)]
+            if near:
+                return self._rng.choice(near)
+            if absent:
+                themes = {each.theme for each in told}
+                return self._rng.choice([each for each in self._relations if each.theme in themes])
+        return self._rng.choice(self._relations)
+
+    def _taken(self, relation: Relation) -> set[str]:
+        if relation.of == PERSON:
+            people = [fact.subject for fact in self._drawn if fact.relation.of == PERSON and fact.subject]
+            return {text for each in people for text in (each.name, each.role) if text}
+        return {fact.subject.it for fact in self._drawn if fact.relation is relation and fact.subject}
+
+    def _subject(self, relation: Relation, taken: set[str]) -> Subject | None:
+        """Somebody or something new; or somebody of whom something else was told."""
+        known = [fact.subject for fact in self._drawn if fact.relation.of == PERSON and fact.relation is not relation]
+        if relation.of == PERSON and known and self._rng.random() < 0.4:
+            return self._rng.choice(known)
+        return draw_subject(self._rng, relation, taken, self._settings.libraries)
+
+
+def _texts(relation: Relation, use: str) -> tuple[str, ...]:
+    texts = relation.texts.get(use) or (getattr(relation, use),)
+    return tuple(text.replace("{", "").replace("}", "") if slots(text) else text for text in texts)

@@ -1,0 +1,168 @@
+"""Make conversations: `make_conversation` gives the same one for the same settings, seed and index on every machine."""
+
+import random
+from dataclasses import replace
+
+from .conversation import Conversation, Question, Turn
+from .facts import Fact, FactDrawer
+from .messages import forget, tell, tell_two, update, wish
+from .ordinary import ordinary_message
+from .questions import Asker, Encode
+from .settings import SpeechSettings
+from .talk import talk
+
+# Relations that are tried for a fact, where a side has few values.
+_TRIES = 20
+
+
+def make_conversation(
+    settings: SpeechSettings, seed: int | str, index: int, encode: Encode | None = None
+) -> Conversation:
+    """Make one conversation.
+
+    Args:
+        settings: What it is made of.
+        seed, index: Which one of all that the settings allow.
+        encode: A tokenizer's, by which the pieces of values are counted.
+
+    Raises:
+        ValueError: There are fewer relations or values than the settings want, or a library is not installed.
+    """
+    # A text is hashed with SHA-512, not with Python's own hash, which differs from run to run.
+    rng = random.Random(f"{seed}/{index}")
+    drawer = FactDrawer(rng, settings)
+    facts = []
+    for _ in range(rng.randint(*settings.facts)):
+        for _ in range(_TRIES):
+            fact = drawer.fact()
+            if fact is None or drawer.value(fact):
+                break
+        if fact is not None and fact.values:
+            facts.append(fact)
+    turns = _place_ordinary(rng, settings, _Teller(rng, settings, drawer, facts).turns())
+    _note_turns(facts, turns)
+    absent = [drawer.fact(absent=True) for _ in range(rng.randint(*settings.absent))]
+    asker = Asker(rng, settings, len(turns), encode)
+    questions = _questions(rng, settings, asker, facts)
+    questions += [asker.absent(fact, facts) for fact in absent if fact is not None]
+    rng.shuffle(questions)
+    return Conversation(tuple(turn for turn, _ in turns), tuple(questions))
+
+
+_Said = tuple[Turn, tuple[Fact, ...]]
+
+
+class _Teller:
+    """Writes the turns that tell, update and take back facts, in an order in which each is told first."""
+
+    def __init__(self, rng: random.Random, settings: SpeechSettings, drawer: FactDrawer, facts: list[Fact]):
+        self._rng, self._settings, self._drawer, self._facts = rng, settings, drawer, facts
+
+    def turns(self) -> list[_Said]:
+        said: list[_Said] = []
+        waiting = list(self._facts)
+        self._rng.shuffle(waiting)
+        later: list[tuple[Fact, str]] = []
+        while waiting or later:
+            if waiting and (not later or self._rng.random() < 0.6):
+                said.append(self._told(waiting))
+                later += self._fates(said[-1][1])
+            else:
+                fact, fate = later.pop(self._rng.randrange(len(later)))
+                if turn := self._update(fact) if fate == "update" else self._forget(fact):
+                    said.append((turn, (fact,)))
+                    later += self._fates((fact,)) if fate == "update" else []
+        return said
+
+    def _told(self, waiting: list[Fact]) -> _Said:
+        """Tell the next fact, or the next two."""
+        fact = waiting.pop()
+        if fact.relation.by_assistant:
+            asked, written = wish(self._rng, self._settings, fact)
+            fact.style, fact.wording = "assistant", written.wordings[0]
+            return Turn(asked, written.text, "assistant", (fact.relation.name,), written.wordings), (fact,)
+        facts, written = (fact,), None
+        mates = [each for each in waiting if not each.relation.by_assistant]
+        if mates and self._rng.random() < self._settings.two_facts:
+            # Rather one of the same relation, which can be told in the same breath.
+            mate = next((each for each in mates if each.relation is fact.relation), mates[-1])
+            if written := tell_two(self._rng, self._settings, fact, mate):
+                waiting.remove(mate)
+                facts = (fact, mate)
+        written = written or tell(self._rng, self._settings, fact)
+        for each, name in zip(facts, written.wordings, strict=True):
+            each.style, each.wording = written.style, name
+        # What is asked beside it is for a model to answer.
+        reply = None if written.style == "with_request" else self._reply("acknowledge")
+        names = tuple(each.relation.name for each in facts)
+        return Turn(written.text, reply, "told", names, written.wordings), facts
+
+    def _fates(self, facts: tuple[Fact, ...]) -> list[tuple[Fact, str]]:
+        """What will become of facts that were just told or updated."""
+        found = []
+        for fact in facts:
+            drawn = self._rng.random()
+            if fact.relation.by_assistant:
+                continue
+            if drawn < self._settings.updates:
+                found.append((fact, "update"))
+            elif drawn < self._settings.updates + self._settings.deletions:
+                found.append((fact, "deletion"))
+        return found
+
+    def _update(self, fact: Fact) -> Turn | None:
+        if not self._drawer.value(fact):
+            return None
+        written = update(self._rng, self._settings, fact)
+        if written is None:
+            fact.values.pop()
+            return None
+        fact.wording = written.wordings[-1]
+        return Turn(written.text, self._reply("acknowledge"), "update", (fact.relation.name,), written.wordings)
+
+    def _forget(self, fact: Fact) -> Turn:
+        written = forget(self._rng, self._settings, fact)
+        fact.deleted = True
+        return Turn(written.text, self._reply("forgotten"), "deletion", (fact.relation.name,), written.wordings)
+
+    def _reply(self, use: str) -> str | None:
+        drawn = self._rng.random() < self._settings.replies
+        return self._rng.choice(talk(use, "train")) if drawn else None
+
+
+def _place_ordinary(rng: random.Random, settings: SpeechSettings, said: list[_Said]) -> list[_Said]:
+    """Put ordinary turns anywhere, and after all others."""
+    between, after = rng.randint(*settings.ordinary), rng.randint(*settings.gap)
+    seen: set[str] = set()
+    turns = list(said)
+    for number in range(between + after):
+        while (message := ordinary_message(rng)) in seen:
+            pass
+        seen.add(message)
+        place = len(turns) if number >= between else rng.randint(0, len(turns))
+        turns.insert(place, (Turn(message, None, "ordinary"), ()))
+    return turns
+
+
+def _note_turns(facts: list[Fact], turns: list[_Said]) -> None:
+    for index, (_, told) in enumerate(turns):
+        for fact in told:
+            fact.turn = index
+
+
+def _questions(rng: random.Random, settings: SpeechSettings, asker: Asker, facts: list[Fact]) -> list[Question]:
+    """The questions about what was told."""
+    found = []
+    for fact in facts:
+        sibling = any(each.relation is fact.relation for each in facts if each is not fact)
+        found.append(replace(asker.about(fact), sibling=sibling))
+        if not fact.deleted and "back" in fact.relation.texts and rng.random() < settings.reverse:
+            found.append(asker.back(fact))
+    for relation in dict.fromkeys(fact.relation for fact in facts):
+        live = [fact for fact in facts if fact.relation is relation and not fact.deleted]
+        if len(live) > 1 and "all" in relation.texts and rng.random() < settings.aggregated:
+            found.append(asker.together(sorted(live, key=lambda fact: fact.turn)))
+    found = [question for question in found if question is not None]
+    if settings.questions is not None and len(found) > settings.questions:
+        found = rng.sample(found, settings.questions)
+    return found

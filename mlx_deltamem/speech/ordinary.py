@@ -1,0 +1,60 @@
+"""Ordinary messages, which have nothing to do with memory: `ordinary.yaml` lists them, whole or to be combined."""
+
+import random
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.resources import files
+from itertools import product
+
+import yaml
+
+_SLOT = re.compile(r"\{(\w+)\}")
+_SHORT = 110
+
+
+@cache
+def ordinary_messages() -> tuple[str, ...]:
+    """Every ordinary message, those that are combined after those that are whole."""
+    whole, patterns, parts = _read()
+    combined = []
+    for pattern in patterns:
+        names = _SLOT.findall(pattern)
+        for drawn in product(*(parts[name] for name in names)):
+            combined.append(_combined(pattern, iter(drawn)))
+    return (*whole, *combined)
+
+
+def ordinary_message(rng: random.Random) -> str:
+    """Draw an ordinary message: one that is whole, or one of a pattern."""
+    whole, patterns, parts = _read()
+    if rng.random() < len(whole) / (len(whole) + 6 * len(patterns)):
+        return rng.choice(whole)
+    pattern = rng.choice(patterns)
+    return _combined(pattern, (rng.choice(parts[name]) for name in _SLOT.findall(pattern)))
+
+
+def short_request(rng: random.Random) -> str:
+    """Draw a question or a request that may stand beside something else in a message."""
+    return rng.choice(_short())
+
+
+@cache
+def _short() -> tuple[str, ...]:
+    whole = _read()[0]
+    return tuple(each for each in whole if len(each) < _SHORT and each[:1].isupper() and each.endswith("?"))
+
+
+def _combined(pattern: str, drawn: Iterator[str]) -> str:
+    return _SLOT.sub(lambda match: next(drawn), pattern)
+
+
+@cache
+def _read() -> tuple[tuple[str, ...], tuple[str, ...], dict[str, tuple[str, ...]]]:
+    read = yaml.safe_load(files(__package__).joinpath("ordinary.yaml").read_text(encoding="utf-8"))
+    lists = {name: tuple(text.strip().split("\n")) for name, text in read.items()}
+    whole, patterns = lists.pop("whole"), lists.pop("patterns")
+    for pattern in patterns:
+        if unknown := set(_SLOT.findall(pattern)) - set(lists):
+            raise ValueError(f"ordinary.yaml has {pattern!r}, with {sorted(unknown)}, which it does not list")
+    return whole, patterns, lists

@@ -1,0 +1,133 @@
+"""Write the questions about what was told, and about what was not."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from .conversation import Kind, Question
+from .facts import Fact
+from .settings import SpeechSettings
+from .talk import talk, talk_id
+from .wording import capital, fill, is_sentence, lower_case, within
+
+Encode = Callable[[str], Sequence[int]]
+
+
+class Asker:
+    """Writes questions of a conversation of so many turns."""
+
+    def __init__(self, rng: random.Random, settings: SpeechSettings, turns: int, encode: Encode | None):
+        self._rng, self._settings, self._turns, self._encode = rng, settings, turns, encode
+
+    def about(self, fact: Fact) -> Question:
+        """A question about a fact that was told."""
+        kind: Kind = "fact"
+        if fact.deleted:
+            kind = "deletion"
+        elif len(fact.values) > 1:
+            kind = "update"
+        elif fact.style in ("two_facts", "assistant"):
+            kind = fact.style
+        text, asked_in = self._ask(fact)
+        if fact.deleted:
+            template = self._rng.choice(talk("deleted", "train"))
+            return self._question(fact, kind, text, fill(template, self._named(fact)), None, asked_in)
+        answer, value = self._answer(fact)
+        return self._question(fact, kind, text, answer, value, asked_in)
+
+    def absent(self, fact: Fact, told: Sequence[Fact]) -> Question:
+        """A question about what was not told, while others were."""
+        near = [each for each in told if not each.deleted and each.relation is fact.relation]
+        text, asked_in = self._ask(fact)
+        blanks, use = self._named(fact), "absent"
+        if near and self._rng.random() < 0.4:
+            use = "absent_sibling"
+            blanks["sibling"] = self._rng.choice(near).called("topic", "answer")
+        answer = fill(self._rng.choice(talk(use, "train")), blanks)
+        sibling = any(each.relation.theme == fact.relation.theme for each in told)
+        return replace(self._question(fact, "absent", text, answer, None, asked_in), sibling=sibling)
+
+    def together(self, facts: Sequence[Fact]) -> Question | None:
+        """A question about all that was told of a relation; None where it has no such wording."""
+        templates = facts[0].relation.wordings("all", self._settings.split.wordings)
+        if not templates:
+            return None
+        template = self._rng.choice(templates)
+        last = max(facts, key=lambda fact: fact.turn)
+        values = [fact.values[-1] for fact in facts]
+        value = f"{', '.join(values[:-1])} and {values[-1]}"
+        answer = fill(self._rng.choice(last.relation.texts["all_answer"]), {"values": value})
+        asked_in = last.relation.wording_id("all", template)
+        question = self._question(last, "aggregated", self._typed(template), answer, value, asked_in)
+        return replace(question, subject="", sibling=True)
+
+    def back(self, fact: Fact) -> Question | None:
+        """A question from the value to whose or what's it is; None where there is no such wording."""
+        templates = fact.relation.wordings("back", self._settings.split.wordings)
+        if not templates or fact.subject is None:
+            return None
+        template = self._rng.choice(templates)
+        blanks = fact.subject.blanks("answer", fact.by_name)
+        value = blanks.get("it") or blanks["who"]
+        answer = fill(self._rng.choice(fact.relation.texts["back_answer"]), {**fact.blanks("answer"), **blanks})
+        value = value if value in answer else capital(value)
+        text = fill(self._typed(template), fact.blanks("ask"))
+        return self._question(fact, "reverse", text, answer, value, fact.relation.wording_id("back", template))
+
+    def _ask(self, fact: Fact) -> tuple[str, str]:
+        """A question and the name of its wording."""
+        fact.by_name = self._rng.random() < 0.75
+        shared = talk("ask", self._settings.split.wordings)
+        if shared and not fact.relation.by_assistant and self._rng.random() < self._settings.shared:
+            template = self._rng.choice(shared)
+            name = talk_id("ask", template)
+            blanks = {use: fact.called(use, "ask") for use in ("about", "topic")}
+        else:
+            template = self._rng.choice(fact.relation.wordings("ask", self._settings.split.wordings))
+            name = fact.relation.wording_id("ask", template)
+            blanks = {slot: text for slot, text in fact.blanks("ask").items() if slot not in ("value", "old")}
+        return fill(self._typed(template), blanks), name
+
+    def _typed(self, template: str) -> str:
+        """A question with a few words before or after it, or alone; in lower case throughout, or as it stands."""
+        sentence, form = is_sentence(template), self._rng.random()
+        if form < 0.08 and not (template[:1] == "{" and not sentence):
+            template = f"{self._rng.choice(_like(sentence, 'ask_lead'))} {within(template)}"
+        elif form < 0.16 and template[-1:] in ".?!":
+            template = f"{template} {self._rng.choice(_like(sentence, 'ask_after'))}"
+        lower = sentence and self._rng.random() < self._settings.lower
+        return lower_case(template, apostrophes=self._rng.random() < 0.7) if lower else template
+
+    def _answer(self, fact: Fact) -> tuple[str, str]:
+        """An answer, and the value as it is written in it."""
+        value = fact.values[-1]
+        answer = fill(self._rng.choice(fact.relation.texts["answer"]), fact.blanks("answer"))
+        return answer, value if value in answer else capital(value)
+
+    def _named(self, fact: Fact) -> dict[str, str]:
+        return {"about": fact.called("about", "answer")}
+
+    def _question(self, fact: Fact, kind: Kind, text: str, answer: str, value: str | None, asked_in: str) -> Question:
+        pieces = None if self._encode is None else len(self._encode(f" {value}")) if value else 0
+        told = kind != "absent"
+        return Question(
+            text=text,
+            answer=answer,
+            value=value,
+            kind=kind,
+            relation=fact.relation.name,
+            theme=fact.relation.theme,
+            subject=fact.subject.key if fact.subject else "",
+            value_kind=fact.relation.value_kind,
+            told_in=fact.wording,
+            asked_in=asked_in,
+            style=fact.style if told else None,
+            sibling=False,
+            turn=fact.turn if told else None,
+            distance=self._turns - fact.turn if told else None,
+            pieces=pieces,
+        )
+
+
+def _like(sentence: bool, use: str) -> list[str]:
+    return [each for each in talk(use, "train") if each[:1].islower() != sentence]
