@@ -87,13 +87,13 @@ def test_shares_of_the_training_episodes_are_written_or_kept(records):
     kinds = {}
     for record, same in zip(mixed["train"], plain["train"], strict=True):
         history = history_of(record)
-        kind = record.pop("writes", False), record.pop("recent_messages", None)
+        kind = record.pop("write", "after"), record.pop("recent_messages", None)
         # All questions about a history are asked alike.
         assert kinds.setdefault(history, kind) == kind
-        assert kind in ((False, None), (True, None), (True, len(record["messages"]) - 2))
+        assert kind in (("after", None), ("all", None), ("all", len(record["messages"]) - 2))
         assert record == same
     kept = sum(recent is not None for _, recent in kinds.values())
-    written = sum(writes for writes, _ in kinds.values()) - kept
+    written = sum(write == "all" for write, _ in kinds.values()) - kept
     assert all(0.1 < count / len(kinds) < 0.5 for count in (kept, written))
 
 
@@ -106,7 +106,7 @@ def test_what_is_kept_has_no_history_and_is_written(write, tmp_path):
         episodes[share] = maker.episodes(read_file(folder / "train.jsonl"))
     assert len(episodes[0]) == len(episodes[1]) == 40
     for dropped, kept in zip(*episodes.values(), strict=True):
-        assert not dropped.writes and kept.writes
+        assert not dropped.writes_questions and kept.writes_questions
         assert kept.history == NOTHING
         assert kept.questions[0].ids == dropped.history.ids + dropped.questions[0].ids
 

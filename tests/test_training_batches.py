@@ -13,7 +13,7 @@ from mlx_deltamem.segments import Segments
 from mlx_deltamem.training.batches import Asked, Batch, BatchMaker, BatchOrder, _rounded
 from mlx_deltamem.training.episodes import NOTHING, Episode, Question
 from mlx_deltamem.training.feed import Feed
-from tests.training_cases import VARIANTS, episode
+from tests.training_cases import VARIANTS, as_read, episode, half_written
 
 TSW = DeltaMemConfig()
 
@@ -45,7 +45,7 @@ def test_a_batch_as_arrays():
     ]
     assert asked.ids.shape == asked.mask.shape == (4, 16)
     assert asked.targets.shape == (4, 8)
-    kinds = {name: getattr(asked, name).dtype for name in Asked._fields}
+    kinds = {name: getattr(getattr(asked, name), "dtype", None) for name in Asked._fields}
     assert kinds == {
         "ids": mx.int32,
         "mask": mx.bool_,
@@ -53,6 +53,7 @@ def test_a_batch_as_arrays():
         "targets": mx.int32,
         "weights": mx.float32,
         "values": mx.bool_,
+        "written": None,
     }
     assert batch.history.dtype == batch.lengths.dtype == batch.rows.dtype == mx.int32
 
@@ -64,6 +65,21 @@ def test_each_answer_token_is_predicted_from_the_one_before_it():
         assert mx.where(asked.weights > 0, following == asked.targets, True).all()
         assert (asked.weights > 0).sum(axis=-1).tolist() == [3, 11, 2, 0]
     assert (batch.context.mask.sum(axis=-1) - batch.asked.mask.sum(axis=-1)).tolist() == [3, 3, 3, 0]
+
+
+def test_what_is_written_as_arrays():
+    plain, masked = episode(5, (6, 2), context=False), half_written(episode(5, (6, 2), (4, 1), context=False))
+    assert BatchMaker(TSW).batch([plain]).written is None and BatchMaker(TSW).batch([plain]).asked.written is None
+    assert BatchMaker(TSW).batch([as_read(plain)]).asked.written is None
+    batch = BatchMaker(TSW).batch([masked, as_read(plain)])
+    assert batch.writes and batch.written.dtype == batch.asked.written.dtype == mx.bool_
+    assert batch.written.shape == batch.history.shape and batch.asked.written.shape == batch.asked.ids.shape
+    assert batch.written_mask[:, :6].tolist() == [[False, True, True, False, True, False], [True] * 5 + [False]]
+    assert batch.asked.written[:, :6].tolist()[:2] == [[False, True, True] * 2, [False, True, True] + [False] * 3]
+    assert batch.asked.written[2].all()
+    means = BatchMaker(VARIANTS["SSW"])
+    units = np.array(means.batch([replace(plain, written=[True, False, True, True, True])]).shares)
+    assert np.allclose(units[0, :2, :5], [[0, 0, 0.5, 0.5, 0], [0, 0, 0, 0, 1]])
 
 
 def test_batches_without_histories():
@@ -162,7 +178,7 @@ def test_batches_are_of_like_length():
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 4), st.integers(0, 3))
 def test_a_batch_is_of_one_kind_and_every_epoch_has_all_kinds(kinds, size, seed):
-    episodes = [replace(_plain(index % 5), writes=writes) for index, writes in enumerate(kinds)]
+    episodes = [as_read(_plain(index % 5), writes) for index, writes in enumerate(kinds)]
     counts = [count for count in (kinds.count(False), kinds.count(True)) if count]
     held_out = list(BatchOrder(episodes, size, None).indices())
     assert sorted(index for batch in held_out for index in batch) == list(range(len(kinds)))
@@ -181,13 +197,13 @@ def test_a_batch_is_of_one_kind_and_every_epoch_has_all_kinds(kinds, size, seed)
 
 
 def test_kinds_are_mixed_within_an_epoch():
-    episodes = [replace(_plain(3), writes=index < 60) for index in range(120)]
+    episodes = [as_read(_plain(3), index < 60) for index in range(120)]
     order = [batch[0] < 60 for batch in islice(BatchOrder(episodes, 4, 0).indices(), 30)]
     assert 3 < sum(order[:15]) < 12
 
 
 def test_too_few_episodes_of_a_kind():
-    episodes = [replace(_plain(3), writes=index < 3) for index in range(9)]
+    episodes = [as_read(_plain(3), index < 3) for index in range(9)]
     with pytest.raises(ValueError, match="there are 3 episodes whose texts are written, fewer than a batch of 4"):
         BatchOrder(episodes, 4, 0)
     with pytest.raises(ValueError, match="there are 0 episodes, fewer than a batch of 4"):
@@ -249,7 +265,7 @@ def test_two_processes_share_the_rows_of_each_batch():
 def test_two_processes_go_equally_far_in_held_out_data(most):
     # The second batch is of one episode, so that the second process has no share of it.
     written = (False, False, True, False, False, False, False)
-    episodes = [replace(_plain(3), writes=writes) for writes in written]
+    episodes = [as_read(_plain(3), writes) for writes in written]
     talks = []
     for process in (Process(0), Process(1)):
         between = []

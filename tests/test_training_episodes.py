@@ -15,6 +15,7 @@ from mlx_deltamem.training.episodes import NOTHING, Counts, Episode, EpisodeMake
 from mlx_deltamem.training.records import Record, RecordError
 from tests.conftest import backbone
 from tests.test_segments import chat, golden_tokenizer, written
+from tests.training_cases import as_read
 
 TALK = chat("I am Ann.", "Hello.", "I keep bees.", "Fine.", "Who am I?", "You are Ann.", system="Be brief.")
 
@@ -74,15 +75,45 @@ def test_a_record_may_say_itself_how_much_is_read():
     assert make(own, recent_messages=1)[0] == make(record(TALK), recent_messages=3)[0]
 
 
-def test_a_record_may_say_itself_whether_it_is_written():
+def test_a_record_may_say_itself_what_is_written():
     told = chat("I am Ann.", "Hello.")
     asked = [record([*told, *chat(question, "You are Ann.")]) for question in ("Who am I?", "My name?")]
-    written = [replace(each, writes=True) for each in asked]
+    written = [replace(each, write="all") for each in asked]
     episodes, counts = make(*asked, *written)
     assert [len(episode.questions) for episode in episodes] == [2, 2]
-    assert episodes[1] == replace(episodes[0], writes=True) != episodes[0]
+    assert episodes[1] == as_read(episodes[0]) != episodes[0]
     assert counts.rows() == [("episodes", 2), ("questions", 4)]
-    assert make(*asked, *(replace(each, writes=False) for each in asked), writes=True)[0] == episodes[::-1]
+    assert make(*asked, *(replace(each, write="after") for each in asked), write="all")[0] == episodes[::-1]
+
+
+@pytest.mark.parametrize(
+    ("write", "history", "read"),
+    [
+        ("user", "user\nI am Ann.<E>\n<S>user\nI keep bees.<E>\n<S>", "user\nWho am I?<E>\n<S>"),
+        ("assistant", "assistant\nHello.<E>\n<S>assistant\nFine.<E>\n<S>", "assistant\nYou are Ann.<E>\n<S>"),
+    ],
+)
+def test_of_one_role_only_its_messages_are_written(write, history, read):
+    [episode], _ = make(record(TALK), write=write)
+    parts = (episode.history.ids, episode.written), (episode.questions[0].ids, episode.questions[0].written)
+    found = [text([token for token, flag in zip(*part, strict=True) if flag]) for part in parts]
+    assert found == [written(f"<S>{wanted}".removesuffix("<S>")) for wanted in (history, read)]
+    cut = make(record(TALK), write=write, max_write_length=20, max_seq_length=30)[0][0]
+    assert cut.written == episode.written[-20:] and cut.questions[0].written == episode.questions[0].written[-30:]
+
+
+def test_what_is_written_by_default_and_in_whole():
+    for write, history, read in (("all", True, True), ("after", True, False)):
+        [episode], _ = make(record(TALK), write=write)
+        assert (episode.written, episode.questions[0].written) == (history, read)
+    assert make(record(TALK))[0] == make(record(TALK), write="after")[0]
+
+
+def test_where_nothing_is_written_there_is_no_history():
+    [episode], counts = make(record(TALK), write="none", context=True)
+    assert episode.history == NOTHING and episode.questions[0].written is False
+    assert [text(each.ids) for each in episode.context] == [rendered(TALK)]
+    assert counts.rows() == [("episodes", 1), ("questions", 1), ("without a history", 1)]
 
 
 def test_each_answer_is_one_more_episode():

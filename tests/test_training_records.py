@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_deltamem.training.records import Record, RecordError, find_file, make_record, read_file, records_of_rows
+from mlx_deltamem.writing import WRITES
 
 CHAT = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello, Ann."}]
 ASKED = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann"}]
@@ -41,9 +42,9 @@ def test_a_record_may_say_how_much_stays_in_the_text():
     assert make_record("here", {"messages": CHAT, "recent_messages": None}) == Record("here", tuple(CHAT))
 
 
-@pytest.mark.parametrize("writes", [True, False, None])
-def test_a_record_may_say_whether_its_text_is_written(writes):
-    assert make_record("here", {"messages": CHAT, "writes": writes}) == Record("here", tuple(CHAT), writes=writes)
+@pytest.mark.parametrize("write", [*WRITES, None])
+def test_a_record_may_say_what_is_written(write):
+    assert make_record("here", {"messages": CHAT, "write": write}) == Record("here", tuple(CHAT), write=write)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,18 @@ def test_a_record_may_say_whether_its_text_is_written(writes):
         ({"messages": CHAT, "recent_messages": 1.5}, "here has a number for recent_messages; expected a whole number"),
         ({"messages": CHAT, "recent_messages": True}, "here has true or false for recent_messages; expected"),
         ({"messages": CHAT, "recent_messages": "2"}, "here has a text for recent_messages; expected"),
-        ({"messages": CHAT, "writes": 1}, "here has a number for writes; expected true or false"),
-        ({"messages": CHAT, "writes": "yes"}, "here has a text for writes; expected true or false"),
+        (
+            {"messages": CHAT, "write": True},
+            "here has true or false for write; expected one of all, after, user, assistant, none",
+        ),
+        ({"messages": CHAT, "write": "y\nes"}, "here has y?es for write; expected one of all, after"),
+        *(
+            (
+                {"messages": CHAT, "writes": old},
+                "here has writes, which is now called write; put write: all for writes: true, and write: after for",
+            )
+            for old in (True, False)
+        ),
     ],
 )
 def test_what_is_wrong_with_a_record(row, problem):
@@ -149,6 +160,7 @@ JSON = st.recursive(
                     "value",
                     "recent_messages",
                     "writes",
+                    "write",
                     "role",
                     "content",
                 ]

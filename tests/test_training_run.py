@@ -30,7 +30,7 @@ from tests.training import (
     toy_run,
     weights_of,
 )
-from tests.training_cases import episode
+from tests.training_cases import as_read, episode
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")
 EPISODES, HELD_OUT = toy_episodes(10), toy_episodes(3, seed=1)
@@ -255,7 +255,7 @@ def test_a_folder_that_cannot_be_had_alone_is_refused(tmp_path, monkeypatch):
 
 
 def test_texts_are_written_by_token_only(tmp_path):
-    written = [replace(each, writes=True) for each in EPISODES]
+    written = [as_read(each) for each in EPISODES]
     model = toy_model(replace(CONFIG, memory_write_granularity="message_mean"))
     run = toy_run(tmp_path / "run", model)
     for train, held_out in ((written, []), (EPISODES, written)):
@@ -486,7 +486,7 @@ def test_texts_that_are_written_are_trained_on(history, tmp_path):
     run = toy_run(tmp_path / "run", iters=4, warmup=0, terms=terms)
     before = weights_of(run.model)
     plain = [episode(history, (8, 3), seed=seed) for seed in range(4)]
-    written = [replace(each, writes=True) for each in plain]
+    written = [as_read(each) for each in plain]
     run.train([*plain, *written], [*plain[:1], *written[:1]])
     assert moved(before, weights_of(run.model))
     rows = Metrics(tmp_path / "run").rows()

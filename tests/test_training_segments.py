@@ -23,7 +23,7 @@ from mlx_deltamem.training.layer_calls import running_layers
 from mlx_deltamem.training.run import freeze_all_but_adapter
 from mlx_deltamem.training.segment_cache import SegmentKeys
 from mlx_deltamem.training.segments import write_states
-from mlx_deltamem.use import observing
+from mlx_deltamem.use import observing, write_mask
 from tests.conftest import distance, randomise
 from tests.families import FAMILIES, tiny_model
 
@@ -71,12 +71,16 @@ Gradients = tuple[list[mx.array], dict[str, mx.array]]
 
 
 def with_gradients(
-    model: nn.Module, *history: mx.array | None, segment: int | None = None, compiled: bool = False
+    model: nn.Module,
+    *history: mx.array | None,
+    segment: int | None = None,
+    written: mx.array | None = None,
+    compiled: bool = False,
 ) -> Gradients:
     """The states of a write pass, and the gradients of a sum over them in which every number has a weight."""
 
     def loss(model: nn.Module, *history: mx.array | None) -> tuple[mx.array, list[mx.array]]:
-        states = write_states(model, *history, segment=segment)
+        states = write_states(model, *history, segment=segment, written=written)
         keys = mx.random.split(mx.random.key(1), len(states))
         weights = [mx.random.normal(s.shape, key=key) for s, key in zip(states, keys, strict=True)]
         return sum((s * w).sum() for s, w in zip(states, weights, strict=True)), states
@@ -178,6 +182,32 @@ def test_units_are_what_write_spans_writes(segment):
         assert distance(states[layer], state) <= 1e-5
     by_token = write_states(model, ids, lengths, None, segment)
     assert distance(by_token[0], states[0]) > 1e-3
+
+
+@pytest.mark.parametrize("segment", [None, 5])
+@every_family
+def test_tokens_that_are_not_written_only_read(family, segment):
+    model = training_model(family)
+    ids, lengths = histories()
+    written = mx.random.uniform(shape=ids.shape) < 0.5
+    states = write_states(model, ids, lengths, None, segment, written)
+    cache = make_prompt_cache(model)
+    cache[-1].lengths = mx.array(LENGTHS)
+    with write_mask(model, written):
+        model(ids, cache=cache)
+    everything = write_states(model, ids, lengths, None, segment)
+    for layer, state in memory(cache).items():
+        assert distance(states[layer], state) <= 1e-5 < distance(everything[layer], state)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@every_kind
+def test_segments_of_a_history_of_which_some_is_written(kind, compiled):
+    model = training_model(config=CONFIGS[kind])
+    history = *histories(), units_for(kind)
+    written = mx.random.uniform(shape=history[0].shape) < 0.5
+    plain = with_gradients(model, *history, written=written)
+    assert_equal(with_gradients(model, *history, segment=5, written=written, compiled=compiled), plain)
 
 
 @settings(deadline=None, max_examples=25)
@@ -374,6 +404,8 @@ def test_other_caches_are_refused_by_name_and_read_in_one_piece():
         ({"lengths": mx.array([3])}, r"lengths have shape \(1,\); expected one for each of 2 rows"),
         ({"units": mx.zeros((2, 3, 4))}, r"units have shape \(2, 3, 4\); expected \(2, 'U', 18\)"),
         ({"units": mx.zeros((2, 0, TOKENS))}, r"units have shape \(2, 0, 18\)"),
+        ({"written": mx.ones((2, 3), mx.bool_)}, r"is bool of shape \(2, 3\); expected bool, \(2, 18\)"),
+        ({"written": mx.ones((2, TOKENS))}, r"what is written of the history is mlx.core.float32 of shape \(2, 18\)"),
         ({"segment": 0}, "segment is 0 tokens; expected 1 or more"),
     ],
 )

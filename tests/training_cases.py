@@ -1,6 +1,7 @@
 """Small episodes of random tokens, and small models to train on them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,7 +10,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_deltamem import DeltaMemConfig, attach
 from mlx_deltamem.segments import Segments
-from mlx_deltamem.training.episodes import Episode, Question
+from mlx_deltamem.training.episode import Episode, Question, Written
 from mlx_deltamem.training.loss import EpisodeModel, LossTerms
 from mlx_deltamem.training.run import freeze_all_but_adapter
 from tests.conftest import randomise
@@ -58,6 +59,19 @@ def episode(history: int, *questions: tuple[int, int], seed: int = 0, context: b
         asked,
         tuple(Question(ids, begin, (begin + 1, begin + 2)) for ids, begin in whole),
     )
+
+
+def as_read(each: Episode, written: Written = True) -> Episode:
+    """The episode with its questions written as they are read."""
+    return replace(each, questions=tuple(replace(question, written=written) for question in each.questions))
+
+
+def half_written(each: Episode) -> Episode:
+    """The episode with some of its tokens written, those of its questions too, and not the first of any."""
+    questions = tuple(
+        replace(question, written=[at % 3 > 0 for at in range(len(question.ids))]) for question in each.questions
+    )
+    return replace(each, questions=questions, written=[at % 3 > 0 for at in range(len(each.history.ids))])
 
 
 def episode_model(config: DeltaMemConfig = VARIANTS["TSW"], terms: LossTerms | None = None) -> EpisodeModel:

@@ -22,6 +22,7 @@ from mlx_deltamem.files import new_file, new_folder, user_path
 from mlx_deltamem.loading import load_tokenizer
 from mlx_deltamem.options import count_from, number_from
 from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode, words_of
+from mlx_deltamem.writing import ALL
 
 TRAIN, HELD_OUT = "train", ("valid", "test")
 _RANGES = {
@@ -69,9 +70,9 @@ class Chats:
         drawn = random.Random(seed).random()
         more = {}
         if drawn < self.kept:
-            more = {"recent_messages": len(episode.history) + 1, "writes": True}
+            more = {"recent_messages": len(episode.history) + 1, "write": ALL}
         elif drawn < self.kept + self.written:
-            more = {"writes": True}
+            more = {"write": ALL}
         for record in episode.records():
             yield {**record, "messages": [*opening, *record["messages"]], **more}
 

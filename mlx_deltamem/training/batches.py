@@ -9,7 +9,7 @@ import numpy as np
 
 from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.spans import unit_shares
-from mlx_deltamem.training.episodes import Episode, Question
+from mlx_deltamem.training.episode import Episode, Question, Written
 
 # Lengths are rounded up to one of this many steps per octave, so that few shapes are ever compiled.
 _STEPS_PER_OCTAVE = 4
@@ -28,6 +28,7 @@ class Asked(NamedTuple):
         targets: `[N, A]` int32, the answer tokens.
         weights: `[N, A]` float32, of the answer tokens in the loss; 0 for padding, and for a text that fills up.
         values: `[N, A]` bool, the tokens of the value.
+        written: `[N, T]` bool, the tokens that are written where any are; None: all.
     """
 
     ids: mx.array
@@ -36,6 +37,7 @@ class Asked(NamedTuple):
     targets: mx.array
     weights: mx.array
     values: mx.array
+    written: mx.array | None = None
 
 
 class Batch(NamedTuple):
@@ -48,6 +50,7 @@ class Batch(NamedTuple):
             write means; else None. Units that fill up have no tokens.
         rows: `[N]` int32, the episode of each question.
         writes: Whether the questions are written into the memory as they are read; all of a batch are, or none.
+        written: `[B, W]` bool, the tokens of the histories that are written; None: all. `shares` know it already.
         asked: The questions.
         context: The same questions with the whole chat as text, for a teacher; else None.
     """
@@ -57,6 +60,7 @@ class Batch(NamedTuple):
     shares: mx.array | None
     rows: mx.array
     writes: bool
+    written: mx.array | None
     asked: Asked
     context: Asked | None
 
@@ -64,6 +68,11 @@ class Batch(NamedTuple):
     def mask(self) -> mx.array:
         """`[B, W]` bool, False for padding."""
         return mx.arange(self.history.shape[1]) < self.lengths[:, None]
+
+    @property
+    def written_mask(self) -> mx.array:
+        """`[B, W]` bool, True for what is written: False for padding, too."""
+        return self.mask if self.written is None else self.mask & self.written
 
     @classmethod
     def of(cls, *values: mx.array | bool | tuple | None) -> "Batch":
@@ -85,7 +94,8 @@ class BatchMaker:
         self._value_weight = value_weight
 
     def batch(self, episodes: Sequence[Episode]) -> Batch:
-        """A batch of episodes, at least one; all with a context for the teacher or none, and all with one `writes`."""
+        """A batch of episodes, at least one; all with a context for the teacher or none, and all of which the questions
+        are written, or none."""
         history, lengths = _padded([episode.history.ids for episode in episodes])
         most = max(len(episode.questions) for episode in episodes)
         slots = [(row, index) for row in range(len(episodes)) for index in range(most)]
@@ -96,7 +106,8 @@ class BatchMaker:
             mx.array(lengths),
             self._shares(episodes, history.shape[1]),
             mx.array([row for row, _ in slots], mx.int32),
-            episodes[0].writes,
+            episodes[0].writes_questions,
+            _flags([episode.written for episode in episodes], history.shape[1]),
             self._asked(asked),
             None if context is None else self._asked(context),
         )
@@ -108,7 +119,7 @@ class BatchMaker:
         for row, episode in enumerate(episodes):
             history = episode.history
             units = history.message_ids if self._granularity == "message_mean" else history.sentence_ids
-            ids[row, : len(units)] = units
+            ids[row, : len(units)] = np.where(episode.written, units, -1)
         shares = unit_shares(ids)
         if shares is None:  # sentences that the tokenizer does not tell apart from what is around them
             return mx.zeros((len(episodes), 1, width))
@@ -130,7 +141,8 @@ class BatchMaker:
                 weights[row, begin:end] = self._value_weight
                 values[row, begin:end] = True
         mask = np.arange(ids.shape[1]) < lengths[:, None]
-        return Asked(*map(mx.array, (ids, mask, positions, targets, weights, values)))
+        written = _flags([question.written for question, _ in questions], ids.shape[1])
+        return Asked(*map(mx.array, (ids, mask, positions, targets, weights, values)), written)
 
 
 def _at(questions: Sequence[Question], index: int) -> tuple[Question, bool]:
@@ -145,6 +157,16 @@ def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]
     for row, sequence in enumerate(sequences):
         padded[row, : len(sequence)] = sequence
     return padded, lengths
+
+
+def _flags(written: Sequence[Written], width: int) -> mx.array | None:
+    """`[rows, width]` bool, the tokens that are written; None where that is so for all tokens, or for none."""
+    if all(isinstance(each, bool) for each in written) and len(set(written)) == 1:
+        return None
+    flags = np.zeros((len(written), width), bool)
+    for row, each in enumerate(written):
+        flags[row, : width if isinstance(each, bool) else len(each)] = each
+    return mx.array(flags)
 
 
 def _rounded(length: int, least_step: int = _LEAST_STEP) -> int:
@@ -181,11 +203,11 @@ class BatchOrder:
         self._batch_size = batch_size
         self._seed = seed
         # Of those whose texts are only read, and of those whose texts are written.
-        kinds = ([at for at, each in enumerate(episodes) if each.writes is kind] for kind in (False, True))
+        kinds = ([at for at, each in enumerate(episodes) if each.writes_questions is kind] for kind in (False, True))
         self._kinds = [found for found in kinds if found]
         fewest = min(self._kinds, key=len, default=[])
         if seed is not None and len(fewest) < batch_size:
-            kind = "written" if fewest and episodes[fewest[0]].writes else "only read"
+            kind = "written" if fewest and episodes[fewest[0]].writes_questions else "only read"
             which = f" whose texts are {kind}" if len(self._kinds) > 1 else ""
             raise ValueError(
                 f"there are {len(fewest)} episodes{which}, fewer than a batch of {batch_size}; "

@@ -5,16 +5,16 @@ The end of a record's history is what the model still sees when it answers; ever
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.segments import ChatTemplate, Message, Segments, shared_length
+from mlx_deltamem.training.episode import NOTHING, Episode, Question, last_tokens, written_history, written_text
 from mlx_deltamem.training.option import check_options, option
 from mlx_deltamem.training.records import Record, RecordError, listed
-
-NOTHING = Segments([], [], [])
+from mlx_deltamem.writing import AFTER, NONE, WRITES
 
 
 @dataclass(frozen=True)
@@ -29,43 +29,11 @@ class EpisodeRules:
     final_assistant_only: bool = option(True, "Learn only the last answer of a chat, instead of each one.")
     max_write_length: int = option(8192, "Tokens of a history; of a longer one, the last are kept.", least=1)
     max_seq_length: int = option(512, "Tokens of a text with its answer; of a longer one, the last are kept.", least=2)
-    writes: bool = option(False, "Write texts into the memory as they are read, as a chat does.")
+    write: str = option(AFTER, "What of a chat is written into the memory, as `--write` of a chat.", choices=WRITES)
     questions_per_write: int = option(4, "Questions in a row about one history that share one pass over it.", least=1)
 
     def __post_init__(self) -> None:
         check_options(self)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A text with its answer.
-
-    Attributes:
-        ids: The tokens: system prompt, what is still visible, and the answer.
-        answer: Where the answer begins: after the template's tokens that ask for it. Those that end it belong to it.
-        value: The tokens `[begin, end)` that hold the value; empty where there is none.
-    """
-
-    ids: list[int]
-    answer: int
-    value: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Episode:
-    """A history and questions about it.
-
-    Attributes:
-        history: Its tokens and their spans; there may be none.
-        questions: What is asked and answered.
-        context: For each question, the whole chat as its text, which a teacher may read; empty where nobody wants it.
-        writes: Whether the texts are written into the memory as they are read, each after the history alone.
-    """
-
-    history: Segments
-    questions: tuple[Question, ...]
-    context: tuple[Question, ...] = ()
-    writes: bool = False
 
 
 _FORMS = ("unreadable", "role-broken", "empty", "over-long", "refused by the chat template")
@@ -128,7 +96,7 @@ class EpisodeMaker:
         for record in records:
             for episode in self._of_record(record):
                 if made and self._shares_history(made[-1], episode):
-                    made.append(_joined(made.pop(), episode))
+                    made.append(made.pop().joined(episode))
                 else:
                     made.append(episode)
         self.counts.found["episodes"] += len(made)
@@ -136,12 +104,7 @@ class EpisodeMaker:
         return made
 
     def _shares_history(self, one: Episode, other: Episode) -> bool:
-        return (
-            bool(one.history.ids)
-            and one.history == other.history
-            and one.writes == other.writes
-            and len(one.questions) < self._rules.questions_per_write
-        )
+        return len(one.questions) < self._rules.questions_per_write and one.shares_history(other)
 
     def _of_record(self, record: Record | RecordError) -> Iterator[Episode]:
         if isinstance(record, RecordError):
@@ -177,10 +140,14 @@ class EpisodeMaker:
         if not chat[-1]["content"].strip():
             raise RecordError(f"{where} is empty; expected an answer", "empty")
         visible = (rules.recent_messages if record.recent is None else record.recent) + 1
+        write = rules.write if record.write is None else record.write
+        # What is not written has no effect, and need not be read.
+        earlier = [] if write == NONE else [*system, *chat[:-visible]]
         value = record.value if index == len(record.messages) - 1 else ""
         try:
-            text = self._question([*system, *chat[-visible:]], value)
-            history = self._template.whole([*system, *chat[:-visible]]) if len(chat) > visible else NOTHING
+            text = self._question([*system, *chat[-visible:]], value, write)
+            history = self._template.whole(earlier) if len(earlier) > len(system) else NOTHING
+            written = written_history(write, history, earlier)
             whole = self._question([*system, *chat], value) if self._context else None
         except ValueError as error:
             raise RecordError(f"{where} cannot be used: {error}", "refused by the chat template") from None
@@ -196,9 +163,9 @@ class EpisodeMaker:
                 "refused by the chat template",
             )
         self._note(history, text, value)
-        context = () if whole is None else (_last(whole, rules.max_write_length + rules.max_seq_length),)
-        history, text = _last_of(history, rules.max_write_length), _last(text, rules.max_seq_length)
-        return Episode(history, (text,), context, rules.writes if record.writes is None else record.writes)
+        context = () if whole is None else (whole.last(rules.max_write_length + rules.max_seq_length),)
+        history, written = last_tokens(history, written, rules.max_write_length)
+        return Episode(history, (text.last(rules.max_seq_length),), context, written)
 
     def _note(self, history: Segments, text: Question, value: str) -> None:
         """Count what befalls a question that is used."""
@@ -210,8 +177,8 @@ class EpisodeMaker:
         )
         self.counts.found.update(name for name, holds in zip(_NOTES, cases, strict=True) if holds)
 
-    def _question(self, messages: list[Message], value: str) -> Question:
-        """A chat that ends with an answer, whole.
+    def _question(self, messages: list[Message], value: str, write: str = AFTER) -> Question:
+        """A chat that ends with an answer, whole; `write` says what of it is written as it is read.
 
         Raises:
             ValueError: The chat template refuses the messages.
@@ -228,7 +195,7 @@ class EpisodeMaker:
         content = [at for at in range(answer, len(chat.ids)) if chat.sentence_ids[at] >= 0]
         begin, end = (content[0], content[-1] + 1) if content else (answer, len(chat.ids))
         first, last = self._value_tokens(chat.ids[begin:end], value)
-        return Question(chat.ids, answer, (begin + first, begin + last))
+        return Question(chat.ids, answer, (begin + first, begin + last), written_text(write, chat, messages))
 
     def _value_tokens(self, ids: list[int], value: str) -> tuple[int, int]:
         """The tokens `[first, last)` that hold the last mention of a value; nothing where there is none."""
@@ -241,23 +208,6 @@ class EpisodeMaker:
         first = max(count for count, part in enumerate(beginnings) if text[:begin].startswith(part))
         last = min(count for count, part in enumerate(beginnings) if part.startswith(text[: begin + len(value)]))
         return first, last
-
-
-def _joined(one: Episode, other: Episode) -> Episode:
-    """One episode of two about the same history."""
-    return replace(one, questions=one.questions + other.questions, context=one.context + other.context)
-
-
-def _last(question: Question, length: int) -> Question:
-    """A question cut to its last tokens, among them the whole answer."""
-    cut = max(len(question.ids) - length, 0)
-    begin, end = question.value
-    return Question(question.ids[cut:], question.answer - cut, (begin - cut, end - cut))
-
-
-def _last_of(history: Segments, length: int) -> Segments:
-    """A history cut to its last tokens."""
-    return Segments(history.ids[-length:], history.message_ids[-length:], history.sentence_ids[-length:])
 
 
 def _split(messages: tuple[Message, ...]) -> tuple[list[Message], list[Message]]:

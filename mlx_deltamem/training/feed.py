@@ -6,7 +6,7 @@ from itertools import islice
 import mlx.core as mx
 
 from mlx_deltamem.training.batches import Batch, BatchMaker, BatchOrder
-from mlx_deltamem.training.episodes import Episode
+from mlx_deltamem.training.episode import Episode
 
 
 class Feed:

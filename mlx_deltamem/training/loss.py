@@ -41,7 +41,7 @@ class Watch(nn.Module):
 
     Attributes:
         loss: Of the batch.
-        write_gate: The mean β of the histories' tokens; where there are none, of the texts that are written.
+        write_gate: The mean β of what is written of the histories; where they are empty, of the texts that are written.
         state_norm: ‖S‖ over all layers of an episode before its texts, the root mean square over episodes.
     """
 
@@ -74,7 +74,7 @@ class EpisodeModel(nn.Module):
 
     def __call__(self, batch: Batch) -> tuple[mx.array, mx.array]:
         """The loss of a batch, in nats, and the number of its answer tokens."""
-        write_gates, read_gates = passes.GateMeans(batch.mask), passes.GateMeans(batch.asked.mask)
+        write_gates, read_gates = passes.GateMeans(batch.written_mask), passes.GateMeans(batch.asked.mask)
         states = passes.write(self.model, batch, write_gates, self._segment)
         asked_states = passes.of_rows(states, batch.rows)
         logits = passes.read(self.model, asked_states, batch.asked, read_gates, batch.writes)
@@ -108,7 +108,7 @@ class EpisodeModel(nn.Module):
         """The logits with states that belong to no history."""
         # In the opposite order, since MLX 0.32 fails to compile the gradient of two passes that write the same.
         states = [state[::-1] for state in passes.corrupted(states)]
-        asked = Asked(*(array[::-1] for array in batch.asked))
+        asked = Asked(*(None if array is None else array[::-1] for array in batch.asked))
         return passes.read(self.model, states, asked, writes=batch.writes)[::-1]
 
     def _preference(self, logits: mx.array, other: mx.array, asked: Asked) -> mx.array:

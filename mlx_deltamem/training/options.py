@@ -16,7 +16,7 @@ from mlx_deltamem.training.data import ON_ERROR
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.option import flag
-from mlx_deltamem.training.records import listed
+from mlx_deltamem.training.records import RENAMED, listed
 from mlx_deltamem.training.settings import PLACES, Reporting, Schedule, Settings, taken_from
 
 # The groups of options, by their titles.
@@ -93,7 +93,7 @@ def parse(content: bytes, path: Path) -> dict[str, object]:
     """The options in a YAML file, those left out that are empty; `path` is for messages.
 
     Raises:
-        ValueError: It is no YAML, or has options that there are not.
+        ValueError: It is no YAML, or has options that there are not, or are no more.
     """
     try:
         options = yaml.load(content.decode("utf-8-sig"), yaml_loader)
@@ -101,6 +101,8 @@ def parse(content: bytes, path: Path) -> dict[str, object]:
         raise ValueError(f"{path} is no YAML ({' '.join(str(error).split())}); expected options, one a line") from None
     if not isinstance(options, dict):
         raise ValueError(f"{path} holds no options; expected lines like `batch_size: 4`")
+    if "writes" in options:
+        raise ValueError(f"{path} has the option writes, which is now called write; {RENAMED}")
     if unknown := sorted(str(name) for name in options if name not in _KNOWN):
         raise ValueError(
             f"{path} has unknown options {listed(unknown)}; expected those of mlx_deltamem.train --help, written "

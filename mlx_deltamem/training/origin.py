@@ -10,7 +10,7 @@ import yaml
 from mlx_deltamem.adapter import METRICS_FILE, SETTINGS_FILE, changed
 from mlx_deltamem.hub import is_repo_name
 from mlx_deltamem.training.checkpoint import Progress
-from mlx_deltamem.training.episodes import Episode
+from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.settings import PLACES, Settings
 
 _DIGITS = 16
@@ -68,8 +68,8 @@ def episodes_fingerprint(episodes: Sequence[Episode]) -> str:
     """A short text that tells one training set from another."""
     digest = hashlib.sha256()
     for episode in episodes:
-        spans = [(question.answer, question.value) for question in episode.questions]
-        digest.update(repr((episode.writes, spans)).encode())
+        spans = [(question.answer, question.value, question.written) for question in episode.questions]
+        digest.update(repr((episode.written, spans)).encode())
         history = episode.history
         texts = (history.ids, history.message_ids, *(question.ids for question in episode.questions))
         digest.update(np.concatenate([np.array(ids, np.int32) for ids in texts]).tobytes())

@@ -1,6 +1,6 @@
 """The two passes of an episode: the history is written into the memory, then texts are read with it (facts 3.3)."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,7 +11,7 @@ from mlx_deltamem.reads import Reads
 from mlx_deltamem.training.answers import logits_at
 from mlx_deltamem.training.batches import Asked, Batch
 from mlx_deltamem.training.segments import write_states
-from mlx_deltamem.use import observing, read_only
+from mlx_deltamem.use import observing, read_only, write_mask
 
 States = list[mx.array]  # by layer of the model, [B, H, r, r] float32, or [B, 0, 0, 0] where a layer has no memory
 
@@ -51,7 +51,7 @@ def write(model: nn.Module, batch: Batch, watch: Observer, segment: int = 0) -> 
     if not batch.history.shape[1]:
         return empty(model)
     with observing(model, watch):
-        return write_states(model, batch.history, batch.lengths, batch.shares, segment or None)
+        return write_states(model, batch.history, batch.lengths, batch.shares, segment or None, batch.written)
 
 
 def read(
@@ -64,16 +64,20 @@ def read(
         states: Of the N texts, or of one that serves all.
         asked: The texts.
         watch: Told of each layer's gates.
-        writes: Whether each text is also written into a copy of its state as it is read, as in a chat. What fills it up
-            comes after it, and so cannot matter.
+        writes: Whether each text, or what is to be of it, is also written into a copy of its state as it is read, as in
+            a chat. What fills it up comes after it, and so cannot matter.
 
     Returns:
         `[N, A, vocabulary]` in the model's dtype.
     """
     cache = _cache(model)
     cache[-1].cache = list(states)
-    with nullcontext() if writes else read_only(model), observing(model, watch):
+    with _writing(model, asked.written) if writes else read_only(model), observing(model, watch):
         return logits_at(model, asked.ids, cache, asked.positions)
+
+
+def _writing(model: nn.Module, written: mx.array | None) -> AbstractContextManager[None]:
+    return nullcontext() if written is None else write_mask(model, written)
 
 
 def empty(model: nn.Module) -> States:

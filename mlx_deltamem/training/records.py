@@ -6,11 +6,14 @@ from pathlib import Path
 
 from mlx_deltamem.json_records import json_records
 from mlx_deltamem.segments import Message
+from mlx_deltamem.writing import WRITES
 
 SPLITS = ("train", "valid")
 # The second is the reference's name for it.
 _COMPLETIONS = ("completion", "response")
 _LONGEST_LIST = 100
+# For records and options of earlier versions.
+RENAMED = "put write: all for writes: true, and write: after for writes: false"
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,14 @@ class Record:
         messages: The chat; its last message is an answer.
         value: The part of that answer that matters, or "".
         recent: So many messages before an answer stay in the text, instead of as many as everywhere.
-        writes: Whether the text is written into the memory as it is read, where that is not as everywhere.
+        write: What of the chat is written into the memory, one of `WRITES`, where that is not as everywhere.
     """
 
     where: str
     messages: tuple[Message, ...]
     value: str = ""
     recent: int | None = None
-    writes: bool | None = None
+    write: str | None = None
 
 
 class RecordError(ValueError):
@@ -98,7 +101,7 @@ def make_record(where: str, row: object) -> Record:
     else:
         raise RecordError(f"{where} has {listed(given) or 'no fields'}; expected messages, or prompt and completion")
     value = _value(where, given.get("value", ""), messages[-1]["content"])
-    return Record(where, messages, value, _recent(where, given), _writes(where, given))
+    return Record(where, messages, value, _recent(where, given), _write(where, given))
 
 
 def _messages(where: str, found: object) -> tuple[Message, ...]:
@@ -137,10 +140,14 @@ def _recent(where: str, given: dict[str, object]) -> int | None:
     return found
 
 
-def _writes(where: str, given: dict[str, object]) -> bool | None:
-    found = given.get("writes")
-    if not isinstance(found, bool | None):
-        raise RecordError(f"{where} has {_kind(found)} for writes; expected true or false")
+def _write(where: str, given: dict[str, object]) -> str | None:
+    if "writes" in given:
+        raise RecordError(f"{where} has writes, which is now called write; {RENAMED}")
+    found = given.get("write")
+    if isinstance(found, str) and found not in WRITES:
+        raise RecordError(f"{where} has {listed([found])} for write; expected one of {', '.join(WRITES)}")
+    if not isinstance(found, str | None):
+        raise RecordError(f"{where} has {_kind(found)} for write; expected one of {', '.join(WRITES)}")
     return found
 
 

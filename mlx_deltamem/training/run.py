@@ -21,7 +21,7 @@ from mlx_deltamem.training import processes
 from mlx_deltamem.training.answers import head_at_positions
 from mlx_deltamem.training.batches import Batch, BatchMaker, BatchOrder
 from mlx_deltamem.training.checkpoint import Progress
-from mlx_deltamem.training.episodes import Episode
+from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.feed import Feed
 from mlx_deltamem.training.interrupt import noticed_interrupts
 from mlx_deltamem.training.keeper import Keeper, RunStoppedError
@@ -95,10 +95,10 @@ class Run:
             )
         BatchOrder(episodes, schedule.batch_size, schedule.seed)
         granularity = self.model.attachment.config.memory_write_granularity
-        if granularity != "token" and any(episode.writes for episode in (*episodes, *held_out)):
+        if granularity != "token" and any(episode.writes_questions for episode in (*episodes, *held_out)):
             raise ValueError(
                 f"the adapter writes by {granularity}, and texts can be written as they are read by token only; "
-                "leave out --writes and records with it"
+                "expected --write after or none, and no other in records"
             )
 
     def alone(self, resumed: bool) -> AbstractContextManager[None]:

@@ -14,11 +14,16 @@ from mlx_deltamem.reads import Reads
 from mlx_deltamem.training.checkpointed_layers import CheckpointedLayers
 from mlx_deltamem.training.layer_calls import running_layers
 from mlx_deltamem.training.segment_cache import make_write_cache
-from mlx_deltamem.use import attachment_of, current_use, is_writing, observing, using_spans
+from mlx_deltamem.use import attachment_of, current_use, is_writing, observing, using_spans, write_mask
 
 
 def write_states(
-    model: nn.Module, ids: mx.array, lengths: mx.array, units: mx.array | None = None, segment: int | None = None
+    model: nn.Module,
+    ids: mx.array,
+    lengths: mx.array,
+    units: mx.array | None = None,
+    segment: int | None = None,
+    written: mx.array | None = None,
 ) -> list[mx.array]:
     """Read histories from an empty memory, with writes, and give the states they leave; keys and values are dropped.
 
@@ -35,6 +40,7 @@ def write_states(
         units: For adapters that write means: `[B, U, T]` float32, the share of each token in each unit, in the order of
             writing; a row of zeros is no unit. None: they write token by token. Others ignore it.
         segment: Tokens per segment; None: keep everything for the gradient.
+        written: `[B, T]` bool, the tokens that are written; the others only read. None: all. It says nothing of units.
 
     Returns:
         By layer, `[B, H, r, r]` float32; `[B, 0, 0, 0]` for a layer without a memory.
@@ -45,6 +51,7 @@ def write_states(
     """
     attachment_of(model)
     _check(model, ids, lengths, units, segment)
+    _check_written(ids, written)
     cache = make_write_cache(model, in_segments=segment is not None)
     shapes = model.memory_layout.shapes
     # One array for all layers of a shape: MLX 0.32 fails to compile a gradient beside two equal results.
@@ -53,19 +60,29 @@ def write_states(
     entry.cache = [empty[shape] for shape in shapes]
     with nullcontext() if units is None else using_spans(model, _RunningUnits(units)):
         if segment is not None:
-            _read_in_segments(model, ids, lengths, [*cache, entry], segment)
+            _read_in_segments(model, ids, lengths, [*cache, entry], segment, written)
         elif ids.shape[1]:
-            _read(model, ids, lengths, [*cache, entry])
+            _read(model, ids, lengths, [*cache, entry], written)
     return entry.cache
 
 
-def _read(model: nn.Module, ids: mx.array, lengths: mx.array, cache: PromptCache) -> None:
+def _read(
+    model: nn.Module, ids: mx.array, lengths: mx.array, cache: PromptCache, written: mx.array | None = None
+) -> None:
     # A new array, since the model counts it down in place.
     cache[-1].lengths = lengths + 0
-    model(ids, cache=cache)
+    with nullcontext() if written is None else write_mask(model, written):
+        model(ids, cache=cache)
 
 
-def _read_in_segments(model: nn.Module, ids: mx.array, lengths: mx.array, cache: PromptCache, segment: int) -> None:
+def _read_in_segments(
+    model: nn.Module,
+    ids: mx.array,
+    lengths: mx.array,
+    cache: PromptCache,
+    segment: int,
+    written: mx.array | None,
+) -> None:
     observe = current_use(model).observe
     notes = None if observe is None else _Notes()
     layers = CheckpointedLayers(model, None if notes is None else notes.add)
@@ -75,7 +92,8 @@ def _read_in_segments(model: nn.Module, ids: mx.array, lengths: mx.array, cache:
         for begin in range(0, ids.shape[1], segment):
             part = ids[:, begin : begin + segment]
             layers.tokens = part.shape
-            _read(model, part, lengths - begin, cache)
+            flags = None if written is None else written[:, begin : begin + segment]
+            _read(model, part, lengths - begin, cache, flags)
     if notes is not None:
         notes.tell(observe, model)
 
@@ -120,6 +138,13 @@ class _Notes:
                 *reads, output = (mx.concatenate(parts, axis=1) for parts in zip(*segments, strict=True))
                 weights = attention.delta_mem.packed_weights(output.dtype)
                 observe(layer, Reads.from_arrays(reads, weights), output)
+
+
+def _check_written(ids: mx.array, written: mx.array | None) -> None:
+    if written is not None and (written.shape != ids.shape or written.dtype != mx.bool_):
+        raise ValueError(
+            f"what is written of the history is {written.dtype} of shape {written.shape}; expected bool, {ids.shape}"
+        )
 
 
 def _check(model: nn.Module, ids: mx.array, lengths: mx.array, units: mx.array | None, segment: int | None) -> None:
