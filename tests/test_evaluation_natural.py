@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mlx_deltamem.evaluation.recall import Recall
+from mlx_deltamem.evaluation.task import Backbone
+
 FILE = Path(__file__).parents[1] / "mlx_deltamem" / "evaluation" / "natural.yaml"
 LEAST = {
     "fact": 150,
@@ -149,3 +152,28 @@ def test_prompts():
 def test_prose():
     assert len(NATURAL["prose"]) == 12
     assert [len(text.split()) for text in NATURAL["prose"] if not 80 <= len(text.split()) <= 150] == []
+
+
+def test_the_task_asks_every_item_and_scores_what_it_accepts():
+    task = Recall(natural=True, system_prompt="Be brief.")
+    questions = list(task.questions(Backbone(None, None)))
+    assert sorted(question.id for question in questions) == sorted(item["id"] for item in ITEMS)
+    assert {question.category for question in questions[:8]} == {item["kind"] for item in ITEMS}
+    for question in questions:
+        assert question.history[0] == {"role": "system", "content": "Be brief."}
+        assert [message["role"] for message in question.history[1::2]] == ["user"] * (len(question.history) // 2)
+        for gold in question.golds:
+            assert task.score(question, gold)["exact"] == 1, (question.id, gold)
+            assert task.score(question, f"Sure!\n\nThat would be {gold}")["exact"] == 1, (question.id, gold)
+        assert task.score(question, "")["exact"] == 0
+        assert task.score(question, "I do not know.")["exact"] == (question.category == "absent")
+        for rival in filter(None, question.labels["rivals"].split("\n")):
+            assert task.score(question, f"{question.golds[0]}, or {rival}")["exact"] == 0, (question.id, rival)
+
+
+def test_replies_of_the_assistant_are_told_word_for_word():
+    for question in Recall(natural=True).questions(Backbone(None, None)):
+        assert bool(question.given_replies) == (question.category == "assistant")
+        for place in question.given_replies:
+            assert question.history[place]["role"] == "assistant"
+            assert question.history[place]["content"] != "Okay."

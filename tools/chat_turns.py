@@ -1,7 +1,7 @@
 """What a turn of a long chat costs, by history: `python -m tools.chat_turns --turns 200`.
 
-Prints the median processor time of the first and of the last turns, the resident memory after them, and what the session file
-costs. The model is the offline backbone with an untrained adapter unless another is named.
+Prints the median processor time of the first and of the last turns, the resident memory after them, and what the
+session file costs. The model is the offline backbone with an untrained adapter unless another is named.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
@@ -28,8 +28,8 @@ _MEGABYTE = 1 << 20
 
 @dataclass(frozen=True)
 class Costs:
-    """Processor seconds of each turn, megabytes resident after the first sample of turns and at the end, seconds and megabytes of
-    a saved session."""
+    """Processor seconds of each turn, megabytes resident after the first sample of turns and at the end, seconds and
+    megabytes of a saved session."""
 
     turns: list[float]
     early_memory: float

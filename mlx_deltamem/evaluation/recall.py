@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlx_deltamem.evaluation.naming import names, names_any, names_only, says_unknown
+from mlx_deltamem.evaluation.natural import natural_questions, natural_score
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Backbone, Task, option
 from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode
@@ -47,6 +48,9 @@ class Recall(Task):
     held_out_phrasings: bool = option(False, "Phrasings that are not trained on.")
     system_prompt: str | None = option(None, "Begin every chat with it; an empty one keeps a template's own away.")
     max_tokens: int = option(16, "The longest reply.")
+    natural: bool = option(
+        False, "Questions in free wording, written by hand; of the other options only the system prompt counts then."
+    )
 
     def __post_init__(self) -> None:
         if not self.facts or min(self.facts) < 0 or self.questions_each < 1 or self.max_tokens < 1:
@@ -56,6 +60,9 @@ class Recall(Task):
 
     def questions(self, backbone: Backbone) -> Iterator[Question]:
         """The chats with each number of facts in turn, so that the first few questions are of all kinds."""
+        if self.natural:
+            yield from natural_questions(tuple(self._system))
+            return
         template = ChatTemplate(backbone.tokenizer, enable_thinking=False)
         left = dict.fromkeys(self.facts, self.questions_each)
         index = 0
@@ -68,6 +75,8 @@ class Recall(Task):
             index += 1
 
     def score(self, question: Question, reply: str) -> Mapping[str, float]:
+        if self.natural:
+            return natural_score(question, reply)
         labels = question.labels
         rivals = (*values(labels["values"]), *labels["told"].split("\n"))
         if question.category in ("told", "updated"):
@@ -76,6 +85,10 @@ class Recall(Task):
         unknown = says_unknown(reply)
         exact = unknown and not names_any(reply, rivals, question.question)
         return {"exact": float(exact), "named": float(unknown)}
+
+    @property
+    def _system(self) -> list[Message]:
+        return [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
 
     def _settings(self, facts: int) -> EpisodeSettings:
         given = {name: tuple(getattr(self, name)) for name in _FIELDS_OF_SETTINGS if getattr(self, name)}
@@ -91,10 +104,7 @@ class Recall(Task):
     def _questions(
         self, template: ChatTemplate, episode: Episode, asked: tuple[Asked, ...], group: str, facts: int
     ) -> Iterator[Question]:
-        system: list[Message] = []
-        if self.system_prompt is not None:
-            system = [{"role": "system", "content": self.system_prompt}]
-        history = (*system, *(dict(message) for message in episode.history))
+        history = (*self._system, *(dict(message) for message in episode.history))
         message_ids = template.whole(history).message_ids if history else []
         told = "\n".join(each.value for each in episode.questions if each.value is not None)
         for number, each in enumerate(asked):
