@@ -25,10 +25,10 @@ from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.files import user_path
 from mlx_deltamem.loading import load
 from mlx_deltamem.training import processes
+from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.curves import draw_curves
 from mlx_deltamem.training.data import ON_ERROR, load_episodes
 from mlx_deltamem.training.episode import Episode
-from mlx_deltamem.training.episodes import Counts
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.option import flag
 from mlx_deltamem.training.options import GROUPS, Options

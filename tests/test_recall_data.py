@@ -6,8 +6,9 @@ import pytest
 
 from mlx_deltamem.recall.split import side_of
 from mlx_deltamem.recall.vocabulary import keys, values
-from mlx_deltamem.training.episodes import NOTHING, EpisodeMaker, EpisodeRules
+from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
 from mlx_deltamem.training.records import read_file
+from mlx_deltamem.training.told import NOTHING
 from tests.conftest import backbone
 from tests.test_segments import golden_tokenizer
 from tests.tool_runs import records_of, runner

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from mlx_deltamem import DeltaMemConfig
 from mlx_deltamem.segments import Segments
-from mlx_deltamem.training.batches import Asked, Batch, BatchMaker, BatchOrder, _rounded
-from mlx_deltamem.training.episodes import NOTHING, Episode, Question
+from mlx_deltamem.training.batches import Asked, Batch, BatchMaker, _rounded
+from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.feed import Feed
-from tests.training_cases import VARIANTS, as_read, episode, half_written
+from mlx_deltamem.training.order import BatchOrder
+from mlx_deltamem.training.told import NOTHING
+from tests.training_cases import VARIANTS, as_read, episode, half_written, in_turns
 
 TSW = DeltaMemConfig()
 
@@ -80,6 +82,18 @@ def test_what_is_written_as_arrays():
     means = BatchMaker(VARIANTS["SSW"])
     units = np.array(means.batch([replace(plain, written=[True, False, True, True, True])]).shares)
     assert np.allclose(units[0, :2, :5], [[0, 0, 0.5, 0.5, 0], [0, 0, 0, 0, 1]])
+
+
+def test_turns_as_arrays():
+    plain, turned = episode(5, (6, 2), context=False), in_turns(episode(7, (6, 2), context=False), 4, 3)
+    batch = BatchMaker(TSW).batch([plain, turned])
+    assert batch.history.shape == batch.written.shape == batch.mask.shape == (2, 2, 16)
+    assert batch.lengths.tolist() == [[5, 4], [0, 3]]
+    assert batch.history[0, 0, :5].tolist() == plain.history.ids
+    assert batch.history[:, 1, :4].tolist() == [turned.history.ids[:4], [*turned.history.ids[4:], 0]]
+    assert batch.written_mask[:, 1, :5].tolist() == [[False, *[True] * 3, False], [False, True, True, False, False]]
+    assert batch.written_mask[:, 0].sum(axis=-1).tolist() == [5, 0]
+    assert batch.rows.tolist() == [0, 1]
 
 
 def test_batches_without_histories():

@@ -11,8 +11,11 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from mlx_deltamem.segments import ChatTemplate, Message
-from mlx_deltamem.training.episodes import NOTHING, Counts, Episode, EpisodeMaker, EpisodeRules, Question
+from mlx_deltamem.training.counts import Counts
+from mlx_deltamem.training.episode import Episode, Question
+from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
 from mlx_deltamem.training.records import Record, RecordError
+from mlx_deltamem.training.told import NOTHING
 from tests.conftest import backbone
 from tests.test_segments import chat, golden_tokenizer, written
 from tests.training_cases import as_read
@@ -114,6 +117,52 @@ def test_where_nothing_is_written_there_is_no_history():
     assert episode.history == NOTHING and episode.questions[0].written is False
     assert [text(each.ids) for each in episode.context] == [rendered(TALK)]
     assert counts.rows() == [("episodes", 1), ("questions", 1), ("without a history", 1)]
+
+
+@pytest.mark.parametrize("write", ["all", "after", "user"])
+def test_turn_by_turn_each_exchange_is_a_text_of_its_own(write):
+    [episode], _ = make(record(TALK), write=write, turn_by_turn=True)
+    texts = [[TALK[0], *TALK[1:3]], [TALK[0], *TALK[3:5]]]
+    assert [text(ids) for ids, _ in episode.passes] == [rendered(messages) for messages in texts]
+    start = written("<S>system\nBe brief.<E>\n")
+    for index, (ids, flags) in enumerate(episode.passes):
+        unwritten = text([token for token, flag in zip(ids, flags, strict=True) if not flag])
+        if write == "user":
+            assert unwritten == rendered(texts[index]).replace(rendered([TALK[1 + 2 * index]]), "")
+        else:
+            assert unwritten == (start if index else "")
+    [question] = episode.questions
+    assert (question.written is False) == (write == "after")
+    if write == "all":
+        unwritten = [token for token, flag in zip(question.ids, question.written, strict=True) if not flag]
+        assert text(unwritten) == start
+    own = replace(record(TALK), turn_by_turn=True)
+    assert make(own, write=write)[0] == [episode]
+    assert make(replace(own, turn_by_turn=False), write=write, turn_by_turn=True) == make(record(TALK), write=write)
+
+
+def test_turn_by_turn_whole_turns_are_kept():
+    [episode], _ = make(record(TALK), turn_by_turn=True)
+    first, second = episode.turns
+    for length, turns in (
+        (first + second, (first, second)),
+        (first + second - 1, (second,)),
+        (second, (second,)),
+        (second - 1, (second - 1,)),
+    ):
+        [cut], counts = make(record(TALK), turn_by_turn=True, max_write_length=length)
+        assert cut.turns == turns and cut.history.ids == episode.history.ids[-sum(turns) :]
+        assert cut.written == episode.written[-sum(turns) :]
+        assert counts.found["with the history cut to its end"] == (length < first + second)
+
+
+def test_turn_by_turn_a_first_turn_is_written_whole():
+    [episode], _ = make(record(TALK[:3]), write="all", turn_by_turn=True)
+    assert episode.history == NOTHING and episode.turns == () and episode.questions[0].written is True
+    # Turns that end without a reply, and one that begins with it.
+    messages = [TALK[0], TALK[2], TALK[1], TALK[3], *TALK[2:]]
+    episodes, _ = make(record(messages), turn_by_turn=True)
+    assert len(episodes[0].turns) == 3
 
 
 def test_each_answer_is_one_more_episode():

@@ -20,7 +20,7 @@ from mlx_deltamem.recall import EpisodeSettings, make_episode
 from mlx_deltamem.scan import delta_scan_reference
 from mlx_deltamem.training.answers import head_at_positions
 from mlx_deltamem.training.batches import Batch, BatchMaker
-from mlx_deltamem.training.episode import NOTHING, Episode, Question, Written
+from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
 from mlx_deltamem.training.loss import EpisodeModel, LossTerms, answer_losses, divergence
 from mlx_deltamem.training.optimizer import ClippedAdamW
@@ -28,6 +28,7 @@ from mlx_deltamem.training.passes import corrupted
 from mlx_deltamem.training.records import records_of_rows
 from mlx_deltamem.training.run import freeze_all_but_adapter
 from mlx_deltamem.training.settings import RECIPE
+from mlx_deltamem.training.told import NOTHING, Written
 from mlx_deltamem.use import observing, write_mask
 from tests.conftest import backbone, distance
 from tests.double import use_float64
@@ -41,6 +42,7 @@ from tests.training_cases import (
     gradients,
     half_written,
     in_training,
+    in_turns,
 )
 
 # With every term: each is large enough for its gradient to matter.
@@ -66,6 +68,12 @@ EPISODES = [episode(11, (9, 3), (5, 2)), episode(3, (6, 2)), episode(14, (7, 4),
 WRITTEN = [as_read(each) for each in (*EPISODES, replace(EPISODES[1], history=NOTHING))]
 # Of these, some tokens are written, in their texts too.
 MASKED = [half_written(each) for each in EPISODES]
+# Of these, the histories are written in several passes, one of them in one.
+TURNS = [
+    in_turns(as_read(EPISODES[0]), 4, 7),
+    half_written(EPISODES[1]),
+    in_turns(half_written(EPISODES[2]), 5, 3, 6),
+]
 # For what takes thousands of losses.
 FEW = [episode(8, (7, 3), (5, 2)), episode(5, (6, 2))]
 VALUE_WEIGHT = 4.0
@@ -170,6 +178,10 @@ def test_gradients_of_texts_of_which_some_is_written_are_those_of_the_reference_
     check_reference_scan(variant, MASKED, monkeypatch)
 
 
+def test_gradients_go_through_all_turns_as_those_of_the_reference_scan_do(monkeypatch):
+    check_reference_scan("TSW", TURNS, monkeypatch)
+
+
 def check_reference_scan(variant: str, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare the gradients of a batch, every term in its loss, with those through the reference scan."""
     module = episode_model(VARIANTS[variant], EVERYTHING)
@@ -213,6 +225,11 @@ def test_a_batch_of_texts_of_which_some_is_written_is_as_its_episodes_one_by_one
     check_single_episodes(episode_model(terms=TERMS[terms]), [*MASKED, as_read(EPISODES[1])], tolerance=3e-5)
 
 
+@pytest.mark.parametrize("terms", TERMS)
+def test_a_batch_of_turns_is_as_its_episodes_one_by_one(terms):
+    check_single_episodes(episode_model(terms=TERMS[terms]), TURNS, tolerance=3e-5)
+
+
 @pytest.mark.parametrize("variant", ["SSW", "sentence_mean"])
 def test_a_batch_of_histories_of_which_some_is_written_is_as_its_episodes_one_by_one(variant):
     episodes = [replace(each, written=half_written(each).written) for each in EPISODES[::2]]
@@ -239,14 +256,17 @@ class PlainLoss:
         self.gates: dict[str, list[list[mx.array]]] = {"read": [], "write": []}
         weighted, weights, hinges, divergences = [], [], {"zeroed": [], "corrupted": []}, []
         for each in self.episodes:
-            cache = make_prompt_cache(self.model)
-            if each.history.ids:
-                flags = np.broadcast_to(each.written, len(each.history.ids))
-                messages = np.where(flags, each.history.message_ids, -1)
-                spans = write_spans(self.model, messages[None], [each.history.sentence_ids])
-                with spans, self.writing(each.written), self.noting("write", np.flatnonzero(flags)):
-                    self.model(mx.array([each.history.ids]), cache=cache)
-            states = cache[-1].cache
+            states = make_prompt_cache(self.model)[-1].cache
+            begin = 0
+            for ids, written in each.passes if each.history.ids else []:
+                cache, where = make_prompt_cache(self.model), slice(begin, begin + len(ids))
+                cache[-1].cache = states
+                flags = np.broadcast_to(written, len(ids))
+                messages = np.where(flags, each.history.message_ids[where], -1)
+                spans = write_spans(self.model, messages[None], [each.history.sentence_ids[where]])
+                with spans, self.writing(written), self.noting("write", np.flatnonzero(flags)):
+                    self.model(mx.array([ids]), cache=cache)
+                states, begin = cache[-1].cache, where.stop
             for question, whole in zip(each.questions, each.context, strict=True):
                 with self.noting("read"):
                     kept = self.log_probabilities(question, states, question.written)
@@ -371,11 +391,12 @@ def test_a_compiled_loss_is_the_same():
     assert step(*other).item() == pytest.approx(module(other)[0].item(), rel=1e-5) != pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("episodes", [MASKED, TURNS], ids=["some of it", "turn by turn"])
 @pytest.mark.parametrize("segment", [0, 5])
-def test_a_compiled_step_of_texts_of_which_some_is_written(segment):
+def test_a_compiled_step_of_texts_that_are_written_in_part(segment, episodes):
     module = episode_model(terms=EVERYTHING)
     segmented = EpisodeModel(module.model, EVERYTHING, segment).train()
-    batch = batch_of(module, MASKED)
+    batch = batch_of(module, episodes)
     state = [segmented.state]
 
     @partial(mx.compile, inputs=state, outputs=state)

@@ -112,11 +112,12 @@ def test_data_is_told_apart():
         [episodes[0], replace(episodes[1], questions=(replace(question, value=(0, 0)),)), *episodes[2:]],
         [episodes[0], replace(episodes[1], history=Segments(history.ids, [1] * 8, [0] * 8)), *episodes[2:]],
         [episodes[0], replace(episodes[1], questions=(question, question)), *episodes[2:]],
+        [episodes[0], replace(episodes[1], turns=(4, 4)), *episodes[2:]],
         [episodes[0], as_read(episodes[1]), *episodes[2:]],
         [episodes[0], as_read(episodes[1], [True] * 7 + [False]), *episodes[2:]],
         [episodes[0], replace(episodes[1], written=[True] * 7 + [False]), *episodes[2:]],
     ]
-    assert len({episodes_fingerprint(each) for each in (episodes, *others)}) == 11
+    assert len({episodes_fingerprint(each) for each in (episodes, *others)}) == 12
     assert episodes_fingerprint(toy_episodes(4)) == episodes_fingerprint(episodes)
     # The same numbers one after the other, cut elsewhere.
     cut = (

@@ -42,6 +42,12 @@ def test_a_record_may_say_how_much_stays_in_the_text():
     assert make_record("here", {"messages": CHAT, "recent_messages": None}) == Record("here", tuple(CHAT))
 
 
+@pytest.mark.parametrize("turn_by_turn", [True, False, None])
+def test_a_record_may_say_that_it_is_written_turn_by_turn(turn_by_turn):
+    row = {"messages": CHAT, "turn_by_turn": turn_by_turn}
+    assert make_record("here", row) == Record("here", tuple(CHAT), turn_by_turn=turn_by_turn)
+
+
 @pytest.mark.parametrize("write", [*WRITES, None])
 def test_a_record_may_say_what_is_written(write):
     assert make_record("here", {"messages": CHAT, "write": write}) == Record("here", tuple(CHAT), write=write)
@@ -76,6 +82,7 @@ def test_a_record_may_say_what_is_written(write):
         ({"messages": CHAT, "recent_messages": 1.5}, "here has a number for recent_messages; expected a whole number"),
         ({"messages": CHAT, "recent_messages": True}, "here has true or false for recent_messages; expected"),
         ({"messages": CHAT, "recent_messages": "2"}, "here has a text for recent_messages; expected"),
+        ({"messages": CHAT, "turn_by_turn": 1}, "here has a number for turn_by_turn; expected true or false"),
         (
             {"messages": CHAT, "write": True},
             "here has true or false for write; expected one of all, after, user, assistant, none",
@@ -161,6 +168,7 @@ JSON = st.recursive(
                     "recent_messages",
                     "writes",
                     "write",
+                    "turn_by_turn",
                     "role",
                     "content",
                 ]

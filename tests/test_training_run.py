@@ -30,7 +30,7 @@ from tests.training import (
     toy_run,
     weights_of,
 )
-from tests.training_cases import as_read, episode
+from tests.training_cases import as_read, episode, in_turns
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")
 EPISODES, HELD_OUT = toy_episodes(10), toy_episodes(3, seed=1)
@@ -261,6 +261,22 @@ def test_texts_are_written_by_token_only(tmp_path):
     for train, held_out in ((written, []), (EPISODES, written)):
         with pytest.raises(ValueError, match="the adapter writes by message_mean, and texts can be written as"):
             run.check(train, held_out)
+    turned = [replace(each, turns=(4, 4)) for each in EPISODES]
+    with pytest.raises(ValueError, match="histories can be written turn by turn by token only; leave out --turn-by"):
+        run.check(turned, [])
+
+
+def test_turns_are_trained_on(tmp_path):
+    terms = LossTerms(sparsity=0.1, sparsity_pass="write", contrast_corrupted=0.1, teacher_kl=0.1)
+    run = toy_run(tmp_path / "run", iters=4, warmup=0, terms=terms)
+    before = weights_of(run.model)
+    plain = [episode(8, (8, 3), seed=seed) for seed in range(4)]
+    turned = [in_turns(each, 3, 5) for each in plain]
+    run.train([*plain, *turned], [plain[0], turned[0]])
+    assert moved(before, weights_of(run.model))
+    again = toy_run(tmp_path / "again", iters=4, warmup=0, terms=terms)
+    again.train([*plain, *plain], [])
+    assert moved(weights_of(again.model), weights_of(run.model))
 
 
 def test_held_out_data_smaller_than_a_batch(tmp_path):

@@ -69,6 +69,34 @@ def test_a_history_leaves_the_states_of_a_chat(write, kind):
         assert all(distance(state, states[layer]) <= 1e-5 for layer, state in session.memory.items())
 
 
+@pytest.mark.parametrize("system", ["Be brief.", None])
+@pytest.mark.parametrize("kind", KINDS)
+@every_write
+def test_turn_by_turn_a_history_leaves_the_states_of_a_chat_that_does_not_see_its_turns(write, kind, system):
+    model, tokenizer = loaded(kind)
+    session = ChatSession(model, tokenizer, system=system, write=write, history="none")
+    told = TOLD if system else TOLD[1:]
+    say(session, told[-4:])
+    for count in (1, 2):
+        batch = batch_of(kind, [*told, *ASKED], count, write=write, turn_by_turn=True)
+        assert batch.history.ndim == (2 if write == "none" else 3)
+        assert all(distance(state, session.memory[layer]) <= 1e-5 for layer, state in states_of(model, batch).items())
+    states = passes.of_rows(passes.write(model, batch, lambda *_: None), batch.rows)
+    logits = passes.read(model, states, batch.asked, writes=batch.writes)
+    for place, expected in enumerate(say(session, ASKED)):
+        assert distance(nn.log_softmax(logits[0, place]), expected.reshape(-1)) <= 2e-5
+
+
+def test_turn_by_turn_in_segments():
+    model, _ = loaded()
+    batch = batch_of("qwen3_tsw_qo", count=2, turn_by_turn=True)
+    one, other = (passes.write(model, batch, lambda *_: None, segment) for segment in (0, 5))
+    assert all(distance(*pair) <= 1e-5 for pair in zip(one, other, strict=True))
+    # What the first layer writes depends on the tokens alone.
+    in_one_pass = passes.write(model, batch_of("qwen3_tsw_qo", count=2), lambda *_: None)
+    assert distance(one[-1], in_one_pass[-1]) > 1e-3
+
+
 @pytest.mark.parametrize("write", ["all", "user", "assistant"])
 @pytest.mark.parametrize("kind", [*KINDS, *MEANS])
 def test_a_history_leaves_the_states_of_a_text_that_is_written(kind, write):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,9 +11,10 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_deltamem import DeltaMemConfig, attach
 from mlx_deltamem.segments import Segments
-from mlx_deltamem.training.episode import Episode, Question, Written
+from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.loss import EpisodeModel, LossTerms
 from mlx_deltamem.training.run import freeze_all_but_adapter
+from mlx_deltamem.training.told import Written
 from tests.conftest import randomise
 from tests.families import tiny_model
 
@@ -72,6 +74,12 @@ def half_written(each: Episode) -> Episode:
         replace(question, written=[at % 3 > 0 for at in range(len(question.ids))]) for question in each.questions
     )
     return replace(each, questions=questions, written=[at % 3 > 0 for at in range(len(each.history.ids))])
+
+
+def in_turns(each: Episode, *turns: int) -> Episode:
+    """The episode with its history written in passes of these lengths, of which the first token is only read."""
+    starts = [0, *accumulate(turns)]
+    return replace(each, written=[at not in starts for at in range(len(each.history.ids))], turns=turns)
 
 
 def episode_model(config: DeltaMemConfig = VARIANTS["TSW"], terms: LossTerms | None = None) -> EpisodeModel:

@@ -1,7 +1,6 @@
-"""Batches of episodes, in an order that depends on the seed alone, so that a run can go on anywhere in it."""
+"""Batches of episodes: arrays of one shape, filled up where need be."""
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -9,13 +8,12 @@ import numpy as np
 
 from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.spans import unit_shares
-from mlx_deltamem.training.episode import Episode, Question, Written
+from mlx_deltamem.training.episode import Episode, Question
+from mlx_deltamem.training.told import Written
 
 # Lengths are rounded up to one of this many steps per octave, so that few shapes are ever compiled.
 _STEPS_PER_OCTAVE = 4
 _LEAST_STEP, _LEAST_STEP_OF_TOKENS = 8, 16
-# Batches are made of episodes of like length, out of this many batches' worth at a time.
-_BATCHES_AT_A_TIME = 16
 
 
 class Asked(NamedTuple):
@@ -44,7 +42,8 @@ class Batch(NamedTuple):
     """B episodes with N questions: as many for each as the one with the most has, where need be filled up.
 
     Attributes:
-        history: `[B, W]` int32, padded at the right; W is 0 where no episode has a history.
+        history: `[B, W]` int32, padded at the right; W is 0 where no episode has a history. Where it is written in
+            several passes, `[K, B, W]`: of each pass the tokens, so for `lengths` and `written`.
         lengths: `[B]` int32, the tokens of each history.
         shares: `[B, U, W]` float32, the share of each token in its unit (a message or a sentence), for adapters that
             write means; else None. Units that fill up have no tokens.
@@ -66,12 +65,12 @@ class Batch(NamedTuple):
 
     @property
     def mask(self) -> mx.array:
-        """`[B, W]` bool, False for padding."""
-        return mx.arange(self.history.shape[1]) < self.lengths[:, None]
+        """As `history`, bool, False for padding."""
+        return mx.arange(self.history.shape[-1]) < self.lengths[..., None]
 
     @property
     def written_mask(self) -> mx.array:
-        """`[B, W]` bool, True for what is written: False for padding, too."""
+        """As `history`, bool, True for what is written: False for padding, too."""
         return self.mask if self.written is None else self.mask & self.written
 
     @classmethod
@@ -96,18 +95,18 @@ class BatchMaker:
     def batch(self, episodes: Sequence[Episode]) -> Batch:
         """A batch of episodes, at least one; all with a context for the teacher or none, and all of which the questions
         are written, or none."""
-        history, lengths = _padded([episode.history.ids for episode in episodes])
+        history, lengths, written = _histories(episodes)
         most = max(len(episode.questions) for episode in episodes)
         slots = [(row, index) for row in range(len(episodes)) for index in range(most)]
         asked = [_at(episodes[row].questions, index) for row, index in slots]
         context = [_at(episodes[row].context, index) for row, index in slots] if episodes[0].context else None
         return Batch(
-            mx.array(history),
-            mx.array(lengths),
-            self._shares(episodes, history.shape[1]),
+            history,
+            lengths,
+            self._shares(episodes, history.shape[-1]),
             mx.array([row for row, _ in slots], mx.int32),
             episodes[0].writes_questions,
-            _flags([episode.written for episode in episodes], history.shape[1]),
+            written,
             self._asked(asked),
             None if context is None else self._asked(context),
         )
@@ -145,6 +144,20 @@ class BatchMaker:
         return Asked(*map(mx.array, (ids, mask, positions, targets, weights, values)), written)
 
 
+def _histories(episodes: Sequence[Episode]) -> tuple[mx.array, mx.array, mx.array | None]:
+    """The passes over the histories of some episodes, their lengths, and what is written of them."""
+    passes = [episode.passes for episode in episodes]
+    count = max(map(len, passes))
+    # A row with fewer passes waits for the others.
+    rows = [each[index] if index < len(each) else ([], True) for index in range(count) for each in passes]
+    ids, lengths = _padded([ids for ids, _ in rows])
+    written = _flags([flags for _, flags in rows], ids.shape[1])
+    parts = mx.array(ids), mx.array(lengths), written
+    if count == 1:
+        return parts
+    return tuple(part if part is None else part.reshape(count, len(episodes), *part.shape[1:]) for part in parts)
+
+
 def _at(questions: Sequence[Question], index: int) -> tuple[Question, bool]:
     """A question and whether it counts: where there are fewer, the first one fills up and does not."""
     return (questions[index], True) if index < len(questions) else (questions[0], False)
@@ -175,74 +188,3 @@ def _rounded(length: int, least_step: int = _LEAST_STEP) -> int:
         return 0
     step = max(least_step, 2 ** (length - 1).bit_length() // (2 * _STEPS_PER_OCTAVE))
     return -(-length // step) * step
-
-
-def _size(episode: Episode) -> tuple[int, int]:
-    """What episodes of a batch should have in common: roughly how long the texts are, then how long the history is."""
-    return max(len(question.ids) for question in episode.questions).bit_length(), len(episode.history.ids)
-
-
-class BatchOrder:
-    """Which episodes make up which batch, epoch after epoch.
-
-    Episodes whose texts are written and others are never in one batch. Every epoch is another permutation of the
-    episodes, without the last few of each kind, which fill no batch.
-
-    Args:
-        episodes: The data set.
-        batch_size: Episodes per batch, over all processes.
-        seed: Decides the order; None keeps the given one, as far as kinds allow, and ends after one pass, the last
-            batch of each kind may be smaller.
-
-    Raises:
-        ValueError: There are fewer episodes of a kind than a batch needs.
-    """
-
-    def __init__(self, episodes: Sequence[Episode], batch_size: int, seed: int | None):
-        self._sizes = [_size(episode) for episode in episodes]
-        self._batch_size = batch_size
-        self._seed = seed
-        # Of those whose texts are only read, and of those whose texts are written.
-        kinds = ([at for at, each in enumerate(episodes) if each.writes_questions is kind] for kind in (False, True))
-        self._kinds = [found for found in kinds if found]
-        fewest = min(self._kinds, key=len, default=[])
-        if seed is not None and len(fewest) < batch_size:
-            kind = "written" if fewest and episodes[fewest[0]].writes_questions else "only read"
-            which = f" whose texts are {kind}" if len(self._kinds) > 1 else ""
-            raise ValueError(
-                f"there are {len(fewest)} episodes{which}, fewer than a batch of {batch_size}; "
-                "use a smaller --batch-size"
-            )
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches per epoch."""
-        return sum(len(found) // self._batch_size for found in self._kinds)
-
-    def indices(self, first: int = 0) -> Iterator[list[int]]:
-        """The episodes of each batch, from the batch of this number on; without an end, unless there is no seed."""
-        if self._seed is None:
-            # In the order of their first episodes.
-            batches = sorted(batch for found in self._kinds for batch in _cut(found, self._batch_size))
-            yield from islice(batches, first, None)
-            return
-        epoch, skipped = divmod(first, self.per_epoch)
-        while True:
-            yield from islice(self._epoch(epoch), skipped, None)
-            epoch, skipped = epoch + 1, 0
-
-    def _epoch(self, epoch: int) -> Iterator[list[int]]:
-        """The batches of an epoch; those of one stretch of the data are of like length."""
-        generator = np.random.default_rng((self._seed, epoch))
-        batches = []
-        for found in self._kinds:
-            order = generator.permutation(found)[: len(found) // self._batch_size * self._batch_size]
-            for stretch in _cut(order.tolist(), self._batch_size * _BATCHES_AT_A_TIME):
-                batches += _cut(sorted(stretch, key=self._sizes.__getitem__), self._batch_size)
-        for index in generator.permutation(len(batches)):
-            yield batches[index]
-
-
-def _cut(indices: Sequence[int], length: int) -> list[list[int]]:
-    """Pieces of a length; the last may be shorter."""
-    return [list(indices[begin : begin + length]) for begin in range(0, len(indices), length)]

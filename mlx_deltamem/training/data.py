@@ -9,7 +9,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.files import user_path
 from mlx_deltamem.hub import is_repo_name
 from mlx_deltamem.hub_errors import first_line, hub_errors
-from mlx_deltamem.training.episodes import Counts, Episode, EpisodeMaker
+from mlx_deltamem.training.counts import Counts
+from mlx_deltamem.training.episode import Episode
+from mlx_deltamem.training.episodes import EpisodeMaker
 from mlx_deltamem.training.records import SPLITS, Record, RecordError, find_file, read_file, records_of_rows
 from mlx_deltamem.training.settings import Settings
 

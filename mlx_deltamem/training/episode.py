@@ -1,14 +1,10 @@
 """An episode: a history that is written into the memory, and questions that are answered from it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
-from mlx_deltamem.segments import Message, Segments, token_roles
-from mlx_deltamem.writing import AFTER, ALL, NONE, writes_role
-
-NOTHING = Segments([], [], [])
-# Whether tokens are written into the memory: all of a text alike, or each.
-Written = bool | list[bool]
+from mlx_deltamem.segments import Segments
+from mlx_deltamem.training.told import Written, part_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Question:
         """The question cut to its last tokens, among them the whole answer."""
         cut = max(len(self.ids) - length, 0)
         begin, end = self.value
-        written = self.written if isinstance(self.written, bool) else self.written[cut:]
+        written = part_of(self.written, slice(cut, None))
         return Question(self.ids[cut:], self.answer - cut, (begin - cut, end - cut), written)
 
 
@@ -44,12 +40,22 @@ class Episode:
         questions: What is asked and answered; all of them are written as they are read, or none is.
         context: For each question, the whole chat as its text, which a teacher may read; empty where nobody wants it.
         written: Whether the history's tokens are written; the others are only read.
+        turns: Where the history is written in several passes, none of which sees the text of another, their lengths.
     """
 
     history: Segments
     questions: tuple[Question, ...]
     context: tuple[Question, ...] = ()
     written: Written = True
+    turns: tuple[int, ...] = ()
+
+    @property
+    def passes(self) -> list[tuple[list[int], Written]]:
+        """The tokens of each pass over the history, and which of them are written; where it is empty, an empty one."""
+        borders = [0, *accumulate(self.turns or (len(self.history.ids),))]
+        return [
+            (self.history.ids[begin:end], part_of(self.written, slice(begin, end))) for begin, end in pairwise(borders)
+        ]
 
     @property
     def writes_questions(self) -> bool:
@@ -61,38 +67,10 @@ class Episode:
         return (
             bool(self.history.ids)
             and self.history == other.history
-            and self.written == other.written
+            and (self.written, self.turns) == (other.written, other.turns)
             and self.writes_questions == other.writes_questions
         )
 
     def joined(self, other: "Episode") -> "Episode":
         """One episode of two about the same history."""
         return replace(self, questions=self.questions + other.questions, context=self.context + other.context)
-
-
-def written_history(write: str, segments: Segments, messages: Sequence[Message]) -> Written:
-    """Which tokens of a history are written.
-
-    Args:
-        write: One of `mlx_deltamem.writing.WRITES`.
-        segments: All tokens of the history.
-        messages: What they are of.
-    """
-    return True if write == AFTER or not segments.ids else _written(write, segments, messages)
-
-
-def written_text(write: str, segments: Segments, messages: Sequence[Message]) -> Written:
-    """Which tokens of a text with its answer are written as they are read; arguments as for `written_history`."""
-    return False if write == AFTER else _written(write, segments, messages)
-
-
-def _written(write: str, segments: Segments, messages: Sequence[Message]) -> Written:
-    if write in (ALL, NONE):
-        return write == ALL
-    return [writes_role(write, role) for role in token_roles(segments, messages, 0)]
-
-
-def last_tokens(segments: Segments, written: Written, length: int) -> tuple[Segments, Written]:
-    """A history cut to its last tokens."""
-    kept = Segments(segments.ids[-length:], segments.message_ids[-length:], segments.sentence_ids[-length:])
-    return kept, written if isinstance(written, bool) else written[-length:]

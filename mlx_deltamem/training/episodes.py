@@ -3,17 +3,18 @@
 The end of a record's history is what the model still sees when it answers; everything earlier is only in the memory.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.segments import ChatTemplate, Message, Segments, shared_length
-from mlx_deltamem.training.episode import NOTHING, Episode, Question, last_tokens, written_history, written_text
+from mlx_deltamem.segments import ChatTemplate, Message, shared_length
+from mlx_deltamem.training.counts import Counts
+from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.option import check_options, option
 from mlx_deltamem.training.records import Record, RecordError, listed
+from mlx_deltamem.training.told import Told, Written, without_start, written_text
 from mlx_deltamem.writing import AFTER, NONE, WRITES
 
 
@@ -30,41 +31,11 @@ class EpisodeRules:
     max_write_length: int = option(8192, "Tokens of a history; of a longer one, the last are kept.", least=1)
     max_seq_length: int = option(512, "Tokens of a text with its answer; of a longer one, the last are kept.", least=2)
     write: str = option(AFTER, "What of a chat is written into the memory, as `--write` of a chat.", choices=WRITES)
+    turn_by_turn: bool = option(False, "Write a history turn by turn, as a chat that does not see its earlier turns.")
     questions_per_write: int = option(4, "Questions in a row about one history that share one pass over it.", least=1)
 
     def __post_init__(self) -> None:
         check_options(self)
-
-
-_FORMS = ("unreadable", "role-broken", "empty", "over-long", "refused by the chat template")
-_NOTES = (
-    "with the history cut to its end",
-    "with the text cut to its end",
-    "without a history",
-    "with a value that was not found",
-)
-
-
-@dataclass
-class Counts:
-    """What became of a data set's records: each answer is a question of an episode, or was refused.
-
-    Attributes:
-        found: Episodes, their questions, questions of some kinds, and refused records by the kind of fault.
-        errors: What was refused and why, each with its place.
-    """
-
-    found: Counter[str] = field(default_factory=Counter)
-    errors: list[str] = field(default_factory=list)
-
-    def refuse(self, error: RecordError) -> None:
-        self.found[error.kind] += 1
-        self.errors.append(str(error))
-
-    def rows(self) -> list[tuple[str, int]]:
-        """What to tell the user, most important first."""
-        order = ("episodes", "questions", *_FORMS, *_NOTES)
-        return [(name, self.found[name]) for name in order if self.found[name]]
 
 
 class EpisodeMaker:
@@ -142,12 +113,13 @@ class EpisodeMaker:
         visible = (rules.recent_messages if record.recent is None else record.recent) + 1
         write = rules.write if record.write is None else record.write
         # What is not written has no effect, and need not be read.
-        earlier = [] if write == NONE else [*system, *chat[:-visible]]
+        earlier = [] if write == NONE else chat[:-visible]
+        turn_by_turn = rules.turn_by_turn if record.turn_by_turn is None else record.turn_by_turn
         value = record.value if index == len(record.messages) - 1 else ""
         try:
-            text = self._question([*system, *chat[-visible:]], value, write)
-            history = self._template.whole(earlier) if len(earlier) > len(system) else NOTHING
-            written = written_history(write, history, earlier)
+            begun = turn_by_turn and bool(earlier)
+            text = self._question([*system, *chat[-visible:]], value, write, begun)
+            told = self._told(system, earlier, write, turn_by_turn)
             whole = self._question([*system, *chat], value) if self._context else None
         except ValueError as error:
             raise RecordError(f"{where} cannot be used: {error}", "refused by the chat template") from None
@@ -162,23 +134,41 @@ class EpisodeMaker:
                 f"{where} is written in another way after the whole chat, which a teacher cannot follow",
                 "refused by the chat template",
             )
-        self._note(history, text, value)
+        self._note(told, text, value)
         context = () if whole is None else (whole.last(rules.max_write_length + rules.max_seq_length),)
-        history, written = last_tokens(history, written, rules.max_write_length)
-        return Episode(history, (text.last(rules.max_seq_length),), context, written)
+        told = told.last(rules.max_write_length)
+        return Episode(told.history, (text.last(rules.max_seq_length),), context, told.written, told.turns)
 
-    def _note(self, history: Segments, text: Question, value: str) -> None:
+    def _told(self, system: list[Message], earlier: list[Message], write: str, turn_by_turn: bool) -> Told:
+        """What is written before a text.
+
+        Raises:
+            ValueError: The chat template refuses the messages.
+        """
+        exchanges = _exchanges(earlier) if turn_by_turn else [earlier] if earlier else []
+        parts = []
+        for exchange in exchanges:
+            messages = [*system, *exchange]
+            parts.append(Told.in_one_pass(write, self._template.whole(messages), messages))
+        return Told.turn_by_turn(parts) if turn_by_turn and parts else parts[0] if parts else Told()
+
+    def _note(self, told: Told, text: Question, value: str) -> None:
         """Count what befalls a question that is used."""
-        cases = (
-            len(history.ids) > self._rules.max_write_length,
+        self.counts.note(
+            len(told.history.ids) > self._rules.max_write_length,
             len(text.ids) > self._rules.max_seq_length,
-            not history.ids,
+            not told.history.ids,
             bool(value) and text.value[0] == text.value[1],
         )
-        self.counts.found.update(name for name, holds in zip(_NOTES, cases, strict=True) if holds)
 
-    def _question(self, messages: list[Message], value: str, write: str = AFTER) -> Question:
-        """A chat that ends with an answer, whole; `write` says what of it is written as it is read.
+    def _question(self, messages: list[Message], value: str, write: str = AFTER, begun: bool = False) -> Question:
+        """A chat that ends with an answer, whole.
+
+        Args:
+            messages: The chat.
+            value: The part of the answer that matters, or "".
+            write: What is written as it is read.
+            begun: The visible start is only read, since an earlier turn has written it.
 
         Raises:
             ValueError: The chat template refuses the messages.
@@ -195,7 +185,10 @@ class EpisodeMaker:
         content = [at for at in range(answer, len(chat.ids)) if chat.sentence_ids[at] >= 0]
         begin, end = (content[0], content[-1] + 1) if content else (answer, len(chat.ids))
         first, last = self._value_tokens(chat.ids[begin:end], value)
-        return Question(chat.ids, answer, (begin + first, begin + last), written_text(write, chat, messages))
+        written: Written = written_text(write, chat, messages)
+        if begun and written is True:
+            written = without_start(written, chat)
+        return Question(chat.ids, answer, (begin + first, begin + last), written)
 
     def _value_tokens(self, ids: list[int], value: str) -> tuple[int, int]:
         """The tokens `[first, last)` that hold the last mention of a value; nothing where there is none."""
@@ -214,6 +207,16 @@ def _split(messages: tuple[Message, ...]) -> tuple[list[Message], list[Message]]
     """The leading system prompts, and the rest."""
     leading = next((index for index, message in enumerate(messages) if message["role"] != "system"), len(messages))
     return list(messages[:leading]), list(messages[leading:])
+
+
+def _exchanges(messages: list[Message]) -> list[list[Message]]:
+    """The turns of a chat: what was said, up to and with the reply."""
+    exchanges: list[list[Message]] = [[]]
+    for message in messages:
+        exchanges[-1].append(message)
+        if message["role"] == "assistant":
+            exchanges.append([])
+    return [exchange for exchange in exchanges if exchange]
 
 
 def _broken(messages: tuple[Message, ...]) -> str:

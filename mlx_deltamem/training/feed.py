@@ -5,8 +5,9 @@ from itertools import islice
 
 import mlx.core as mx
 
-from mlx_deltamem.training.batches import Batch, BatchMaker, BatchOrder
+from mlx_deltamem.training.batches import Batch, BatchMaker
 from mlx_deltamem.training.episode import Episode
+from mlx_deltamem.training.order import BatchOrder
 
 
 class Feed:

@@ -84,7 +84,7 @@ class EpisodeModel(nn.Module):
             gates = write_gates if terms.sparsity_pass == "write" else read_gates
             loss = loss + terms.sparsity * mx.square(gates.by_layer - terms.sparsity_target).mean()
         # Without a history the state is 0 already, and no other one to compare it with.
-        told = batch.history.shape[1] > 0
+        told = batch.history.size > 0
         if terms.contrast_zeroed and (told or batch.writes):
             loss = loss + terms.contrast_zeroed * self._preference(logits, self._frozen(batch.asked), batch.asked)
         if terms.contrast_corrupted and told:
@@ -95,7 +95,7 @@ class EpisodeModel(nn.Module):
         self.watch.loss = loss
         watched = write_gates if told or not batch.writes else read_gates
         self.watch.write_gate = watched.by_layer.mean()
-        self.watch.state_norm = mx.sqrt(sum(mx.square(state).sum() for state in states) / batch.history.shape[0])
+        self.watch.state_norm = mx.sqrt(sum(mx.square(state).sum() for state in states) / batch.lengths.shape[-1])
         if not self.training:
             self.recall.add(logits, batch.asked)
         return loss, (batch.asked.weights > 0).sum()

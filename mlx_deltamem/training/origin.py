@@ -69,7 +69,7 @@ def episodes_fingerprint(episodes: Sequence[Episode]) -> str:
     digest = hashlib.sha256()
     for episode in episodes:
         spans = [(question.answer, question.value, question.written) for question in episode.questions]
-        digest.update(repr((episode.written, spans)).encode())
+        digest.update(repr((episode.written, episode.turns, spans)).encode())
         history = episode.history
         texts = (history.ids, history.message_ids, *(question.ids for question in episode.questions))
         digest.update(np.concatenate([np.array(ids, np.int32) for ids in texts]).tobytes())

@@ -1,5 +1,6 @@
 """The two passes of an episode: the history is written into the memory, then texts are read with it (facts 3.3)."""
 
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 
 import mlx.core as mx
@@ -17,23 +18,28 @@ States = list[mx.array]  # by layer of the model, [B, H, r, r] float32, or [B, 0
 
 
 class GateMeans:
-    """An observer of one pass: the mean write gate β of each layer, over the tokens that are no padding.
+    """An observer of one pass, or of several over a history: the mean write gate β of each layer, over the tokens that
+    are no padding.
 
     Args:
-        mask: `[B, T]` bool, False for padding.
+        mask: `[B, T]` bool, or `[K, B, T]` for several passes, False for padding.
     """
 
     def __init__(self, mask: mx.array):
         self._shares = mask / mx.maximum(mask.sum(), 1)
-        self._means: list[mx.array] = []
+        self._passes: Counter[int] = Counter()
+        self._sums: dict[int, mx.array] = {}
 
     def __call__(self, layer: int, reads: Reads, output: mx.array) -> None:
-        self._means.append((reads.gates.write.mean(axis=(2, 3)) * self._shares).sum())
+        shares = self._shares if self._shares.ndim == 2 else self._shares[self._passes[layer]]
+        found = (reads.gates.write.mean(axis=(2, 3)) * shares).sum()
+        self._sums[layer] = self._sums[layer] + found if layer in self._sums else found
+        self._passes[layer] += 1
 
     @property
     def by_layer(self) -> mx.array:
         """`[attached layers]` float32; a single 0 where nothing ran."""
-        return mx.stack(self._means) if self._means else mx.zeros(1)
+        return mx.stack(list(self._sums.values())) if self._sums else mx.zeros(1)
 
 
 def write(model: nn.Module, batch: Batch, watch: Observer, segment: int = 0) -> States:
@@ -48,10 +54,17 @@ def write(model: nn.Module, batch: Batch, watch: Observer, segment: int = 0) -> 
     Returns:
         States of the B episodes; `empty(model)` where no episode has a history.
     """
-    if not batch.history.shape[1]:
+    if not batch.history.size:
         return empty(model)
     with observing(model, watch):
-        return write_states(model, batch.history, batch.lengths, batch.shares, segment or None, batch.written)
+        if batch.history.ndim == 2:
+            return write_states(model, batch.history, batch.lengths, batch.shares, segment or None, batch.written)
+        states = None
+        for index in range(batch.history.shape[0]):
+            written = None if batch.written is None else batch.written[index]
+            ids, lengths = batch.history[index], batch.lengths[index]
+            states = write_states(model, ids, lengths, None, segment or None, written, states)
+        return states
 
 
 def read(

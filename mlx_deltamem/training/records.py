@@ -26,6 +26,7 @@ class Record:
         value: The part of that answer that matters, or "".
         recent: So many messages before an answer stay in the text, instead of as many as everywhere.
         write: What of the chat is written into the memory, one of `WRITES`, where that is not as everywhere.
+        turn_by_turn: Whether the history is written turn by turn, where that is not as everywhere.
     """
 
     where: str
@@ -33,6 +34,7 @@ class Record:
     value: str = ""
     recent: int | None = None
     write: str | None = None
+    turn_by_turn: bool | None = None
 
 
 class RecordError(ValueError):
@@ -101,7 +103,9 @@ def make_record(where: str, row: object) -> Record:
     else:
         raise RecordError(f"{where} has {listed(given) or 'no fields'}; expected messages, or prompt and completion")
     value = _value(where, given.get("value", ""), messages[-1]["content"])
-    return Record(where, messages, value, _recent(where, given), _write(where, given))
+    return Record(
+        where, messages, value, _recent(where, given), _write(where, given), _flag(where, given, "turn_by_turn")
+    )
 
 
 def _messages(where: str, found: object) -> tuple[Message, ...]:
@@ -148,6 +152,13 @@ def _write(where: str, given: dict[str, object]) -> str | None:
         raise RecordError(f"{where} has {listed([found])} for write; expected one of {', '.join(WRITES)}")
     if not isinstance(found, str | None):
         raise RecordError(f"{where} has {_kind(found)} for write; expected one of {', '.join(WRITES)}")
+    return found
+
+
+def _flag(where: str, given: dict[str, object], name: str) -> bool | None:
+    found = given.get(name)
+    if not isinstance(found, bool | None):
+        raise RecordError(f"{where} has {_kind(found)} for {name}; expected true or false")
     return found
 
 

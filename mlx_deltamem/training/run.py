@@ -19,8 +19,9 @@ from mlx_lm.tuner.trainer import train as train_with_mlx_lm
 from mlx_deltamem.attach import attached_attention
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.answers import head_at_positions
-from mlx_deltamem.training.batches import Batch, BatchMaker, BatchOrder
+from mlx_deltamem.training.batches import Batch, BatchMaker
 from mlx_deltamem.training.checkpoint import Progress
+from mlx_deltamem.training.checks import check_data
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.feed import Feed
 from mlx_deltamem.training.interrupt import noticed_interrupts
@@ -85,21 +86,9 @@ class Run:
         """Check that batches can be made of the training data.
 
         Raises:
-            ValueError: There are too few episodes, the processes cannot share a batch evenly, or texts are to be
-                written by an adapter that does not write tokens.
+            ValueError: As `check_data`.
         """
-        schedule = self.settings.schedule
-        if schedule.batch_size % processes.count():
-            raise ValueError(
-                f"--batch-size is {schedule.batch_size}; expected a multiple of the {processes.count()} processes"
-            )
-        BatchOrder(episodes, schedule.batch_size, schedule.seed)
-        granularity = self.model.attachment.config.memory_write_granularity
-        if granularity != "token" and any(episode.writes_questions for episode in (*episodes, *held_out)):
-            raise ValueError(
-                f"the adapter writes by {granularity}, and texts can be written as they are read by token only; "
-                "expected --write after or none, and no other in records"
-            )
+        check_data(episodes, held_out, self.settings.schedule, self.model.attachment.config)
 
     def alone(self, resumed: bool) -> AbstractContextManager[None]:
         """Within it, no other process trains in the folder, which is made where there is none.

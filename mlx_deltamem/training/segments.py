@@ -1,5 +1,6 @@
-"""The write pass of training: a history is read into an empty memory, a long one in segments (facts 3.3)."""
+"""The write pass of training: a history is read into a memory, a long one in segments (facts 3.3)."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import mlx.core as mx
@@ -24,8 +25,9 @@ def write_states(
     units: mx.array | None = None,
     segment: int | None = None,
     written: mx.array | None = None,
+    states: Sequence[mx.array] | None = None,
 ) -> list[mx.array]:
-    """Read histories from an empty memory, with writes, and give the states they leave; keys and values are dropped.
+    """Read histories from a memory, with writes, and give the states they leave; keys and values are dropped.
 
     It is for a loss: gradients go through the whole pass, also under `mx.compile`. With `segment`, the model reads so
     many tokens at a time, and of each layer and segment only what goes into it is kept for the gradient; the rest is
@@ -41,6 +43,7 @@ def write_states(
             writing; a row of zeros is no unit. None: they write token by token. Others ignore it.
         segment: Tokens per segment; None: keep everything for the gradient.
         written: `[B, T]` bool, the tokens that are written; the others only read. None: all. It says nothing of units.
+        states: The states to begin from, as returned; None: an empty memory.
 
     Returns:
         By layer, `[B, H, r, r]` float32; `[B, 0, 0, 0]` for a layer without a memory.
@@ -54,10 +57,12 @@ def write_states(
     _check_written(ids, written)
     cache = make_write_cache(model, in_segments=segment is not None)
     shapes = model.memory_layout.shapes
-    # One array for all layers of a shape: MLX 0.32 fails to compile a gradient beside two equal results.
-    empty = {shape: mx.zeros((ids.shape[0], *shape)) for shape in shapes}
     entry = ArraysCache(len(shapes))
-    entry.cache = [empty[shape] for shape in shapes]
+    if states is None:
+        # One array for all layers of a shape: MLX 0.32 fails to compile a gradient beside two equal results.
+        empty = {shape: mx.zeros((ids.shape[0], *shape)) for shape in shapes}
+        states = [empty[shape] for shape in shapes]
+    entry.cache = list(states)
     with nullcontext() if units is None else using_spans(model, _RunningUnits(units)):
         if segment is not None:
             _read_in_segments(model, ids, lengths, [*cache, entry], segment, written)
