@@ -92,11 +92,22 @@ class ChatState:
         Raises:
             ValueError: They do not.
         """
-        longest, said = window(self.model), len(turn.opening.ids)
-        seen = len(segments_of(self.turns).ids) if self._history == FULL else len(self._seen(turn).ids)
-        if longest is not None and seen + said > longest:
+        self._check_fits("message", len(turn.opening.ids), turn, self.turns)
+
+    def check_fits_edited(self, index: int, turn: Turn) -> None:
+        """Check that turn `index` with another reply, and what is seen before it, fit into the model's window.
+
+        Raises:
+            ValueError: They do not.
+        """
+        self._check_fits("message with its reply", len(turn.segments.ids), turn, self.turns[:index])
+
+    def _check_fits(self, what: str, tokens: int, turn: Turn, earlier: Sequence[Turn]) -> None:
+        longest = window(self.model)
+        seen = len(segments_of(earlier).ids) if self._history == FULL else len(self._seen(turn, earlier).ids)
+        if longest is not None and seen + tokens > longest:
             raise ValueError(
-                f"the message is {said} tokens on top of {seen} in view; the model's window is {longest}: "
+                f"the {what} is {tokens} tokens on top of {seen} in view; the model's window is {longest}: "
                 "shorten it, or use a history of fewer tokens"
             )
 
@@ -233,7 +244,7 @@ class ChatState:
         self._cache = cache
         turn = self._with_border(turn)
         self._begun_at = turn.before
-        seen = NO_SEGMENTS if self._history == FULL else self._seen(turn)
+        seen = NO_SEGMENTS if self._history == FULL else self._seen(turn, self.turns)
         if seen.ids:
             read(self.model, cache, seen, False, step, want_logits=False)
         return turn, cache
@@ -242,12 +253,12 @@ class ChatState:
         text = mark(self._cache) if self._cache is not None and self._history == FULL else None
         return replace(turn, before=Border(self.states, text), memory_set=self.memory_set)
 
-    def _seen(self, turn: Turn) -> Segments:
+    def _seen(self, turn: Turn, earlier: Sequence[Turn]) -> Segments:
         """What a turn sees before its own messages, without the whole text: the visible start and the last tokens.
 
         The first turn has the start in its own messages. Tool results see the turns that they belong to.
         """
-        said = [earlier for earlier in self.turns if not earlier.remembered]
+        said = [each for each in earlier if not each.remembered]
         if not said:
             return NO_SEGMENTS
         opening = said[0].opening.ids
@@ -301,11 +312,15 @@ class ChatState:
             for index, turn in enumerate(turns):
                 after = turns[index + 1].before if index + 1 < len(turns) else Border(states, None)
                 if turn.remembered and after is not None:
-                    # No text of it is seen, and what it led to is known.
+                    # No text of it is seen.
                     self.turns.append(turn)
-                    self._states = list(after.states)
                 else:
                     self.run_again(turn)
+                    again = self.turns[-1]
+                    self.turns[-1] = replace(again, drift=turn.drift or again.drift)
+                if after is not None:
+                    # What a turn led to is known, and it may have been run with another history.
+                    self._states = list(after.states)
             self._states, self.memory_set = states, memory_set
         return self._cache
 

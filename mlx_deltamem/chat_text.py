@@ -1,13 +1,14 @@
 """How the messages of a chat become tokens: rendered by the chat template, behind the messages that came before."""
 
 import copy
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.history import NONE, History
-from mlx_deltamem.messages import Message, is_utf8, parse_messages
+from mlx_deltamem.messages import Message, is_utf8, json_text, parse_messages
 from mlx_deltamem.runner import start_length
 from mlx_deltamem.segments import ChatTemplate, Segments
 from mlx_deltamem.turn import Turn, part
@@ -122,12 +123,39 @@ def system_prompt(text: object) -> str:
     return text
 
 
-def check_template(path: Path, options: Mapping[str, object], tokenizer: TokenizerWrapper) -> None:
-    """Refuse the chat template that a file brings, unless it is the tokenizer's: it would be run.
+def parse_tools(given: object) -> list[dict[str, object]]:
+    """Tools for a chat template, as OpenAI's API has them; copies.
 
     Raises:
-        ValueError: It is another one.
+        ValueError: They are no list of JSON objects.
     """
+    try:
+        if isinstance(given, Sequence) and all(isinstance(tool, Mapping) for tool in given):
+            return [json.loads(json_text(dict(tool))) for tool in given]
+        problem = f"they are of type {type(given).__name__}"
+    except (ValueError, TypeError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+    raise ValueError(f"the tools are no list of JSON objects ({problem}); expected them as OpenAI's API has them")
+
+
+def check_options(
+    path: Path, options: Mapping[str, object], tokenizer: TokenizerWrapper, taken: Collection[str]
+) -> None:
+    """Check the options for the chat template that a file brings.
+
+    A chat template among them is refused, unless it is the tokenizer's: it would be run.
+
+    Args:
+        path: The file.
+        options: The options, by name.
+        tokenizer: The tokenizer.
+        taken: Names that are no options of a template.
+
+    Raises:
+        ValueError: It brings another chat template, or options that have such names.
+    """
+    if clash := sorted(set(taken) & set(options)):
+        raise ValueError(f"{path} was altered: its template options name {', '.join(clash)}; use a copy of it")
     brought = options.get("chat_template")
     if brought is not None and brought != tokenizer.chat_template:
         raise ValueError(

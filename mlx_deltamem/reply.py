@@ -13,7 +13,7 @@ from mlx_deltamem.cache import PromptCache
 from mlx_deltamem.chat_state import ChatState
 from mlx_deltamem.history import take_back_token
 from mlx_deltamem.turn import States, Turn, part
-from mlx_deltamem.use import read_only
+from mlx_deltamem.use import writing
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ReplySettings:
 
     Attributes:
         max_tokens: The longest reply, in tokens; -1 for no limit.
-        stop: A text that ends it, or several.
+        stop: The texts that end it; it may be given as one text.
         sampler: As for mlx-lm; None: the likeliest token.
         options: More for `mlx_lm.stream_generate`.
 
@@ -38,13 +38,11 @@ class ReplySettings:
     def __post_init__(self) -> None:
         if type(self.max_tokens) is not int or (self.max_tokens < 1 and self.max_tokens != -1):
             raise ValueError(f"max_tokens is {self.max_tokens!r}; expected a number of tokens, or -1 for no limit")
-        if not all(isinstance(text, str) and text for text in self.stop_texts):
+        # A str is a sequence too, of its letters.
+        texts = [self.stop] if isinstance(self.stop, str) else self.stop
+        if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text for text in texts):
             raise ValueError(f"stop is {self.stop!r}; expected a text, or several, none of them empty")
-
-    @property
-    def stop_texts(self) -> tuple[str, ...]:
-        """The texts that end it."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", tuple(texts))
 
 
 class Reply:
@@ -134,9 +132,7 @@ class Reply:
             self._unread -= tokens.shape[1]
             return None if self._unread else self._turn.logits[:, None]
         self.states_before_last = list(cache[-1].cache)
-        if self._turn.reply_written:
-            return self._model(tokens, cache=cache)
-        with read_only(self._model):
+        with writing(self._model, self._turn.reply_written):
             return self._model(tokens, cache=cache)
 
 

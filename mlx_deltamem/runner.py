@@ -1,7 +1,7 @@
 """Run the given parts of a chat through a model."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from itertools import pairwise
 
 import mlx.core as mx
@@ -12,7 +12,7 @@ from mlx_deltamem.cache import PromptCache, make_prompt_cache
 from mlx_deltamem.segments import Segments
 from mlx_deltamem.spans import RunningSpans, UnitSource
 from mlx_deltamem.turn import States, part
-from mlx_deltamem.use import read_only, using_spans, write_mask
+from mlx_deltamem.use import using_spans, writing
 
 Progress = Callable[[int, int], None]
 
@@ -123,7 +123,7 @@ def _run(
         for begin, end in pairwise([*begins, total]):
             if progress is not None:
                 progress(begin, total)
-            with _writing(model, flags[begin:end]):
+            with writing(model, _mask(flags[begin:end])):
                 logits = model(tokens[:, begin:end], cache=cache)
             mx.eval([entry.state for entry in cache])
             mx.clear_cache()
@@ -132,14 +132,9 @@ def _run(
     return logits
 
 
-def _writing(model: nn.Module, flags: list[bool]) -> ExitStack:
-    """Within it, a call writes the tokens that have a True flag."""
-    stack = ExitStack()
-    if not any(flags):
-        stack.enter_context(read_only(model))
-    elif not all(flags):
-        stack.enter_context(write_mask(model, mx.array([flags])))
-    return stack
+def _mask(flags: list[bool]) -> bool | mx.array:
+    """What a call writes, a flag for each token."""
+    return any(flags) if all(flags) or not any(flags) else mx.array([flags])
 
 
 def _what_is_written(
@@ -152,9 +147,10 @@ def _what_is_written(
     flags = [written] * len(segments.ids) if isinstance(written, bool) else list(written)
     messages = [index if flag else -1 for index, flag in zip(segments.message_ids, flags, strict=True)]
     config = model.attachment.config
-    if config.memory_write_granularity == "token" or max(messages, default=-1) < 0:
+    if config.memory_write_granularity == "token":
         return flags, None
-    return [True] * len(flags), RunningSpans([messages], [segments.sentence_ids], config)
+    spans = RunningSpans([messages], [segments.sentence_ids], config)
+    return ([True] * len(flags), spans) if spans.has_units else (flags, None)
 
 
 def _stretches(start: int, total: int, seen: int) -> Iterator[tuple[int, int]]:

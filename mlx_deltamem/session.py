@@ -1,9 +1,11 @@
 """Chats with one memory across turns: undo, edit, regenerate, fork, and text that may be dropped."""
 
 import copy
+import operator
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,7 +16,15 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.cache import check_states
 from mlx_deltamem.chat_state import ChatState
-from mlx_deltamem.chat_text import ChatText, Said, check_template, said_messages, said_turns, system_prompt
+from mlx_deltamem.chat_text import (
+    ChatText,
+    Said,
+    check_options,
+    parse_tools,
+    said_messages,
+    said_turns,
+    system_prompt,
+)
 from mlx_deltamem.drift import Drift
 from mlx_deltamem.files import user_path
 from mlx_deltamem.fingerprint import origin_of
@@ -33,6 +43,21 @@ from mlx_deltamem.turn import Turn, segments_of
 from mlx_deltamem.use import attachment_of, is_writing
 from mlx_deltamem.writing import ALL, parse_write
 from mlx_deltamem.writing import NONE as NOTHING
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What a reply that is asked for follows, and is rendered with."""
+
+    state: ChatState
+    turns: tuple[Turn, ...]
+    system: str | None
+    history: History
+
+    def is_same(self, other: "_Point") -> bool:
+        # Turns are told apart by identity: they hold arrays, and the same may be said twice.
+        same_turns = len(self.turns) == len(other.turns) and all(map(operator.is_, self.turns, other.turns))
+        return self.state is other.state and same_turns and (self.system, self.history) == (other.system, other.history)
 
 
 class ChatSession:
@@ -74,7 +99,7 @@ class ChatSession:
         self.model = model
         self.tokenizer = tokenizer
         self.system = None if system is None else system_prompt(system)
-        tools_option = {} if tools is None else {"tools": [dict(tool) for tool in tools]}
+        tools_option = {} if tools is None else {"tools": parse_tools(tools)}
         self._template_options = {"enable_thinking": False, **tools_option, **template_options}
         self._template = ChatTemplate(tokenizer, **self._template_options)
         self._write = parse_write(write)
@@ -129,6 +154,10 @@ class ChatSession:
     @memory.setter
     def memory(self, states: Mapping[int, mx.array]) -> None:
         self._check_idle()
+        if not isinstance(states, Mapping) or not all(isinstance(state, mx.array) for state in states.values()):
+            raise ValueError(
+                f"the memory is a {type(states).__name__}; expected arrays by layer index, as `memory` has"
+            )
         self._state.set_memory(check_states(self._state.states, states))
 
     @property
@@ -196,7 +225,7 @@ class ChatSession:
             write = NOTHING
         turn = Turn(messages, self._text.opening(self._state.turns, messages), write)
         self._state.check_fits(turn)
-        return self._stream(turn, settings, len(self._state.turns), prefill_step_size, prompt_progress_callback)
+        return self._stream(turn, settings, self._point(), prefill_step_size, prompt_progress_callback)
 
     def remember(
         self,
@@ -219,11 +248,13 @@ class ChatSession:
             progress: Told how many tokens are done, and of how many.
 
         Raises:
-            ValueError: There is nothing to remember, the chat template refuses it, or a reply is under way. After an
-                error the chat is as it was.
+            ValueError: There is nothing to remember, the chat template refuses it, a reply is under way, or the model
+                is only read (`with read_only(model)`). After an error the chat is as it was.
         """
         self._check_idle()
         check_count("prefill_step_size", prefill_step_size, least=1)
+        if not is_writing(self.model):
+            raise ValueError("nothing can be remembered while the model is only read; leave read_only(model) for it")
         if parse_write(write) not in (ALL, "user", "assistant"):
             raise ValueError(f"write is {write!r} for what is to be remembered; expected all, user or assistant")
         messages = parse_messages(text)
@@ -262,8 +293,8 @@ class ChatSession:
     ) -> Iterator[GenerationResponse]:
         """Take the last reply back and get another as it is generated; arguments as in `stream`.
 
-        The message is not run again, unless the chat comes from a file, the model's caches cannot be cut, or the turn
-        was written when it had ended.
+        The message is not run again, unless the chat comes from a file, the model's caches cannot be cut, the turn was
+        written when it had ended, or it is to leave the memory as it is from now on (`with read_only(model)`).
 
         Raises:
             ValueError: The last turn is none with a reply, an option is out of range, or a reply is under way; after an
@@ -274,7 +305,8 @@ class ChatSession:
             raise ValueError("the last turn was remembered and has no reply to regenerate; undo() takes it back")
         settings = ReplySettings(max_tokens, stop, sampler, options)
         check_count("prefill_step_size", prefill_step_size, least=1)
-        return self._stream_regenerate(last, settings, prefill_step_size, prompt_progress_callback)
+        write = last.write if is_writing(self.model) else NOTHING
+        return self._stream_regenerate(write, settings, self._point(), prefill_step_size, prompt_progress_callback)
 
     def edit(self, index: int, text: str) -> None:
         """Change a message and run again what follows from it; the other messages stay, the replies too.
@@ -289,8 +321,8 @@ class ChatSession:
         """
         self._check_idle()
         count = len(self.messages)
-        if not -count <= index < count:
-            raise ValueError(f"there is no message {index}; the chat has {count}")
+        if type(index) is not int or not -count <= index < count:
+            raise ValueError(f"there is no message {index!r}; the chat has {count}")
         place = index % count - (self.system is not None)
         text = system_prompt(text) if place < 0 else said_messages(text)[0]["content"]
         system, set_memory = self.system, self._state.states if self._state.memory_set else None
@@ -372,9 +404,10 @@ class ChatSession:
         if foreign_format(path) is not None:
             return cls._load_foreign(model, tokenizer, path)
         stored, file_id = read_chat(path)
-        check_template(path, stored.template_options, tokenizer)
+        check_options(path, stored.template_options, tokenizer, taken=_PARAMETERS)
         chat = cls(model, tokenizer, stored.system, stored.history, stored.write, **stored.template_options)
         origin_of(model, tokenizer).check(path, stored.origin)
+        stored.check_fits(path, model.memory_layout)
         chat._state = ChatState(model, stored.history, stored.turns, stored.states)
         chat._state.memory_set = stored.memory_set
         if stored.text is not None:
@@ -412,6 +445,7 @@ class ChatSession:
         if place == len(turn.messages):
             reply_ids = self.tokenizer.encode(text, add_special_tokens=False)
             changed = replace(turn, reply=text, reply_ids=tuple(reply_ids), tool_calls=())
+            self._state.check_fits_edited(index, changed)
             if self._state.return_to_reply(index):
                 self._state.finish_again(changed)
             else:
@@ -443,32 +477,31 @@ class ChatSession:
         self,
         turn: Turn,
         settings: ReplySettings,
-        index: int,
+        asked_at: _Point,
         step: int = DEFAULT_PREFILL_STEP_SIZE,
         progress: Progress | None = None,
     ) -> Iterator[GenerationResponse]:
-        """Run the message of turn `index` and generate the reply to it."""
-        self._check_idle()
-        if len(self._state.turns) != index:
-            raise ValueError("the chat has gone on since this reply was asked for; ask again")
+        """Run the messages of a turn and generate the reply to them."""
+        self._check_is_at(asked_at)
         start = time.perf_counter()
         with self._state.turn_or_nothing():
             turn = self._state.begin(turn, step, progress)
             yield from self._reply(turn, settings, time.perf_counter() - start)
 
     def _stream_regenerate(
-        self, last: Turn, settings: ReplySettings, step: int, progress: Progress | None
+        self, write: str, settings: ReplySettings, asked_at: _Point, step: int, progress: Progress | None
     ) -> Iterator[GenerationResponse]:
-        """Generate another reply to the last turn."""
-        self._check_idle()
+        """Generate another reply to the last turn, of which `write` is written."""
+        self._check_is_at(asked_at)
         index = len(self._state.turns) - 1
+        last = self._state.turns[index]
         with self._state.all_or_nothing():
-            if last.logits is not None and self._state.return_to_reply(index):
+            if last.logits is not None and write == last.write and self._state.return_to_reply(index):
                 yield from self._reply(last, settings, 0.0)
             else:
                 self._state.return_to(index)
-                turn = Turn(last.messages, last.opening, last.write)
-                yield from self._stream(turn, settings, index, step, progress)
+                turn = Turn(last.messages, last.opening, write)
+                yield from self._stream(turn, settings, self._point(), step, progress)
 
     def _reply(self, turn: Turn, settings: ReplySettings, seconds: float) -> Iterator[GenerationResponse]:
         """Generate the reply to a message that has been run."""
@@ -493,6 +526,16 @@ class ChatSession:
         turn = replace(turn, ending=self._text.ending(self._state.turns, turn.messages, text))
         finish_reply(self._state, turn, reply)
 
+    def _point(self) -> _Point:
+        """Where the chat is now."""
+        return _Point(self._state, tuple(self._state.turns), self.system, self.history)
+
+    def _check_is_at(self, point: _Point) -> None:
+        """Raise ValueError where the chat is not at the point where a reply was asked for."""
+        self._check_idle()
+        if not self._point().is_same(point):
+            raise ValueError("the chat has gone on since this reply was asked for; ask again")
+
     def _check_idle(self) -> None:
         if self._replying:
             raise ValueError("a reply is under way; wait for its end or close it first")
@@ -502,3 +545,7 @@ class ChatSession:
         if not self._state.turns:
             raise ValueError(f"there is no turn to {purpose}; the chat is empty")
         return self._state.turns[-1]
+
+
+# The names that a template option cannot have.
+_PARAMETERS = frozenset(signature(ChatSession.__init__).parameters) - {"tools", "template_options"}

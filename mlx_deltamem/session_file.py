@@ -85,14 +85,17 @@ def read_chat(path: Path) -> tuple[StoredChat, str]:
         version = description["format_version"]
     except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is no session ({one_line(error)}); expected a file that a chat saved") from None
-    if version not in READABLE_VERSIONS:
+    if type(version) is not int or version not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
         raise ValueError(f"{path} is of session format {version}; this mlx_deltamem {__version__} reads {readable}")
     try:
         entries = load_prompt_cache(str(path))
         if _checksum(metadata["session"], entries) != metadata["checksum"]:
             raise ValueError("its checksum is wrong")
-        return stored_chat(description, entries), description["file_id"]
+        file_id = description["file_id"]
+        if not isinstance(file_id, str):
+            raise ValueError("its file_id is no text")
+        return stored_chat(description, entries), file_id
     except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{path} is damaged or was altered ({one_line(error)}); use a copy of it") from None
 

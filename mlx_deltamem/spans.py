@@ -71,6 +71,11 @@ class RunningSpans(Spans):
         self._done = 0
         self._carried: dict[int, mx.array] = {}
 
+    @property
+    def has_units(self) -> bool:
+        """Whether any token is in a span."""
+        return self._weights is not None
+
     def units(self, batch: int, length: int, mask: mx.array | None) -> WriteUnits | None:
         begin, self._done = self._done, self._done + length
         if self._weights is None or begin >= self.shape[1]:

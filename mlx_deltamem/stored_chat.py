@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import mlx.core as mx
 import mlx_lm
@@ -11,11 +12,12 @@ import numpy as np
 from mlx_lm.models.cache import ArraysCache
 
 from mlx_deltamem._version import __version__
-from mlx_deltamem.cache import PromptCache
+from mlx_deltamem.cache import MemoryLayout, PromptCache
+from mlx_deltamem.chat_text import parse_tools, said_messages
 from mlx_deltamem.drift import Drift
 from mlx_deltamem.fingerprint import Origin
-from mlx_deltamem.history import FULL, History, mark_at, parse_history
-from mlx_deltamem.messages import parse_messages
+from mlx_deltamem.history import FULL, History, can_be_cut, mark_at, parse_history
+from mlx_deltamem.messages import Message, json_text, parse_messages
 from mlx_deltamem.segments import Segments
 from mlx_deltamem.turn import Border, States, Turn, part
 from mlx_deltamem.writing import ALL, NONE, parse_write
@@ -51,9 +53,24 @@ class StoredChat:
     memory_set: bool
     text: PromptCache | None
 
+    def check_fits(self, path: Path, layout: MemoryLayout) -> None:
+        """Check that a model can go on with it.
+
+        Raises:
+            ValueError: Its memory, or its keys and values, are not those of such a model.
+        """
+        fits = [state.shape for state in self.states] == [(1, *shape) for shape in layout.shapes]
+        if not fits or (self.text is not None and len(self.text) != layout.backbone_entries):
+            raise ValueError(f"{path} was altered: its memory or its text is not of this model; use a copy of it")
+
 
 def describe(chat: StoredChat, file_id: str) -> dict[str, object]:
-    """The part of a chat that is stored as JSON in its file."""
+    """The part of a chat that is stored as JSON in its file.
+
+    Raises:
+        ValueError: A template option is no JSON.
+    """
+    _check_options(chat.template_options)
     return {
         "format_version": FORMAT_VERSION,
         "file_id": file_id,
@@ -125,35 +142,44 @@ def _drift_rows(drift: Drift | None, layers: list[int]) -> list[list[float]]:
 
 
 def stored_chat(description: dict, entries: PromptCache) -> StoredChat:
-    """The chat in a file whose checksum is right."""
+    """The chat in a file whose checksum is right.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: It is not what a chat writes.
+    """
     *text, memory, arrays = entries
     tokens, lengths, numbers, stacked, drift = arrays.cache
     states = list(memory.cache)
-    segments = _segments(tokens.tolist(), lengths.tolist())
+    if any(state.ndim != 4 or state.dtype != mx.float32 for state in states):
+        raise ValueError("its memory is no memory")
+    said = [_checked(turn) for turn in _list(description["turns"])]
+    segments = _segments(tokens.tolist(), lengths.tolist(), len(said))
     history = parse_history(description["history"])
-    # Version 1 kept a window of the text as well, which is read anew now.
-    kept = [*text, memory] if description["keeps_text"] and history == FULL else None
-    said = [_checked(turn) for turn in description["turns"]]
     counted = _visible_lengths(said, lengths.tolist())
+    # Version 1 kept a window of the text as well, which is read anew now.
+    kept = [*text, memory] if _boolean(description["keeps_text"]) and history == FULL else None
+    if kept and any(can_be_cut(entry) and entry.offset != sum(counted) for entry in text):
+        raise ValueError("its keys and values are not those of its text")
     borders = {
         number: Border(_by_layer(state, states), kept and mark_at(kept, _tokens_before(number, counted)))
         for number, state in zip(numbers.tolist(), stacked, strict=True)
     }
     layers = [layer for layer, state in enumerate(states) if state.size]
     turns = []
-    for index, each in enumerate(said):
+    for index, (each, rows) in enumerate(zip(said, drift.tolist(), strict=True)):
         opening, reply, ending = segments[3 * index : 3 * index + 3]
         before, between = borders.get(2 * index), borders.get(2 * index + 1)
         if each["memory_set"] and before is None:
             raise ValueError(f"the memory that turn {index} began from is missing")
         turn = Turn(**each, opening=opening, before=before, between=between, reply_ids=tuple(reply.ids), ending=ending)
-        turns.append(_with_drift(turn, drift.tolist()[index], layers))
+        _check_tokens(turn)
+        turns.append(_with_drift(turn, rows, layers))
     return StoredChat(
-        origin=Origin(**description["origin"]),
+        origin=Origin(**{name: _text(value) for name, value in _mapping(description["origin"]).items()}),
         system=None if description["system"] is None else _text(description["system"]),
         history=history,
         write=parse_write(description.get("write", ALL)),
-        template_options=_mapping(description["template_options"]),
+        template_options=_check_options(_mapping(description["template_options"])),
         turns=turns,
         states=states,
         memory_set=_boolean(description.get("memory_set", False)),
@@ -171,20 +197,60 @@ def _checked(turn: dict[str, object]) -> dict[str, object]:
         writing = _boolean(turn["writing"])
         said = [{"role": "user", "content": _text(turn["user"])}]
         turn = {"messages": said, "write": ALL if writing else NONE, "reply": turn["reply"]}
+    remembered = _boolean(turn.get("remembered", False))
+    messages = _list(turn["messages"])
+    reply: Message = {"role": "assistant", "content": _text(turn["reply"])}
+    reply["tool_calls"] = _list(turn.get("tool_calls", []))
+    # Only checked: the arguments of calls stay the JSON text that they are.
+    parse_messages(reply)
     return {
-        "messages": parse_messages(turn["messages"]),
-        "reply": _text(turn["reply"]),
-        "tool_calls": tuple(map(_mapping, turn.get("tool_calls", ()))),
+        "messages": parse_messages(messages) if remembered else said_messages(messages),
+        "reply": reply["content"],
+        "tool_calls": tuple(reply["tool_calls"]),
         "write": parse_write(turn["write"]),
-        "remembered": _boolean(turn.get("remembered", False)),
+        "remembered": remembered,
         "memory_set": _boolean(turn.get("memory_set", False)),
     }
+
+
+def _check_tokens(turn: Turn) -> None:
+    """Check that a turn's tokens can be those of its texts.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    # Raises it where a token is of a message that is not there.
+    written = turn.opening_written
+    if not written or (turn.remembered and (turn.reply or turn.tool_calls or turn.reply_ids or turn.ending.ids)):
+        raise ValueError("a turn has other tokens than its messages")
+
+
+def _check_options(options: dict[str, object]) -> dict[str, object]:
+    """Check that the options for the chat template are JSON.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, value in options.items():
+        if name == "tools":
+            parse_tools(value)
+        try:
+            json_text([name, value])
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"the template option {name!r} is no JSON ({error}); a session file holds none") from None
+    return options
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"there is a {type(value).__name__} where a text is expected")
     value.encode()
+    return value
+
+
+def _list(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise ValueError(f"there is a {type(value).__name__} where a list is expected")
     return value
 
 
@@ -200,7 +266,9 @@ def _mapping(value: object) -> dict[str, object]:
     return value
 
 
-def _segments(tokens: list[list[int]], lengths: list[int]) -> list[Segments]:
+def _segments(tokens: list[list[int]], lengths: list[int], turns: int) -> list[Segments]:
+    if len(lengths) != 3 * turns or min(lengths, default=0) < 0 or {sum(lengths)} != set(map(len, tokens)):
+        raise ValueError(f"its tokens are not those of {turns} turns")
     borders = np.cumsum([0, *lengths]).tolist()
     return [part(Segments(*tokens), slice(begin, end)) for begin, end in pairwise(borders)]
 
@@ -216,6 +284,9 @@ def _tokens_before(border: int, lengths: list[int]) -> int:
 
 
 def _by_layer(stacked: mx.array, like: States) -> States:
+    kept = [state for state in like if state.size]
+    if stacked.shape != (len(kept), *kept[0].shape):
+        raise ValueError(f"the memory of a turn has shape {stacked.shape}")
     found = iter(stacked)
     return [next(found) if state.size else state for state in like]
 

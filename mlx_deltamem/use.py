@@ -94,6 +94,12 @@ def write_mask(model: nn.Module, mask: mx.array) -> Iterator[None]:
         yield
 
 
+def writing(model: nn.Module, written: bool | mx.array) -> AbstractContextManager[None]:
+    """Within it, calls write all tokens, none, or those that a mask `[B, T]` names, whatever holds around it."""
+    mask = written if isinstance(written, mx.array) else None
+    return _used(model, writing=written is not False, written=mask)
+
+
 def using_spans(model: nn.Module, spans: UnitSource) -> AbstractContextManager[None]:
     """`write_spans` with units that are there already."""
     return _used(model, spans=spans)
