@@ -15,7 +15,7 @@ from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.feed import Feed
 from mlx_deltamem.training.order import BatchOrder
 from mlx_deltamem.training.told import NOTHING
-from tests.training_cases import VARIANTS, as_read, episode, half_written, in_turns
+from tests.training_cases import VARIANTS, as_read, episode, half_written, in_turns, towards
 
 TSW = DeltaMemConfig()
 
@@ -56,6 +56,7 @@ def test_a_batch_as_arrays():
         "weights": mx.float32,
         "values": mx.bool_,
         "written": None,
+        "alone": None,
     }
     assert batch.history.dtype == batch.lengths.dtype == batch.rows.dtype == mx.int32
 
@@ -94,6 +95,19 @@ def test_turns_as_arrays():
     assert batch.written_mask[:, 1, :5].tolist() == [[False, *[True] * 3, False], [False, True, True, False, False]]
     assert batch.written_mask[:, 0].sum(axis=-1).tolist() == [5, 0]
     assert batch.rows.tolist() == [0, 1]
+
+
+def test_targets_as_arrays():
+    frozen, plain = towards(episode(5, (6, 2), (7, 3)), "frozen", 2.0), towards(episode(5, (6, 2)), "", 3.0)
+    batch = BatchMaker(TSW, value_weight=4.0).batch([plain, frozen, towards(plain, "answer")])
+    assert batch.asked.weights[:, :2].tolist() == [[3, 12], [0, 0], [0, 0], [0, 0], [1, 4], [0, 0]]
+    assert batch.asked.mask.sum(axis=-1).tolist() == [6, 0, 6, 7, 6, 0]
+    assert batch.asked.alone.tolist() == [False] * 4 + [True] * 2
+    assert batch.frozen.rows.tolist() == [2, 3, 2, 2]
+    assert batch.frozen.weights[:, :4].tolist() == [[2, 2, 0, 0], [2, 2, 2, 0], [0] * 4, [0] * 4]
+    assert batch.asked.of_rows(batch.frozen.rows).targets[1].tolist() == batch.asked.targets[3].tolist()
+    others = BatchMaker(TSW).batch([plain])
+    assert others.frozen is None and others.asked.alone is None
 
 
 def test_batches_without_histories():

@@ -165,6 +165,14 @@ def test_turn_by_turn_a_first_turn_is_written_whole():
     assert len(episodes[0].turns) == 3
 
 
+def test_a_record_may_have_a_target_and_a_weight():
+    told = chat("I am Ann.", "Hello.")
+    plain = record([*told, *chat("Who am I?", "You are Ann.")])
+    own = replace(plain, target="frozen", weight=2.0)
+    [episode], _ = make(plain, own)
+    assert [(each.target, each.weight) for each in episode.questions] == [("", 1.0), ("frozen", 2.0)]
+
+
 def test_each_answer_is_one_more_episode():
     episodes, _ = make(record(TALK, value="Ann"), final_assistant_only=False)
     histories = [rendered([TALK[0], *TALK[1:end]]) if end > 1 else "" for end in (1, 3, 5)]

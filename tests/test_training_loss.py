@@ -43,6 +43,7 @@ from tests.training_cases import (
     half_written,
     in_training,
     in_turns,
+    towards,
 )
 
 # With every term: each is large enough for its gradient to matter.
@@ -74,6 +75,8 @@ TURNS = [
     half_written(EPISODES[1]),
     in_turns(half_written(EPISODES[2]), 5, 3, 6),
 ]
+# These are learned from other targets than their answers and the rest of the loss.
+TARGETS = [towards(EPISODES[0], "frozen", 2.0), towards(EPISODES[1], "answer"), EPISODES[2]]
 # For what takes thousands of losses.
 FEW = [episode(8, (7, 3), (5, 2)), episode(5, (6, 2))]
 VALUE_WEIGHT = 4.0
@@ -273,8 +276,13 @@ class PlainLoss:
                 target = mx.array(question.ids[question.answer :])[:, None]
                 losses = -mx.take_along_axis(kept, target, axis=1)[:, 0]
                 weight = [VALUE_WEIGHT if at == 1 else 1.0 for at in range(len(target))]
-                weighted.append((losses * mx.array(weight)).sum())
-                weights.append(sum(weight))
+                if question.target == "frozen":
+                    teacher = mx.stop_gradient(self.log_probabilities(question, None))
+                    weight, losses = [1.0] * len(target), (mx.exp(teacher) * (teacher - kept)).sum(axis=-1)
+                weighted.append((losses * mx.array(weight)).sum() * question.weight)
+                weights.append(sum(weight) * question.weight)
+                if question.target:
+                    continue
                 for name, other in (("zeroed", None), ("corrupted", corrupted(states))):
                     written = question.written if other is not None else False
                     worse = -mx.take_along_axis(self.log_probabilities(question, other, written), target, axis=1).mean()
@@ -286,9 +294,9 @@ class PlainLoss:
         return (
             sum(weighted) / sum(weights)
             + terms.sparsity * mx.square(means - terms.sparsity_target).mean()
-            + terms.contrast_zeroed * mx.stack(hinges["zeroed"]).mean()
-            + terms.contrast_corrupted * mx.stack(hinges["corrupted"]).mean()
-            + terms.teacher_kl * mx.concatenate(divergences).mean()
+            + (terms.contrast_zeroed * mx.stack(hinges["zeroed"]).mean() if divergences else 0.0)
+            + (terms.contrast_corrupted * mx.stack(hinges["corrupted"]).mean() if divergences else 0.0)
+            + (terms.teacher_kl * mx.concatenate(divergences).mean() if divergences else 0.0)
         )
 
     def log_probabilities(
@@ -320,6 +328,27 @@ class PlainLoss:
         """The mean of each layer over the tokens of all passes."""
         layers = zip(*self.gates[name], strict=True)
         return mx.stack([mx.concatenate(passes, axis=1).mean() for passes in layers])
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("of_all", [False, True], ids=["some", "all"])
+def test_a_batch_of_other_targets_is_as_its_episodes_one_by_one(of_all, terms):
+    episodes = [
+        towards(EPISODES[0], "frozen", 2.0),
+        towards(as_read(EPISODES[1]), "answer", 0.5),
+        towards(as_read(EPISODES[2]), "frozen"),
+        *([] if of_all else [towards(half_written(EPISODES[0]), "", 3.0)]),
+    ]
+    check_single_episodes(episode_model(terms=TERMS[terms]), episodes[1:], tolerance=3e-5)
+    check_single_episodes(episode_model(terms=TERMS[terms]), episodes[:1])
+
+
+def test_what_the_frozen_model_says_itself_costs_nothing():
+    module = episode_model(terms=EVERYTHING)
+    batch = batch_of(module, [towards(replace(each, history=NOTHING), "frozen") for each in EPISODES])
+    loss, tokens = module(batch)
+    sparsity = EVERYTHING.sparsity * EVERYTHING.sparsity_target**2
+    assert loss.item() == pytest.approx(sparsity, abs=1e-6) and tokens.item() == 11
 
 
 def test_filling_up_counts_nowhere():
@@ -391,7 +420,7 @@ def test_a_compiled_loss_is_the_same():
     assert step(*other).item() == pytest.approx(module(other)[0].item(), rel=1e-5) != pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("episodes", [MASKED, TURNS], ids=["some of it", "turn by turn"])
+@pytest.mark.parametrize("episodes", [MASKED, TURNS, TARGETS], ids=["some of it", "turn by turn", "other targets"])
 @pytest.mark.parametrize("segment", [0, 5])
 def test_a_compiled_step_of_texts_that_are_written_in_part(segment, episodes):
     module = episode_model(terms=EVERYTHING)

@@ -15,7 +15,7 @@ from mlx_deltamem.training.settings import Schedule, Settings
 from mlx_deltamem.upload import pack
 from tests.conftest import adapter
 from tests.training import toy_episodes
-from tests.training_cases import as_read
+from tests.training_cases import as_read, towards
 
 SETTINGS = Settings("/home/anna/models/tiny", "/home/anna/secret/chats", schedule=Schedule(iters=200, batch_size=3))
 TRAINED = "for tiny on chats (1,200 episodes): 200 steps of 3, seed 0"
@@ -113,11 +113,12 @@ def test_data_is_told_apart():
         [episodes[0], replace(episodes[1], history=Segments(history.ids, [1] * 8, [0] * 8)), *episodes[2:]],
         [episodes[0], replace(episodes[1], questions=(question, question)), *episodes[2:]],
         [episodes[0], replace(episodes[1], turns=(4, 4)), *episodes[2:]],
+        [episodes[0], towards(episodes[1], "frozen"), *episodes[2:]],
         [episodes[0], as_read(episodes[1]), *episodes[2:]],
         [episodes[0], as_read(episodes[1], [True] * 7 + [False]), *episodes[2:]],
         [episodes[0], replace(episodes[1], written=[True] * 7 + [False]), *episodes[2:]],
     ]
-    assert len({episodes_fingerprint(each) for each in (episodes, *others)}) == 12
+    assert len({episodes_fingerprint(each) for each in (episodes, *others)}) == 13
     assert episodes_fingerprint(toy_episodes(4)) == episodes_fingerprint(episodes)
     # The same numbers one after the other, cut elsewhere.
     cut = (

@@ -42,6 +42,14 @@ def test_a_record_may_say_how_much_stays_in_the_text():
     assert make_record("here", {"messages": CHAT, "recent_messages": None}) == Record("here", tuple(CHAT))
 
 
+@pytest.mark.parametrize("target", ["answer", "frozen", None])
+@pytest.mark.parametrize("weight", [0.5, 3, None])
+def test_a_record_may_have_a_target_and_a_weight(target, weight):
+    row = {"messages": CHAT, "target": target, "weight": weight}
+    expected = Record("here", tuple(CHAT), target=target or "", weight=1.0 if weight is None else weight)
+    assert make_record("here", row) == expected
+
+
 @pytest.mark.parametrize("turn_by_turn", [True, False, None])
 def test_a_record_may_say_that_it_is_written_turn_by_turn(turn_by_turn):
     row = {"messages": CHAT, "turn_by_turn": turn_by_turn}
@@ -82,6 +90,12 @@ def test_a_record_may_say_what_is_written(write):
         ({"messages": CHAT, "recent_messages": 1.5}, "here has a number for recent_messages; expected a whole number"),
         ({"messages": CHAT, "recent_messages": True}, "here has true or false for recent_messages; expected"),
         ({"messages": CHAT, "recent_messages": "2"}, "here has a text for recent_messages; expected"),
+        ({"messages": CHAT, "target": "x"}, "here has x for target; expected one of answer, frozen"),
+        ({"messages": CHAT, "target": [1]}, "here has a list for target; expected one of answer, frozen"),
+        ({"messages": CHAT, "weight": 0.0}, "here has 0 for weight; expected a number above 0, 1e+06 at most"),
+        ({"messages": CHAT, "weight": float("nan")}, "here has nan for weight; expected a number above 0"),
+        ({"messages": CHAT, "weight": True}, "here has true or false for weight; expected a number above 0"),
+        ({"messages": CHAT, "weight": "2"}, "here has a text for weight; expected a number above 0"),
         ({"messages": CHAT, "turn_by_turn": 1}, "here has a number for turn_by_turn; expected true or false"),
         (
             {"messages": CHAT, "write": True},
@@ -169,6 +183,8 @@ JSON = st.recursive(
                     "writes",
                     "write",
                     "turn_by_turn",
+                    "target",
+                    "weight",
                     "role",
                     "content",
                 ]

@@ -30,7 +30,7 @@ from tests.training import (
     toy_run,
     weights_of,
 )
-from tests.training_cases import as_read, episode, in_turns
+from tests.training_cases import as_read, episode, in_turns, towards
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")
 EPISODES, HELD_OUT = toy_episodes(10), toy_episodes(3, seed=1)
@@ -277,6 +277,22 @@ def test_turns_are_trained_on(tmp_path):
     again = toy_run(tmp_path / "again", iters=4, warmup=0, terms=terms)
     again.train([*plain, *plain], [])
     assert moved(weights_of(again.model), weights_of(run.model))
+
+
+def test_other_targets_are_trained_on(tmp_path):
+    terms = LossTerms(sparsity=0.0, contrast_zeroed=0.1, contrast_corrupted=0.1, teacher_kl=0.1)
+    plain = [episode(8, (8, 3), seed=seed) for seed in range(4)]
+    others = [towards(each, target) for each, target in zip(plain, ("frozen", "answer", "frozen", ""), strict=True)]
+    weights = []
+    for name, episodes in (
+        ("plain", plain),
+        ("others", others),
+        ("frozen", [towards(each, "frozen") for each in plain]),
+    ):
+        run = toy_run(tmp_path / name, iters=4, warmup=0, terms=terms)
+        run.train(episodes, episodes[:2])
+        weights.append(weights_of(run.model))
+    assert all(moved(one, other) for one, other in zip(weights, [*weights[1:], weights_of(toy_model())], strict=True))
 
 
 def test_held_out_data_smaller_than_a_batch(tmp_path):

@@ -82,6 +82,11 @@ def in_turns(each: Episode, *turns: int) -> Episode:
     return replace(each, written=[at not in starts for at in range(len(each.history.ids))], turns=turns)
 
 
+def towards(each: Episode, target: str, weight: float = 1.0) -> Episode:
+    """The episode with its questions learned from that target, and of that weight."""
+    return replace(each, questions=tuple(replace(asked, target=target, weight=weight) for asked in each.questions))
+
+
 def episode_model(config: DeltaMemConfig = VARIANTS["TSW"], terms: LossTerms | None = None) -> EpisodeModel:
     """A tiny model in training, with an adapter of random weights."""
     return in_training(tiny_model("qwen3"), config, terms)

@@ -9,11 +9,12 @@ import numpy as np
 from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.spans import unit_shares
 from mlx_deltamem.training.episode import Episode, Question
+from mlx_deltamem.training.records import ANSWER, FROZEN
 from mlx_deltamem.training.told import Written
 
 # Lengths are rounded up to one of this many steps per octave, so that few shapes are ever compiled.
 _STEPS_PER_OCTAVE = 4
-_LEAST_STEP, _LEAST_STEP_OF_TOKENS = 8, 16
+_LEAST_STEP, _LEAST_STEP_OF_TOKENS, _LEAST_STEP_OF_ROWS = 8, 16, 4
 
 
 class Asked(NamedTuple):
@@ -24,9 +25,11 @@ class Asked(NamedTuple):
         mask: `[N, T]` bool, False for padding, and for a whole text that fills up a batch.
         positions: `[N, A]` int32, where the logits of each answer token are.
         targets: `[N, A]` int32, the answer tokens.
-        weights: `[N, A]` float32, of the answer tokens in the loss; 0 for padding, and for a text that fills up.
+        weights: `[N, A]` float32, of the answer tokens in the loss; 0 for padding, for a text that fills up, and where
+            the target is what the frozen model would say.
         values: `[N, A]` bool, the tokens of the value.
         written: `[N, T]` bool, the tokens that are written where any are; None: all.
+        alone: `[N]` bool, the questions that are learned from their answer alone; None: none.
     """
 
     ids: mx.array
@@ -36,6 +39,23 @@ class Asked(NamedTuple):
     weights: mx.array
     values: mx.array
     written: mx.array | None = None
+    alone: mx.array | None = None
+
+    def of_rows(self, rows: mx.array) -> "Asked":
+        """Some of the questions, `[F]` int32, in that order."""
+        return Asked(*(None if array is None else array[rows] for array in self))
+
+
+class Frozen(NamedTuple):
+    """Of N questions, F whose target is what the frozen model would say after the same text.
+
+    Attributes:
+        rows: `[F]` int32, their places.
+        weights: `[F, A]` float32, of the answer tokens in the loss; 0 for padding, and for a question that fills up.
+    """
+
+    rows: mx.array
+    weights: mx.array
 
 
 class Batch(NamedTuple):
@@ -52,6 +72,7 @@ class Batch(NamedTuple):
         written: `[B, W]` bool, the tokens of the histories that are written; None: all. `shares` know it already.
         asked: The questions.
         context: The same questions with the whole chat as text, for a teacher; else None.
+        frozen: Those whose target is the frozen model; None where there are none.
     """
 
     history: mx.array
@@ -62,6 +83,7 @@ class Batch(NamedTuple):
     written: mx.array | None
     asked: Asked
     context: Asked | None
+    frozen: Frozen | None
 
     @property
     def mask(self) -> mx.array:
@@ -76,8 +98,9 @@ class Batch(NamedTuple):
     @classmethod
     def of(cls, *values: mx.array | bool | tuple | None) -> "Batch":
         """A batch from its fields, where a function transformation has made named tuples plain ones."""
-        *fields, asked, context = values
-        return cls(*fields, Asked(*asked), None if context is None else Asked(*context))
+        *fields, asked, context, frozen = values
+        more = None if context is None else Asked(*context), None if frozen is None else Frozen(*frozen)
+        return cls(*fields, Asked(*asked), *more)
 
 
 class BatchMaker:
@@ -109,6 +132,7 @@ class BatchMaker:
             written,
             self._asked(asked),
             None if context is None else self._asked(context),
+            _frozen(asked),
         )
 
     def _shares(self, episodes: Sequence[Episode], width: int) -> mx.array | None:
@@ -135,13 +159,15 @@ class BatchMaker:
             begin, end = question.value[0] - question.answer, question.value[1] - question.answer
             positions[row, :answer] = np.arange(question.answer - 1, len(question.ids) - 1)
             targets[row, :answer] = question.ids[question.answer :]
-            if counted:
-                weights[row, :answer] = 1.0
-                weights[row, begin:end] = self._value_weight
+            if counted and question.target != FROZEN:
+                weights[row, :answer] = question.weight
+                weights[row, begin:end] = self._value_weight * question.weight
                 values[row, begin:end] = True
         mask = np.arange(ids.shape[1]) < lengths[:, None]
         written = _flags([question.written for question, _ in questions], ids.shape[1])
-        return Asked(*map(mx.array, (ids, mask, positions, targets, weights, values)), written)
+        alone = [question.target == ANSWER for question, _ in questions]
+        arrays = map(mx.array, (ids, mask, positions, targets, weights, values))
+        return Asked(*arrays, written, mx.array(alone) if any(alone) else None)
 
 
 def _histories(episodes: Sequence[Episode]) -> tuple[mx.array, mx.array, mx.array | None]:
@@ -156,6 +182,19 @@ def _histories(episodes: Sequence[Episode]) -> tuple[mx.array, mx.array, mx.arra
     if count == 1:
         return parts
     return tuple(part if part is None else part.reshape(count, len(episodes), *part.shape[1:]) for part in parts)
+
+
+def _frozen(questions: Sequence[tuple[Question, bool]]) -> Frozen | None:
+    """Those of N questions whose target is the frozen model."""
+    rows = [row for row, (question, counted) in enumerate(questions) if counted and question.target == FROZEN]
+    if not rows:
+        return None
+    answers = [len(question.ids) - question.answer for question, _ in questions]
+    count = _rounded(len(rows), _LEAST_STEP_OF_ROWS)
+    weights = np.zeros((count, _rounded(max(answers))), np.float32)
+    for place, row in enumerate(rows):
+        weights[place, : answers[row]] = questions[row][0].weight
+    return Frozen(mx.array(rows + rows[:1] * (count - len(rows)), mx.int32), mx.array(weights))
 
 
 def _at(questions: Sequence[Question], index: int) -> tuple[Question, bool]:

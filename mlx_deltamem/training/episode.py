@@ -16,19 +16,24 @@ class Question:
         answer: Where the answer begins: after the template's tokens that ask for it. Those that end it belong to it.
         value: The tokens `[begin, end)` that hold the value; empty where there is none.
         written: Whether the tokens are written into the memory as they are read, each question after the history alone.
+        target: What alone the answer is learned from: see `Record`.
+        weight: Of the answer's tokens in the loss.
     """
 
     ids: list[int]
     answer: int
     value: tuple[int, int]
     written: Written = False
+    target: str = ""
+    weight: float = 1.0
 
     def last(self, length: int) -> "Question":
         """The question cut to its last tokens, among them the whole answer."""
         cut = max(len(self.ids) - length, 0)
         begin, end = self.value
         written = part_of(self.written, slice(cut, None))
-        return Question(self.ids[cut:], self.answer - cut, (begin - cut, end - cut), written)
+        where = {"answer": self.answer - cut, "value": (begin - cut, end - cut)}
+        return replace(self, ids=self.ids[cut:], written=written, **where)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ The end of a record's history is what the model still sees when it answers; ever
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -137,7 +137,8 @@ class EpisodeMaker:
         self._note(told, text, value)
         context = () if whole is None else (whole.last(rules.max_write_length + rules.max_seq_length),)
         told = told.last(rules.max_write_length)
-        return Episode(told.history, (text.last(rules.max_seq_length),), context, told.written, told.turns)
+        text = replace(text.last(rules.max_seq_length), target=record.target, weight=record.weight)
+        return Episode(told.history, (text,), context, told.written, told.turns)
 
     def _told(self, system: list[Message], earlier: list[Message], write: str, turn_by_turn: bool) -> Told:
         """What is written before a text.

@@ -78,7 +78,7 @@ class EpisodeModel(nn.Module):
         states = passes.write(self.model, batch, write_gates, self._segment)
         asked_states = passes.of_rows(states, batch.rows)
         logits = passes.read(self.model, asked_states, batch.asked, read_gates, batch.writes)
-        loss = weighted_mean(answer_losses(logits, batch.asked), batch.asked.weights)
+        loss = self._answers(logits, batch)
         terms = self._terms
         if terms.sparsity:
             gates = write_gates if terms.sparsity_pass == "write" else read_gates
@@ -98,7 +98,17 @@ class EpisodeModel(nn.Module):
         self.watch.state_norm = mx.sqrt(sum(mx.square(state).sum() for state in states) / batch.lengths.shape[-1])
         if not self.training:
             self.recall.add(logits, batch.asked)
-        return loss, (batch.asked.weights > 0).sum()
+        tokens = (batch.asked.weights > 0).sum()
+        return loss, tokens if batch.frozen is None else tokens + (batch.frozen.weights > 0).sum()
+
+    def _answers(self, logits: mx.array, batch: Batch) -> mx.array:
+        """The mean loss of the answer tokens: their cross-entropy, or how far they are from the frozen model."""
+        losses, weights = answer_losses(logits, batch.asked), batch.asked.weights
+        if batch.frozen is None:
+            return weighted_mean(losses, weights)
+        rows, kept = batch.frozen
+        moved = divergences(self._frozen(batch.asked.of_rows(rows)), logits[rows])
+        return ((losses * weights).sum() + (moved * kept).sum()) / (weights.sum() + kept.sum())
 
     def _frozen(self, asked: Asked) -> mx.array:
         """The logits of the frozen backbone: with an empty memory that is only read, no weight has an effect."""
@@ -116,15 +126,21 @@ class EpisodeModel(nn.Module):
         the mean over questions."""
         margin = self._terms.contrast_margin
         gain = question_losses(other, asked) - question_losses(logits, asked)
-        return weighted_mean(nn.softplus((margin - gain) / margin), asked.weights.any(axis=-1))
+        counted = asked.weights.any(axis=-1)
+        return weighted_mean(nn.softplus((margin - gain) / margin), *_not_alone(counted, asked))
 
 
 def divergence(teacher: mx.array, student: mx.array, asked: Asked) -> mx.array:
     """KL(teacher || student) of logits `[N, A, vocabulary]`, in nats; the mean over answer tokens, float32."""
-    teacher, student = (nn.log_softmax(logits.astype(mx.float32)) for logits in (teacher, student))
     # As float32: MLX 0.32 cannot compile a gradient beside two equal results, and the loss gives the sum of the bools.
     counted = (asked.weights > 0).astype(mx.float32)
-    return weighted_mean((mx.exp(teacher) * (teacher - student)).sum(axis=-1), counted)
+    return weighted_mean(divergences(teacher, student), *_not_alone(counted, asked))
+
+
+def divergences(teacher: mx.array, student: mx.array) -> mx.array:
+    """KL(teacher || student) `[N, A]` float32 of logits `[N, A, vocabulary]`, in nats."""
+    teacher, student = (nn.log_softmax(logits.astype(mx.float32)) for logits in (teacher, student))
+    return (mx.exp(teacher) * (teacher - student)).sum(axis=-1)
 
 
 def answer_losses(logits: mx.array, asked: Asked) -> mx.array:
@@ -138,6 +154,15 @@ def question_losses(logits: mx.array, asked: Asked) -> mx.array:
     return (answer_losses(logits, asked) * counted).sum(axis=-1) / mx.maximum(counted.sum(axis=-1), 1)
 
 
-def weighted_mean(values: mx.array, weights: mx.array) -> mx.array:
-    """The mean of values by their weights, some of which are not 0."""
-    return (values * weights).sum() / weights.sum()
+def weighted_mean(values: mx.array, weights: mx.array, least: float = 0.0) -> mx.array:
+    """The mean of values by their weights. Where all of these may be 0, `least` is what the mean is divided by then."""
+    total = weights.sum()
+    return (values * weights).sum() / (mx.maximum(total, least) if least else total)
+
+
+def _not_alone(counted: mx.array, asked: Asked) -> tuple[mx.array, float]:
+    """Of weights `[N]` or `[N, A]`, 0 or 1, those of questions that are learned from more than one target, and what to
+    divide their sum by where there may be none."""
+    if asked.alone is not None:
+        counted = counted * ~(asked.alone if counted.ndim == 1 else asked.alone[:, None])
+    return counted, 1.0

@@ -68,7 +68,7 @@ def episodes_fingerprint(episodes: Sequence[Episode]) -> str:
     """A short text that tells one training set from another."""
     digest = hashlib.sha256()
     for episode in episodes:
-        spans = [(question.answer, question.value, question.written) for question in episode.questions]
+        spans = [(each.answer, each.value, each.written, each.target, each.weight) for each in episode.questions]
         digest.update(repr((episode.written, episode.turns, spans)).encode())
         history = episode.history
         texts = (history.ids, history.message_ids, *(question.ids for question in episode.questions))

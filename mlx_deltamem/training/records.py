@@ -1,6 +1,6 @@
 """The records that an adapter is trained on, in mlx-lm's formats: `messages`, or `prompt` and `completion`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,9 @@ SPLITS = ("train", "valid")
 # The second is the reference's name for it.
 _COMPLETIONS = ("completion", "response")
 _LONGEST_LIST = 100
+# The answer, or what the frozen model would say after the same visible text.
+ANSWER, FROZEN = TARGETS = ("answer", "frozen")
+_LARGEST_WEIGHT = 1e6
 # For records and options of earlier versions.
 RENAMED = "put write: all for writes: true, and write: after for writes: false"
 
@@ -27,6 +30,8 @@ class Record:
         recent: So many messages before an answer stay in the text, instead of as many as everywhere.
         write: What of the chat is written into the memory, one of `WRITES`, where that is not as everywhere.
         turn_by_turn: Whether the history is written turn by turn, where that is not as everywhere.
+        target: What alone the answer is learned from, one of `TARGETS`, or "": the answer, and what else the loss has.
+        weight: Of the answer's tokens in the loss.
     """
 
     where: str
@@ -35,6 +40,8 @@ class Record:
     recent: int | None = None
     write: str | None = None
     turn_by_turn: bool | None = None
+    target: str = ""
+    weight: float = 1.0
 
 
 class RecordError(ValueError):
@@ -102,9 +109,18 @@ def make_record(where: str, row: object) -> Record:
         messages = tuple(_message(f"{where}, {name},", role, given[name]) for role, name in turns)
     else:
         raise RecordError(f"{where} has {listed(given) or 'no fields'}; expected messages, or prompt and completion")
+    if "writes" in given:
+        raise RecordError(f"{where} has writes, which is now called write; {RENAMED}")
     value = _value(where, given.get("value", ""), messages[-1]["content"])
     return Record(
-        where, messages, value, _recent(where, given), _write(where, given), _flag(where, given, "turn_by_turn")
+        where,
+        messages,
+        value,
+        _recent(where, given),
+        _one_of(where, given, "write", WRITES),
+        _flag(where, given, "turn_by_turn"),
+        _one_of(where, given, "target", TARGETS) or "",
+        _weight(where, given),
     )
 
 
@@ -144,15 +160,20 @@ def _recent(where: str, given: dict[str, object]) -> int | None:
     return found
 
 
-def _write(where: str, given: dict[str, object]) -> str | None:
-    if "writes" in given:
-        raise RecordError(f"{where} has writes, which is now called write; {RENAMED}")
-    found = given.get("write")
-    if isinstance(found, str) and found not in WRITES:
-        raise RecordError(f"{where} has {listed([found])} for write; expected one of {', '.join(WRITES)}")
-    if not isinstance(found, str | None):
-        raise RecordError(f"{where} has {_kind(found)} for write; expected one of {', '.join(WRITES)}")
+def _one_of(where: str, given: dict[str, object], name: str, choices: Sequence[str]) -> str | None:
+    found = given.get(name)
+    if found is not None and found not in choices:
+        what = listed([found]) if isinstance(found, str) else _kind(found)
+        raise RecordError(f"{where} has {what} for {name}; expected one of {', '.join(choices)}")
     return found
+
+
+def _weight(where: str, given: dict[str, object]) -> float:
+    found = given.get("weight", 1.0)
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found <= _LARGEST_WEIGHT:
+        what = f"{found:g}" if isinstance(found, float) else _kind(found)
+        raise RecordError(f"{where} has {what} for weight; expected a number above 0, {_LARGEST_WEIGHT:g} at most")
+    return float(found)
 
 
 def _flag(where: str, given: dict[str, object], name: str) -> bool | None:
