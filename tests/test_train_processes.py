@@ -120,11 +120,17 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_file(built, dat
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "ignored"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False)]
+)
+def test_ctrl_c_saves_and_says_how_to_go_on(number, ignored, data, tmp_path):
     options = tiny_options(data, iters=100_000, **{"steps-per-report": 1})
+    if ignored:
+        # As a shell starts a job of a script in the background.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     process = Train(*options, "--adapter-path", "a run", cwd=tmp_path)
     process.wait_for((tmp_path / "a run" / METRICS_FILE).is_file)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     code, out, err = process.end()
     assert (code, err) == (130, "")
     done = last_checkpoint(tmp_path / "a run")

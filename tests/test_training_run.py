@@ -52,6 +52,10 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def checkpoints(folder) -> list[int]:
     return sorted(int(path.stem) for path in (folder / "checkpoints").iterdir())
 
@@ -105,6 +109,16 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(accumulation, held_out, unb
     assert again.resume() == saved
     again.train(EPISODES, HELD_OUT)
     assert same(weights_of(again.model), unbroken[accumulation])
+
+
+def test_sigterm_saves_too(unbroken, tmp_path):
+    run = toy_run(tmp_path / "run", save_every=100)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(Watched(EPISODES, 6 * PER_STEP, terminate), HELD_OUT)
+    again = toy_run(tmp_path / "run")
+    assert 0 < again.resume() < 12
+    again.train(EPISODES, HELD_OUT)
+    assert same(weights_of(again.model), unbroken[1])
 
 
 def test_ctrl_c_before_the_first_update_saves_nothing_and_the_run_begins_anew(unbroken, tmp_path):

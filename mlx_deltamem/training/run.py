@@ -115,7 +115,7 @@ class Run:
 
         Raises:
             RunStoppedError: A loss or a gradient is not finite, or nothing can be saved; the last checkpoint is kept.
-            KeyboardInterrupt: Ctrl-C; a checkpoint and the adapter as it is were saved.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint and the adapter as it is were saved.
             ValueError: As `check`, or the data is another one than before the run was resumed.
         """
         self.check(episodes, held_out)
@@ -199,7 +199,7 @@ class Run:
             raise KeyboardInterrupt
 
     def _check(self, done: int) -> bool:
-        """Stop the run where numbers are not finite; returns whether Ctrl-C was pressed, in whatever process."""
+        """Stop the run where numbers are not finite; returns whether it is to end, in whatever process."""
         loss, norm = self._module.watch.loss.item(), self._optimizer.gradient_norm
         broken, stopping = processes.any_of(not (math.isfinite(loss) and math.isfinite(norm)), self._stopping)
         if broken:
