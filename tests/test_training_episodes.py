@@ -165,6 +165,30 @@ def test_turn_by_turn_a_first_turn_is_written_whole():
     assert len(episodes[0].turns) == 3
 
 
+@pytest.mark.parametrize("write", ["after", "all", "assistant"])
+def test_an_answer_that_was_cut_has_no_end(write):
+    cut = replace(record(TALK, "Ann"), cut=True, write=write)
+    [whole], [episode] = make(replace(cut, cut=False), context=True)[0], make(cut, context=True)[0]
+    ended = len(golden_tokenizer().encode(written("<E>\n")))
+    for full, short in ((whole.questions, episode.questions), (whole.context, episode.context)):
+        assert short[0].ids == full[0].ids[:-ended]
+        assert (short[0].answer, short[0].value) == (full[0].answer, full[0].value)
+        if write == "assistant" and short is episode.questions:
+            assert short[0].written == full[0].written[:-ended]
+    assert text(episode.questions[0].ids).endswith("You are Ann.")
+    # The other answers were not cut.
+    episodes, _ = make(cut, final_assistant_only=False)
+    assert [text(each.questions[0].ids)[-4:] for each in episodes] == [written(".<E>\n")[-4:]] * 2 + ["Ann."]
+
+
+def test_an_answer_of_which_nothing_is_known_but_its_end():
+    source = "{% for m in messages %}<S>{{ m.role }}\n{{ m.content }}{% if not loop.last %}<E>\n{% endif %}{% endfor %}"
+    maker = EpisodeMaker(with_template(source), EpisodeRules())
+    # Where the template ends the last answer with nothing, there is nothing to leave out.
+    [episode] = maker.episodes([replace(record(TALK), cut=True)])
+    assert maker.counts.errors == [] and text(episode.questions[0].ids).endswith("You are Ann.")
+
+
 def test_a_record_may_have_a_target_and_a_weight():
     told = chat("I am Ann.", "Hello.")
     plain = record([*told, *chat("Who am I?", "You are Ann.")])

@@ -50,6 +50,10 @@ def test_a_record_may_have_a_target_and_a_weight(target, weight):
     assert make_record("here", row) == expected
 
 
+def test_a_record_may_say_that_its_answer_is_cut():
+    assert make_record("here", {"messages": CHAT, "cut": True}) == Record("here", tuple(CHAT), cut=True)
+
+
 @pytest.mark.parametrize("turn_by_turn", [True, False, None])
 def test_a_record_may_say_that_it_is_written_turn_by_turn(turn_by_turn):
     row = {"messages": CHAT, "turn_by_turn": turn_by_turn}
@@ -96,6 +100,7 @@ def test_a_record_may_say_what_is_written(write):
         ({"messages": CHAT, "weight": float("nan")}, "here has nan for weight; expected a number above 0"),
         ({"messages": CHAT, "weight": True}, "here has true or false for weight; expected a number above 0"),
         ({"messages": CHAT, "weight": "2"}, "here has a text for weight; expected a number above 0"),
+        ({"messages": CHAT, "cut": "no"}, "here has a text for cut; expected true or false"),
         ({"messages": CHAT, "turn_by_turn": 1}, "here has a number for turn_by_turn; expected true or false"),
         (
             {"messages": CHAT, "write": True},
@@ -185,6 +190,7 @@ JSON = st.recursive(
                     "turn_by_turn",
                     "target",
                     "weight",
+                    "cut",
                     "role",
                     "content",
                 ]

@@ -115,12 +115,15 @@ class EpisodeMaker:
         # What is not written has no effect, and need not be read.
         earlier = [] if write == NONE else chat[:-visible]
         turn_by_turn = rules.turn_by_turn if record.turn_by_turn is None else record.turn_by_turn
-        value = record.value if index == len(record.messages) - 1 else ""
+        is_last = index == len(record.messages) - 1
+        value, cut = (record.value, record.cut) if is_last else ("", False)
         try:
             begun = turn_by_turn and bool(earlier)
             text = self._question([*system, *chat[-visible:]], value, write, begun)
+            text = self._without_end(text, chat) if cut else text
             told = self._told(system, earlier, write, turn_by_turn)
             whole = self._question([*system, *chat], value) if self._context else None
+            whole = self._without_end(whole, chat) if cut and whole else whole
         except ValueError as error:
             raise RecordError(f"{where} cannot be used: {error}", "refused by the chat template") from None
         if len(text.ids) - text.answer >= rules.max_seq_length:
@@ -190,6 +193,19 @@ class EpisodeMaker:
         if begun and written is True:
             written = without_start(written, chat)
         return Question(chat.ids, answer, (begin + first, begin + last), written)
+
+    def _without_end(self, question: Question, messages: list[Message]) -> Question:
+        """A question whose answer stops where it was cut, before what the template ends it with.
+
+        Raises:
+            ValueError: The chat does not end with that, or there is no answer besides.
+        """
+        ending = self._template.ending(messages).ids
+        count = len(question.ids) - len(ending)
+        if question.ids[count:] != ending or count <= question.answer:
+            raise ValueError("it is said to be cut, and its end is not to be told apart from its text; leave out cut")
+        written = question.written if isinstance(question.written, bool) else question.written[:count]
+        return replace(question, ids=question.ids[:count], written=written)
 
     def _value_tokens(self, ids: list[int], value: str) -> tuple[int, int]:
         """The tokens `[first, last)` that hold the last mention of a value; nothing where there is none."""

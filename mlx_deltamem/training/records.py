@@ -32,6 +32,7 @@ class Record:
         turn_by_turn: Whether the history is written turn by turn, where that is not as everywhere.
         target: What alone the answer is learned from, one of `TARGETS`, or "": the answer, and what else the loss has.
         weight: Of the answer's tokens in the loss.
+        cut: The last answer was cut by length, so that its end is not to be learned.
     """
 
     where: str
@@ -42,6 +43,7 @@ class Record:
     turn_by_turn: bool | None = None
     target: str = ""
     weight: float = 1.0
+    cut: bool = False
 
 
 class RecordError(ValueError):
@@ -121,6 +123,7 @@ def make_record(where: str, row: object) -> Record:
         _flag(where, given, "turn_by_turn"),
         _one_of(where, given, "target", TARGETS) or "",
         _weight(where, given),
+        _flag(where, given, "cut") or False,
     )
 
 
