@@ -323,7 +323,9 @@ class Manner:
         return sample
 
 
-faults = st.none() | st.tuples(st.integers(1, 9), st.sampled_from([ModelError, KeyboardInterrupt]))
+faults = st.one_of(
+    st.none(), st.none(), st.none(), st.tuples(st.integers(1, 9), st.sampled_from([ModelError, KeyboardInterrupt]))
+)
 manners = st.builds(
     Manner,
     tokens=st.integers(1, 4),
@@ -332,8 +334,9 @@ manners = st.builds(
     step=st.sampled_from([2048, 7, 1]),
     close_after=st.none() | st.integers(0, 3),
     reading=st.sampled_from([False, False, False, True]),
-    fault=st.none() | faults,
+    fault=faults,
 )
+greedy = Manner(tokens=3, rank=0, end=None, step=2048, close_after=None, reading=False, fault=None)
 texts = st.sampled_from(
     [
         "Hi.",
@@ -361,7 +364,7 @@ transcript = st.lists(
 to_remember = st.one_of(
     texts, transcript, transcript.map(lambda messages: [{"role": "system", "content": "Notes."}, *messages])
 )
-histories = st.sampled_from(["full", "none", 9, 40])
+histories = st.sampled_from(["full", "full", "none", 9, 40])
 which = st.integers(0, 2)
 
 
@@ -406,9 +409,12 @@ class ChatMachine(RuleBasedStateMachine):
     kind = KINDS[0]
 
     @initialize(
-        history=histories, system=st.sampled_from([None, "Be brief.", "A <|im_end|> é."]), write=st.sampled_from(WRITES)
+        history=histories,
+        system=st.sampled_from([None, "Be brief.", "A <|im_end|> é."]),
+        write=st.sampled_from(WRITES),
+        beginning=st.lists(st.tuples(texts, st.none() | st.integers(0, 9)), max_size=3),
     )
-    def begin(self, history, system, write):
+    def begin(self, history, system, write, beginning):
         self.replay = Replay(self.kind)
         self.folder = tempfile.TemporaryDirectory()
         chat = ChatSession(self.replay.model, self.replay.tokenizer, system=system, history=history, write=write)
@@ -417,6 +423,10 @@ class ChatMachine(RuleBasedStateMachine):
         self.files = 0
         # The memory of each chat as it was last, to the bit.
         self.seen: dict[int, States] = {}
+        for text, seed in beginning:
+            if seed is not None:
+                self.set_memory(self.pairs[0], {seed % 3}, seed)
+            self.say(self.pairs[0], text, greedy, None)
 
     def pair(self, number: int) -> Pair:
         return self.pairs[number % len(self.pairs)]
@@ -499,7 +509,13 @@ class ChatMachine(RuleBasedStateMachine):
 
     @rule(number=which, given=said, manner=manners, write=st.none() | st.sampled_from(WRITES))
     def send(self, number, given, manner, write):
-        pair = self.pair(number)
+        self.say(self.pair(number), given, manner, write)
+
+    @rule(number=which, given=said)
+    def send_as_usual(self, number, given):
+        self.say(self.pair(number), given, greedy, None)
+
+    def say(self, pair: Pair, given: str | list[dict], manner: Manner, write: str | None) -> None:
         found = self.run_stream(pair, lambda **options: pair.chat.stream(given, write=write, **options), manner)
         if found is False or found is None:
             self.changed(pair)
@@ -604,15 +620,11 @@ class ChatMachine(RuleBasedStateMachine):
         assert all(mx.array_equal(state, before[layer]) for layer, state in pair.chat.memory.items())
         self.changed(pair)
 
-    @rule(number=which)
-    def reset(self, number):
-        pair = self.pair(number)
-        pair.chat.reset()
-        self.changed(pair, turns=(), set_to=None)
-
     @rule(number=which, layers=st.sets(st.integers(0, 2), min_size=1), seed=st.integers(0, 99))
     def set_the_memory(self, number, layers, seed):
-        pair = self.pair(number)
+        self.set_memory(self.pair(number), layers, seed)
+
+    def set_memory(self, pair: Pair, layers: set[int], seed: int) -> None:
         key = mx.random.key(seed)
         given = {layer: mx.random.normal(pair.chat.memory[layer].shape, key=key) * 0.3 for layer in layers}
         whole = self.expected(pair) | given
@@ -620,34 +632,29 @@ class ChatMachine(RuleBasedStateMachine):
         self.replay.sets.append(whole)
         self.changed(pair, set_to=len(self.replay.sets) - 1)
 
-    @rule(number=which, write=st.sampled_from(WRITES))
-    def write_otherwise(self, number, write):
+    @rule(
+        number=which, change=st.one_of(histories, histories, st.sampled_from(WRITES[:4]).map(str.upper), st.just(None))
+    )
+    def change(self, number, change):
+        """Another history, another way of writing, or all anew."""
         pair = self.pair(number)
-        pair.chat.write = write
-        self.changed(pair, write=write)
-
-    @rule(number=which, history=histories)
-    def see_otherwise(self, number, history):
-        pair = self.pair(number)
-        pair.chat.history = history
-        self.changed(pair, history=history)
+        if change is None:
+            pair.chat.reset()
+            self.changed(pair, turns=(), set_to=None)
+        elif isinstance(change, str) and change.isupper():
+            pair.chat.write = change.lower()
+            self.changed(pair, write=change.lower())
+        else:
+            pair.chat.history = change
+            self.changed(pair, history=change)
 
     def teardown(self):
         """What a chat sees of its text shows in the next turn."""
         if not hasattr(self, "pairs"):
             return
-        greedy = Manner(3, 0, None, 2048, None, False, None)
-        for number in range(len(self.pairs)):
-            self._go_on(number, greedy)
+        for pair in self.pairs:
+            self.say(pair, "Go on.", greedy, "all")
         self.folder.cleanup()
-
-    def _go_on(self, number: int, manner: Manner) -> None:
-        pair = self.pair(number)
-        found = self.run_stream(pair, lambda **options: pair.chat.stream("Go on.", write="all", **options), manner)
-        turn = Told(plain("Go on."), Span(), "all", pair.history, pair.set_to)
-        turn = replace(turn, opening=self.replay.opening(pair.system, pair.said, turn))
-        turn = self.replied(pair, turn, found, manner)
-        self.changed(pair, turns=(*pair.turns, turn), set_to=None)
 
 
 @pytest.mark.slow
