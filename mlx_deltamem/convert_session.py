@@ -4,6 +4,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_deltamem.chat_text import said_turns
 from mlx_deltamem.files import check_absent, user_path
 from mlx_deltamem.foreign_session import (
     REFERENCE_FORMAT,
@@ -64,8 +65,11 @@ def convert_session(source: str | Path, target: Path, to: str, dtype: mx.Dtype |
 def _from_session_file(path: Path) -> ForeignSession:
     stored, _ = read_session(path)
     messages = []
-    for turn in stored.turns:
-        messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.reply}]
+    for turn in said_turns(stored.turns):
+        if [message["role"] for message in turn.messages] != ["user"]:
+            roles = ", ".join(message["role"] for message in turn.messages)
+            raise ValueError(f"{path} has a turn of {roles}; other formats hold one message of the user in each turn")
+        messages += [{"role": "user", "content": turn.text}, {"role": "assistant", "content": turn.reply}]
     states = {layer: state for layer, state in enumerate(stored.states) if state.size}
     return ForeignSession(stored.system, messages, states, segments_of(stored.turns).ids)
 
