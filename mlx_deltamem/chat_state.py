@@ -15,10 +15,11 @@ from mlx_deltamem.cache import MemoryLayout, PromptCache, make_prompt_cache
 from mlx_deltamem.drift import Drift, changes
 from mlx_deltamem.history import FULL, History, go_back, mark
 from mlx_deltamem.reads import Reads
-from mlx_deltamem.runner import Progress, read, start_length, window, write_text
+from mlx_deltamem.runner import Progress, read, window, write_text
 from mlx_deltamem.segments import Segments
 from mlx_deltamem.turn import NO_SEGMENTS, Border, States, Turn, segments_of
 from mlx_deltamem.use import observing
+from mlx_deltamem.visible import seen_before
 
 
 class ChatState:
@@ -104,7 +105,11 @@ class ChatState:
 
     def _check_fits(self, what: str, tokens: int, turn: Turn, earlier: Sequence[Turn]) -> None:
         longest = window(self.model)
-        seen = len(segments_of(earlier).ids) if self._history == FULL else len(self._seen(turn, earlier).ids)
+        seen = (
+            len(segments_of(earlier).ids)
+            if self._history == FULL
+            else len(seen_before(turn, earlier, self._history).ids)
+        )
         if longest is not None and seen + tokens > longest:
             raise ValueError(
                 f"the {what} is {tokens} tokens on top of {seen} in view; the model's window is {longest}: "
@@ -244,7 +249,7 @@ class ChatState:
         self._cache = cache
         turn = self._with_border(turn)
         self._begun_at = turn.before
-        seen = NO_SEGMENTS if self._history == FULL else self._seen(turn, self.turns)
+        seen = NO_SEGMENTS if self._history == FULL else seen_before(turn, self.turns, self._history)
         if seen.ids:
             read(self.model, cache, seen, False, step, want_logits=False)
         return turn, cache
@@ -252,20 +257,6 @@ class ChatState:
     def _with_border(self, turn: Turn) -> Turn:
         text = mark(self._cache) if self._cache is not None and self._history == FULL else None
         return replace(turn, before=Border(self.states, text), memory_set=self.memory_set)
-
-    def _seen(self, turn: Turn, earlier: Sequence[Turn]) -> Segments:
-        """What a turn sees before its own messages, without the whole text: the visible start and the last tokens.
-
-        The first turn has the start in its own messages. Tool results see the turns that they belong to.
-        """
-        said = [each for each in earlier if not each.remembered]
-        if not said:
-            return NO_SEGMENTS
-        opening = said[0].opening.ids
-        start = opening[: start_length(said[0].opening)]
-        wanted = max(self._history if isinstance(self._history, int) else 0, _tokens_of_tool_loop(said, turn))
-        ids = [*start, *_last_tokens(said, wanted, len(start))]
-        return Segments(ids, [-1] * len(ids), [-1] * len(ids))
 
     def _write_ended(self, turn: Turn) -> None:
         """Write a turn that has been read, or is known, as one text, and add it to the chat."""
@@ -363,26 +354,3 @@ class _KeepGates:
             return {}
         shares = [found / mx.maximum(count, 1) for found, count in self._sums.values()]
         return dict(zip(self._sums, mx.stack(shares).tolist(), strict=True))
-
-
-def _last_tokens(said: Sequence[Turn], wanted: int, start: int) -> list[int]:
-    """The last tokens of some turns, the visible start left out, which is the first `start` tokens of the first."""
-    parts: list[list[int]] = []
-    missing = wanted
-    for index in range(len(said) - 1, -1, -1):
-        if missing <= 0:
-            break
-        ids = said[index].segments.ids[0 if index else start :]
-        parts.append(ids[max(0, len(ids) - missing) :])
-        missing -= len(ids)
-    return [token for ids in reversed(parts) for token in ids]
-
-
-def _tokens_of_tool_loop(said: Sequence[Turn], turn: Turn) -> int:
-    """How many tokens the turns have that a turn's tool results belong to; 0 where it has none."""
-    tokens = 0
-    for earlier in reversed(said):
-        if turn.messages[0]["role"] != "tool":
-            break
-        tokens, turn = tokens + len(earlier.segments.ids), earlier
-    return tokens
