@@ -15,7 +15,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from hypothesis import HealthCheck, Phase, assume, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -403,6 +403,18 @@ class Pair:
         return [turn for turn in self.turns if not turn.remembered]
 
 
+def has_turns(pair: Pair) -> bool:
+    return bool(pair.turns)
+
+
+def has_reply(pair: Pair) -> bool:
+    return bool(pair.turns) and not pair.turns[-1].remembered
+
+
+def has_messages(pair: Pair) -> bool:
+    return bool(pair.system or pair.said)
+
+
 class ChatMachine(RuleBasedStateMachine):
     """Up to three chats that come from one, each with its replay."""
 
@@ -428,8 +440,12 @@ class ChatMachine(RuleBasedStateMachine):
                 self.set_memory(self.pairs[0], {seed % 3}, seed)
             self.say(self.pairs[0], text, greedy, None)
 
-    def pair(self, number: int) -> Pair:
-        return self.pairs[number % len(self.pairs)]
+    def pair(self, number: int, fit: Callable[[Pair], bool] = lambda _: True) -> Pair:
+        pairs = [pair for pair in self.pairs if fit(pair)]
+        return pairs[number % len(pairs)]
+
+    def any_pair(self, fit: Callable[[Pair], bool]) -> bool:
+        return any(map(fit, self.pairs))
 
     def expected(self, pair: Pair) -> States:
         return self.replay.after(pair.turns) if pair.set_to is None else self.replay.sets[pair.set_to]
@@ -526,10 +542,10 @@ class ChatMachine(RuleBasedStateMachine):
         turn = self.replied(pair, turn, found, manner)
         self.changed(pair, turns=(*pair.turns, turn), set_to=None)
 
+    @precondition(lambda self: self.any_pair(has_reply))
     @rule(number=which, manner=manners)
     def regenerate(self, number, manner):
-        pair = self.pair(number)
-        assume(pair.turns and not pair.turns[-1].remembered)
+        pair = self.pair(number, has_reply)
         last = pair.turns[-1]
         found = self.run_stream(pair, pair.chat.stream_regenerate, manner)
         if found is False or found is None:
@@ -539,10 +555,10 @@ class ChatMachine(RuleBasedStateMachine):
         turn = self.replied(pair, turn, found, manner)
         self.changed(pair, turns=(*pair.turns[:-1], turn), set_to=None)
 
+    @precondition(lambda self: self.any_pair(has_turns))
     @rule(number=which, fault=faults)
     def undo(self, number, fault):
-        pair = self.pair(number)
-        assume(pair.turns)
+        pair = self.pair(number, has_turns)
         last = pair.turns[-1]
         text = self.attempt(fault, pair.chat.undo)
         if text is False:
@@ -561,12 +577,11 @@ class ChatMachine(RuleBasedStateMachine):
         turn = replace(turn, opening=self.replay.remembered(pair.system, turn))
         self.changed(pair, turns=(*pair.turns, turn), set_to=None)
 
+    @precondition(lambda self: self.any_pair(has_messages))
     @rule(number=which, place=st.integers(0, 30), text=texts, fault=faults)
     def edit(self, number, place, text, fault):
-        pair = self.pair(number)
-        count = len(self.messages(pair))
-        assume(count)
-        place %= count
+        pair = self.pair(number, has_messages)
+        place %= len(self.messages(pair))
         if self.attempt(fault, lambda: pair.chat.edit(place, text)) is False:
             self.changed(pair)
             return
