@@ -25,7 +25,7 @@ from mlx_deltamem.writing import WRITES
 from tests.conftest import adapter, backbone, distance
 
 KINDS = ["qwen3_tsw_qo", "qwen3_msw4", "qwen3_ssw_msg", "qwen3_ssw_sent"]
-SEQUENCES, STEPS = int(os.environ.get("DELTAMEM_SEQUENCES", "5")), 10
+SEQUENCES, STEPS = int(os.environ.get("DELTAMEM_SEQUENCES", "8")), 10
 # Numbers of float32 that are summed in another order: a pass in other steps, text run again instead of kept. It grows
 # by less than 1e-6 in a turn; a token too many or too few is 1e-2 and more.
 TOLERANCE = 1e-5
