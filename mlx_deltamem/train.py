@@ -25,6 +25,7 @@ from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.files import user_path
 from mlx_deltamem.loading import load
 from mlx_deltamem.training import processes
+from mlx_deltamem.training.best import BEST, BEST_FOLDER
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.curves import draw_curves
 from mlx_deltamem.training.data import ON_ERROR, load_episodes
@@ -199,6 +200,8 @@ def _finish(run: Run) -> None:
     folder, took = run.folder, timedelta(seconds=round(run.seconds))
     use = shlex.join(["mlx_deltamem.chat", "--model", run.settings.model, "--adapter", str(folder)])
     print(f"Trained in {took}. Talk to it: {use}")
+    if (folder / BEST_FOLDER).is_dir() and run.reporting.keep != BEST:
+        print(f"The adapter that got most of the held-out data right is in {folder / BEST_FOLDER}")
     picture = draw_curves(folder)
     if picture is None:
         print("The curves are not drawn: matplotlib is not installed (pip install 'mlx-deltamem[plot]')")

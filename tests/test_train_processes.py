@@ -45,7 +45,8 @@ def built(data, tmp_path_factory):
 @pytest.mark.slow
 def test_what_a_run_leaves_and_prints(built):
     folder, out = built
-    files = {SETTINGS_FILE, METRICS_FILE, CURVES_FILE, WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, "checkpoints", ".lock"}
+    files = {SETTINGS_FILE, METRICS_FILE, CURVES_FILE, WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}
+    files |= {"checkpoints", "best", ".lock"}
     assert {path.name for path in folder.iterdir()} == files
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         f"{steps:07d}.safetensors" for steps in (STEPS - 2, STEPS)
@@ -73,7 +74,7 @@ def test_what_is_published_of_a_run(built):
         METRICS_FILE,
         SETTINGS_FILE,
     }
-    assert parcel.left_out == [".lock", "checkpoints"]
+    assert parcel.left_out == [".lock", "best", "checkpoints"]
     options = yaml.safe_load(parcel.contents[SETTINGS_FILE])
     assert (options["model"], options["data"], options["iters"]) == ("qwen3-tiny", "names", STEPS)
     card = parcel.contents[CARD_FILE].decode()

@@ -1,6 +1,7 @@
 """What is left of a run when it ends, however it ends: its last checkpoints, and its adapter as it was then."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_deltamem.adapter import CARD_FILE, CURVES_FILE, METRICS_FILE, SETTINGS_FILE, WEIGHTS_FILE, Adapter
-from mlx_deltamem.adapter_folder import save_adapter
+from mlx_deltamem.adapter_folder import load_adapter, save_adapter
 from mlx_deltamem.attach import current_adapter
 from mlx_deltamem.config import CONFIG_FILE
 from mlx_deltamem.files import locked, remove_unfinished
 from mlx_deltamem.training import processes
+from mlx_deltamem.training.best import BEST_FOLDER
 from mlx_deltamem.training.checkpoint import Checkpoint, Progress, remove_unfinished_checkpoints
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.optimizer import ClippedAdamW
@@ -22,6 +24,8 @@ from mlx_deltamem.training.settings import Settings
 _FILES = (SETTINGS_FILE, METRICS_FILE, CURVES_FILE, CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
 # Hidden, so that a folder with nothing else in it counts as empty.
 _LOCK = ".lock"
+# What MLX says on Metal, with CUDA and without a GPU.
+_OUT_OF_MEMORY = re.compile(r"malloc|out ?of ?memory|insufficient memory", re.I)
 
 
 class RunStoppedError(ValueError):
@@ -86,6 +90,19 @@ class Keeper:
             return f"a run was begun in {self._folder} meanwhile; name another folder"
         return ""
 
+    @contextmanager
+    def told_of_memory(self) -> Iterator[None]:
+        """Within it, a step for which the machine has too little memory ends the run as other failures do."""
+        try:
+            yield
+        except RuntimeError as error:
+            if _OUT_OF_MEMORY.search(str(error)) is None:
+                raise
+            raise RunStoppedError(
+                f"a step needs more memory than there is ({' '.join(str(error).split())}); {self.kept}: begin a new "
+                "run with a smaller --batch-size or --max-write-length, or with --segment"
+            ) from None
+
     def resume(self) -> Progress:
         """Put the run back to its last checkpoint, if there is one, and remove what killed processes left.
 
@@ -97,8 +114,9 @@ class Keeper:
             checkpoint.restore(self._module, self._optimizer)
             self.saved = checkpoint.progress.iteration
         if processes.is_first():
-            for name in _FILES:
-                remove_unfinished(self._folder / name)
+            for folder in (self._folder, self._folder / BEST_FOLDER):
+                for name in _FILES if folder.is_dir() else ():
+                    remove_unfinished(folder / name)
             remove_unfinished_checkpoints(self._folder)
         return Progress() if checkpoint is None else checkpoint.progress
 
@@ -124,6 +142,38 @@ class Keeper:
         """
         self._write(*self._now(progress))
 
+    def keep_best(self, progress: Progress) -> None:
+        """Keep the adapter as it is now as the best one, beside the last.
+
+        Raises:
+            RunStoppedError: It cannot be saved.
+        """
+        adapter = self._now(progress)[1]
+        self._save(lambda: adapter, self._folder / BEST_FOLDER, f"the best adapter, after step {progress.iteration},")
+
+    def end_with_best(self) -> None:
+        """Make the best adapter the one that the run ends with.
+
+        Raises:
+            RunStoppedError: There is none, or it cannot be saved.
+        """
+        self._save(lambda: load_adapter(self._folder / BEST_FOLDER), self._folder, "the best adapter")
+
+    def _save(self, adapter: Callable[[], Adapter], folder: Path, what: str) -> None:
+        problem = None
+        if processes.is_first():
+            try:
+                save_adapter(adapter(), folder)
+            except (OSError, ValueError, RuntimeError) as error:
+                problem = error
+        self._stop_where(problem, what)
+
+    def _stop_where(self, problem: Exception | None, what: str) -> None:
+        """Raise RunStoppedError in all processes where the first one has a problem."""
+        if processes.any_of(problem is not None)[0]:
+            reason = problem or "see the first process"
+            raise RunStoppedError(f"{what} cannot be saved ({reason}); {self.kept}") from problem
+
     def _now(self, progress: Progress) -> tuple[Checkpoint, Adapter]:
         adapter = current_adapter(self._module.model)
         weights = {name: weight.astype(self._dtype) for name, weight in adapter.weights.items()}
@@ -142,7 +192,5 @@ class Keeper:
                 checkpoint.save(self._folder)
             except (OSError, ValueError, RuntimeError) as error:
                 problem = error
-        if processes.any_of(problem is not None)[0]:
-            reason = problem or "see the first process"
-            raise RunStoppedError(f"step {done} cannot be saved ({reason}); {self.kept}") from problem
+        self._stop_where(problem, f"step {done}")
         self.saved = done

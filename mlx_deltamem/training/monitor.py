@@ -1,6 +1,7 @@
 """What a run tells on its way: on the screen, beside mlx-lm's own lines, and in `metrics.jsonl`."""
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from mlx_deltamem.training import processes
 from mlx_deltamem.training.checkpoint import Progress
 from mlx_deltamem.training.feed import Feed
 from mlx_deltamem.training.loss import EpisodeModel
-from mlx_deltamem.training.metrics import Metrics
+from mlx_deltamem.training.metrics import Metrics, Row
 from mlx_deltamem.training.optimizer import ClippedAdamW
 
 
@@ -24,6 +25,7 @@ class Monitor(TrainingCallback):
         first: How far the run was before; mlx-lm counts from there.
         iters: Steps of the whole run.
         steps_per_report: As mlx-lm was told.
+        looked: Called with the numbers of each look at the held-out data, in all processes; whether it is the best.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Monitor(TrainingCallback):
         first: Progress,
         iters: int,
         steps_per_report: int,
+        looked: Callable[[Row], bool],
     ):
         self._metrics = Metrics(folder)
         self._module = module
@@ -43,6 +46,7 @@ class Monitor(TrainingCallback):
         self._first = first
         self._iters = iters
         self._steps_per_report = steps_per_report
+        self._looked = looked
         self._began = time.perf_counter()
         self._reported = first.iteration
         self._tokens = 0
@@ -76,13 +80,16 @@ class Monitor(TrainingCallback):
 
     def on_val_loss_report(self, val_info: dict) -> None:
         recall = self._module.recall.take()
+        row = {"iteration": self._first.iteration + val_info["iteration"], "val_loss": val_info["val_loss"]}
+        row |= {f"val_{name}": value for name, value in recall.items()}
+        is_best = self._looked(row)
         if not processes.is_first():
             return
-        row = {"iteration": self._first.iteration + val_info["iteration"], "val_loss": val_info["val_loss"]}
-        self._metrics.add(row | {f"val_{name}": value for name, value in recall.items()})
+        self._metrics.add(row)
+        best = " · the best so far" if is_best else ""
         if recall:
             values = f", {recall['values']:.1%} of their values" if "values" in recall else ""
-            self._say(f"held out: {recall['answers']:.1%} of {recall['questions']:,} answers right{values}")
+            self._say(f"held out: {recall['answers']:.1%} of {recall['questions']:,} answers right{values}{best}")
 
     def _left(self, iteration: int) -> timedelta:
         """The time that the rest of the run takes, with looks at the held-out data and all, if it goes on like this."""

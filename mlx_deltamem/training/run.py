@@ -1,11 +1,10 @@
 """A training run, from its first step or from a checkpoint on."""
 
 import math
-import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from mlx_deltamem.attach import attached_attention
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.answers import head_at_positions
 from mlx_deltamem.training.batches import Batch, BatchMaker
+from mlx_deltamem.training.best import BEST, Best
 from mlx_deltamem.training.checkpoint import Progress
 from mlx_deltamem.training.checks import check_data
 from mlx_deltamem.training.episode import Episode
@@ -27,14 +27,11 @@ from mlx_deltamem.training.feed import Feed
 from mlx_deltamem.training.interrupt import noticed_interrupts
 from mlx_deltamem.training.keeper import Keeper, RunStoppedError
 from mlx_deltamem.training.loss import EpisodeModel
-from mlx_deltamem.training.metrics import Metrics
+from mlx_deltamem.training.metrics import Metrics, Row
 from mlx_deltamem.training.monitor import Monitor
 from mlx_deltamem.training.optimizer import ClippedAdamW
 from mlx_deltamem.training.origin import episodes_fingerprint
 from mlx_deltamem.training.settings import Reporting, Settings
-
-# What MLX says on Metal, with CUDA and without a GPU.
-_OUT_OF_MEMORY = re.compile(r"malloc|out ?of ?memory|insufficient memory", re.I)
 
 
 @dataclass
@@ -86,9 +83,11 @@ class Run:
         """Check that batches can be made of the training data.
 
         Raises:
-            ValueError: As `check_data`.
+            ValueError: As `check_data`, or the best adapter is wanted and there is nothing to tell it by.
         """
         check_data(episodes, held_out, self.settings.schedule, self.model.attachment.config)
+        if self.reporting.keep == BEST and not held_out:
+            raise ValueError("--keep best needs held-out data to tell it by; expected a valid.jsonl, or --keep last")
 
     def alone(self, resumed: bool) -> AbstractContextManager[None]:
         """Within it, no other process trains in the folder, which is made where there is none.
@@ -133,6 +132,8 @@ class Run:
                 self._take_steps(episodes, held_out)
                 self._check(iters)
             self._keeper.keep(self._progress(iters))
+            if self.reporting.keep == BEST:
+                self._keeper.end_with_best()
 
     def _take_steps(self, episodes: Sequence[Episode], held_out: Sequence[Episode]) -> None:
         schedule = self.settings.schedule
@@ -146,8 +147,10 @@ class Run:
             self._first,
             schedule.iters,
             self.reporting.steps_per_report,
+            self._looked,
         )
-        with tempfile.TemporaryDirectory() as unused, head_at_positions(self.model), self._told_of_memory():
+        self._best = Best(self.folder)
+        with tempfile.TemporaryDirectory() as unused, head_at_positions(self.model), self._keeper.told_of_memory():
             # mlx-lm keeps weights of its own making; ours are in the checkpoints.
             train_with_mlx_lm(
                 self._module,
@@ -159,19 +162,6 @@ class Run:
                 iterate_batches=feed,
                 training_callback=monitor,
             )
-
-    @contextmanager
-    def _told_of_memory(self) -> Iterator[None]:
-        """Within it, a step for which the machine has too little memory ends the run as other failures do."""
-        try:
-            yield
-        except RuntimeError as error:
-            if _OUT_OF_MEMORY.search(str(error)) is None:
-                raise
-            raise RunStoppedError(
-                f"a step needs more memory than there is ({' '.join(str(error).split())}); {self.kept}: begin a new "
-                "run with a smaller --batch-size or --max-write-length, or with --segment"
-            ) from None
 
     def _training_args(self, unused: Path) -> TrainingArgs:
         schedule, reporting = self.settings.schedule, self.reporting
@@ -197,6 +187,13 @@ class Run:
             if new:
                 self._keeper.keep(self._progress(done))
             raise KeyboardInterrupt
+
+    def _looked(self, row: Row) -> bool:
+        """Keep the adapter as it is where a look at the held-out data finds that it is the best so far."""
+        is_best = self._best.note(row)
+        if is_best:
+            self._keeper.keep_best(self._progress(row["iteration"]))
+        return is_best
 
     def _check(self, done: int) -> bool:
         """Stop the run where numbers are not finite; returns whether it is to end, in whatever process."""

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TypeVar
 
 from mlx_deltamem.config import DeltaMemConfig
+from mlx_deltamem.training.best import KEEPS, LAST
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.option import check_options, flag, option
@@ -85,6 +86,11 @@ class Reporting:
     steps_per_eval: int = option(200, "Steps between looks at the held-out data.", least=1)
     val_batches: int = option(25, "Batches of held-out data at each look; -1: all.", least=-1)
     save_every: int = option(100, "Steps between checkpoints.", least=1)
+    keep: str = option(
+        LAST,
+        "The adapter that the run ends with: the last, or the one that got most of the held-out data right.",
+        choices=KEEPS,
+    )
     dtype: str = option(
         "float32",
         "What the adapter's weights are stored as; they are trained in float32.",

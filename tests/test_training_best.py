@@ -1,0 +1,102 @@
+"""The best adapter of a run, by its looks at the held-out data."""
+
+import math
+from contextlib import suppress
+from dataclasses import replace
+
+import mlx.core as mx
+import pytest
+
+from mlx_deltamem import load_adapter
+from mlx_deltamem.attach import current_adapter
+from mlx_deltamem.training.best import Best
+from mlx_deltamem.training.keeper import RunStoppedError
+from mlx_deltamem.training.metrics import Metrics
+from tests.training import Watched, same, toy_episodes, toy_run
+
+EPISODES, HELD_OUT = toy_episodes(10), toy_episodes(2, seed=1)
+
+
+def looked(loss: float | None, answers: float | None = None, values: float | None = None) -> dict[str, float | None]:
+    row = {"iteration": 0, "val_loss": loss, "val_answers": answers, "val_values": values}
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def test_the_best_has_most_right_and_then_the_smallest_loss(tmp_path):
+    best = Best(tmp_path)
+    rows = [
+        (looked(3.0, 0.2), True),
+        (looked(2.0, 0.1), False),
+        (looked(2.5, 0.2), True),
+        (looked(2.5, 0.2), False),
+        # Values are what matters, where there are any.
+        (looked(4.0, 0.0, 0.3), True),
+        (looked(1.0, 0.9, 0.2), False),
+        (looked(math.nan, 1.0, 1.0), False),
+    ]
+    assert [best.note(row) for row, _ in rows] == [wanted for _, wanted in rows]
+
+
+def test_what_a_resumed_run_has_found_before_counts(tmp_path):
+    Metrics(tmp_path).add(looked(2.0, 0.5))
+    Metrics(tmp_path).add({"iteration": 1, "train_loss": 3.0})
+    assert Best(tmp_path).note(looked(3.0, 0.5))
+    (tmp_path / "best").mkdir()
+    assert not Best(tmp_path).note(looked(3.0, 0.5))
+    assert Best(tmp_path).note(looked(3.0, 0.6))
+
+
+def test_the_best_adapter_is_kept_beside_the_last(tmp_path):
+    run = toy_run(tmp_path / "run", steps_per_eval=2, learning_rate=0.1, warmup=0)
+    scores = {0: 0.1, 1: 0.2, 3: 0.6, 5: 0.6, 7: 0.3, 9: 0.5, 11: 0.4}
+    run._module.recall.take = lambda: {"questions": 2, "answers": scores[seen.pop(0)]}
+    seen, kept = sorted(scores), {}
+    note = run._looked
+
+    def looked(row: dict[str, float | None]) -> bool:
+        kept[row["iteration"]] = dict(current_adapter(run.model).weights)
+        row["val_loss"] = 1.0
+        return note(row)
+
+    run._looked = looked
+    run.train(EPISODES, HELD_OUT)
+    best = load_adapter(tmp_path / "run" / "best")
+    assert same(dict(best.weights), kept[3]) and not same(dict(best.weights), kept[5])
+    assert best.metadata["trained"].endswith("3 of 12 steps of 2, seed 0")
+    assert load_adapter(tmp_path / "run").metadata["trained"].endswith("12 steps of 2, seed 0")
+    # What the run ends with can be said afterwards too.
+    again = toy_run(tmp_path / "run", steps_per_eval=2, learning_rate=0.1, warmup=0, keep="best")
+    assert again.resume() == 12
+    again.train(EPISODES, HELD_OUT)
+    ended = load_adapter(tmp_path / "run")
+    assert same(dict(ended.weights), dict(best.weights)) and ended.metadata == best.metadata
+
+
+def test_a_run_that_ends_with_its_best_is_the_same_when_it_was_resumed(tmp_path):
+    def ended(name: str, *stops: int) -> dict[str, mx.array]:
+        for stop in (*stops, None):
+            run = toy_run(tmp_path / name, steps_per_eval=2, save_every=1, keep="best")
+            run.resume()
+            train = EPISODES if stop is None else Watched(EPISODES, stop, interrupt)
+            with suppress(InterruptedError):
+                run.train(train, HELD_OUT)
+        return dict(load_adapter(tmp_path / name).weights)
+
+    def interrupt() -> None:
+        raise InterruptedError
+
+    assert same(ended("one"), ended("two", 11, 7))
+
+
+def test_the_best_needs_held_out_data_and_a_place(tmp_path):
+    run = toy_run(tmp_path / "run", keep="best")
+    with pytest.raises(ValueError, match="--keep best needs held-out data to tell it by; expected a"):
+        run.check(EPISODES, [])
+    (tmp_path / "run" / "best").touch()
+    with pytest.raises(RunStoppedError, match=r"the best adapter, after step 0, cannot be saved \(.*; there is no"):
+        run.train(EPISODES, HELD_OUT)
+    (tmp_path / "run" / "best").unlink()
+    done = toy_run(tmp_path / "run", keep="best")
+    done._first = replace(done._first, iteration=12)
+    with pytest.raises(RunStoppedError, match="the best adapter cannot be saved"):
+        done.train(EPISODES, HELD_OUT)
