@@ -57,6 +57,7 @@ def test_a_batch_as_arrays():
         "values": mx.bool_,
         "written": None,
         "alone": None,
+        "kinds": None,
     }
     assert batch.history.dtype == batch.lengths.dtype == batch.rows.dtype == mx.int32
 
@@ -108,6 +109,14 @@ def test_targets_as_arrays():
     assert batch.asked.of_rows(batch.frozen.rows).targets[1].tolist() == batch.asked.targets[3].tolist()
     others = BatchMaker(TSW).batch([plain])
     assert others.frozen is None and others.asked.alone is None
+
+
+def test_kinds_as_numbers():
+    episodes = [
+        replace(each, questions=tuple(replace(asked, kind=kind) for asked in each.questions))
+        for each, kind in ((episode(5, (6, 2), (4, 1)), "b"), (episode(5, (6, 2)), "a"), (episode(5, (6, 2)), "other"))
+    ]
+    assert BatchMaker(TSW, kinds=["a", "b"]).batch(episodes).asked.kinds.tolist() == [2, 2, 1, 1, 0, 0]
 
 
 def test_batches_without_histories():

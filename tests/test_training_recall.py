@@ -7,7 +7,7 @@ from mlx_lm.generate import generate_step
 from mlx_deltamem import load, make_prompt_cache, read_only
 from mlx_deltamem.training import passes
 from mlx_deltamem.training.answers import head_at_positions
-from mlx_deltamem.training.batches import Asked, BatchMaker
+from mlx_deltamem.training.batches import Asked, BatchMaker, Frozen
 from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules, Question
 from mlx_deltamem.training.recall import Recall
 from mlx_deltamem.training.records import Record
@@ -49,6 +49,31 @@ def test_batches_add_up():
     recall.add(choosing([[1, 2]]), plain)
     recall.add(choosing([[1, 3]]), plain)
     assert recall.take() == {"questions": 2, "answers": 0.5}
+
+
+def test_kinds_are_counted_each_by_itself():
+    recall = Recall(["absent", "names"])
+    plain = asked([[1, 2], [1, 2], [3, 4], [5, 6]], [2] * 4, [[NO, YES], [NO, NO], [NO, NO], [NO, NO]])
+    recall.add(choosing([[1, 2], [1, 0], [3, 4], [5, 6]]), plain._replace(kinds=mx.array([2, 2, 1, 0])))
+    assert recall.take() == {
+        "questions": 4,
+        "answers": 0.75,
+        "values": 1.0,
+        "questions:absent": 1,
+        "answers:absent": 1.0,
+        "questions:names": 2,
+        "answers:names": 0.5,
+        "values:names": 1.0,
+    }
+
+
+def test_where_the_target_is_the_frozen_model_tokens_are_counted():
+    recall = Recall(["talk"])
+    plain = asked([[1, 2, 3], [1, 2, 3]], [3, 3], [[NO] * 3] * 2)._replace(kinds=mx.array([1, 0]))
+    weights = mx.array([[2.0, 2.0, 0.0], [1.0, 1.0, 1.0]])
+    frozen = Frozen(mx.array([0, 1]), weights)
+    recall.add_frozen(choosing([[1, 0, 3], [1, 2, 4]]), choosing([[1, 2, 3], [1, 2, 4]]), plain, frozen)
+    assert recall.take() == {"alike": 4 / 5, "alike:talk": 1 / 2}
 
 
 def test_an_answer_is_right_where_greedy_decoding_gives_it():

@@ -54,6 +54,10 @@ def test_a_record_may_say_that_its_answer_is_cut():
     assert make_record("here", {"messages": CHAT, "cut": True}) == Record("here", tuple(CHAT), cut=True)
 
 
+def test_a_record_may_have_a_kind():
+    assert make_record("here", {"messages": CHAT, "kind": "absent"}) == Record("here", tuple(CHAT), kind="absent")
+
+
 @pytest.mark.parametrize("turn_by_turn", [True, False, None])
 def test_a_record_may_say_that_it_is_written_turn_by_turn(turn_by_turn):
     row = {"messages": CHAT, "turn_by_turn": turn_by_turn}
@@ -100,6 +104,9 @@ def test_a_record_may_say_what_is_written(write):
         ({"messages": CHAT, "weight": float("nan")}, "here has nan for weight; expected a number above 0"),
         ({"messages": CHAT, "weight": True}, "here has true or false for weight; expected a number above 0"),
         ({"messages": CHAT, "weight": "2"}, "here has a text for weight; expected a number above 0"),
+        ({"messages": CHAT, "kind": 3}, "here has a number for kind; expected a short text, 40 letters at most"),
+        ({"messages": CHAT, "kind": "a\nb"}, "here has a text for kind; expected a short text"),
+        ({"messages": CHAT, "kind": "a" * 41}, "here has a text for kind; expected a short text"),
         ({"messages": CHAT, "cut": "no"}, "here has a text for cut; expected true or false"),
         ({"messages": CHAT, "turn_by_turn": 1}, "here has a number for turn_by_turn; expected true or false"),
         (
@@ -191,6 +198,7 @@ JSON = st.recursive(
                     "target",
                     "weight",
                     "cut",
+                    "kind",
                     "role",
                     "content",
                 ]

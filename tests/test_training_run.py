@@ -15,6 +15,7 @@ from mlx_deltamem.adapter import METRICS_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from mlx_deltamem.attach import attached_attention, current_adapter
 from mlx_deltamem.convert import convert
 from mlx_deltamem.training import processes
+from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.metrics import Metrics
@@ -307,6 +308,22 @@ def test_other_targets_are_trained_on(tmp_path):
         run.train(episodes, episodes[:2])
         weights.append(weights_of(run.model))
     assert all(moved(one, other) for one, other in zip(weights, [*weights[1:], weights_of(toy_model())], strict=True))
+
+
+def test_held_out_answers_are_scored_by_kind(tmp_path, capsys):
+    def of_kind(each: Episode, kind: str) -> Episode:
+        return replace(each, questions=tuple(replace(asked, kind=kind) for asked in each.questions))
+
+    held_out = [of_kind(HELD_OUT[0], "[b]names"), of_kind(HELD_OUT[1], "absent"), HELD_OUT[2]]
+    held_out.append(of_kind(towards(HELD_OUT[0], "frozen"), "talk"))
+    run = toy_run(tmp_path / "run", iters=2)
+    run.train([of_kind(each, "absent") for each in EPISODES], held_out)
+    row = Metrics(tmp_path / "run").rows()[0]
+    counts = {name: row[name] for name in row if "questions" in name}
+    assert counts == {"val_questions": 3, "val_questions:[b]names": 1, "val_questions:absent": 1}
+    assert row["val_alike"] == row["val_alike:talk"] and 0 <= row["val_alike"] <= 1
+    printed = capsys.readouterr().out
+    assert "of 1 answers right" in printed and "[b]names: " in printed and "as the frozen model" in printed
 
 
 def test_held_out_data_smaller_than_a_batch(tmp_path):

@@ -30,6 +30,7 @@ class Asked(NamedTuple):
         values: `[N, A]` bool, the tokens of the value.
         written: `[N, T]` bool, the tokens that are written where any are; None: all.
         alone: `[N]` bool, the questions that are learned from their answer alone; None: none.
+        kinds: `[N]` int32, the number of each question's kind, 0 where it has none that counts; None: all 0.
     """
 
     ids: mx.array
@@ -40,6 +41,7 @@ class Asked(NamedTuple):
     values: mx.array
     written: mx.array | None = None
     alone: mx.array | None = None
+    kinds: mx.array | None = None
 
     def of_rows(self, rows: mx.array) -> "Asked":
         """Some of the questions, `[F]` int32, in that order."""
@@ -109,11 +111,13 @@ class BatchMaker:
     Args:
         config: The adapter's configuration.
         value_weight: The weight of a value's tokens in the loss; other tokens of an answer have 1.
+        kinds: The kinds of questions that count, which are numbered from 1 on.
     """
 
-    def __init__(self, config: DeltaMemConfig, value_weight: float = 1.0):
+    def __init__(self, config: DeltaMemConfig, value_weight: float = 1.0, kinds: Sequence[str] = ()):
         self._granularity = config.memory_write_granularity
         self._value_weight = value_weight
+        self._kinds = {kind: number for number, kind in enumerate(kinds, 1)}
 
     def batch(self, episodes: Sequence[Episode]) -> Batch:
         """A batch of episodes, at least one; all with a context for the teacher or none, and all of which the questions
@@ -167,7 +171,13 @@ class BatchMaker:
         written = _flags([question.written for question, _ in questions], ids.shape[1])
         alone = [question.target == ANSWER for question, _ in questions]
         arrays = map(mx.array, (ids, mask, positions, targets, weights, values))
-        return Asked(*arrays, written, mx.array(alone) if any(alone) else None)
+        kinds = [self._kinds.get(question.kind, 0) for question, _ in questions]
+        return Asked(
+            *arrays,
+            written,
+            mx.array(alone) if any(alone) else None,
+            mx.array(kinds, mx.int32) if self._kinds else None,
+        )
 
 
 def _histories(episodes: Sequence[Episode]) -> tuple[mx.array, mx.array, mx.array | None]:

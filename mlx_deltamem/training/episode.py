@@ -18,6 +18,7 @@ class Question:
         written: Whether the tokens are written into the memory as they are read, each question after the history alone.
         target: What alone the answer is learned from: see `Record`.
         weight: Of the answer's tokens in the loss.
+        kind: What the answer is counted under, too.
     """
 
     ids: list[int]
@@ -26,6 +27,7 @@ class Question:
     written: Written = False
     target: str = ""
     weight: float = 1.0
+    kind: str = ""
 
     def last(self, length: int) -> "Question":
         """The question cut to its last tokens, among them the whole answer."""

@@ -140,7 +140,7 @@ class EpisodeMaker:
         self._note(told, text, value)
         context = () if whole is None else (whole.last(rules.max_write_length + rules.max_seq_length),)
         told = told.last(rules.max_write_length)
-        text = replace(text.last(rules.max_seq_length), target=record.target, weight=record.weight)
+        text = replace(text.last(rules.max_seq_length), target=record.target, weight=record.weight, kind=record.kind)
         return Episode(told.history, (text,), context, told.written, told.turns)
 
     def _told(self, system: list[Message], earlier: list[Message], write: str, turn_by_turn: bool) -> Told:

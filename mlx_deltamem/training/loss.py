@@ -107,7 +107,11 @@ class EpisodeModel(nn.Module):
         if batch.frozen is None:
             return weighted_mean(losses, weights)
         rows, kept = batch.frozen
-        moved = divergences(self._frozen(batch.asked.of_rows(rows)), logits[rows])
+        asked = batch.asked.of_rows(rows)
+        teacher, student = self._frozen(asked), logits[rows]
+        moved = divergences(teacher, student)
+        if not self.training:
+            self.recall.add_frozen(student, teacher, asked, batch.frozen)
         return ((losses * weights).sum() + (moved * kept).sum()) / (weights.sum() + kept.sum())
 
     def _frozen(self, asked: Asked) -> mx.array:

@@ -1,12 +1,13 @@
 """What a run tells on its way: on the screen, beside mlx-lm's own lines, and in `metrics.jsonl`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
 from mlx_lm.cli_ui import make_console
 from mlx_lm.tuner.callbacks import TrainingCallback
+from rich.markup import escape
 
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.checkpoint import Progress
@@ -88,8 +89,10 @@ class Monitor(TrainingCallback):
         self._metrics.add(row)
         best = " · the best so far" if is_best else ""
         if recall:
-            values = f", {recall['values']:.1%} of their values" if "values" in recall else ""
-            self._say(f"held out: {recall['answers']:.1%} of {recall['questions']:,} answers right{values}{best}")
+            self._say(f"held out: {_described(recall)}{best}")
+        for kind in dict.fromkeys(name.partition(":")[2] for name in recall if ":" in name):
+            own = {name.partition(":")[0]: value for name, value in recall.items() if name.partition(":")[2] == kind}
+            self._say(f"  {escape(kind)}: {_described(own)}")
 
     def _left(self, iteration: int) -> timedelta:
         """The time that the rest of the run takes, with looks at the held-out data and all, if it goes on like this."""
@@ -98,3 +101,15 @@ class Monitor(TrainingCallback):
 
     def _say(self, text: str) -> None:
         make_console().print(f"          [ui.muted]{text}[/ui.muted]")
+
+
+def _described(recall: Mapping[str, float]) -> str:
+    """What was counted, in words."""
+    parts = []
+    if "answers" in recall:
+        parts.append(f"{recall['answers']:.1%} of {recall['questions']:,} answers right")
+    if "values" in recall:
+        parts.append(f"{recall['values']:.1%} of their values")
+    if "alike" in recall:
+        parts.append(f"{recall['alike']:.1%} of tokens as the frozen model")
+    return ", ".join(parts)

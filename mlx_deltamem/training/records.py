@@ -15,6 +15,7 @@ _LONGEST_LIST = 100
 # The answer, or what the frozen model would say after the same visible text.
 ANSWER, FROZEN = TARGETS = ("answer", "frozen")
 _LARGEST_WEIGHT = 1e6
+_LONGEST_NAME = 40
 # For records and options of earlier versions.
 RENAMED = "put write: all for writes: true, and write: after for writes: false"
 
@@ -33,6 +34,7 @@ class Record:
         target: What alone the answer is learned from, one of `TARGETS`, or "": the answer, and what else the loss has.
         weight: Of the answer's tokens in the loss.
         cut: The last answer was cut by length, so that its end is not to be learned.
+        kind: What its answer is counted under, too, where it is held out.
     """
 
     where: str
@@ -44,6 +46,7 @@ class Record:
     target: str = ""
     weight: float = 1.0
     cut: bool = False
+    kind: str = ""
 
 
 class RecordError(ValueError):
@@ -124,6 +127,7 @@ def make_record(where: str, row: object) -> Record:
         _one_of(where, given, "target", TARGETS) or "",
         _weight(where, given),
         _flag(where, given, "cut") or False,
+        _name(where, given, "kind"),
     )
 
 
@@ -177,6 +181,14 @@ def _weight(where: str, given: dict[str, object]) -> float:
         what = f"{found:g}" if isinstance(found, float) else _kind(found)
         raise RecordError(f"{where} has {what} for weight; expected a number above 0, {_LARGEST_WEIGHT:g} at most")
     return float(found)
+
+
+def _name(where: str, given: dict[str, object], name: str) -> str:
+    found = given.get(name, "")
+    if not isinstance(found, str) or not found.isprintable() or len(found) > _LONGEST_NAME:
+        what = _kind(found)
+        raise RecordError(f"{where} has {what} for {name}; expected a short text, {_LONGEST_NAME} letters at most")
+    return found
 
 
 def _flag(where: str, given: dict[str, object], name: str) -> bool | None:

@@ -31,6 +31,7 @@ from mlx_deltamem.training.metrics import Metrics, Row
 from mlx_deltamem.training.monitor import Monitor
 from mlx_deltamem.training.optimizer import ClippedAdamW
 from mlx_deltamem.training.origin import episodes_fingerprint
+from mlx_deltamem.training.recall import Recall
 from mlx_deltamem.training.settings import Reporting, Settings
 
 
@@ -137,7 +138,9 @@ class Run:
 
     def _take_steps(self, episodes: Sequence[Episode], held_out: Sequence[Episode]) -> None:
         schedule = self.settings.schedule
-        maker = BatchMaker(self.model.attachment.config, schedule.value_weight)
+        kinds = sorted({question.kind for each in held_out for question in each.questions} - {""})
+        self._module.recall = Recall(kinds)
+        maker = BatchMaker(self.model.attachment.config, schedule.value_weight, kinds)
         feed = Feed(maker, schedule.seed, self._first.iteration, self.reporting.val_batches, self._between)
         monitor = Monitor(
             self.folder,
