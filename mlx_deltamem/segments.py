@@ -75,6 +75,10 @@ class ChatTemplate:
         """
         return self._segments(messages, 0, generation_prompt, 0)
 
+    def ids(self, messages: Sequence[Message], generation_prompt: bool = False) -> list[int]:
+        """The tokens of `whole` alone, which are found sooner."""
+        return self._encode(self._text.added(messages, 0, generation_prompt))
+
     def opening(self, messages: Sequence[Message], first_sentence: int = 0, new: int = 1) -> Segments:
         """The tokens that new messages and the generation prompt add to a chat.
 

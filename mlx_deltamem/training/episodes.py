@@ -14,6 +14,7 @@ from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.option import check_options, option
 from mlx_deltamem.training.records import Record, RecordError, listed
+from mlx_deltamem.training.remembering_tokenizer import RememberingTokenizer
 from mlx_deltamem.training.told import Told, Written, without_start, written_text
 from mlx_deltamem.writing import AFTER, NONE, WRITES
 
@@ -52,7 +53,7 @@ class EpisodeMaker:
         self.counts = Counts()
         self._tokenizer = tokenizer
         # As in a ChatSession.
-        self._template = ChatTemplate(tokenizer, enable_thinking=False)
+        self._template = ChatTemplate(RememberingTokenizer(tokenizer), enable_thinking=False)
         self._rules = rules
         self._context = context
         self._strict = strict
@@ -177,9 +178,9 @@ class EpisodeMaker:
         Raises:
             ValueError: The chat template refuses the messages.
         """
-        chat, asked = self._template.whole(messages), self._template.whole(messages[:-1], generation_prompt=True)
+        chat = self._template.whole(messages)
         # Shared, since the first token of an answer may take in the end of what asks for it.
-        answer = shared_length(chat.ids, asked.ids)
+        answer = shared_length(chat.ids, self._template.ids(messages[:-1], generation_prompt=True))
         if not answer:
             raise ValueError(
                 "the chat template writes no token before the answer, so that nothing foretells its first one; put "
