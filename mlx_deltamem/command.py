@@ -3,19 +3,22 @@
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Make a `main` that ends with one line and exit code 2 where it was given something it cannot work with.
 
-    Ctrl-C ends it with exit code 130, as a shell expects.
+    Ctrl-C ends it with exit code 130, as a shell expects. Warnings are one line too.
     """
 
     @functools.wraps(main)
     def run() -> None:
         try:
-            main()
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                main()
         except BrokenPipeError:
             # Whoever read the output has gone. Python would complain once more when it closes it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -27,3 +30,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(130)
 
     return run
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as a user reads it, without the place in the code that it comes from."""
+    print(f"warning: {message}", file=sys.stderr)

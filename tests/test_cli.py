@@ -1,12 +1,14 @@
 import subprocess
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 import pytest
 
 from mlx_deltamem import __version__
 from mlx_deltamem.cli import COMMANDS
+from mlx_deltamem.command import command
 from tests.command_line import run_command
 
 
@@ -37,3 +39,12 @@ def test_every_command_has_three_names(command):
         assert result.returncode == 0, result.stderr
         assert result.stdout.startswith("usage:")
         assert "RuntimeWarning" not in result.stderr
+
+
+def test_a_warning_is_one_line(capsys):
+    @command
+    def main() -> None:
+        warnings.warn("the memory is not finite", stacklevel=1)
+
+    main()
+    assert capsys.readouterr().err == "warning: the memory is not finite\n"
