@@ -40,7 +40,9 @@ def a_session(turns: int, layers: int = 3, heads: int = 1, rank: int = 8) -> Ses
         return dict(enumerate(random.uniform(0.2, 0.9, layers).tolist()))
 
     def turn(number: int) -> TurnReport:
-        return TurnReport(20, 5, 2, number % 7 != 3, drift(), drift(), 0.5, 0.5, 1.0, None, None)
+        return TurnReport(
+            20, 5, 2, "none" if number % 7 == 3 else "all", False, drift(), drift(), 0.5, 0.5, 1.0, None, None
+        )
 
     return SessionReport(
         kind="session",
@@ -49,6 +51,7 @@ def a_session(turns: int, layers: int = 3, heads: int = 1, rank: int = 8) -> Ses
         bytes=1000,
         origin=Origin("a backbone", "a", "b", "c"),
         history="none",
+        write="all",
         template_options={},
         keeps_text=False,
         has_system_prompt=False,

@@ -12,6 +12,7 @@ from mlx_deltamem.attach import current_adapter
 from mlx_deltamem.training.best import Best
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.metrics import Metrics
+from mlx_deltamem.training.recall import Recall
 from tests.training import Watched, same, toy_episodes, toy_run
 
 EPISODES, HELD_OUT = toy_episodes(10), toy_episodes(2, seed=1)
@@ -46,10 +47,10 @@ def test_what_a_resumed_run_has_found_before_counts(tmp_path):
     assert Best(tmp_path).note(looked(3.0, 0.6))
 
 
-def test_the_best_adapter_is_kept_beside_the_last(tmp_path):
+def test_the_best_adapter_is_kept_beside_the_last(tmp_path, monkeypatch):
     run = toy_run(tmp_path / "run", steps_per_eval=2, learning_rate=0.1, warmup=0)
     scores = {0: 0.1, 1: 0.2, 3: 0.6, 5: 0.6, 7: 0.3, 9: 0.5, 11: 0.4}
-    run._module.recall.take = lambda: {"questions": 2, "answers": scores[seen.pop(0)]}
+    monkeypatch.setattr(Recall, "take", lambda _: {"questions": 2, "answers": scores[seen.pop(0)]})
     seen, kept = sorted(scores), {}
     note = run._looked
 

@@ -404,7 +404,7 @@ def test_other_caches_are_refused_by_name_and_read_in_one_piece():
         ({"lengths": mx.array([3])}, r"lengths have shape \(1,\); expected one for each of 2 rows"),
         ({"units": mx.zeros((2, 3, 4))}, r"units have shape \(2, 3, 4\); expected \(2, 'U', 18\)"),
         ({"units": mx.zeros((2, 0, TOKENS))}, r"units have shape \(2, 0, 18\)"),
-        ({"written": mx.ones((2, 3), mx.bool_)}, r"is bool of shape \(2, 3\); expected bool, \(2, 18\)"),
+        ({"written": mx.ones((2, 3), mx.bool_)}, r"is mlx.core.bool of shape \(2, 3\); expected bool, \(2, 18\)"),
         ({"written": mx.ones((2, TOKENS))}, r"what is written of the history is mlx.core.float32 of shape \(2, 18\)"),
         ({"segment": 0}, "segment is 0 tokens; expected 1 or more"),
     ],
