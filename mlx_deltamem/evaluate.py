@@ -72,7 +72,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--history-tokens",
         type=count_from(1),
-        help="Tokens of text that are seen while a history is read into the memory (default: the model's window).",
+        help="Tokens of text seen at once while a history is read into the memory (default: the model's window).",
     )
     for name, task in TASKS.items():
         group = parser.add_argument_group(f"task {name}", task.source)
