@@ -266,6 +266,8 @@ class ChatCommands:
 
 
 def _shortened(text: str) -> str:
+    """A text on one line, and not too long."""
+    text = " ".join(text.split())
     return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + " ..."
 
 
