@@ -203,7 +203,7 @@ class ChatCommands:
         for turn in self._chat.turns:
             if turn.remembered:
                 tokens = len(turn.opening.ids)
-                text = escape(_shortened(turn.text))
+                text = escape(_shortened(" ".join(turn.text.split())))
                 self._console.print(f"[bold]remembered:[/] {text} ({tokens:,} tokens)", style="dim")
         if not self._chat.turns and not messages:
             self.say("no messages yet")
@@ -266,8 +266,6 @@ class ChatCommands:
 
 
 def _shortened(text: str) -> str:
-    """A text on one line, and not too long."""
-    text = " ".join(text.split())
     return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + " ..."
 
 

@@ -3,9 +3,6 @@ from itertools import pairwise
 
 import mlx.core as mx
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from mlx_lm.sample_utils import make_sampler
 
 from mlx_deltamem import ChatSession, load, read_only
@@ -467,57 +464,3 @@ def test_an_end_token_that_is_not_the_templates_is_taken_back():
         chat.send("Hello there. How are you?", 9)
         assert chat.segments == expected.segments
         assert same_memory(chat, expected, 2e-5)
-
-
-class ChatMachine(RuleBasedStateMachine):
-    """Anything one may do to a chat, in any order: it stays what saying its messages one by one gives."""
-
-    kind, history = "qwen3_tsw_qo", "full"
-
-    def __init__(self):
-        super().__init__()
-        self.chat = new_chat(self.kind, self.history)
-
-    @rule(text=st.sampled_from(["Hi.", "One two.", "What? Now!"]), count=st.integers(1, 4), reading=st.booleans())
-    def send(self, text, count, reading):
-        self.chat.send(text, count, read_only=reading)
-
-    @precondition(lambda self: self.chat._state.turns)
-    @rule()
-    def undo(self):
-        self.chat.undo()
-
-    @precondition(lambda self: self.chat._state.turns)
-    @rule(count=st.integers(1, 4))
-    def regenerate(self, count):
-        self.chat.regenerate(count)
-
-    @precondition(lambda self: self.chat._state.turns)
-    @rule(data=st.data(), text=st.sampled_from(["Changed.", "Other words."]))
-    def edit(self, data, text):
-        self.chat.edit(data.draw(st.integers(0, len(self.chat.messages) - 1)), text)
-
-    @rule()
-    def fork(self):
-        self.chat = self.chat.fork()
-
-    @invariant()
-    def equals_its_tokens_run_afresh(self):
-        fresh = new_chat(self.kind, self.history, self.chat.system)
-        for turn in self.chat._state.turns:
-            fresh._state.run_again(turn)
-        assert fresh.segments == self.chat.segments
-        assert same_memory(self.chat, fresh, 1e-5)
-
-
-@pytest.mark.slow
-@every_history
-@pytest.mark.parametrize("kind", ["qwen3_tsw_qo", "qwen3_ssw_sent"])
-def test_any_sequence_of_changes(kind, history):
-    machine = type("Machine", (ChatMachine,), {"kind": kind, "history": history})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=12, stateful_step_count=8, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
