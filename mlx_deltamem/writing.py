@@ -1,6 +1,6 @@
 """What of a chat is written into the memory: the modes that `write` names, everywhere.
 
-`all` is the reference's way. The measurements behind the default are in the README ("What is written").
+`all` is the reference's way, and the default; the README ("How it works") says what was measured.
 """
 
 WRITES = ("all", "after", "user", "assistant", "none")
