@@ -239,13 +239,10 @@ class ChatState:
 
     def _placed(self, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE) -> tuple[Turn, PromptCache]:
         """The turn with the border before it, and a cache in which what it sees of earlier turns has been read."""
-        if self._history != FULL:
-            cache = make_prompt_cache(self.model)
-        elif self._cache is None:
-            cache = self._run_all()
-        else:
-            cache = self._cache
-        cache[-1].cache = list(self._states)
+        cache = self._cache if self._history == FULL else None
+        if cache is None:
+            cache = self._run_all() if self._history == FULL else make_prompt_cache(self.model)
+            cache[-1].cache = list(self._states)
         self._cache = cache
         turn = self._with_border(turn)
         self._begun_at = turn.before
