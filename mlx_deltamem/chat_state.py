@@ -17,7 +17,7 @@ from mlx_deltamem.history import FULL, History, go_back, mark
 from mlx_deltamem.reads import Reads
 from mlx_deltamem.runner import Progress, read, window, write_text
 from mlx_deltamem.segments import Segments
-from mlx_deltamem.turn import NO_SEGMENTS, Border, States, Turn, segments_of
+from mlx_deltamem.turn import NO_SEGMENTS, Border, States, Turn
 from mlx_deltamem.use import observing
 from mlx_deltamem.visible import seen_before
 
@@ -101,15 +101,14 @@ class ChatState:
         Raises:
             ValueError: They do not.
         """
-        self._check_fits("message with its reply", len(turn.segments.ids), turn, self.turns[:index])
+        self._check_fits("message with its reply", turn.length, turn, self.turns[:index])
 
     def _check_fits(self, what: str, tokens: int, turn: Turn, earlier: Sequence[Turn]) -> None:
         longest = window(self.model)
-        seen = (
-            len(segments_of(earlier).ids)
-            if self._history == FULL
-            else len(seen_before(turn, earlier, self._history).ids)
-        )
+        if self._history == FULL:
+            seen = sum(each.length for each in earlier if not each.remembered)
+        else:
+            seen = len(seen_before(turn, earlier, self._history).ids)
         if longest is not None and seen + tokens > longest:
             raise ValueError(
                 f"the {what} is {tokens} tokens on top of {seen} in view; the model's window is {longest}: "
@@ -129,8 +128,7 @@ class ChatState:
         turn, cache = self._placed(turn, step)
         with observing(self.model, collector := _KeepGates()):
             logits = read(self.model, cache, turn.opening, turn.opening_written, step, progress)
-        drift = Drift(collector.means() or self._all_kept(), {})
-        return replace(turn, between=self._border(), logits=logits, drift=drift)
+        return replace(turn, between=self._border(), logits=logits, drift=self._drift(collector))
 
     def finish(self, turn: Turn, reply: Segments | None = None, ending: Segments | None = None) -> None:
         """End a turn that was begun and add it to the chat.
@@ -154,7 +152,7 @@ class ChatState:
         with observing(self.model, collector := _KeepGates()):
             told = collector.then(progress)
             states = write_text(self.model, self._states, turn.opening, turn.opening_written, step=step, progress=told)
-        self._add(replace(turn, drift=Drift(collector.means() or self._all_kept(), {})), states)
+        self._add(replace(turn, drift=self._drift(collector)), states)
         if self._cache is not None:
             self._cache[-1].cache = list(states)
 
@@ -263,9 +261,8 @@ class ChatState:
             turn, cache = self._placed(turn)
         with observing(self.model, collector := _KeepGates()):
             read(self.model, cache, turn.segments, want_logits=False)
-        drift = Drift(collector.means() or self._all_kept(), {})
         # The text that was read has given way to the text that was written.
-        self._add(replace(turn, between=None, logits=None, drift=drift), list(cache[-1].cache))
+        self._add(replace(turn, between=None, logits=None, drift=self._drift(collector)), list(cache[-1].cache))
 
     def _add(self, turn: Turn, states: States) -> None:
         """Add a turn to the chat, with how far it moved the memory."""
@@ -319,8 +316,9 @@ class ChatState:
         layout: MemoryLayout = self.model.memory_layout
         return [mx.zeros((1, *shape)) for shape in layout.shapes]
 
-    def _all_kept(self) -> dict[int, float]:
-        return {layer: 1.0 for layer, state in enumerate(self._states) if state.size}
+    def _drift(self, gates: "_KeepGates") -> Drift:
+        """The share of the memory that a turn kept; how far it moved the memory is known when it has ended."""
+        return Drift(gates.means() or {layer: 1.0 for layer, state in enumerate(self._states) if state.size}, {})
 
 
 class _KeepGates:

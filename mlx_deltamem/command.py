@@ -32,6 +32,20 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
+def standard_input(wanted: str) -> str:
+    """All of standard input.
+
+    Args:
+        wanted: The name of what is expected there, for the error.
+
+    Raises:
+        ValueError: It is closed.
+    """
+    if sys.stdin is None:
+        raise ValueError(f"standard input is closed; expected {wanted} there")
+    return sys.stdin.read()
+
+
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """A warning as a user reads it, without the place in the code that it comes from."""
     print(f"warning: {message}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """Generate text with a model that has a memory: one prompt, or several as the turns of one chat."""
 
 import argparse
-import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
 
@@ -11,7 +10,7 @@ from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, GenerationResponse, str2
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.cache import make_prompt_cache, memory
-from mlx_deltamem.command import command
+from mlx_deltamem.command import command, standard_input
 from mlx_deltamem.files import user_path
 from mlx_deltamem.options import add_chat_options, add_model_options, count_from, load_model, open_chat, reply_options
 from mlx_deltamem.progress import reading_progress
@@ -62,7 +61,7 @@ def main() -> None:
     args = setup_arg_parser().parse_args()
     if not args.prompt and not args.remember:
         raise ValueError("there is no --prompt and no --remember; expected one of them")
-    prompts = [_standard_input() if prompt == "-" else prompt for prompt in args.prompt]
+    prompts = [standard_input("the prompt") if prompt == "-" else prompt for prompt in args.prompt]
     model, tokenizer = load_model(args)
     is_chat = tokenizer.has_chat_template and not args.ignore_chat_template
     _check(args, is_chat)
@@ -70,12 +69,6 @@ def main() -> None:
     states = answer(model, tokenizer, prompts, args)
     if args.verbose:
         print(f"Memory: {_memory_line(states)}")
-
-
-def _standard_input() -> str:
-    if sys.stdin is None:
-        raise ValueError("standard input is closed; expected the prompt there")
-    return sys.stdin.read()
 
 
 def _check(args: argparse.Namespace, is_chat: bool) -> None:

@@ -1,9 +1,9 @@
-"""What a user names to be remembered on a command line: a text, a file of text, or a file of messages."""
+"""Reads the text or the file that a user names on a command line to be remembered."""
 
 import json
-import sys
 from pathlib import Path
 
+from mlx_deltamem.command import standard_input
 from mlx_deltamem.files import user_path
 from mlx_deltamem.messages import Message, parse_messages
 
@@ -31,9 +31,7 @@ def read_remembered(path: Path) -> str | tuple[Message, ...]:
         OSError: It cannot be read.
     """
     if str(path) == "-":
-        if sys.stdin is None:
-            raise ValueError("standard input is closed; expected the text to remember there")
-        return sys.stdin.read()
+        return standard_input("the text to remember")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

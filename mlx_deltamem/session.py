@@ -328,7 +328,10 @@ class ChatSession:
         system, set_memory = self.system, self._state.states if self._state.memory_set else None
         try:
             with self._state.all_or_nothing():
-                self._edit_system(text) if place < 0 else self._edit(*self._place(place), text)
+                if place < 0:
+                    self._edit_system(text)
+                else:
+                    self._edit(*self._place(place), text)
         except BaseException:
             self.system = system
             raise
@@ -522,9 +525,8 @@ class ChatSession:
         if tools := self._template_options.get("tools"):
             # Markers of calls may be special tokens, which the text does not have.
             text, calls = find_tool_calls(self.tokenizer, text if reply.is_stopped else reply.ids, tools)
-        turn = replace(turn, reply=text, tool_calls=tuple(calls))
-        turn = replace(turn, ending=self._text.ending(self._state.turns, turn.messages, text))
-        finish_reply(self._state, turn, reply)
+        ending = self._text.ending(self._state.turns, turn.messages, text)
+        finish_reply(self._state, replace(turn, reply=text, tool_calls=tuple(calls), ending=ending), reply)
 
     def _point(self) -> _Point:
         """Where the chat is now."""

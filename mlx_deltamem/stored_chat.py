@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import mlx.core as mx
 import mlx_lm
@@ -28,6 +29,7 @@ READABLE_VERSIONS = (1, 2)
 # The borders that a file keeps: those of the last turns, and the first ones of some turns before.
 _LAST_TURNS = 24
 _EARLIER_TURNS = 16
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True)
@@ -242,27 +244,25 @@ def _check_options(options: dict[str, object]) -> dict[str, object]:
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"there is a {type(value).__name__} where a text is expected")
-    value.encode()
+    _typed(value, str, "a text").encode()
     return value
 
 
 def _list(value: object) -> list[object]:
-    if not isinstance(value, list):
-        raise ValueError(f"there is a {type(value).__name__} where a list is expected")
-    return value
+    return _typed(value, list, "a list")
 
 
 def _boolean(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"there is a {type(value).__name__} where true or false is expected")
-    return value
+    return _typed(value, bool, "true or false")
 
 
 def _mapping(value: object) -> dict[str, object]:
-    if not isinstance(value, dict):
-        raise ValueError(f"there is a {type(value).__name__} where an object is expected")
+    return _typed(value, dict, "an object")
+
+
+def _typed(value: object, kind: type[_Kind], expected: str) -> _Kind:
+    if not isinstance(value, kind):
+        raise ValueError(f"there is a {type(value).__name__} where {expected} is expected")
     return value
 
 

@@ -1,6 +1,6 @@
 """One turn of a chat: what was said or remembered, the tokens that were run for it, and the ways back."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -117,9 +117,14 @@ class Turn:
         return max(self.opening.sentence_ids, default=-1) + 1
 
     @property
+    def length(self) -> int:
+        """The number of all tokens of the turn."""
+        return len(self.opening.ids) + len(self.reply_ids) + len(self.ending.ids)
+
+    @property
     def segments(self) -> Segments:
         """All tokens of the turn."""
-        return _joined([self.opening, self.reply_segments, self.ending])
+        return joined([self.opening, self.reply_segments, self.ending])
 
 
 def part(segments: Segments, where: slice) -> Segments:
@@ -129,11 +134,11 @@ def part(segments: Segments, where: slice) -> Segments:
 
 def segments_of(turns: Iterable[Turn]) -> Segments:
     """All tokens of a chat's text, one turn after the other; what was remembered is no part of it."""
-    return _joined([turn.segments for turn in turns if not turn.remembered])
+    return joined([turn.segments for turn in turns if not turn.remembered])
 
 
-def _joined(parts: Iterable[Segments]) -> Segments:
-    parts = list(parts)
+def joined(parts: Sequence[Segments]) -> Segments:
+    """The tokens of some texts, one after the other."""
     return Segments(
         [token for part in parts for token in part.ids],
         [index for part in parts for index in part.message_ids],

@@ -47,5 +47,5 @@ def _tokens_of_tool_loop(said: Sequence[Turn], turn: Turn) -> int:
     for earlier in reversed(said):
         if turn.messages[0]["role"] != "tool":
             break
-        tokens, turn = tokens + len(earlier.segments.ids), earlier
+        tokens, turn = tokens + earlier.length, earlier
     return tokens

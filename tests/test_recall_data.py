@@ -8,7 +8,7 @@ from mlx_deltamem.recall.split import side_of
 from mlx_deltamem.recall.vocabulary import keys, values
 from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
 from mlx_deltamem.training.records import read_file
-from mlx_deltamem.training.told import NOTHING
+from mlx_deltamem.turn import NO_SEGMENTS
 from tests.conftest import backbone
 from tests.test_segments import golden_tokenizer
 from tests.tool_runs import records_of, runner
@@ -108,7 +108,7 @@ def test_what_is_kept_has_no_history_and_is_written(write, tmp_path):
     assert len(episodes[0]) == len(episodes[1]) == 40
     for dropped, kept in zip(*episodes.values(), strict=True):
         assert not dropped.writes_questions and kept.writes_questions
-        assert kept.history == NOTHING
+        assert kept.history == NO_SEGMENTS
         assert kept.questions[0].ids == dropped.history.ids + dropped.questions[0].ids
 
 

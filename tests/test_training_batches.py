@@ -14,7 +14,7 @@ from mlx_deltamem.training.batches import Asked, Batch, BatchMaker, _rounded
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.feed import Feed
 from mlx_deltamem.training.order import BatchOrder
-from mlx_deltamem.training.told import NOTHING
+from mlx_deltamem.turn import NO_SEGMENTS
 from tests.training_cases import VARIANTS, as_read, episode, half_written, in_turns, towards
 
 TSW = DeltaMemConfig()
@@ -120,7 +120,7 @@ def test_kinds_as_numbers():
 
 
 def test_batches_without_histories():
-    batch = BatchMaker(VARIANTS["SSW"]).batch([Episode(NOTHING, (Question([1, 2], 1, (1, 1)),))] * 2)
+    batch = BatchMaker(VARIANTS["SSW"]).batch([Episode(NO_SEGMENTS, (Question([1, 2], 1, (1, 1)),))] * 2)
     assert batch.history.shape == (2, 0) and batch.lengths.tolist() == [0, 0]
     assert batch.shares is None
 
@@ -134,7 +134,7 @@ def test_batches_without_histories():
 )
 def test_the_units_of_histories(kind, units):
     maker = BatchMaker(DeltaMemConfig(memory_write_granularity=kind))
-    shares = np.array(maker.batch([_plain(5), Episode(NOTHING, _plain(5).questions)]).shares)
+    shares = np.array(maker.batch([_plain(5), Episode(NO_SEGMENTS, _plain(5).questions)]).shares)
     assert shares.shape == (2, 8, 16) and shares.dtype == np.float32
     units = np.array(units)
     assert np.allclose(shares[0, :3, :5], units / np.maximum(units.sum(axis=1, keepdims=True), 1))

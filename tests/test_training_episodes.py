@@ -15,7 +15,7 @@ from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
 from mlx_deltamem.training.records import Record, RecordError
-from mlx_deltamem.training.told import NOTHING
+from mlx_deltamem.turn import NO_SEGMENTS
 from tests.conftest import backbone
 from tests.test_segments import chat, golden_tokenizer, written
 from tests.training_cases import as_read
@@ -68,7 +68,7 @@ def test_the_last_messages_are_read_and_the_earlier_ones_written(recent, system)
 def test_a_chat_that_is_no_longer_than_what_is_read_has_no_history():
     for recent in (5, 9):
         [episode], counts = make(record(TALK), recent_messages=recent)
-        assert episode.history == NOTHING
+        assert episode.history == NO_SEGMENTS
         assert text(episode.questions[0].ids) == rendered(TALK)
         assert counts.rows() == [("episodes", 1), ("questions", 1), ("without a history", 1)]
 
@@ -114,7 +114,7 @@ def test_what_is_written_by_default_and_in_whole():
 
 def test_where_nothing_is_written_there_is_no_history():
     [episode], counts = make(record(TALK), write="none", context=True)
-    assert episode.history == NOTHING and episode.questions[0].written is False
+    assert episode.history == NO_SEGMENTS and episode.questions[0].written is False
     assert [text(each.ids) for each in episode.context] == [rendered(TALK)]
     assert counts.rows() == [("episodes", 1), ("questions", 1), ("without a history", 1)]
 
@@ -158,7 +158,7 @@ def test_turn_by_turn_whole_turns_are_kept():
 
 def test_turn_by_turn_a_first_turn_is_written_whole():
     [episode], _ = make(record(TALK[:3]), write="all", turn_by_turn=True)
-    assert episode.history == NOTHING and episode.turns == () and episode.questions[0].written is True
+    assert episode.history == NO_SEGMENTS and episode.turns == () and episode.questions[0].written is True
     # Turns that end without a reply, and one that begins with it.
     messages = [TALK[0], TALK[2], TALK[1], TALK[3], *TALK[2:]]
     episodes, _ = make(record(messages), turn_by_turn=True)

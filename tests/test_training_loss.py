@@ -28,7 +28,8 @@ from mlx_deltamem.training.passes import corrupted
 from mlx_deltamem.training.records import records_of_rows
 from mlx_deltamem.training.run import freeze_all_but_adapter
 from mlx_deltamem.training.settings import RECIPE
-from mlx_deltamem.training.told import NOTHING, Written
+from mlx_deltamem.training.told import Written
+from mlx_deltamem.turn import NO_SEGMENTS
 from mlx_deltamem.use import observing, write_mask
 from tests.conftest import backbone, distance
 from tests.double import use_float64
@@ -66,7 +67,7 @@ TERMS = {
 }
 EPISODES = [episode(11, (9, 3), (5, 2)), episode(3, (6, 2)), episode(14, (7, 4), seed=1)]
 # Their texts are written as they are read, one of them with nothing before it.
-WRITTEN = [as_read(each) for each in (*EPISODES, replace(EPISODES[1], history=NOTHING))]
+WRITTEN = [as_read(each) for each in (*EPISODES, replace(EPISODES[1], history=NO_SEGMENTS))]
 # Of these, some tokens are written, in their texts too.
 MASKED = [half_written(each) for each in EPISODES]
 # Of these, the histories are written in several passes, one of them in one.
@@ -345,7 +346,7 @@ def test_a_batch_of_other_targets_is_as_its_episodes_one_by_one(of_all, terms):
 
 def test_what_the_frozen_model_says_itself_costs_nothing():
     module = episode_model(terms=EVERYTHING)
-    batch = batch_of(module, [towards(replace(each, history=NOTHING), "frozen") for each in EPISODES])
+    batch = batch_of(module, [towards(replace(each, history=NO_SEGMENTS), "frozen") for each in EPISODES])
     loss, tokens = module(batch)
     sparsity = EVERYTHING.sparsity * EVERYTHING.sparsity_target**2
     assert loss.item() == pytest.approx(sparsity, abs=1e-6) and tokens.item() == 11
@@ -444,7 +445,7 @@ def test_a_compiled_step_of_texts_that_are_written_in_part(segment, episodes):
     [("corrupted", False), ("corrupted", True), ("zeroed", False)],
 )
 def test_a_state_without_a_history_is_compared_with_no_other(terms, writes):
-    untold = [as_read(replace(each, history=NOTHING), writes) for each in EPISODES]
+    untold = [as_read(replace(each, history=NO_SEGMENTS), writes) for each in EPISODES]
     plain, compared = episode_model(terms=TERMS["none"]), episode_model(terms=TERMS[terms])
     losses = [module(batch_of(module, untold))[0].item() for module in (plain, compared)]
     assert losses[0] == losses[1] > 0

@@ -1,7 +1,7 @@
 """Which values, keys and phrasings a model is trained on, and which are kept to test it."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,9 +23,18 @@ class Split:
     phrasings: Side = "train"
 
     def __post_init__(self) -> None:
-        for name, side in vars(self).items():
-            if side not in SIDES:
-                raise ValueError(f"{name} of a split is {side!r}; it must be one of {', '.join(SIDES)}")
+        check_sides(vars(self))
+
+
+def check_sides(sides: Mapping[str, str]) -> None:
+    """Check the sides of a split, by the name of what is split.
+
+    Raises:
+        ValueError: One is no side.
+    """
+    for name, side in sides.items():
+        if side not in SIDES:
+            raise ValueError(f"{name} of a split is {side!r}; it must be one of {', '.join(SIDES)}")
 
 
 def side_of(value: str) -> Side:

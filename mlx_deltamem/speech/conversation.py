@@ -2,18 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Literal, TypedDict
+from typing import Literal
+
+from mlx_deltamem.recall import Message
 
 Kind = Literal["fact", "two_facts", "assistant", "update", "deletion", "absent", "aggregated", "reverse"]
 Style = Literal["plain", "small_talk", "buried", "with_request", "two_facts", "assistant"]
 TurnKind = Literal["told", "assistant", "update", "deletion", "ordinary"]
-
-
-class Message(TypedDict):
-    """A message of a chat."""
-
-    role: str
-    content: str
 
 
 @dataclass(frozen=True)

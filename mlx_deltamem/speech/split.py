@@ -6,7 +6,7 @@ side that it has in `mlx_deltamem.recall`, so that both kinds of data can be tra
 
 from dataclasses import dataclass
 
-from mlx_deltamem.recall.split import SIDES, Side, side_of
+from mlx_deltamem.recall.split import SIDES, Side, check_sides, side_of
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Split:
     Subjects, such as the cousin whose birthday it is, small talk and ordinary turns are the same on every side.
 
     Raises:
-        ValueError: A side is none.
+        ValueError: One is neither `train` nor `held_out`.
     """
 
     values: Side = "train"
@@ -24,9 +24,7 @@ class Split:
     wordings: Side = "train"
 
     def __post_init__(self) -> None:
-        for name, side in vars(self).items():
-            if side not in SIDES:
-                raise ValueError(f"{name} of a split is {side!r}; it must be one of {', '.join(SIDES)}")
+        check_sides(vars(self))
 
 
 __all__ = ["SIDES", "Side", "Split", "side_of"]

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from mlx_deltamem.runner import start_length
 from mlx_deltamem.segments import Message, Segments, token_roles
-from mlx_deltamem.turn import part
+from mlx_deltamem.turn import NO_SEGMENTS, joined, part
 from mlx_deltamem.writing import AFTER, ALL, NONE, writes_role
 
-NOTHING = Segments([], [], [])
 # Whether tokens are written into the memory: all of a text alike, or each.
 Written = bool | list[bool]
 
@@ -18,7 +16,7 @@ Written = bool | list[bool]
 class Told:
     """A history as it is written: see `Episode`."""
 
-    history: Segments = NOTHING
+    history: Segments = NO_SEGMENTS
     written: Written = True
     turns: tuple[int, ...] = ()
 
@@ -45,7 +43,7 @@ class Told:
             segments.append(turn.history.later(messages))
             messages = max(segments[-1].message_ids, default=-1) + 1
             written += without_start(turn.written, turn.history) if index else flags_of(turn.written, turn.history)
-        return cls(_joined(segments), written, tuple(len(each.ids) for each in segments))
+        return cls(joined(segments), written, tuple(len(each.ids) for each in segments))
 
     def last(self, length: int) -> "Told":
         """The history cut to its last tokens; turn by turn, to whole turns and the end of one that is alone."""
@@ -81,8 +79,3 @@ def flags_of(written: Written, segments: Segments) -> list[bool]:
 def part_of(written: Written, where: slice) -> Written:
     """The flags of some of the tokens."""
     return written if isinstance(written, bool) else written[where]
-
-
-def _joined(parts: Sequence[Segments]) -> Segments:
-    lists = zip(*((each.ids, each.message_ids, each.sentence_ids) for each in parts), strict=True)
-    return Segments(*(list(chain.from_iterable(found)) for found in lists))
