@@ -102,7 +102,7 @@ def said_messages(given: Said) -> tuple[Message, ...]:
     """Messages that a reply can follow.
 
     Raises:
-        ValueError: They are none.
+        ValueError: They are not valid, or one is a message of the assistant.
     """
     messages = parse_messages(given)
     if any(message["role"] == "assistant" for message in messages):
@@ -114,7 +114,7 @@ def system_prompt(text: object) -> str:
     """A system prompt, checked; it may be empty.
 
     Raises:
-        ValueError: It is no text.
+        ValueError: It is not a text, or it is not UTF-8.
     """
     if not isinstance(text, str):
         raise ValueError(f"the system prompt is of type {type(text).__name__}; expected text")

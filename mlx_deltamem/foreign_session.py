@@ -52,7 +52,7 @@ class ForeignSession:
 
 
 def foreign_format(path: Path) -> str | None:
-    """What kind of foreign session a path names, in words; None for anything else, such as an adapter's folder."""
+    """The format of the foreign session at a path, in words; None if there is none, as in an adapter's folder."""
     if path.is_dir():
         return REFERENCE_FORMAT if any((path / name).is_file() for name in (SESSION_FILE, STATE_FILE)) else None
     return SIDECAR_FORMAT if path.suffix == STATES_SUFFIX and path.name != NPZ_FILE else None

@@ -165,7 +165,7 @@ class DeltaMemory(nn.Module):
     def _write_tokens(
         self, engine: Engine, projected: mx.array, state: mx.array, access: Access, weights: PackedWeights
     ) -> tuple[mx.array, mx.array]:
-        """What the tokens read, and the state after those that are written."""
+        """Read with every token and write the tokens that `access` allows; returns the reads and the new state."""
         if access.written is None:
             return engine.scan(projected, weights.gate_bias, state, access.mask)
         idle = mx.where(access.written[..., None], projected, self._idle_gates(projected.dtype))

@@ -13,7 +13,11 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class Function(TypedDict):
-    """What is called: `arguments` are a dict in a `Message`, for chat templates, and JSON text in a found call."""
+    """A function and its arguments.
+
+    In a `Message`, `arguments` is a dict, which chat templates need. In a call that was found in a reply, it is JSON
+    text.
+    """
 
     name: str
     arguments: str | dict[str, Json]

@@ -133,7 +133,7 @@ def _run(
 
 
 def _mask(flags: list[bool]) -> bool | mx.array:
-    """What a call writes, a flag for each token."""
+    """Flags of one call as `writing` takes them: one bool if all are alike, else a mask `[1, T]`."""
     return any(flags) if all(flags) or not any(flags) else mx.array([flags])
 
 

@@ -47,7 +47,7 @@ from mlx_deltamem.writing import NONE as NOTHING
 
 @dataclass(frozen=True)
 class _Point:
-    """What a reply that is asked for follows, and is rendered with."""
+    """The place in a chat at which a reply was asked for, with the settings that its text depends on."""
 
     state: ChatState
     turns: tuple[Turn, ...]
@@ -297,8 +297,8 @@ class ChatSession:
         written when it had ended, or it is to leave the memory as it is from now on (`with read_only(model)`).
 
         Raises:
-            ValueError: The last turn is none with a reply, an option is out of range, or a reply is under way; after an
-                error, the reply is as it was.
+            ValueError: There is no last turn, it has no reply, an option is out of range, or a reply is under way.
+                After an error the reply is as it was.
         """
         last = self._last_turn("regenerate")
         if last.remembered:

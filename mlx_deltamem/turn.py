@@ -73,7 +73,7 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """What was said or remembered, as one text."""
+        """The messages of the turn as one text."""
         return "\n".join(message["content"] for message in self.messages)
 
     @property

@@ -144,7 +144,7 @@ class Use:
         return Access(mask, self.writing, units, written)
 
     def _written(self, batch: int, length: int) -> mx.array | None:
-        """Which of `[batch, length]` tokens are written; None: all."""
+        """The mask `[batch, length]` of the tokens that are written; None: all are."""
         if self.written is None:
             return None
         if self.written.shape not in ((batch, length), (batch, 1)):

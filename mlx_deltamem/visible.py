@@ -1,4 +1,4 @@
-"""What a turn sees of a chat before its own messages, where the model does not see the whole text."""
+"""The earlier text that is read again before a turn, in chats that do not keep their whole text in view."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What of a chat is written into the memory: the modes that `write` names, everywhere.
+"""The names of the `write` modes, which decide which tokens of a chat are written into the memory.
 
 `all` is the reference's way, and the default; the README ("How it works") says what was measured.
 """

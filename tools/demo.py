@@ -69,7 +69,7 @@ def show_memory(console: Console, chat: ChatSession, text: str) -> None:
 
 
 def with_text(model: nn.Module, tokenizer: TokenizerWrapper, text: str, question: str) -> str:
-    """What the frozen model replies that sees what was told, and has no memory."""
+    """The reply of the frozen model, which sees the text and has no memory."""
     chat = ChatSession(model, tokenizer, history="full", write="none")
     chat.send(text, REPLY_TOKENS)
     return chat.send(question, REPLY_TOKENS)

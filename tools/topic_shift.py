@@ -1,4 +1,4 @@
-"""What a memory keeps when the topic changes: `python -m tools.topic_shift --output FOLDER`.
+"""Measure how much a memory keeps when the topic changes: `python -m tools.topic_shift --output FOLDER`.
 
 Each chat tells a fact, changes the topic a number of times, and tells another fact at the end. Then both are asked for.
 The chats are real ones, history `none`, with the model's own replies, in three ways: everything is written, only the
@@ -65,7 +65,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Script:
-    """What is said in a chat: facts as (statement, question, value, other values), and blocks of idle turns."""
+    """The user's messages in a chat: facts (statement, question, value, other values), and blocks of idle turns."""
 
     facts: list[tuple[str, str, str, tuple[str, ...]]]
     blocks: list[list[str]]
@@ -137,7 +137,7 @@ def hold(
 
 
 def make_script(index: int, shifts: int, block: int) -> Script:
-    """What is said in chat `index`; the facts are the same however often the topic changes."""
+    """The script of chat `index`; the facts are the same however often the topic changes."""
     settings = EpisodeSettings(facts=(2, 2), split=Split(values="held_out"))
     episode = make_episode(settings, "topic-shift", index)
     lists = {key.name: key.values for key in keys()}

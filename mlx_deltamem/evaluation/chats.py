@@ -21,8 +21,8 @@ class Chats:
     """Asks questions in chats.
 
     The user's messages of a question's history are said one after the other, and the model replies to each in its own
-    words, greedily; what the history has as replies is put in their place only where the question says so
-    (`Question.given_replies`). Then the question is asked, without any text that ends the reply early.
+    words, greedily. The replies in the history are used only where the question asks for it
+    (`Question.given_replies`). Then the question is asked; no stop text ends the reply early.
 
     Args:
         model: An attached model.

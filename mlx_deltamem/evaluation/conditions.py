@@ -1,4 +1,5 @@
-"""What the model is given with a question: its history in the text, in the memory, in both, nowhere, or in a chat."""
+"""The conditions of a comparison: each question is asked with its history in the text, in the memory, in both, in a
+chat, or without it."""
 
 import re
 from collections.abc import Sequence

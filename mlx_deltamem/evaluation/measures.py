@@ -1,4 +1,4 @@
-"""What is measured while questions are asked."""
+"""Sums of tokens, seconds, bytes and memory statistics, collected while questions are asked."""
 
 from dataclasses import dataclass
 

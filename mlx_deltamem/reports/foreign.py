@@ -1,4 +1,4 @@
-"""What is to be known of a chat that another implementation saved."""
+"""The report of `inspect` on a chat that another implementation saved."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from mlx_deltamem.reports.states import StateReport, state_arrays, state_reports
 
 @dataclass(frozen=True)
 class ForeignReport:
-    """What is to be known of a foreign chat.
+    """The facts about a foreign chat that `inspect` shows.
 
     Attributes:
         kind: "foreign session".

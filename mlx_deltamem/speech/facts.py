@@ -36,7 +36,7 @@ class Fact:
     by_name: bool = True
 
     def blanks(self, use: str) -> dict[str, str]:
-        """What the slots of its wordings are filled with, to `tell`, to `ask` and to `answer`."""
+        """The texts for the slots of its wordings, to `tell`, to `ask` and to `answer`."""
         found = self.subject.blanks(use, self.by_name) if self.subject else {}
         if self.values:
             found["value"] = self.values[-1]

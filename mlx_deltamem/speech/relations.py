@@ -1,4 +1,4 @@
-"""What can be told: the relations of the files in `relations/`, one file a theme.
+"""The relations that facts can be told about: those of the files in `relations/`, one file a theme.
 
 A relation has these entries; a text has a wording on each of its lines:
 

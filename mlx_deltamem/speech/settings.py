@@ -1,4 +1,4 @@
-"""What conversations are made of."""
+"""The settings of conversations."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ _SHARES = "updates deletions siblings two_facts small_talk buried with_request l
 
 @dataclass(frozen=True)
 class SpeechSettings:
-    """What a conversation is made of. A range (low, high) is drawn from evenly, both ends included.
+    """The settings of one conversation. A range (low, high) is drawn from evenly, both ends included.
 
     Attributes:
         facts: Facts told.

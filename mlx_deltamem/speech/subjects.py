@@ -37,7 +37,7 @@ class Subject:
         return self.it or self.name or self.role
 
     def blanks(self, use: str, by_name: bool = True) -> dict[str, str]:
-        """What its slots are filled with, to `tell` of it, to `ask` and to `answer`.
+        """The texts for its slots, to `tell` of it, to `ask` and to `answer`.
 
         Who has a name and a role is told of by both, and asked for by one of them: `by_name`, or by role.
         """

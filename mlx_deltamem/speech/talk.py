@@ -1,4 +1,4 @@
-"""What is said around facts, alike for all relations, as `talk.yaml` lists it."""
+"""Sentences around facts, the same for all relations; `talk.yaml` lists them."""
 
 from functools import cache
 from importlib.resources import files

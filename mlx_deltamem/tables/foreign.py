@@ -9,7 +9,7 @@ from mlx_deltamem.tables.layout import columns, count, facts, number, span
 
 
 def foreign_tables(report: ForeignReport) -> list[RenderableType]:
-    """What is to be known of a foreign chat."""
+    """The tables that `inspect` prints for a foreign chat."""
     shape = "x".join(map(str, report.state_shape))
     tokens = "" if report.tokens is None else f", in all {count(report.tokens, 'tokens')}"
     memory = f"{shape} float32 in {count(len(report.states), 'layers')}: {report.state_bytes:,} bytes"

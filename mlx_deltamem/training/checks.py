@@ -1,4 +1,4 @@
-"""What a run's data must be like for the run to begin."""
+"""Checks of the training data before a run begins."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What became of a data set's records."""
+"""Counts of the records of a data set that are used, and of those that are refused."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ _NOTES = (
 
 @dataclass
 class Counts:
-    """What became of a data set's records: each answer is a question of an episode, or was refused.
+    """Counts of a data set's records. Each answer becomes a question of an episode, or is refused.
 
     Attributes:
         found: Episodes, their questions, questions of some kinds, and refused records by the kind of fault.
@@ -35,6 +35,6 @@ class Counts:
         self.found.update(name for name, holds in zip(_NOTES, cases, strict=True) if holds)
 
     def rows(self) -> list[tuple[str, int]]:
-        """What to tell the user, most important first."""
+        """The counts to show to the user, the most important first."""
         order = ("episodes", "questions", *_FORMS, *_NOTES)
         return [(name, self.found[name]) for name in order if self.found[name]]
