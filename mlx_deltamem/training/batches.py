@@ -61,7 +61,7 @@ class Frozen(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B episodes with N questions: as many for each as the one with the most has, where need be filled up.
+    """B episodes with their N questions, which are filled up with copies that do not count.
 
     Attributes:
         history: `[B, W]` int32, padded at the right; W is 0 where no episode has a history. Where it is written in
@@ -69,7 +69,7 @@ class Batch(NamedTuple):
         lengths: `[B]` int32, the tokens of each history.
         shares: `[B, U, W]` float32, the share of each token in its unit (a message or a sentence), for adapters that
             write means; else None. Units that fill up have no tokens.
-        rows: `[N]` int32, the episode of each question.
+        rows: `[N]` int32, the episode of each question, or of the copy that fills up.
         writes: Whether the questions are written into the memory as they are read; all of a batch are, or none.
         written: `[B, W]` bool, the tokens of the histories that are written; None: all. `shares` know it already.
         asked: The questions.
@@ -123,10 +123,13 @@ class BatchMaker:
         """A batch of episodes, at least one; all with a context for the teacher or none, and all of which the questions
         are written, or none."""
         history, lengths, written = _histories(episodes)
-        most = max(len(episode.questions) for episode in episodes)
-        slots = [(row, index) for row in range(len(episodes)) for index in range(most)]
-        asked = [_at(episodes[row].questions, index) for row, index in slots]
-        context = [_at(episodes[row].context, index) for row, index in slots] if episodes[0].context else None
+        slots = [(row, index) for row, each in enumerate(episodes) for index in range(len(each.questions))]
+        counted = len(slots)
+        slots += slots[:1] * (_rounded(counted, _LEAST_STEP_OF_ROWS) - counted)
+        asked = [(episodes[row].questions[index], at < counted) for at, (row, index) in enumerate(slots)]
+        context = None
+        if episodes[0].context:
+            context = [(episodes[row].context[index], at < counted) for at, (row, index) in enumerate(slots)]
         return Batch(
             history,
             lengths,
@@ -205,11 +208,6 @@ def _frozen(questions: Sequence[tuple[Question, bool]]) -> Frozen | None:
     for place, row in enumerate(rows):
         weights[place, : answers[row]] = questions[row][0].weight
     return Frozen(mx.array(rows + rows[:1] * (count - len(rows)), mx.int32), mx.array(weights))
-
-
-def _at(questions: Sequence[Question], index: int) -> tuple[Question, bool]:
-    """A question and whether it counts: where there are fewer, the first one fills up and does not."""
-    return (questions[index], True) if index < len(questions) else (questions[0], False)
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
