@@ -8,6 +8,8 @@ from pathlib import Path
 
 CONFIG_FILE = "delta_mem_config.json"
 HEADS = ("q", "k", "v", "o")
+# Fields that the reference does not have, and refuses by name; off where a file does not have them.
+OWN_FIELDS = ("read_gate",)
 
 # Far beyond any use; over much larger states MLX crashes, rather than to say that there is no memory for them.
 _LARGEST = 1024
@@ -72,6 +74,8 @@ class DeltaMemConfig:
         delta_o_rmsnorm: Normalise the correction of the attention output, with `delta_o_rmsnorm_eps`.
         trainable_delta_scale: A learned factor in (0, delta_scale_max) on the corrections, starting at
             `delta_scale_init`, one per `layer` or per `head` (`delta_scale_granularity`).
+        read_gate: A gate on what each token reads, one per state head, by which the memory can be silent. It is no
+            field of the reference's; where it is false, files do not have it.
 
     Raises:
         ValueError: A field has a value that is not allowed; all such fields are named.
@@ -99,6 +103,7 @@ class DeltaMemConfig:
     delta_scale_max: float = 2.0
     delta_scale_granularity: str = "layer"
     delta_scale_parameterization: str = "alpha_over_rank"
+    read_gate: bool = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -169,8 +174,10 @@ class DeltaMemConfig:
             raise ValueError(f"{path}: {error}") from None
 
     def to_json(self) -> str:
-        """The text of a `delta_mem_config.json`, which the reference reads too."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """The text of a `delta_mem_config.json`; the reference reads it too, where no field of `OWN_FIELDS` is set."""
+        left_out = {name for name in OWN_FIELDS if not getattr(self, name)}
+        values = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return json.dumps(values, indent=2) + "\n"
 
 
 @dataclass(frozen=True)
@@ -274,4 +281,5 @@ _RULES: dict[str, _Rule] = {
     "delta_scale_max": _number(above=0),
     "delta_scale_granularity": _choice("layer", "head"),
     "delta_scale_parameterization": _choice("alpha_over_rank"),
+    "read_gate": _boolean(),
 }

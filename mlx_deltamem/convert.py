@@ -15,7 +15,7 @@ from mlx_deltamem.adapter import CARD_FILE, WEIGHTS_FILE, Adapter, changed, chec
 from mlx_deltamem.adapter_folder import NPZ_FILE, PLAIN_FILE, TORCH_FILE, load_adapter, save_adapter
 from mlx_deltamem.card import provenance_card
 from mlx_deltamem.command import command
-from mlx_deltamem.config import CONFIG_FILE
+from mlx_deltamem.config import CONFIG_FILE, OWN_FIELDS
 from mlx_deltamem.convert_session import convert_session
 from mlx_deltamem.files import check_absent, new_folder, user_path
 from mlx_deltamem.upload import add_upload_options, check_names, upload_folder
@@ -85,6 +85,8 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
         save_adapter(converted, target)
     else:
         check_weights(converted)
+        if own := [name for name in OWN_FIELDS if getattr(adapter.config, name)]:
+            raise ValueError(f"{source} has {', '.join(own)}, which the reference does not know; use it with MLX only")
         with new_folder(target) as folder:
             (folder / CONFIG_FILE).write_text(adapter.config.to_json(), encoding="utf-8")
             torch_file.save(folder / TORCH_FILE, weights)

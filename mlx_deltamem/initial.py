@@ -9,6 +9,9 @@ from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.memory import AttentionShape, parameter_shapes
 from mlx_deltamem.tokens import SMALLEST_NORM
 
+# The bias of a read gate that has not learned yet when to close: it lets through 95 %.
+OPEN_GATE = 3.0
+
 
 def initial_parameters(
     config: DeltaMemConfig, shape: AttentionShape, frozen: Mapping[str, mx.array]
@@ -48,6 +51,7 @@ def _initial_head(config: DeltaMemConfig, size: tuple[int, ...], frozen: mx.arra
 _INITIAL_VALUES = {
     "beta_bias": lambda config: config.beta_bias_init,
     "lambda_bias": lambda config: -config.beta_bias_init,
+    "read_gate_bias": lambda _: OPEN_GATE,
     "delta_o_rmsnorm_weight": lambda _: 1.0,
     # The inverse of scale = max * sigmoid(raw).
     "delta_scale_raw": lambda config: math.log(

@@ -48,6 +48,11 @@ def parameter_shapes(config: DeltaMemConfig, shape: AttentionShape) -> dict[str,
     shapes |= {"beta_proj": (gates, shape.hidden), "beta_bias": (gates,)}
     if not config.couple_lambda:
         shapes |= {"lambda_proj": (gates, shape.hidden), "lambda_bias": (gates,)}
+    if config.read_gate:
+        shapes |= {
+            "read_gate_proj": (config.num_state_heads, shape.hidden),
+            "read_gate_bias": (config.num_state_heads,),
+        }
     if config.trainable_delta_scale:
         shapes["delta_scale_raw"] = (len(HEADS) if config.delta_scale_granularity == "head" else 1,)
     if config.delta_o_rmsnorm:
@@ -152,7 +157,8 @@ class DeltaMemory(nn.Module):
         engine = engine_for(self.variant, x.dtype, self.training, access.mask is not None)
         if not access.writing:
             gates_of = functools.partial(self._unused_gates, x, weights)
-            return Reads(engine.read(x @ weights.queries, state, access.mask), weights, gates_of, written=False), state
+            reads = self._let_through(engine.read(x @ weights.queries, state, access.mask), x, weights)
+            return Reads(reads, weights, gates_of, written=False), state
         projected = x @ weights.inputs
         if access.units is None:
             reads, state = self._write_tokens(engine, projected, state, access, weights)
@@ -160,6 +166,7 @@ class DeltaMemory(nn.Module):
             reads = engine.read(projected, state, access.mask)
             state = self._write_means(projected, state, access.units, weights)
         gates_of = functools.partial(self._gates, projected, weights.gate_bias)
+        reads = self._let_through(reads, x, weights)
         return Reads(reads, weights, gates_of, written=True, written_tokens=access.written), state
 
     def _write_tokens(
@@ -175,6 +182,15 @@ class DeltaMemory(nn.Module):
         # A row that writes nothing keeps its state bit for bit, whatever the engine multiplies it by.
         writes = access.written.any(axis=1)[:, None, None, None]
         return reads, mx.where(writes, new_state, state)
+
+    def _let_through(self, reads: mx.array, x: mx.array, weights: PackedWeights) -> mx.array:
+        """What the tokens read `[B, T, H * r]`, as far as their read gates let it through."""
+        if weights.read_gate is None:
+            return reads
+        projection, bias = weights.read_gate
+        gate = mx.sigmoid((x @ projection).astype(mx.float32) + bias).astype(reads.dtype)
+        by_head = reads.reshape(*reads.shape[:-1], self.config.num_state_heads, -1) * gate[..., None]
+        return by_head.reshape(reads.shape)
 
     def _idle_gates(self, dtype: mx.Dtype) -> mx.array:
         """`[P]`: projections whose gates leave the state as it is, β = 0 and λ = 1 exactly, in every engine."""
@@ -234,6 +250,11 @@ class DeltaMemory(nn.Module):
                 if projection in self.corrected
             },
             output_norm=norm,
+            read_gate=(
+                (self.read_gate_proj.astype(dtype).T, self.read_gate_bias.astype(mx.float32))
+                if config.read_gate
+                else None
+            ),
         )
 
     def _projections(self) -> dict[str, tuple[str, ...]]:

@@ -18,6 +18,8 @@ class PackedWeights:
         gate_bias: float32.
         corrections: By name of the backbone's projection, `[H * r, width]` in the same dtype, scale included.
         output_norm: Weight and epsilon of the norm of the output's correction, if it has one.
+        read_gate: `[hidden, H]` in the activations' dtype and `[H]` float32: the projection to the gates on what is
+            read, and their bias; None: the adapter has none.
     """
 
     sources: list[mx.array]
@@ -26,11 +28,12 @@ class PackedWeights:
     gate_bias: mx.array
     corrections: dict[str, mx.array]
     output_norm: tuple[mx.array, float] | None
+    read_gate: tuple[mx.array, mx.array] | None
 
     def evaluate(self) -> bool:
         """Evaluate the weights, which several threads may use then; False within a function transformation."""
         try:
-            mx.eval(self.inputs, self.queries, self.gate_bias, self.corrections, self.output_norm)
+            mx.eval(self.inputs, self.queries, self.gate_bias, self.corrections, self.output_norm, self.read_gate)
         except (ValueError, RuntimeError):
             return False
         return True

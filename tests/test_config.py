@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_deltamem import DeltaMemConfig
+from mlx_deltamem.config import OWN_FIELDS
 from tests.conftest import GOLDENS
 
 FOLDERS = sorted((GOLDENS / "adapters").iterdir())
@@ -18,7 +19,7 @@ def test_reads_the_references_file_and_writes_one_of_its_fields(folder):
     theirs = json.loads(path.read_text())
     ours = json.loads(config.to_json())
     assert ours.items() <= theirs.items()
-    assert ours.keys() == {field.name for field in fields(DeltaMemConfig)}
+    assert ours.keys() == {field.name for field in fields(DeltaMemConfig)} - set(OWN_FIELDS)
     assert DeltaMemConfig.from_dict(ours) == config
 
 
@@ -119,6 +120,13 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )
+
+
+def test_a_field_of_our_own_is_written_only_where_it_is_set():
+    assert "read_gate" not in json.loads(DeltaMemConfig().to_json())
+    gated = DeltaMemConfig(read_gate=True)
+    assert json.loads(gated.to_json())["read_gate"] is True
+    assert DeltaMemConfig.from_dict(json.loads(gated.to_json())) == gated
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlx_deltamem import load_adapter
+from mlx_deltamem import load_adapter, save_adapter
 from mlx_deltamem.adapter import WEIGHTS_FILE
 from mlx_deltamem.adapter_folder import TORCH_FILE
 from mlx_deltamem.config import CONFIG_FILE
@@ -15,6 +15,7 @@ from mlx_deltamem.convert import convert
 from tests.command_line import assert_refused, run_command
 from tests.conftest import GOLDENS, adapter
 from tests.test_adapter import same
+from tools.grow_adapter import with_read_gates
 
 FOLDERS = sorted((GOLDENS / "adapters").iterdir())
 
@@ -55,6 +56,15 @@ def test_to_torch_reads_the_mlx_path_and_writes_the_torch_path(tmp_path):
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in (tmp_path / "torch").iterdir()) == [TORCH_FILE, CONFIG_FILE]
     assert same(load_adapter(tmp_path / "torch"), load_adapter(adapter()))
+
+
+def test_a_field_that_the_reference_does_not_know_keeps_an_adapter_from_it(tmp_path):
+    save_adapter(with_read_gates(load_adapter(adapter())), tmp_path / "gated")
+    with pytest.raises(ValueError, match="gated has read_gate, which the reference does not know"):
+        convert(str(tmp_path / "gated"), tmp_path / "torch", to="torch")
+    assert not (tmp_path / "torch").exists()
+    convert(str(tmp_path / "gated"), tmp_path / "again")
+    assert same(load_adapter(tmp_path / "again"), load_adapter(tmp_path / "gated"))
 
 
 def hub_repo(home: Path, name: str, source: str) -> None:

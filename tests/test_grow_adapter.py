@@ -12,7 +12,7 @@ from tests.families import tiny_model
 from tests.tool_runs import runner
 from tests.training import CONFIG, same, toy_episodes, toy_model, toy_run, weights_of
 from tools import grow_adapter
-from tools.grow_adapter import MIXED_IN, uncoupled, widened, with_layers
+from tools.grow_adapter import MIXED_IN, uncoupled, widened, with_layers, with_read_gates
 
 VARIANTS = [
     {},
@@ -45,6 +45,20 @@ def test_with_nothing_mixed_in_it_computes_what_it_did(changes):
     assert (wider.config.rank, wider.config.alpha) == (7, adapter.config.alpha * 7 / 4)
     assert distance(logits(wider), logits(adapter)) < 1e-5
     assert distance(logits(adapter), tiny_model("llama")(TOKENS)) > 1e-2
+
+
+def test_read_gates_are_almost_open_and_may_close():
+    adapter = random_adapter(num_state_heads=2)
+    gated = with_read_gates(adapter)
+    check_weights(gated)
+    before, after = logits(adapter), logits(gated)
+    assert 0 < distance(after, before) < 0.2 * distance(tiny_model("llama")(TOKENS), before)
+    shut = {name: mx.full(w.shape, -1e4) if "read_gate_bias" in name else w for name, w in gated.weights.items()}
+    assert mx.array_equal(logits(replace(gated, weights=shut)), tiny_model("llama")(TOKENS))
+    opened = {name: mx.full(w.shape, 1e4) if "read_gate_bias" in name else w for name, w in gated.weights.items()}
+    assert distance(logits(replace(gated, weights=opened)), before) < 1e-6
+    with pytest.raises(ValueError, match="read gates already"):
+        with_read_gates(gated)
 
 
 def test_what_was_learned_keeps_its_place_in_each_state_head():
@@ -147,7 +161,7 @@ def test_what_cannot_be_done_is_refused(tmp_path, monkeypatch, capsys):
     save_adapter(random_adapter(state_update_mode="no_lambda"), tmp_path / "keeping")
     run = runner(grow_adapter, monkeypatch, capsys)
     for name, options, error in [
-        ("adapter", (), "nothing is to be changed; give some of --rank, --target-layers and --no-couple-lambda"),
+        ("adapter", (), "nothing is to be changed; give --rank, --target-layers, --no-couple-lambda or --read-gate"),
         ("adapter", ("--rank", 4), "adapter has 4; expected a larger one"),
         ("adapter", ("--target-layers", 1, "--seed", 1), "--seed is of the rows that are new with --rank"),
         ("adapter", ("--rank", 6, "--seed", 2**64), f"--seed is {2**64}; expected a whole number below 2**64"),

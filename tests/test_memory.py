@@ -1,4 +1,4 @@
-"""One layer's memory against the method's equations written out in float64, over all options."""
+"""One layer's memory against the method's equations written out in float64, over all options, and our own read gate."""
 
 import mlx.core as mx
 import numpy as np
@@ -27,6 +27,7 @@ configs = st.builds(
     trainable_delta_scale=st.booleans(),
     delta_scale_max=st.sampled_from([2.0, 3.5]),
     delta_scale_granularity=st.sampled_from(["layer", "head"]),
+    read_gate=st.booleans(),
 )
 
 
@@ -63,6 +64,8 @@ def written_out(
             erase = lam * beta if config.state_update_mode == "lambda_outside" else beta
             current = keep * current - (erase * (current @ key))[:, None] * key + (beta * value)[:, None] * key
         final[head] = current
+        if config.read_gate:
+            reads[:, rows] *= sigmoid(x @ w["read_gate_proj"][head] + w["read_gate_bias"][head])[:, None]
     return reads, final
 
 

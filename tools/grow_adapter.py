@@ -15,6 +15,7 @@ from mlx_deltamem import DeltaMemConfig, load_adapter, save_adapter
 from mlx_deltamem.adapter import Adapter, changed, layer_list, weight_key
 from mlx_deltamem.command import command
 from mlx_deltamem.files import check_absent, user_path
+from mlx_deltamem.initial import OPEN_GATE
 from mlx_deltamem.options import count_from
 from mlx_deltamem.training.settings import check_seed
 
@@ -42,6 +43,9 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         dest="couple_lambda",
         action="store_false",
         help="Give λ, the share of the state that is kept, weights of its own; they begin at 1 - β, as it is.",
+    )
+    parser.add_argument(
+        "--read-gate", action="store_true", help="Give it gates on what is read; they begin almost open."
     )
     return parser
 
@@ -130,6 +134,23 @@ def uncoupled(adapter: Adapter) -> Adapter:
     return _grown(adapter, config, weights, "given a λ of its own")
 
 
+def with_read_gates(adapter: Adapter) -> Adapter:
+    """An adapter with gates on what is read, which are open.
+
+    Raises:
+        ValueError: It has such gates already.
+    """
+    if adapter.config.read_gate:
+        raise ValueError(f"{adapter.source} has read gates already; leave out --read-gate")
+    weights, heads = dict(adapter.weights), adapter.config.num_state_heads
+    for layer, tensors in adapter.weights_by_layer().items():
+        projections = tensors["beta_proj"]
+        gates = {"proj": mx.zeros((heads, projections.shape[1])), "bias": mx.full((heads,), OPEN_GATE)}
+        for name, tensor in gates.items():
+            weights[_key(adapter, layer, f"read_gate_{name}")] = tensor.astype(projections.dtype)
+    return _grown(adapter, replace(adapter.config, read_gate=True), weights, "given read gates")
+
+
 def _key(adapter: Adapter, layer: int, name: str) -> str:
     modules = adapter.config.target_modules
     if len(modules) != 1:
@@ -145,8 +166,8 @@ def _grown(adapter: Adapter, config: DeltaMemConfig, weights: dict[str, mx.array
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
-    if args.rank is None and not args.target_layers and args.couple_lambda:
-        raise ValueError("nothing is to be changed; give some of --rank, --target-layers and --no-couple-lambda")
+    if args.rank is None and not args.target_layers and args.couple_lambda and not args.read_gate:
+        raise ValueError("nothing is to be changed; give --rank, --target-layers, --no-couple-lambda or --read-gate")
     if args.seed is not None and args.rank is None:
         raise ValueError("--seed is of the rows that are new with --rank; give both or neither")
     check_absent(args.output)
@@ -157,6 +178,8 @@ def main() -> None:
         adapter = widened(adapter, args.rank, args.seed or 0)
     if not args.couple_lambda:
         adapter = uncoupled(adapter)
+    if args.read_gate:
+        adapter = with_read_gates(adapter)
     save_adapter(adapter, args.output)
     print(
         f"Wrote {args.output}: {adapter.parameters:,} parameters in {layer_list(sorted(adapter.weights_by_layer()))}, "
