@@ -13,10 +13,11 @@ TINY = ("--shape", "tiny", "--batch", 3, "--history", 16, "--questions", 2, "--t
 
 def test_the_batch_is_of_the_sizes_asked_for():
     batch = random_batch(50, setup_arg_parser().parse_args(map(str, TINY)))
-    assert batch.history.shape == (3, 16) and batch.lengths.tolist() == [16] * 3
+    (told,) = batch.history
+    assert told.ids.shape == (3, 16) and told.lengths.tolist() == [16] * 3
     assert batch.asked.mask.sum(axis=1).tolist() == [8] * 6
     assert batch.asked.weights.sum(axis=1).tolist() == [4] * 6
-    assert 25 < batch.history.max().item() < 50
+    assert 25 < told.ids.max().item() < 50
 
 
 def test_a_step_trains_the_adapter_alone():

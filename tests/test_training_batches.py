@@ -27,17 +27,18 @@ def test_a_batch_as_arrays():
     )
     short = Episode(Segments([4], [0], [0]), (Question([2, 3], 1, (1, 2)),))
     batch = BatchMaker(TSW, value_weight=4.0).batch([told, short])
-    assert batch.history.tolist() == [[5, 6, 7, *[0] * 13], [4, *[0] * 15]]
-    assert batch.lengths.tolist() == [3, 1]
-    assert batch.mask.sum(axis=-1).tolist() == [3, 1] and batch.mask[0, :3].all()
+    (written,) = batch.history
+    assert written.ids.tolist() == [[5, 6, 7, *[0] * 13], [4, *[0] * 15]]
+    assert written.lengths.tolist() == [3, 1] and batch.history_tokens == 4
+    assert written.mask.sum(axis=-1).tolist() == [3, 1] and written.mask[0, :3].all()
     assert batch.shares is None and batch.context is None
-    assert batch.rows.tolist() == [0, 0, 1, 1]
+    assert batch.rows.tolist() == [0, 0, 1, 0]
     asked = batch.asked
-    assert asked.ids[:, :4].tolist() == [[1, 2, 3, 4], [9, 8, 7, 0], [2, 3, 0, 0], [2, 3, 0, 0]]
+    assert asked.ids[:, :4].tolist() == [[1, 2, 3, 4], [9, 8, 7, 0], [2, 3, 0, 0], [1, 2, 3, 4]]
     # The last question is there to fill up.
     assert asked.mask.sum(axis=-1).tolist() == [4, 3, 2, 0]
-    assert asked.positions[:, :2].tolist() == [[1, 2], [0, 1], [0, 0], [0, 0]]
-    assert asked.targets[:, :2].tolist() == [[3, 4], [8, 7], [3, 0], [3, 0]]
+    assert asked.positions[:, :2].tolist() == [[1, 2], [0, 1], [0, 0], [1, 2]]
+    assert asked.targets[:, :2].tolist() == [[3, 4], [8, 7], [3, 0], [3, 4]]
     assert asked.weights[:, :3].tolist() == [[1, 4, 0], [1, 1, 0], [4, 0, 0], [0, 0, 0]]
     assert asked.values[:, :3].tolist() == [
         [False, True, False],
@@ -59,7 +60,7 @@ def test_a_batch_as_arrays():
         "alone": None,
         "kinds": None,
     }
-    assert batch.history.dtype == batch.lengths.dtype == batch.rows.dtype == mx.int32
+    assert written.ids.dtype == written.lengths.dtype == batch.rows.dtype == mx.int32
 
 
 def test_each_answer_token_is_predicted_from_the_one_before_it():
@@ -73,12 +74,16 @@ def test_each_answer_token_is_predicted_from_the_one_before_it():
 
 def test_what_is_written_as_arrays():
     plain, masked = episode(5, (6, 2), context=False), half_written(episode(5, (6, 2), (4, 1), context=False))
-    assert BatchMaker(TSW).batch([plain]).written is None and BatchMaker(TSW).batch([plain]).asked.written is None
+    assert (
+        BatchMaker(TSW).batch([plain]).history[0].written is None
+        and BatchMaker(TSW).batch([plain]).asked.written is None
+    )
     assert BatchMaker(TSW).batch([as_read(plain)]).asked.written is None
     batch = BatchMaker(TSW).batch([masked, as_read(plain)])
-    assert batch.writes and batch.written.dtype == batch.asked.written.dtype == mx.bool_
-    assert batch.written.shape == batch.history.shape and batch.asked.written.shape == batch.asked.ids.shape
-    assert batch.written_mask[:, :6].tolist() == [[False, True, True, False, True, False], [True] * 5 + [False]]
+    (told,) = batch.history
+    assert batch.writes and told.written.dtype == batch.asked.written.dtype == mx.bool_
+    assert told.written.shape == told.ids.shape and batch.asked.written.shape == batch.asked.ids.shape
+    assert told.written_mask[:, :6].tolist() == [[False, True, True, False, True, False], [True] * 5 + [False]]
     assert batch.asked.written[:, :6].tolist()[:2] == [[False, True, True] * 2, [False, True, True] + [False] * 3]
     assert batch.asked.written[2].all()
     means = BatchMaker(VARIANTS["SSW"])
@@ -87,26 +92,29 @@ def test_what_is_written_as_arrays():
 
 
 def test_turns_as_arrays():
-    plain, turned = episode(5, (6, 2), context=False), in_turns(episode(7, (6, 2), context=False), 4, 3)
+    plain, turned = episode(5, (6, 2), context=False), in_turns(episode(24, (6, 2), context=False), 20, 4)
     batch = BatchMaker(TSW).batch([plain, turned])
-    assert batch.history.shape == batch.written.shape == batch.mask.shape == (2, 2, 16)
-    assert batch.lengths.tolist() == [[5, 4], [0, 3]]
-    assert batch.history[0, 0, :5].tolist() == plain.history.ids
-    assert batch.history[:, 1, :4].tolist() == [turned.history.ids[:4], [*turned.history.ids[4:], 0]]
-    assert batch.written_mask[:, 1, :5].tolist() == [[False, *[True] * 3, False], [False, True, True, False, False]]
-    assert batch.written_mask[:, 0].sum(axis=-1).tolist() == [5, 0]
+    first, second = batch.history
+    # Each as wide as it needs to be.
+    assert first.ids.shape == first.written.shape == first.mask.shape == (2, 32)
+    assert second.ids.shape == second.written.shape == (2, 16)
+    assert [each.lengths.tolist() for each in batch.history] == [[5, 20], [0, 4]]
+    assert first.ids[0, :5].tolist() == plain.history.ids
+    assert [*first.ids[1, :20].tolist(), *second.ids[1, :4].tolist()] == turned.history.ids
+    assert first.written_mask[1, :4].tolist() == [False, True, True, True]
+    assert first.written_mask[0].sum() == 5 and not second.written_mask[0].any() and second.written_mask[1].any()
     assert batch.rows.tolist() == [0, 1]
 
 
 def test_targets_as_arrays():
     frozen, plain = towards(episode(5, (6, 2), (7, 3)), "frozen", 2.0), towards(episode(5, (6, 2)), "", 3.0)
     batch = BatchMaker(TSW, value_weight=4.0).batch([plain, frozen, towards(plain, "answer")])
-    assert batch.asked.weights[:, :2].tolist() == [[3, 12], [0, 0], [0, 0], [0, 0], [1, 4], [0, 0]]
-    assert batch.asked.mask.sum(axis=-1).tolist() == [6, 0, 6, 7, 6, 0]
-    assert batch.asked.alone.tolist() == [False] * 4 + [True] * 2
-    assert batch.frozen.rows.tolist() == [2, 3, 2, 2]
+    assert batch.asked.weights[:, :2].tolist() == [[3, 12], [0, 0], [0, 0], [1, 4]]
+    assert batch.asked.mask.sum(axis=-1).tolist() == [6, 6, 7, 6]
+    assert batch.asked.alone.tolist() == [False] * 3 + [True]
+    assert batch.frozen.rows.tolist() == [1, 2, 1, 1]
     assert batch.frozen.weights[:, :4].tolist() == [[2, 2, 0, 0], [2, 2, 2, 0], [0] * 4, [0] * 4]
-    assert batch.asked.of_rows(batch.frozen.rows).targets[1].tolist() == batch.asked.targets[3].tolist()
+    assert batch.asked.of_rows(batch.frozen.rows).targets[1].tolist() == batch.asked.targets[2].tolist()
     others = BatchMaker(TSW).batch([plain])
     assert others.frozen is None and others.asked.alone is None
 
@@ -116,12 +124,13 @@ def test_kinds_as_numbers():
         replace(each, questions=tuple(replace(asked, kind=kind) for asked in each.questions))
         for each, kind in ((episode(5, (6, 2), (4, 1)), "b"), (episode(5, (6, 2)), "a"), (episode(5, (6, 2)), "other"))
     ]
-    assert BatchMaker(TSW, kinds=["a", "b"]).batch(episodes).asked.kinds.tolist() == [2, 2, 1, 1, 0, 0]
+    assert BatchMaker(TSW, kinds=["a", "b"]).batch(episodes).asked.kinds.tolist() == [2, 2, 1, 0]
 
 
 def test_batches_without_histories():
     batch = BatchMaker(VARIANTS["SSW"]).batch([Episode(NO_SEGMENTS, (Question([1, 2], 1, (1, 1)),))] * 2)
-    assert batch.history.shape == (2, 0) and batch.lengths.tolist() == [0, 0]
+    (nothing,) = batch.history
+    assert nothing.ids.shape == (2, 0) and nothing.lengths.tolist() == [0, 0] and not batch.told
     assert batch.shares is None
 
 
@@ -290,12 +299,12 @@ def test_two_processes_share_the_rows_of_each_batch():
         return list(islice(feed(episodes, 4, 512, loop=True, comm_group=process), 5))
 
     def texts(*parts: Batch) -> list[list[int]]:
-        rows = (zip(part.history.tolist(), part.lengths.tolist(), strict=True) for part in parts)
+        rows = (zip(each.ids.tolist(), each.lengths.tolist(), strict=True) for part in parts for each in part.history)
         return sorted(ids[:length] for pairs in rows for ids, length in pairs)
 
     for whole, *parts in zip(batches(None), batches(Process(0)), batches(Process(1)), strict=True):
         assert texts(whole) == texts(*parts)
-        assert [len(part.history) for part in parts] == [2, 2]
+        assert [len(each.ids) for part in parts for each in part.history] == [2, 2]
 
 
 @pytest.mark.parametrize("most", [-1, 3, 4, 5])

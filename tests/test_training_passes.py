@@ -63,7 +63,7 @@ def test_texts_are_read_with_the_state_of_their_episode(family, writes):
     states = passes.of_rows(passes.write(model, batch, ignore), batch.rows)
     logits = passes.read(model, states, batch.asked, writes=writes)
     numbers = [(row, question) for row, each in enumerate(EPISODES) for question in each.questions]
-    for (row, question), place in zip(numbers, (0, 1, 2, 4), strict=True):
+    for (row, question), place in zip(numbers, range(4), strict=True):
         cache = make_prompt_cache(model)
         cache[-1].cache = [state[place : place + 1] if state.size else state for state in states]
         with nullcontext() if writes else read_only(model):
@@ -100,7 +100,7 @@ def test_a_batch_can_be_used_again():
     model = attached_model()
     batch = batch_of(model)
     first = passes.write(model, batch, ignore)
-    assert batch.lengths.tolist() == [11, 3, 14]
+    assert [each.lengths.tolist() for each in batch.history] == [[11, 3, 14]]
     assert all(distance(*pair) == 0 for pair in zip(first, passes.write(model, batch, ignore), strict=True))
 
 
@@ -142,7 +142,7 @@ def test_histories_that_are_empty():
 def test_the_mean_gates_leave_padding_out(variant):
     model = attached_model(config=VARIANTS[variant])
     batch = batch_of(model)
-    means = passes.GateMeans(batch.mask)
+    means = passes.GateMeans(*(each.mask for each in batch.history))
     passes.write(model, batch, means)
     total, tokens = 0.0, 0
     for each in EPISODES:
@@ -168,9 +168,9 @@ def test_layers_without_a_memory():
     attach(model, DeltaMemConfig(rank=3, target_layers=(1,), output_init="random"))
     batch = batch_of(model)
     states = passes.of_rows(passes.write(model, batch, ignore), batch.rows)
-    assert [state.shape for state in states] == [(3, 0, 0, 0), (6, 1, 3, 3)]
+    assert [state.shape for state in states] == [(3, 0, 0, 0), (4, 1, 3, 3)]
     logits = passes.read(model, passes.corrupted(states), batch.asked)
-    assert logits.shape == (6, batch.asked.targets.shape[1], 64)
+    assert logits.shape == (4, batch.asked.targets.shape[1], 64)
 
 
 def test_an_adapter_without_heads_writes_too():

@@ -98,15 +98,15 @@ def training_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
 
 def frozen_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
     """The frozen backbone over the same tokens, with the gradient of the outputs of its embeddings."""
-    trunk, asked = model.model, batch.asked
+    trunk, asked, (told,) = model.model, batch.asked, batch.history
     head = model.lm_head if "lm_head" in model else trunk.embed_tokens.as_linear
 
     def loss(history: mx.array, texts: mx.array) -> mx.array:
-        written = trunk(batch.history, None, history).astype(mx.float32).mean()
+        written = trunk(told.ids, None, history).astype(mx.float32).mean()
         hidden = mx.take_along_axis(trunk(asked.ids, None, texts), asked.positions[..., None], axis=1)
         return written + weighted_mean(answer_losses(head(hidden), asked), asked.weights)
 
-    embedded = [trunk.embed_tokens(ids) for ids in (batch.history, asked.ids)]
+    embedded = [trunk.embed_tokens(ids) for ids in (told.ids, asked.ids)]
     step = mx.compile(mx.value_and_grad(loss, argnums=(0, 1)))
     return lambda: mx.eval(step(*embedded))
 

@@ -1,6 +1,7 @@
 """Batches of episodes: arrays of one shape, filled up where need be."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -60,49 +61,68 @@ class Frozen(NamedTuple):
     weights: mx.array
 
 
+class Pass(NamedTuple):
+    """What is read of B histories in one pass; each pass over them is as wide as its longest text needs.
+
+    Attributes:
+        ids: `[B, W]` int32, padded at the right; W is 0 where no episode has a history.
+        lengths: `[B]` int32, the tokens of each row.
+        written: `[B, W]` bool, the tokens that are written; None: all.
+    """
+
+    ids: mx.array
+    lengths: mx.array
+    written: mx.array | None
+
+    @property
+    def mask(self) -> mx.array:
+        """`[B, W]` bool, False for padding."""
+        return mx.arange(self.ids.shape[1]) < self.lengths[:, None]
+
+    @property
+    def written_mask(self) -> mx.array:
+        """`[B, W]` bool, True for what is written: False for padding, too."""
+        return self.mask if self.written is None else self.mask & self.written
+
+
 class Batch(NamedTuple):
     """B episodes with their N questions, which are filled up with copies that do not count.
 
     Attributes:
-        history: `[B, W]` int32, padded at the right; W is 0 where no episode has a history. Where it is written in
-            several passes, `[K, B, W]`: of each pass the tokens, so for `lengths` and `written`.
-        lengths: `[B]` int32, the tokens of each history.
-        shares: `[B, U, W]` float32, the share of each token in its unit (a message or a sentence), for adapters that
-            write means; else None. Units that fill up have no tokens.
+        history: The passes over the histories, one after the other; at least one.
+        shares: `[B, U, W]` float32, the share of each token of the one pass in its unit (a message or a sentence), for
+            adapters that write means, which know from it what is written; else None. Units that fill up have no tokens.
         rows: `[N]` int32, the episode of each question, or of the copy that fills up.
         writes: Whether the questions are written into the memory as they are read; all of a batch are, or none.
-        written: `[B, W]` bool, the tokens of the histories that are written; None: all. `shares` know it already.
         asked: The questions.
         context: The same questions with the whole chat as text, for a teacher; else None.
         frozen: Those whose target is the frozen model; None where there are none.
     """
 
-    history: mx.array
-    lengths: mx.array
+    history: tuple[Pass, ...]
     shares: mx.array | None
     rows: mx.array
     writes: bool
-    written: mx.array | None
     asked: Asked
     context: Asked | None
     frozen: Frozen | None
 
     @property
-    def mask(self) -> mx.array:
-        """As `history`, bool, False for padding."""
-        return mx.arange(self.history.shape[-1]) < self.lengths[..., None]
+    def told(self) -> bool:
+        """Whether any episode has a history."""
+        return self.history[0].ids.size > 0
 
     @property
-    def written_mask(self) -> mx.array:
-        """As `history`, bool, True for what is written: False for padding, too."""
-        return self.mask if self.written is None else self.mask & self.written
+    def history_tokens(self) -> int:
+        """The tokens of all histories, without padding."""
+        return sum(each.lengths.sum().item() for each in self.history)
 
     @classmethod
     def of(cls, *values: mx.array | bool | tuple | None) -> "Batch":
         """A batch from its fields, where a function transformation has made named tuples plain ones."""
-        *fields, asked, context, frozen = values
+        history, *fields, asked, context, frozen = values
         more = None if context is None else Asked(*context), None if frozen is None else Frozen(*frozen)
-        return cls(*fields, Asked(*asked), *more)
+        return cls(tuple(Pass(*each) for each in history), *fields, Asked(*asked), *more)
 
 
 class BatchMaker:
@@ -122,21 +142,20 @@ class BatchMaker:
     def batch(self, episodes: Sequence[Episode]) -> Batch:
         """A batch of episodes, at least one; all with a context for the teacher or none, and all of which the questions
         are written, or none."""
-        history, lengths, written = _histories(episodes)
+        history = _histories(episodes)
         slots = [(row, index) for row, each in enumerate(episodes) for index in range(len(each.questions))]
         counted = len(slots)
-        slots += slots[:1] * (_rounded(counted, _LEAST_STEP_OF_ROWS) - counted)
+        most = len(episodes) * max(len(each.questions) for each in episodes)
+        slots += slots[:1] * (min(_rounded(counted, _LEAST_STEP_OF_ROWS), most) - counted)
         asked = [(episodes[row].questions[index], at < counted) for at, (row, index) in enumerate(slots)]
         context = None
         if episodes[0].context:
             context = [(episodes[row].context[index], at < counted) for at, (row, index) in enumerate(slots)]
         return Batch(
             history,
-            lengths,
-            self._shares(episodes, history.shape[-1]),
+            self._shares(episodes, history[0].ids.shape[1]),
             mx.array([row for row, _ in slots], mx.int32),
             episodes[0].writes_questions,
-            written,
             self._asked(asked),
             None if context is None else self._asked(context),
             _frozen(asked),
@@ -183,18 +202,15 @@ class BatchMaker:
         )
 
 
-def _histories(episodes: Sequence[Episode]) -> tuple[mx.array, mx.array, mx.array | None]:
-    """The passes over the histories of some episodes, their lengths, and what is written of them."""
-    passes = [episode.passes for episode in episodes]
-    count = max(map(len, passes))
-    # A row with fewer passes waits for the others.
-    rows = [each[index] if index < len(each) else ([], True) for index in range(count) for each in passes]
+def _histories(episodes: Sequence[Episode]) -> tuple[Pass, ...]:
+    """The passes over the histories of some episodes. A row with fewer of them waits for the others."""
+    passes = zip_longest(*(episode.passes for episode in episodes), fillvalue=([], True))
+    return tuple(_pass(rows) for rows in passes)
+
+
+def _pass(rows: Sequence[tuple[Sequence[int], Written]]) -> Pass:
     ids, lengths = _padded([ids for ids, _ in rows])
-    written = _flags([flags for _, flags in rows], ids.shape[1])
-    parts = mx.array(ids), mx.array(lengths), written
-    if count == 1:
-        return parts
-    return tuple(part if part is None else part.reshape(count, len(episodes), *part.shape[1:]) for part in parts)
+    return Pass(mx.array(ids), mx.array(lengths), _flags([flags for _, flags in rows], ids.shape[1]))
 
 
 def _frozen(questions: Sequence[tuple[Question, bool]]) -> Frozen | None:

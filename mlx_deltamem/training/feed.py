@@ -56,6 +56,6 @@ class Feed:
             self._between(self._done)
             if mine := indices[rank::size]:
                 batch = self._maker.batch([dataset[index] for index in mine])
-                self.tokens += loop * (batch.lengths.sum() + batch.asked.mask.sum()).item()
+                self.tokens += loop * (batch.history_tokens + batch.asked.mask.sum().item())
                 yield batch
             self._done += loop

@@ -74,7 +74,7 @@ class EpisodeModel(nn.Module):
 
     def __call__(self, batch: Batch) -> tuple[mx.array, mx.array]:
         """The loss of a batch, in nats, and the number of its answer tokens."""
-        write_gates, read_gates = passes.GateMeans(batch.written_mask), passes.GateMeans(batch.asked.mask)
+        write_gates, read_gates = _gate_means(batch), passes.GateMeans(batch.asked.mask)
         states = passes.write(self.model, batch, write_gates, self._segment)
         asked_states = passes.of_rows(states, batch.rows)
         logits = passes.read(self.model, asked_states, batch.asked, read_gates, batch.writes)
@@ -84,18 +84,19 @@ class EpisodeModel(nn.Module):
             gates = write_gates if terms.sparsity_pass == "write" else read_gates
             loss = loss + terms.sparsity * mx.square(gates.by_layer - terms.sparsity_target).mean()
         # Without a history the state is 0 already, and no other one to compare it with.
-        told = batch.history.size > 0
-        if terms.contrast_zeroed and (told or batch.writes):
+        if terms.contrast_zeroed and (batch.told or batch.writes):
             loss = loss + terms.contrast_zeroed * self._preference(logits, self._frozen(batch.asked), batch.asked)
-        if terms.contrast_corrupted and told:
+        if terms.contrast_corrupted and batch.told:
             corrupted = self._corrupted(asked_states, batch)
             loss = loss + terms.contrast_corrupted * self._preference(logits, corrupted, batch.asked)
         if terms.teacher_kl:
             loss = loss + terms.teacher_kl * divergence(self._frozen(batch.context), logits, batch.asked)
         self.watch.loss = loss
-        watched = write_gates if told or not batch.writes else read_gates
+        watched = write_gates if batch.told or not batch.writes else read_gates
         self.watch.write_gate = watched.by_layer.mean()
-        self.watch.state_norm = mx.sqrt(sum(mx.square(state).sum() for state in states) / batch.lengths.shape[-1])
+        self.watch.state_norm = mx.sqrt(
+            sum(mx.square(state).sum() for state in states) / batch.history[0].lengths.shape[0]
+        )
         if not self.training:
             self.recall.add(logits, batch.asked)
         tokens = (batch.asked.weights > 0).sum()
@@ -132,6 +133,11 @@ class EpisodeModel(nn.Module):
         gain = question_losses(other, asked) - question_losses(logits, asked)
         counted = asked.weights.any(axis=-1)
         return weighted_mean(nn.softplus((margin - gain) / margin), *_not_alone(counted, asked))
+
+
+def _gate_means(batch: Batch) -> passes.GateMeans:
+    """For the gates of what is written of histories."""
+    return passes.GateMeans(*(each.written_mask for each in batch.history))
 
 
 def divergence(teacher: mx.array, student: mx.array, asked: Asked) -> mx.array:

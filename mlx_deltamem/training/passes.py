@@ -22,16 +22,17 @@ class GateMeans:
     are no padding.
 
     Args:
-        mask: `[B, T]` bool, or `[K, B, T]` for several passes, False for padding.
+        masks: Of each pass, `[B, T]` bool, False for padding.
     """
 
-    def __init__(self, mask: mx.array):
-        self._shares = mask / mx.maximum(mask.sum(), 1)
+    def __init__(self, *masks: mx.array):
+        tokens = mx.maximum(sum(mask.sum() for mask in masks), 1)
+        self._shares = [mask.astype(mx.float32) / tokens for mask in masks]
         self._passes: Counter[int] = Counter()
         self._sums: dict[int, mx.array] = {}
 
     def __call__(self, layer: int, reads: Reads, output: mx.array) -> None:
-        shares = self._shares if self._shares.ndim == 2 else self._shares[self._passes[layer]]
+        shares = self._shares[self._passes[layer]]
         found = (reads.gates.write.mean(axis=(2, 3)) * shares).sum()
         self._sums[layer] = self._sums[layer] + found if layer in self._sums else found
         self._passes[layer] += 1
@@ -54,17 +55,13 @@ def write(model: nn.Module, batch: Batch, watch: Observer, segment: int = 0) -> 
     Returns:
         States of the B episodes; `empty(model)` where no episode has a history.
     """
-    if not batch.history.size:
+    if not batch.told:
         return empty(model)
+    states = None
     with observing(model, watch):
-        if batch.history.ndim == 2:
-            return write_states(model, batch.history, batch.lengths, batch.shares, segment or None, batch.written)
-        states = None
-        for index in range(batch.history.shape[0]):
-            written = None if batch.written is None else batch.written[index]
-            ids, lengths = batch.history[index], batch.lengths[index]
-            states = write_states(model, ids, lengths, None, segment or None, written, states)
-        return states
+        for ids, lengths, written in batch.history:
+            states = write_states(model, ids, lengths, batch.shares, segment or None, written, states)
+    return states
 
 
 def read(
