@@ -108,6 +108,11 @@ class Batch(NamedTuple):
     frozen: Frozen | None
 
     @property
+    def count(self) -> int:
+        """B."""
+        return self.history[0].lengths.shape[0]
+
+    @property
     def told(self) -> bool:
         """Whether any episode has a history."""
         return self.history[0].ids.size > 0

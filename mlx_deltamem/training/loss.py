@@ -94,9 +94,7 @@ class EpisodeModel(nn.Module):
         self.watch.loss = loss
         watched = write_gates if batch.told or not batch.writes else read_gates
         self.watch.write_gate = watched.by_layer.mean()
-        self.watch.state_norm = mx.sqrt(
-            sum(mx.square(state).sum() for state in states) / batch.history[0].lengths.shape[0]
-        )
+        self.watch.state_norm = mx.sqrt(sum(mx.square(state).sum() for state in states) / batch.count)
         if not self.training:
             self.recall.add(logits, batch.asked)
         tokens = (batch.asked.weights > 0).sum()
