@@ -182,7 +182,8 @@ class Checkup:
             ids, counted = _filled(self._texts[rows])
             with writing(self._model, written):
                 logits = self._model(ids, cache=cache)[:, :-1].astype(mx.float32)
-            sums += (nn.losses.cross_entropy(logits, ids[:, 1:]) * counted[:, 1:]).sum(axis=1).tolist()
+            losses = mx.where(counted[:, 1:], nn.losses.cross_entropy(logits, ids[:, 1:]), 0.0)
+            sums += losses.sum(axis=1).tolist()
         return np.array(sums)
 
     @cached_property
