@@ -95,16 +95,38 @@ def _training_seconds(path: Path) -> float | None:
 
 
 def _results(path: Path) -> str:
+    """The results of an evaluation, and what it found of the model's health; each where there is any."""
     if not path.exists():
         return ""
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))["results"]
-        rows = [[_cell(result.get(column)) for column in _RESULT_COLUMNS] for result in results]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = [[_cell(result.get(column)) for column in _RESULT_COLUMNS] for result in content["results"]]
+        health = _health(content["health"]) if "health" in content else ""
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}); expected an object with a list of `results`"
         ) from None
-    return "## Results\n\n" + _table(_RESULT_COLUMNS, rows)
+    results = "" if health and not rows else "## Results\n\n" + _table(_RESULT_COLUMNS, rows)
+    return "\n\n".join(filter(None, [results, health]))
+
+
+def _health(found: dict[str, object]) -> str:
+    """What the adapter does to the model; see `health_document`."""
+    ratios = [
+        (_cell(each["meaning"]), _cell(each["ratio"]), _cell(each["interval"]), _cell(each["texts"]))
+        for each in found["perplexity"]
+    ]
+    shares = [
+        (name, _cell(share["value"]), _cell(share["interval"]), _cell(share["prompts"]))
+        for name, share in (("whole replies", found["replies_equal"]), ("likeliest tokens", found["tokens_alike"]))
+    ]
+    return "\n\n".join(
+        [
+            "## What it does to the model",
+            _table(("plain English that is", "perplexity ÷ the frozen model's", "interval", "texts"), ratios),
+            _table(("replies with nothing told", "as the frozen model's, %", "interval", "prompts"), shares),
+        ]
+    )
 
 
 def provenance(adapter: Adapter) -> str:

@@ -14,6 +14,9 @@ from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, C
 from mlx_deltamem.evaluation.costs import Costs, sum_up
 from mlx_deltamem.evaluation.harness import HarnessOptions, check_harness_tasks
 from mlx_deltamem.evaluation.harness_run import HarnessRun, HarnessTask, asked_conditions
+from mlx_deltamem.evaluation.health import Checkup
+from mlx_deltamem.evaluation.health_report import NAME as HEALTH
+from mlx_deltamem.evaluation.health_report import STEPS, Health, examine
 from mlx_deltamem.evaluation.report import REPORT_FILE, Report, write_report, write_results
 from mlx_deltamem.evaluation.run import Plan, Run, prepare
 from mlx_deltamem.evaluation.settings import compare_settings, keep_settings
@@ -25,7 +28,7 @@ from mlx_deltamem.hub import REFERENCE_ADAPTER
 from mlx_deltamem.options import DEFAULT_MODEL, add_model_options, count_from, load_model, number_from
 from mlx_deltamem.plots.option import load_figures
 from mlx_deltamem.progress import counting_progress
-from mlx_deltamem.tables.evaluation import result_tables
+from mlx_deltamem.tables.evaluation import health_tables, result_tables
 from mlx_deltamem.tables.printing import print_tables
 from mlx_deltamem.writing import AFTER, ALL, WRITES
 
@@ -38,7 +41,8 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--tasks",
         type=_names,
         required=True,
-        help=f"Of {', '.join(TASKS)}, and any of lm-evaluation-harness (ifeval, gsm8k, mmlu ...), with commas between.",
+        help=f"Of {', '.join(TASKS)}; {HEALTH}: perplexity of plain English and replies with nothing told, beside the "
+        "frozen model's; and any of lm-evaluation-harness (ifeval, gsm8k, mmlu ...), with commas between.",
     )
     meanings = "; ".join(f"{name}: {condition.meaning}" for name, condition in CONDITIONS.items())
     meanings += "; chat-N: as chat, the last N tokens of earlier turns kept in the text"
@@ -136,7 +140,7 @@ def main() -> None:
     if unused := [name for name, _ in args.data if name not in names]:
         raise ValueError(f"--data is of {', '.join(unused)}, which is not among --tasks; add it there, or leave it out")
     tasks = [_task(name, args) for name in names if name in TASKS]
-    harness_names = [name for name in names if name not in TASKS]
+    harness_names = [name for name in names if name not in (*TASKS, HEALTH)]
     _check_harness(harness_names, conditions, args)
     if args.output.is_file():
         raise ValueError(f"--output is the file {args.output}; name a folder")
@@ -144,6 +148,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load_model(args)
     prepared = [prepare(task, _manner(task, args), model, tokenizer, args.limit) for task in tasks]
+    checkup = Checkup(model, tokenizer, args.limit, args.limit) if HEALTH in names else None
     plan = Plan(conditions, tuple(dict.fromkeys(args.seeds or (args.seed,))), args.batch_size, args.seed)
     options = _harness_options(args)
     settings = {each.task.name: each.settings for each in prepared}
@@ -156,7 +161,9 @@ def main() -> None:
     keep_settings(args.output, to_keep)
     harness = HarnessRun(model, tokenizer, options, run.records)
     amount = sum(map(run.amount, prepared)) + len(harness_names) * len(asked_conditions(conditions))
+    amount += 0 if checkup is None else len(STEPS)
     with counting_progress(amount) as progress:
+        health = None if checkup is None else examine(checkup, args.seed, progress)
         for each in prepared:
             run.ask(each, progress)
         for name in harness_names:
@@ -169,7 +176,9 @@ def main() -> None:
     for name in harness_names:
         asked = harness.complete_conditions(name)
         results.append(analyse(HarnessTask(name), harness.rows(name, asked), asked, args.seed))
-    _report(results, costs, args, settings | {each.task.name: each.summary for each in prepared})
+    settings |= {each.task.name: each.summary for each in prepared}
+    settings |= {} if checkup is None else {HEALTH: checkup.settings}
+    _report(results, health, costs, args, settings)
 
 
 def _check_harness(names: Sequence[str], conditions: Sequence[Condition], args: argparse.Namespace) -> None:
@@ -184,8 +193,8 @@ def _check_harness(names: Sequence[str], conditions: Sequence[Condition], args: 
         return
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError(
-            f"there is no task {', '.join(names)}; there are {', '.join(TASKS)}, and those of lm-evaluation-harness "
-            "with pip install 'mlx-deltamem[evaluate]'"
+            f"there is no task {', '.join(names)}; there are {', '.join((*TASKS, HEALTH))}, and those of "
+            "lm-evaluation-harness with pip install 'mlx-deltamem[evaluate]'"
         )
     check_harness_tasks(names, args.harness_include)
     if not asked_conditions(conditions):
@@ -211,6 +220,7 @@ def _harness_options(args: argparse.Namespace) -> HarnessOptions:
 
 def _report(
     results: Sequence[Result],
+    health: Health | None,
     costs: Mapping[tuple[str, str], Costs],
     args: argparse.Namespace,
     settings: Mapping[str, object],
@@ -220,10 +230,12 @@ def _report(
     if importlib.util.find_spec("matplotlib") is not None:
         draw = load_figures("evaluation").draw
         pictures = {result.task.name: draw(result, args.output) for result in results}
-    report = Report(args.model or DEFAULT_MODEL, args.adapter or REFERENCE_ADAPTER, settings, results, costs, pictures)
+    names = args.model or DEFAULT_MODEL, args.adapter or REFERENCE_ADAPTER
+    report = Report(*names, settings, results, costs, pictures, health)
     write_results(report, args.output / RESULTS_FILE)
     write_report(report, args.output / REPORT_FILE)
     print_tables(table for result in results for table in result_tables(result))
+    print_tables([] if health is None else health_tables(health))
     print(f"The report is in {args.output / REPORT_FILE}")
 
 

@@ -22,6 +22,7 @@ from mlx_deltamem.attach import attach, attachment_of
 from mlx_deltamem.card import refresh_card
 from mlx_deltamem.command import command
 from mlx_deltamem.config import DeltaMemConfig
+from mlx_deltamem.evaluation.health import Checkup
 from mlx_deltamem.files import user_path
 from mlx_deltamem.loading import load
 from mlx_deltamem.training import processes
@@ -30,6 +31,7 @@ from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.curves import draw_curves
 from mlx_deltamem.training.data import ON_ERROR, load_episodes
 from mlx_deltamem.training.episode import Episode
+from mlx_deltamem.training.health import PROMPTS
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.option import flag
 from mlx_deltamem.training.options import GROUPS, Options
@@ -91,7 +93,9 @@ def main() -> None:
     _check_folder(options.folder, args.resume)
     model, tokenizer = prepare_model(options.settings, args.trust_remote_code)
     data = load_episodes(options.settings, tokenizer, options.on_error)
-    run = Run(model, options.settings, options.reporting, options.folder)
+    texts = options.reporting.health_texts
+    checkup = Checkup(model, tokenizer, texts, PROMPTS) if texts and data["valid"][0] else None
+    run = Run(model, options.settings, options.reporting, options.folder, checkup)
     run.check(data["train"][0], data["valid"][0])
     try:
         with run.alone(args.resume):
@@ -201,7 +205,7 @@ def _finish(run: Run) -> None:
     use = shlex.join(["mlx_deltamem.chat", "--model", run.settings.model, "--adapter", str(folder)])
     print(f"Trained in {took}. Talk to it: {use}")
     if (folder / BEST_FOLDER).is_dir() and run.reporting.keep != BEST:
-        print(f"The adapter that got most of the held-out data right is in {folder / BEST_FOLDER}")
+        print(f"The best adapter, by held-out recall and health, is in {folder / BEST_FOLDER}")
     picture = draw_curves(folder)
     if picture is None:
         print("The curves are not drawn: matplotlib is not installed (pip install 'mlx-deltamem[plot]')")

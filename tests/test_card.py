@@ -140,7 +140,30 @@ def test_results_beside_the_weights_are_in_it(folder):
     assert "| a\\|b c |  | F1 | 3 |  |  |" in text
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"results": 3}', '{"results": [3]}'])
+def test_what_the_adapter_does_to_the_model_is_in_it(folder):
+    share = {"value": 37.5, "interval": [15.0, 60.25], "prompts": 8}
+    ratios = [
+        {"memory": "written", "meaning": "written | so", "ratio": 1.03125, "interval": [1.0, 1.0625], "texts": 12},
+        {"memory": "carried_read", "meaning": "only read", "ratio": None, "interval": [2.0, None], "texts": 12},
+    ]
+    health = {"perplexity": ratios, "replies_equal": share, "tokens_alike": share | {"value": 80.0}, "replies": []}
+    (folder / RESULTS_FILE).write_text(json.dumps({"results": [], "health": health}))
+    text = card_of(folder).text
+    assert "## Results" not in text and "## What it does to the model" in text
+    assert "| written \\| so | 1.031 | 1 to 1.062 | 12 |" in text
+    assert "| only read |  | 2 to  | 12 |" in text
+    assert "| whole replies | 37.5 | 15 to 60.25 | 8 |" in text
+    assert "| likeliest tokens | 80 | 15 to 60.25 | 8 |" in text
+    results = [{"task": "recall", "metric": "exact", "value": 3.0}]
+    (folder / RESULTS_FILE).write_text(json.dumps({"results": results, "health": health}))
+    text = card_of(folder).text
+    assert text.index("## Results") < text.index("## What it does to the model") < text.index("## Files")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", '{"results": 3}', '{"results": [3]}', '{"results": [], "health": {}}'],
+)
 def test_damaged_results_are_named(content, folder):
     (folder / RESULTS_FILE).write_text(content)
     with pytest.raises(ValueError, match=r"results\.json is damaged \(.*; expected an object with a list"):

@@ -177,6 +177,29 @@ def test_names_may_have_spaces_between(tmp_path):
     assert (given.tasks, given.conditions) == (("recall", "mab"), ("none", "state"))
 
 
+def test_health_by_itself(tmp_path):
+    given = ["--model", backbone(), "--adapter", adapter(), "--tasks", "health", "--limit", 2, "--output", tmp_path]
+    result = run_command("evaluate", *map(str, given))
+    assert result.returncode == 0, result.stderr
+    assert "Perplexity of plain English ÷ the frozen model's" in result.stdout
+    results = json.loads((tmp_path / RESULTS_FILE).read_text())
+    assert (results["results"], results["settings"]["health"]["texts"]) == ([], 2)
+    assert [each["memory"] for each in results["health"]["perplexity"]] == [
+        "written",
+        "carried_read",
+        "carried_written",
+    ]
+    assert [sorted(each) for each in results["health"]["replies"]] == [["adapted", "equal", "frozen", "prompt"]] * 2
+    report = (tmp_path / REPORT_FILE).read_text()
+    assert "## What the adapter does to the model" in report and "## Conditions" not in report
+    # Beside another task, in the same folder.
+    result = run_command("evaluate", *arguments(tmp_path, "--tasks", "recall,health", "--conditions", "none"))
+    assert result.returncode == 0, result.stderr
+    again = json.loads((tmp_path / RESULTS_FILE).read_text())
+    assert again["settings"]["health"]["texts"] == 12 and again["results"]
+    assert "## Conditions" in (tmp_path / REPORT_FILE).read_text()
+
+
 def test_a_place_for_the_results_that_is_none_is_told_before_the_model_is_loaded(tmp_path):
     (tmp_path / "file").touch()
     refused = run_command("evaluate", *arguments(tmp_path / "file", "--model", tmp_path / "none"))

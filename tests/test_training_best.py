@@ -10,6 +10,7 @@ import pytest
 from mlx_deltamem import load_adapter
 from mlx_deltamem.attach import current_adapter
 from mlx_deltamem.training.best import Best
+from mlx_deltamem.training.health import RATIOS
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.metrics import Metrics
 from mlx_deltamem.training.recall import Recall
@@ -45,6 +46,59 @@ def test_what_a_resumed_run_has_found_before_counts(tmp_path):
     (tmp_path / "best").mkdir()
     assert not Best(tmp_path).note(looked(3.0, 0.5))
     assert Best(tmp_path).note(looked(3.0, 0.6))
+
+
+def healthy(recall: float, *ratios: float | None) -> dict[str, float | None]:
+    return looked(2.0, recall) | dict(zip(RATIOS, ratios, strict=True))
+
+
+def test_the_best_is_healthy_and_until_one_is_it_is_the_healthiest(tmp_path):
+    best = Best(tmp_path, 1.1)
+    rows = [
+        (healthy(0.9, 1.0, 1.0, math.nan), True),
+        (healthy(0.8, 1.0, math.inf, 1.0), False),
+        (healthy(0.5, 3.0, 1.2, 1.0), True),
+        (healthy(0.9, 1.0, 1.0, 3.5), False),
+        (healthy(0.1, 1.2, 1.2, 1.2), True),
+        (healthy(0.0, 1.1, 1.1, 1.1), True),
+        # How healthy it is does not matter from there on.
+        (healthy(0.3, 1.0, 1.09, 1.0), True),
+        (healthy(0.2, 1.0, 1.0, 1.0), False),
+        (healthy(0.9, 1.0, 1.101, 1.0), False),
+        # One that was not measured is not known to be healthy.
+        (looked(1.0, 1.0), False),
+        (healthy(0.9, None, 1.0, 1.0), False),
+    ]
+    assert [best.note(row) for row, _ in rows] == [wanted for _, wanted in rows]
+    assert [row.get("best") for row, _ in rows] == [1.0 if wanted else None for _, wanted in rows]
+    anything = Best(tmp_path)
+    assert [anything.note(row) for row in (rows[0][0], rows[4][0], rows[-2][0])] == [True, False, True]
+
+
+def test_a_resumed_run_knows_whose_adapter_is_kept_whatever_the_limit_was(tmp_path):
+    (tmp_path / "best").mkdir()
+    first, metrics = Best(tmp_path, 1.3), Metrics(tmp_path)
+    for row in (healthy(0.2, 1.0, 1.0, 1.0), healthy(0.6, 1.0, 1.2, math.nan), healthy(0.5, 1.0, 1.2, 1.0)):
+        first.note(row)
+        metrics.add(row)
+    assert [row.get("best") for row in metrics.rows()] == [1.0, None, 1.0]
+    for limit, recall, ratio, wanted in (
+        (1.3, 0.4, 1.0, False),
+        (1.3, 0.6, 1.0, True),
+        # The adapter that is kept is not healthy any more, and the first one is gone.
+        (1.1, 0.1, 1.1, True),
+        (1.1, 0.9, 1.25, False),
+        (None, 0.55, 9.0, True),
+    ):
+        assert Best(tmp_path, limit).note(healthy(recall, ratio, 1.0, 1.0)) == wanted
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    (tmp_path / "best").mkdir()
+    Metrics(tmp_path).add(looked(2.0, 0.9))
+    Metrics(tmp_path).add(looked(2.0, 0.4))
+    assert not Best(tmp_path).note(looked(1.0, 0.5))
+    assert Best(tmp_path, 1.1).note(healthy(0.1, 1.0, 1.0, 1.0))
 
 
 def test_the_best_adapter_is_kept_beside_the_last(tmp_path, monkeypatch):

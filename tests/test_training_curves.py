@@ -24,7 +24,9 @@ def lines(figure) -> dict[str, list[list[float]]]:
 
 
 def test_every_number_is_drawn_at_its_step(monkeypatch):
-    rows = [look(0, val_answers=0.1, val_values=0.2), report(10), look(19, val_answers=0.3, val_values=0.6), report(20)]
+    health = {"health_written": 1.0, "health_carried_read": 1.5, "health_carried_written": 1.25}
+    rows = [look(0, val_answers=0.1, val_values=0.2, **health), report(10)]
+    rows += [look(19, val_answers=0.3, val_values=0.6, **health), report(20)]
     figure = training_figure(rows, "a run")
     shown = assert_readable(figure, monkeypatch)
     assert {"a run: training, 20 steps", "training", "held out", "whole answers", "their values"} <= set(shown)
@@ -35,6 +37,7 @@ def test_every_number_is_drawn_at_its_step(monkeypatch):
         "‖S‖ of an episode, all layers": [[0.1, 0.05]],
         "norm of the gradient, before clipping": [[0.1, 0.05]],
         "learning rate": [[0.1, 0.05]],
+        "perplexity of plain English ÷ the frozen model's": [[1.0, 1.0], [1.5, 1.5], [1.25, 1.25]],
     }
     assert [list(line.get_xdata()) for line in figure.axes[0].lines] == [[10, 20], [0, 19]]
     low, high = figure.axes[1].get_ylim()
@@ -57,6 +60,7 @@ def test_every_number_is_drawn_at_its_step(monkeypatch):
 def test_runs_of_any_kind_can_be_read(rows, monkeypatch):
     shown = assert_readable(training_figure(rows, "a_long_$name^" * 9), monkeypatch)
     assert ("no held-out data" in shown) == (not any("val_answers" in row for row in rows))
+    assert "not measured" in shown
 
 
 def test_the_curves_of_a_folder(tmp_path):

@@ -199,7 +199,7 @@ def test_what_a_run_notes(tmp_path):
     looks, reports = [row for row in rows if "val_loss" in row], [row for row in rows if "train_loss" in row]
     assert [row["iteration"] for row in looks] == [0, 3]
     assert [row["iteration"] for row in reports] == [3, 4]
-    assert set(looks[0]) == {"iteration", "val_loss", "val_questions", "val_answers", "val_values"}
+    assert set(looks[0]) == {"iteration", "val_loss", "val_questions", "val_answers", "val_values", "best"}
     assert looks[0]["val_questions"] == 3
     names = {"train_loss", "learning_rate", "gradient_norm", "write_gate", "state_norm"}
     assert set(reports[0]) == {"iteration", *names, *TIMES}

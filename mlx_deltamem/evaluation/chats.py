@@ -66,7 +66,7 @@ class Chats:
             measures.reply_tokens += last.generation_tokens
             measures.reply_seconds += time.perf_counter() - begun
             ending = "length" if last.finish_reason == "length" else "end"
-            replies.append(Reply(turn.reply, last.generation_tokens, ending))
+            replies.append(Reply(turn.reply, last.generation_tokens, ending, turn.reply_ids))
         measures.peak_memory = mx.get_peak_memory()
         return replies, measures
 

@@ -40,11 +40,13 @@ class Reply:
         text: Without special tokens and what stopped it.
         tokens: How many were generated, the one that ended it included.
         ending: Whether the model ended it, a stop text did, or it was as long as it may be.
+        ids: Its tokens, without one that ended it.
     """
 
     text: str
     tokens: int
     ending: Ending
+    ids: tuple[int, ...]
 
 
 class _Growing:
@@ -58,15 +60,15 @@ class _Growing:
     def add(self, token: int, finish_reason: str | None) -> Reply | None:
         """Add a token; returns the reply where this one ends it."""
         if finish_reason == "stop":
-            return Reply(self._text(), len(self._ids) + 1, "end")
+            return Reply(self._text(), len(self._ids) + 1, "end", tuple(self._ids))
         self._ids.append(token)
         # Looking for texts that stop it takes time, and most tasks have none.
         text = self._text() if self._stop or finish_reason else ""
         begin = len(text) - len(text.lstrip())
         places = [place for stop in self._stop if (place := text.find(stop, begin)) >= 0]
         if places:
-            return Reply(text[: min(places)], len(self._ids), "stop")
-        return Reply(text, len(self._ids), "length") if finish_reason else None
+            return Reply(text[: min(places)], len(self._ids), "stop", tuple(self._ids))
+        return Reply(text, len(self._ids), "length", tuple(self._ids)) if finish_reason else None
 
     def _text(self) -> str:
         return self._tokenizer.decode(self._ids, skip_special_tokens=True)

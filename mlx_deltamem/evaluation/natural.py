@@ -1,4 +1,4 @@
-"""The hand-written questions of the task `recall` (`--recall-natural`), which no generator made; see natural.yaml."""
+"""What was written by hand (natural.yaml): the questions of `--recall-natural`, everyday prompts, and prose."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ def natural_questions(system: tuple[Message, ...]) -> Iterator[Question]:
         system: System prompts that every chat begins with.
     """
     kinds: dict[str, list[dict[str, object]]] = {}
-    for item in _items():
+    for item in _written()["items"]:
         kinds.setdefault(item["kind"], []).append(item)
     while any(kinds.values()):
         for waiting in kinds.values():
@@ -47,10 +47,20 @@ def natural_score(question: Question, reply: str) -> Mapping[str, float]:
     return {"exact": float(right and not rival), "named": float(right)}
 
 
+def natural_prompts() -> tuple[str, ...]:
+    """Everyday prompts that have nothing to do with memory."""
+    return tuple(_written()["prompts"])
+
+
+def natural_prose() -> tuple[str, ...]:
+    """Paragraphs of plain English."""
+    return tuple(_written()["prose"])
+
+
 @functools.cache
-def _items() -> tuple[dict[str, object], ...]:
+def _written() -> Mapping[str, list]:
     text = files(__package__).joinpath("natural.yaml").read_text(encoding="utf-8")
-    return tuple(yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["items"])
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _question(item: Mapping[str, object], system: tuple[Message, ...]) -> Question:

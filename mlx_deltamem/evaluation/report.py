@@ -8,6 +8,8 @@ from pathlib import Path
 from mlx_deltamem.evaluation.analysis import Result, Subset
 from mlx_deltamem.evaluation.conditions import condition_named
 from mlx_deltamem.evaluation.costs import Costs
+from mlx_deltamem.evaluation.health_report import NAME, Health, health_document, health_section
+from mlx_deltamem.evaluation.markdown import table
 from mlx_deltamem.evaluation.statistics import RESAMPLES, Estimate
 from mlx_deltamem.files import new_file
 
@@ -35,6 +37,7 @@ class Report:
         results: By task.
         costs: By task and condition.
         pictures: By task, the names of files beside the report.
+        health: What the adapter does to the model; None where that was not asked.
     """
 
     model: str
@@ -43,6 +46,7 @@ class Report:
     results: Sequence[Result]
     costs: Mapping[tuple[str, str], Costs]
     pictures: Mapping[str, Sequence[str]]
+    health: Health | None = None
 
 
 def write_results(report: Report, path: Path) -> None:
@@ -64,6 +68,8 @@ def write_results(report: Report, path: Path) -> None:
             {"task": result.task.name, **asdict(each)} for result in report.results for each in result.task.published
         ],
     }
+    if report.health is not None:
+        document[NAME] = health_document(report.health)
     with new_file(path) as temporary:
         temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -74,9 +80,13 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         OSError: It cannot be written; what was there is still there.
     """
-    parts = [f"# {report.adapter} on {report.model}", _NOTES, _conditions(report)]
+    parts = [f"# {report.adapter} on {report.model}"]
+    if report.results:
+        parts += [_NOTES, _conditions(report)]
     for result in report.results:
         parts += _sections(result, report)
+    if report.health is not None:
+        parts.append(health_section(report.health))
     with new_file(path) as temporary:
         temporary.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
@@ -120,7 +130,7 @@ def _named_subsets(result: Result) -> Iterable[tuple[str, Subset]]:
 
 def _conditions(report: Report) -> str:
     names = dict.fromkeys(name for result in report.results for name in result.conditions)
-    return "## Conditions\n\n" + _table(
+    return "## Conditions\n\n" + table(
         ("condition", "what the model is given"), [(n, condition_named(n).meaning) for n in names]
     )
 
@@ -151,7 +161,7 @@ def _scores(result: Result) -> str:
     titles = ("condition", *result.metrics, "questions", f"{result.metrics[0]} by seed", "replies cut off")
     left_out = ", ".join(result.task.outside_mean)
     note = f"\n\nThe means leave out: {left_out}." if left_out and result.categories else ""
-    return _table(titles, rows) + note
+    return table(titles, rows) + note
 
 
 def _tables_of_subsets(result: Result) -> Iterable[tuple[str, Sequence[Subset]]]:
@@ -166,7 +176,7 @@ def _subsets(result: Result, name: str, subsets: Sequence[Subset]) -> str:
     for subset in subsets:
         means = [subset.means[condition, main] for condition in result.conditions]
         rows.append([subset.name, means[0].questions, *map(_cell, means)])
-    return f"### {main} by {name}\n\n" + _table((name, "questions", *result.conditions), rows)
+    return f"### {main} by {name}\n\n" + table((name, "questions", *result.conditions), rows)
 
 
 def _differences(result: Result) -> str:
@@ -179,7 +189,7 @@ def _differences(result: Result) -> str:
         other_replies = f"{100 * result.distinct_replies[one, other]:.0f} %"
         rows.append([f"{one} − {other}", f"**{cell}**" if clear else cell, other_replies])
     titles = ("difference", result.metrics[0], "replies that differ")
-    return f"### Differences\n\n{_table(titles, rows)}"
+    return f"### Differences\n\n{table(titles, rows)}"
 
 
 def _costs(result: Result, report: Report) -> str:
@@ -197,7 +207,7 @@ def _costs(result: Result, report: Report) -> str:
             )
             rows.append([condition, *map(_number, numbers)])
     titles = ("condition", "tokens/s read", "tokens/s generated", "peak memory, MB", "β", "‖S‖", "‖Δo‖ / ‖o‖")
-    return "\n\n".join(["### Cost and effect", _table(titles, rows), *_too_long(result, report)]) if rows else ""
+    return "\n\n".join(["### Cost and effect", table(titles, rows), *_too_long(result, report)]) if rows else ""
 
 
 def _too_long(result: Result, report: Report) -> Iterable[str]:
@@ -221,7 +231,7 @@ def _published(result: Result) -> str:
     titles = ("method", "category", "score", "published", "our condition", "ours", "source")
     return (
         "### Published numbers beside ours\n\nThey are of other models, and not to be compared where protocols differ; "
-        f"see the list below.\n\n{_table(titles, rows)}"
+        f"see the list below.\n\n{table(titles, rows)}"
     )
 
 
@@ -231,8 +241,3 @@ def _cell(estimate: Estimate, form: str = ".1f") -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}" if value < 1e4 else f"{value:,.0f}"
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -73,6 +73,20 @@ class Bootstrap:
         return Estimate(100 * float(value), 100 * float(low), 100 * float(high), self._questions)
 
 
+def mean_interval(sums: np.ndarray, counts: np.ndarray, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """The 95 % interval of a mean over all members of U units, which are drawn as a whole.
+
+    Args:
+        sums: `[U]`, the sum over the members of each unit.
+        counts: `[U]`, how many these are.
+        seed: Decides the resamples.
+        resamples: How many.
+    """
+    resampled = _resample(sums[None], counts.astype(float), np.random.default_rng(seed), resamples)[0]
+    low, high = np.percentile(resampled, _TAILS)
+    return float(low), float(high)
+
+
 def _resample(sums: np.ndarray, counts: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
     """`[C, R]` means of units that are drawn with replacement; `sums` is `[C, U]` and `counts` `[U]`."""
     parts = []

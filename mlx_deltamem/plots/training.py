@@ -1,4 +1,4 @@
-"""A training run: its losses, held-out recall, gates, states, gradients and learning rate by step."""
+"""A training run: its losses, held-out recall, gates, states, gradients, learning rate and health by step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mlx_deltamem.plots.style import LINES, SMALL, WIDTH, add_title, limits, marked, save_figure, styled
 
-_HEIGHT = 5.0
-_ACROSS = 2
+_HEIGHT = 6.5
 # The least room below and above a line, as a share of its largest number.
 _LEAST_ROOM = 0.02
 
@@ -48,7 +47,18 @@ _CHARTS = (
     _Chart("‖S‖ of an episode, all layers", {"state_norm": ""}),
     _Chart("norm of the gradient, before clipping", {"gradient_norm": ""}),
     _Chart("learning rate", {"learning_rate": ""}),
+    _Chart(
+        "perplexity of plain English ÷ the frozen model's",
+        {
+            "health_written": "written",
+            "health_carried_read": "carried and read",
+            "health_carried_written": "carried and written",
+        },
+        nothing="not measured",
+    ),
 )
+# By their numbers, row by row; the last one is as wide as two.
+_PLACES = [[0, 1], [2, 3], [4, 5], [6, 6]]
 
 
 def draw(rows: Sequence[Row], name: str, path: Path) -> None:
@@ -71,13 +81,16 @@ def training_figure(rows: Sequence[Row], name: str) -> Figure:
     figure = Figure(figsize=(WIDTH, _HEIGHT), layout="constrained")
     last = max((row["iteration"] for row in rows), default=0)
     add_title(figure, f"{name}: training, {last:,} steps")
-    grid = figure.subplots(len(_CHARTS) // _ACROSS, _ACROSS, sharex=True)
-    for axes, chart in zip(grid.flat, _CHARTS, strict=True):
-        _draw_chart(axes, chart, rows)
-    for axes in grid[-1]:
-        axes.set_xlabel("steps")
-        axes.set_xlim(0, max(last, 1) * 1.02)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    placed = figure.subplot_mosaic(_PLACES, sharex=True)
+    for number, chart in enumerate(_CHARTS):
+        _draw_chart(placed[number], chart, rows)
+    for number in _PLACES[-2]:
+        # A chart of another width is below them.
+        placed[number].tick_params(labelbottom=True)
+    lowest = placed[_PLACES[-1][0]]
+    lowest.set_xlabel("steps")
+    lowest.set_xlim(0, max(last, 1) * 1.02)
+    lowest.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     return figure
 
 

@@ -3,6 +3,8 @@
 from rich.table import Table
 
 from mlx_deltamem.evaluation.analysis import Result
+from mlx_deltamem.evaluation.health import MEANINGS
+from mlx_deltamem.evaluation.health_report import Health
 from mlx_deltamem.evaluation.statistics import Estimate
 from mlx_deltamem.tables.layout import columns
 
@@ -22,6 +24,18 @@ def result_tables(result: Result) -> list[Table]:
     for (one, other), each in result.whole.differences.items():
         differences.add_row(f"{one} − {other}", f"{each.value:+.1f}", f"{each.low:+.1f} to {each.high:+.1f}")
     return [scores, differences]
+
+
+def health_tables(health: Health) -> list[Table]:
+    """What the adapter does to the model."""
+    ratios = columns("Perplexity of plain English ÷ the frozen model's", "a text that is", "ratio", "95 %", texts=(0,))
+    for way, each in health.ratios.items():
+        ratios.add_row(MEANINGS[way], f"{each.value:.3f}", f"{each.low:.2f}–{each.high:.2f}")
+    title = f"Greedy replies to {len(health.replies)} prompts with nothing told, in percent"
+    replies = columns(title, "as the frozen model", "", "95 %", texts=(0,))
+    for name, each in (("whole replies", health.equal), ("the likeliest token at each place", health.alike)):
+        replies.add_row(name, f"{each.value:.1f}", f"{each.low:.0f}–{each.high:.0f}")
+    return [ratios, replies]
 
 
 def _estimate(each: Estimate) -> str:

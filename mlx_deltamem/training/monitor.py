@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
-from mlx_lm.cli_ui import make_console
 from mlx_lm.tuner.callbacks import TrainingCallback
 from rich.markup import escape
 
@@ -15,6 +14,7 @@ from mlx_deltamem.training.feed import Feed
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.metrics import Metrics, Row
 from mlx_deltamem.training.optimizer import ClippedAdamW
+from mlx_deltamem.training.screen import tell
 
 
 class Monitor(TrainingCallback):
@@ -26,7 +26,8 @@ class Monitor(TrainingCallback):
         first: How far the run was before; mlx-lm counts from there.
         iters: Steps of the whole run.
         steps_per_report: As mlx-lm was told.
-        looked: Called with the numbers of each look at the held-out data, in all processes; whether it is the best.
+        looked: Called with the numbers of each look at the held-out data, in all processes, and adds its own; returns
+            whether it is the best.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Monitor(TrainingCallback):
         }
         if processes.is_first():
             self._metrics.add(row)
-            self._say(
+            tell(
                 f"{iteration:,} of {self._iters:,} · β {row['write_gate']:.3f} · ‖S‖ {row['state_norm']:.2f} · "
                 f"gradient {row['gradient_norm']:.3g} · {row['tokens_per_second']:,.0f} tokens/s read · "
                 f"{self._left(iteration)} left"
@@ -89,18 +90,15 @@ class Monitor(TrainingCallback):
         self._metrics.add(row)
         best = " · the best so far" if is_best else ""
         if recall:
-            self._say(f"held out: {_described(recall)}{best}")
+            tell(f"held out: {_described(recall)}{best}")
         for kind in dict.fromkeys(name.partition(":")[2] for name in recall if ":" in name):
             own = {name.partition(":")[0]: value for name, value in recall.items() if name.partition(":")[2] == kind}
-            self._say(f"  {escape(kind)}: {_described(own)}")
+            tell(f"  {escape(kind)}: {_described(own)}")
 
     def _left(self, iteration: int) -> timedelta:
         """The time that the rest of the run takes, with looks at the held-out data and all, if it goes on like this."""
         each = (time.perf_counter() - self._began) / (iteration - self._first.iteration)
         return timedelta(seconds=round(each * (self._iters - iteration)))
-
-    def _say(self, text: str) -> None:
-        make_console().print(f"          [ui.muted]{text}[/ui.muted]")
 
 
 def _described(recall: Mapping[str, float]) -> str:

@@ -16,7 +16,8 @@ from mlx_lm.tuner.trainer import TrainingArgs
 from mlx_lm.tuner.trainer import train as train_with_mlx_lm
 
 from mlx_deltamem.attach import attached_attention
-from mlx_deltamem.training import processes
+from mlx_deltamem.evaluation.health import Checkup
+from mlx_deltamem.training import health, processes
 from mlx_deltamem.training.answers import head_at_positions
 from mlx_deltamem.training.batches import Batch, BatchMaker
 from mlx_deltamem.training.best import BEST, Best
@@ -44,12 +45,14 @@ class Run:
         settings: What decides the weights.
         reporting: What is told and kept on the way.
         folder: Where the run keeps its checkpoints, its metrics and the adapter.
+        checkup: Measures the model's health at each look at the held-out data; None: nothing does.
     """
 
     model: nn.Module
     settings: Settings
     reporting: Reporting
     folder: Path
+    checkup: Checkup | None = None
 
     def __post_init__(self) -> None:
         freeze_all_but_adapter(self.model)
@@ -152,7 +155,7 @@ class Run:
             self.reporting.steps_per_report,
             self._looked,
         )
-        self._best = Best(self.folder)
+        self._best = Best(self.folder, None if self.checkup is None else self.reporting.health_limit)
         with tempfile.TemporaryDirectory() as unused, head_at_positions(self.model), self._keeper.told_of_memory():
             # mlx-lm keeps weights of its own making; ours are in the checkpoints.
             train_with_mlx_lm(
@@ -192,7 +195,10 @@ class Run:
             raise KeyboardInterrupt
 
     def _looked(self, row: Row) -> bool:
-        """Keep the adapter as it is where a look at the held-out data finds that it is the best so far."""
+        """Measure the model's health at a look at the held-out data, and keep the adapter if it is the best so far."""
+        if self.checkup is not None and processes.is_first():
+            # The others wait for what the first one makes of it.
+            row |= health.look(self.checkup, self.reporting.health_limit)
         is_best = self._best.note(row)
         if is_best:
             self._keeper.keep_best(self._progress(row["iteration"]))

@@ -88,8 +88,21 @@ class Reporting:
     save_every: int = option(100, "Steps between checkpoints.", least=1)
     keep: str = option(
         LAST,
-        "The adapter that the run ends with: the last, or the one that got most of the held-out data right.",
+        "The adapter that the run ends with: the last, or of the healthy ones the one that got most of the held-out "
+        "data right.",
         choices=KEEPS,
+    )
+    health_texts: int = option(
+        4,
+        "At each look at the held-out data, the perplexity of so many texts (there are 12) is compared with the frozen "
+        "model's, and a few prompts are replied to; 0: not.",
+        least=0,
+    )
+    health_limit: float = option(
+        1.1,
+        "An adapter is healthy where the perplexity of these texts is at most so many times the frozen model's: "
+        "written, and with another chat in the memory read, and written.",
+        least=1,
     )
     dtype: str = option(
         "float32",
