@@ -1,4 +1,6 @@
 import json
+import os
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -9,6 +11,7 @@ from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.settings import Settings
 from tests import hub_fixture
+from tests.conftest import REPO
 from tests.hub_fixture import using
 from tests.test_segments import chat, golden_tokenizer
 
@@ -171,7 +174,7 @@ def test_a_data_set_on_the_hub_that_may_not_be_read(hub, monkeypatch):
     for name in ("stranger/set", "user/model"):
         with pytest.raises(FileNotFoundError, match=f"^{name} is no folder on this machine and no repo on the Hub"):
             loaded(name)
-    with pytest.raises(ValueError, match="^stranger/gated is gated: accept its terms"):
+    with pytest.raises(ValueError, match=r"^stranger/gated is gated: accept its terms"):
         loaded("stranger/gated")
 
 
@@ -240,5 +243,27 @@ def test_files_that_need_no_library_are_read_without_it(hub, library):
 def test_without_the_library_for_the_hub(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     hub.create("user/set", {"other.csv": b"a,b"}, kind="datasets")
-    with pytest.raises(ValueError, match=r"data set user/set has no train\.jsonl .*, and for other files it needs: pip"):
+    with pytest.raises(
+        ValueError, match=r"user/set has no train\.jsonl .*, and for other files it needs: pip"
+    ):
         loaded("user/set")
+
+
+# Loads a data set in a process of its own, since the library keeps the Hub's address from its import on.
+LOAD = """
+import sys
+from tests.test_training_data import loaded, texts_of
+print([texts_of(episodes) for episodes, _ in loaded(sys.argv[1]).values()])
+"""
+
+
+@pytest.mark.slow
+@every_shape
+def test_other_files_with_the_library_itself(hub, tmp_path, shape):
+    pytest.importorskip("datasets", exc_type=ImportError)
+    rows = FORMATS["train.json"](SHAPES[shape]).encode()
+    hub.create("user/set", {"README.md": b"# A set", "qasper_write8192.json": rows}, kind="datasets")
+    environment = {**hub.environment(tmp_path), "HF_DATASETS_CACHE": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", LOAD, "user/set"]
+    ended = subprocess.run(command, env=os.environ | environment, cwd=REPO, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, f"{[expected_texts(shape), []]}\n"), ended.stderr

@@ -23,7 +23,11 @@ from mlx_deltamem.training.settings import Settings
 ON_ERROR = ("stop", "skip")
 # What data sets on the Hub call a split.
 _HUB_NAMES = {"train": ("train",), "valid": ("valid", "validation")}
-_HUB_FILES = [f"{name}.{ending}" for names in _HUB_NAMES.values() for name in names for ending in ("jsonl", "json")]
+# With the card, since the client warns where it finds none of them.
+_HUB_FILES = [
+    "README.md",
+    *(f"{name}.{ending}" for names in _HUB_NAMES.values() for name in names for ending in ("jsonl", "json")),
+]
 
 
 def load_episodes(
