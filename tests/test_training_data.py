@@ -243,9 +243,7 @@ def test_files_that_need_no_library_are_read_without_it(hub, library):
 def test_without_the_library_for_the_hub(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     hub.create("user/set", {"other.csv": b"a,b"}, kind="datasets")
-    with pytest.raises(
-        ValueError, match=r"user/set has no train\.jsonl .*, and for other files it needs: pip"
-    ):
+    with pytest.raises(ValueError, match=r"user/set has no train\.jsonl .*, and for other files it needs: pip"):
         loaded("user/set")
 
 
