@@ -31,7 +31,7 @@ from tests.training_cases import gradients
 
 hub = hub_fixture.hub
 BACKBONES = ("qwen3-tiny", "smollm3-tiny")
-# Facts 3.5, 1.6 and 8.5, and the first of 3.4.
+# Facts 3.5, 1.6 and 8.5, the first of 3.4, and how 3.2 and 3.3 make an episode of each question.
 NUMBERS = {
     "data": "huaXiaKyrie/delta-mem-qasper-data",
     "rank": 8,
@@ -50,6 +50,9 @@ NUMBERS = {
     "final_assistant_only": True,
     "max_write_length": 8192,
     "max_seq_length": 512,
+    "write": "after",
+    "turn_by_turn": False,
+    "questions_per_write": 1,
     "sparsity": 0.01,
     "sparsity_target": 0.05,
     "sparsity_pass": "read",

@@ -1,8 +1,8 @@
 """The recipes that the reference's authors trained their adapters with, as options of a run.
 
-The numbers are those of their launch scripts (facts 3.5) and of the configuration that these write (facts 1.6). What
-the scripts leave open has this trainer's default, and so have options that the reference does not have: what is
-reported, `segment`, `value_weight`, `tie_output`, `write`, `turn_by_turn`. Where the two trainers differ:
+The numbers are those of their launch scripts (facts 3.5) and of the configuration that these write (facts 1.6); a text
+is read with writes off (facts 3.3). Options that the reference does not have are as by default: `segment`,
+`value_weight`, `tie_output`, `turn_by_turn`, and what is reported and kept on the way. Where the two trainers differ:
 
 - A micro-batch of 1 on 8 GPUs, accumulated 4 times, is 32 episodes an update, each counting alike, however long its
   answer is. Here that is a batch of 1, accumulated 32 times: the same mean on one machine, in the least memory.
@@ -20,6 +20,7 @@ from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.settings import Schedule
+from mlx_deltamem.writing import AFTER
 
 # What the authors' launch scripts name (facts 8.5).
 PAPER_DATA = "huaXiaKyrie/delta-mem-qasper-data"
@@ -42,6 +43,7 @@ _RULES = EpisodeRules(
     final_assistant_only=True,
     max_write_length=8192,
     max_seq_length=512,
+    write=AFTER,
     questions_per_write=1,
 )
 _TERMS = LossTerms(sparsity=0.01, sparsity_target=0.05, sparsity_pass="read")
