@@ -1,9 +1,11 @@
 """Load a model from mlx-lm together with its memory."""
 
+import json
 from pathlib import Path
 
 import mlx.nn as nn
 import mlx_lm
+from huggingface_hub import hf_hub_download
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer as load_mlx_lm_tokenizer
 
@@ -12,6 +14,8 @@ from mlx_deltamem.adapter_folder import load_adapter
 from mlx_deltamem.attach import attach
 from mlx_deltamem.files import user_path
 from mlx_deltamem.hub_errors import hub_errors
+
+_CONFIG = "config.json"
 
 
 def load(
@@ -52,7 +56,25 @@ def load_tokenizer(path_or_hf_repo: str | Path) -> TokenizerWrapper:
         return load_mlx_lm_tokenizer(str(path_or_hf_repo))
 
 
+def load_model_type(path_or_hf_repo: str | Path) -> str:
+    """What kind of model it is (`qwen3`), as its config.json says, without its weights; "" where it says nothing.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        ValueError: Its config.json is damaged, or the Hub does not give it.
+    """
+    _check_folder(path_or_hf_repo)
+    folder = user_path(path_or_hf_repo)
+    with hub_errors(str(path_or_hf_repo)):
+        path = folder / _CONFIG if folder.exists() else Path(hf_hub_download(str(path_or_hf_repo), _CONFIG))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("model_type", "")
+    except (ValueError, AttributeError):
+        raise ValueError(f"{path} is damaged; expected an object of JSON with the model_type of a model") from None
+    return found if isinstance(found, str) else ""
+
+
 def _check_folder(path_or_hf_repo: str | Path) -> None:
     folder = user_path(path_or_hf_repo)
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model: it has no config.json; expected a model's folder or a Hub repo")
+    if folder.exists() and not (folder / _CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} is no model: it has no {_CONFIG}; expected a model's folder or a Hub repo")

@@ -35,11 +35,13 @@ from mlx_deltamem.training.health import PROMPTS
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.option import flag
 from mlx_deltamem.training.options import GROUPS, Options
+from mlx_deltamem.training.recipes import PAPER_DATA, RECIPES
 from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.settings import RECIPE, Settings
 from mlx_deltamem.training.start import tie_output
 
 _USAGE = """mlx_deltamem.train --model MODEL --data DATA --adapter-path FOLDER [-c FILE.yaml] [options]
+       mlx_deltamem.train --recipe tsw --model MODEL --adapter-path FOLDER [options]
        mlx_deltamem.train --resume --adapter-path FOLDER"""
 
 _FEW_ERRORS = 5
@@ -54,6 +56,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--start", "--adapter", help="Folder or Hub repo of an adapter to go on from.")
     parser.add_argument(
         "-c", "--config", type=user_path, help="YAML file of options, as in train_config.yaml; these here come first."
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help="Train as the paper's authors did, TSW, SSW or MSW: their adapter, schedule, episodes and loss, and their "
+        f"data set, {PAPER_DATA}. Options given here or in the file come first.",
     )
     parser.add_argument("--resume", action="store_true", help="Go on with the run in --adapter-path.")
     parser.add_argument(
@@ -114,7 +122,7 @@ def _train(
     done = run.resume() if args.resume else 0
     if processes.is_first():
         options.save()
-        _show_header(options.settings, run.model, {split: counts for split, (_, counts) in data.items()})
+        _show_header(options, run.model, {split: counts for split, (_, counts) in data.items()})
         if args.resume:
             _tell_resumed(options.folder, done, options.settings.schedule.iters)
     try:
@@ -161,13 +169,15 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise ValueError(f"{folder} is not empty; name a new folder, or go on with the run in it with --resume")
 
 
-def _show_header(settings: Settings, model: nn.Module, counts: Mapping[str, Counts]) -> None:
-    schedule, trained = settings.schedule, sum(weight.size for _, weight in tree_flatten(model.trainable_parameters()))
+def _show_header(options: Options, model: nn.Module, counts: Mapping[str, Counts]) -> None:
+    settings, schedule = options.settings, options.settings.schedule
+    trained = sum(weight.size for _, weight in tree_flatten(model.trainable_parameters()))
     frozen = get_total_parameters(model) - trained
     update = f", an update every {schedule.grad_accumulation_steps}" if schedule.grad_accumulation_steps > 1 else ""
     rows = [
         ("model", f"{settings.model} · {frozen:,} parameters, frozen"),
         ("adapter", f"{settings.start or 'new'} · {trained:,} parameters to train"),
+        *([("recipe", _followed(options))] if options.recipe else []),
         ("data", settings.data),
         *((split, _described(each)) for split, each in counts.items()),
         ("optimizer", f"AdamW · lr {schedule.learning_rate:.1e}, {schedule.warmup_updates:,} updates of warm-up"),
@@ -179,6 +189,12 @@ def _show_header(settings: Settings, model: nn.Module, counts: Mapping[str, Coun
         print(f"Left out: {error}")
     if len(errors) > _FEW_ERRORS:
         print(f"Left out: {len(errors) - _FEW_ERRORS:,} more")
+
+
+def _followed(options: Options) -> str:
+    """The recipe of a run, and what is not done of it."""
+    left_out = " · what it says of a new adapter is left out" if options.settings.start else ""
+    return f"{options.recipe}{left_out}"
 
 
 def _described(counts: Counts) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tests import hub_card
 from tests.hub_http import Call, RefusedError, Reply, Routes, content_reply, json_reply, refused
-from tests.hub_repository import File, Repository, described, listed
+from tests.hub_repository import File, Repository, described, git_object_id, listed
 from tests.hub_storage import Storage
 
 route = Routes()
@@ -101,10 +101,19 @@ class Api:
         wanted = {"id", *call.query.get("expand", content)}
         return json_reply({key: value for key, value in content.items() if key in wanted})
 
-    @route(f"GET /api/{KIND}/{NAME}/tree/{REVISION}")
-    def tree(self, call: Call, kind: str, name: str, revision: str) -> Reply:
-        files = self.readable(call, kind, name).at(revision).files
-        return json_reply([{"type": "file", **listed(path, file)} for path, file in sorted(files.items())])
+    @route(f"GET /api/{KIND}/{NAME}/tree/{REVISION}(?:/(.+))?")
+    def tree(self, call: Call, kind: str, name: str, revision: str, folder: str | None) -> Reply:
+        """What is below a folder of a revision: all files, or the files and folders that are right in it."""
+        files, start = self.readable(call, kind, name).at(revision).files, f"{folder}/" if folder else ""
+        below = [(path, file) for path, file in sorted(files.items()) if path.startswith(start)]
+        if not below:
+            raise RefusedError(404, f"{folder} does not exist on {revision}", "EntryNotFound")
+        flat = call.query.get("recursive") == ["false"]
+        inner = [path[len(start) :].partition("/") for path, _ in below if flat]
+        folders = sorted({start + first for first, more, _ in inner if more})
+        found = [(path, file) for path, file in below if not flat or "/" not in path[len(start) :]]
+        entries = [{"type": "directory", "path": path, "oid": git_object_id("tree", path.encode())} for path in folders]
+        return json_reply(entries + [{"type": "file", **listed(path, file)} for path, file in found])
 
     @route(f"GET /api/{KIND}/{NAME}/commits/{REVISION}")
     def commits(self, call: Call, kind: str, name: str, revision: str) -> Reply:

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 import yaml
+from huggingface_hub import constants
 from mlx.utils import tree_flatten
 from mlx_lm.models import gpt2
 
@@ -27,6 +28,8 @@ def data(tmp_path_factory):
 def trained(monkeypatch, capsys, tmp_path):
     """Runs the command in this process and in an empty folder; gives the exit code and what was printed."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # What was imported already does not look at the environment.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
 
     def run(*options: object) -> tuple[int, str, str]:
@@ -180,7 +183,10 @@ NEW = ("--model", backbone(), "--data", "names", "--adapter-path", "run")
         ((*NEW, "--model", "a file"), "a file is no model: it has no config.json"),
         ((*NEW, "--model", "names"), "names is no model: it has no config.json"),
         ((*NEW, "--data", "nowhere"), "there is no folder nowhere; expected one with train.jsonl, or a data set"),
-        ((*NEW, "--data", "anna/nothing"), "pip install 'mlx-deltamem[datasets]'"),
+        (
+            (*NEW, "--data", "anna/nothing"),
+            "anna/nothing is no folder on this machine and not wholly in the Hub's cache",
+        ),
         ((*NEW, "--data", "names/train.jsonl"), "names/train.jsonl is a file; expected the folder"),
         ((*NEW, "--data", "no records"), "no records has no training episode (no records)"),
         ((*NEW, "--data", "in the way"), "in the way has no train.jsonl"),

@@ -1,4 +1,6 @@
 import json
+import os
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -8,10 +10,26 @@ from mlx_deltamem.training.data import load_episodes
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.settings import Settings
+from tests import hub_fixture
+from tests.conftest import REPO
+from tests.hub_fixture import using
 from tests.test_segments import chat, golden_tokenizer
+
+hub = hub_fixture.hub
 
 TALK = chat("I am Ann.", "Hello.", "Who am I?", "Ann.")
 ASKED = {"prompt": "Who?", "completion": "Ann"}
+SHAPES = {
+    "messages": [{"messages": TALK}, {"messages": TALK[2:]}],
+    "prompt and response": [{"prompt": "Who?", "response": "Ann"}, {"prompt": "What?", "response": "A bee."}],
+    "prompt and completion": [ASKED, {"prompt": "What?", "completion": "A bee."}],
+}
+FORMATS = {
+    "train.jsonl": lambda rows: "".join(f"{json.dumps(row)}\n" for row in rows),
+    "train.json": lambda rows: json.dumps(rows, indent=1),
+}
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+every_format = pytest.mark.parametrize("file", FORMATS)
 
 
 def write(folder, name: str, *rows: object) -> None:
@@ -90,7 +108,77 @@ def test_no_data(tmp_path):
         loaded(tmp_path)
 
 
-# The Hub
+# Shapes of records
+
+
+def texts_of(episodes) -> list[tuple[str, str]]:
+    """Of each episode, what is told, and what is read with the answer."""
+    decode = golden_tokenizer().decode
+    return [(decode(each.history.ids), decode(each.questions[0].ids)) for each in episodes]
+
+
+def expected_texts(shape: str) -> list[tuple[str, str]]:
+    def text(messages) -> str:
+        return golden_tokenizer().apply_chat_template(messages, tokenize=False)
+
+    if shape == "messages":
+        return [(text(TALK[:2]), text(TALK[2:])), ("", text(TALK[2:]))]
+    return [("", text(chat("Who?", "Ann"))), ("", text(chat("What?", "A bee.")))]
+
+
+@every_format
+@every_shape
+def test_every_shape_of_record_in_a_folder(tmp_path, shape, file):
+    (tmp_path / file).write_text(FORMATS[file](SHAPES[shape]))
+    episodes, counts = loaded(tmp_path)["train"]
+    assert texts_of(episodes) == expected_texts(shape) and not counts.errors
+
+
+@every_format
+@every_shape
+def test_every_shape_of_record_on_the_hub(hub, monkeypatch, shape, file):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    content = FORMATS[file](SHAPES[shape]).encode()
+    hub.create("user/set", {file: content, "README.md": b"# A set", "test.jsonl": b"not read"}, kind="datasets")
+    found = loaded("user/set")
+    assert texts_of(found["train"][0]) == expected_texts(shape) and found["valid"][0] == []
+    assert not any("test.jsonl" in request.path for request in hub.requests)
+
+
+@pytest.mark.parametrize("file", ["valid.jsonl", "validation.json"])
+def test_held_out_records_on_the_hub(hub, monkeypatch, file):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    row = json.dumps({"messages": TALK}).encode()
+    hub.create("user/set", {"train.jsonl": row, file: row}, kind="datasets")
+    assert [len(episodes) for episodes, _ in loaded("user/set").values()] == [1, 1]
+    hub.commit("user/set", {file: b'{"text": "x"}'}, kind="datasets")
+    with pytest.raises(ValueError, match=rf"^{file} .* 1 has text; expected messages, or prompt and completion"):
+        loaded("user/set")
+
+
+def test_a_data_set_that_was_downloaded_is_read_offline(hub, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    hub.create("user/set", {"train.jsonl": json.dumps(ASKED).encode()}, kind="datasets")
+    once = loaded("user/set")["train"][0]
+    with using(hub, tmp_path / "huggingface", offline=True):
+        assert loaded("user/set")["train"][0] == once
+    with using(hub, tmp_path / "new", offline=True), pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set"):
+        loaded("user/set")
+
+
+def test_a_data_set_on_the_hub_that_may_not_be_read(hub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    hub.create("stranger/set", {"train.jsonl": b"{}"}, kind="datasets", private=True)
+    hub.create("stranger/gated", {"train.jsonl": b"{}"}, kind="datasets", gated=True)
+    hub.create("user/model", {"train.jsonl": b"{}"})
+    for name in ("stranger/set", "user/model"):
+        with pytest.raises(FileNotFoundError, match=f"^{name} is no folder on this machine and no repo on the Hub"):
+            loaded(name)
+    with pytest.raises(ValueError, match=r"^stranger/gated is gated: accept its terms"):
+        loaded("stranger/gated")
+
+
+# The library for other data sets
 
 
 class DatasetsError(Exception):
@@ -102,7 +190,7 @@ class DatasetNotFoundError(DatasetsError, FileNotFoundError):
 
 
 @pytest.fixture
-def hub(monkeypatch) -> dict[str, object]:
+def library(hub, monkeypatch) -> dict[str, object]:
     """What the `datasets` library, which tests do without, would load: by name, splits or an error."""
     sets: dict[str, object] = {}
 
@@ -112,41 +200,68 @@ def hub(monkeypatch) -> dict[str, object]:
             raise found
         return found
 
-    library = ModuleType("datasets")
-    library.__spec__ = SimpleNamespace(loader=None)
-    library.load_dataset = load_dataset
-    library.exceptions = SimpleNamespace(DatasetsError=DatasetsError, DatasetNotFoundError=DatasetNotFoundError)
-    monkeypatch.setitem(sys.modules, "datasets", library)
+    module = ModuleType("datasets")
+    module.__spec__ = SimpleNamespace(loader=None)
+    module.load_dataset = load_dataset
+    module.exceptions = SimpleNamespace(DatasetsError=DatasetsError, DatasetNotFoundError=DatasetNotFoundError)
+    monkeypatch.setitem(sys.modules, "datasets", module)
     return sets
 
 
 @pytest.mark.parametrize("valid", ["valid", "validation"])
-def test_a_data_set_on_the_hub(hub, valid):
+def test_a_data_set_of_other_files(hub, library, valid):
+    hub.create("user/set", {"data/train-00000-of-00001.parquet": b"PAR1"}, kind="datasets")
     rows = [{"messages": TALK, "prompt": None}, {"messages": None, "prompt": "Who?", "completion": "Ann"}]
-    hub["user/set"] = {"train": rows, valid: rows[:1], "test": []}
+    library["user/set"] = {"train": rows, valid: rows[:1], "test": []}
     found = loaded("user/set")
     assert [len(found[split][0]) for split in ("train", "valid")] == [2, 1]
-    hub["user/set"] = {"train": rows}
+    library["user/set"] = {"train": rows}
     assert loaded("user/set")["valid"][0] == []
-    hub["user/set"] = {"train": [*rows, {"text": "x"}]}
+    library["user/set"] = {"train": [*rows, {"text": "x"}]}
     with pytest.raises(ValueError, match=r"user/set train record 3 has text; expected messages"):
         loaded("user/set")
 
 
-def test_data_sets_that_cannot_be_used(hub):
-    hub["user/set"] = {"test": [], "all": []}
+def test_data_sets_that_cannot_be_used(library):
+    library["user/set"] = {"test": [], "all": []}
     with pytest.raises(ValueError, match="user/set has the splits test, all; expected one named train"):
         loaded("user/set")
-    hub["user/set"] = DatasetNotFoundError("Dataset 'user/set' doesn't exist\non the Hub")
+    library["user/set"] = DatasetNotFoundError("Dataset 'user/set' doesn't exist\non the Hub")
     with pytest.raises(FileNotFoundError, match=r"there is no folder and no data set user/set \(Dataset .*exist\)$"):
         loaded("user/set")
     for kind in (ValueError, DatasetsError, RuntimeError):
-        hub["user/set"] = kind("Config name is missing.\nPick one")
+        library["user/set"] = kind("Config name is missing.\nPick one")
         with pytest.raises(ValueError, match=r"user/set cannot be read \(Config name is missing\.\); try another one$"):
             loaded("user/set")
 
 
-def test_without_the_library_for_the_hub(monkeypatch):
+def test_files_that_need_no_library_are_read_without_it(hub, library):
+    hub.create("user/set", {"train.jsonl": json.dumps(ASKED).encode()}, kind="datasets")
+    assert len(loaded("user/set")["train"][0]) == 1 and not library
+
+
+def test_without_the_library_for_the_hub(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"no folder user/set, and a data set on the Hub needs: pip install 'mlx-del"):
+    hub.create("user/set", {"other.csv": b"a,b"}, kind="datasets")
+    with pytest.raises(ValueError, match=r"user/set has no train\.jsonl .*, and for other files it needs: pip"):
         loaded("user/set")
+
+
+# Loads a data set in a process of its own, since the library keeps the Hub's address from its import on.
+LOAD = """
+import sys
+from tests.test_training_data import loaded, texts_of
+print([texts_of(episodes) for episodes, _ in loaded(sys.argv[1]).values()])
+"""
+
+
+@pytest.mark.slow
+@every_shape
+def test_other_files_with_the_library_itself(hub, tmp_path, shape):
+    pytest.importorskip("datasets", exc_type=ImportError)
+    rows = FORMATS["train.json"](SHAPES[shape]).encode()
+    hub.create("user/set", {"README.md": b"# A set", "qasper_write8192.json": rows}, kind="datasets")
+    environment = {**hub.environment(tmp_path), "HF_DATASETS_CACHE": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", LOAD, "user/set"]
+    ended = subprocess.run(command, env=os.environ | environment, cwd=REPO, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, f"{[expected_texts(shape), []]}\n"), ended.stderr

@@ -288,12 +288,14 @@ class PlainLoss:
                 with spans, self.writing(written), self.noting("write", np.flatnonzero(flags)):
                     self.model(mx.array([ids]), cache=cache)
                 states, begin = cache[-1].cache, where.stop
-            for question, whole in zip(each.questions, each.context, strict=True):
+            # Without whole chats, the teacher weighs nothing.
+            for question, whole in zip(each.questions, each.context or each.questions, strict=True):
                 with self.noting("read"):
                     kept = self.log_probabilities(question, states, question.written)
                 target = mx.array(question.ids[question.answer :])[:, None]
                 losses = -mx.take_along_axis(kept, target, axis=1)[:, 0]
-                weight = [VALUE_WEIGHT if at == 1 else 1.0 for at in range(len(target))]
+                value = range(*question.value)
+                weight = [VALUE_WEIGHT if at in value else 1.0 for at in range(question.answer, len(question.ids))]
                 if question.target == "frozen":
                     teacher = mx.stop_gradient(self.log_probabilities(question, None))
                     weight, losses = [1.0] * len(target), (mx.exp(teacher) * (teacher - kept)).sum(axis=-1)

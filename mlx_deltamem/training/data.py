@@ -1,9 +1,14 @@
-"""The data of a run: a folder with `train.jsonl` and perhaps `valid.jsonl`, or a data set on the Hub."""
+"""The data of a run: a folder with `train.jsonl` and perhaps `valid.jsonl`, or a data set on the Hub.
+
+A data set with such files at its top needs no library; of any other the `datasets` library makes splits of rows.
+"""
 
 import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+from huggingface_hub import snapshot_download
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.files import user_path
@@ -18,6 +23,11 @@ from mlx_deltamem.training.settings import Settings
 ON_ERROR = ("stop", "skip")
 # What data sets on the Hub call a split.
 _HUB_NAMES = {"train": ("train",), "valid": ("valid", "validation")}
+# With the card, since the client warns where it finds none of them.
+_HUB_FILES = [
+    "README.md",
+    *(f"{name}.{ending}" for names in _HUB_NAMES.values() for name in names for ending in ("jsonl", "json")),
+]
 
 
 def load_episodes(
@@ -62,11 +72,30 @@ def _records(data: str, split: str) -> Iterable[Record | RecordError]:
     return _hub_records(data, split)
 
 
-def _hub_records(name: str, split: str) -> Iterator[Record | RecordError]:
-    if importlib.util.find_spec("datasets") is None:
+def _hub_records(name: str, split: str) -> Iterable[Record | RecordError]:
+    """The records of a split of a data set on the Hub: of its files where they are as in a folder here, else as the
+    `datasets` library has them."""
+    has_library = importlib.util.find_spec("datasets") is not None
+    try:
+        with hub_errors(name):
+            folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=_HUB_FILES))
+    except FileNotFoundError:
+        # The library has a cache of its own.
+        if not has_library:
+            raise
+    else:
+        if find_file(folder, "train") is not None:
+            path = next(filter(None, (find_file(folder, each) for each in _HUB_NAMES[split])), None)
+            return () if path is None else read_file(path)
+    if not has_library:
         raise ValueError(
-            f"there is no folder {name}, and a data set on the Hub needs: pip install 'mlx-deltamem[datasets]'"
+            f"the data set {name} has no train.jsonl (or train.json), and for other files it needs: "
+            "pip install 'mlx-deltamem[datasets]'"
         )
+    return _library_records(name, split)
+
+
+def _library_records(name: str, split: str) -> Iterator[Record | RecordError]:
     # Not at the top: it is optional, and slow to import.
     datasets = importlib.import_module("datasets")
     with hub_errors(name):

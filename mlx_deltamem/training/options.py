@@ -11,11 +11,13 @@ from mlx_lm.lora import yaml_loader
 from mlx_deltamem.adapter import SETTINGS_FILE
 from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.files import new_file, user_path
+from mlx_deltamem.loading import load_model_type
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.data import ON_ERROR
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.option import flag
+from mlx_deltamem.training.recipes import find_recipe
 from mlx_deltamem.training.records import RENAMED, listed
 from mlx_deltamem.training.settings import PLACES, Reporting, Schedule, Settings, taken_from
 
@@ -25,6 +27,7 @@ _KNOWN = {
     *PLACES,
     "adapter_path",
     "on_error",
+    "recipe",
     *(each.name for kind in (*GROUPS.values(), DeltaMemConfig) for each in fields(kind)),
 }
 
@@ -38,26 +41,32 @@ class Options:
         settings: What decides the weights.
         reporting: What is told and kept on the way.
         on_error: What to do with records that cannot be used.
+        recipe: The recipe that it was asked to follow, or "".
     """
 
     folder: Path
     settings: Settings
     reporting: Reporting
     on_error: str
+    recipe: str = ""
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Options":
-        """From the command line, then the YAML file, then the run that is resumed, then the defaults.
+        """From the command line, then the YAML file, then the recipe or the run that is resumed, then the defaults.
 
         Raises:
-            FileNotFoundError: There is no such file, or no run to resume.
-            ValueError: An option is unknown, missing or out of range, or another one than in the run resumed.
+            FileNotFoundError: There is no such file, no run to resume, or no such model to follow a recipe with.
+            ValueError: An option is unknown, missing or out of range, or another one than in the run resumed; or a
+                recipe is named for such a run.
         """
         asked = _of_file(args.config) if args.config is not None else {}
         asked |= {name: value for name, value in vars(args).items() if name in _KNOWN and value is not None}
         asked |= {name: _located(asked[name]) for name in PLACES if name in asked}
         folder = _folder(asked.pop("adapter_path", None))
-        earlier = _of_run(folder) if args.resume else {}
+        recipe = asked.pop("recipe", None)
+        if recipe is not None and args.resume:
+            raise ValueError(f"--recipe is for a new run, and that in {folder} has its options; leave it out to go on")
+        earlier = _of_run(folder) if args.resume else {} if recipe is None else _of_recipe(recipe, asked)
         options = earlier | asked
         settings = Settings.from_flat(options)
         if args.resume and (changed := _changes(Settings.from_flat(earlier), settings)):
@@ -65,7 +74,7 @@ class Options:
         on_error = options.get("on_error", ON_ERROR[0])
         if on_error not in ON_ERROR:
             raise ValueError(f"--on-error is {on_error!r}; expected {' or '.join(ON_ERROR)}")
-        return cls(folder, settings, taken_from(options, Reporting), on_error)
+        return cls(folder, settings, taken_from(options, Reporting), on_error, recipe or "")
 
     def save(self) -> None:
         """Write the options into the run's folder."""
@@ -78,6 +87,14 @@ def _of_file(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; expected a YAML file of options")
     return parse(path.read_bytes(), path)
+
+
+def _of_recipe(name: object, asked: Mapping[str, object]) -> dict[str, object]:
+    """The options of a recipe, for the model and the adapter that are asked for."""
+    recipe, model = find_recipe(name), asked.get("model")
+    # Without one, the settings say so.
+    model_type = load_model_type(model) if isinstance(model, str) and model else ""
+    return recipe.options(model_type, new_adapter=not asked.get("start"))
 
 
 def _of_run(folder: Path) -> dict[str, object]:
