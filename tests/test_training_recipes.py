@@ -219,7 +219,7 @@ def prepared(recipe: str, name: str, data: Path) -> tuple[Options, nn.Module, To
 
 @every_backbone
 @every_recipe
-def test_the_loss_and_its_gradient_are_those_of_the_reference(recipe, backbone_name, data):
+def test_the_loss_and_its_gradient_are_those_of_the_reference(recipe, backbone_name, data, monkeypatch):
     options, model, tokenizer, episodes = prepared(recipe, backbone_name, data)
 
     def text(messages: Sequence[dict[str, str]]) -> str:
@@ -231,7 +231,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_reference(recipe, backbone_n
     system, question = CHATS[0][:1], CHATS[0][-2:]
     assert decode(episodes[0].questions[0].ids) == text([*system, *question])
     freeze_all_but_adapter(model)
-    check_single_episodes(EpisodeModel(model, options.settings.terms).train(), episodes)
+    check_single_episodes(monkeypatch, EpisodeModel(model, options.settings.terms).train(), episodes)
 
 
 @every_backbone
