@@ -1,7 +1,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -11,11 +10,11 @@ from huggingface_hub import constants
 from mlx.utils import tree_flatten
 from mlx_lm.models import gpt2
 
-from mlx_deltamem import load_adapter, train
+from mlx_deltamem import load_adapter
 from mlx_deltamem.adapter import CURVES_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from mlx_deltamem.files import locked
 from tests.conftest import adapter, backbone
-from tests.train_command import tiny_options
+from tests.train_command import in_process, tiny_options
 from tests.training import write_chats
 
 
@@ -31,17 +30,7 @@ def trained(monkeypatch, capsys, tmp_path):
     # What was imported already does not look at the environment.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
-
-    def run(*options: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mlx_deltamem.train", *map(str, options)])
-        capsys.readouterr()
-        try:
-            train.main()
-        except SystemExit as end:
-            return end.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return run
+    return in_process(monkeypatch, capsys)
 
 
 TINY = {"iters": 2, "batch-size": 2}

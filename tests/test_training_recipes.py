@@ -26,6 +26,7 @@ from tests.conftest import adapter, backbone
 from tests.test_segments import chat
 from tests.test_training_data import FORMATS, SHAPES, every_format, every_shape
 from tests.test_training_loss import PlainLoss, check_single_episodes
+from tests.train_command import in_process
 from tests.training import weights_of
 from tests.training_cases import gradients
 
@@ -81,17 +82,7 @@ def data(tmp_path_factory) -> Path:
 def trained(monkeypatch, capsys, tmp_path):
     """Runs the command in this process and in an empty folder; gives the exit code and what was printed."""
     monkeypatch.chdir(tmp_path)
-
-    def run(*options: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mlx_deltamem.train", *map(str, options)])
-        capsys.readouterr()
-        try:
-            train.main()
-        except SystemExit as end:
-            return end.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
-
-    return run
+    return in_process(monkeypatch, capsys)
 
 
 def arguments(*options: object) -> Namespace:

@@ -1,4 +1,4 @@
-"""The command `train` run as a user runs it: in processes of their own, which can be interrupted and killed."""
+"""The command `train` run as a user runs it: in processes that can be interrupted and killed, or here."""
 
 import json
 import os
@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from mlx_deltamem import train
 from tests.conftest import REPO, backbone
 from tests.test_shard import free_ports
 
@@ -59,3 +62,20 @@ def tiny_options(data: Path, **options: object) -> list[object]:
 def last_checkpoint(folder: Path) -> int:
     """The steps in the last checkpoint of a run; 0 where there is none."""
     return max((int(path.stem) for path in (folder / "checkpoints").glob("[0-9]*")), default=0)
+
+
+def in_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The command run in this process: given its options, the exit code and what was printed."""
+
+    def run(*options: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mlx_deltamem.train", *map(str, options)])
+        capsys.readouterr()
+        try:
+            train.main()
+        except SystemExit as end:
+            return end.code, *capsys.readouterr()
+        return 0, *capsys.readouterr()
+
+    return run
