@@ -16,7 +16,7 @@ import pytest
 from tests.host_kernels import kernels_on_host  # noqa: F401  (a fixture)
 
 REPO = Path(__file__).parents[1]
-GOLDENS = REPO.parent / "shared" / "goldens"
+GOLDENS = REPO / "tests" / "goldens"
 
 
 def golden(folder: str, name: str) -> tuple[dict, dict[str, mx.array]]:

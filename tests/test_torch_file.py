@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mlx_deltamem import torch_file
 
 REPO = Path(__file__).parents[1]
-GOLDENS = sorted((REPO.parent / "shared" / "goldens" / "adapters").glob("*/delta_mem_adapter.pt"))
+GOLDENS = sorted((REPO / "tests" / "goldens" / "adapters").glob("*/delta_mem_adapter.pt"))
 
 UNSIGNED = {2: np.uint16, 4: np.uint32}
 KINDS = {mx.float32: "FloatStorage", mx.bfloat16: "BFloat16Storage", mx.float16: "HalfStorage"}
