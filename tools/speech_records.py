@@ -1,7 +1,8 @@
 """Make training records of conversations: `python -m tools.speech_records CONVERSATIONS OUTPUT --model MODEL`.
 
 CONVERSATIONS is a file of `tools.speech_data`, OUTPUT a new `.jsonl` for `mlx_deltamem.train`. Histories are written
-turn by turn, as in a chat whose text is dropped, and everything is written. A message that tells something is answered
+turn by turn, as in a chat whose text is dropped, and everything is written, but for some of the questions and messages
+at the end, which are only read. A message that tells something is answered
 with what is asked later ("Got it. Your cat is called Boris."); all other replies are the frozen model's own, greedy and
 cut to a length. Beside the records of the questions there are those of kind `told`, the reply to what tells something,
 and `ordinary`, a message that has nothing to do with memory, after a conversation or at the beginning of a chat.
@@ -13,7 +14,7 @@ import argparse
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mlx_lm import batch_generate
 from mlx_lm import load as load_frozen
@@ -25,6 +26,7 @@ from mlx_deltamem.json_records import json_records
 from mlx_deltamem.options import count_from, number_from
 from mlx_deltamem.progress import Counted, counting_progress
 from mlx_deltamem.speech import Conversation, Turn, ordinary_message
+from mlx_deltamem.writing import AFTER, ALL
 
 _ACKNOWLEDGED = ("Got it.", "Noted.", "Okay.", "All right.", "Thanks, noted.", "Good to know.")
 _TELLING = ("told", "update")
@@ -46,6 +48,18 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         type=number_from(0, 1),
         default=0.6,
         help="The share of these that come after a conversation, not at the beginning of a chat (default: 0.6).",
+    )
+    parser.add_argument(
+        "--only-read",
+        type=number_from(0, 1),
+        default=0.15,
+        help="The share of conversations whose questions are only read, not written as in a chat (default: 0.15).",
+    )
+    parser.add_argument(
+        "--only-read-ordinary",
+        type=number_from(0, 1),
+        default=0.5,
+        help="The same share of the ordinary records that come after a conversation (default: 0.5).",
     )
     parser.add_argument("--told", type=number_from(0, 1), default=0.5, help="Told records per conversation (0.5).")
     parser.add_argument("--seed", type=int, default=0, help="Decides what is drawn (default: 0).")
@@ -105,31 +119,58 @@ def with_replies(conversation: Conversation, replies: Replies, rng: random.Rando
     return replace(conversation, turns=tuple(turns))
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What is made of a conversation.
+
+    Attributes:
+        ordinary: Ordinary messages, whether each comes after the conversation, and what of the chat is written.
+        told: Whether one of its turns that tell something is learned.
+        write: What of the chat is written where it is asked about.
+    """
+
+    ordinary: list[tuple[str, bool, str]]
+    told: bool
+    write: str
+
+    @classmethod
+    def by(cls, rng: random.Random, args: argparse.Namespace) -> "Drawn":
+        """Draw by the shares of the command line."""
+        ordinary = []
+        for _ in range(int(args.ordinary) + (rng.random() < args.ordinary % 1)):
+            begun = rng.random() < args.begun
+            write = AFTER if begun and rng.random() < args.only_read_ordinary else ALL
+            ordinary.append((ordinary_message(rng), begun, write))
+        return cls(ordinary, rng.random() < args.told, AFTER if rng.random() < args.only_read else ALL)
+
+
 def records(
-    conversation: Conversation, ordinary: list[tuple[str, bool]], told: bool, replies: Replies, rng: random.Random
+    conversation: Conversation, drawn: Drawn, replies: Replies, rng: random.Random
 ) -> Iterator[dict[str, object]]:
     """The records of a conversation that has all of its replies.
 
     Args:
         conversation: It.
-        ordinary: Ordinary messages, and whether each comes after the conversation.
-        told: Whether one of its turns that tell something is learned.
+        drawn: What is made of it.
         replies: The frozen model's.
         rng: Decides which.
     """
-    chat = {"write": "all", "turn_by_turn": True}
     for question, record in zip(conversation.questions, conversation.records(), strict=True):
-        yield {**record, **chat, "kind": question.kind}
-    for message, begun in ordinary:
+        yield {**record, **_chat(drawn.write), "kind": question.kind}
+    for message, begun, write in drawn.ordinary:
         reply, cut = replies.found[message]
         if reply:
             history = conversation.history() if begun else []
-            yield {**_record(history, message, reply), **chat, "kind": "ordinary", "cut": cut}
+            yield {**_record(history, message, reply), **_chat(write), "kind": "ordinary", "cut": cut}
     telling = [index for index, turn in enumerate(conversation.turns) if turn.kind in _TELLING]
-    if told and telling:
+    if drawn.told and telling:
         index = rng.choice(telling)
         before, turn = replace(conversation, turns=conversation.turns[:index]), conversation.turns[index]
-        yield {**_record(before.history(), turn.user, turn.assistant), **chat, "kind": "told"}
+        yield {**_record(before.history(), turn.user, turn.assistant), **_chat(ALL), "kind": "told"}
+
+
+def _chat(write: str) -> dict[str, object]:
+    return {"write": write, "turn_by_turn": True}
 
 
 def _record(history: list, said: str, reply: str) -> dict[str, object]:
@@ -147,20 +188,16 @@ def main() -> None:
     check_absent(args.output)
     found = [Conversation.from_json(each.value) for each in json_records(args.conversations)]
     rng = random.Random(f"speech-records/{args.seed}")
-    ordinary = []
-    for _ in found:
-        count = int(args.ordinary) + (rng.random() < args.ordinary % 1)
-        ordinary.append([(ordinary_message(rng), rng.random() < args.begun) for _ in range(count)])
+    plans = [Drawn.by(rng, args) for _ in found]
     asked = [turn.user for each in found for turn in each.turns if _needs_reply(turn)]
-    asked += [message for each in ordinary for message, _ in each]
+    asked += [message for each in plans for message, _, _ in each.ordinary]
     replies = Replies(args.model, args.reply_tokens)
     with counting_progress(len(set(asked))) as progress:
         replies.ask(asked, progress)
     count = 0
     with new_file(args.output) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for conversation, messages in zip(found, ordinary, strict=True):
-            filled = with_replies(conversation, replies, rng)
-            for record in records(filled, messages, rng.random() < args.told, replies, rng):
+        for conversation, drawn in zip(found, plans, strict=True):
+            for record in records(with_replies(conversation, replies, rng), drawn, replies, rng):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 count += 1
     Console().print(f"{args.output}: {count:,} records of {len(found):,} conversations", highlight=False)
