@@ -58,6 +58,9 @@ mlx_deltamem.chat --model {base_model} --adapter {repo}
 def _configuration(adapter: Adapter) -> str:
     config, layers = adapter.config, adapter.weights_by_layer()
     dtypes = sorted({dtype_name(tensor.dtype) for tensor in adapter.weights.values()})
+    gates = "one per row" if config.rankwise_gates else "one per head"
+    if config.read_gate:
+        gates += ", and one per head on what is read"
     rows = {
         "layers": f"{len(layers)} ({min(layers)} to {max(layers)})",
         "rank": config.rank,
@@ -65,7 +68,7 @@ def _configuration(adapter: Adapter) -> str:
         "alpha": config.alpha,
         "corrected": ", ".join(config.delta_heads) or "nothing",
         "written by": config.memory_write_granularity.removesuffix("_mean"),
-        "gates": "one per row" if config.rankwise_gates else "one per head",
+        "gates": gates,
         "update": config.state_update_mode,
         "parameters": f"{adapter.parameters:,}",
         "weights": ", ".join(dtypes),

@@ -47,7 +47,7 @@ def test_each_question_is_asked_after_its_conversation_with_all_replies(run, con
 
 
 def test_what_is_told_is_answered_with_what_is_asked_later(run, conversations, tmp_path):
-    found = records(run, conversations, tmp_path / "a.jsonl", "--ordinary", 0, "--told", 1)
+    found = records(run, conversations, tmp_path / "new" / "a.jsonl", "--ordinary", 0, "--told", 1)
     told = [row["messages"][-1]["content"] for row in found if row["kind"] == "told"]
     answers = {row["messages"][-1]["content"] for row in found if row["kind"] == "fact"}
     # In some, the assistant alone tells something; and not everything that is told is asked.

@@ -186,6 +186,7 @@ def _needs_reply(turn: Turn) -> bool:
 def main() -> None:
     args = setup_arg_parser().parse_args()
     check_absent(args.output)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     found = [Conversation.from_json(each.value) for each in json_records(args.conversations)]
     rng = random.Random(f"speech-records/{args.seed}")
     plans = [Drawn.by(rng, args) for _ in found]
