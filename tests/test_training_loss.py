@@ -190,7 +190,7 @@ def check_reference_scan(variant: str, episodes: list[Episode], monkeypatch: pyt
     in_float64(module, monkeypatch)
     found = gradients(module, loss)
     monkeypatch.setattr(ops_engine, "delta_scan", delta_scan_reference)
-    check_gradients(found, gradients(module, loss))
+    check_gradients(found, gradients(module, loss), 1e-9)
 
 
 def in_float64(module: EpisodeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +199,7 @@ def in_float64(module: EpisodeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     module.update(tree_map(lambda array: array.astype(mx.float64), module.parameters()))
 
 
-def check_gradients(found: dict[str, mx.array], expected: dict[str, mx.array], tolerance: float = 1e-9) -> None:
+def check_gradients(found: dict[str, mx.array], expected: dict[str, mx.array], tolerance: float) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         largest = mx.abs(gradient).max().item()
@@ -453,7 +453,8 @@ def test_a_compiled_step_of_texts_that_are_written_in_part(segment, episodes):
 
     loss, found = step(*batch)
     assert loss.item() == pytest.approx(module(batch)[0].item(), rel=1e-5)
-    check_gradients(dict(tree_flatten(found)), gradients(module, loss_of(module, batch)))
+    # In float32: compiled code rounds once where single operations round twice.
+    check_gradients(dict(tree_flatten(found)), gradients(module, loss_of(module, batch)), 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -467,15 +468,13 @@ def test_a_state_without_a_history_is_compared_with_no_other(terms, writes):
     assert losses[0] == losses[1] > 0
 
 
-def test_episodes_without_a_history():
+def test_episodes_without_a_history(monkeypatch):
     module = episode_model()
     none = [episode(0, (6, 2)), episode(0, (5, 3), (4, 2))]
     batch = batch_of(module, none)
     assert not batch.told
     assert module(batch)[0].item() == pytest.approx(PlainLoss(module, none).loss().item(), rel=1e-5)
-    mixed = [*none, EPISODES[0]]
-    found = gradients(module, loss_of(module, batch_of(module, mixed)))
-    check_gradients(found, gradients(module, PlainLoss(module, mixed).loss))
+    check_single_episodes(monkeypatch, module, [*none, EPISODES[0]])
 
 
 # Steps
