@@ -98,7 +98,7 @@ def _training_seconds(path: Path) -> float | None:
 
 
 def _results(path: Path) -> str:
-    """The results of an evaluation, and what it found of the model's health; each where there is any."""
+    """The sections on results and on the model's health; each is left out where results.json has none."""
     if not path.exists():
         return ""
     try:
@@ -114,7 +114,7 @@ def _results(path: Path) -> str:
 
 
 def _health(found: dict[str, object]) -> str:
-    """What the adapter does to the model; see `health_document`."""
+    """The card's section on the model's health, made from the `health` of results.json (see `health_document`)."""
     ratios = [
         (_cell(each["meaning"]), _cell(each["ratio"]), _cell(each["interval"]), _cell(each["texts"]))
         for each in found["perplexity"]

@@ -9,7 +9,7 @@ from mlx_deltamem.config import DeltaMemConfig
 from mlx_deltamem.memory import AttentionShape, parameter_shapes
 from mlx_deltamem.tokens import SMALLEST_NORM
 
-# The bias of a read gate that has not learned yet when to close: it lets through 95 %.
+# The initial bias of a read gate: its sigmoid is 0.95, so that the gate begins almost open.
 OPEN_GATE = 3.0
 
 

@@ -57,7 +57,7 @@ def load_tokenizer(path_or_hf_repo: str | Path) -> TokenizerWrapper:
 
 
 def load_model_type(path_or_hf_repo: str | Path) -> str:
-    """What kind of model it is (`qwen3`), as its config.json says, without its weights; "" where it says nothing.
+    """Read the `model_type` (`qwen3`) from a model's config.json, without loading its weights; "" if there is none.
 
     Raises:
         FileNotFoundError: There is no such model.

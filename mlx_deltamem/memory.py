@@ -184,7 +184,7 @@ class DeltaMemory(nn.Module):
         return reads, mx.where(writes, new_state, state)
 
     def _let_through(self, reads: mx.array, x: mx.array, weights: PackedWeights) -> mx.array:
-        """What the tokens read `[B, T, H * r]`, as far as their read gates let it through."""
+        """The reads `[B, T, H * r]`, each multiplied by its token's read gate if the adapter has read gates."""
         if weights.read_gate is None:
             return reads
         projection, bias = weights.read_gate

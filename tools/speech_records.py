@@ -1,11 +1,13 @@
 """Make training records of conversations: `python -m tools.speech_records CONVERSATIONS OUTPUT --model MODEL`.
 
 CONVERSATIONS is a file of `tools.speech_data`, OUTPUT a new `.jsonl` for `mlx_deltamem.train`. Histories are written
-turn by turn, as in a chat whose text is dropped, and everything is written, but for some of the questions and messages
-at the end, which are only read. A message that tells something is answered
-with what is asked later ("Got it. Your cat is called Boris."); all other replies are the frozen model's own, greedy and
-cut to a length. Beside the records of the questions there are those of kind `told`, the reply to what tells something,
-and `ordinary`, a message that has nothing to do with memory, after a conversation or at the beginning of a chat.
+turn by turn, as in a chat whose text is dropped. Everything is written, except that some of the last messages are only
+read. The reply to a message that tells something repeats what is asked later ("Got it. Your cat is called Boris."). A
+message that has no reply in CONVERSATIONS gets the frozen model's own, greedy and cut to a length.
+
+Beside the records of the questions there are two other kinds. In a record of kind `told`, the reply to a message that
+tells something is learned; in one of kind `ordinary`, the reply to a message that has nothing to do with memory, after
+a conversation or at the beginning of a chat.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
@@ -121,12 +123,12 @@ def with_replies(conversation: Conversation, replies: Replies, rng: random.Rando
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is made of a conversation.
+    """The random choices for the records of one conversation.
 
     Attributes:
-        ordinary: Ordinary messages, whether each comes after the conversation, and what of the chat is written.
-        told: Whether one of its turns that tell something is learned.
-        write: What of the chat is written where it is asked about.
+        ordinary: For each ordinary record, the message, whether it comes after the conversation, and its `write`.
+        told: Whether there is a record of kind `told`.
+        write: The `write` of the records that ask about the conversation.
     """
 
     ordinary: list[tuple[str, bool, str]]
@@ -150,10 +152,10 @@ def records(
     """The records of a conversation that has all of its replies.
 
     Args:
-        conversation: It.
-        drawn: What is made of it.
-        replies: The frozen model's.
-        rng: Decides which.
+        conversation: A conversation that has all of its replies.
+        drawn: The choices made for it.
+        replies: The frozen model's replies.
+        rng: Chooses the turn of the record of kind `told`.
     """
     for question, record in zip(conversation.questions, conversation.records(), strict=True):
         yield {**record, **_chat(drawn.write), "kind": question.kind}

@@ -1,5 +1,7 @@
-"""What an adapter does to its model: how well it still foretells plain English, and what it replies where nothing was
-told. It is compared with the frozen model, on the hand-written prose and prompts of natural.yaml.
+"""Measure the harm that an adapter does to its model.
+
+The model with the adapter is compared with the frozen model: how well both predict plain English, and how both reply to
+everyday prompts when nothing was told. The texts and prompts are the hand-written ones of natural.yaml.
 """
 
 import hashlib
@@ -47,9 +49,9 @@ class Losses:
     """Cross-entropies of N texts, in nats, each the sum over its tokens.
 
     Attributes:
-        tokens: `[N]`, how many tokens are foretold.
-        frozen: `[N]`, by the frozen model.
-        adapted: `[N]` by way, with the adapter.
+        tokens: `[N]`, how many tokens are predicted.
+        frozen: `[N]`, the losses of the frozen model.
+        adapted: For each of `WAYS`, `[N]`, the losses of the model with the adapter.
     """
 
     tokens: np.ndarray
@@ -58,7 +60,7 @@ class Losses:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """By way, the perplexity of all texts divided by the frozen model's; infinite where it is no number."""
+        """For each of `WAYS`, the perplexity of all texts divided by the frozen model's; infinite if not a number."""
         return {
             way: perplexity_ratio((losses - self.frozen).sum() / self.tokens.sum())
             for way, losses in self.adapted.items()
@@ -67,7 +69,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Answered:
-    """What both models reply to a prompt.
+    """The replies of both models to a prompt.
 
     Attributes:
         prompt: The prompt.
@@ -85,13 +87,13 @@ class Answered:
 
 
 class Checkup:
-    """Measures what an adapter does to its model, as often as it is asked to: the adapter may be in training.
+    """Compares a model that has an adapter with the frozen model. It can measure again while the adapter is trained.
 
-    The frozen model is the attached one with an empty memory that is only read, where the adapter has no effect; it is
-    run once. The model's mode, its adapter and what holds around the calls are as before after each of them.
+    The frozen model is the attached model with an empty memory that is only read: there the adapter has no effect. It
+    is run once, and its figures are kept. A measurement changes neither the model's mode nor its adapter.
 
-    A text is no message of a chat, so that adapters that write means of messages write it token by token. A text's
-    memory, where it has one, is of a chat of its own.
+    A text is not a message of a chat. So adapters that write means of messages write it token by token. Where a text is
+    read with a chat's memory, each text has the memory of another chat.
 
     Args:
         model: An attached model.
@@ -117,7 +119,7 @@ class Checkup:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What decides the findings, beside the model and the adapter."""
+        """The settings that the figures depend on, beside the model and the adapter."""
         content = json.dumps([[each.ids for each in (*self._asked, *self._chats)], self._texts])
         return {
             "texts": len(self._texts),
@@ -145,8 +147,13 @@ class Checkup:
             return [Answered(*each) for each in pairs]
 
     def alike(self) -> list[list[bool]]:
-        """For each prompt and each token of the frozen model's reply, that which ends it among them, whether the token
-        that is the likeliest there is the same for both models; each is given the reply up to there."""
+        """Compare the likeliest tokens of both models at each place of the frozen model's replies.
+
+        Both models read the prompt and the frozen model's reply up to that place.
+
+        Returns:
+            For each prompt, and for each token of the reply with the one that ends it, whether they are the same.
+        """
         with _evaluating(self._model):
             found = []
             for asked, reply in zip(self._asked, self._frozen_replies, strict=True):
@@ -224,8 +231,8 @@ def perplexity_ratio(difference: float) -> float:
 
 
 def _filled(texts: Sequence[list[int]]) -> tuple[mx.array, mx.array]:
-    """Texts as one array `[N, T]`, filled up at their ends, where nothing matters to what comes before; and where they
-    have tokens, `[N, T]` bool."""
+    """Texts as one array `[N, T]`, padded at the right, and `[N, T]` bool, False for padding. Padding comes after the
+    text, so it cannot change the text's logits."""
     longest = max(map(len, texts))
     ids = mx.array([text + [0] * (longest - len(text)) for text in texts])
     return ids, mx.arange(longest) < mx.array([[len(text)] for text in texts])

@@ -1,4 +1,4 @@
-"""What was written by hand (natural.yaml): the questions of `--recall-natural`, everyday prompts, and prose."""
+"""The hand-written texts of natural.yaml: the questions of `--recall-natural`, everyday prompts, and prose."""
 
 import functools
 from collections.abc import Iterator, Mapping

@@ -27,7 +27,7 @@ def result_tables(result: Result) -> list[Table]:
 
 
 def health_tables(health: Health) -> list[Table]:
-    """What the adapter does to the model."""
+    """The tables of the model's health: ratios of perplexities, and replies that are the frozen model's."""
     ratios = columns("Perplexity of plain English ÷ the frozen model's", "a text that is", "ratio", "95 %", texts=(0,))
     for way, each in health.ratios.items():
         ratios.add_row(MEANINGS[way], f"{each.value:.3f}", f"{each.low:.2f}–{each.high:.2f}")

@@ -1,17 +1,17 @@
-"""What the adapter in training does to its model, measured at each look at the held-out data."""
+"""Measure and report the model's health at each look at the held-out data."""
 
 import math
 
 from rich.markup import escape
 
-from mlx_deltamem.evaluation.health import CARRIED_READ, CARRIED_WRITTEN, WRITTEN, Answered, Checkup
+from mlx_deltamem.evaluation.health import CARRIED_READ, CARRIED_WRITTEN, WAYS, WRITTEN, Answered, Checkup
 from mlx_deltamem.training.metrics import Row
 from mlx_deltamem.training.screen import tell
 
 # Prompts that are replied to at each look.
 PROMPTS = 3
 # The ratios in the metrics, and on the screen.
-RATIOS = {f"health_{way}": way for way in (WRITTEN, CARRIED_READ, CARRIED_WRITTEN)}
+RATIOS = {f"health_{way}": way for way in WAYS}
 _WORDS = {WRITTEN: "written", CARRIED_READ: "carried and read", CARRIED_WRITTEN: "carried and written"}
 
 
@@ -41,7 +41,7 @@ def largest_ratio(row: Row) -> float:
 
 
 def is_healthy(row: Row, limit: float) -> bool:
-    """Whether the adapter of a look does its model no more harm than it may."""
+    """Whether no ratio of a look is above the limit."""
     return largest_ratio(row) <= limit
 
 

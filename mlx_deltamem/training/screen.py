@@ -1,4 +1,4 @@
-"""What a run says on the screen beside mlx-lm's own lines."""
+"""Print the lines that a run adds to those of mlx-lm's trainer."""
 
 from mlx_lm.cli_ui import make_console
 
