@@ -28,7 +28,7 @@ test: $(INSTALLED)
 
 # On a Mac, or `make MLX=cuda13 gpu-test`: the kernels on the GPU, then what they cost.
 gpu-test: $(INSTALLED)
-	@$(BIN)/python -c "import sys; from mlx_deltamem.kernels.build import gpu_language as gpu; sys.exit(None if gpu() else 'MLX finds no GPU here; on Linux with an NVIDIA GPU run: make MLX=cuda13 gpu-test')"
+	@$(BIN)/python -c "import sys; from mlx_deltamem.recurrence.kernels.build import gpu_language as gpu; sys.exit(None if gpu() else 'MLX finds no GPU here; on Linux with an NVIDIA GPU run: make MLX=cuda13 gpu-test')"
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m mlx_deltamem.benchmark --shape qwen3-4b
 
@@ -41,7 +41,7 @@ adapters: $(INSTALLED)
 
 # Minutes, on a machine that does nothing else: timings are no tests.
 bench: $(INSTALLED)
-	$(BIN)/python -m tools.bench
+	$(BIN)/python -m tools.measure.bench
 
 clean:
 	rm -rf $(VENV) .cache

@@ -1,3 +1,3 @@
-from mlx_deltamem.cli import main
+from mlx_deltamem.cli.main import main
 
 main()

@@ -25,19 +25,19 @@ import mlx.core as mx
 from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
 from rich.console import Console
 
-from mlx_deltamem.adapter_folder import load_adapter
+from mlx_deltamem.adapters.folder import load_adapter
+from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.benchmarking.measure import Bench, Comparison
 from mlx_deltamem.benchmarking.models import FRESH_ADAPTER, Models, with_and_without
 from mlx_deltamem.benchmarking.report import Report, Subject, clock, machine
 from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
+from mlx_deltamem.benchmarking.table import benchmark_tables
 from mlx_deltamem.benchmarking.workloads import workload
-from mlx_deltamem.command import command
-from mlx_deltamem.loading import load
-from mlx_deltamem.options import DEFAULT_MODEL, count_from
-from mlx_deltamem.plots.option import add_plot_option, check_plot, load_figures
-from mlx_deltamem.progress import reading_progress
-from mlx_deltamem.tables.benchmark import benchmark_tables
-from mlx_deltamem.tables.printing import print_tables
+from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.options import DEFAULT_MODEL, count_from
+from mlx_deltamem.show.plot import add_plot_option, check_plot, load_figures
+from mlx_deltamem.show.printing import print_tables
+from mlx_deltamem.show.progress import reading_progress
 
 _SEED = 0
 
@@ -101,7 +101,7 @@ def main() -> None:
     else:
         print_tables(benchmark_tables(report))
     if args.plot is not None:
-        load_figures("benchmark").draw(report, args.plot)
+        load_figures("benchmarking").draw(report, args.plot)
         if not args.json:
             print(f"Drew {args.plot}")
 

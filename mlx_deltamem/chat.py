@@ -13,18 +13,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
-from mlx_deltamem.chat_commands import ChatCommands, LeavingError
-from mlx_deltamem.command import command
-from mlx_deltamem.hub import REFERENCE_ADAPTER
-from mlx_deltamem.options import (
+from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
+from mlx_deltamem.cli.chat_commands import ChatCommands, LeavingError
+from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.options import (
     DEFAULT_MODEL,
     add_chat_options,
     add_model_options,
     load_model,
     open_chat,
 )
-from mlx_deltamem.runner import Progress
-from mlx_deltamem.session import ChatSession
+from mlx_deltamem.sessions.read import Progress
+from mlx_deltamem.sessions.session import ChatSession
 
 with contextlib.suppress(ImportError):
     # Importing it gives `input` a history and line editing.

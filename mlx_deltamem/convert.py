@@ -10,14 +10,14 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_deltamem import torch_file
-from mlx_deltamem.adapter import CARD_FILE, WEIGHTS_FILE, Adapter, changed, check_weights, dtype_name
-from mlx_deltamem.adapter_folder import NPZ_FILE, PLAIN_FILE, TORCH_FILE, load_adapter, save_adapter
-from mlx_deltamem.card import provenance_card
-from mlx_deltamem.command import command
-from mlx_deltamem.config import CONFIG_FILE, OWN_FIELDS
-from mlx_deltamem.convert_session import convert_session
-from mlx_deltamem.files import check_absent, new_folder, user_path
+from mlx_deltamem.adapters.card.card import provenance_card
+from mlx_deltamem.adapters.folder import NPZ_FILE, PLAIN_FILE, TORCH_FILE, load_adapter, save_adapter
+from mlx_deltamem.adapters.torch.writer import save_torch
+from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.convert_session import convert_session
+from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE, Adapter, changed, check_weights, dtype_name
+from mlx_deltamem.core.config import CONFIG_FILE, OWN_FIELDS
+from mlx_deltamem.files.atomic import check_absent, new_folder, user_path
 from mlx_deltamem.upload import add_upload_options, check_names, upload_folder
 
 _FORMATS = {
@@ -89,7 +89,7 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
             raise ValueError(f"{source} has {', '.join(own)}, which the reference does not know; use it with MLX only")
         with new_folder(target) as folder:
             (folder / CONFIG_FILE).write_text(adapter.config.to_json(), encoding="utf-8")
-            torch_file.save(folder / TORCH_FILE, weights)
+            save_torch(folder / TORCH_FILE, weights)
             if (card := provenance_card(converted)) is not None:
                 (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return adapter

@@ -6,31 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from mlx_deltamem.adapter import RESULTS_FILE
-from mlx_deltamem.command import command
+from mlx_deltamem.adapters.fingerprint import origin_of
+from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
+from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.options import DEFAULT_MODEL, add_model_options, count_from, load_model, number_from
+from mlx_deltamem.core.adapter import RESULTS_FILE
 from mlx_deltamem.evaluation.analysis import Result, analyse
 from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, Condition, parse_conditions
 from mlx_deltamem.evaluation.costs import Costs, sum_up
-from mlx_deltamem.evaluation.harness import HarnessOptions, check_harness_tasks
-from mlx_deltamem.evaluation.harness_run import HarnessRun, HarnessTask, asked_conditions
-from mlx_deltamem.evaluation.health import Checkup
-from mlx_deltamem.evaluation.health_report import NAME as HEALTH
-from mlx_deltamem.evaluation.health_report import STEPS, Health, examine
 from mlx_deltamem.evaluation.report import REPORT_FILE, Report, write_report, write_results
 from mlx_deltamem.evaluation.run import Plan, Run, prepare
 from mlx_deltamem.evaluation.settings import compare_settings, keep_settings
+from mlx_deltamem.evaluation.table import health_tables, result_tables
 from mlx_deltamem.evaluation.task import Sampling, Task
-from mlx_deltamem.evaluation.tasks import TASKS
-from mlx_deltamem.files import user_path
-from mlx_deltamem.fingerprint import origin_of
-from mlx_deltamem.hub import REFERENCE_ADAPTER
-from mlx_deltamem.options import DEFAULT_MODEL, add_model_options, count_from, load_model, number_from
-from mlx_deltamem.plots.option import load_figures
-from mlx_deltamem.progress import counting_progress
-from mlx_deltamem.tables.evaluation import health_tables, result_tables
-from mlx_deltamem.tables.printing import print_tables
-from mlx_deltamem.writing import AFTER, ALL, WRITES
+from mlx_deltamem.evaluation.tasks.harness import HarnessOptions, check_harness_tasks
+from mlx_deltamem.evaluation.tasks.harness_run import HarnessRun, HarnessTask, asked_conditions
+from mlx_deltamem.evaluation.tasks.health import Checkup
+from mlx_deltamem.evaluation.tasks.health_report import NAME as HEALTH
+from mlx_deltamem.evaluation.tasks.health_report import STEPS, Health, examine
+from mlx_deltamem.evaluation.tasks.registry import TASKS
+from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.sessions.writing import AFTER, ALL, WRITES
+from mlx_deltamem.show.plot import load_figures
+from mlx_deltamem.show.printing import print_tables
+from mlx_deltamem.show.progress import counting_progress
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:

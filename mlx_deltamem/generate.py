@@ -9,14 +9,21 @@ import mlx.nn as nn
 from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, GenerationResponse, str2bool, stream_generate
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.cache import make_prompt_cache, memory
-from mlx_deltamem.command import command, standard_input
-from mlx_deltamem.files import user_path
-from mlx_deltamem.options import add_chat_options, add_model_options, count_from, load_model, open_chat, reply_options
-from mlx_deltamem.progress import reading_progress
-from mlx_deltamem.remembered import read_remembered
-from mlx_deltamem.use import read_only
-from mlx_deltamem.writing import NONE
+from mlx_deltamem.cli.command import command, standard_input
+from mlx_deltamem.cli.options import (
+    add_chat_options,
+    add_model_options,
+    count_from,
+    load_model,
+    open_chat,
+    reply_options,
+)
+from mlx_deltamem.cli.remembered import read_remembered
+from mlx_deltamem.core.cache import make_prompt_cache, memory
+from mlx_deltamem.core.use import read_only
+from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.sessions.writing import NONE
+from mlx_deltamem.show.progress import reading_progress
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:

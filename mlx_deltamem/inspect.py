@@ -28,28 +28,28 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from mlx_deltamem.adapter_folder import load_adapter
-from mlx_deltamem.command import command
-from mlx_deltamem.files import user_path
-from mlx_deltamem.foreign_session import foreign_format
-from mlx_deltamem.loading import load
-from mlx_deltamem.plots.option import add_plot_option, check_plot, load_figures
-from mlx_deltamem.progress import reading_progress
-from mlx_deltamem.reports.adapter import AdapterReport, adapter_report
-from mlx_deltamem.reports.diff import AdapterDiff, SessionDiff, adapter_diff, session_diff
-from mlx_deltamem.reports.document import as_document
-from mlx_deltamem.reports.foreign import ForeignReport, foreign_report
-from mlx_deltamem.reports.model import ModelReport, attach_and_report
-from mlx_deltamem.reports.report import Report
-from mlx_deltamem.reports.session import SessionReport, session_report
-from mlx_deltamem.reports.trace import trace_text
-from mlx_deltamem.session_file import SUFFIX
-from mlx_deltamem.tables.adapter import adapter_tables, model_tables
-from mlx_deltamem.tables.diff import adapter_diff_tables, session_diff_tables
-from mlx_deltamem.tables.foreign import foreign_tables
-from mlx_deltamem.tables.printing import print_tables
-from mlx_deltamem.tables.session import session_tables
-from mlx_deltamem.tables.trace import trace_tables
+from mlx_deltamem.adapters.folder import load_adapter
+from mlx_deltamem.adapters.loading import load
+from mlx_deltamem.cli.command import command
+from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.inspection.adapter import AdapterReport, adapter_report
+from mlx_deltamem.inspection.adapter_table import adapter_tables, model_tables
+from mlx_deltamem.inspection.diff import AdapterDiff, SessionDiff, adapter_diff, session_diff
+from mlx_deltamem.inspection.diff_table import adapter_diff_tables, session_diff_tables
+from mlx_deltamem.inspection.document import as_document
+from mlx_deltamem.inspection.foreign import ForeignReport, foreign_report
+from mlx_deltamem.inspection.foreign_table import foreign_tables
+from mlx_deltamem.inspection.model import ModelReport, attach_and_report
+from mlx_deltamem.inspection.report import Report
+from mlx_deltamem.inspection.session import SessionReport, session_report
+from mlx_deltamem.inspection.session_table import session_tables
+from mlx_deltamem.inspection.trace import trace_text
+from mlx_deltamem.inspection.trace_table import trace_tables
+from mlx_deltamem.sessions.file import SUFFIX
+from mlx_deltamem.sessions.foreign.folder import foreign_format
+from mlx_deltamem.show.plot import add_plot_option, check_plot, load_figures
+from mlx_deltamem.show.printing import print_tables
+from mlx_deltamem.show.progress import reading_progress
 
 _DIFF = "diff"
 
@@ -90,7 +90,7 @@ def main() -> None:
     report = _inspect(args)
     if args.plot is not None:
         # First, since whoever reads the tables may go before their end.
-        load_figures("figures").draw(report, args.plot)
+        load_figures("inspection", "figures").draw(report, args.plot)
     if args.json:
         print(json.dumps(as_document(report), allow_nan=False))
     else:

@@ -17,14 +17,15 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import get_total_parameters
 from rich.markup import escape
 
-from mlx_deltamem.adapter_folder import load_adapter
-from mlx_deltamem.attach import attach, attachment_of
-from mlx_deltamem.card import refresh_card
-from mlx_deltamem.command import command
-from mlx_deltamem.config import DeltaMemConfig
-from mlx_deltamem.evaluation.health import Checkup
-from mlx_deltamem.files import user_path
-from mlx_deltamem.loading import load
+from mlx_deltamem.adapters.card.card import refresh_card
+from mlx_deltamem.adapters.folder import load_adapter
+from mlx_deltamem.adapters.loading import load
+from mlx_deltamem.cli.command import command
+from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.core.model import attach_adapter
+from mlx_deltamem.core.use import attachment_of
+from mlx_deltamem.evaluation.tasks.health import Checkup
+from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.best import BEST, BEST_FOLDER
 from mlx_deltamem.training.counts import Counts
@@ -35,10 +36,10 @@ from mlx_deltamem.training.health import PROMPTS
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.option import flag
 from mlx_deltamem.training.options import GROUPS, Options
+from mlx_deltamem.training.prepare import tie_output
 from mlx_deltamem.training.recipes import PAPER_DATA, RECIPES
 from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.settings import RECIPE, Settings
-from mlx_deltamem.training.start import tie_output
 
 _USAGE = """mlx_deltamem.train --model MODEL --data DATA --adapter-path FOLDER [-c FILE.yaml] [options]
        mlx_deltamem.train --recipe tsw --model MODEL --adapter-path FOLDER [options]
@@ -145,7 +146,7 @@ def prepare_model(settings: Settings, trust_remote_code: bool = False) -> tuple[
     model, tokenizer = load(settings.model, settings.start or None, **options)
     mx.random.seed(settings.schedule.seed)
     if not settings.start:
-        attach(model, settings.adapter)
+        attach_adapter(model, settings.adapter)
         if settings.schedule.tie_output:
             tie_output(model)
     if not attachment_of(model).config.delta_heads:

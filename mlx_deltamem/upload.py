@@ -15,15 +15,15 @@ from rich.markup import escape
 from rich.prompt import Confirm
 from rich.table import Table
 
-from mlx_deltamem.adapter import CARD_FILE, RESULTS_FILE, WEIGHTS_FILE, Adapter
-from mlx_deltamem.adapter_folder import load_adapter
-from mlx_deltamem.card import Card, make_card, names, write_card
-from mlx_deltamem.card_pictures import shown_pictures
-from mlx_deltamem.command import command
-from mlx_deltamem.config import CONFIG_FILE
-from mlx_deltamem.files import user_path
-from mlx_deltamem.hub import is_repo_name
-from mlx_deltamem.hub_errors import upload_errors
+from mlx_deltamem.adapters.card.card import Card, make_card, names, write_card
+from mlx_deltamem.adapters.card.pictures import shown_pictures
+from mlx_deltamem.adapters.folder import load_adapter
+from mlx_deltamem.adapters.hub import is_repo_name
+from mlx_deltamem.adapters.hub_errors import upload_errors
+from mlx_deltamem.cli.command import command
+from mlx_deltamem.core.adapter import CARD_FILE, RESULTS_FILE, WEIGHTS_FILE, Adapter
+from mlx_deltamem.core.config import CONFIG_FILE
+from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.training.origin import published_run
 
 # How an upload is told from what others change in a repo.

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from tests.host_kernels import kernels_on_host  # noqa: F401  (a fixture)
+from tests.recurrence.host_kernels import kernels_on_host  # noqa: F401  (a fixture)
 
 REPO = Path(__file__).parents[1]
 GOLDENS = REPO / "tests" / "goldens"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_deltamem import torch_file
+from mlx_deltamem.adapters.torch.writer import save_torch
 from tests.conftest import golden
 
 MESSAGES = [
@@ -32,7 +32,7 @@ def reference_folder(
     session = {"messages": messages, "processed_input_ids": list(ids) if isinstance(ids, tuple) else ids}
     (folder / "session.json").write_text(json.dumps(session | more, ensure_ascii=False, indent=2), encoding="utf-8")
     tensors = named(states()) if tensors is None else tensors
-    torch_file.save(folder / "delta_state.pt", tensors)
+    save_torch(folder / "delta_state.pt", tensors)
     (folder / "past_key_values.pt").write_bytes(pickle.dumps(_Attack(folder / "pwned")))
     return folder
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_deltamem.kernels.build import Kernel, Template
+from mlx_deltamem.recurrence.kernels.build import Kernel, Template
 
 # Metal gives a kernel those of these that its source names; the sources here name one.
 _THREAD = "thread_position_in_grid"

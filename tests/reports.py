@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from mlx_deltamem.fingerprint import Origin
-from mlx_deltamem.reports.session import SessionReport, TurnReport
-from mlx_deltamem.reports.states import state_reports
-from mlx_deltamem.reports.trace import Trace
+from mlx_deltamem.adapters.fingerprint import Origin
+from mlx_deltamem.inspection.session import SessionReport, TurnReport
+from mlx_deltamem.inspection.states import state_reports
+from mlx_deltamem.inspection.trace import Trace
 
 
 def some_states(layers: int, heads: int = 1, rank: int = 8) -> dict[int, np.ndarray]:

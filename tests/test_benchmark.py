@@ -5,15 +5,15 @@ import mlx.core as mx
 import pytest
 
 from mlx_deltamem import benchmark
-from mlx_deltamem.adapter_folder import load_adapter
+from mlx_deltamem.adapters.folder import load_adapter
 from mlx_deltamem.benchmark import main
+from mlx_deltamem.benchmarking.figure import benchmark_figure
 from mlx_deltamem.benchmarking.measure import Comparison
 from mlx_deltamem.benchmarking.models import FROZEN, VARIANTS
 from mlx_deltamem.benchmarking.paired import Sample
 from mlx_deltamem.benchmarking.report import Report, Subject
-from mlx_deltamem.plots.benchmark import benchmark_figure
-from mlx_deltamem.tables.benchmark import benchmark_tables
-from mlx_deltamem.tables.printing import print_tables
+from mlx_deltamem.benchmarking.table import benchmark_tables
+from mlx_deltamem.show.printing import print_tables
 from tests.command_line import run_command
 from tests.conftest import adapter, backbone
 from tests.figures import assert_readable

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from mlx_deltamem import ChatSession, load
-from mlx_deltamem.chat_commands import HELP
-from mlx_deltamem.comparison import compare
+from mlx_deltamem.cli.chat_commands import HELP
+from mlx_deltamem.sessions.comparison import compare
 from tests.command_line import run_command
 from tests.conftest import adapter, backbone
 

@@ -8,14 +8,14 @@ import mlx.core as mx
 import pytest
 
 from mlx_deltamem import load_adapter, save_adapter
-from mlx_deltamem.adapter import WEIGHTS_FILE
-from mlx_deltamem.adapter_folder import TORCH_FILE
-from mlx_deltamem.config import CONFIG_FILE
+from mlx_deltamem.adapters.folder import TORCH_FILE
 from mlx_deltamem.convert import convert
+from mlx_deltamem.core.adapter import WEIGHTS_FILE
+from mlx_deltamem.core.config import CONFIG_FILE
+from mlx_deltamem.grow import with_read_gates
 from tests.command_line import assert_refused, run_command
 from tests.conftest import GOLDENS, adapter
-from tests.test_adapter import same
-from tools.grow_adapter import with_read_gates
+from tests.core.test_adapter import same
 
 FOLDERS = sorted((GOLDENS / "adapters").iterdir())
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from mlx_deltamem import load_adapter, save_adapter
-from mlx_deltamem.adapter import RESULTS_FILE
-from mlx_deltamem.card import make_card
+from mlx_deltamem.adapters.card.card import make_card
+from mlx_deltamem.core.adapter import RESULTS_FILE
 from mlx_deltamem.evaluate import setup_arg_parser
 from mlx_deltamem.evaluation.report import REPORT_FILE
 from mlx_deltamem.evaluation.run import RECORDS_FILE

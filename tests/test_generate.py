@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_deltamem import ChatSession, load, load_adapter, make_prompt_cache, memory, save_adapter
-from mlx_deltamem.adapter import WEIGHTS_FILE
+from mlx_deltamem.core.adapter import WEIGHTS_FILE
 from mlx_deltamem.generate import main
 from tests.command_line import assert_refused, run_command
 from tests.conftest import adapter, backbone, distance, golden

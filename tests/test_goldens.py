@@ -7,7 +7,7 @@ import mlx.nn as nn
 import pytest
 
 from mlx_deltamem import load, make_prompt_cache, memory, read_only, set_memory, write_spans
-from mlx_deltamem.cache import PromptCache
+from mlx_deltamem.core.cache import PromptCache
 from tests.conftest import GOLDENS, adapter, backbone, distance, golden, golden_names
 
 LOGITS, STATES, OUTPUTS = 1e-4, 2e-5, 1e-5

@@ -4,15 +4,15 @@ import mlx.core as mx
 import pytest
 
 from mlx_deltamem import DeltaMemConfig, attach, delta_scan
-from mlx_deltamem.dispatches import added_primitives
-from mlx_deltamem.engines import engine_for
-from mlx_deltamem.fused_engine import FusedEngine
-from mlx_deltamem.kernels import build
-from mlx_deltamem.scan import delta_scan_reference
+from mlx_deltamem.benchmarking.dispatches import added_primitives
+from mlx_deltamem.recurrence.engines import engine_for
+from mlx_deltamem.recurrence.fused import FusedEngine
+from mlx_deltamem.recurrence.kernels import build
+from mlx_deltamem.recurrence.scan import delta_scan_reference
 from tests.conftest import distance, randomise
 from tests.families import tiny_model
-from tests.kernel_cases import CASES, STANDARD, by_definition, make_arrays, tolerance, with_garbage
-from tests.test_engines import run_through
+from tests.recurrence.kernel_cases import CASES, STANDARD, by_definition, make_arrays, tolerance, with_garbage
+from tests.recurrence.test_engines import run_through
 
 pytestmark = [
     pytest.mark.gpu,

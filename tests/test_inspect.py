@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_deltamem import inspect, load_adapter, save_adapter
-from mlx_deltamem.reports.session import session_report
+from mlx_deltamem.inspection.session import session_report
 from tests.command_line import run_command
 from tests.conftest import adapter, backbone
-from tests.test_session import new_chat, told
+from tests.sessions.test_session import new_chat, told
 
 SECRET = "My word is jade!"
 

@@ -11,11 +11,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import gpt2
 
 from mlx_deltamem import load_adapter
-from mlx_deltamem.adapter import CURVES_FILE, SETTINGS_FILE, WEIGHTS_FILE
-from mlx_deltamem.files import locked
+from mlx_deltamem.core.adapter import CURVES_FILE, SETTINGS_FILE, WEIGHTS_FILE
+from mlx_deltamem.files.atomic import locked
 from tests.conftest import adapter, backbone
-from tests.train_command import in_process, tiny_options
-from tests.training import write_chats
+from tests.training.command import in_process, tiny_options
+from tests.training.runs import write_chats
 
 
 @pytest.fixture(scope="module")

@@ -10,18 +10,18 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mlx_deltamem import attach, load, load_adapter, save_adapter
-from mlx_deltamem.adapter import CARD_FILE, RESULTS_FILE, WEIGHTS_FILE
-from mlx_deltamem.adapter_folder import TORCH_FILE
-from mlx_deltamem.config import CONFIG_FILE
+from mlx_deltamem.adapters.folder import TORCH_FILE
+from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER, find_adapter
+from mlx_deltamem.adapters.hub_errors import upload_errors
 from mlx_deltamem.convert import convert
-from mlx_deltamem.hub import REFERENCE_ADAPTER, find_adapter
-from mlx_deltamem.hub_errors import upload_errors
+from mlx_deltamem.core.adapter import CARD_FILE, RESULTS_FILE, WEIGHTS_FILE
+from mlx_deltamem.core.config import CONFIG_FILE
 from mlx_deltamem.upload import pack, upload, upload_folder
-from tests import hub_fixture
 from tests.command_line import assert_refused, run_command
 from tests.conftest import adapter, backbone
-from tests.hub_faults import ALWAYS
-from tests.hub_server import OTHER_TOKEN, READ_TOKEN, TOKEN, Hub
+from tests.hub import fixture as hub_fixture
+from tests.hub.faults import ALWAYS
+from tests.hub.server import OTHER_TOKEN, READ_TOKEN, TOKEN, Hub
 
 hub = hub_fixture.hub
 

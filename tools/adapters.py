@@ -12,11 +12,11 @@ from urllib.parse import quote
 from rich.console import Console
 from rich.filesize import decimal
 
-from mlx_deltamem.adapter import CARD_FILE, WEIGHTS_FILE, Adapter
-from mlx_deltamem.adapter_folder import load_adapter
-from mlx_deltamem.card import Card, make_card, names, write_card
-from mlx_deltamem.command import command
-from mlx_deltamem.files import new_file
+from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE, Adapter
+from mlx_deltamem.adapters.folder import load_adapter
+from mlx_deltamem.adapters.card.card import Card, make_card, names, write_card
+from mlx_deltamem.cli.command import command
+from mlx_deltamem.files.atomic import new_file
 
 ADAPTERS = Path(__file__).parents[1] / "adapters"
 # They are in every clone for ever.

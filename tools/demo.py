@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_deltamem import ChatSession, load
-from mlx_deltamem.comparison import WITH, WITHOUT, compare
-from mlx_deltamem.memory_view import memory_view
+from mlx_deltamem.sessions.comparison import WITH, WITHOUT, compare
+from mlx_deltamem.inspection.heat_map import memory_view
 from tools import smollm2
 
 ADAPTER = Path(__file__).parents[1] / "adapters" / "smollm2-135m-recall"

@@ -10,7 +10,7 @@ from mlx_lm.generate import generation_stream, wired_limit
 from mlx_deltamem.benchmarking.models import FROZEN, FROZEN_AGAIN, VARIANTS, Models
 from mlx_deltamem.benchmarking.paired import Quartiles, Ratio, Sample, compare, interleave
 from mlx_deltamem.benchmarking.workloads import Workload
-from mlx_deltamem.runner import Progress
+from mlx_deltamem.sessions.read import Progress
 
 _TIMES = ("wall_seconds", "cpu_seconds")
 

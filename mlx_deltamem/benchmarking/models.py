@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_deltamem.attach import attach
 from mlx_deltamem.benchmarking.paired import Sample
-from mlx_deltamem.config import DeltaMemConfig
-from mlx_deltamem.use import read_only
+from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.core.model import attach_adapter
+from mlx_deltamem.core.use import read_only
 
 FROZEN, FROZEN_AGAIN, DELTA_MEM, READ_ONLY = VARIANTS = ("frozen", "frozen_again", "delta_mem", "read_only")
 
@@ -58,7 +58,7 @@ def with_and_without(model: nn.Module, adapter: str | DeltaMemConfig) -> Models:
     before = mx.get_active_memory()
     # The arrays of a copy share their numbers with the original's.
     attached = copy.deepcopy(model)
-    attach(attached, adapter)
+    attach_adapter(attached, adapter)
     # The first call packs the adapter's weights.
     mx.eval(attached(mx.array([[0]])))
     return Models(model, attached, mx.get_active_memory() - before)

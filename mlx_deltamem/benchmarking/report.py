@@ -9,11 +9,11 @@ import mlx_lm
 from mlx.utils import tree_flatten
 
 from mlx_deltamem._version import __version__
-from mlx_deltamem.attach import current_adapter
+from mlx_deltamem.benchmarking.dispatches import added_primitives
 from mlx_deltamem.benchmarking.measure import Comparison
 from mlx_deltamem.benchmarking.models import DELTA_MEM, FROZEN, READ_ONLY, Models
 from mlx_deltamem.benchmarking.paired import Ratio
-from mlx_deltamem.dispatches import added_primitives
+from mlx_deltamem.core.model import current_adapter
 
 
 @dataclass(frozen=True)

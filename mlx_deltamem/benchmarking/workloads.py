@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE, BatchGenerator, generate_step, generation_stream
 
 from mlx_deltamem.benchmarking.paired import Sample, measured
-from mlx_deltamem.cache import PromptCache, make_prompt_cache
+from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
 
 
 @dataclass(frozen=True)

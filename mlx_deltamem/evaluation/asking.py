@@ -12,7 +12,9 @@ import mlx.nn as nn
 from mlx_lm.sample_utils import Sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.cache import PromptCache, make_prompt_cache
+from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
+from mlx_deltamem.core.spans import RunningSpans
+from mlx_deltamem.core.use import observing, read_only, using_spans
 from mlx_deltamem.evaluation.chats import Chats
 from mlx_deltamem.evaluation.conditions import Condition, Memory
 from mlx_deltamem.evaluation.decoding import Reply, Start, generate_replies
@@ -22,12 +24,10 @@ from mlx_deltamem.evaluation.prompts import Prompt, Prompts
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.sampling import seeded_sampler
 from mlx_deltamem.evaluation.task import Sampling
-from mlx_deltamem.runner import read, start_length, window, write_text
-from mlx_deltamem.segments import Segments
-from mlx_deltamem.spans import RunningSpans
-from mlx_deltamem.turn import States
-from mlx_deltamem.use import observing, read_only, using_spans
-from mlx_deltamem.writing import ALL
+from mlx_deltamem.sessions.read import read, start_length, window, write_text
+from mlx_deltamem.sessions.template import Segments
+from mlx_deltamem.sessions.turn import States
+from mlx_deltamem.sessions.writing import ALL
 
 
 @dataclass(frozen=True)

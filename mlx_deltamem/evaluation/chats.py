@@ -13,8 +13,8 @@ from mlx_deltamem.evaluation.decoding import Reply
 from mlx_deltamem.evaluation.effects import mean_norm
 from mlx_deltamem.evaluation.measures import Measures
 from mlx_deltamem.evaluation.question import Question
-from mlx_deltamem.history import History
-from mlx_deltamem.session import ChatSession
+from mlx_deltamem.sessions.history import History
+from mlx_deltamem.sessions.session import ChatSession
 
 
 class Chats:

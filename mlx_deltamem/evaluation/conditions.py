@@ -8,7 +8,7 @@ from enum import Enum
 
 import numpy as np
 
-from mlx_deltamem.history import NONE, History
+from mlx_deltamem.sessions.history import NONE, History
 
 
 class Memory(Enum):

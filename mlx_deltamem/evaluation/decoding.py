@@ -10,7 +10,7 @@ from mlx_lm.generate_utils import BatchStats
 from mlx_lm.sample_utils import Sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.cache import PromptCache
+from mlx_deltamem.core.cache import PromptCache
 
 Ending = Literal["end", "stop", "length"]
 

@@ -3,8 +3,8 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_deltamem.reads import Reads
-from mlx_deltamem.turn import States
+from mlx_deltamem.core.reads import Reads
+from mlx_deltamem.sessions.turn import States
 
 
 class WriteGates:

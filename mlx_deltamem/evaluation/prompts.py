@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.evaluation.question import Question
-from mlx_deltamem.segments import ChatTemplate, Segments, shared_length
-from mlx_deltamem.turn import NO_SEGMENTS, part
+from mlx_deltamem.sessions.template import ChatTemplate, Segments, shared_length
+from mlx_deltamem.sessions.turn import NO_SEGMENTS, part
 
 # The last tokens of a prompt are run with the question, however much of it its group shares.
 _LEAST_OWN = 2

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mlx_deltamem.segments import Message
+from mlx_deltamem.sessions.template import Message
 
 # Hexadecimal digits.
 _DIGEST = 16

@@ -8,10 +8,10 @@ from pathlib import Path
 from mlx_deltamem.evaluation.analysis import Result, Subset
 from mlx_deltamem.evaluation.conditions import condition_named
 from mlx_deltamem.evaluation.costs import Costs
-from mlx_deltamem.evaluation.health_report import NAME, Health, health_document, health_section
 from mlx_deltamem.evaluation.markdown import table
 from mlx_deltamem.evaluation.statistics import RESAMPLES, Estimate
-from mlx_deltamem.files import new_file
+from mlx_deltamem.evaluation.tasks.health_report import NAME, Health, health_document, health_section
+from mlx_deltamem.files.atomic import new_file
 
 REPORT_FILE = "report.md"
 _NOTES = f"""Scores are in percent, with 95 % intervals of a paired bootstrap ({RESAMPLES:,} resamples): what is drawn

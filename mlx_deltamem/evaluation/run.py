@@ -18,8 +18,8 @@ from mlx_deltamem.evaluation.prompts import Prompts
 from mlx_deltamem.evaluation.question import Question, digests
 from mlx_deltamem.evaluation.records import JsonLines, Row
 from mlx_deltamem.evaluation.task import Backbone, Task
-from mlx_deltamem.progress import Counted
-from mlx_deltamem.runner import window
+from mlx_deltamem.sessions.read import window
+from mlx_deltamem.show.progress import Counted
 
 RECORDS_FILE, MEASURES_FILE = "records.jsonl", "measures.jsonl"
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlx_deltamem.files import new_file
-from mlx_deltamem.fingerprint import Origin
+from mlx_deltamem.adapters.fingerprint import Origin
+from mlx_deltamem.files.atomic import new_file
 
 SETTINGS_FILE = "settings.json"
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from mlx_deltamem.config import DeltaMemConfig
-from mlx_deltamem.spans import unit_shares
+from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.core.spans import unit_shares
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.records import ANSWER, FROZEN
 from mlx_deltamem.training.told import Written

@@ -10,12 +10,12 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_deltamem.files import new_file, one_line
-from mlx_deltamem.fingerprint import update_with_arrays
+from mlx_deltamem.adapters.fingerprint import update_with_arrays
+from mlx_deltamem.core.use import attachment_of
+from mlx_deltamem.files.atomic import new_file, one_line
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.optimizer import ClippedAdamW
-from mlx_deltamem.use import attachment_of
 
 FOLDER = "checkpoints"
 # The last one and the one before.

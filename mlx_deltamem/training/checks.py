@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mlx_deltamem.config import DeltaMemConfig
+from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.order import BatchOrder

@@ -3,8 +3,8 @@
 import importlib.util
 from pathlib import Path
 
-from mlx_deltamem.adapter import CURVES_FILE
-from mlx_deltamem.plots.option import load_figures
+from mlx_deltamem.core.adapter import CURVES_FILE
+from mlx_deltamem.show.plot import load_figures
 from mlx_deltamem.training.metrics import Metrics
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.files import user_path
-from mlx_deltamem.hub import is_repo_name
-from mlx_deltamem.hub_errors import first_line, hub_errors
+from mlx_deltamem.adapters.hub import is_repo_name
+from mlx_deltamem.adapters.hub_errors import first_line, hub_errors
+from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.episodes import EpisodeMaker

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from mlx_deltamem.segments import Segments
+from mlx_deltamem.sessions.template import Segments
 from mlx_deltamem.training.told import Written, part_of
 
 

@@ -9,14 +9,14 @@ from itertools import pairwise
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.segments import ChatTemplate, Message, shared_length
+from mlx_deltamem.sessions.template import ChatTemplate, Message, shared_length
+from mlx_deltamem.sessions.writing import AFTER, NONE, WRITES
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.option import check_options, option
 from mlx_deltamem.training.records import Record, RecordError, listed
 from mlx_deltamem.training.remembering_tokenizer import RememberingTokenizer
 from mlx_deltamem.training.told import Told, Written, without_start, written_text
-from mlx_deltamem.writing import AFTER, NONE, WRITES
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 
 from rich.markup import escape
 
-from mlx_deltamem.evaluation.health import CARRIED_READ, CARRIED_WRITTEN, WAYS, WRITTEN, Answered, Checkup
+from mlx_deltamem.evaluation.tasks.health import CARRIED_READ, CARRIED_WRITTEN, WAYS, WRITTEN, Answered, Checkup
 from mlx_deltamem.training.metrics import Row
 from mlx_deltamem.training.screen import tell
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_deltamem.adapter import CARD_FILE, CURVES_FILE, METRICS_FILE, SETTINGS_FILE, WEIGHTS_FILE, Adapter
-from mlx_deltamem.adapter_folder import load_adapter, save_adapter
-from mlx_deltamem.attach import current_adapter
-from mlx_deltamem.config import CONFIG_FILE
-from mlx_deltamem.files import locked, remove_unfinished
+from mlx_deltamem.adapters.folder import load_adapter, save_adapter
+from mlx_deltamem.core.adapter import CARD_FILE, CURVES_FILE, METRICS_FILE, SETTINGS_FILE, WEIGHTS_FILE, Adapter
+from mlx_deltamem.core.config import CONFIG_FILE
+from mlx_deltamem.core.model import current_adapter
+from mlx_deltamem.files.atomic import locked, remove_unfinished
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.best import BEST_FOLDER
 from mlx_deltamem.training.checkpoint import Checkpoint, Progress, remove_unfinished_checkpoints

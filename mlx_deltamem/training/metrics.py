@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_deltamem.adapter import METRICS_FILE
-from mlx_deltamem.files import new_file
+from mlx_deltamem.core.adapter import METRICS_FILE
+from mlx_deltamem.files.atomic import new_file
 
 Row = dict[str, float | None]
 

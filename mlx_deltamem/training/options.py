@@ -8,10 +8,10 @@ from pathlib import Path
 import yaml
 from mlx_lm.lora import yaml_loader
 
-from mlx_deltamem.adapter import SETTINGS_FILE
-from mlx_deltamem.config import DeltaMemConfig
-from mlx_deltamem.files import new_file, user_path
-from mlx_deltamem.loading import load_model_type
+from mlx_deltamem.adapters.loading import load_model_type
+from mlx_deltamem.core.adapter import SETTINGS_FILE
+from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.files.atomic import new_file, user_path
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.data import ON_ERROR
 from mlx_deltamem.training.episodes import EpisodeRules

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from mlx_deltamem.adapter import METRICS_FILE, SETTINGS_FILE, changed
-from mlx_deltamem.hub import is_repo_name
+from mlx_deltamem.adapters.hub import is_repo_name
+from mlx_deltamem.core.adapter import METRICS_FILE, SETTINGS_FILE, changed
 from mlx_deltamem.training.checkpoint import Progress
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.settings import PLACES, Settings

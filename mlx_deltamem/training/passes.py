@@ -6,13 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_deltamem.attention import Observer
-from mlx_deltamem.cache import PromptCache, make_prompt_cache, memory_alone
-from mlx_deltamem.reads import Reads
-from mlx_deltamem.training.answers import logits_at
+from mlx_deltamem.core.attention import Observer
+from mlx_deltamem.core.cache import PromptCache, make_prompt_cache, memory_alone
+from mlx_deltamem.core.reads import Reads
+from mlx_deltamem.core.use import observing, read_only, write_mask
 from mlx_deltamem.training.batches import Asked, Batch
-from mlx_deltamem.training.segments import write_states
-from mlx_deltamem.use import observing, read_only, write_mask
+from mlx_deltamem.training.logits import logits_at
+from mlx_deltamem.training.segments.write_pass import write_states
 
 States = list[mx.array]  # by layer of the model, [B, H, r, r] float32, or [B, 0, 0, 0] where a layer has no memory
 

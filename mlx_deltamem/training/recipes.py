@@ -16,11 +16,11 @@ is read with writes off (facts 3.3). Options that the reference does not have ar
 
 from dataclasses import asdict, dataclass, replace
 
-from mlx_deltamem.config import DeltaMemConfig
+from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.sessions.writing import AFTER
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.settings import Schedule
-from mlx_deltamem.writing import AFTER
 
 # What the authors' launch scripts name (facts 8.5).
 PAPER_DATA = "huaXiaKyrie/delta-mem-qasper-data"

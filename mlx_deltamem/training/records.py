@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_deltamem.json_records import json_records
-from mlx_deltamem.segments import Message
-from mlx_deltamem.writing import WRITES
+from mlx_deltamem.files.jsonl import json_records
+from mlx_deltamem.sessions.template import Message
+from mlx_deltamem.sessions.writing import WRITES
 
 SPLITS = ("train", "valid")
 # The second is the reference's name for it.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.messages import Message
+from mlx_deltamem.sessions.messages import Message
 
 # Enough for the chats of a few records, and for the history that several of them share.
 _REMEMBERED = 512

@@ -15,10 +15,9 @@ from mlx_lm.cli_ui import make_console
 from mlx_lm.tuner.trainer import TrainingArgs
 from mlx_lm.tuner.trainer import train as train_with_mlx_lm
 
-from mlx_deltamem.attach import attached_attention
-from mlx_deltamem.evaluation.health import Checkup
+from mlx_deltamem.core.model import attached_attention
+from mlx_deltamem.evaluation.tasks.health import Checkup
 from mlx_deltamem.training import health, processes
-from mlx_deltamem.training.answers import head_at_positions
 from mlx_deltamem.training.batches import Batch, BatchMaker
 from mlx_deltamem.training.best import BEST, Best
 from mlx_deltamem.training.checkpoint import Progress
@@ -27,6 +26,7 @@ from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.feed import Feed
 from mlx_deltamem.training.interrupt import noticed_interrupts
 from mlx_deltamem.training.keeper import Keeper, RunStoppedError
+from mlx_deltamem.training.logits import head_at_positions
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.metrics import Metrics, Row
 from mlx_deltamem.training.monitor import Monitor

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import TypeVar
 
-from mlx_deltamem.config import DeltaMemConfig
+from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.training.best import KEEPS, LAST
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlx_deltamem.runner import start_length
-from mlx_deltamem.segments import Message, Segments, token_roles
-from mlx_deltamem.turn import NO_SEGMENTS, joined, part
-from mlx_deltamem.writing import AFTER, ALL, NONE, writes_role
+from mlx_deltamem.sessions.read import start_length
+from mlx_deltamem.sessions.template import Message, Segments, token_roles
+from mlx_deltamem.sessions.turn import NO_SEGMENTS, joined, part
+from mlx_deltamem.sessions.writing import AFTER, ALL, NONE, writes_role
 
 # Whether tokens are written into the memory: all of a text alike, or each.
 Written = bool | list[bool]
@@ -25,7 +25,7 @@ class Told:
         """A history that is read as one text.
 
         Args:
-            write: One of `mlx_deltamem.writing.WRITES`, not `none`.
+            write: One of `mlx_deltamem.sessions.writing.WRITES`, not `none`.
             segments: Its tokens.
             messages: What they are of.
         """

@@ -1,0 +1,175 @@
+"""The facts in an adapter's model card, as Markdown."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+from mlx_deltamem.core.adapter import CURVES_FILE, METRICS_FILE, RESULTS_FILE, WEIGHTS_FILE, Adapter, dtype_name
+from mlx_deltamem.core.config import CONFIG_FILE
+
+PAPER = "2605.12357"
+
+_RESULT_COLUMNS = ("task", "condition", "metric", "value", "interval", "questions")
+
+
+def card_sections(folder: Path, adapter: Adapter, repo: str | None, base_models: list[str]) -> dict[str, str]:
+    """The sections of a card, by name, in the order in which they stand there.
+
+    Args:
+        folder: Where the adapter's files are.
+        adapter: What they hold.
+        repo: The Hub repo that the card is for.
+        base_models: As in the card's metadata.
+
+    Raises:
+        ValueError: The folder has results that are damaged.
+    """
+    return {
+        "title": _title(repo, base_models),
+        "usage": _usage(repo or "THIS_FOLDER", base_models[0] if base_models else "BACKBONE"),
+        "adapter": _configuration(adapter),
+        "training": _training(folder, adapter),
+        "results": _results(folder / RESULTS_FILE),
+        "provenance": provenance(adapter),
+        "files": _files(folder),
+    }
+
+
+def _title(repo: str | None, base_models: list[str]) -> str:
+    of = " and ".join(f"[{model}](https://huggingface.co/{model})" for model in base_models)
+    return f"""# {repo.split("/")[1] if repo else "A δ-mem adapter"}
+
+An online memory for {of or "a frozen language model"}, by the delta rule
+([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})), for MLX."""
+
+
+def _usage(repo: str, base_model: str) -> str:
+    return f"""## Use
+
+```shell
+pip install mlx-deltamem
+mlx_deltamem.chat --model {base_model} --adapter {repo}
+```"""
+
+
+def _configuration(adapter: Adapter) -> str:
+    config, layers = adapter.config, adapter.weights_by_layer()
+    dtypes = sorted({dtype_name(tensor.dtype) for tensor in adapter.weights.values()})
+    gates = "one per row" if config.rankwise_gates else "one per head"
+    if config.read_gate:
+        gates += ", and one per head on what is read"
+    rows = {
+        "layers": f"{len(layers)} ({min(layers)} to {max(layers)})",
+        "rank": config.rank,
+        "state heads": config.num_state_heads,
+        "alpha": config.alpha,
+        "corrected": ", ".join(config.delta_heads) or "nothing",
+        "written by": config.memory_write_granularity.removesuffix("_mean"),
+        "gates": gates,
+        "update": config.state_update_mode,
+        "parameters": f"{adapter.parameters:,}",
+        "weights": ", ".join(dtypes),
+        "memory": f"{adapter.state_bytes:,} bytes for each sequence, float32",
+    }
+    return "## Adapter\n\n" + _table(("", ""), rows.items())
+
+
+def _training(folder: Path, adapter: Adapter) -> str:
+    """What it was trained on, for how long, and the curves; nothing for an adapter that does not tell."""
+    if "trained" not in adapter.metadata:
+        return ""
+    lines = ["## Training", "", f"Trained by mlx_deltamem {adapter.metadata['trained']}."]
+    if (seconds := _training_seconds(folder / METRICS_FILE)) is not None:
+        lines.append(f"It took {timedelta(seconds=round(seconds))}.")
+    if (folder / CURVES_FILE).is_file():
+        lines += ["", f"![Curves of the training]({CURVES_FILE})"]
+    return "\n".join(lines)
+
+
+def _training_seconds(path: Path) -> float | None:
+    """How long a run took, by the last of its reports."""
+    with suppress(OSError, ValueError, TypeError, StopIteration):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return float(next(row["seconds"] for row in reversed(rows) if "seconds" in row))
+    return None
+
+
+def _results(path: Path) -> str:
+    """The sections on results and on the model's health; each is left out where results.json has none."""
+    if not path.exists():
+        return ""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        rows = [[_cell(result.get(column)) for column in _RESULT_COLUMNS] for result in content["results"]]
+        health = _health(content["health"]) if "health" in content else ""
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}); expected an object with a list of `results`"
+        ) from None
+    results = "" if health and not rows else "## Results\n\n" + _table(_RESULT_COLUMNS, rows)
+    return "\n\n".join(filter(None, [results, health]))
+
+
+def _health(found: dict[str, object]) -> str:
+    """The card's section on the model's health, made from the `health` of results.json (see `health_document`)."""
+    ratios = [
+        (_cell(each["meaning"]), _cell(each["ratio"]), _cell(each["interval"]), _cell(each["texts"]))
+        for each in found["perplexity"]
+    ]
+    shares = [
+        (name, _cell(share["value"]), _cell(share["interval"]), _cell(share["prompts"]))
+        for name, share in (("whole replies", found["replies_equal"]), ("likeliest tokens", found["tokens_alike"]))
+    ]
+    return "\n\n".join(
+        [
+            "## What it does to the model",
+            _table(("plain English that is", "perplexity ÷ the frozen model's", "interval", "texts"), ratios),
+            _table(("replies with nothing told", "as the frozen model's, %", "interval", "prompts"), shares),
+        ]
+    )
+
+
+def provenance(adapter: Adapter) -> str:
+    """Whose work an adapter is made from, and what was done to it; nothing for one that is all its maker's."""
+    metadata, lines = adapter.metadata, []
+    if source := metadata.get("source_adapter"):
+        repo, _, revision = source.partition("@")
+        at = f" at revision `{revision}`" if revision else ""
+        under = f", which is under the licence {metadata['source_license']}" if "source_license" in metadata else ""
+        lines.append(f"Made from [{repo}](https://huggingface.co/{repo}){at}{under}.")
+    if "converted_from" in metadata:
+        lines.append(
+            f"Converted to safetensors by mlx_deltamem {metadata.get('mlx_deltamem', '')} from "
+            f"`{metadata['converted_from']}` (SHA-256 `{metadata.get('converted_from_sha256', 'unknown')}`)."
+        )
+    if "changed" in metadata:
+        lines.append(f"Changed: {metadata['changed']}.")
+    return "\n".join(["## Where it comes from", "", *lines]) if lines else ""
+
+
+def _files(folder: Path) -> str:
+    rows = []
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        content = (folder / name).read_bytes()
+        rows.append((name, f"{len(content):,}", f"`{hashlib.sha256(content).hexdigest()}`"))
+    return "## Files\n\n" + _table(("file", "bytes", "SHA-256"), rows)
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    header = list(header)
+    lines = [header, ["---"] * len(header), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    """A value of a results file, as a cell of a table."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return " to ".join(map(_cell, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,78 @@
+"""Convert chats to what other implementations read; no model is needed for it."""
+
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_deltamem.files.atomic import check_absent, user_path
+from mlx_deltamem.inspection.session import read_session
+from mlx_deltamem.sessions.foreign.folder import (
+    REFERENCE_FORMAT,
+    SIDECAR_FORMAT,
+    ForeignSession,
+    foreign_format,
+    read_foreign_session,
+    write_reference_session,
+)
+from mlx_deltamem.sessions.foreign.states import write_sidecar_states
+from mlx_deltamem.sessions.text import said_turns
+from mlx_deltamem.sessions.turn import segments_of
+from mlx_deltamem.show.tables import count
+
+
+def convert_session(source: str | Path, target: Path, to: str, dtype: mx.Dtype | None = None) -> str:
+    """Read a chat and write it for another implementation.
+
+    Args:
+        source: A session file, a session folder of the reference, or an `.npz` file of the other MLX port.
+        target: The folder or file to make.
+        to: `torch` for a session folder of the reference, `npz` for a file of the other MLX port, which holds the
+            memory alone.
+        dtype: The type of the states in a folder of the reference; None: float32.
+
+    Returns:
+        What was read and written, two lines.
+
+    Raises:
+        FileNotFoundError: There is no such chat, or no folder for the file.
+        ValueError: It is damaged, the target is there already, the target's format cannot hold it, or `to` is `mlx`: a
+            session file tells which model it goes on with.
+    """
+    if to == "mlx":
+        raise ValueError(
+            f"{source} becomes a session file only with its model, whose fingerprints go into it: use "
+            f"ChatSession.load(model, tokenizer, {str(source)!r}).save(FILE), or convert it --to torch or --to npz"
+        )
+    if to == "npz" and dtype is not None and dtype != mx.float32:
+        raise ValueError("--dtype goes with --to torch; the states in an npz file are float32")
+    check_absent(target)
+    path = user_path(source)
+    kind = foreign_format(path)
+    chat = _from_session_file(path) if kind is None else read_foreign_session(path)
+    if to == "npz":
+        write_sidecar_states(target, chat.states)
+    else:
+        messages = [*_system_message(chat), *chat.messages]
+        write_reference_session(target, messages, chat.states, ids=chat.ids or (), dtype=dtype or mx.float32)
+    turns, layers = count(len(chat.messages) // 2, "turns"), count(len(chat.states), "layers")
+    written = f"{turns} and a memory" if to == "torch" else "a memory"
+    return (
+        f"Read {source}: {turns} ({kind or 'a session file of mlx_deltamem'})\n"
+        f"Wrote {target}: {written} of {layers} ({REFERENCE_FORMAT if to == 'torch' else SIDECAR_FORMAT})"
+    )
+
+
+def _from_session_file(path: Path) -> ForeignSession:
+    stored, _ = read_session(path)
+    messages = []
+    for turn in said_turns(stored.turns):
+        if [message["role"] for message in turn.messages] != ["user"]:
+            roles = ", ".join(message["role"] for message in turn.messages)
+            raise ValueError(f"{path} has a turn of {roles}; other formats hold one message of the user in each turn")
+        messages += [{"role": "user", "content": turn.text}, {"role": "assistant", "content": turn.reply}]
+    states = {layer: state for layer, state in enumerate(stored.states) if state.size}
+    return ForeignSession(stored.system, messages, states, segments_of(stored.turns).ids)
+
+
+def _system_message(chat: ForeignSession) -> list[dict[str, str]]:
+    return [] if chat.system is None else [{"role": "system", "content": chat.system}]

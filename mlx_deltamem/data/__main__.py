@@ -1,0 +1,3 @@
+from mlx_deltamem.data import main
+
+main()

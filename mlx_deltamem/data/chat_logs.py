@@ -1,0 +1,166 @@
+"""Turn a chat log into episodes to train on: `mlx_deltamem.data chat-logs LOG OUTPUT`.
+
+The log is in OpenAI's form, an object with `messages` for each chat: one a line (JSONL), or a JSON list. The last
+answer of a chat is trained on, the message before it is the question, and what is earlier goes into the memory.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_deltamem.cli.command import command
+from mlx_deltamem.data.episode_files import BAD, Found, Unusable, add_file_options, checked_text, write_episodes
+from mlx_deltamem.files.jsonl import Json, json_records
+from mlx_deltamem.recall import Message
+
+NOT_TEXT = "not text: an image, a sound, a file"
+
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_TOOL_ROLES = ("tool", "function")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+class NotTextError(Exception):
+    """A message holds something that is not text."""
+
+
+@dataclass
+class ToolMessages:
+    """How many messages were left out of chats that may be kept: calls of tools, and what the tools said."""
+
+    left_out: int = 0
+
+
+def chats(path: Path, answers: str, tools: ToolMessages) -> Iterator[Found | Unusable]:
+    """Yield the chats of a log.
+
+    Args:
+        path: A .json or .jsonl file.
+        answers: "last", or "all" to train on each answer that has something before its question.
+        tools: Counts the messages of tools.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is one JSON text, and a broken one.
+    """
+    for record in json_records(path):
+        if record.problem:
+            yield Unusable(record.place, BAD, record.problem)
+            continue
+        try:
+            messages = _messages(record.value, tools)
+        except NotTextError:
+            yield Unusable(record.place, NOT_TEXT)
+        except ValueError as error:
+            yield Unusable(record.place, BAD, str(error))
+        else:
+            yield from _episodes(record.place, messages, answers)
+
+
+def _episodes(place: str, messages: list[Message], answers: str) -> Iterator[Found]:
+    if answers == "last" or not messages:
+        yield Found(place, messages)
+        return
+    last = len(messages)
+    ends = [end for end, message in enumerate(messages, start=1) if message["role"] == "assistant" or end == last]
+    # Nothing is before the question of the first.
+    for end in ends[1:] or [last]:
+        yield Found(f"{place}, message {end}", messages[:end])
+
+
+def _messages(record: Json, tools: ToolMessages) -> list[Message]:
+    """Return the messages of a record, without those of tools.
+
+    Raises:
+        NotTextError: One holds something that is not text.
+        ValueError: It is no chat.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
+        raise ValueError("not an object with a list of messages")
+    messages: list[Message] = []
+    after_tool = False
+    for number, entry in enumerate(record["messages"], start=1):
+        try:
+            message = _message(entry)
+        except ValueError as error:
+            raise ValueError(f"message {number}: {error}") from None
+        if message is None:
+            tools.left_out += 1
+        else:
+            _append(messages, message, after_tool)
+        after_tool = message is None
+    return messages
+
+
+def _message(entry: Json) -> Message | None:
+    """Return a message as text, or None for one of a tool."""
+    if not isinstance(entry, dict):
+        raise ValueError("not an object")
+    role = entry.get("role")
+    if role in _TOOL_ROLES:
+        return None
+    if not isinstance(role, str) or role not in _ROLES:
+        raise ValueError(f"its role is none of {', '.join((*_ROLES, *_TOOL_ROLES))}")
+    text = _text(entry.get("content"))
+    if not text.strip() and (entry.get("tool_calls") or entry.get("function_call")):
+        return None
+    return {"role": _ROLES[role], "content": text}
+
+
+def _text(content: Json) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return checked_text(content)
+    if not isinstance(content, list):
+        raise ValueError("its content is neither a text nor a list of parts")
+    return "".join(_part(part) for part in content)
+
+
+def _part(part: Json) -> str:
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise ValueError("a part of its content is not an object with a type")
+    if part["type"] not in _TEXT_PARTS:
+        raise NotTextError
+    if not isinstance(part.get("text"), str):
+        raise ValueError("a part of its content is a text without text")
+    return checked_text(part["text"])
+
+
+def _append(messages: list[Message], message: Message, after_tool: bool) -> None:
+    """Add a message, to the last one if both are the system's, or one role's with only messages of tools between."""
+    is_system = message["role"] == "system"
+    if is_system and not message["content"].strip():
+        return
+    if messages and messages[-1]["role"] == message["role"] and (is_system or after_tool):
+        messages[-1]["content"] += "\n\n" + message["content"]
+    else:
+        messages.append(message)
+
+
+def setup_arg_parser() -> argparse.ArgumentParser:
+    """Set up and return the argument parser."""
+    parser = argparse.ArgumentParser(prog="mlx_deltamem.data chat-logs", description=__doc__)
+    add_file_options(parser, "A chat log: .jsonl with a chat a line, or .json with a list of chats.")
+    parser.add_argument(
+        "--answers",
+        choices=("last", "all"),
+        default="last",
+        help="Train on the last answer of each chat, or on all that have something before their question "
+        "(default: last).",
+    )
+    return parser
+
+
+@command
+def main() -> None:
+    args = setup_arg_parser().parse_args()
+    tools = ToolMessages()
+    write_episodes(chats(args.input, args.answers, tools), args)
+    if tools.left_out:
+        print(f"{tools.left_out:,} messages of tools were left out of the chats.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Make training records of conversations: `mlx_deltamem.data records CONVERSATIONS OUTPUT --model MODEL`.
+
+CONVERSATIONS is a file of `mlx_deltamem.data speech`, OUTPUT a new `.jsonl` for `mlx_deltamem.train`. Histories are
+written turn by turn, as in a chat whose text is dropped. Everything is written, except that some of the last messages
+are only read. The reply to a message that tells something repeats what is asked later ("Got it. Your cat is called
+Boris."). A message that has no reply in CONVERSATIONS gets the frozen model's own, greedy and cut to a length.
+
+Beside the records of the questions there are two other kinds. In a record of kind `told`, the reply to a message that
+tells something is learned; in one of kind `ordinary`, the reply to a message that has nothing to do with memory, after
+a conversation or at the beginning of a chat.
+"""
+
+import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from mlx_lm import batch_generate
+from mlx_lm import load as load_frozen
+from rich.console import Console
+
+from mlx_deltamem.cli.command import command
+from mlx_deltamem.files.atomic import check_absent, new_file, user_path
+from mlx_deltamem.files.jsonl import json_records
+from mlx_deltamem.cli.options import count_from, number_from
+from mlx_deltamem.show.progress import Counted, counting_progress
+from mlx_deltamem.speech import Conversation, Turn, ordinary_message
+from mlx_deltamem.sessions.writing import AFTER, ALL
+
+_ACKNOWLEDGED = ("Got it.", "Noted.", "Okay.", "All right.", "Thanks, noted.", "Good to know.")
+_TELLING = ("told", "update")
+_AT_ONCE = 48
+
+
+def setup_arg_parser() -> argparse.ArgumentParser:
+    """Set up and return the argument parser."""
+    parser = argparse.ArgumentParser(prog="mlx_deltamem.data records", description=__doc__)
+    parser.add_argument("conversations", type=user_path, help="A file of mlx_deltamem.data.speech.")
+    parser.add_argument("output", type=user_path, help="The new .jsonl file.")
+    parser.add_argument("--model", required=True, help="The model to be trained for; its own replies are used.")
+    parser.add_argument("--reply-tokens", type=count_from(1), default=24, help="Longest reply of it (default: 24).")
+    parser.add_argument(
+        "--ordinary", type=number_from(0), default=1.0, help="Ordinary records per conversation (default: 1)."
+    )
+    parser.add_argument(
+        "--begun",
+        type=number_from(0, 1),
+        default=0.6,
+        help="The share of these that come after a conversation, not at the beginning of a chat (default: 0.6).",
+    )
+    parser.add_argument(
+        "--only-read",
+        type=number_from(0, 1),
+        default=0.15,
+        help="The share of conversations whose questions are only read, not written as in a chat (default: 0.15).",
+    )
+    parser.add_argument(
+        "--only-read-ordinary",
+        type=number_from(0, 1),
+        default=0.5,
+        help="The same share of the ordinary records that come after a conversation (default: 0.5).",
+    )
+    parser.add_argument("--told", type=number_from(0, 1), default=0.5, help="Told records per conversation (0.5).")
+    parser.add_argument("--seed", type=int, default=0, help="Decides what is drawn (default: 0).")
+    return parser
+
+
+class Replies:
+    """The frozen model's own replies to messages that nothing comes before.
+
+    Attributes:
+        found: By message, the reply, and whether it was cut.
+    """
+
+    def __init__(self, model: str, longest: int):
+        self._model, self._tokenizer = load_frozen(model)
+        self._longest = longest
+        self.found: dict[str, tuple[str, bool]] = {}
+
+    def ask(self, messages: list[str], progress: Counted) -> None:
+        """Reply to all of some messages; those of like length side by side."""
+        prompts = {
+            message: self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": message}], add_generation_prompt=True, enable_thinking=False
+            )
+            for message in dict.fromkeys(messages)
+        }
+        order = sorted(prompts, key=lambda message: len(prompts[message]))
+        for begin in range(0, len(order), _AT_ONCE):
+            batch = order[begin : begin + _AT_ONCE]
+            response = batch_generate(
+                self._model, self._tokenizer, [prompts[message] for message in batch], max_tokens=self._longest
+            )
+            for message, text in zip(batch, response.texts, strict=True):
+                cut = len(self._tokenizer.encode(text, add_special_tokens=False)) >= self._longest
+                self.found[message] = (text.strip(), cut)
+            progress("the frozen model's replies", len(batch))
+
+
+def restated(conversation: Conversation, index: int, rng: random.Random) -> str:
+    """The reply to a turn that tells something: that it was understood, and what was told, where it is asked later."""
+    answers = [each.answer for each in conversation.questions if each.turn == index and each.value is not None]
+    said = rng.choice(_ACKNOWLEDGED)
+    return f"{said} {rng.choice(answers)}" if answers else said
+
+
+def with_replies(conversation: Conversation, replies: Replies, rng: random.Random) -> Conversation:
+    """A conversation with all of its replies."""
+    given = []
+    for index, turn in enumerate(conversation.turns):
+        if turn.kind in _TELLING:
+            given.append(restated(conversation, index, rng))
+        elif turn.assistant is None:
+            given.append(replies.found[turn.user][0] or rng.choice(_ACKNOWLEDGED))
+        else:
+            given.append(turn.assistant)
+    turns = [replace(turn, assistant=reply) for turn, reply in zip(conversation.turns, given, strict=True)]
+    return replace(conversation, turns=tuple(turns))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The random choices for the records of one conversation.
+
+    Attributes:
+        ordinary: For each ordinary record, the message, whether it comes after the conversation, and its `write`.
+        told: Whether there is a record of kind `told`.
+        write: The `write` of the records that ask about the conversation.
+    """
+
+    ordinary: list[tuple[str, bool, str]]
+    told: bool
+    write: str
+
+    @classmethod
+    def by(cls, rng: random.Random, args: argparse.Namespace) -> "Drawn":
+        """Draw by the shares of the command line."""
+        ordinary = []
+        for _ in range(int(args.ordinary) + (rng.random() < args.ordinary % 1)):
+            begun = rng.random() < args.begun
+            write = AFTER if begun and rng.random() < args.only_read_ordinary else ALL
+            ordinary.append((ordinary_message(rng), begun, write))
+        return cls(ordinary, rng.random() < args.told, AFTER if rng.random() < args.only_read else ALL)
+
+
+def records(
+    conversation: Conversation, drawn: Drawn, replies: Replies, rng: random.Random
+) -> Iterator[dict[str, object]]:
+    """The records of a conversation that has all of its replies.
+
+    Args:
+        conversation: A conversation that has all of its replies.
+        drawn: The choices made for it.
+        replies: The frozen model's replies.
+        rng: Chooses the turn of the record of kind `told`.
+    """
+    for question, record in zip(conversation.questions, conversation.records(), strict=True):
+        yield {**record, **_chat(drawn.write), "kind": question.kind}
+    for message, begun, write in drawn.ordinary:
+        reply, cut = replies.found[message]
+        if reply:
+            history = conversation.history() if begun else []
+            yield {**_record(history, message, reply), **_chat(write), "kind": "ordinary", "cut": cut}
+    telling = [index for index, turn in enumerate(conversation.turns) if turn.kind in _TELLING]
+    if drawn.told and telling:
+        index = rng.choice(telling)
+        before, turn = replace(conversation, turns=conversation.turns[:index]), conversation.turns[index]
+        yield {**_record(before.history(), turn.user, turn.assistant), **_chat(ALL), "kind": "told"}
+
+
+def _chat(write: str) -> dict[str, object]:
+    return {"write": write, "turn_by_turn": True}
+
+
+def _record(history: list, said: str, reply: str) -> dict[str, object]:
+    asked = [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
+    return {"messages": [*history, *asked]}
+
+
+def _needs_reply(turn: Turn) -> bool:
+    return turn.assistant is None and turn.kind not in _TELLING
+
+
+@command
+def main() -> None:
+    args = setup_arg_parser().parse_args()
+    check_absent(args.output)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    found = [Conversation.from_json(each.value) for each in json_records(args.conversations)]
+    rng = random.Random(f"speech-records/{args.seed}")
+    plans = [Drawn.by(rng, args) for _ in found]
+    asked = [turn.user for each in found for turn in each.turns if _needs_reply(turn)]
+    asked += [message for each in plans for message, _, _ in each.ordinary]
+    replies = Replies(args.model, args.reply_tokens)
+    with counting_progress(len(set(asked))) as progress:
+        replies.ask(asked, progress)
+    count = 0
+    with new_file(args.output) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for conversation, drawn in zip(found, plans, strict=True):
+            for record in records(with_replies(conversation, replies, rng), drawn, replies, rng):
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                count += 1
+    Console().print(f"{args.output}: {count:,} records of {len(found):,} conversations", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

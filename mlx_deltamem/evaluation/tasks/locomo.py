@@ -1,0 +1,241 @@
+"""LoCoMo: questions about conversations of months (facts 4.1), https://github.com/snap-research/locomo."""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mlx_deltamem.evaluation.question import Question, user_message
+from mlx_deltamem.evaluation.task import Backbone, Published, Sampling, Task, option
+from mlx_deltamem.evaluation.tasks.answers import first_line, locomo_tokens, porter_stem, token_f1
+from mlx_deltamem.evaluation.tasks.fitting import longest_prompt, prompt_tokens, text_tokens
+from mlx_deltamem.evaluation.tasks.locomo_data import (
+    CATEGORIES,
+    Asked,
+    Conversation,
+    Turn,
+    downloaded,
+    load_conversations,
+)
+from mlx_deltamem.evaluation.tasks.published import LOCOMO
+from mlx_deltamem.sessions.template import Message
+
+_NO_INFORMATION = "No information available"
+_MAX_TOKENS = 50
+
+# The wording of the benchmark, its misspelling too: scores are only comparable under the same prompts.
+_SYSTEM = (
+    "You are a helpful, respectful and honest assistant whose job is to understand the following conversation and "
+    "answer questions based on the conversation. If you don't know the answer to a question, please don't share false "
+    "information."
+)
+_INTRODUCTION = (
+    "Below is a conversation between two people: {} and {}. The conversation takes place over multiple days and the "
+    "date of each conversation is wriiten at the beginning of the conversation.\n\n"
+)
+_INSTRUCTION = (
+    "Based on the above conversations, write a short answer for the following question in a few words. Do not write "
+    "complete and lengthy sentences. Answer with exact words from the conversations whenever possible.\n\nQuestion: {}"
+)
+_TEMPORAL = " Use DATE of CONVERSATION to answer with an approximate date."
+_LETTERS = re.compile(r"\([ab]\)|(?<!\w)[ab]\)|answer:")
+_CHOICE = " (a) {} (b) {}. Select the correct answer by writing (a) or (b)."
+
+
+@dataclass(frozen=True)
+class Locomo(Task):
+    """Questions about ten long conversations, answered in a few words."""
+
+    name: ClassVar[str] = "locomo"
+    title: ClassVar[str] = "LoCoMo"
+    source: ClassVar[str] = "locomo10.json of snap-research/locomo (CC BY-NC 4.0); downloaded if no file is named"
+    outside_mean: ClassVar[tuple[str, ...]] = ("adversarial",)
+    curves: ClassVar[tuple[str, ...]] = ("distance_sessions",)
+
+    mode: str = option(
+        "official",
+        "Where the history is in the text: in the user's prompt, newest session first, as in the published runs "
+        "(official), or as messages, oldest first (replay).",
+        ("official", "replay"),
+    )
+    message: str = option("session", "What is one message of a history.", ("session", "turn"))
+    categories: tuple[str, ...] = option(
+        tuple(CATEGORIES.values()), "The kinds of questions to ask.", tuple(CATEGORIES.values())
+    )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(temp=0.4, top_p=0.9, top_k=10)
+
+    @property
+    def published(self) -> tuple[Published, ...]:
+        return LOCOMO
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        always = (
+            "Published means are over categories 1 to 4, without the adversarial questions, as ours are.",
+            "Published runs are of one seed (42) and of PyTorch's random numbers; mlx-lm also cuts to top-p before it "
+            "applies the temperature, and the reference after it.",
+            "No script of the published runs without the text is public: ours asks with the same prompt, the "
+            "conversation left out, and the memory has read the sessions as messages, oldest first.",
+            "Where a conversation is longer than the model's window, its newest sessions are left out, as in the "
+            "reference; ours counts the headers of sessions too, and leaves out the same for all questions.",
+            "Letters of choices are taken from replies only where they stand alone: the reference also takes the last "
+            'two characters of "(Natarajasana)".',
+        )
+        return always if self.mode == "official" else (*always, "Published runs had the text in the user's prompt.")
+
+    def questions(self, backbone: Backbone) -> Iterator[Question]:
+        """See `Task`.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged, it cannot be downloaded, or the stemmer is not installed.
+        """
+        # Not only when the first reply is scored.
+        porter_stem()
+        for conversation in load_conversations(self.data or downloaded()):
+            asked = [each for each in conversation.questions if each.category in self.categories]
+            if not asked:
+                continue
+            history = tuple(history_messages(conversation, self.message))
+            prompts = [_INSTRUCTION.format(_wording(self.seed, conversation.id, *each)) for each in enumerate(asked)]
+            context = official_context(conversation, prompts, backbone) if self.mode == "official" else ""
+            for index, (each, prompt) in enumerate(zip(asked, prompts, strict=True)):
+                yield Question(
+                    id=f"{conversation.id}/{each.place}",
+                    group=conversation.id,
+                    history=history,
+                    question=prompt,
+                    golds=_golds(self.seed, conversation.id, index, each),
+                    category=each.category,
+                    max_tokens=_MAX_TOKENS,
+                    context=context,
+                    question_with_context="\n\n" + prompt if context else "",
+                    labels=_labels(conversation, each),
+                    index=index,
+                )
+
+    def score(self, question: Question, reply: str) -> Mapping[str, float]:
+        """The F1 of stems; of an adversarial question, whether the reply finds no information."""
+        line = first_line(reply).lower()
+        if question.category == "adversarial":
+            return {"f1": float(_finds_nothing(line, question.golds))}
+        line, gold = _LETTERS.sub("", line), question.golds[0]
+        return {"f1": _best_parts_f1(line, gold) if question.category == "multi_hop" else _f1(line, gold)}
+
+
+def history_messages(conversation: Conversation, unit: str) -> Iterator[Message]:
+    """A conversation as messages, oldest first, after the system prompt; each has the date of its session.
+
+    Args:
+        conversation: What was said.
+        unit: What is one message: a "session" or a "turn".
+    """
+    yield {"role": "system", "content": _SYSTEM}
+    for session in conversation.sessions:
+        for turns in [session.turns] if unit == "session" else [(turn,) for turn in session.turns]:
+            text = "".join(map(_turn_text, turns)).rstrip()
+            yield user_message(f"DATE: {session.date}\nCONVERSATION:\n{text}")
+
+
+def official_context(conversation: Conversation, prompts: list[str], backbone: Backbone) -> str:
+    """A conversation as the text that the official prompt begins with: newest session first.
+
+    Args:
+        conversation: What was said.
+        prompts: What is asked after it; the longest of them must fit too.
+        backbone: Decides how much fits. On overflow the newest sessions are left out, and of the session that fits in
+            part the first turns.
+    """
+    introduction = _INTRODUCTION.format(*conversation.speakers)
+    last = "\n\n" + max(prompts, key=lambda prompt: text_tokens(backbone, prompt))
+
+    def prompt(text: str) -> list[Message]:
+        return [{"role": "system", "content": _SYSTEM}, user_message(introduction + text + last)]
+
+    longest = longest_prompt(backbone, prompt(""), _MAX_TOKENS)
+    if longest is None:
+        return introduction + _newest_first(conversation, backbone, math.inf)
+    budget = longest - prompt_tokens(backbone, prompt(""))
+    # Tokens of parts are not quite those of the whole.
+    while (excess := prompt_tokens(backbone, prompt(_newest_first(conversation, backbone, budget))) - longest) > 0:
+        budget -= excess
+    return introduction + _newest_first(conversation, backbone, budget)
+
+
+def _newest_first(conversation: Conversation, backbone: Backbone, budget: float) -> str:
+    """The oldest sessions that fit into so many tokens, and of the next one the last turns."""
+    text = ""
+    for session in conversation.sessions:
+        header = f"\nDATE: {session.date}\nCONVERSATION:\n"
+        budget -= text_tokens(backbone, header)
+        turns = ""
+        for turn in map(_turn_text, reversed(session.turns)):
+            budget -= text_tokens(backbone, turn)
+            if budget < 0:
+                return header + turns + text if turns else text
+            turns = turn + turns
+        text = header + turns + text
+    return text
+
+
+def _turn_text(turn: Turn) -> str:
+    shared = f" and shared {turn.caption}." if turn.caption else ""
+    return f'{turn.speaker} said, "{turn.text}"\n{shared}\n'
+
+
+def _no_information_first(seed: int, conversation: str, index: int) -> bool:
+    """Whether (a) is the right choice of an adversarial question: by the reference's hash."""
+    digest = hashlib.sha256(f"{seed}|{conversation}|{index}|cat5".encode()).digest()
+    return int.from_bytes(digest[:8]) % 2 == 0
+
+
+def _wording(seed: int, conversation: str, index: int, asked: Asked) -> str:
+    if asked.category == "temporal":
+        return asked.text + _TEMPORAL
+    if asked.category == "adversarial":
+        choices = (_NO_INFORMATION, asked.answer)
+        if not _no_information_first(seed, conversation, index):
+            choices = choices[::-1]
+        return asked.text + _CHOICE.format(*choices)
+    return asked.text
+
+
+def _golds(seed: int, conversation: str, index: int, asked: Asked) -> tuple[str, ...]:
+    if asked.category == "adversarial":
+        return _NO_INFORMATION, "(a)" if _no_information_first(seed, conversation, index) else "(b)"
+    # What follows a semicolon is the reason for the answer.
+    return (asked.answer.partition(";")[0].strip() if asked.category == "open_domain" else asked.answer,)
+
+
+def _labels(conversation: Conversation, asked: Asked) -> dict[str, float | str]:
+    """How many sessions ago the oldest that the answer is found in was; 0 for the last one."""
+    last = conversation.sessions[-1].number
+    return {"distance_sessions": float(last - asked.sessions[0])} if asked.sessions else {}
+
+
+def _finds_nothing(line: str, golds: tuple[str, ...]) -> bool:
+    for letter in "ab":
+        if f"({letter})" in line or line == letter or line.startswith(f"{letter})"):
+            return f"({letter})" in golds
+    return _NO_INFORMATION.lower() in line or "not mentioned" in line
+
+
+def _f1(predicted: str, gold: str) -> float:
+    return token_f1(locomo_tokens(predicted), locomo_tokens(gold))
+
+
+def _best_parts_f1(predicted: str, gold: str) -> float:
+    """The mean over the parts of the gold answer, cut at commas, of the F1 of the best part of the reply."""
+    guesses, parts = _parts(predicted), _parts(gold)
+    if not guesses or not parts:
+        return 0.0
+    return sum(max(_f1(guess, part) for guess in guesses) for part in parts) / len(parts)
+
+
+def _parts(text: str) -> list[str]:
+    return [part for part in text.split(",") if part.strip()]

@@ -1,0 +1,166 @@
+"""MemoryAgentBench: questions about long contexts (facts 4.2), https://huggingface.co/datasets/ai-hyz/MemoryAgentBench."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from mlx_deltamem.evaluation.question import Question, user_message
+from mlx_deltamem.evaluation.task import Backbone, Published, Task, option
+from mlx_deltamem.evaluation.tasks.answers import first_line, span_tokens, token_f1
+from mlx_deltamem.evaluation.tasks.chunks import clip, fit, sentence_chunks
+from mlx_deltamem.evaluation.tasks.fitting import longest_prompt, prompt_tokens, text_tokens
+from mlx_deltamem.evaluation.tasks.mab_data import REPO, ContextRow, load_rows
+from mlx_deltamem.evaluation.tasks.mab_sources import SPLITS, find_source
+from mlx_deltamem.evaluation.tasks.movies import as_list, from_list, load_films, recall_at_5
+from mlx_deltamem.evaluation.tasks.published import MEMORY_AGENT_BENCH
+
+_SHORT = (
+    "Reply with a short entity, phrase, number, or sentence only.\n"
+    "If the answer is not supported by {}, reply exactly: I don't know.\n\n"
+)
+# The wording of the published runs.
+_CONTEXT = "Use only the memory context below to answer the question.\n" + _SHORT.format("the context")
+# Ours, where the context is not in the text.
+_NO_CONTEXT = "Use only what you were told before to answer the question.\n" + _SHORT.format("it")
+_QUESTION = "Question: {}\nAnswer:"
+_PUBLISHED_CHARACTERS = 120_000
+_FEWEST_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class MemoryAgentBench(Task):
+    """Questions about contexts of up to 421k tokens: retrieval, learning, understanding, conflicting facts."""
+
+    name: ClassVar[str] = "mab"
+    title: ClassVar[str] = "MemoryAgentBench"
+    source: ClassVar[str] = f"{REPO} on the Hugging Face Hub (MIT), or a file or folder of its rows"
+    breakdowns: ClassVar[tuple[str, ...]] = ("source",)
+
+    ingest: str = option(
+        "clipped",
+        "What the memory reads where the context is not in the text: the text that the prompt would have had "
+        "(clipped), or the whole context, one chunk a turn (chunks).",
+        ("clipped", "chunks"),
+    )
+    characters: int = option(
+        _PUBLISHED_CHARACTERS, "The longest context in the text, in characters; what is in its middle is left out."
+    )
+    chunk_tokens: int = option(4096, "The longest chunk, in tokens; it ends where a sentence does.")
+    splits: tuple[str, ...] = option(tuple(SPLITS), "The splits to ask about.", tuple(SPLITS))
+    sources: tuple[str, ...] = option((), "What the names of sources must begin with.")
+
+    @property
+    def published(self) -> tuple[Published, ...]:
+        return MEMORY_AGENT_BENCH
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        always = (
+            "The score is that of the published runs: a reply is right where it contains the answer, also within a "
+            "word. It cannot be compared with the benchmark's own leaderboard, which has other prompts and scores, and "
+            "for LongMemEval and summaries a language model as judge.",
+            "What fits into the model's window is the same text for all questions of a row; published runs fitted it "
+            "for each question.",
+            "Blank lines are no recommended films, and names of films may begin with a number; in the published score "
+            "blank lines are films, and such a number is lost.",
+        )
+        if self.characters != _PUBLISHED_CHARACTERS:
+            clipped = (
+                f"Published runs cut the context to {_PUBLISHED_CHARACTERS:,} characters, ours to {self.characters:,}."
+            )
+            always = (*always, clipped)
+        if self.ingest == "clipped":
+            return always
+        return (
+            *always,
+            "Published runs never read the context chunk by chunk. Ours ends chunks at its own breaks of sentences, "
+            f"counts {self.chunk_tokens:,} tokens of the model's own, and puts no words of the benchmark around them.",
+        )
+
+    def questions(self, backbone: Backbone) -> Iterator[Question]:
+        """See `Task`.
+
+        Raises:
+            FileNotFoundError: There are no such data.
+            ValueError: The data are damaged or of another kind, or a package that reads them is not installed.
+        """
+        if self.characters < _FEWEST_CHARACTERS or self.chunk_tokens < 1:
+            raise ValueError(
+                f"the context is to have {self.characters} characters and chunks {self.chunk_tokens} tokens; "
+                f"expected at least {_FEWEST_CHARACTERS} and 1"
+            )
+        index = 0
+        for row in load_rows(self.data, self.splits, self.sources):
+            prompts = [_QUESTION.format(question) for question, _ in row.questions]
+            context = self._fitted(row, prompts, backbone)
+            told = sentence_chunks(row.context, self.chunk_tokens, partial(text_tokens, backbone))
+            history = tuple(map(user_message, told if self.ingest == "chunks" else [context]))
+            for number, ((_, answers), prompt) in enumerate(zip(row.questions, prompts, strict=True)):
+                yield Question(
+                    id=f"{row.id}/{number}",
+                    group=row.id,
+                    history=history,
+                    question=_NO_CONTEXT + prompt,
+                    golds=self._golds(row, answers),
+                    category=SPLITS[row.source.split],
+                    max_tokens=row.source.max_tokens,
+                    context=_CONTEXT + context,
+                    question_with_context="\n\n" + prompt,
+                    labels={"source": row.name},
+                    index=index,
+                )
+                index += 1
+
+    def score(self, question: Question, reply: str) -> Mapping[str, float]:
+        """The source's own score: accuracy, the F1 of words, or the recall@5 of films."""
+        metric = find_source(str(question.labels["source"])).metric
+        if metric == "recall@5":
+            return {"score": recall_at_5(reply, from_list(question.golds[0]), list(self._films().values()))}
+        if metric == "f1":
+            return {"score": _best_f1(reply, question.golds)}
+        return {"score": float(any(_is_right(reply, gold) for gold in question.golds))}
+
+    def _fitted(self, row: ContextRow, prompts: list[str], backbone: Backbone) -> str:
+        """The context as it goes into the prompt."""
+        context = clip(row.context, self.characters)
+        if not prompts:
+            return context
+        last = "\n\n" + max(prompts, key=partial(text_tokens, backbone))
+
+        def count(text: str) -> int:
+            return prompt_tokens(backbone, [user_message(_CONTEXT + text + last)])
+
+        longest = longest_prompt(backbone, [user_message(_CONTEXT + last)], row.source.max_tokens)
+        return context if longest is None else fit(context, longest, count)
+
+    def _golds(self, row: ContextRow, answers: tuple[str, ...]) -> tuple[str, ...]:
+        if row.source.metric != "recall@5":
+            return answers
+        films = self._films()
+        if unknown := [answer for answer in answers if answer not in films]:
+            raise ValueError(
+                f"{row.id} names the films {', '.join(unknown)}, which have no name; expected their numbers"
+            )
+        return (as_list([films[answer] for answer in answers]),)
+
+    def _films(self) -> Mapping[str, str]:
+        data = self.data
+        return load_films(data.parent if data and not data.is_dir() else data, REPO)
+
+
+def _is_right(reply: str, gold: str) -> bool:
+    """Whether a reply contains a gold answer, compared without articles and punctuation.
+
+    The published rule also takes a reply or first line that equals the answer; such a one contains it too.
+    """
+    said, wanted = " ".join(span_tokens(reply)), " ".join(span_tokens(gold))
+    if not wanted:
+        # A choice "A" is an article as well.
+        return first_line(reply).lower() == gold.lower()
+    return wanted in said
+
+
+def _best_f1(reply: str, golds: tuple[str, ...]) -> float:
+    said = [span_tokens(text) for text in (reply, first_line(reply))]
+    return max(token_f1(words, span_tokens(gold)) for words in said for gold in golds)

@@ -1,0 +1,9 @@
+"""The tasks that there are, by name."""
+
+from mlx_deltamem.evaluation.task import Task
+from mlx_deltamem.evaluation.tasks.hotpotqa import HotpotQA
+from mlx_deltamem.evaluation.tasks.locomo import Locomo
+from mlx_deltamem.evaluation.tasks.memory_agent_bench import MemoryAgentBench
+from mlx_deltamem.evaluation.tasks.recall import Recall
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Locomo, MemoryAgentBench, HotpotQA, Recall)}

@@ -1,0 +1,123 @@
+"""The memory as text: a small heat map for each layer."""
+
+import math
+from collections.abc import Mapping
+
+import mlx.core as mx
+import numpy as np
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from mlx_deltamem.sessions.drift import Drift, half_life
+
+# Wider states are shown by the largest number of each square block.
+_MOST_CELLS = 16
+# From blue over grey to orange, which colour-blind readers tell apart; negative to positive.
+_NEGATIVE, _ZERO, _POSITIVE = (60, 140, 240), (64, 64, 64), (250, 145, 35)
+# The same without colours, from -1 over 0 to 1.
+_SIGNS = "#=-. ░▒▓█"
+# What is written beside a heat map, and the gap before it.
+_NOTES_WIDTH = 15
+
+
+def memory_view(states: Mapping[int, mx.array], drift: Drift | None, console: Console) -> RenderableType:
+    """Draw the states, with what the last turn did to them.
+
+    Args:
+        states: By layer index, `[1, H, r, r]`.
+        drift: The last turn's; None leaves it out.
+        console: Where it will be shown; without colours, signs stand for the numbers.
+
+    Returns:
+        Something for `console.print`: what the colours mean, a tile for each layer, and the last turn in a sentence.
+        In a tile the rows of the state (values) go downwards, several state heads side by side. Each has a scale of
+        its own, the largest number of its layer.
+    """
+    coloured = console.color_system in ("256", "truecolor") and not console.no_color
+    tiles = [_tile(layer, state, drift, coloured, console.width) for layer, state in states.items()]
+    parts: list[RenderableType] = [_legend(coloured), Text(), Columns(tiles, padding=(0, 2))]
+    if not any(state.any().item() for state in states.values()):
+        parts.append(Text("the memory is empty"))
+    if drift is not None and drift.kept:
+        parts.append(Text(_sentence(drift)))
+    return Group(*parts)
+
+
+def _legend(coloured: bool) -> Text:
+    colours = Text().join(Text("█", style=_colour(step / 8)) for step in range(-8, 9))
+    bar = colours if coloured else Text(_SIGNS)
+    return Text("-scale ").append_text(bar).append(" +scale; each layer has its own")
+
+
+def _sentence(drift: Drift) -> str:
+    kept = sum(drift.kept.values()) / len(drift.kept)
+    changed = sum(drift.changed.values()) / len(drift.changed)
+    return (
+        f"last turn: each token kept {kept:.0%} of the memory ({_half_life(kept)}); "
+        f"in all it moved by {changed:.0%} of its norm"
+    )
+
+
+def _tile(layer: int, state: mx.array, drift: Drift | None, coloured: bool, width: int) -> Text:
+    """One layer: its heat map, and its numbers to the right of it."""
+    numbers = np.array(state[0])
+    # What is no number has no colour; the norm says that it is there.
+    heads = [_shrunk(np.nan_to_num(head, nan=0.0, posinf=0.0, neginf=0.0)) for head in numbers]
+    largest = max(np.abs(head).max() for head in heads)
+    picture = _picture(heads, largest or 1.0, coloured, width - _NOTES_WIDTH)
+    notes = [f"scale {largest:7.3g}", f"norm  {np.linalg.norm(numbers):7.3g}"]
+    if drift is not None:
+        notes += [f"kept  {drift.kept[layer]:7.0%}", f"moved {drift.changed[layer]:7.0%}"]
+    tile = Text(f"layer {layer}\n", no_wrap=True)
+    for row in range(max(len(picture), len(notes))):
+        line = picture[row] if row < len(picture) else Text(" " * picture[0].cell_len)
+        tile.append_text(line).append(f"  {notes[row] if row < len(notes) else ''}\n", style="dim")
+    return tile
+
+
+def _picture(heads: list[np.ndarray], largest: float, coloured: bool, width: int) -> list[Text]:
+    """The lines of a heat map; as many heads side by side as there is room for."""
+    across = max(1, min(len(heads), (width + 1) // (len(heads[0]) + 1)))
+    lines: list[Text] = []
+    for first in range(0, len(heads), across):
+        drawn = [_head(head / largest, coloured) for head in heads[first : first + across]]
+        lines += [Text()] if lines else []
+        lines += [Text(" ").join(parts) for parts in zip(*drawn, strict=True)]
+    full = max(line.cell_len for line in lines)
+    for line in lines:
+        line.pad_right(full - line.cell_len)
+    return lines
+
+
+def _head(head: np.ndarray, coloured: bool) -> list[Text]:
+    """The lines of one head's numbers, which are between -1 and 1."""
+    if not coloured:
+        middle = len(_SIGNS) // 2
+        return [Text("".join(_SIGNS[middle + round(float(value) * middle)] for value in row)) for row in head]
+    # A character is twice as high as wide: it shows two rows, the lower one as its background.
+    rows = head if len(head) % 2 == 0 else np.pad(head, ((0, 1), (0, 0)))
+    return [
+        Text().join(Text("▀", style=f"{_colour(u)} on {_colour(v)}") for u, v in zip(upper, lower, strict=True))
+        for upper, lower in zip(rows[::2], rows[1::2], strict=True)
+    ]
+
+
+def _colour(value: float) -> str:
+    end = _POSITIVE if value > 0 else _NEGATIVE
+    mixed = (round(zero + abs(float(value)) * (full - zero)) for zero, full in zip(_ZERO, end, strict=True))
+    return f"rgb({','.join(map(str, mixed))})"
+
+
+def _shrunk(head: np.ndarray) -> np.ndarray:
+    """A state of at most so many cells a side."""
+    block = math.ceil(len(head) / _MOST_CELLS)
+    padded = np.pad(head, (0, -len(head) % block))
+    side = len(padded) // block
+    blocks = padded.reshape(side, block, side, block).swapaxes(1, 2).reshape(side, side, -1)
+    return np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2, keepdims=True), axis=2)[..., 0]
+
+
+def _half_life(kept: float) -> str:
+    tokens = half_life(kept)
+    return "nothing was forgotten" if math.isinf(tokens) else f"half is left after {tokens:.3g} tokens"

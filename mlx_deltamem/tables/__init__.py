@@ -1,1 +1,0 @@
-"""Reports as tables for a terminal."""

@@ -1,0 +1,50 @@
+import subprocess
+import sys
+import sysconfig
+import warnings
+from pathlib import Path
+
+import pytest
+
+from mlx_deltamem import __version__
+from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.main import COMMANDS
+from tests.command_line import run_command
+
+
+def test_version_and_help():
+    assert run_command("--version").stdout.strip() == __version__
+    listing = run_command("--help")
+    assert listing.returncode == 0
+    assert all(command in listing.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"]])
+def test_what_is_no_command_ends_with_2(arguments):
+    result = run_command(*arguments)
+    assert result.returncode == 2
+    assert "is no command" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_three_names(command):
+    script = Path(sysconfig.get_path("scripts")) / f"mlx_deltamem.{command}"
+    for call in (
+        [script],
+        [sys.executable, "-m", f"mlx_deltamem.{command}"],
+        [sys.executable, "-m", "mlx_deltamem", command],
+    ):
+        result = subprocess.run([*map(str, call), "--help"], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith("usage:")
+        assert "RuntimeWarning" not in result.stderr
+
+
+def test_a_warning_is_one_line(capsys):
+    @command
+    def main() -> None:
+        warnings.warn("the memory is not finite", stacklevel=1)
+
+    main()
+    assert capsys.readouterr().err == "warning: the memory is not finite\n"

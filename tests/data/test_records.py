@@ -1,0 +1,89 @@
+"""Training records of conversations, with the replies of a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mlx_deltamem.adapters.loading import load_tokenizer
+from mlx_deltamem.data import records as speech_records
+from mlx_deltamem.data import speech as speech_data
+from mlx_deltamem.files.jsonl import json_records
+from mlx_deltamem.speech import Conversation
+from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
+from mlx_deltamem.training.records import read_file
+from tests.conftest import backbone
+from tests.tool_runs import runner
+
+CONVERSATIONS = 12
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    return runner(speech_records, monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("speech") / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["speech_data", str(folder), "--train", str(CONVERSATIONS), "--test", "1"])
+        speech_data.main()
+    return folder / "train.jsonl"
+
+
+def records(run, conversations: Path, output: Path, *options: object) -> list[dict]:
+    ended = run(conversations, output, "--model", backbone("qwen3-tiny"), "--reply-tokens", 3, *options)
+    assert ended.code == 0, ended.errors
+    return [json.loads(line) for line in output.read_text().splitlines()]
+
+
+def test_each_question_is_asked_after_its_conversation_with_all_replies(run, conversations, tmp_path):
+    found = records(run, conversations, tmp_path / "a.jsonl", "--ordinary", 0, "--told", 0, "--only-read", 0)
+    told = [Conversation.from_json(each.value) for each in json_records(conversations)]
+    asked = [(each.text, each.answer, each.kind) for conversation in told for each in conversation.questions]
+    assert [(*(each["content"] for each in row["messages"][-2:]), row["kind"]) for row in found] == asked
+    assert {(row["write"], row["turn_by_turn"]) for row in found} == {("all", True)}
+    assert all(message["content"] for row in found for message in row["messages"])
+
+
+def test_what_is_told_is_answered_with_what_is_asked_later(run, conversations, tmp_path):
+    found = records(run, conversations, tmp_path / "new" / "a.jsonl", "--ordinary", 0, "--told", 1)
+    told = [row["messages"][-1]["content"] for row in found if row["kind"] == "told"]
+    answers = {row["messages"][-1]["content"] for row in found if row["kind"] == "fact"}
+    # In some, the assistant alone tells something; and not everything that is told is asked.
+    assert CONVERSATIONS // 2 < len(told) <= CONVERSATIONS
+    assert sum(any(reply.endswith(answer) for answer in answers) for reply in told) >= CONVERSATIONS // 3
+
+
+def test_shares_are_shares(run, conversations, tmp_path):
+    shares = {"--ordinary": 2, "--begun": 1, "--told": 0, "--only-read": 1, "--only-read-ordinary": 0}
+    options = [part for pair in shares.items() for part in pair]
+    found = records(run, conversations, tmp_path / "a.jsonl", *options)
+    ordinary = [row for row in found if row["kind"] == "ordinary"]
+    # A tiny model may have nothing to say.
+    assert 0 < len(ordinary) <= 2 * CONVERSATIONS and all(len(row["messages"]) > 2 for row in ordinary)
+    assert {row["write"] for row in ordinary} == {"all"}
+    assert {row["write"] for row in found if row["kind"] != "ordinary"} == {"after"}
+
+
+def test_training_reads_the_records_and_the_same_seed_makes_them_again(run, conversations, tmp_path):
+    first, again = (records(run, conversations, tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
+    assert first == again
+    tokenizer = load_tokenizer(backbone("qwen3-tiny"))
+    maker = EpisodeMaker(tokenizer, EpisodeRules(turn_by_turn=True, max_seq_length=4096), strict=True)
+    episodes = maker.episodes(read_file(tmp_path / "a.jsonl"))
+    assert sum(len(each.questions) for each in episodes) == len(first)
+    assert any(len(each.passes) > 1 for each in episodes)
+
+
+def test_bad_inputs_are_refused(run, conversations, tmp_path):
+    (tmp_path / "there.jsonl").touch()
+    for output, options, error in [
+        (tmp_path / "there.jsonl", (), "there.jsonl"),
+        (tmp_path / "new.jsonl", ("--only-read", 1.5), "--only-read"),
+        (tmp_path / "new.jsonl", ("--reply-tokens", 0), "--reply-tokens"),
+    ]:
+        ended = run(conversations, output, "--model", backbone("qwen3-tiny"), *options)
+        assert ended.code == 2 and error in ended.errors
+    assert not (tmp_path / "new.jsonl").exists()

@@ -1,0 +1,131 @@
+"""The report and the figures, of results that were made up."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mlx_deltamem.evaluation.analysis import Result, analyse
+from mlx_deltamem.evaluation.conditions import CONDITIONS
+from mlx_deltamem.evaluation.costs import Costs
+from mlx_deltamem.evaluation.report import Report, write_report, write_results
+from mlx_deltamem.evaluation.table import result_tables
+from mlx_deltamem.evaluation.task import Published
+from tests.evaluation.runs import Small
+from tests.evaluation.test_statistics import record
+
+SHARES = {
+    "base": 0.9,
+    "full": 0.8,
+    "replay": 0.85,
+    "state": 0.6,
+    "none": 0.05,
+    "zeroed": 0.05,
+    "shuffled": 0.1,
+    "chat": 0.5,
+    "chat-256": 0.7,
+}
+
+
+class Told(Small):
+    """The small task with published numbers."""
+
+    name = "told"
+    outside_mean = ("two",)
+
+    @property
+    def published(self) -> tuple[Published, ...]:
+        return (
+            Published("backbone", "base", "", "right", 40.79, "a paper | its table"),
+            Published("δ-mem", "state", "two", "right", 9.62, "a paper"),
+            Published("BM25", "", "", "right", 36.68, "a paper"),
+            Published("backbone", "none", "", "length", 12.0, "a blog"),
+            Published("backbone", "none", "", "speed", 3.0, "a blog"),
+        )
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        return ("Ours are other questions.",)
+
+
+def result(task: Small, questions: int = 200, conditions: tuple[str, ...] = tuple(CONDITIONS)) -> Result:
+    generator = np.random.default_rng(0)
+    rows = [
+        record(q, name, float(generator.random() < SHARES[name] * (0.5 if name == "state" and q > 100 else 1)))
+        for name in conditions
+        for q in range(questions)
+    ]
+    return analyse(task, rows, conditions, 0)
+
+
+def report(*results: Result) -> Report:
+    costs = {
+        (each.task.name, name): Costs(123.4, 5.6, 10**9, 3, None, 0.0, 0.25)
+        for each in results
+        for name in each.conditions
+    }
+    pictures = {each.task.name: [f"{each.task.name}.png"] for each in results}
+    return Report("a model", "an adapter", {"told": {"questions": 200}}, results, costs, pictures)
+
+
+def test_published_numbers_stand_beside_ours(tmp_path):
+    write_report(report(result(Told())), tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    own = result(Told()).whole.means["base", "right"]
+    line = f"| backbone | all | right | 40.79 | base | {own.value:.1f} ({own.low:.1f} to {own.high:.1f}) |"
+    assert f"{line} a paper \\| its table |" in text
+    assert "| backbone | all | length | 12.00 | none | 50.0 (50.0 to 50.0) | a blog |" in text
+    assert "| backbone | all | speed | 3.00 | none |  | a blog |" in text
+    assert "| BM25 | all | right | 36.68 |  |  | a paper |" in text
+    assert "| δ-mem | two | right | 9.62 | state | " in text
+    assert "- Ours are other questions." in text
+    assert "The means leave out: two." in text
+    assert "| state | 123.4 | 5.6 | 1000 | – | 0 | 0.25 |" in text
+    assert "![told.png](told.png)" in text
+    assert "3 prompts under `state` were longer than the model's window." in text
+
+
+def test_clear_differences_are_bold(tmp_path):
+    write_report(report(result(Small())), tmp_path / "report.md")
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    cells = {line.split(" | ")[0]: line.split(" | ")[1] for line in lines if "−" in line}
+    assert cells["| state − none"].startswith("**+") and cells["| state − none"].endswith("**")
+    assert "**" not in cells["| zeroed − none"]
+
+
+def test_no_difference_is_not_bold(tmp_path):
+    rows = [record(q, name, q % 2) for name in ("none", "zeroed") for q in range(20)]
+    write_report(report(analyse(Small(), rows, ["none", "zeroed"], 0)), tmp_path / "report.md")
+    assert "| zeroed − none | +0.0 (+0.0 to +0.0) |" in (tmp_path / "report.md").read_text()
+
+
+def test_two_tasks_and_few_conditions(tmp_path):
+    both = report(result(Small(), 6, ("state",)), result(Told(), 6, ("state", "none")))
+    write_report(both, tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("## A small task") == 2 and text.count("### Differences") == 1
+    write_results(both, tmp_path / "results.json")
+    document = json.loads((tmp_path / "results.json").read_text())
+    assert {row["task"] for row in document["results"]} >= {"small", "small, one", "told", "told, kind kind 0"}
+    assert len(document["published"]) == 5 and len(document["costs"]) == 3
+
+
+def test_the_table_on_the_terminal():
+    scores, differences = result_tables(result(Small()))
+    assert [column.header for column in scores.columns] == ["questions", *CONDITIONS]
+    assert list(scores.columns[0].cells) == ["all: 200", "one: 100", "two: 100", "kind kind 0: 100", "kind kind 1: 100"]
+    assert next(iter(differences.columns[0].cells)) == "full − base"
+
+
+@pytest.mark.parametrize("conditions", [("state",), (*CONDITIONS, "chat-256")])
+def test_the_figures_can_be_read(conditions, monkeypatch, tmp_path):
+    figures = pytest.importorskip("tests.figures")
+    plots = pytest.importorskip("mlx_deltamem.evaluation.figure")
+    found = result(Small(), 200, conditions)
+    for figure in (plots.scores_figure(found), plots.curves_figure(found)):
+        shown = figures.assert_readable(figure, monkeypatch)
+        assert {"right, %", *conditions} <= set(shown)
+    many = [record(q, "state", q % 2, category=f"a long category {q % 25}") for q in range(50)]
+    figures.assert_readable(plots.scores_figure(analyse(Small(), many, ["state"], 0)), monkeypatch)
+    assert plots.draw(found, tmp_path) == ["small.png", "small-curves.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"small.png", "small-curves.png"}

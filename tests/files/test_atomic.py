@@ -1,0 +1,77 @@
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from mlx_deltamem.files.atomic import locked, new_file, new_folder, one_line
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "a.txt"
+    with new_file(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+        assert temporary.suffix == ".txt"
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), new_file(path) as temporary:
+        temporary.write_text("new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_permissions(tmp_path):
+    with new_file(tmp_path / "private", mode=0o600) as temporary:
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / "deep" / "a"
+    with new_folder(path) as temporary:
+        (temporary / "x").write_text("1")
+        assert not path.exists()
+    assert names(path) == ["x"]
+    assert names(path.parent) == ["a"]
+
+
+def test_a_failure_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="stop"), new_folder(tmp_path / "a") as temporary:
+        (temporary / "x").write_text("1")
+        raise ValueError("stop")
+    assert names(tmp_path) == []
+
+
+def test_a_locked_folder_is_refused_or_waited_for(tmp_path):
+    entered = []
+
+    def enter() -> None:
+        with locked(tmp_path):
+            entered.append(True)
+
+    waiting = threading.Thread(target=enter)
+    with locked(tmp_path):
+        with pytest.raises(BlockingIOError), locked(tmp_path, wait=False):
+            pass
+        waiting.start()
+        waiting.join(0.2)
+        assert not entered
+    waiting.join(60)
+    assert entered
+    with locked(tmp_path, wait=False):
+        pass
+
+
+def test_an_error_is_told_on_one_line():
+    assert one_line(ValueError("half\n  a file")) == "ValueError: half a file"

@@ -1,0 +1,64 @@
+"""The benchmark of free speech is not what the generator of training data says: no wording of it is in both."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from mlx_deltamem.evaluation.tasks.natural import natural_prompts, natural_questions
+from mlx_deltamem.speech.ordinary import ordinary_messages
+from mlx_deltamem.speech.relations import relations
+
+# With fewer words of its own, anybody may have said it.
+FEWEST_WORDS = 4
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+USES = ("tell", "ask", "update", "wish", "all", "back", "pair")
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[\w{}]+(?:'\w+)?", text.lower())
+
+
+def said() -> set[str]:
+    """All that a user types in the benchmark, as whole messages and as single sentences."""
+
+    def typed() -> Iterator[str]:
+        for question in natural_questions(()):
+            yield from (message["content"] for message in question.history if message["role"] == "user")
+            yield question.question
+
+    return {" ".join(words(part)) for message in typed() for part in (message, *SENTENCE_END.split(message))}
+
+
+def same(template: str, sentences: Iterable[str]) -> list[str]:
+    """The sentences that a wording with slots could have made."""
+    own = words(template)
+    if sum("{" not in word for word in own) < FEWEST_WORDS:
+        return []
+    pattern = re.compile(" ".join(r"[\w' ]+" if "{" in word else re.escape(word) for word in own))
+    return [each for each in sentences if pattern.fullmatch(each)]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_no_statement_and_no_question_is_a_wording_of_the_generator(use):
+    sentences = said()
+    assert len(sentences) > 700
+    found = [
+        (relation.name, template, each)
+        for relation in relations()
+        for template in relation.texts.get(use, ())
+        for each in same(template, sentences)
+    ]
+    assert not found
+
+
+def test_a_wording_in_both_would_be_found():
+    sentences = [" ".join(words("I've parked the van near the old mill, today!"))]
+    assert same("i've parked {it} near {value} today", sentences) == sentences
+    assert not same("i've parked {it} behind {value} today", sentences)
+
+
+def test_no_everyday_prompt_is_an_ordinary_message_of_the_generator():
+    ordinary = {" ".join(words(message)) for message in ordinary_messages()}
+    assert len(ordinary) > 2_000
+    assert not {" ".join(words(prompt)) for prompt in natural_prompts()} & ordinary

@@ -1,0 +1,249 @@
+"""The recipes of the paper's authors: their numbers, what comes before them, and one step of each."""
+
+import json
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+import yaml
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem import load_adapter, train
+from mlx_deltamem.core.adapter import SETTINGS_FILE
+from mlx_deltamem.training.data import load_episodes
+from mlx_deltamem.training.episode import Episode
+from mlx_deltamem.training.loss import EpisodeModel
+from mlx_deltamem.training.options import Options
+from mlx_deltamem.training.recipes import PAPER_DATA, RECIPES
+from mlx_deltamem.training.run import Run, freeze_all_but_adapter
+from tests.conftest import adapter, backbone
+from tests.hub import fixture as hub_fixture
+from tests.sessions.test_template import chat
+from tests.training.cases import gradients
+from tests.training.command import in_process
+from tests.training.runs import weights_of
+from tests.training.test_data import FORMATS, SHAPES, every_format, every_shape
+from tests.training.test_loss import PlainLoss, check_single_episodes
+
+hub = hub_fixture.hub
+BACKBONES = ("qwen3-tiny", "smollm3-tiny")
+# Facts 3.5, 1.6 and 8.5, the first of 3.4, and how 3.2 and 3.3 make an episode of each question.
+NUMBERS = {
+    "data": "huaXiaKyrie/delta-mem-qasper-data",
+    "rank": 8,
+    "alpha": 16.0,
+    "beta_bias_init": -1.5,
+    "normalize_qk": True,
+    "couple_lambda": True,
+    "state_update_mode": "standard",
+    "rankwise_gates": True,
+    "output_init": "base_slice_fixed",
+    "base_slice_ref_width": 8,
+    "online_gain": 0.05,
+    "target_layers": [],
+    "delta_heads": ["q", "o"],
+    "recent_messages": 1,
+    "final_assistant_only": True,
+    "max_write_length": 8192,
+    "max_seq_length": 512,
+    "write": "after",
+    "turn_by_turn": False,
+    "questions_per_write": 1,
+    "sparsity": 0.01,
+    "sparsity_target": 0.05,
+    "sparsity_pass": "read",
+    "learning_rate": 2e-4,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "seed": 42,
+}
+HEADS_AND_WRITES = {"tsw": (1, "token"), "ssw": (1, "message_mean"), "msw": (4, "token")}
+CHATS = [
+    chat("I am Ann. I keep bees.", "Hi!", "My word is jade.", "I see.", "Who am I?", "Ann.", system="Be brief."),
+    chat("The third section: whales sing at night.", "Noted.", "When do they sing?", "At night."),
+]
+every_recipe = pytest.mark.parametrize("recipe", RECIPES)
+every_backbone = pytest.mark.parametrize("backbone_name", BACKBONES)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "train.jsonl").write_text("".join(f"{json.dumps({'messages': messages})}\n" for messages in CHATS))
+    return folder
+
+
+@pytest.fixture
+def trained(monkeypatch, capsys, tmp_path):
+    """Runs the command in this process and in an empty folder; gives the exit code and what was printed."""
+    monkeypatch.chdir(tmp_path)
+    return in_process(monkeypatch, capsys)
+
+
+def arguments(*options: object) -> Namespace:
+    return train.setup_arg_parser().parse_args([*map(str, options), "--adapter-path", "run"])
+
+
+def flat(*options: object, model: str = "qwen3-tiny") -> dict[str, object]:
+    return Options.of(arguments("--model", backbone(model), *options)).settings.flat()
+
+
+# Numbers
+
+
+@every_recipe
+def test_the_numbers_are_those_of_the_facts(recipe):
+    options = flat("--recipe", recipe)
+    assert {name: options[name] for name in NUMBERS} == NUMBERS
+    assert (options["num_state_heads"], options["memory_write_granularity"]) == HEADS_AND_WRITES[recipe]
+    parsed = Options.of(arguments("--model", backbone(), "--recipe", recipe))
+    schedule = parsed.settings.schedule
+    assert schedule.batch_size * schedule.grad_accumulation_steps == 32
+    assert (schedule.updates, schedule.warmup_updates) == (70, 7)
+    assert parsed.reporting.dtype == "bfloat16"
+
+
+def test_smollm3_has_no_penalty_of_the_gate():
+    assert flat("--recipe", "tsw", model="smollm3-tiny") == flat("--recipe", "tsw") | {
+        "model": backbone("smollm3-tiny"),
+        "sparsity": 0.0,
+    }
+    assert flat("--recipe", "tsw", "--sparsity", 0.3, model="smollm3-tiny")["sparsity"] == 0.3
+
+
+def test_the_model_of_a_recipe_may_be_on_the_hub(hub):
+    config = (Path(backbone("smollm3-tiny")) / "config.json").read_bytes()
+    hub.create("user/model", {"config.json": config, "model.safetensors": b"not read"})
+    assert Options.of(arguments("--model", "user/model", "--recipe", "ssw")).settings.terms.sparsity == 0
+    hub.create("user/broken", {"config.json": b"[]"})
+    with pytest.raises(ValueError, match=r"config\.json is damaged; expected an object of JSON"):
+        Options.of(arguments("--model", "user/broken", "--recipe", "ssw"))
+    with pytest.raises(FileNotFoundError, match=r"^user/none is no folder on this machine and no repo on the Hub"):
+        Options.of(arguments("--model", "user/none", "--recipe", "ssw"))
+
+
+# What comes before a recipe
+
+
+def test_the_command_line_comes_first_then_the_file_then_the_recipe_then_the_defaults(tmp_path, data):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"rank": 4, "seed": 1, "iters": 64, "recipe": "ssw", "data": str(data)}))
+    options = flat("-c", file, "--recipe", "msw", "--seed", 2, "--online-gain", 0.5)
+    expected = {"rank": 4, "seed": 2, "iters": 64, "online_gain": 0.5, "num_state_heads": 4, "data": str(data)}
+    assert options == flat("--recipe", "msw") | expected
+    assert flat("-c", file) == flat("--recipe", "ssw") | {"rank": 4, "seed": 1, "iters": 64, "data": str(data)}
+    # Neither the recipe nor the file says them.
+    assert (options["segment"], options["value_weight"]) == (0, 1.0)
+
+
+def test_a_run_by_a_recipe_is_kept_as_any_run_and_resumed(trained, tmp_path, data):
+    asked = ("--model", backbone(), "--data", data, "--iters", 4, "--grad-accumulation-steps", 2)
+    code, out, err = trained("--recipe", "msw", *asked, "--adapter-path", "run")
+    assert (code, err) == (0, "") and re.search(r"recipe +msw ", re.sub(r"\x1b\[[\d;]*m", "", out))
+    kept = yaml.safe_load((tmp_path / "run" / SETTINGS_FILE).read_text())
+    assert kept["num_state_heads"] == 4 and kept["seed"] == 42 and kept["dtype"] == "bfloat16" and "recipe" not in kept
+    assert load_adapter(tmp_path / "run").config.num_state_heads == 4
+    code, out, _ = trained("--resume", "--adapter-path", "run")
+    assert code == 0 and "is finished: all 4 steps are done" in out
+    assert yaml.safe_load((tmp_path / "run" / SETTINGS_FILE).read_text()) == kept
+    code, _, err = trained("--recipe", "msw", "--resume", "--adapter-path", "run")
+    assert (code, err) == (
+        2,
+        "error: --recipe is for a new run, and that in run has its options; leave it out to go on\n",
+    )
+    # What a run writes is a file of options for the next one.
+    assert trained("-c", f"run/{SETTINGS_FILE}", "--adapter-path", "again")[0] == 0
+    assert (tmp_path / "again" / SETTINGS_FILE).read_text() == (tmp_path / "run" / SETTINGS_FILE).read_text()
+
+
+def test_with_an_adapter_to_start_from_its_shape_is_kept_and_that_is_said(trained, tmp_path, data):
+    asked = ("--recipe", "tsw", "--model", backbone(), "--data", data, "--start", adapter("qwen3_msw4"))
+    code, out, err = trained(*asked, "--iters", 2, "--grad-accumulation-steps", 2, "--adapter-path", "run")
+    assert (code, err) == (0, "") and "tsw · what it says of a new adapter is left out" in out
+    assert load_adapter(tmp_path / "run").config == load_adapter(adapter("qwen3_msw4")).config
+    code, _, err = trained(*asked, "--rank", 4, "--adapter-path", "other")
+    assert (code, err.count("\n")) == (2, 1) and "--rank would shape a new adapter" in err
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("recipe: TSW", "--recipe is 'TSW'; expected tsw or ssw or msw"),
+        ("recipe: [tsw]", "--recipe is ['tsw']; expected tsw or ssw or msw"),
+        ("recipe: tsw\niters: 100", "--iters is 100, and an update takes 32 steps"),
+        ("recipe: tsw\nmodel: ''", "--model is missing; expected a folder or a Hub repo"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_one_line(trained, tmp_path, content, problem):
+    (tmp_path / "mine.yaml").write_text(f"model: {backbone()}\n{content}" if "model" not in content else content)
+    code, _, err = trained("-c", "mine.yaml", "--adapter-path", "run")
+    assert (code, err.count("\n")) == (2, 1) and problem in err
+    assert not (tmp_path / "run").exists()
+
+
+# One step
+
+
+@every_format
+@every_shape
+def test_the_authors_data_set_is_the_default_in_every_shape(hub, trained, monkeypatch, tmp_path, shape, file):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    hub.create(PAPER_DATA, {file: FORMATS[file](SHAPES[shape]).encode()}, kind="datasets")
+    shorter = ("--iters", 2, "--grad-accumulation-steps", 2)
+    code, out, err = trained("--recipe", "tsw", "--model", backbone(), "--adapter-path", "run", *shorter)
+    assert (code, err) == (0, "") and "2 episodes" in out
+    assert yaml.safe_load((tmp_path / "run" / SETTINGS_FILE).read_text())["data"] == PAPER_DATA
+
+
+def prepared(recipe: str, name: str, data: Path) -> tuple[Options, nn.Module, TokenizerWrapper, list[Episode]]:
+    """A run by a recipe that ends after one update, of all the data."""
+    shorter = ("--iters", len(CHATS), "--grad-accumulation-steps", len(CHATS))
+    options = Options.of(arguments("--recipe", recipe, "--model", backbone(name), "--data", data, *shorter))
+    model, tokenizer = train.prepare_model(options.settings)
+    return options, model, tokenizer, load_episodes(options.settings, tokenizer, "stop")["train"][0]
+
+
+@every_backbone
+@every_recipe
+def test_the_loss_and_its_gradient_are_those_of_the_reference(recipe, backbone_name, data, monkeypatch):
+    options, model, tokenizer, episodes = prepared(recipe, backbone_name, data)
+
+    def text(messages: Sequence[dict[str, str]]) -> str:
+        return tokenizer.apply_chat_template(messages, tokenize=False)
+
+    # Facts 3.2: the question and the system prompt are read, and what was said before them is written.
+    decode = tokenizer.decode
+    assert [decode(each.history.ids) for each in episodes] == [text(CHATS[0][:-2]), text(CHATS[1][:-2])]
+    system, question = CHATS[0][:1], CHATS[0][-2:]
+    assert decode(episodes[0].questions[0].ids) == text([*system, *question])
+    freeze_all_but_adapter(model)
+    check_single_episodes(monkeypatch, EpisodeModel(model, options.settings.terms).train(), episodes)
+
+
+@every_backbone
+@every_recipe
+def test_a_step_is_that_of_the_reference(recipe, backbone_name, data, tmp_path):
+    """The mean gradient of the episodes, each by itself, clipped, and AdamW's first update at the full rate."""
+    options, model, _, episodes = prepared(recipe, backbone_name, data)
+    freeze_all_but_adapter(model)
+    module = EpisodeModel(model, options.settings.terms).train()
+    found = [gradients(module, PlainLoss(module, [each]).loss) for each in episodes]
+    # In the module, the model's weights are below its name.
+    mean = {weight.removeprefix("model."): sum(each[weight] for each in found) / len(found) for weight in found[0]}
+    norm = mx.sqrt(sum(mx.square(gradient).sum() for gradient in mean.values())).item()
+    before = {weight: array + 0 for weight, array in weights_of(model).items()}
+    mx.eval(before)
+    Run(model, options.settings, options.reporting, tmp_path).train(episodes, [])
+    after = weights_of(model)
+    for name, gradient in mean.items():
+        clipped = gradient * min(1.0, 1.0 / norm)
+        expected = -2e-4 * clipped / (mx.abs(clipped) + 1e-8)
+        moved = after[name] - before[name]
+        # Of gradients that are next to nothing beside the largest one, rounding may turn the sign.
+        certain = mx.abs(clipped) > 1e-3 * mx.abs(clipped).max()
+        assert certain.any() and mx.abs(mx.where(certain, moved - expected, 0)).max().item() <= 2e-6, name

@@ -1,0 +1,50 @@
+from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.training import remembering_tokenizer
+from mlx_deltamem.training.remembering_tokenizer import RememberingTokenizer
+from tests.sessions.test_template import chat, golden_tokenizer
+
+TALK = chat("I am Ann.", "Hello.", "Who am I?", "You are Ann.", system="Be brief.")
+
+
+class Counting:
+    """The golden tokenizer, with the number of texts that it was asked for."""
+
+    def __init__(self):
+        self.rendered = self.encoded = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(golden_tokenizer(), name)
+
+    def apply_chat_template(self, *args: object, **options: object) -> str:
+        self.rendered += 1
+        return golden_tokenizer().apply_chat_template(*args, **options)
+
+    def encode(self, *args: object, **options: object) -> list[int]:
+        self.encoded += 1
+        return golden_tokenizer().encode(*args, **options)
+
+
+def test_what_comes_again_is_not_done_again(monkeypatch):
+    counting = Counting()
+    template, plain = ChatTemplate(RememberingTokenizer(counting)), ChatTemplate(golden_tokenizer())
+    for prompt in (False, True):
+        assert template.whole(TALK, prompt) == plain.whole(TALK, prompt)
+        assert template.ids(TALK, prompt) == plain.whole(TALK, prompt).ids
+    done = counting.rendered, counting.encoded
+    template.whole(TALK).ids.append(7)
+    assert template.whole(TALK) == plain.whole(TALK)
+    assert (counting.rendered, counting.encoded) == done
+    monkeypatch.setattr(remembering_tokenizer, "_REMEMBERED", 2)
+    assert template.whole(TALK[:3]) == plain.whole(TALK[:3])
+    assert template.whole(TALK) == plain.whole(TALK)
+    assert counting.rendered > done[0]
+
+
+def test_texts_that_differ_in_options_are_other_texts():
+    tokenizer, messages = RememberingTokenizer(golden_tokenizer()), TALK[:2]
+    texts = [
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        for prompt in (False, True)
+    ]
+    assert texts[0] != texts[1] and texts[1].startswith(texts[0])
+    assert tokenizer.encode("ab", add_special_tokens=False) == golden_tokenizer().encode("ab", add_special_tokens=False)

@@ -1,0 +1,73 @@
+"""Kill a process that saves a chat, over and over: `python -m tools.measure.kill_saves --kills 500`.
+
+After each kill the file must hold a whole chat. The process is started anew each time, so this takes a while.
+"""
+
+import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mlx_deltamem import ChatSession, load
+
+_SAVING = """
+import sys
+import tools.openblas
+from mlx_deltamem import ChatSession, load
+model, tokenizer = load(sys.argv[1], adapter=sys.argv[2])
+chat = ChatSession.load(model, tokenizer, sys.argv[3])
+print("ready", flush=True)
+while True:
+    chat.save(sys.argv[3], save_kv=True)
+    print("saved", flush=True)
+"""
+
+
+def setup_arg_parser() -> argparse.ArgumentParser:
+    """Set up and return the argument parser."""
+    parser = argparse.ArgumentParser(prog="python -m tools.measure.kill_saves", description=__doc__)
+    parser.add_argument("--model", required=True, help="A small model.")
+    parser.add_argument("--adapter", required=True, help="Its adapter.")
+    parser.add_argument("--kills", type=int, default=500, help="How many times to kill (default: 500).")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the moments.")
+    return parser
+
+
+def main() -> None:
+    args = setup_arg_parser().parse_args()
+    model, tokenizer = load(args.model, adapter=args.adapter)
+    moments = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "chat.safetensors"
+        chat = ChatSession(model, tokenizer)
+        chat.send("Remember the word jade.", 8)
+        chat.save(path, save_kv=True)
+        start, unfinished = time.monotonic(), 0
+        for kill in range(1, args.kills + 1):
+            kill_while_saving(args, path, moments.uniform(0.0, 0.03))
+            unfinished += len(list(path.parent.iterdir())) > 1
+            found = ChatSession.load(model, tokenizer, path)
+            if found.messages != chat.messages or found.segments != chat.segments:
+                sys.exit(f"kill {kill}: the file holds another chat")
+            if kill % 50 == 0:
+                print(f"{kill} kills, {unfinished} of them in the middle of a save: no session lost", flush=True)
+        print(f"{args.kills} kills in {time.monotonic() - start:.0f} s")
+
+
+def kill_while_saving(args: argparse.Namespace, path: Path, seconds: float) -> None:
+    command = [sys.executable, "-c", _SAVING, args.model, args.adapter, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        if process.stdout.readline() != "ready\n":
+            sys.exit("the saving process did not start")
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
