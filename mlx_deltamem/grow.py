@@ -13,7 +13,7 @@ import mlx.core as mx
 
 from mlx_deltamem import DeltaMemConfig, load_adapter, save_adapter
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import count_from
+from mlx_deltamem.cli.options import count_from, number_from
 from mlx_deltamem.core.adapter import Adapter, changed, layer_list, weight_key
 from mlx_deltamem.core.initial import OPEN_GATE
 from mlx_deltamem.files.atomic import check_absent, user_path
@@ -46,6 +46,13 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--read-gate", action="store_true", help="Give it gates on what is read; they begin almost open."
+    )
+    parser.add_argument(
+        "--key-shift",
+        type=number_from(0.0, 10.0),
+        metavar="FACTOR",
+        help="Mix the memory query of the token written before into each key, by this factor at the beginning: with 0 "
+        "nothing changes, with 1 as much as of the token itself.",
     )
     return parser
 
@@ -151,6 +158,21 @@ def with_read_gates(adapter: Adapter) -> Adapter:
     return _grown(adapter, replace(adapter.config, read_gate=True), weights, "given read gates")
 
 
+def with_key_shift(adapter: Adapter, factor: float) -> Adapter:
+    """An adapter whose keys have in them, by this factor, the memory query of the token written before.
+
+    Raises:
+        ValueError: It has a key shift already.
+    """
+    if adapter.config.key_shift:
+        raise ValueError(f"{adapter.source} has a key shift already; leave out --key-shift")
+    weights = dict(adapter.weights)
+    for layer, tensors in adapter.weights_by_layer().items():
+        shift = mx.full((adapter.config.width,), factor)
+        weights[_key(adapter, layer, "key_shift")] = shift.astype(tensors["beta_proj"].dtype)
+    return _grown(adapter, replace(adapter.config, key_shift=True), weights, "given a key shift")
+
+
 def _key(adapter: Adapter, layer: int, name: str) -> str:
     modules = adapter.config.target_modules
     if len(modules) != 1:
@@ -166,8 +188,10 @@ def _grown(adapter: Adapter, config: DeltaMemConfig, weights: dict[str, mx.array
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
-    if args.rank is None and not args.target_layers and args.couple_lambda and not args.read_gate:
-        raise ValueError("nothing is to be changed; give --rank, --target-layers, --no-couple-lambda or --read-gate")
+    if not (args.rank or args.target_layers or not args.couple_lambda or args.read_gate or args.key_shift is not None):
+        raise ValueError(
+            "nothing is to be changed; give --rank, --target-layers, --no-couple-lambda, --read-gate or --key-shift"
+        )
     if args.seed is not None and args.rank is None:
         raise ValueError("--seed is of the rows that are new with --rank; give both or neither")
     check_absent(args.output)
@@ -180,6 +204,8 @@ def main() -> None:
         adapter = uncoupled(adapter)
     if args.read_gate:
         adapter = with_read_gates(adapter)
+    if args.key_shift is not None:
+        adapter = with_key_shift(adapter, args.key_shift)
     save_adapter(adapter, args.output)
     print(
         f"Wrote {args.output}: {adapter.parameters:,} parameters in {layer_list(sorted(adapter.weights_by_layer()))}, "

@@ -120,10 +120,12 @@ def _replaced(present: Sequence[mx.array], states: Mapping[int, mx.array]) -> li
     for layer, state in states.items():
         if layer not in layers:
             raise ValueError(f"layer {layer} has no memory; the layers that have one are {layers}")
-        heads, rank, _ = present[layer].shape[1:]
-        by_head = state[:, None] if heads == 1 and state.ndim == 3 else state
-        if by_head.shape[1:] != (heads, rank, rank):
-            raise ValueError(f"the state for layer {layer} is {state.shape}; expected [B, {heads}, {rank}, {rank}]")
+        expected = present[layer].shape[1:]
+        by_head = state[:, None] if expected[0] == 1 and state.ndim == 3 else state
+        if by_head.shape[1:] != expected:
+            raise ValueError(
+                f"the state for layer {layer} is {state.shape}; expected [B, {', '.join(map(str, expected))}]"
+            )
         replaced[layer] = by_head.astype(mx.float32)
     if len({state.shape[0] for state in replaced if state.shape[0] > 1}) > 1:
         raise ValueError(
@@ -188,7 +190,7 @@ def _is_memory(entry: object) -> bool:
     return isinstance(entry, ArraysCache) and all(
         isinstance(state, mx.array)
         and state.ndim == 4
-        and state.shape[-1] == state.shape[-2]
+        and state.shape[-2] - state.shape[-1] in (0, 1)
         and state.dtype == mx.float32
         for state in entry.cache
     )

@@ -11,7 +11,7 @@ from mlx_deltamem.recurrence.gates import Variant
 CONFIG_FILE = "delta_mem_config.json"
 HEADS = ("q", "k", "v", "o")
 # Fields that the reference does not have, and refuses by name; off where a file does not have them.
-OWN_FIELDS = ("read_gate",)
+OWN_FIELDS = ("read_gate", "key_shift")
 
 # Far beyond any use; over much larger states MLX crashes, rather than to say that there is no memory for them.
 _LARGEST = 1024
@@ -78,6 +78,9 @@ class DeltaMemConfig:
             `delta_scale_init`, one per `layer` or per `head` (`delta_scale_granularity`).
         read_gate: A gate on what each token reads, one per state head, by which the memory can be silent. It is no
             field of the reference's; where it is false, files do not have it.
+        key_shift: The key of a token is mixed with the memory query of the token written before it, by a learned
+            factor for each of its numbers: a query from a like place then finds what came next. A short convolution
+            (facts.md 8.3) whose second tap is the query's projection. No field of the reference's either.
 
     Raises:
         ValueError: A field has a value that is not allowed; all such fields are named.
@@ -106,6 +109,7 @@ class DeltaMemConfig:
     delta_scale_granularity: str = "layer"
     delta_scale_parameterization: str = "alpha_over_rank"
     read_gate: bool = False
+    key_shift: bool = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -139,6 +143,12 @@ class DeltaMemConfig:
             free_lambda=not self.couple_lambda and self.state_update_mode != "no_lambda",
             mode=self.state_update_mode,
         )
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """`(H, r, r)`, the shape of a layer's state; with a key shift `(H, r + 1, r)`: the last row is then the memory
+        query of the token written last."""
+        return self.num_state_heads, self.rank + self.key_shift, self.rank
 
     @property
     def gate_width(self) -> int:
@@ -296,4 +306,5 @@ _RULES: dict[str, _Rule] = {
     "delta_scale_granularity": _choice("layer", "head"),
     "delta_scale_parameterization": _choice("alpha_over_rank"),
     "read_gate": _boolean(),
+    "key_shift": _boolean(),
 }

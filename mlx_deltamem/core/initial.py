@@ -52,6 +52,7 @@ _INITIAL_VALUES = {
     "beta_bias": lambda config: config.beta_bias_init,
     "lambda_bias": lambda config: -config.beta_bias_init,
     "read_gate_bias": lambda _: OPEN_GATE,
+    "key_shift": lambda _: 1.0,
     "delta_o_rmsnorm_weight": lambda _: 1.0,
     # The inverse of scale = max * sigmoid(raw).
     "delta_scale_raw": lambda config: math.log(

@@ -53,6 +53,8 @@ def parameter_shapes(config: DeltaMemConfig, shape: AttentionShape) -> dict[str,
             "read_gate_proj": (config.num_state_heads, shape.hidden),
             "read_gate_bias": (config.num_state_heads,),
         }
+    if config.key_shift:
+        shapes["key_shift"] = (width,)
     if config.trainable_delta_scale:
         shapes["delta_scale_raw"] = (len(HEADS) if config.delta_scale_granularity == "head" else 1,)
     if config.delta_o_rmsnorm:
@@ -139,15 +141,15 @@ class DeltaMemory(nn.Module):
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """`(H, r, r)`, the shape of the layer's state without the batch axis."""
-        return self.config.num_state_heads, self.config.rank, self.config.rank
+        """The shape of the layer's state without the batch axis, `DeltaMemConfig.state_shape`."""
+        return self.config.state_shape
 
     def read_and_write(self, x: mx.array, state: mx.array, access: Access) -> tuple[Reads, mx.array]:
         """Run a stretch of tokens through the memory.
 
         Args:
             x: `[B, T, hidden]`, the input of the attention layer.
-            state: `[B, H, r, r]` float32, the states before the first token.
+            state: `[B, *state_shape]` float32, the states before the first token.
             access: What the tokens may do.
 
         Returns:
@@ -157,13 +159,14 @@ class DeltaMemory(nn.Module):
         engine = engine_for(self.variant, x.dtype, self.training, access.mask is not None)
         if not access.writing:
             gates_of = functools.partial(self._unused_gates, x, weights)
-            reads = self._let_through(engine.read(x @ weights.queries, state, access.mask), x, weights)
+            reads = engine.read(x @ weights.queries, self._matrix(state), access.mask)
+            reads = self._let_through(reads, x, weights)
             return Reads(reads, weights, gates_of, written=False), state
         projected = x @ weights.inputs
         if access.units is None:
             reads, state = self._write_tokens(engine, projected, state, access, weights)
         else:
-            reads = engine.read(projected, state, access.mask)
+            reads = engine.read(projected, self._matrix(state), access.mask)
             state = self._write_means(projected, state, access.units, weights)
         gates_of = functools.partial(self._gates, projected, weights.gate_bias)
         reads = self._let_through(reads, x, weights)
@@ -174,11 +177,11 @@ class DeltaMemory(nn.Module):
     ) -> tuple[mx.array, mx.array]:
         """Read with every token and write the tokens that `access` allows; returns the reads and the new state."""
         if access.written is None:
-            return engine.scan(projected, weights.gate_bias, state, access.mask)
+            return self._scan(engine, projected, state, access.mask, weights)
         idle = mx.where(access.written[..., None], projected, self._idle_gates(projected.dtype))
         first_gate = 3 * self.variant.width
         projected = mx.concatenate([projected[..., :first_gate], idle[..., first_gate:]], axis=-1)
-        reads, new_state = engine.scan(projected, weights.gate_bias, state, access.mask)
+        reads, new_state = self._scan(engine, projected, state, access.mask, weights, access.written)
         # A row that writes nothing keeps its state bit for bit, whatever the engine multiplies it by.
         writes = access.written.any(axis=1)[:, None, None, None]
         return reads, mx.where(writes, new_state, state)
@@ -209,7 +212,35 @@ class DeltaMemory(nn.Module):
                 # Whoever evaluates the state now evaluates the sums, and with them the end of this call's graph.
                 return mx.depends(state, means)
         engine = engine_for(self.variant, means.dtype, self.training, masked=True)
-        return engine.scan(means, weights.gate_bias, state, units.mask)[1]
+        return self._scan(engine, means, state, units.mask, weights)[1]
+
+    def _scan(
+        self,
+        engine: Engine,
+        projected: mx.array,
+        state: mx.array,
+        mask: mx.array | None,
+        weights: PackedWeights,
+        written: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        """`Engine.scan`, with keys that know the token written before where the adapter has a key shift."""
+        if weights.key_shift is None:
+            return engine.scan(projected, weights.gate_bias, state, mask)
+        width = self.variant.width
+        queries, keys, others = mx.split(projected, [width, 2 * width], axis=-1)
+        last = state[:, :, self.config.rank :].reshape(-1, 1, width).astype(projected.dtype)
+        before, last = _token_before(
+            queries, last, mask if written is None else (written if mask is None else mask & written)
+        )
+        keys = keys + weights.key_shift.astype(projected.dtype) * before
+        projected = mx.concatenate([queries, keys, others], axis=-1)
+        reads, matrix = engine.scan(projected, weights.gate_bias, self._matrix(state), mask)
+        row = last.astype(mx.float32).reshape(-1, self.config.num_state_heads, 1, self.config.rank)
+        return reads, mx.concatenate([matrix, row], axis=2)
+
+    def _matrix(self, state: mx.array) -> mx.array:
+        """`[B, H, r, r]`: the state without the row that a key shift adds."""
+        return state[:, :, : self.config.rank] if self.config.key_shift else state
 
     def _unused_gates(self, x: mx.array, weights: PackedWeights) -> Gates:
         return self._gates(x @ weights.inputs, weights.gate_bias)
@@ -255,6 +286,7 @@ class DeltaMemory(nn.Module):
                 if config.read_gate
                 else None
             ),
+            key_shift=self.key_shift.astype(mx.float32) if config.key_shift else None,
         )
 
     def _projections(self) -> dict[str, tuple[str, ...]]:
@@ -280,3 +312,23 @@ class DeltaMemory(nn.Module):
         raw = self.delta_scale_raw.astype(mx.float32)
         index = HEADS.index(head) if self.config.delta_scale_granularity == "head" else 0
         return scale * self.config.delta_scale_max * mx.sigmoid(raw[index])
+
+
+def _token_before(queries: mx.array, last: mx.array, seen: mx.array | None) -> tuple[mx.array, mx.array]:
+    """For each token the query of the token before it, and the query of the last token.
+
+    Args:
+        queries: `[B, T, W]`.
+        last: `[B, 1, W]`, the query of the token before the first.
+        seen: `[B, T]` bool, False for tokens that are passed over; None: all are seen.
+
+    Returns:
+        `[B, T, W]` and `[B, 1, W]`.
+    """
+    everything = mx.concatenate([last, queries], axis=1)
+    if seen is None:
+        return everything[:, :-1], everything[:, -1:]
+    latest = mx.cummax(mx.where(seen, mx.arange(1, seen.shape[1] + 1), 0), axis=1)[..., None]
+    latest = mx.concatenate([mx.zeros_like(latest[:, :1]), latest], axis=1)
+    everything = mx.take_along_axis(everything, latest, axis=1)
+    return everything[:, :-1], everything[:, -1:]

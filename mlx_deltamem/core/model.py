@@ -234,7 +234,7 @@ def _modules_named(layer: nn.Module | None, names: tuple[str, ...]) -> dict[str,
 def _layout(model: nn.Module, config: DeltaMemConfig, targets: list[_Target]) -> MemoryLayout:
     shapes = [(0, 0, 0)] * len(model.layers)
     for target in targets:
-        shapes[target.layer] = (config.num_state_heads, config.rank, config.rank)
+        shapes[target.layer] = config.state_shape
     return MemoryLayout(type(model), shapes, len(make_backbone_cache(model, type(model))))
 
 

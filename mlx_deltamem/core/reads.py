@@ -20,6 +20,7 @@ class PackedWeights:
         output_norm: Weight and epsilon of the norm of the output's correction, if it has one.
         read_gate: `[hidden, H]` in the activations' dtype and `[H]` float32: the projection to the gates on what is
             read, and their bias; None: the adapter has none.
+        key_shift: `[H * r]` float32: how much of the query of the token written before is in a key; None: nothing.
     """
 
     sources: list[mx.array]
@@ -29,11 +30,13 @@ class PackedWeights:
     corrections: dict[str, mx.array]
     output_norm: tuple[mx.array, float] | None
     read_gate: tuple[mx.array, mx.array] | None
+    key_shift: mx.array | None
 
     def evaluate(self) -> bool:
         """Evaluate the weights, which several threads may use then; False within a function transformation."""
         try:
-            mx.eval(self.inputs, self.queries, self.gate_bias, self.corrections, self.output_norm, self.read_gate)
+            mx.eval([self.inputs, self.queries, self.gate_bias, self.corrections])
+            mx.eval([self.output_norm, self.read_gate, self.key_shift])
         except (ValueError, RuntimeError):
             return False
         return True

@@ -94,7 +94,7 @@ def adapter_report(adapter: Adapter) -> AdapterReport:
         parameters=adapter.parameters,
         parameters_in_use=sum(tensor.parameters for tensor in tensors if tensor.in_use),
         bytes=sum(tensor.bytes for tensor in tensors),
-        state_shape=[config.num_state_heads, config.rank, config.rank],
+        state_shape=list(config.state_shape),
         state_bytes=adapter.state_bytes,
         tensors=tensors,
         idle_layers=[layer for layer, heads in idle.items() if len(heads) == config.num_state_heads],
