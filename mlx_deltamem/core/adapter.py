@@ -1,5 +1,6 @@
 """Adapters in memory: their configuration and their tensors, under the names of the reference."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from mlx_deltamem.core.config import DeltaMemConfig
-from mlx_deltamem.core.layer import AttentionShape, inactive_parameters, parameter_shapes
+from mlx_deltamem.core.shapes import AttentionShape, inactive_parameters, parameter_shapes
 
 # The files of an adapter's folder, beside its config.
 WEIGHTS_FILE = "delta_mem_adapter.safetensors"
@@ -47,8 +48,8 @@ class Adapter:
 
     @property
     def state_bytes(self) -> int:
-        """The size of the memory it gives to one sequence: a float32 state `[H, r, r]` for each layer."""
-        return len(self.weights_by_layer()) * self.config.num_state_heads * self.config.rank**2 * 4
+        """The bytes of the memory of one sequence: a float32 state for each layer."""
+        return len(self.weights_by_layer()) * math.prod(self.config.state_shape) * 4
 
     def weights_by_layer(self) -> dict[int, dict[str, mx.array]]:
         """The tensors of each layer by their own name, those of no layer left out."""

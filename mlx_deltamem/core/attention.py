@@ -1,4 +1,4 @@
-"""An attention layer of an mlx-lm model with a memory: what it looks like, and how the memory gets into its call."""
+"""An attention layer of mlx-lm with a memory: how the memory gets into its call."""
 
 import functools
 import inspect
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_deltamem.core.layer import Access, AttentionShape, DeltaMemory
+from mlx_deltamem.core.access import Access
+from mlx_deltamem.core.layer import DeltaMemory
 from mlx_deltamem.core.reads import Reads
+from mlx_deltamem.core.shapes import shards
 
 Observer = Callable[[int, Reads, mx.array], None]
 
@@ -174,80 +176,9 @@ def _delta_attention_class(frozen_class: type[nn.Module], projections: tuple[str
     )
 
 
-def attention_shape(attention: nn.Module) -> AttentionShape:
-    """Measure an attention layer of mlx-lm.
-
-    Raises:
-        ValueError: It has no `q_proj` or `qkv_proj` and no `o_proj`, or packs them in a way that is not known.
-    """
-    packed = "qkv_proj" in attention
-    if "o_proj" not in attention or not (packed or "q_proj" in attention):
-        children = ", ".join(attention.children()) or "no modules"
-        raise ValueError(f"{type(attention).__name__} has {children}; a memory needs o_proj and q_proj or qkv_proj")
-    outputs, attended = _linear_shape(attention.o_proj)
-    if packed:
-        width, hidden = _linear_shape(attention.qkv_proj)
-        keys = (width - attended) // 2
-        if getattr(attention, "n_kv_heads", 0) * getattr(attention, "head_dim", 0) != keys:
-            raise ValueError(f"{type(attention).__name__} packs its qkv_proj in an unknown way")
-        return AttentionShape(hidden, attended, keys, keys, outputs, packed=True)
-    queries, hidden = _linear_shape(attention.q_proj)
-    keys, values = (_linear_shape(attention[name])[0] if name in attention else 0 for name in ("k_proj", "v_proj"))
-    heads = _gated_heads(attention, queries, attended)
-    return AttentionShape(hidden, queries // 2 if heads else queries, keys, values, outputs, gated_heads=heads)
-
-
-def frozen_projections(attention: nn.Module, shape: AttentionShape) -> dict[str, mx.array]:
-    """The weights `[out, in]` behind queries, keys, values and output, by head, dequantised."""
-    if shape.packed:
-        queries, keys, values = mx.split(_dense_weight(attention.qkv_proj), [shape.q, shape.q + shape.k])
-        return {"q": queries, "k": keys, "v": values, "o": _dense_weight(attention.o_proj)}
-    weights = {head: _dense_weight(attention[f"{head}_proj"]) for head in "qkvo" if f"{head}_proj" in attention}
-    if shape.gated_heads:
-        by_head = weights["q"].reshape(shape.gated_heads, 2, -1, shape.hidden)
-        weights["q"] = by_head[:, 0].reshape(-1, shape.hidden)
-    return weights
-
-
-def _gated_heads(attention: nn.Module, queries: int, attended: int) -> int:
-    """The heads whose queries are followed by a gate of the same width in `q_proj` (qwen3_next), or 0."""
-    heads, width = getattr(attention, "num_attention_heads", 0), getattr(attention, "head_dim", 0)
-    shards = _shards(attention.q_proj)
-    return heads * shards if queries == 2 * attended == 2 * heads * width * shards else 0
-
-
-def _linear_shape(linear: nn.Module) -> tuple[int, int]:
-    """Outputs and inputs of a linear layer: dense, quantised, with LoRA, or spread over several processes."""
-    linear = getattr(linear, "linear", linear)
-    outputs, inputs = linear.weight.shape
-    if "scales" in linear:
-        inputs = inputs * 32 // linear.bits
-    if isinstance(linear, nn.AllToShardedLinear | nn.QuantizedAllToShardedLinear):
-        outputs *= _shards(linear)
-    if isinstance(linear, nn.ShardedToAllLinear | nn.QuantizedShardedToAllLinear):
-        inputs *= _shards(linear)
-    return outputs, inputs
-
-
-def _dense_weight(linear: nn.Module) -> mx.array:
-    linear = getattr(linear, "linear", linear)
-    if _shards(linear) > 1:
-        raise ValueError("the model is spread over several processes; start a new adapter before it is, or from a file")
-    if "scales" not in linear:
-        return linear.weight
-    mode = getattr(linear, "mode", "affine")
-    return mx.dequantize(linear.weight, linear.scales, linear.get("biases"), linear.group_size, linear.bits, mode)
-
-
-def _shards(linear: nn.Module) -> int:
-    # Not getattr, which takes its time to find that a module has no such attribute.
-    group = vars(linear).get("group")
-    return 1 if group is None else group.size()
-
-
 def _held_rows(linear: nn.Module) -> slice | None:
     """The rows of its output that a linear layer spread over several processes holds in this one."""
-    if _shards(linear) == 1:
+    if shards(linear) == 1:
         return None
     rank, held = linear.group.rank(), linear.weight.shape[0]
     return slice(rank * held, (rank + 1) * held)

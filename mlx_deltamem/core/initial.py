@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import mlx.core as mx
 
 from mlx_deltamem.core.config import DeltaMemConfig
-from mlx_deltamem.core.layer import AttentionShape, parameter_shapes
+from mlx_deltamem.core.shapes import AttentionShape, parameter_shapes
 from mlx_deltamem.recurrence.gates import SMALLEST_NORM
 
 # The initial bias of a read gate: its sigmoid is 0.95, so that the gate begins almost open.

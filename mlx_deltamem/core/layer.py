@@ -3,102 +3,20 @@
 import functools
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_deltamem.core.access import Access, WriteUnits
 from mlx_deltamem.core.config import HEADS, DeltaMemConfig
+from mlx_deltamem.core.key_shift import token_before
 from mlx_deltamem.core.reads import Gates, PackedWeights, Reads
+from mlx_deltamem.core.shapes import AttentionShape, inactive_parameters, parameter_shapes
 from mlx_deltamem.recurrence.engines import Engine, engine_for
 from mlx_deltamem.recurrence.gates import gates
 
 # The sigmoid of its negative is exactly 0 in float32; the number itself is finite in every dtype.
 _SHUT = 1e4
-
-
-@dataclass(frozen=True)
-class AttentionShape:
-    """The widths of an attention layer that a memory is attached to.
-
-    Attributes:
-        hidden: Width of the layer's input.
-        q, k, v, o: Widths of the queries, keys, values and of the layer's output; 0 where it has no such projection.
-        packed: One `qkv_proj` instead of `q_proj`, `k_proj` and `v_proj`.
-        gated_heads: Where `q_proj` gives, head by head, queries and then a gate as wide: the number of heads, else 0.
-    """
-
-    hidden: int
-    q: int
-    k: int
-    v: int
-    o: int
-    packed: bool = False
-    gated_heads: int = 0
-
-    def width(self, head: str) -> int:
-        return {"q": self.q, "k": self.k, "v": self.v, "o": self.o}[head]
-
-
-def parameter_shapes(config: DeltaMemConfig, shape: AttentionShape) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of every tensor one layer of an adapter may hold (facts of the reference: section 1.7)."""
-    width, gates = config.width, config.gate_width
-    shapes: dict[str, tuple[int, ...]] = {f"memory_{name}_proj": (width, shape.hidden) for name in "qkv"}
-    shapes |= {f"delta_{head}_proj": (shape.width(head), width) for head in HEADS}
-    shapes |= {"beta_proj": (gates, shape.hidden), "beta_bias": (gates,)}
-    if not config.couple_lambda:
-        shapes |= {"lambda_proj": (gates, shape.hidden), "lambda_bias": (gates,)}
-    if config.read_gate:
-        shapes |= {
-            "read_gate_proj": (config.num_state_heads, shape.hidden),
-            "read_gate_bias": (config.num_state_heads,),
-        }
-    if config.key_shift:
-        shapes["key_shift"] = (width,)
-    if config.trainable_delta_scale:
-        shapes["delta_scale_raw"] = (len(HEADS) if config.delta_scale_granularity == "head" else 1,)
-    if config.delta_o_rmsnorm:
-        shapes["delta_o_rmsnorm_weight"] = (shape.o,)
-    return shapes
-
-
-def inactive_parameters(config: DeltaMemConfig) -> set[str]:
-    """Names of the tensors that an adapter may hold and that have no effect."""
-    return {f"delta_{head}_proj" for head in HEADS if head not in config.delta_heads}
-
-
-@dataclass(frozen=True)
-class WriteUnits:
-    """Groups of tokens that are written as one, their mean, when the last of them has been read.
-
-    Attributes:
-        weights: `[B, U, T]` float32, 1 / size for the tokens of a unit, 0 for others.
-        mask: `[B, U]` bool, False where a row has fewer units.
-        carried: Where a long pass is run in several calls, the sums so far of each layer; else None.
-        complete: False for a call that others of the same pass follow; it writes nothing.
-    """
-
-    weights: mx.array
-    mask: mx.array
-    carried: dict[int, mx.array] | None = None
-    complete: bool = True
-
-
-@dataclass(frozen=True)
-class Access:
-    """What the tokens of one forward pass may do.
-
-    Attributes:
-        mask: `[B, T]` bool, False for padding, which neither reads nor writes; None: no padding.
-        writing: False leaves the state as it is.
-        units: Write the means of these units instead of tokens; all tokens then read the state from before the pass.
-        written: `[B, T]` bool, False for tokens that read and do not write; None: all write. Not used with `units`.
-    """
-
-    mask: mx.array | None = None
-    writing: bool = True
-    units: WriteUnits | None = None
-    written: mx.array | None = None
 
 
 class DeltaMemory(nn.Module):
@@ -229,7 +147,7 @@ class DeltaMemory(nn.Module):
         width = self.variant.width
         queries, keys, others = mx.split(projected, [width, 2 * width], axis=-1)
         last = state[:, :, self.config.rank :].reshape(-1, 1, width).astype(projected.dtype)
-        before, last = _token_before(
+        before, last = token_before(
             queries, last, mask if written is None else (written if mask is None else mask & written)
         )
         keys = keys + weights.key_shift.astype(projected.dtype) * before
@@ -312,23 +230,3 @@ class DeltaMemory(nn.Module):
         raw = self.delta_scale_raw.astype(mx.float32)
         index = HEADS.index(head) if self.config.delta_scale_granularity == "head" else 0
         return scale * self.config.delta_scale_max * mx.sigmoid(raw[index])
-
-
-def _token_before(queries: mx.array, last: mx.array, seen: mx.array | None) -> tuple[mx.array, mx.array]:
-    """For each token the query of the token before it, and the query of the last token.
-
-    Args:
-        queries: `[B, T, W]`.
-        last: `[B, 1, W]`, the query of the token before the first.
-        seen: `[B, T]` bool, False for tokens that are passed over; None: all are seen.
-
-    Returns:
-        `[B, T, W]` and `[B, 1, W]`.
-    """
-    everything = mx.concatenate([last, queries], axis=1)
-    if seen is None:
-        return everything[:, :-1], everything[:, -1:]
-    latest = mx.cummax(mx.where(seen, mx.arange(1, seen.shape[1] + 1), 0), axis=1)[..., None]
-    latest = mx.concatenate([mx.zeros_like(latest[:, :1]), latest], axis=1)
-    everything = mx.take_along_axis(everything, latest, axis=1)
-    return everything[:, :-1], everything[:, -1:]

@@ -3,19 +3,12 @@
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.core.adapter import Adapter, check_weights, weight_key
-from mlx_deltamem.core.attention import (
-    FORWARD_PASS,
-    ForwardPass,
-    attention_shape,
-    delta_attention_class,
-    frozen_projections,
-)
+from mlx_deltamem.core.attention import FORWARD_PASS, ForwardPass, delta_attention_class
 from mlx_deltamem.core.cache import (
     MemoryLayout,
     PromptCache,
@@ -25,7 +18,9 @@ from mlx_deltamem.core.cache import (
 )
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.initial import initial_parameters
-from mlx_deltamem.core.layer import AttentionShape, DeltaMemory, inactive_parameters
+from mlx_deltamem.core.layer import DeltaMemory
+from mlx_deltamem.core.shapes import frozen_projections, inactive_parameters
+from mlx_deltamem.core.targets import Target, find_attention
 from mlx_deltamem.core.use import PLAIN, Attachment, attachment_of, current_use
 
 
@@ -45,7 +40,7 @@ def attach_adapter(model: nn.Module, adapter: Adapter | DeltaMemConfig) -> list[
     """
     check_detached(model)
     config = adapter if isinstance(adapter, DeltaMemConfig) else adapter.config
-    targets = _find_attention(model, config)
+    targets = find_attention(model, config)
     if isinstance(adapter, Adapter):
         check_weights(adapter, {target.layer: target.shape for target in targets}, len(model.layers))
         weights = adapter.weights_by_layer()
@@ -171,53 +166,7 @@ def _call_with_memory(frozen_call: Callable) -> Callable:
     return call
 
 
-@dataclass(frozen=True)
-class _Target:
-    """An attention layer to attach to: its index, its module, and its name in the layer and in the model."""
-
-    layer: int
-    module: nn.Module
-    path: str
-    name: str
-    shape: AttentionShape
-
-
-def _find_attention(model: nn.Module, config: DeltaMemConfig) -> list[_Target]:
-    """The attention layers that `config` names.
-
-    Raises:
-        ValueError: There are none, a named one is missing, or one is not supported.
-    """
-    layers = getattr(model, "layers", None)
-    if not layers:
-        raise ValueError(f"{type(model).__name__} has no layers; expected a language model from mlx_lm.load")
-    if beyond := [layer for layer in config.target_layers if layer >= len(layers)]:
-        raise ValueError(f"target_layers names {beyond}; the model has layers 0 to {len(layers) - 1}")
-    names = {id(module): name for name, module in model.named_modules()}
-    targets = []
-    for index in config.target_layers or range(len(layers)):
-        found = _modules_named(layers[index], config.target_modules)
-        if len(found) > 1 or (not found and config.target_layers):
-            raise ValueError(
-                f"layer {index} has {sorted(found) or 'no module'} of {config.target_modules}; expected one"
-            )
-        for path, module in found.items():
-            try:
-                shape = attention_shape(module)
-            except ValueError as error:
-                raise ValueError(f"{names[id(module)]} is not supported: {error}") from None
-            if lacking := [head for head in config.delta_heads if not shape.width(head)]:
-                raise ValueError(
-                    f"{names[id(module)]} has no {' and '.join(f'{head}_proj' for head in lacking)} to correct; "
-                    "leave these heads out of delta_heads"
-                )
-            targets.append(_Target(index, module, path, names[id(module)], shape))
-    if not targets:
-        raise ValueError(f"no layer of {type(model).__name__} has a module named {', '.join(config.target_modules)}")
-    return targets
-
-
-def _initial_weights(config: DeltaMemConfig, target: _Target) -> dict[str, mx.array]:
+def _initial_weights(config: DeltaMemConfig, target: Target) -> dict[str, mx.array]:
     slices = config.output_init.startswith("base_slice")
     frozen = frozen_projections(target.module, target.shape) if slices else {}
     weights = initial_parameters(config, target.shape, frozen)
@@ -225,13 +174,7 @@ def _initial_weights(config: DeltaMemConfig, target: _Target) -> dict[str, mx.ar
     return weights
 
 
-def _modules_named(layer: nn.Module | None, names: tuple[str, ...]) -> dict[str, nn.Module]:
-    if layer is None:  # held by another process of a pipeline
-        return {}
-    return {path: module for path, module in layer.named_modules() if path.rpartition(".")[2] in names}
-
-
-def _layout(model: nn.Module, config: DeltaMemConfig, targets: list[_Target]) -> MemoryLayout:
+def _layout(model: nn.Module, config: DeltaMemConfig, targets: list[Target]) -> MemoryLayout:
     shapes = [(0, 0, 0)] * len(model.layers)
     for target in targets:
         shapes[target.layer] = config.state_shape

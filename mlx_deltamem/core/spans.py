@@ -6,8 +6,8 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
+from mlx_deltamem.core.access import WriteUnits
 from mlx_deltamem.core.config import DeltaMemConfig
-from mlx_deltamem.core.layer import WriteUnits
 
 Ids = mx.array | np.ndarray | Sequence[Sequence[int]]
 

@@ -9,9 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache
 
+from mlx_deltamem.core.access import Access
 from mlx_deltamem.core.attention import Observer
 from mlx_deltamem.core.config import DeltaMemConfig
-from mlx_deltamem.core.layer import Access
 from mlx_deltamem.core.spans import Ids, Spans, UnitSource
 
 

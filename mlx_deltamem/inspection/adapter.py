@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from mlx_deltamem.core.adapter import Adapter, dtype_name
 from mlx_deltamem.core.config import DeltaMemConfig
-from mlx_deltamem.core.layer import inactive_parameters
+from mlx_deltamem.core.shapes import inactive_parameters
 from mlx_deltamem.inspection.effects import idle_state_heads
 
 _LAYER = re.compile(r"(?<=layers\.)\d+")

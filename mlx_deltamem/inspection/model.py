@@ -7,7 +7,7 @@ import mlx.nn as nn
 from mlx_lm.utils import get_total_parameters
 
 from mlx_deltamem.core.adapter import Adapter
-from mlx_deltamem.core.attention import frozen_projections
+from mlx_deltamem.core.shapes import frozen_projections
 from mlx_deltamem.core.layer import DeltaMemory
 from mlx_deltamem.core.model import attach_adapter, attached_attention
 from mlx_deltamem.inspection.adapter import AdapterReport, adapter_report

@@ -19,7 +19,7 @@ import math
 
 import mlx.core as mx
 
-from mlx_deltamem.recurrence.gradients import token_gradients
+from mlx_deltamem.recurrence.definition import token_gradients
 
 # All measured on a CPU. Where the linear maps of all sequences, at one chunk each, hold more numbers than this, making
 # them costs more than the steps they save.

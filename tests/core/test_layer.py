@@ -1,4 +1,4 @@
-"""One layer's memory against the method's equations written out in float64, over all options, and our own read gate."""
+"""One layer's memory against the equations of the method in float64, over all options and the project's own."""
 
 import mlx.core as mx
 import numpy as np
@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_deltamem import DeltaMemConfig
-from mlx_deltamem.core.layer import Access, AttentionShape, DeltaMemory, WriteUnits, parameter_shapes
+from mlx_deltamem.core.access import Access, WriteUnits
+from mlx_deltamem.core.layer import DeltaMemory
+from mlx_deltamem.core.shapes import AttentionShape, parameter_shapes
 from mlx_deltamem.core.spans import Spans
 from tests.conftest import distance
 
@@ -28,6 +30,7 @@ configs = st.builds(
     delta_scale_max=st.sampled_from([2.0, 3.5]),
     delta_scale_granularity=st.sampled_from(["layer", "head"]),
     read_gate=st.booleans(),
+    key_shift=st.booleans(),
 )
 
 
@@ -46,7 +49,7 @@ def written_out(
     for head in range(config.num_state_heads):
         rows = slice(head * r, (head + 1) * r)
         gate_rows = rows if config.rankwise_gates else slice(head, head + 1)
-        current = final[head]
+        current = final[head, :r]
         steps = [[t] for t in range(len(x))] if units is None else units
         if units is not None:
             for t, token in enumerate(x):
@@ -55,7 +58,11 @@ def written_out(
             mean = x[step].mean(axis=0)
             if units is None:
                 reads[step[0], rows] = current @ vector(w["memory_q_proj"][rows] @ mean, config)
-            key, value = vector(w["memory_k_proj"][rows] @ mean, config), w["memory_v_proj"][rows] @ mean
+            raw_key, value = w["memory_k_proj"][rows] @ mean, w["memory_v_proj"][rows] @ mean
+            if config.key_shift:
+                raw_key = raw_key + w["key_shift"][rows] * final[head, r]
+                final[head, r] = w["memory_q_proj"][rows] @ mean
+            key = vector(raw_key, config)
             beta = sigmoid(w["beta_proj"][gate_rows] @ mean + w["beta_bias"][gate_rows])
             lam = 1 - beta
             if not config.couple_lambda:
@@ -63,7 +70,7 @@ def written_out(
             keep = 1.0 if config.state_update_mode == "no_lambda" else lam[:, None]
             erase = lam * beta if config.state_update_mode == "lambda_outside" else beta
             current = keep * current - (erase * (current @ key))[:, None] * key + (beta * value)[:, None] * key
-        final[head] = current
+        final[head, :r] = current
         if config.read_gate:
             reads[:, rows] *= sigmoid(x @ w["read_gate_proj"][head] + w["read_gate_bias"][head])[:, None]
     return reads, final
@@ -159,6 +166,40 @@ def test_padding_neither_reads_nor_writes():
         assert distance(reads.correct("q_proj", base)[:, 2:], bare.correct("q_proj", base[:, 2:])) <= 1e-6
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_a_text_in_pieces_leads_to_the_same_state_as_in_one(dtype):
+    layer = make_memory(DeltaMemConfig(rank=4, num_state_heads=2, key_shift=True))
+    x, state = mx.random.normal((2, 9, SHAPE.hidden)).astype(dtype), mx.random.normal((2, 2, 5, 4))
+    whole = layer.read_and_write(x, state, Access())[1]
+    for start, end in ((0, 1), (1, 2), (2, 6), (6, 9)):
+        state = layer.read_and_write(x[:, start:end], state, Access())[1]
+    # The one-token step divides by the norms after the products; bfloat16 keeps 8 bits of what is projected.
+    assert distance(state, whole) <= (1e-5 if dtype == mx.float32 else 5e-2)
+    assert mx.array_equal(state[:, :, 4], whole[:, :, 4])
+
+
+def test_a_key_knows_the_last_token_that_was_written():
+    layer = make_memory(DeltaMemConfig(rank=4, key_shift=True))
+    x, state = mx.random.normal((2, 6, SHAPE.hidden)), mx.random.normal((2, 1, 5, 4))
+    written = mx.array([[True, False, False, True, True, False], [False] * 6])
+    _, some = layer.read_and_write(x, state, Access(written=written))
+    _, alone = layer.read_and_write(x[:1, mx.array([0, 3, 4])], state[:1], Access())
+    assert distance(some[:1], alone) <= 1e-6
+    assert mx.array_equal(some[1], state[1])
+    padded = mx.concatenate([mx.full((2, 2, SHAPE.hidden), mx.nan), x], axis=1)
+    mask = mx.array([[False, False, *[True] * 6]] * 2)
+    _, behind_padding = layer.read_and_write(padded, state, Access(mask=mask))
+    assert distance(behind_padding, layer.read_and_write(x, state, Access())[1]) <= 1e-6
+
+
+def test_without_a_factor_a_key_shift_changes_nothing():
+    layer = make_memory(DeltaMemConfig(rank=4))
+    shifted = DeltaMemory(DeltaMemConfig(rank=4, key_shift=True), SHAPE, dict(layer) | {"key_shift": mx.zeros((4,))})
+    x, state = mx.random.normal((1, 6, SHAPE.hidden)), mx.random.normal((1, 1, 5, 4))
+    _, expected = layer.read_and_write(x, state[:, :, :4], Access())
+    assert mx.array_equal(shifted.read_and_write(x, state, Access())[1][:, :, :4], expected)
+
+
 def test_a_replaced_weight_takes_effect():
     layer = make_memory(DeltaMemConfig(rank=4)).eval()
     x, state = mx.random.normal((1, 6, SHAPE.hidden)), mx.random.normal((1, 1, 4, 4))
@@ -170,9 +211,11 @@ def test_a_replaced_weight_takes_effect():
 
 
 def test_gradients_reach_every_weight():
-    config = DeltaMemConfig(rank=4, couple_lambda=False, delta_o_rmsnorm=True, trainable_delta_scale=True)
+    config = DeltaMemConfig(
+        rank=4, couple_lambda=False, delta_o_rmsnorm=True, trainable_delta_scale=True, read_gate=True, key_shift=True
+    )
     layer = make_memory(config)
-    x, state = mx.random.normal((1, 6, SHAPE.hidden)), mx.random.normal((1, 1, 4, 4))
+    x, state = mx.random.normal((1, 6, SHAPE.hidden)), mx.random.normal((1, *layer.state_shape))
 
     def loss(parameters):
         layer.update(parameters)

@@ -17,6 +17,7 @@ from mlx_deltamem import (
     write_spans,
 )
 from mlx_deltamem.recurrence import engines
+from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.recurrence.engines import engine_for
 from mlx_deltamem.recurrence.fused import FusedEngine
 from mlx_deltamem.recurrence.gates import Variant
@@ -24,7 +25,6 @@ from mlx_deltamem.recurrence.kernels import build
 from mlx_deltamem.recurrence.kernels.build import Kernel
 from mlx_deltamem.recurrence.kernels.trial import Trial, trial
 from mlx_deltamem.recurrence.ops import OpsEngine
-from mlx_deltamem.recurrence.scan import delta_scan_reference
 from tests.conftest import distance, randomise
 from tests.families import tiny_model
 from tests.recurrence.host_kernels import forget_trials, host_kernel, needs_compiler, pretend_gpu

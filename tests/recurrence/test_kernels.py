@@ -11,13 +11,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.recurrence.fused import FusedEngine
 from mlx_deltamem.recurrence.gates import Variant
 from mlx_deltamem.recurrence.kernels import build
 from mlx_deltamem.recurrence.kernels.build import Kernel
 from mlx_deltamem.recurrence.kernels.history import history_scan
 from mlx_deltamem.recurrence.ops import OpsEngine
-from mlx_deltamem.recurrence.scan import delta_scan, delta_scan_reference
+from mlx_deltamem.recurrence.scan import delta_scan
 from tests.conftest import distance
 from tests.gpu_text import Use, cuda_text, metal_text
 from tests.recurrence import nvrtc

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_deltamem import delta_scan
-from mlx_deltamem.recurrence.scan import delta_scan_reference
+from mlx_deltamem.recurrence.definition import delta_scan_reference
 from tests.conftest import distance, golden, golden_names
 
 FORMS = [delta_scan, delta_scan_reference]

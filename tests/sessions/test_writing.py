@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from mlx_deltamem import ChatSession, DeltaMemConfig, make_prompt_cache, memory, read_only, set_memory, write_mask
 from mlx_deltamem import write_spans as with_spans
-from mlx_deltamem.core.layer import Access, DeltaMemory
+from mlx_deltamem.core.access import Access
+from mlx_deltamem.core.layer import DeltaMemory
 from mlx_deltamem.core.spans import Spans
 from mlx_deltamem.recurrence.engines import engine_for
 from mlx_deltamem.recurrence.fused import FusedEngine

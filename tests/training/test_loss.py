@@ -19,7 +19,7 @@ from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.use import observing, write_mask
 from mlx_deltamem.recall import EpisodeSettings, make_episode
 from mlx_deltamem.recurrence import ops
-from mlx_deltamem.recurrence.scan import delta_scan_reference
+from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.sessions.turn import NO_SEGMENTS
 from mlx_deltamem.training.batches import Batch, BatchMaker, Pass
 from mlx_deltamem.training.episode import Episode, Question

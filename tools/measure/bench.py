@@ -30,7 +30,7 @@ from mlx_deltamem.benchmarking.shapes import random_model
 from mlx_deltamem.benchmarking.workloads import Workload, workload
 from mlx_deltamem.benchmarking.dispatches import added_primitives
 from mlx_deltamem.show.progress import reading_progress
-from mlx_deltamem.recurrence.scan import delta_scan_reference
+from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.benchmarking.table import CLOCKS
 from tools.measure import scan_speed
 from tools.measure.fused_graph import count_fused

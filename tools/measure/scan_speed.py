@@ -12,7 +12,8 @@ import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
-from mlx_deltamem.recurrence.scan import delta_scan, delta_scan_reference
+from mlx_deltamem.recurrence.definition import delta_scan_reference
+from mlx_deltamem.recurrence.scan import delta_scan
 
 
 class Figure(NamedTuple):

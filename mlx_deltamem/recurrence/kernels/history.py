@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from mlx_deltamem.recurrence.gradients import token_gradients
+from mlx_deltamem.recurrence.definition import token_gradients
 from mlx_deltamem.recurrence.kernels.build import LARGEST_RANK, Kernel
 
 _INPUTS = ("state", "keys", "write_keys", "written", "keep", "erase")

@@ -12,7 +12,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_deltamem.core.attention import FORWARD_PASS, ForwardPass
-from mlx_deltamem.core.layer import Access, DeltaMemory
+from mlx_deltamem.core.access import Access
+from mlx_deltamem.core.layer import DeltaMemory
 from mlx_deltamem.core.model import attached_attention
 from mlx_deltamem.training.segments.cache import SegmentArrays, SegmentCache, SegmentKeys
 from mlx_deltamem.training.segments.recompute import Recomputed

@@ -9,7 +9,7 @@ from mlx_lm.models.cache import ArraysCache
 
 from mlx_deltamem.core.attention import Observer
 from mlx_deltamem.core.cache import PromptCache
-from mlx_deltamem.core.layer import WriteUnits
+from mlx_deltamem.core.access import WriteUnits
 from mlx_deltamem.core.model import attached_attention
 from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.use import attachment_of, current_use, is_writing, observing, using_spans, write_mask

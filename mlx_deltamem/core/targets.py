@@ -1,0 +1,60 @@
+"""Finds the attention layers of a model that a configuration names."""
+
+from dataclasses import dataclass
+
+import mlx.nn as nn
+
+from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.core.shapes import AttentionShape, attention_shape
+
+
+@dataclass(frozen=True)
+class Target:
+    """An attention layer to attach to: its index, its module, and its name in the layer and in the model."""
+
+    layer: int
+    module: nn.Module
+    path: str
+    name: str
+    shape: AttentionShape
+
+
+def find_attention(model: nn.Module, config: DeltaMemConfig) -> list[Target]:
+    """The attention layers that `config` names.
+
+    Raises:
+        ValueError: There are none, a named one is missing, or one is not supported.
+    """
+    layers = getattr(model, "layers", None)
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no layers; expected a language model from mlx_lm.load")
+    if beyond := [layer for layer in config.target_layers if layer >= len(layers)]:
+        raise ValueError(f"target_layers names {beyond}; the model has layers 0 to {len(layers) - 1}")
+    names = {id(module): name for name, module in model.named_modules()}
+    targets = []
+    for index in config.target_layers or range(len(layers)):
+        found = _modules_named(layers[index], config.target_modules)
+        if len(found) > 1 or (not found and config.target_layers):
+            raise ValueError(
+                f"layer {index} has {sorted(found) or 'no module'} of {config.target_modules}; expected one"
+            )
+        for path, module in found.items():
+            try:
+                shape = attention_shape(module)
+            except ValueError as error:
+                raise ValueError(f"{names[id(module)]} is not supported: {error}") from None
+            if lacking := [head for head in config.delta_heads if not shape.width(head)]:
+                raise ValueError(
+                    f"{names[id(module)]} has no {' and '.join(f'{head}_proj' for head in lacking)} to correct; "
+                    "leave these heads out of delta_heads"
+                )
+            targets.append(Target(index, module, path, names[id(module)], shape))
+    if not targets:
+        raise ValueError(f"no layer of {type(model).__name__} has a module named {', '.join(config.target_modules)}")
+    return targets
+
+
+def _modules_named(layer: nn.Module | None, names: tuple[str, ...]) -> dict[str, nn.Module]:
+    if layer is None:  # held by another process of a pipeline
+        return {}
+    return {path: module for path, module in layer.named_modules() if path.rpartition(".")[2] in names}
