@@ -1,8 +1,8 @@
 """Show the memory at work, without the Hub: `python -m tools.demo` (or `make demo`).
 
-A small real model is told a fact in a chat whose text is dropped after each turn, as `mlx_deltamem.chat --history none`
-does. Then it is asked, with the memory that the turn left and with an empty one. The adapter is the one that comes with
-the project.
+A chat tells a small real model a fact. The text of the turn is dropped, as `mlx_deltamem.chat --history none` drops it.
+Then the chat asks for the fact twice: with the memory after that turn, and with an empty memory. The adapter is the one
+that comes with the project.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_deltamem import ChatSession, load
-from mlx_deltamem.sessions.comparison import WITH, WITHOUT, compare
 from mlx_deltamem.inspection.heat_map import memory_view
+from mlx_deltamem.sessions.comparison import WITH, WITHOUT, compare
 from tools import smollm2
 
 ADAPTER = Path(__file__).parents[1] / "adapters" / "smollm2-135m-recall"
-# None of them is a value that the adapter was trained on.
+# Statement, question and answer. The adapter was not trained on any of these answers.
 TOLD = (
     ("My cat is called Boris.", "What is my cat called?", "Boris"),
     ("My sister's name is Diana.", "What is my sister's name?", "Diana"),
@@ -60,16 +60,16 @@ def main() -> None:
 
 
 def show_memory(console: Console, chat: ChatSession, text: str) -> None:
-    """Draw what a chat's turn left in some layers of its memory."""
+    """Draw some layers of a chat's memory."""
     memory = chat.memory
     size = sum(state.nbytes for state in memory.values())
-    print(f"You: {text!r}. The text is dropped; what is left is the memory of {len(memory)} layers, {size:,} bytes.")
-    print(f"{len(SHOWN_LAYERS)} of them:")
+    print(f"You: {text!r}. The text is dropped. The memory of {len(memory)} layers stays: {size:,} bytes.")
+    print(f"{len(SHOWN_LAYERS)} of the layers:")
     console.print(memory_view({layer: memory[layer] for layer in SHOWN_LAYERS}, None, console))
 
 
 def with_text(model: nn.Module, tokenizer: TokenizerWrapper, text: str, question: str) -> str:
-    """The reply of the frozen model, which sees the text and has no memory."""
+    """Return the reply of the frozen model, which sees the text and has no memory."""
     chat = ChatSession(model, tokenizer, history="full", write="none")
     chat.send(text, REPLY_TOKENS)
     return chat.send(question, REPLY_TOKENS)

@@ -1,14 +1,13 @@
 """Turn a llama-architecture GGUF file into a checkpoint folder that `mlx_lm.load` reads.
 
-MLX reads GGUF itself (`mx.load`), yet mlx-lm does not load what it finds there: the tensors carry other names, the rows
-of the query and key projections lie in another order, and configuration and tokenizer are metadata, not files. Every
-number comes from the file; only the pre-tokenizer, which GGUF merely names, is known for one family: SmolLM.
+`mx.load` reads GGUF, but mlx-lm does not load the result: the tensors have other names, the rows of the query and key
+projections are in another order, and configuration and tokenizer are metadata instead of files. All numbers come from
+the file. Only the pre-tokenizer does not: GGUF gives its name, and this module knows one, that of SmolLM.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -16,10 +15,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 import tools.openblas  # noqa: F401
 
 # isort: split
-import mlx.core as mx  # After OpenBLAS, so that whoever imports this module computes with it.
+import mlx.core as mx  # After OpenBLAS, so that all who import this module compute with OpenBLAS.
 
 Tensors = dict[str, mx.array]
-Metadata = dict[str, mx.array | str | list[str]]
+Metadata = dict[str, Any]  # Values: mx.array, str or list[str].
+T = TypeVar("T")
 
 CONFIG_KEYS = {
     "embedding_length": "hidden_size",
@@ -58,13 +58,13 @@ CONTROL_TOKEN = 3
 def convert(gguf: Path, folder: Path) -> None:
     """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json for `gguf` into `folder`.
 
-    The weights are dense float32, about 8 times the file at 4 bits: that is what a CPU computes fastest with.
+    The weights are dense float32, about 8 times the size of the file at 4 bits. A CPU computes fastest with float32.
 
     Raises:
-        ValueError: the file is no llama with a SmolLM tokenizer, or it lacks something a checkpoint needs.
+        ValueError: The file is not a llama with a SmolLM tokenizer, or it lacks something that a checkpoint needs.
     """
-    tensors, metadata = mx.load(str(gguf), return_metadata=True)
-    tensors = dense_tensors(tensors)
+    stored, metadata = load(gguf)
+    tensors = dense_tensors(stored)
     config = model_config(metadata, tied="output.weight" not in tensors)
     mx.save_safetensors(str(folder / "model.safetensors"), mlx_lm_weights(tensors, config), {"format": "mlx"})
     tokenizer(metadata).save(str(folder / "tokenizer.json"))
@@ -72,10 +72,17 @@ def convert(gguf: Path, folder: Path) -> None:
     _write_json(folder / "config.json", config)
 
 
-def dense_tensors(tensors: Tensors) -> Tensors:
-    """The tensors of a GGUF file in float32, under their GGUF names and in their GGUF row order.
+def load(gguf: Path) -> tuple[Tensors, Metadata]:
+    """Return the tensors and the metadata of a GGUF file."""
+    loaded = mx.load(str(gguf), return_metadata=True)
+    assert isinstance(loaded, tuple)  # With metadata it is one.
+    return loaded
 
-    `mx.load` gives a quantised matrix of shape (rows, columns) as three arrays: `weight` (rows, columns * bits / 32),
+
+def dense_tensors(tensors: Tensors) -> Tensors:
+    """Return the tensors of a GGUF file in float32. Names and order of rows stay those of GGUF.
+
+    `mx.load` returns a quantised matrix of shape (rows, columns) as three arrays: `weight` (rows, columns * bits / 32),
     `scales` and `biases` (rows, columns / 32).
     """
     dense = {}
@@ -88,21 +95,21 @@ def dense_tensors(tensors: Tensors) -> Tensors:
             dense[name] = tensor.astype(mx.float32)
             continue
         bits = tensor.shape[-1] // scales.shape[-1]
-        # In float32 from the start: MLX computes in the type of the scales, and float16 would round every weight.
+        # MLX computes in the type of the scales. In float16 it would round every weight.
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         dense[name] = mx.dequantize(tensor, scales, biases, group_size=GGML_BLOCK, bits=bits)
     return dense
 
 
 def mlx_lm_weights(dense: Tensors, config: dict[str, Any]) -> Tensors:
-    """The weights under mlx-lm's names, with the query and key rows ordered for its default rotary embedding.
+    """Return the weights under mlx-lm's names, with query and key rows in the order of its default rotary embedding.
 
     Args:
-        dense: what `dense_tensors` returns.
-        config: what `model_config` returns.
+        dense: The result of `dense_tensors`.
+        config: The result of `model_config`.
 
     Raises:
-        ValueError: a tensor that a llama does not have.
+        ValueError: There is a tensor that a llama does not have.
     """
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     weights = {}
@@ -113,19 +120,23 @@ def mlx_lm_weights(dense: Tensors, config: dict[str, Any]) -> Tensors:
 
 
 def split_rotary_pairs(rows: mx.array, heads: int) -> mx.array:
-    """Reorder (heads * head_dim, columns) so that the two rows that rotate together lie half a head apart.
+    """Reorder rows of shape (heads * head_dim, columns) so that two rows that rotate together are half a head apart.
 
-    GGUF stores a llama for the rotary embedding that turns neighbouring rows (0, 1), (2, 3), ...; mlx-lm's default,
-    like Hugging Face's, turns rows (0, d/2), (1, d/2 + 1), ...
+    GGUF stores a llama for the rotary embedding that rotates neighbouring rows (0, 1), (2, 3), ... The default of
+    mlx-lm and of Hugging Face rotates rows (0, d/2), (1, d/2 + 1), ...
     """
     return rows.reshape(heads, -1, 2, rows.shape[-1]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def model_config(metadata: Metadata, tied: bool) -> dict[str, Any]:
-    """The content of config.json. `tied`: the output projection is the embedding matrix.
+    """Return the content of config.json.
+
+    Args:
+        metadata: The metadata of the GGUF file.
+        tied: True if the output projection is the embedding matrix.
 
     Raises:
-        ValueError: not a llama, or a number is missing.
+        ValueError: The model is not a llama, or a number is missing.
     """
     _expect(metadata, "general.architecture", "llama")
     numbers = {ours: _number(metadata, f"llama.{theirs}") for theirs, ours in CONFIG_KEYS.items()}
@@ -146,15 +157,15 @@ def model_config(metadata: Metadata, tied: bool) -> dict[str, Any]:
 
 
 def tokenizer(metadata: Metadata) -> Tokenizer:
-    """The byte-level BPE that the metadata lists, with its control tokens as special tokens.
+    """Return the byte-level BPE tokenizer of the metadata. Its control tokens become special tokens.
 
     Raises:
-        ValueError: another kind of tokenizer, or another pre-tokenizer than SmolLM's.
+        ValueError: The tokenizer is of another kind, or its pre-tokenizer is not that of SmolLM.
     """
     _expect(metadata, "tokenizer.ggml.model", "gpt2")
     _expect(metadata, "tokenizer.ggml.pre", "smollm")
     tokens = _get(metadata, "tokenizer.ggml.tokens", list)
-    types = _get(metadata, "tokenizer.ggml.token_type", mx.array).tolist()
+    types = np.array(_get(metadata, "tokenizer.ggml.token_type", mx.array))
     merges = [tuple(merge.split(" ")) for merge in _get(metadata, "tokenizer.ggml.merges", list)]
 
     bpe = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
@@ -168,11 +179,11 @@ def tokenizer(metadata: Metadata) -> Tokenizer:
 
 
 def tokenizer_config(metadata: Metadata) -> dict[str, Any]:
-    """The content of tokenizer_config.json: the named special tokens and the chat template, word for word."""
+    """Return the content of tokenizer_config.json: the special tokens with a name, and the unchanged chat template."""
     tokens = _get(metadata, "tokenizer.ggml.tokens", list)
-    special = {name: tokens[_number(metadata, f"tokenizer.ggml.{key}")] for name, key in SPECIAL_TOKENS.items()}
+    special = {name: tokens[int(_number(metadata, f"tokenizer.ggml.{key}"))] for name, key in SPECIAL_TOKENS.items()}
     return {
-        # The generic class: a named one, such as GPT2Tokenizer, would bring its own pre-tokenizer along.
+        # The generic class. A class such as GPT2Tokenizer would add a pre-tokenizer.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": _number(metadata, "llama.context_length"),
@@ -190,7 +201,7 @@ def _mlx_lm_name(name: str) -> str:
     raise ValueError(f"found tensor {name}, expected those of a plain llama: convert another GGUF file")
 
 
-def _get(metadata: Metadata, key: str, kind: Callable[..., Any]) -> Any:
+def _get(metadata: Metadata, key: str, kind: type[T]) -> T:
     value = metadata.get(key)
     if not isinstance(value, kind):
         found = "no" if value is None else f"a {type(value).__name__} as"
@@ -200,7 +211,7 @@ def _get(metadata: Metadata, key: str, kind: Callable[..., Any]) -> Any:
 
 def _number(metadata: Metadata, key: str) -> int | float:
     value = np.array(_get(metadata, key, mx.array))
-    # Through its shortest text, or a float32 such as 1e-5 would become 9.999999747378752e-06.
+    # By its shortest text: `item` would turn the float32 1e-5 into 9.999999747378752e-06.
     return float(str(value)) if value.dtype == np.float32 else value.item()
 
 

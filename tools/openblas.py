@@ -1,7 +1,6 @@
-"""Load OpenBLAS before MLX on Linux: the BLAS inside MLX's CPU wheel is some 20 times slower in float32.
+"""Load OpenBLAS before MLX on Linux. The BLAS inside MLX's CPU wheel is about 20 times slower in float32.
 
-Import this module before `mlx.core`. Where the library is absent (`apt-get install libopenblas0-pthread`), nothing
-happens.
+Import this module before `mlx.core`. Without the library (`apt-get install libopenblas0-pthread`) it does nothing.
 """
 
 import contextlib
@@ -10,7 +9,7 @@ import os
 import sys
 
 if sys.platform == "linux":
-    # MLX calls BLAS from its own threads; OpenBLAS threads on top of them only get in the way.
+    # MLX calls BLAS from its own threads. Additional threads of OpenBLAS make that slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with contextlib.suppress(OSError):
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)

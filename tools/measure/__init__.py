@@ -1,1 +1,1 @@
-"""Programs that measure speed, memory and behaviour; what they print is quoted in the documents."""
+"""Programs that measure speed, memory and behaviour. README.md quotes their results."""

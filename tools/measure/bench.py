@@ -1,7 +1,7 @@
-"""Compare the speed with what was promised: `python -m tools.measure.bench` (or `make bench`).
+"""Compare the speed with its targets: `python -m tools.measure.bench` (or `make bench`).
 
-Prints each figure with its target, and ends with exit code 1 where one is missed by more than the measured noise. On a
-GPU the figures are those of Qwen3-4B's shape; elsewhere those of a small model, in float32 and processor time.
+Prints each figure and its target. The exit code is 1 if a target is missed by more than the measured noise. On a GPU
+the model has the shape of Qwen3-4B. On a CPU it is a small model in float32, and times are processor times.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
@@ -15,7 +15,7 @@ import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
-from mlx_deltamem.recurrence import ops
+from mlx_deltamem.benchmarking.dispatches import added_primitives
 from mlx_deltamem.benchmarking.measure import Bench, Comparison
 from mlx_deltamem.benchmarking.models import (
     DELTA_MEM,
@@ -27,30 +27,31 @@ from mlx_deltamem.benchmarking.models import (
 )
 from mlx_deltamem.benchmarking.report import clock, machine
 from mlx_deltamem.benchmarking.shapes import random_model
-from mlx_deltamem.benchmarking.workloads import Workload, workload
-from mlx_deltamem.benchmarking.dispatches import added_primitives
-from mlx_deltamem.show.progress import reading_progress
-from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.benchmarking.table import CLOCKS
+from mlx_deltamem.benchmarking.workloads import Workload, workload
+from mlx_deltamem.recurrence import ops
+from mlx_deltamem.recurrence.definition import delta_scan_reference
+from mlx_deltamem.show.progress import reading_progress
 from tools.measure import scan_speed
 from tools.measure.fused_graph import count_fused
 
 _VARIANTS = (FROZEN, FROZEN_AGAIN, DELTA_MEM)
 _ROUNDS = 5
-# A decode step is short, and many short rounds tell more than a few long ones.
+# A decode step is short. Many short rounds give a smaller error than a few long ones.
 _DECODE_ROUNDS, _DECODE_TOKENS = 20, 12
 _BATCH, _BATCH_CONTEXT = 8, 256
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure and what it must be.
+    """A measured figure and its target.
 
     Attributes:
-        name: What was measured.
-        target: What it may be at most, or must be at least; None for a yardstick, shown to compare with.
-        measured, noise: What it is, and how far from the truth that may be.
-        at_least: Whether more is better.
+        name: The name of the figure.
+        target: The largest allowed value, or the smallest if `at_least`. None for a figure without a target.
+        measured: The measured value.
+        noise: The possible error of `measured`.
+        at_least: True if larger values are better.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """`pass`, `MISS`, or `within noise` where the target is missed by no more than that; `yardstick`."""
+        """`pass`, `MISS`, `within noise` (missed by no more than the noise), or `yardstick` (there is no target)."""
         if self.target is None:
             return "yardstick"
         missed_by = self.target - self.measured if self.at_least else self.measured - self.target
@@ -71,6 +72,7 @@ class Figure:
 
 
 def main() -> None:
+    """Measure all figures. The exit code is 1 if a target is missed."""
     on_gpu = mx.default_device().type == mx.gpu
     mx.random.seed(0)
     figures = list(gpu_figures() if on_gpu else cpu_figures())
@@ -79,7 +81,7 @@ def main() -> None:
 
 
 def cpu_figures() -> Iterator[Figure]:
-    """What can be told without a GPU: a model of hidden size 512 with 8 layers, float32."""
+    """Measure what a CPU can show: a float32 model of 8 layers with hidden size 512."""
     for scan in scan_speed.measure():
         yield Figure(f"scan of 2,048 tokens: {scan.name}", scan.target, scan.ratio, scan.spread, at_least=True)
     models = with_and_without(random_model("small", mx.float32), FRESH_ADAPTER)
@@ -95,7 +97,7 @@ def cpu_figures() -> Iterator[Figure]:
 
 
 def gpu_figures() -> Iterator[Figure]:
-    """Qwen3-4B's shape on a GPU, in bfloat16 and in 4 bits."""
+    """Measure a model of the shape of Qwen3-4B on a GPU, in bfloat16 and in 4 bits."""
     for bits, kind in ((None, "bfloat16"), (4, "4 bits")):
         models = with_and_without(random_model("qwen3-4b", mx.bfloat16, bits), FRESH_ADAPTER)
         yield time_ratio(f"decode at context 2,048, {kind}", 1.05, decode(models, prompts(models, 1, 2048)))
@@ -107,13 +109,13 @@ def gpu_figures() -> Iterator[Figure]:
 
 
 def time_ratio(name: str, target: float | None, comparison: Comparison) -> Figure:
-    """The time that δ-mem takes, relative to the frozen backbone."""
+    """Return the time of the model with δ-mem divided by the time of the frozen backbone."""
     ratio = comparison.ratio(DELTA_MEM, clock())
     return Figure(name, target, ratio.quartiles.median, ratio.noise)
 
 
 def batch_ratio(name: str, models: Models) -> Figure:
-    """The same for a batch, which is to be no worse than a single sequence of that context."""
+    """Return the time ratio of decoding a batch. Its target is the ratio of a single sequence with the same context."""
     one, several = (decode(models, prompts(models, batch, _BATCH_CONTEXT)) for batch in (1, _BATCH))
     single = one.ratio(DELTA_MEM, clock())
     figure = time_ratio(name, single.quartiles.median, several)
@@ -121,39 +123,42 @@ def batch_ratio(name: str, models: Models) -> Figure:
 
 
 def peak_ratio(name: str, comparison: Comparison) -> Figure:
-    """The memory that δ-mem takes at most, relative to the frozen backbone."""
+    """Return the peak memory of the model with δ-mem divided by that of the frozen backbone."""
     ratio = comparison.ratio(DELTA_MEM, "peak_bytes")
     return Figure(name, 1.01, ratio.quartiles.median, ratio.noise)
 
 
 def prompts(models: Models, batch: int, length: int) -> Workload:
+    """Return `batch` prompts of `length` random tokens, and how many tokens to decode after them."""
     vocabulary = models.frozen(mx.array([[0]])).shape[-1]
     return workload(mx.random.randint(0, vocabulary, (batch, length)), _DECODE_TOKENS)
 
 
 def primitives(models: Models) -> float:
-    """What a layer's memory adds to the graph of a decode step, views not counted."""
+    """Return how many primitives the memory of one layer adds to the graph of a decode step. Views do not count."""
     return sum(added_primitives(models.attached, models.frozen).values())
 
 
 def prefill(models: Models, work: Workload) -> Comparison:
+    """Read the prompts, in several rounds."""
     with reading_progress(f"Reading {work.prompts.size:,} tokens") as progress:
         return Bench(models, _ROUNDS, _VARIANTS).prefill(work, progress)
 
 
 def decode(models: Models, work: Workload) -> Comparison:
+    """Decode after the prompts, in several rounds."""
     with reading_progress(f"Generating after {work.prompts.size:,} tokens") as progress:
         return Bench(models, _DECODE_ROUNDS, _VARIANTS).decode(work, progress)
 
 
 def prefill_once(models: Models, work: Workload) -> Comparison:
-    """One round, for the memory: that is the same each time, or almost."""
+    """Read the prompts once. Peak memory varies little, so one round is enough for it."""
     with reading_progress(f"Reading {work.prompts.size:,} tokens") as progress:
         return Bench(models, 1, _VARIANTS, warm_up=False).prefill(work, progress)
 
 
 def figures_table(figures: list[Figure]) -> Table:
-    """The figures, their targets, and what became of them."""
+    """Return the table of the figures, their targets and verdicts."""
     title = f"{machine()}\nRatios of {CLOCKS[clock()]} and memory: δ-mem ÷ frozen backbone"
     table = Table(title=title, title_justify="left")
     table.add_column("figure")

@@ -1,7 +1,7 @@
-"""What a turn of a long chat costs, by history: `python -m tools.measure.chat_turns --turns 200`.
+"""Measure the cost of the turns of a long chat, by history: `python -m tools.measure.chat_turns --turns 200`.
 
-Prints the median processor time of the first and of the last turns, the resident memory after them, and what the
-session file costs. The model is the offline backbone with an untrained adapter unless another is named.
+Prints the median processor time of the first and of the last turns, the resident memory after them, and the time and
+size of a saved session. The default model is the offline backbone with an untrained adapter.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
@@ -19,17 +19,25 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from rich.console import Console
 from rich.table import Table
 
-from mlx_deltamem import ChatSession, DeltaMemConfig, load
+from mlx_deltamem import ChatSession, DeltaMemConfig, attach, load
 from tools import smollm2
 
+# The turns of which a median is taken, at the beginning and at the end of a chat.
 _SAMPLE = 20
 _MEGABYTE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Processor seconds of each turn, megabytes resident after the first sample of turns and at the end, seconds and
-    megabytes of a saved session."""
+    """The costs of a chat.
+
+    Attributes:
+        turns: Processor seconds of each turn.
+        early_memory: Megabytes of resident memory after the first turns.
+        late_memory: Megabytes of resident memory after the last turn.
+        save_seconds: Seconds to save the session.
+        file_size: Megabytes of the session file.
+    """
 
     turns: list[float]
     early_memory: float
@@ -45,29 +53,23 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--adapter", help="Its adapter (default: an untrained one).")
     parser.add_argument("--turns", type=int, default=200, help="Turns of each chat (default: 200).")
     parser.add_argument("--reply-tokens", type=int, default=8, help="Tokens of each reply (default: 8).")
-    parser.add_argument("--histories", nargs="+", default=["none", "256", "full"], help="Which histories to measure.")
+    parser.add_argument("--histories", nargs="+", default=["none", "256", "full"], help="Histories to compare.")
     return parser
 
 
 def main() -> None:
+    """Measure a chat with each history and print a table."""
     args = setup_arg_parser().parse_args()
-    adapter = args.adapter or DeltaMemConfig(delta_heads=("q", "o"), output_init="base_slice_fixed")
-    model, tokenizer = load(args.model or smollm2.build(), adapter=adapter)
+    model, tokenizer = load(args.model or smollm2.build(), adapter=args.adapter)
+    if args.adapter is None:
+        attach(model, DeltaMemConfig(delta_heads=("q", "o"), output_init="base_slice_fixed"))
     table = Table(title=f"{args.turns} turns of {args.reply_tokens} reply tokens, {len(model.layers)} layers")
-    for heading in (
-        "history",
-        f"first {_SAMPLE}",
-        f"last {_SAMPLE}",
-        "ratio",
-        "resident",
-        "at the end",
-        "save",
-        "file",
-    ):
+    first_turns, last_turns = f"first {_SAMPLE}", f"last {_SAMPLE}"
+    for heading in ("history", first_turns, last_turns, "ratio", "resident", "at the end", "save", "file"):
         table.add_column(heading, justify="right")
     for history in args.histories:
         costs = measure(model, tokenizer, history, args.turns, args.reply_tokens)
-        # The very first turn reads the system prompt and compiles.
+        # Turn 0 does not count: it reads the system prompt and compiles functions.
         first, last = (statistics.median(part) for part in (costs.turns[1 : _SAMPLE + 1], costs.turns[-_SAMPLE:]))
         table.add_row(
             history,
@@ -83,11 +85,11 @@ def main() -> None:
 
 
 def measure(model: nn.Module, tokenizer: TokenizerWrapper, history: str, turns: int, reply_tokens: int) -> Costs:
-    """Run a chat and time it."""
+    """Hold a chat and measure it."""
     chat = ChatSession(model, tokenizer, history=history)
     seconds, early = [], 0.0
     for number in range(turns):
-        # Of this process's processors: on a shared machine the clock on the wall tells what others do.
+        # Processor time of this process: on a shared machine the wall time depends on other processes.
         start = time.process_time()
         chat.send(
             f"Note number {number}: box {number * 7 % 100} holds {number * 13 % 50} pears. Say yes.", reply_tokens
@@ -103,13 +105,14 @@ def measure(model: nn.Module, tokenizer: TokenizerWrapper, history: str, turns: 
 
 
 def timed_save(chat: ChatSession, path: Path) -> float:
+    """Save a session; return the seconds that it takes."""
     start = time.perf_counter()
     chat.save(path)
     return time.perf_counter() - start
 
 
 def resident() -> float:
-    """This process's resident memory in megabytes, without what MLX keeps for reuse."""
+    """Return the resident memory of this process in megabytes, without the buffers that MLX keeps for reuse."""
     mx.clear_cache()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096 / _MEGABYTE

@@ -1,6 +1,6 @@
-"""Kill a process that saves a chat, over and over: `python -m tools.measure.kill_saves --kills 500`.
+"""Kill a process while it saves a chat, many times: `python -m tools.measure.kill_saves --kills 500`.
 
-After each kill the file must hold a whole chat. The process is started anew each time, so this takes a while.
+After each kill the file must hold a complete chat. Each kill needs a new process, so this is slow.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
@@ -32,14 +32,15 @@ while True:
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
     parser = argparse.ArgumentParser(prog="python -m tools.measure.kill_saves", description=__doc__)
-    parser.add_argument("--model", required=True, help="A small model.")
-    parser.add_argument("--adapter", required=True, help="Its adapter.")
+    parser.add_argument("--model", required=True, help="Folder or Hub repo of a small model.")
+    parser.add_argument("--adapter", required=True, help="The adapter of the model.")
     parser.add_argument("--kills", type=int, default=500, help="How many times to kill (default: 500).")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the moments.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the random delays before the kills (default: 0).")
     return parser
 
 
 def main() -> None:
+    """Kill the saving process again and again; stop at the first damaged file."""
     args = setup_arg_parser().parse_args()
     model, tokenizer = load(args.model, adapter=args.adapter)
     moments = random.Random(args.seed)
@@ -54,15 +55,17 @@ def main() -> None:
             unfinished += len(list(path.parent.iterdir())) > 1
             found = ChatSession.load(model, tokenizer, path)
             if found.messages != chat.messages or found.segments != chat.segments:
-                sys.exit(f"kill {kill}: the file holds another chat")
+                sys.exit(f"kill {kill}: the file holds a different chat")
             if kill % 50 == 0:
                 print(f"{kill} kills, {unfinished} of them in the middle of a save: no session lost", flush=True)
         print(f"{args.kills} kills in {time.monotonic() - start:.0f} s")
 
 
 def kill_while_saving(args: argparse.Namespace, path: Path, seconds: float) -> None:
+    """Start a process that saves the chat in a loop, and kill it `seconds` after it has started to save."""
     command = [sys.executable, "-c", _SAVING, args.model, args.adapter, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         if process.stdout.readline() != "ready\n":
             sys.exit("the saving process did not start")
         time.sleep(seconds)

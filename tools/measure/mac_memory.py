@@ -1,12 +1,13 @@
-"""Which backbone can be trained on which Mac, on how long a history: `python -m tools.measure.mac_memory [--json]`.
+"""Estimate which backbone can be trained on which Mac: `python -m tools.measure.mac_memory [--json]`.
 
-Computed from shapes, and measured on no Mac. A step of one episode, as the recipes of `mlx_deltamem.train` take it:
+The result is the longest history that fits. It is computed from shapes and was not measured on a Mac. A training step
+of one episode, with the recipes of `mlx_deltamem.train`, needs:
 
-- the backbone's weights, those of 4 and 8 bits in groups of 64 with a scale and a bias of 16 bits each;
-- 8 copies of the largest recipe's adapter in float32: its weights, two moments and their successors, the gradient and
-  the sum of gradients;
-- the write pass in segments, and the read pass in one piece, both by the formula of
-  `tools.measure.training_memory`, as if they were held at once;
+- the backbone's weights; at 4 and 8 bits, each group of 64 weights has a scale and a bias of 16 bits each;
+- 8 copies of the adapter of the largest recipe in float32: the weights, two moments and their successors, the gradient
+  and the sum of gradients;
+- the write pass in segments and the read pass in one piece, by the formula of `tools.measure.training_memory`, as if
+  both were in memory at once;
 - the logits of the answer, 4 times in float32.
 """
 
@@ -15,6 +16,7 @@ import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from rich.console import Console
 from rich.table import Table
@@ -24,8 +26,8 @@ from mlx_deltamem.cli.options import count_from
 from mlx_deltamem.training.recipes import RECIPES
 from tools.measure.training_memory import Widths, computed_peak
 
-# Of a Mac's memory, in GiB, what a GPU may use unless it is told otherwise (`sysctl iogpu.wired_limit_mb`): Metal's
-# recommendedMaxWorkingSetSize, as logs of llama.cpp show it: 10,923, 21,845, 49,152 and 98,304 MiB.
+# By a Mac's memory in GiB, the share that the GPU may use by default (`sysctl iogpu.wired_limit_mb` changes it). It is
+# Metal's recommendedMaxWorkingSetSize. Logs of llama.cpp show 10,923, 21,845, 49,152 and 98,304 MiB.
 GPU_SHARES = {16: 2 / 3, 32: 2 / 3, 64: 3 / 4, 128: 3 / 4}
 BITS = (4, 8, 16)
 HISTORIES = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -37,13 +39,13 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model by its shape.
+    """A model, described by its shape.
 
     Attributes:
-        name: As people call it.
+        name: The usual name of the model.
         widths: See `Widths`.
-        vocabulary: Its tokens.
-        tied: Whether the head is the embedding.
+        vocabulary: The number of tokens in the vocabulary.
+        tied: True if the output projection is the embedding matrix.
     """
 
     name: str
@@ -52,19 +54,19 @@ class Backbone:
     tied: bool = True
 
     def weight_bytes(self, bits: int) -> float:
-        """The weights of all products and of the embedding; norms are next to nothing."""
+        """Return the bytes of all matrices and of the embedding. The norms are too small to count."""
         w = self.widths
         layer = w.d * (2 * w.q + 2 * w.k + 3 * w.m)
         count = w.layers * layer + self.vocabulary * w.d * (1 if self.tied else 2)
         return count * (bits if bits == 16 else bits + _GROUP_BITS / _GROUP) / 8
 
     def adapter_parameters(self, width: int) -> int:
-        """Of an adapter on q and o with all state heads `width` wide: those that are trained (facts 1.7)."""
+        """Return the trained parameters of an adapter on q and o (facts.md 1.7). `width` is rank × state heads."""
         w = self.widths
         return w.layers * width * (4 * w.d + w.q + w.d + 1)
 
     def step_bytes(self, bits: int, tokens: int, segment: int) -> float:
-        """The peak of a step on a history of so many tokens, all in all."""
+        """Return the peak of memory of a training step on a history of `tokens` tokens, in bytes."""
         rules, width = RECIPES["msw"].rules, RECIPES["msw"].adapter.width
         return (
             self.weight_bytes(bits)
@@ -75,13 +77,13 @@ class Backbone:
         )
 
     def longest_history(self, bits: int, memory: int, segment: int) -> int | None:
-        """The longest of `HISTORIES` that a Mac of so many GiB has room for; None where there is none."""
+        """Return the longest of `HISTORIES` that fits into a Mac with `memory` GiB; None if none fits."""
         room = memory * _GIB * GPU_SHARES[memory]
         fitting = [tokens for tokens in HISTORIES if self.step_bytes(bits, tokens, segment) <= room]
         return max(fitting, default=None)
 
 
-# Those of the paper (facts 5.2), as in their config.json.
+# The backbones of the paper (facts.md 5.2). The numbers are from their config.json.
 BACKBONES = (
     Backbone("SmolLM3-3B", Widths(layers=36, heads=16, d=2048, q=2048, k=512, m=11008), 128256),
     Backbone("Qwen3-4B", Widths.of("qwen3-4b"), 151936),
@@ -89,8 +91,17 @@ BACKBONES = (
 )
 
 
-def rows(segment: int) -> list[dict[str, object]]:
-    """For each backbone and number of bits, the weights in GB and the longest history by memory in GiB."""
+class Row(TypedDict):
+    """A row of the table: the weights in GB, and the longest history in tokens by the Mac's memory in GiB."""
+
+    backbone: str
+    bits: int
+    weights_gb: float
+    histories: dict[int, int | None]
+
+
+def rows(segment: int) -> list[Row]:
+    """Return a row for each backbone and number of bits. `segment`: the tokens of a segment of the write pass."""
     return [
         {
             "backbone": backbone.name,
@@ -103,7 +114,8 @@ def rows(segment: int) -> list[dict[str, object]]:
     ]
 
 
-def table(found: Sequence[dict[str, object]], segment: int) -> Table:
+def table(found: Sequence[Row], segment: int) -> Table:
+    """Return the table of the rows."""
     title = f"The longest history that fits, in tokens (up to {HISTORIES[-1]:,}), with --segment {segment}"
     made = Table("backbone", "bits", "weights", *(f"{memory} GB" for memory in GPU_SHARES), title=title)
     for row in found:
@@ -114,6 +126,7 @@ def table(found: Sequence[dict[str, object]], segment: int) -> Table:
 
 @command
 def main() -> None:
+    """Compute the longest histories and print them."""
     parser = argparse.ArgumentParser(prog="python -m tools.measure.mac_memory", description=__doc__)
     parser.add_argument("--segment", type=count_from(1), default=1024, help="tokens of a segment of the write pass")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")

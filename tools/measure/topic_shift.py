@@ -1,9 +1,9 @@
 """Measure how much a memory keeps when the topic changes: `python -m tools.measure.topic_shift --output FOLDER`.
 
-Each chat tells a fact, changes the topic a number of times, and tells another fact at the end. Then both are asked for.
-The chats are real ones, history `none`, with the model's own replies, in three ways: everything is written, only the
-user's messages are, or each topic has a memory of its own that is swapped in by hand. Writes `topic-shifts.json` and
-`topic-shifts.png`.
+Each chat tells a fact, changes the topic some times, and tells another fact at the end. Then it asks for both facts.
+The model replies to every message, and the history is `none`. There are three ways: all messages are written; only
+those of the user are written; or each topic has a separate memory, which this program swaps in. Writes
+`topic-shifts.json` and `topic-shifts.png` into FOLDER.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
@@ -13,7 +13,9 @@ import json
 import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
+import mlx.nn as nn
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -21,15 +23,14 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from rich.console import Console
 from rich.table import Table
 
-import mlx.nn as nn
 from mlx_deltamem import ChatSession, load
-from mlx_deltamem.evaluation.tasks.naming import names_only
 from mlx_deltamem.evaluation.statistics import Bootstrap, Estimate
+from mlx_deltamem.evaluation.tasks.naming import names_only
 from mlx_deltamem.files.atomic import new_file, user_path
-from mlx_deltamem.show.style import LINES, WIDTH, add_title, save_figure, styled
-from mlx_deltamem.show.progress import Counted, counting_progress
 from mlx_deltamem.recall import EpisodeSettings, Split, make_episode
 from mlx_deltamem.recall.vocabulary import filler, keys, values
+from mlx_deltamem.show.progress import Counted, counting_progress
+from mlx_deltamem.show.style import LINES, WIDTH, add_title, save_figure, styled
 from tools import smollm2
 from tools.demo import ADAPTER
 
@@ -40,15 +41,19 @@ NAME = "topic-shifts"
 
 @dataclass(frozen=True)
 class Asked:
-    """A question asked after a chat.
+    """A question after a chat, and the reply.
 
     Attributes:
-        way, chat, shifts: How the chat was held, which one it is, and how often its topic changed.
-        side: Whether the fact was told `before` the topic changed, or `after`.
-        question, value, reply: What was asked, what is right, and what came.
-        right: Whether the reply names the value and no other.
-        tokens: Of the chat, from the turn that told the fact to the question.
-        changed: By turn, how far it moved the memory relative to its norm, the mean over layers.
+        way: The way of the chat, one of `WAYS`.
+        chat: The number of the chat.
+        shifts: The number of changes of topic.
+        side: `before` if the chat told the fact before the topic changed, else `after`.
+        question: The question.
+        value: The right answer.
+        reply: The reply of the model.
+        right: True if the reply names the value and no other value.
+        tokens: The tokens of the chat between the turn that told the fact and the question.
+        changed: For each turn, the relative change of the memory (see `Drift`), as the mean over layers.
     """
 
     way: str
@@ -63,11 +68,27 @@ class Asked:
     changed: list[float]
 
 
+class Fact(NamedTuple):
+    """A fact of a chat.
+
+    Attributes:
+        told: The message of the user that tells it.
+        question: The question about it.
+        value: The right answer.
+        rivals: Other values, which a right reply does not name.
+    """
+
+    told: str
+    question: str
+    value: str
+    rivals: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Script:
-    """The user's messages in a chat: facts (statement, question, value, other values), and blocks of idle turns."""
+    """The user's messages in a chat: the first and the last fact, and a block of messages for each topic."""
 
-    facts: list[tuple[str, str, str, tuple[str, ...]]]
+    facts: tuple[Fact, Fact]
     blocks: list[list[str]]
 
 
@@ -75,16 +96,17 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
     parser = argparse.ArgumentParser(prog="python -m tools.measure.topic_shift", description=__doc__)
     parser.add_argument("--model", help="A model (default: the offline backbone).")
-    parser.add_argument("--adapter", help="Its adapter (default: the one that comes with the project).")
-    parser.add_argument("--output", type=user_path, required=True, help="The folder for results and picture.")
-    parser.add_argument("--shifts", type=int, nargs="+", default=[0, 1, 2, 4], help="Changes of topic.")
+    parser.add_argument("--adapter", help="Its adapter (default: that of the project).")
+    parser.add_argument("--output", type=user_path, required=True, help="The folder for the results and the figure.")
+    parser.add_argument("--shifts", type=int, nargs="+", default=[0, 1, 2, 4], help="Numbers of topic changes.")
     parser.add_argument("--chats", type=int, default=30, help="Chats of each kind (default: 30).")
     parser.add_argument("--block", type=int, default=2, help="Turns about each topic (default: 2).")
-    parser.add_argument("--reply-tokens", type=int, default=24, help="Longest reply (default: 24).")
+    parser.add_argument("--reply-tokens", type=int, default=24, help="Tokens of a reply at most (default: 24).")
     return parser
 
 
 def main() -> None:
+    """Hold the chats, and write the results and the figure."""
     args = setup_arg_parser().parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     model, tokenizer = load(args.model or smollm2.build(), args.adapter or ADAPTER)
@@ -99,27 +121,35 @@ def main() -> None:
 def ask_all(
     model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Namespace, progress: Counted
 ) -> Iterator[Asked]:
-    """Hold all chats."""
+    """Hold all chats; yield each question with its reply."""
     for shifts in args.shifts:
         for index in range(args.chats):
             script = make_script(index, shifts, args.block)
             for way in WAYS:
                 chat = ChatSession(model, tokenizer, history="none", write="user" if way == "write user" else "all")
                 for side, fact, reply, tokens in hold(chat, script, way == WAYS[-1], args.reply_tokens):
-                    _, question, value, rivals = fact
-                    right = names_only(reply, value, rivals, question)
-                    changed = [float(np.mean(list(drift.changed.values()))) for drift in chat.drift]
-                    yield Asked(way, index, shifts, side, question, value, reply, right, tokens, changed)
+                    right = names_only(reply, fact.value, fact.rivals, fact.question)
+                    drifts = [drift for drift in chat.drift if drift is not None]
+                    changed = [float(np.mean(list(drift.changed.values()))) for drift in drifts]
+                    yield Asked(way, index, shifts, side, fact.question, fact.value, reply, right, tokens, changed)
                 progress(f"{shifts} changes of topic", 1)
 
 
-def hold(
-    chat: ChatSession, script: Script, swapped: bool, reply_tokens: int
-) -> Iterator[tuple[str, tuple[str, str, str, tuple[str, ...]], str, int]]:
-    """Hold a chat and ask for both facts, each in a copy of it: side, fact, reply and tokens since."""
+def hold(chat: ChatSession, script: Script, swapped: bool, reply_tokens: int) -> Iterator[tuple[str, Fact, str, int]]:
+    """Hold a chat, and ask for each of the two facts in a copy of it.
+
+    Args:
+        chat: A new chat.
+        script: The messages of the user.
+        swapped: Give each topic a separate memory.
+        reply_tokens: The tokens of a reply at most.
+
+    Yields:
+        The side (`before` or `after`), the fact, the reply, and the tokens between the fact and the question.
+    """
     first, last = script.facts
     empty = chat.memory
-    chat.send(first[0], reply_tokens)
+    chat.send(first.told, reply_tokens)
     told = len(chat.segments.ids)
     memory_of_first = chat.memory
     for block in script.blocks:
@@ -127,32 +157,35 @@ def hold(
             chat.memory = empty
         for text in block:
             chat.send(text, reply_tokens)
-    chat.send(last[0], reply_tokens)
+    chat.send(last.told, reply_tokens)
     said = len(chat.segments.ids)
     for side, fact, tokens in (("before", first, said - told), ("after", last, 0)):
         copy = chat.fork()
         if swapped and side == "before" and script.blocks:
             copy.memory = memory_of_first
-        yield side, fact, copy.send(fact[1], reply_tokens), tokens
+        yield side, fact, copy.send(fact.question, reply_tokens), tokens
 
 
 def make_script(index: int, shifts: int, block: int) -> Script:
-    """The script of chat `index`; the facts are the same however often the topic changes."""
+    """Make the script of chat `index`. Its facts do not depend on the number of topic changes."""
     settings = EpisodeSettings(facts=(2, 2), split=Split(values="held_out"))
     episode = make_episode(settings, "topic-shift", index)
     lists = {key.name: key.values for key in keys()}
-    told = tuple(question.value for question in episode.questions)
-    facts = [
-        (episode.history[2 * each.turn]["content"], each.text, each.value, (*values(lists[each.key]), *told))
-        for each in sorted(episode.questions, key=lambda question: question.turn)
-    ]
+    told = tuple(question.value for question in episode.questions if question.value is not None)
+    facts: list[tuple[int, Fact]] = []
+    for each in episode.questions:
+        # With these settings every fact is told, and none is deleted.
+        assert each.turn is not None and each.value is not None
+        said, rivals = episode.history[2 * each.turn]["content"], (*values(lists[each.key]), *told)
+        facts.append((each.turn, Fact(said, each.text, each.value, rivals)))
+    (_, first), (_, last) = sorted(facts, key=lambda fact: fact[0])
     rng = random.Random(f"topic-shift/{index}")
     topics = rng.sample(sorted(filler()), shifts)
-    return Script(facts, [[said for said, _ in rng.sample(filler()[topic], block)] for topic in topics])
+    return Script((first, last), [[said for said, _ in rng.sample(filler()[topic], block)] for topic in topics])
 
 
 def estimates(asked: list[Asked]) -> dict[tuple[str, str, int], Estimate]:
-    """Recall by way, side and number of shifts, with intervals over chats."""
+    """Return the percentage of right replies, and its interval over chats, by way, side and number of topic changes."""
     groups: dict[tuple[str, str, int], list[bool]] = {}
     for each in asked:
         groups.setdefault((each.way, each.side, each.shifts), []).append(each.right)
@@ -163,9 +196,9 @@ def estimates(asked: list[Asked]) -> dict[tuple[str, str, int], Estimate]:
 
 
 def show(asked: list[Asked], console: Console) -> None:
-    """Print recall by number of shifts."""
+    """Print the share of right replies by number of topic changes."""
     found = estimates(asked)
-    table = Table(title="Facts named when asked for, percent (95 % interval)")
+    table = Table(title="Facts named, percent (95 % interval)")
     for heading in ("changes of topic", "tokens since", *(f"{way}: {side}" for way in WAYS for side in SIDES)):
         table.add_column(heading)
     for shifts in dict.fromkeys(each.shifts for each in asked):
@@ -177,7 +210,7 @@ def show(asked: list[Asked], console: Console) -> None:
 
 @styled
 def draw(asked: list[Asked], block: int) -> Figure:
-    """Draw recall by number of shifts, and how far each turn of the longest chats moved the memory."""
+    """Draw the share of right replies by number of topic changes, and the change of the memory in each turn."""
     figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
     add_title(figure, "When the topic changes: chats of which only the memory is kept")
     recall, drift = figure.subplots(1, 2)

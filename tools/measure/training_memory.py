@@ -1,6 +1,6 @@
-"""What the write pass of training takes, with and without segments: `python -m tools.measure.training_memory [--json]`.
+"""The memory of the write pass of training, with and without segments: `python -m tools.measure.training_memory`.
 
-Computed for Qwen3-4B, and measured for a small model beside what the same formula says of it.
+For Qwen3-4B it is computed by a formula. For a small model it is measured, and compared with the same formula.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
@@ -30,7 +30,7 @@ MEASURED = "small"
 
 
 class Figure(NamedTuple):
-    """Bytes on top of the weights; `measured` is None where nothing was."""
+    """The peak of a write pass in bytes, without the weights. `measured` is None for a model that was not run."""
 
     tokens: int
     segment: int | None
@@ -40,7 +40,16 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Widths:
-    """The shape of a backbone, in numbers per token: hidden, all queries, all keys, inside the MLP."""
+    """The shape of a backbone.
+
+    Attributes:
+        layers: The number of layers.
+        heads: The number of query heads.
+        d: The hidden size.
+        q: The width of the queries of all heads.
+        k: The width of the keys of all heads; also that of the values.
+        m: The width inside the MLP.
+    """
 
     layers: int
     heads: int
@@ -51,31 +60,44 @@ class Widths:
 
     @classmethod
     def of(cls, shape: str) -> "Widths":
-        sizes = SHAPES[shape]
-        heads, width = sizes["num_attention_heads"], sizes["head_dim"]
-        keys = sizes["num_key_value_heads"] * width
+        """Return the widths of one of the shapes of `mlx_deltamem.benchmarking.shapes`."""
+
+        def size(name: str) -> int:
+            return int(SHAPES[shape][name])
+
+        heads, width = size("num_attention_heads"), size("head_dim")
         return cls(
-            sizes["num_hidden_layers"], heads, sizes["hidden_size"], heads * width, keys, sizes["intermediate_size"]
+            layers=size("num_hidden_layers"),
+            heads=heads,
+            d=size("hidden_size"),
+            q=heads * width,
+            k=size("num_key_value_heads") * width,
+            m=size("intermediate_size"),
         )
 
 
 def computed_peak(w: Widths, tokens: int, segment: int | None, itemsize: int) -> float:
-    """The peak of a write pass of one row with its gradient, in bytes, without weights, logits and optimizer.
+    """Estimate the peak of a write pass and its gradient for one row, in bytes.
 
-    Numbers for T tokens and L layers, read off the gradients of MLX's operations. In the gradient of the attention MLX
-    takes the scores of h heads apart from the rest: they count, h T for each query.
+    Weights, logits and the optimizer do not count. The formula follows the arrays that the gradients of MLX's
+    operations keep, for T tokens:
 
-    - A layer in one piece keeps, per token: its input, that normed, and the sum after the attention (3 d); queries
-      before their norm and scaled ones (2 q); keys before and after their norm, and values (3 k); gate, its sigmoid,
-      their product and up of the MLP (4 m); the attention's weights (h T).
-    - A layer in segments keeps its input, keys and values: d + 2 k per token. One layer and segment of S tokens at a
-      time has the above, and beside it all keys and values joined, and gradients of what all segments kept.
-    - The gradient of an attention has 2 more arrays of scores at a time, and gradients of keys and values before and
-      after they are summed over the heads that share them; that of an MLP has 3 arrays as wide as it. The larger one
-      counts.
-    - Of the last layer only the memory is run: its input and that normed.
+    - A layer in one piece keeps, per token: the input, the normed input and the sum after the attention (3 d); the
+      queries before their norm and after scaling (2 q); the keys before and after their norm, and the values (3 k); in
+      the MLP the gate, its sigmoid, up, and the product (4 m); the attention weights of h heads (h T).
+    - A layer in segments keeps input, keys and values (d + 2 k per token). The layer and segment that is computed has
+      the arrays above, the keys and values of all segments, and the gradients of what the segments keep.
+    - The gradient of the attention has two more arrays of scores, and gradients of keys and values before and after the
+      sum over the heads that share them. The gradient of the MLP has three arrays of width m. The larger one counts.
+    - In the last layer only the memory runs: it keeps the input and the normed input.
 
-    The memory's own states and projections are a few percent of that and left out.
+    The memory's states and projections would add a few percent. They are left out.
+
+    Args:
+        w: The shape of the backbone.
+        tokens: T, the tokens of the history.
+        segment: The tokens of a segment; None for one piece.
+        itemsize: Bytes of one number of the activations.
     """
     queries = tokens if segment is None else min(segment, tokens)
     one_layer = queries * (3 * w.d + 2 * w.q + 3 * w.k + 4 * w.m + w.heads * tokens)
@@ -90,6 +112,7 @@ def computed_peak(w: Widths, tokens: int, segment: int | None, itemsize: int) ->
 
 
 def trained_model() -> nn.Module:
+    """Return a small random model with an adapter that can be trained."""
     mx.random.seed(0)
     model = random_model(MEASURED, mx.float32)
     attach(model, FRESH_ADAPTER)
@@ -99,16 +122,17 @@ def trained_model() -> nn.Module:
 
 
 def make_step(model: nn.Module, tokens: int, segment: int | None) -> Callable[[], None]:
-    """A write pass with its gradient, compiled as mlx-lm's trainer compiles a step, and already run once."""
+    """Return a function that runs a write pass and its gradient, compiled as in mlx-lm's trainer, and run it once."""
 
     def loss(model: nn.Module, ids: mx.array, lengths: mx.array) -> mx.array:
-        return sum(state.square().sum() for state in write_states(model, ids, lengths, segment=segment))
+        states = write_states(model, ids, lengths, segment=segment)
+        return mx.stack([state.square().sum() for state in states]).sum()
 
-    def step(ids: mx.array, lengths: mx.array) -> tuple[mx.array, dict]:
+    def step(ids: mx.array, lengths: mx.array) -> tuple[mx.array, dict[str, object]]:
         return nn.value_and_grad(model, loss)(model, ids, lengths)
 
     compiled = mx.compile(step, inputs=[model.state], outputs=[model.state])
-    ids, lengths = mx.random.randint(0, SHAPES[MEASURED]["vocab_size"], (1, tokens)), mx.array([tokens])
+    ids, lengths = mx.random.randint(0, int(SHAPES[MEASURED]["vocab_size"]), (1, tokens)), mx.array([tokens])
 
     def run() -> None:
         mx.eval(compiled(ids, lengths))
@@ -118,6 +142,7 @@ def make_step(model: nn.Module, tokens: int, segment: int | None) -> Callable[[]
 
 
 def measured_peak(step: Callable[[], None]) -> int:
+    """Run a step; return its peak of memory beyond what is in use, in bytes."""
     gc.collect()
     mx.clear_cache()
     before = mx.get_active_memory()
@@ -127,7 +152,7 @@ def measured_peak(step: Callable[[], None]) -> int:
 
 
 def time_ratio(steps: list[Callable[[], None]], rounds: int) -> list[float]:
-    """Processor time of the second step over that of the first, round by round."""
+    """Return, for each round, the processor time of the second step divided by that of the first."""
 
     def seconds(step: Callable[[], None]) -> float:
         with measured() as sample:
@@ -138,6 +163,7 @@ def time_ratio(steps: list[Callable[[], None]], rounds: int) -> list[float]:
 
 
 def table(title: str, figures: list[Figure]) -> Table:
+    """Return a table of some figures."""
     made = Table("tokens", "segment", "computed", "measured", "measured ÷ computed", title=title)
     for tokens, segment, computed, peak in figures:
         shown = [f"{computed / 1e9:.2f} GB"]
@@ -148,11 +174,12 @@ def table(title: str, figures: list[Figure]) -> Table:
 
 @command
 def main() -> None:
+    """Compute and measure the peaks, and print them."""
     parser = argparse.ArgumentParser(prog="python -m tools.measure.training_memory", description=__doc__)
     count = count_from(1)
     parser.add_argument("--tokens", type=count, nargs="+", default=[1024, 2048], help="histories to measure")
     parser.add_argument("--segments", type=count, nargs="+", default=[128, 256, 512], help="segments to measure")
-    parser.add_argument("--rounds", type=count, default=5, help="rounds of the comparison of time, at most tokens")
+    parser.add_argument("--rounds", type=count, default=5, help="rounds of the comparison of time")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     args = parser.parse_args()
     large, small = Widths.of("qwen3-4b"), Widths.of(MEASURED)
