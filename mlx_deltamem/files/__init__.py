@@ -1,1 +1,1 @@
-"""TODO."""
+"""Atomic and locked files, the user's paths, and JSON records."""

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Write files and folders atomically, lock them, and check the paths that a user names."""
 
 import fcntl
 import os
@@ -11,24 +11,29 @@ from pathlib import Path
 
 
 def user_path(name: str | Path) -> Path:
-    """A path as a user writes it, `~` and all.
+    """Expand `~` in a path that a user gave.
 
     Raises:
-        FileNotFoundError: There is no such home folder.
+        FileNotFoundError: The user named after `~` has no home folder.
     """
     try:
         return Path(name).expanduser()
     except RuntimeError:
-        raise FileNotFoundError(f"there is no home folder for {name}; name the folder in full") from None
+        raise FileNotFoundError(f"there is no home folder for {name}; give the full path") from None
 
 
 @contextmanager
 def new_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
-    """Give a temporary file to write; it takes the place of `path` when the block ends, and goes if the block fails.
+    """Yield the path of an empty temporary file in the same folder, which replaces `path` when the block ends.
+
+    If the block fails, the temporary file is deleted and `path` stays as it was.
 
     Args:
-        path: The file to make or replace.
-        mode: Its permissions, from which the user's umask is taken.
+        path: The file to create or replace.
+        mode: The permissions of the new file, before the user's umask is applied.
+
+    Raises:
+        OSError: The folder cannot be written.
     """
     temporary = _beside(path)
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
@@ -44,10 +49,12 @@ def new_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill; it becomes `path` when the block ends, and goes if the block fails.
+    """Yield the path of an empty temporary folder, which is renamed to `path` when the block ends.
+
+    If the block fails, the temporary folder is deleted. Missing parent folders are created.
 
     Raises:
-        OSError: `path` is a file, or a folder that is not empty.
+        OSError: `path` is a file or a folder that is not empty, or its parent cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
@@ -62,7 +69,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Remove what killed processes left of `new_file(path)`; nobody may be writing it now."""
+    """Delete the temporary files that killed processes left behind in `new_file(path)`.
+
+    The caller must know that no process is writing `path`, for instance because it holds a lock.
+    """
     pattern = re.compile(rf"\.{re.escape(path.stem)}-[0-9a-f]{{8}}{re.escape(path.suffix)}")
     for other in path.parent.iterdir():
         if pattern.fullmatch(other.name):
@@ -71,15 +81,15 @@ def remove_unfinished(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """One process at a time within it; the lock goes with the process.
+    """Hold a lock while the block runs. The operating system releases it if the process dies.
 
     Args:
-        path: A folder or a file, locked against those alone that lock it too.
-        wait: Whether to wait for another process.
+        path: An existing folder or file. The lock is advisory: it stops only those who also use `locked`.
+        wait: Wait until the lock is free.
 
     Raises:
-        BlockingIOError: Another process is within it, and is not waited for.
-        OSError: The file system knows no locks.
+        BlockingIOError: Another holder has the lock, and `wait` is false.
+        OSError: The path does not exist, or its file system does not support locks.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -90,18 +100,18 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def check_absent(path: Path) -> None:
-    """Raise ValueError where something is already at the place of a folder that is to be made."""
+    """Raise ValueError if `path` exists; for a file or folder that a command is about to create."""
     if path.exists():
         raise ValueError(f"{path} exists already; delete it or name another folder")
 
 
 def one_line(error: Exception) -> str:
-    """What was wrong with a file's content, on one line: the type of an error and what it says."""
+    """Return the type and the message of an error on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _beside(path: Path) -> Path:
-    # The ending stays, since MLX tells formats by it.
+    # The suffix stays, because MLX chooses the format by it.
     return path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
 
 
