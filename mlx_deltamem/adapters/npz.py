@@ -1,7 +1,7 @@
-"""Reads `.npz` files of float arrays: every header is checked before memory is taken, and nothing is unpickled.
+"""Read `.npz` files of float arrays: each header is checked before memory is allocated, and nothing is unpickled.
 
-An `.npz` is a zip archive with one `.npy` file for each array. MLX writes bfloat16 as `V2`, two bytes of no type, since
-numpy has no such type.
+An `.npz` file is a zip archive with one `.npy` file for each array. MLX writes bfloat16 as `V2` (two untyped bytes),
+because numpy has no such type.
 """
 
 import os
@@ -9,45 +9,44 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import mlx.core as mx
 import numpy as np
 
-from mlx_deltamem.adapters.torch.pickle import RefusedError, damage_in, shown
+from mlx_deltamem.adapters.untrusted import MAX_SIZE, RefusedError, damage_in, shown
 
 _ENDING = ".npy"
 _EXPECTED = "expected an npz file of float arrays, as mx.savez writes it"
 _BFLOAT16 = np.dtype("V2")
-# What each type is read as. mlx has no float64 on a GPU.
-_READ_AS = {
+# The type that each type is read as. mlx has no float64 on a GPU.
+_READ_AS: dict[np.dtype[np.generic], np.dtype[np.generic]] = {
     np.dtype("f2"): np.dtype("f2"),
     np.dtype("f4"): np.dtype("f4"),
     np.dtype("f8"): np.dtype("f4"),
     _BFLOAT16: np.dtype("<u2"),
 }
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-# What compressed arrays may hold beyond the file's own size; bounds the memory that a hostile file can take.
+# Compressed arrays may hold this much more than the file; it limits the memory that a hostile file can take.
 _COMPRESSED_BYTES = 1 << 30
-_MAX_SIZE = 2**31 - 1  # of mlx, in one dimension
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def load_npz(path: Path | str, check: Callable[[Shapes], object] | None = None) -> dict[str, mx.array]:
-    """Read the arrays of an `.npz` file, of either byte order.
+    """Read the arrays of an `.npz` file, in either byte order.
 
     Args:
-        path: A file of float16, bfloat16 (of MLX), float32 or float64 arrays; float64 is rounded to float32.
-        check: Told the shapes by name before any number is read; it raises ValueError to refuse the file.
+        path: A file of float16, bfloat16 (as MLX writes it), float32 or float64 arrays.
+        check: Called with the shapes by name before any number is read; it raises ValueError to refuse the file.
 
     Returns:
-        The arrays by name, in the order of the file.
+        The arrays by name, in the order of the file, with their own types; float64 is rounded to float32.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read or holds anything else; nothing in it was executed.
+        ValueError: The file cannot be read or has other contents; nothing in it was executed.
     """
     try:
         with Path(path).open("rb") as file:
@@ -64,26 +63,26 @@ def load_npz(path: Path | str, check: Callable[[Shapes], object] | None = None) 
 
 @dataclass(frozen=True)
 class _Header:
-    """An array as its header describes it; its numbers begin at byte `begin` of the zip entry."""
+    """The header of one array; the numbers begin at byte `begin` of the zip entry."""
 
     entry: ZipInfo
     shape: tuple[int, ...]
-    order: str
+    order: Literal["C", "F"]
     dtype: np.dtype
     begin: int
 
 
 def _opened(file: BinaryIO) -> tuple[ZipFile, dict[str, ZipInfo]]:
-    """The archive, and its entries by the names of the arrays."""
+    """Return the archive and its entries by the names of the arrays."""
     start, size = file.read(8), file.seek(0, os.SEEK_END)
     if not start.startswith(b"PK"):
-        raise RefusedError(f"is no npz file, it begins with {start!r}; {_EXPECTED}")
+        raise RefusedError(f"is not an npz file, it begins with {start!r}; {_EXPECTED}")
     with damage_in("the zip archive"):
         archive = ZipFile(file)
     entries = archive.infolist()
     for entry in entries:
         if not entry.filename.endswith(_ENDING):
-            raise RefusedError(f"has an entry {shown(entry.filename)}, which is no array; {_EXPECTED}")
+            raise RefusedError(f"has an entry {shown(entry.filename)}, which is not an array; {_EXPECTED}")
         if entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
             raise RefusedError(f"is compressed in an unknown way ({entry.compress_type}); save it with mx.savez")
     found = {entry.filename.removesuffix(_ENDING): entry for entry in entries}
@@ -103,7 +102,7 @@ def _header(archive: ZipFile, entry: ZipInfo, name: str) -> _Header:
         begin = file.tell()
     if dtype.newbyteorder("=") not in _READ_AS:
         raise RefusedError(f"holds {shown(str(dtype))} in {name}, expected float32, bfloat16 or float16")
-    if not all(0 <= size <= _MAX_SIZE for size in shape):
+    if not all(0 <= size <= MAX_SIZE for size in shape):
         raise RefusedError(f"has an array {name} of a size out of range; get the file again")
     expected = begin + prod(shape) * dtype.itemsize
     if entry.file_size != expected:
@@ -117,7 +116,7 @@ def _array(archive: ZipFile, header: _Header, name: str) -> mx.array:
         numbers = np.frombuffer(data, header.dtype, prod(header.shape), header.begin)
         is_bfloat16 = header.dtype == _BFLOAT16
         native = _READ_AS[header.dtype.newbyteorder("=")]
-        # Beyond the range of float32 there is infinity.
+        # Numbers beyond the range of float32 become infinite, without numpy's warning.
         with np.errstate(over="ignore"):
             numbers = numbers.view(native) if is_bfloat16 else numbers.astype(native)
         array = mx.array(np.array(numbers.reshape(header.shape, order=header.order), order="C"))

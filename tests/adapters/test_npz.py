@@ -64,7 +64,7 @@ SIX = np.arange(6, dtype="<f4").tobytes()
 GOOD = npy(described(), SIX)
 REFUSED = {
     "no npy": ([("w.npy", b"hello")], "the header of w is truncated or damaged"),
-    "no array": ([("w.npy", GOOD), ("notes.txt", b"hello")], "has an entry notes.txt, which is no array"),
+    "no array": ([("w.npy", GOOD), ("notes.txt", b"hello")], "has an entry notes.txt, which is not an array"),
     "version": ([("w.npy", npy(described(), SIX, b"\x03\x00"))], r"version \(3, 0\) of the npy format"),
     "objects": ([("w.npy", npy(described("'|O'"), b"cos\nsystem\n"))], "holds object in w"),
     "records": ([("w.npy", npy(described("[('a', '<f4')]"), SIX))], "in w, expected float32"),
@@ -113,7 +113,7 @@ def test_what_unpacks_without_end_is_refused_before_it_is_unpacked(tmp_path, mon
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"")
-    with pytest.raises(ValueError, match="is no npz file, it begins with b''"):
+    with pytest.raises(ValueError, match="is not an npz file, it begins with b''"):
         load_npz(tmp_path / "a.npz")
     with pytest.raises(FileNotFoundError):
         load_npz(tmp_path / "b.npz")

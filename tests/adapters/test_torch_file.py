@@ -309,8 +309,8 @@ def test_nothing_is_executed(tmp_path: Path, name: str):
         (constant("mkdir") + b")R", "wants to call something of type str"),
         (tensor() + dictionary(x=constant(1)) + b"b", "wants to set the state of something of type Tensor"),
         (b"ccollections\nOrderedDict\n" + constant(([("a", 1)],)) + b"R", "unknown arguments"),
-        (constant(("storage", 1, "0", "cpu", 6)) + b"Q", "describes a storage in an unknown way"),
-        (constant("0") + b"Q", "describes a storage in an unknown way"),
+        (constant(("storage", 1, "0", "cpu", 6)) + b"Q", "describes a storage in an unknown form"),
+        (constant("0") + b"Q", "describes a storage in an unknown form"),
     ],
 )
 def test_what_a_pickle_wants_is_named(tmp_path: Path, body: bytes, found: str):
@@ -352,7 +352,7 @@ VALID = [("archive/data.pkl", PLAIN), ("archive/data/0", SIX.tobytes())]
         (PLAIN, "is a plain pickle"),
         (struct.pack("<Q", 20) + b'{"__metadata__":{}}   ', "is a safetensors file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer"),
-        (b"<html>\n", r"is no zip archive, it begins with b'<html>\n'"),
+        (b"<html>\n", r"is not a zip archive, it begins with b'<html>\n'"),
         (b"PK\x03\x04", "the zip archive is truncated or damaged"),
     ],
 )

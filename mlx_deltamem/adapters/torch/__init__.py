@@ -1,1 +1,1 @@
-"""TODO."""
+"""Read and write the `.pt` files of the reference without torch."""

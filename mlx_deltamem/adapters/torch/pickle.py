@@ -1,19 +1,19 @@
-"""Interprets the pickle inside a `.pt` file without running anything.
+"""Interpret the pickle in a `.pt` file without executing anything.
 
-A pickle is a program that may import and call whatever it likes. This interpreter knows only the opcodes torch.save
-writes and works on inert values: a name in the file is compared with a list, never looked up, so a hostile file has
-nothing it could run.
+A pickle is a program that can import and call any function. This interpreter knows only the opcodes that torch.save
+writes, and it only builds inert values: a name in the file is compared with a list and never looked up, so that a
+hostile file cannot run anything.
 """
 
 import pickletools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlx_deltamem.adapters.torch.writer import STORAGES
+from mlx_deltamem.adapters.untrusted import RefusedError, damage_in, shown
 
 DTYPES = {f"torch.{storage}": dtype for dtype, storage in STORAGES.items()}
-# Known only so that their tensors are refused by the name of the type.
+# Known only so that an error can name the type of such a tensor.
 OTHER_DTYPES = {
     "torch.DoubleStorage": "float64",
     "torch.LongStorage": "int64",
@@ -29,33 +29,14 @@ EXPECTED = "expected a flat dict of tensors; re-save that with torch.save (torch
 _MAX_DIMENSIONS = 32  # of numpy before version 2
 
 
-class RefusedError(ValueError):
-    """Says what is wrong with a file; `load` adds which file."""
-
-
-@contextmanager
-def damage_in(what: str) -> Iterator[None]:
-    try:
-        yield
-    except RefusedError:
-        raise
-    except Exception as error:  # zipfile and pickletools document only some of what they raise for damaged input
-        raise RefusedError(f"{what} is truncated or damaged ({shown(str(error))}); get the file again") from error
-
-
-def shown(text: str) -> str:
-    """Text from the file as it can stand in a message of one line."""
-    return repr(text)[1:-1][:100]
-
-
 def kind_of(value: object) -> str:
-    """The type of a value from the file; never the value, whose text could be endless."""
+    """Describe a value from the file by its type; the text of the value itself could be extremely long."""
     return f"something of type {type(value).__name__.strip('_')}"
 
 
 @dataclass(frozen=True)
 class _Name:
-    """What a pickle would import: a name on our list, and nothing else."""
+    """A function or class that the pickle refers to; it is in one of the lists of this module."""
 
     name: str
 
@@ -71,7 +52,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A view of a storage as the file claims it; the reader checks it."""
+    """A view of a storage as the file describes it; the reader checks it."""
 
     storage: Storage
     offset: int
@@ -80,7 +61,7 @@ class Tensor:
 
 
 def _called(name: str, arguments: tuple[object, ...]) -> object:
-    """What one of the functions in `_FUNCTIONS` makes of its arguments."""
+    """Return the inert value for a call of one of the functions in `_FUNCTIONS`."""
     match name, arguments:
         case "collections.OrderedDict", ():
             return {}
@@ -98,7 +79,7 @@ _FUNCTIONS = {"collections.OrderedDict", "torch._utils._rebuild_parameter", "tor
 
 
 class _Interpreter:
-    """The stack and the memo of a pickle; a broken pickle ends in IndexError, KeyError or ValueError."""
+    """The stack and the memo of a pickle; a damaged pickle causes IndexError, KeyError or ValueError."""
 
     def __init__(self) -> None:
         self.stack: list[object] = []
@@ -146,7 +127,7 @@ class _Interpreter:
                 raise RefusedError(f"wants to call {kind_of(function)}; {EXPECTED}")
 
     def set_state(self, _: object) -> None:
-        # torch gives a state_dict() the versions of its modules in this way; they do not matter here.
+        # torch stores the versions of modules in a state_dict() in this way; they are not needed here.
         self.pop(1)
         if not isinstance(self.stack[-1], dict):
             raise RefusedError(f"wants to set the state of {kind_of(self.stack[-1])}; {EXPECTED}")
@@ -156,7 +137,7 @@ class _Interpreter:
             case [("storage", _Name(kind), str(key), str(), int(numel))] if kind not in _FUNCTIONS:
                 self.push(Storage(kind, key, numel))
             case _:
-                raise RefusedError(f"describes a storage in an unknown way; {EXPECTED}")
+                raise RefusedError(f"describes a storage in an unknown form; {EXPECTED}")
 
     def set_items(self, items: list[object]) -> None:
         target = self.stack[-1]
@@ -166,8 +147,8 @@ class _Interpreter:
             target[key] = value
 
 
-# What torch.save writes in protocols 2 to 5 for dicts of tensors; also for floats and lists, so that the message that
-# refuses them can name their key. Lists stay empty, since none is ever read.
+# The opcodes that torch.save writes in protocols 2 to 5 for dicts of tensors. Floats and lists are among them so that
+# the error about such a value can name its key; lists stay empty, because no list is used.
 _OPCODES: dict[str, Callable[[_Interpreter, object], object]] = {
     **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda run, argument: None),
     **dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _Interpreter.push),
@@ -201,7 +182,11 @@ _OPCODES: dict[str, Callable[[_Interpreter, object], object]] = {
 
 
 def interpreted(data: bytes) -> object:
-    """What the pickle describes: dicts, tuples, texts, numbers and our own inert classes."""
+    """Return the value of a pickle, made of dicts, tuples, strings, numbers, `Storage` and `Tensor`.
+
+    Raises:
+        RefusedError: The pickle is damaged or needs anything else.
+    """
     run = _Interpreter()
     with damage_in("its data.pkl"):
         for opcode, argument, _ in pickletools.genops(data):

@@ -1,7 +1,7 @@
-"""Reads the `.pt` file of an adapter without torch, and without running the pickle in it.
+"""Read the `.pt` file of an adapter without torch, and without executing the pickle in it.
 
-torch.save writes a zip archive of stored entries: `FOLDER/data.pkl` describes the tensors, `FOLDER/data/KEY` holds the
-numbers of one storage. Every number in the file is checked before memory is taken for it.
+torch.save writes a zip archive of uncompressed entries: `FOLDER/data.pkl` describes the tensors, `FOLDER/data/KEY`
+holds the numbers of one storage. Every size in the file is checked before memory is allocated for it.
 """
 
 import math
@@ -13,29 +13,19 @@ from zipfile import ZIP_STORED, ZipFile
 import mlx.core as mx
 import numpy as np
 
-from mlx_deltamem.adapters.torch.pickle import (
-    DTYPES,
-    EXPECTED,
-    OTHER_DTYPES,
-    RefusedError,
-    Tensor,
-    damage_in,
-    interpreted,
-    kind_of,
-    shown,
-)
+from mlx_deltamem.adapters.torch.pickle import DTYPES, EXPECTED, OTHER_DTYPES, Tensor, interpreted, kind_of
+from mlx_deltamem.adapters.untrusted import MAX_SIZE, RefusedError, damage_in, shown
 
 _OTHER_FILES = (
     (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "is a torch file in the format from before torch 1.6"),
     (b"\x80", "is a plain pickle"),
-    (b"version https://git-lfs", "is a Git LFS pointer that `git lfs pull` replaces by the file"),
+    (b"version https://git-lfs", "is a Git LFS pointer that `git lfs pull` replaces with the file"),
 )
-# A hundred times what the largest adapter needs; bounds the time that a hostile file can take.
+# A hundred times the size that the largest adapter needs; it limits the time that a hostile file can take.
 _MAX_PICKLE_BYTES = 4 << 20
-# Tensors that share no numbers need no more bytes than their file has. The slack leaves room for some that do (tied,
-# expanded), and none for a view that repeats one number a trillion times.
+# Tensors that share no numbers need at most as many bytes as their file has. This slack allows some that do (tied or
+# expanded tensors), but not a view that repeats one number a trillion times.
 _SHARED_BYTES = 64 << 20
-_MAX_SIZE = 2**31 - 1  # of mlx, in one dimension
 
 
 def load_torch(path: Path | str) -> dict[str, mx.array]:
@@ -49,7 +39,7 @@ def load_torch(path: Path | str) -> dict[str, mx.array]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read or holds anything else; nothing in it was executed.
+        ValueError: The file cannot be read or has other contents; nothing in it was executed.
     """
     try:
         with Path(path).open("rb") as file:
@@ -62,7 +52,7 @@ def load_torch(path: Path | str) -> dict[str, mx.array]:
 
 
 class _Archive:
-    """A zip archive as torch.save writes it; its entries together hold no more bytes than the file has."""
+    """A zip archive as torch.save writes it; its entries together are no larger than the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.size = file.seek(0, os.SEEK_END)
@@ -87,7 +77,7 @@ class _Archive:
             if entry.compress_type != ZIP_STORED or entry.compress_size != entry.file_size:
                 raise RefusedError(f"has a compressed zip entry {shown(entry.filename)}; re-save it with torch.save")
         if sum(entry.file_size for entry in entries) > self.size:
-            raise RefusedError("has zip entries larger than the file, expected them to lie in it; get the file again")
+            raise RefusedError("has zip entries larger than the file, expected them to fit into it; get the file again")
 
     def _find_folder(self) -> str:
         folders = [name.partition("/")[0] for name in self.entries if name.partition("/")[2] == "data.pkl"]
@@ -116,7 +106,7 @@ def _other_file(start: bytes, size: int) -> str:
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size:
         return "is a safetensors file"
     known = (found for prefix, found in _OTHER_FILES if start.startswith(prefix))
-    return next(known, f"is no zip archive, it begins with {start[:8]!r}")
+    return next(known, f"is not a zip archive, it begins with {start[:8]!r}")
 
 
 def _arrays(content: object, archive: _Archive) -> dict[str, mx.array]:
@@ -150,7 +140,7 @@ def _dtype(tensor: Tensor, where: str) -> mx.Dtype:
 
 
 def _check_bounds(tensor: Tensor, where: str) -> None:
-    if min(tensor.offset, *tensor.size, *tensor.stride, 0) < 0 or max(tensor.size, default=0) > _MAX_SIZE:
+    if min(tensor.offset, *tensor.size, *tensor.stride, 0) < 0 or max(tensor.size, default=0) > MAX_SIZE:
         raise RefusedError(f"has a tensor {where} of a size or stride out of range; get the file again")
     last = tensor.offset + sum((size - 1) * stride for size, stride in zip(tensor.size, tensor.stride, strict=True))
     if 0 not in tensor.size and last >= tensor.storage.numel:
@@ -160,8 +150,8 @@ def _check_bounds(tensor: Tensor, where: str) -> None:
 def _array(tensor: Tensor, data: bytes, dtype: mx.Dtype) -> mx.array:
     if 0 in tensor.size:
         return mx.zeros(tensor.size, dtype)
-    # As unsigned integers, since numpy has no bfloat16 and no bit may change.
+    # As unsigned integers, because numpy has no bfloat16 and no bit may change.
     numbers = np.frombuffer(data, f"<u{dtype.size}")[tensor.offset :]
-    # The stride of a dimension of one is free, and may be one that numpy cannot count in bytes.
+    # The stride of a dimension of size 1 is arbitrary, and may be too large for numpy in bytes.
     strides = [stride * dtype.size * (size > 1) for size, stride in zip(tensor.size, tensor.stride, strict=True)]
     return mx.array(np.lib.stride_tricks.as_strided(numbers, tensor.size, strides, writeable=False)).view(dtype)

@@ -1,13 +1,14 @@
-"""Writes the `.pt` file of an adapter as torch.save does, without torch."""
+"""Write the `.pt` file of an adapter, with the bytes of `torch.save` and without torch."""
 
+import io
 import pickle
 import struct
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from math import prod
 from operator import mul
 from pathlib import Path
-from typing import BinaryIO
 from zipfile import ZipFile, ZipInfo
 
 import mlx.core as mx
@@ -15,13 +16,12 @@ import numpy as np
 
 from mlx_deltamem.files.atomic import new_file
 
-# The names torch has for a run of numbers of these types.
+# torch's names for storages (flat arrays) of these types.
 STORAGES = {mx.float32: "FloatStorage", mx.bfloat16: "BFloat16Storage", mx.float16: "HalfStorage"}
 
-_SHORT_TUPLES = {1: pickle.TUPLE1, 2: pickle.TUPLE2, 3: pickle.TUPLE3}
 _UNSIGNED = {2: mx.uint16, 4: mx.uint32}
-_BATCH = 1000  # dictionary items the C pickler writes at a time
-_ALIGNMENT = 64  # where torch.save lets each entry start, so that torch.load(mmap=True) can use it in place
+_BATCH = 1000  # the number of dictionary items that the C pickler writes with one opcode
+_ALIGNMENT = 64  # torch.save aligns each entry to this many bytes, so that torch.load(mmap=True) can use it in place
 _LOCAL_HEADER_BYTES = 30
 _EXTRA_HEADER_BYTES = 4
 
@@ -29,8 +29,8 @@ _EXTRA_HEADER_BYTES = 4
 def save_torch(path: Path | str, tensors: Mapping[str, mx.array]) -> None:
     """Write tensors to a `.pt` file that `torch.load(weights_only=True)` reads as a flat dict.
 
-    Each tensor is written contiguous and with a storage of its own. The file is complete or not there at all: what was
-    at `path` before stays until the new file is on the disk.
+    Each tensor is written contiguous, with its own storage. The write is atomic: an earlier file at `path` stays until
+    the new one is complete on the disk.
 
     Args:
         path: The file to write; its folder must exist.
@@ -38,166 +38,114 @@ def save_torch(path: Path | str, tensors: Mapping[str, mx.array]) -> None:
 
     Raises:
         ValueError: A tensor has another type; nothing was written.
-        OSError: The file could not be written; what was at `path` before is unchanged.
+        OSError: The file could not be written; an earlier file at `path` is unchanged.
     """
     path = Path(path)
-    items = list(tensors.items())
-    for name, array in items:
+    for name, array in tensors.items():
         if array.dtype not in STORAGES:
             raise ValueError(
                 f"{path}: {name!r} is {array.dtype}, expected float32, bfloat16 or float16; use .astype(mx.float32)"
             )
-    with new_file(path) as temporary, temporary.open("wb") as file:
-        _write_archive(file, _pickled(items), [array for _, array in items])
+    content = {name: _Tensor(str(index), array) for index, (name, array) in enumerate(tensors.items())}
+    _write_archive(path, content, list(tensors.values()))
 
 
 def save_none(path: Path | str) -> None:
-    """Write what `torch.save(None, path)` writes, for a file that must be there and holds nothing.
+    """Write the bytes of `torch.save(None, path)`, for a file that must exist and has no contents.
 
     Raises:
-        OSError: The file could not be written; what was at `path` before is unchanged.
+        OSError: The file could not be written; an earlier file at `path` is unchanged.
     """
-    with new_file(Path(path)) as temporary, temporary.open("wb") as file:
-        _write_archive(file, pickle.PROTO + b"\x02" + pickle.NONE + pickle.STOP, [])
+    _write_archive(Path(path), None, [])
 
 
-def _write_archive(file: BinaryIO, pickled: bytes, arrays: Sequence[mx.array]) -> None:
-    # torch.save also writes `.format_version`, which promises the very gaps its own zip writer leaves between entries.
-    with ZipFile(file, "w") as archive:
-        _add_entry(archive, file, "data.pkl", pickled)
-        _add_entry(archive, file, "byteorder", b"little")
+def _write_archive(path: Path, content: object, arrays: Sequence[mx.array]) -> None:
+    pickled = io.BytesIO()
+    _Pickler(pickled, protocol=2).dump(content)
+    # torch.save also writes `.format_version`. It promises the gaps that torch's own zip writer leaves between entries.
+    with new_file(path) as temporary, ZipFile(temporary, "w") as archive:
+        _add_entry(archive, "data.pkl", pickled.getvalue())
+        _add_entry(archive, "byteorder", b"little")
         for index, array in enumerate(arrays):
-            _add_entry(archive, file, f"data/{index}", _bits(array))
-        _add_entry(archive, file, "version", b"3\n")
+            # As unsigned integers, because numpy has no bfloat16.
+            _add_entry(archive, f"data/{index}", np.array(array.view(_UNSIGNED[array.dtype.size])).tobytes())
+        _add_entry(archive, "version", b"3\n")
 
 
-def _add_entry(archive: ZipFile, file: BinaryIO, name: str, data: bytes) -> None:
+def _add_entry(archive: ZipFile, name: str, data: bytes) -> None:
     entry = ZipInfo(f"archive/{name}")
-    unpadded = file.tell() + _LOCAL_HEADER_BYTES + len(entry.filename) + _EXTRA_HEADER_BYTES
+    assert archive.fp is not None  # it is open
+    unpadded = archive.fp.tell() + _LOCAL_HEADER_BYTES + len(entry.filename) + _EXTRA_HEADER_BYTES
     padding = -unpadded % _ALIGNMENT
     entry.extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
     archive.writestr(entry, data)
 
 
-def _bits(array: mx.array) -> bytes:
-    # As unsigned integers, since numpy has no bfloat16.
-    return np.array(array.view(_UNSIGNED[array.dtype.size])).tobytes()
+def _stand_in(module: str, name: str) -> type:
+    """Return a class that `_Pickler` writes as a reference to `module.name`."""
+    return type(name, (), {"__module__": module})
 
 
-def _pickled(items: Sequence[tuple[str, mx.array]]) -> bytes:
-    writer = _PickleWriter()
-    writer.emit(pickle.EMPTY_DICT)
-    writer.memoize()
-    keys = [str(index) for index in range(len(items))]
-    entries = [(name, array, key) for (name, array), key in zip(items, keys, strict=True)]
-    if len(entries) == 1:
-        writer.tensor(*entries[0])
-        writer.emit(pickle.SETITEM)
-    elif entries:
-        # One past the end, since the C pickler closes a full last batch with an empty one.
-        for start in range(0, len(entries) + 1, _BATCH):
-            writer.emit(pickle.MARK)
-            for entry in entries[start : start + _BATCH]:
-                writer.tensor(*entry)
-            writer.emit(pickle.SETITEMS)
-    writer.emit(pickle.STOP)
-    return bytes(writer.output)
+_REBUILD = _stand_in("torch._utils", "_rebuild_tensor_v2")
+_STORAGE_CLASSES = {dtype: _stand_in("torch", name) for dtype, name in STORAGES.items()}
 
 
-class _PickleWriter:
-    """Emits the opcodes Python's pickler emits for torch.save in protocol 2, each memo entry included."""
+@dataclass(frozen=True)
+class _Storage:
+    """The numbers of an array in the zip entry `data/KEY`."""
 
-    def __init__(self) -> None:
-        self.output = bytearray(pickle.PROTO + b"\x02")
-        self.memo: dict[int | str, int] = {}
-        self.memoized = 0
+    key: str
+    array: mx.array
 
-    def emit(self, data: bytes) -> None:
-        self.output += data
 
-    def memoize(self, key: int | str | None = None) -> None:
-        """Number what was just emitted, and keep the number where `key` will ask for it again."""
-        if key is not None:
-            self.memo[key] = self.memoized
-        self.emit(_indexed(pickle.BINPUT, pickle.LONG_BINPUT, self.memoized))
-        self.memoized += 1
+@dataclass(frozen=True)
+class _Tensor:
+    """An array that is pickled as torch pickles a contiguous tensor on the storage `key`."""
 
-    def recall(self, key: int | str) -> bool:
-        """Emit a reference to what was memoized under `key`; False if there is nothing."""
-        if key not in self.memo:
-            return False
-        self.emit(_indexed(pickle.BINGET, pickle.LONG_BINGET, self.memo[key]))
-        return True
+    key: str
+    array: mx.array
 
-    def text(self, text: str) -> None:
-        # By identity, as pickle does: a tensor named "0" shares its string with the key of the first storage.
-        if not self.recall(id(text)):
-            encoded = text.encode("utf-8", "surrogatepass")
-            self.emit(pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded)
-            self.memoize(id(text))
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        shape = self.array.shape
+        # torch counts an empty dimension as one here.
+        strides = tuple(accumulate((max(size, 1) for size in shape[:0:-1]), mul, initial=1))[::-1] if shape else ()
+        return _REBUILD, (_Storage(self.key, self.array), 0, shape, strides, False, OrderedDict())
 
-    def name(self, module: str, name: str) -> None:
-        line = f"{module}\n{name}\n"
-        if not self.recall(line):
-            self.emit(pickle.GLOBAL + line.encode())
-            self.memoize(line)
 
-    def integer(self, value: int) -> None:
-        if value < 1 << 8:
-            self.emit(pickle.BININT1 + struct.pack("<B", value))
-        elif value < 1 << 16:
-            self.emit(pickle.BININT2 + struct.pack("<H", value))
-        elif value < 1 << 31:
-            self.emit(pickle.BININT + struct.pack("<i", value))
-        else:
-            digits = pickle.encode_long(value)
-            self.emit(pickle.LONG1 + struct.pack("<B", len(digits)) + digits)
+class _Pickler(pickle._Pickler):
+    """Python's pickler, which writes references to torch without an import, and dictionaries as the C pickler does.
 
-    def integers(self, values: Sequence[int]) -> None:
-        if not values:
-            self.emit(pickle.EMPTY_TUPLE)
+    `torch.save` uses the C pickler, in which neither can be changed. The attributes below are `pickle._Pickler`'s.
+    """
+
+    write: Callable[[bytes], object]
+    save: Callable[[object], None]
+    memoize: Callable[[object], None]
+
+    def persistent_id(self, obj: object) -> tuple[object, ...] | None:
+        """Describe a storage as torch does; None for other objects."""
+        if not isinstance(obj, _Storage):
+            return None
+        return "storage", _STORAGE_CLASSES[obj.array.dtype], obj.key, "cpu", obj.array.size
+
+    def save_global(self, obj: type, name: str | None = None) -> None:
+        """Write a reference to a class, which Python's own method would import to check it."""
+        self.write(pickle.GLOBAL + f"{obj.__module__}\n{name or obj.__name__}\n".encode())
+        self.memoize(obj)
+
+    def _batch_setitems(self, items: Iterable[tuple[object, object]], *_: object) -> None:
+        items = list(items)
+        if len(items) <= 1:
+            self._save_items(items, end=pickle.SETITEM)
             return
-        short = _SHORT_TUPLES.get(len(values))
-        self.emit(b"" if short else pickle.MARK)
-        for value in values:
-            self.integer(value)
-        self.emit(short or pickle.TUPLE)
-        self.memoize()
+        # One batch past the end, because the C pickler writes an empty batch after a full last one.
+        for start in range(0, len(items) + 1, _BATCH):
+            self.write(pickle.MARK)
+            self._save_items(items[start : start + _BATCH])
+            self.write(pickle.SETITEMS)
 
-    def storage(self, kind: str, key: str, numel: int) -> None:
-        self.emit(pickle.MARK)
-        self.text("storage")
-        self.name("torch", kind)
-        self.text(key)
-        self.text("cpu")
-        self.integer(numel)
-        self.emit(pickle.TUPLE)
-        self.memoize()
-        self.emit(pickle.BINPERSID)
-
-    def tensor(self, name: str, array: mx.array, key: str) -> None:
-        """Emit a dictionary item: the name, then the call that rebuilds a contiguous tensor on the storage `key`."""
-        self.text(name)
-        self.name("torch._utils", "_rebuild_tensor_v2")
-        self.emit(pickle.MARK)
-        self.storage(STORAGES[array.dtype], key, prod(array.shape))
-        self.integer(0)
-        self.integers(array.shape)
-        self.integers(_strides(array.shape))
-        self.emit(pickle.NEWFALSE)
-        self.name("collections", "OrderedDict")
-        self.emit(pickle.EMPTY_TUPLE + pickle.REDUCE)
-        self.memoize()
-        self.emit(pickle.TUPLE)
-        self.memoize()
-        self.emit(pickle.REDUCE)
-        self.memoize()
-
-
-def _indexed(short: bytes, long: bytes, index: int) -> bytes:
-    return short + struct.pack("<B", index) if index < 1 << 8 else long + struct.pack("<I", index)
-
-
-def _strides(shape: Sequence[int]) -> list[int]:
-    # torch counts an empty dimension as one here.
-    return list(accumulate((max(size, 1) for size in shape[:0:-1]), mul, initial=1))[::-1] if shape else []
+    def _save_items(self, items: Sequence[tuple[object, object]], end: bytes = b"") -> None:
+        for key, value in items:
+            self.save(key)
+            self.save(value)
+            self.write(end)
