@@ -1,7 +1,7 @@
-"""Convert adapters: from the reference's PyTorch files or other MLX ports' to ours, and back to PyTorch; and chats.
+"""Convert adapters: from the PyTorch files of the reference or the files of other MLX ports, and back to PyTorch.
 
-With `--session` it converts a chat instead: from its session file to the reference's session folder or to the other MLX
-port's file of states, or from one of these to the other.
+With `--session` it converts a chat instead: from its session file to the session folder of the reference or to the
+other MLX port's file of states, or from one of these two to the other.
 """
 
 import argparse
@@ -11,14 +11,16 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlx_deltamem.adapters.card.card import provenance_card
-from mlx_deltamem.adapters.folder import NPZ_FILE, PLAIN_FILE, TORCH_FILE, load_adapter, save_adapter
+from mlx_deltamem.adapters.card.folder import load_with_card, save_with_card
+from mlx_deltamem.adapters.folder import NPZ_FILE, PLAIN_FILE, TORCH_FILE
+from mlx_deltamem.adapters.publish import check_names
 from mlx_deltamem.adapters.torch.writer import save_torch
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.convert_session import convert_session
+from mlx_deltamem.cli.publishing import add_upload_options, upload_folder
 from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE, Adapter, changed, check_weights, dtype_name
 from mlx_deltamem.core.config import CONFIG_FILE, OWN_FIELDS
 from mlx_deltamem.files.atomic import check_absent, new_folder, user_path
-from mlx_deltamem.upload import add_upload_options, check_names, upload_folder
 
 _FORMATS = {
     WEIGHTS_FILE: "mlx_deltamem's own format",
@@ -41,62 +43,73 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--session",
         nargs=2,
         metavar=("CHAT", "TARGET"),
-        help="A chat to convert (a session file, a session folder of the reference, a .npz of states), and what to "
-        "write: a folder with --to torch, a .npz file with --to npz.",
+        help="A chat to convert (a session file, a session folder of the reference, an .npz file of states) and the "
+        "place to write to: a folder with --to torch, an .npz file with --to npz.",
     )
     parser.add_argument(
         "--mlx-path", default="mlx_adapter", help="The folder to write. With --to torch, the adapter to convert."
     )
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="Default: as in the adapter; of a chat float32."
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="The type of the numbers written (default: as in the adapter; float32 for a chat).",
     )
     parser.add_argument(
-        "--to", choices=["mlx", "torch", "npz"], default="mlx", help="What to write (default: mlx); npz: of a chat."
+        "--to",
+        choices=["mlx", "torch", "npz"],
+        default="mlx",
+        help="The format to write (default: mlx); npz for chats.",
     )
     add_upload_options(parser)
     return parser
 
 
 def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None = None) -> Adapter:
-    """Read an adapter in whatever format it is and write it in another.
+    """Read an adapter in any of the four formats and write it in another.
 
     Args:
         source: A folder or a Hub repo.
-        target: The folder to make.
-        to: `mlx`, or `torch` for what the reference reads.
-        dtype: The type of the weights written; None keeps each tensor's own.
+        target: The folder to create.
+        to: `mlx`, or `torch` for the format of the reference.
+        dtype: The type of the weights written; None keeps the type of each tensor.
 
     Returns:
         The adapter that was read.
 
     Raises:
         FileNotFoundError: There is no such adapter.
-        ValueError: It is damaged, `target` is there already, or a weight is too large for `dtype`.
+        ValueError: The adapter is damaged, `target` exists already, a weight is too large for `dtype`, or the reference
+            does not know a field of the adapter's configuration.
     """
     check_absent(target)
-    adapter = load_adapter(source)
-    weights = {name: tensor if dtype is None else tensor.astype(dtype) for name, tensor in adapter.weights.items()}
-    metadata = dict(adapter.metadata)
-    if any(tensor.dtype != weights[name].dtype for name, tensor in adapter.weights.items()):
-        stored = dtype_name(dtype)
-        metadata["changed"] = changed(metadata, stored if "changed" in metadata else f"weights stored as {stored}")
-    converted = replace(adapter, weights=weights, metadata=metadata)
+    adapter = load_with_card(source)
+    converted = adapter if dtype is None else _stored_as(adapter, dtype)
     if to == "mlx":
-        save_adapter(converted, target)
-    else:
-        check_weights(converted)
-        if own := [name for name in OWN_FIELDS if getattr(adapter.config, name)]:
-            raise ValueError(f"{source} has {', '.join(own)}, which the reference does not know; use it with MLX only")
-        with new_folder(target) as folder:
-            (folder / CONFIG_FILE).write_text(adapter.config.to_json(), encoding="utf-8")
-            save_torch(folder / TORCH_FILE, weights)
-            if (card := provenance_card(converted)) is not None:
-                (folder / CARD_FILE).write_text(card, encoding="utf-8")
+        save_with_card(converted, target)
+        return adapter
+    check_weights(converted)
+    if own := [name for name in OWN_FIELDS if getattr(adapter.config, name)]:
+        raise ValueError(f"{source} has {', '.join(own)}, which the reference does not know; use it with MLX only")
+    with new_folder(target) as folder:
+        (folder / CONFIG_FILE).write_text(adapter.config.to_json(), encoding="utf-8")
+        save_torch(folder / TORCH_FILE, converted.weights)
+        if (card := provenance_card(converted)) is not None:
+            (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return adapter
+
+
+def _stored_as(adapter: Adapter, dtype: mx.Dtype) -> Adapter:
+    """Return an adapter with all weights in one type; its metadata name the change, if there is one."""
+    if all(tensor.dtype == dtype for tensor in adapter.weights.values()):
+        return adapter
+    done = dtype_name(dtype) if "changed" in adapter.metadata else f"weights stored as {dtype_name(dtype)}"
+    weights = {name: tensor.astype(dtype) for name, tensor in adapter.weights.items()}
+    return replace(adapter, weights=weights, metadata={**adapter.metadata, "changed": changed(adapter.metadata, done)})
 
 
 @command
 def main() -> None:
+    """Run the command."""
     args = setup_arg_parser().parse_args()
     _check_upload_options(args)
     dtype = getattr(mx, args.dtype) if args.dtype else None
@@ -118,12 +131,12 @@ def main() -> None:
 
 
 def _check_upload_options(args: argparse.Namespace) -> None:
-    """What can be known to be wrong before anything is converted."""
+    """Refuse wrong options of the upload before anything is converted."""
     if args.upload_repo is None:
         if args.private or args.base_model or args.license or args.yes:
             raise ValueError("--private, --base-model, --license and --yes go with --upload-repo USER/NAME")
     elif args.to != "mlx":
-        raise ValueError("--upload-repo goes with --to mlx; what is published is mlx_deltamem's own format")
+        raise ValueError("--upload-repo goes with --to mlx; only mlx_deltamem's own format is published")
     else:
         check_names(args.upload_repo, args.base_model)
 

@@ -17,9 +17,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import get_total_parameters
 from rich.markup import escape
 
-from mlx_deltamem.adapters.card.card import refresh_card
-from mlx_deltamem.adapters.folder import load_adapter
-from mlx_deltamem.adapters.loading import load
+from mlx_deltamem.adapters.card.folder import load_with_card, refresh_card
+from mlx_deltamem.adapters.loading import LoadOptions, load
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.model import attach_adapter
@@ -142,8 +141,10 @@ def prepare_model(settings: Settings, trust_remote_code: bool = False) -> tuple[
         OSError: There is no such model or adapter, or it cannot be had.
         ValueError: They do not fit, or the adapter corrects nothing.
     """
-    options = {"tokenizer_config": {"trust_remote_code": True}, "trust_remote_code": True} if trust_remote_code else {}
-    model, tokenizer = load(settings.model, settings.start or None, **options)
+    options: LoadOptions = (
+        {"tokenizer_config": {"trust_remote_code": True}, "trust_remote_code": True} if trust_remote_code else {}
+    )
+    model, tokenizer = load(settings.model, load_with_card(settings.start) if settings.start else None, **options)
     mx.random.seed(settings.schedule.seed)
     if not settings.start:
         attach_adapter(model, settings.adapter)
@@ -229,7 +230,7 @@ def _finish(run: Run) -> None:
         return
     print(f"The curves are in {picture}")
     # The card shows them.
-    refresh_card(folder, load_adapter(folder))
+    refresh_card(folder, load_with_card(folder))
 
 
 if __name__ == "__main__":

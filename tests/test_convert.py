@@ -9,10 +9,10 @@ import pytest
 
 from mlx_deltamem import load_adapter, save_adapter
 from mlx_deltamem.adapters.folder import TORCH_FILE
+from mlx_deltamem.adapters.grow import with_key_shift, with_read_gates
 from mlx_deltamem.convert import convert
 from mlx_deltamem.core.adapter import WEIGHTS_FILE
 from mlx_deltamem.core.config import CONFIG_FILE
-from mlx_deltamem.grow import with_read_gates
 from tests.command_line import assert_refused, run_command
 from tests.conftest import GOLDENS, adapter
 from tests.core.test_adapter import same
@@ -58,13 +58,16 @@ def test_to_torch_reads_the_mlx_path_and_writes_the_torch_path(tmp_path):
     assert same(load_adapter(tmp_path / "torch"), load_adapter(adapter()))
 
 
-def test_a_field_that_the_reference_does_not_know_keeps_an_adapter_from_it(tmp_path):
-    save_adapter(with_read_gates(load_adapter(adapter())), tmp_path / "gated")
-    with pytest.raises(ValueError, match="gated has read_gate, which the reference does not know"):
-        convert(str(tmp_path / "gated"), tmp_path / "torch", to="torch")
+@pytest.mark.parametrize(
+    ("grow", "field"), [(with_read_gates, "read_gate"), (lambda adapter: with_key_shift(adapter, 1.0), "key_shift")]
+)
+def test_a_field_that_the_reference_does_not_know_keeps_an_adapter_from_it(grow, field, tmp_path):
+    save_adapter(grow(load_adapter(adapter())), tmp_path / "grown")
+    with pytest.raises(ValueError, match=f"grown has {field}, which the reference does not know; use it with MLX only"):
+        convert(str(tmp_path / "grown"), tmp_path / "torch", to="torch")
     assert not (tmp_path / "torch").exists()
-    convert(str(tmp_path / "gated"), tmp_path / "again")
-    assert same(load_adapter(tmp_path / "again"), load_adapter(tmp_path / "gated"))
+    convert(str(tmp_path / "grown"), tmp_path / "again")
+    assert same(load_adapter(tmp_path / "again"), load_adapter(tmp_path / "grown"))
 
 
 def hub_repo(home: Path, name: str, source: str) -> None:
@@ -102,7 +105,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[str, str]]:
     good = Path(adapter())
     cases = {
         "missing": (str(folder / "nothing"), "there is no folder"),
-        "no repo": ("someone/nothing", "is no folder on this machine"),
+        "no repo": ("someone/nothing", "is not a folder on this machine"),
         "three parts": ("a/b/c", "there is no folder a/b/c"),
         "a file": (str(good / TORCH_FILE), "is a file; expected the folder of an adapter"),
     }

@@ -1,10 +1,11 @@
-"""Short texts that tell one model, adapter or tokenizer from another."""
+"""Fingerprints (16 hexadecimal digits) of a backbone, an adapter and a tokenizer, to check that two are the same."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,16 +17,16 @@ from mlx_deltamem.core.model import current_adapter
 
 _DIGITS = 16
 _UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
-# Words, digits, spaces, lines, other scripts: what tokenizers differ in.
+# Tokenizers differ in how they split words, digits, spaces, lines and other scripts.
 _PROBE = "The year 1984, naïve café —  two  spaces\n\tline\n\n日本語 Ελληνικά 🙂 don't <|im_start|>"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a chat was made with; the fingerprints must be the same to go on with it.
+    """The model, adapter and tokenizer that a chat was made with. It can only be continued with the same ones.
 
     Attributes:
-        name: The backbone's name, for messages.
+        name: The backbone's name, for errors.
         backbone, adapter, tokenizer: Fingerprints.
     """
 
@@ -35,7 +36,12 @@ class Origin:
     tokenizer: str
 
     def check(self, path: Path, found: "Origin") -> None:
-        """Raise ValueError unless a file's chat was made with the same."""
+        """Raise ValueError if the chat in a file has another origin.
+
+        Args:
+            path: The file, for the error.
+            found: The origin that is stored in the file.
+        """
         for kind in ("backbone", "adapter", "tokenizer"):
             theirs, ours = getattr(found, kind), getattr(self, kind)
             if theirs != ours:
@@ -46,7 +52,7 @@ class Origin:
 
 
 def origin_of(model: nn.Module, tokenizer: TokenizerWrapper) -> Origin:
-    """What a chat with an attached model is made with."""
+    """Return the origin of chats with a model that has an adapter."""
     return Origin(
         name=getattr(model, "backbone_name", model.model_type),
         backbone=backbone_fingerprint(model),
@@ -56,25 +62,27 @@ def origin_of(model: nn.Module, tokenizer: TokenizerWrapper) -> Origin:
 
 
 def backbone_fingerprint(model: nn.Module) -> str:
-    """Of an attached model's backbone: its configuration, and the names, shapes and smallest of its weights.
+    """Return the fingerprint of the backbone of a model that has an adapter.
 
-    Two checkpoints of one shape differ in it unless their norms and biases are the same to the bit.
+    It covers the configuration, the names, shapes and types of all weights, and every bit of the norms and biases. Two
+    checkpoints of the same architecture therefore differ in it, although the large matrices are not read.
     """
-    weights = dict(sorted(tree_flatten(model.parameters())))
-    backbone = {name: weight for name, weight in weights.items() if ".delta_mem." not in name}
+    # Without a destination it returns a list.
+    weights = cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))
+    backbone = {name: weight for name, weight in sorted(weights) if ".delta_mem." not in name}
     shapes = [f"{name} {weight.shape} {weight.dtype}" for name, weight in backbone.items()]
     small = {name: weight for name, weight in backbone.items() if weight.ndim == 1}
     return _digest([_json(model.args), *shapes], small)
 
 
 def adapter_fingerprint(model: nn.Module) -> str:
-    """Of an attached model's adapter: its configuration and every bit of its weights."""
+    """Return the fingerprint of a model's adapter: its configuration and every bit of its weights."""
     adapter = current_adapter(model)
     return _digest([adapter.config.to_json()], dict(sorted(adapter.weights.items())))
 
 
 def tokenizer_fingerprint(tokenizer: TokenizerWrapper) -> str:
-    """Of a tokenizer: its size, its template, and what it makes of a text that tells tokenizers apart."""
+    """Return the fingerprint of a tokenizer: its size, chat template, end tokens, and the tokens of a probe text."""
     ends = sorted(tokenizer.eos_token_ids)
     probe = tokenizer.encode(_PROBE, add_special_tokens=False)
     facts = [tokenizer.vocab_size, str(tokenizer.chat_template), ends, probe]
@@ -82,8 +90,8 @@ def tokenizer_fingerprint(tokenizer: TokenizerWrapper) -> str:
 
 
 def update_with_arrays(digest: "hashlib._Hash", arrays: Mapping[str, mx.array]) -> None:
-    """Add names, shapes, types and every bit of some arrays to a digest."""
-    # numpy has no bfloat16. Evaluated together, which is several times faster than one by one.
+    """Add the names, shapes, types and every bit of arrays to a digest."""
+    # As unsigned integers, because numpy has no bfloat16. One evaluation is several times faster than one per array.
     bits = [array.view(_UNSIGNED[array.dtype.size]) for array in arrays.values()]
     mx.eval(bits)
     for (name, array), words in zip(arrays.items(), bits, strict=True):
@@ -98,5 +106,5 @@ def _digest(texts: list[str], arrays: Mapping[str, mx.array]) -> str:
 
 
 def _json(arguments: object) -> str:
-    values = asdict(arguments) if is_dataclass(arguments) else vars(arguments)
+    values = asdict(arguments) if is_dataclass(arguments) and not isinstance(arguments, type) else vars(arguments)
     return json.dumps(values, sort_keys=True, default=str)

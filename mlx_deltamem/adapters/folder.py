@@ -1,18 +1,19 @@
-"""Adapters as folders: `delta_mem_config.json`, `delta_mem_adapter.safetensors` and a card.
+"""Read and write adapters as folders: `delta_mem_config.json` and `delta_mem_adapter.safetensors`.
 
-Files of the reference (`delta_mem_adapter.pt`) and of other MLX ports (`delta_mem_adapter_mlx.npz`,
-`adapter.safetensors`) are read too.
+The weights files of the reference (`delta_mem_adapter.pt`) and of other MLX ports (`delta_mem_adapter_mlx.npz`,
+`adapter.safetensors`) are read as well. Model cards are neither read nor written here; see `card.folder`.
 """
 
 import hashlib
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 
 from mlx_deltamem._version import __version__
-from mlx_deltamem.adapters.card.card import card_metadata, refresh_card
 from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER, AdapterFolder, find_adapter
 from mlx_deltamem.adapters.npz import load_npz
 from mlx_deltamem.adapters.torch.reader import load_torch
@@ -30,62 +31,94 @@ _FEW_FILES = 5
 def load_adapter(path: str | Path) -> Adapter:
     """Read an adapter from a folder or from the Hub (`USER/NAME`, `USER/NAME@REVISION`).
 
-    A repo in the format of the reference or of another MLX port is converted once, and the copy is kept beside the
-    Hub's cache.
+    A repo in the format of the reference or of another MLX port is converted once; the copy is kept beside the Hub's
+    cache. The metadata of the returned adapter are those of its weights file, with `source_adapter` added for a repo.
+    The model card is not read: the commands use `card.folder.load_with_card`, which adds the card's licence and model.
 
     Raises:
-        FileNotFoundError: There is no such folder or repo, or it lacks the config or the weights.
-        ValueError: A file is damaged, or the adapter is not whole; every problem is listed.
+        FileNotFoundError: There is no such folder or repo, or it lacks the configuration or the weights.
+        ValueError: A file is damaged, or the adapter is not complete; the message lists every problem.
     """
-    folder = find_adapter(path)
-    if folder.converted is not None and folder.converted.is_dir():
-        # A copy that is damaged is made again.
-        with suppress(ValueError, FileNotFoundError):
-            return replace(_read(AdapterFolder(folder.converted)), source=str(path))
-    adapter = replace(_read(folder), source=str(path))
-    if folder.converted is not None and adapter.file != WEIGHTS_FILE:
-        # The copy saves a second conversion and is no more than that; another process may be making it just now.
-        with suppress(OSError):
-            save_adapter(adapter, folder.converted)
-    return adapter
+    return load_found(find_adapter(path))
 
 
 def save_adapter(adapter: Adapter, path: str | Path) -> None:
-    """Write an adapter's folder; files of an adapter that is there already are replaced.
+    """Write the configuration and the weights of an adapter into a folder, which is created if it does not exist.
 
-    To save what a model was trained to, give `current_adapter(model)`.
+    The files of an adapter that is already there are replaced. To save a model's adapter after training, pass
+    `current_adapter(model)`.
+
+    No model card is written, and one that is already in the folder is left as it is, even if it describes the earlier
+    weights. `mlx_deltamem.upload` completes the card; `card.folder.save_with_card` writes it together with the adapter.
 
     Raises:
-        ValueError: The adapter is not whole.
-        OSError: The folder cannot be written; what was there is still there.
+        ValueError: The adapter is not complete.
+        OSError: The folder cannot be written; files that were there are unchanged.
     """
     check_weights(adapter)
     path = Path(path)
-    if path.exists():
-        _write(adapter, path)
-    else:
-        with new_folder(path) as folder:
-            _write(adapter, folder)
+    with (
+        nullcontext(path) if path.exists() else new_folder(path) as folder,
+        # Both files are complete before either replaces an old one.
+        new_file(folder / CONFIG_FILE) as config,
+        new_file(folder / WEIGHTS_FILE) as weights,
+    ):
+        config.write_text(adapter.config.to_json(), encoding="utf-8")
+        mx.save_safetensors(str(weights), dict(adapter.weights), saved_metadata(adapter))
 
 
-def _read(folder: AdapterFolder) -> Adapter:
-    path = folder.path
-    weights_file = next((path / name for name in _READERS if (path / name).is_file()), None)
-    missing = [CONFIG_FILE] if not (path / CONFIG_FILE).is_file() else []
-    missing += [f"{WEIGHTS_FILE} (or {TORCH_FILE}, {NPZ_FILE} or {PLAIN_FILE})"] if weights_file is None else []
-    if missing:
-        lacking, kind = " and ".join(missing), _what_it_is(folder.listing())
-        raise FileNotFoundError(f"{folder.repo or path} is no δ-mem adapter: it lacks {lacking}; it {kind}")
-    weights, metadata = _READERS[weights_file.name](weights_file)
-    metadata |= card_metadata(path)
-    if "source_adapter" not in metadata:
-        metadata |= _source(folder, metadata.get("license"))
-    adapter = Adapter(DeltaMemConfig.load(path / CONFIG_FILE), weights, metadata, str(path), weights_file.name)
+def saved_metadata(adapter: Adapter) -> dict[str, str]:
+    """Return the metadata that `save_adapter` writes into the weights file."""
+    return dict(adapter.metadata) | {"format": "mlx", "mlx_deltamem": __version__}
+
+
+def load_found(found: AdapterFolder, known: Mapping[str, str] | None = None) -> Adapter:
+    """Read the adapter in a folder from `find_adapter`.
+
+    Args:
+        found: The folder.
+        known: More metadata, for instance from a model card. They replace those of the weights file.
+
+    Raises:
+        FileNotFoundError: The folder lacks the configuration or the weights.
+        ValueError: A file is damaged, or the adapter is not complete.
+    """
+    copy = found.converted
+    if copy is not None and copy.is_dir():
+        # A damaged copy is made again below.
+        with suppress(ValueError, FileNotFoundError):
+            return _with_origin(_read(AdapterFolder(copy, str(copy))), found, known)
+    adapter = _with_origin(_read(found), found, known)
+    if copy is not None and adapter.file != WEIGHTS_FILE:
+        # The copy only saves time, and another process may be writing it at the same moment.
+        with suppress(OSError):
+            save_adapter(adapter, copy)
+    return adapter
+
+
+def _read(found: AdapterFolder) -> Adapter:
+    """Read the files of a folder; the metadata are those of the weights file."""
+    path = found.path
+    name = next((name for name in _READERS if (path / name).is_file()), None)
+    missing = [] if (path / CONFIG_FILE).is_file() else [CONFIG_FILE]
+    if name is None:
+        missing.append(f"{WEIGHTS_FILE} (or {TORCH_FILE}, {NPZ_FILE} or {PLAIN_FILE})")
+    if name is None or missing:
+        content = _content(found.listing())
+        raise FileNotFoundError(
+            f"{found.repo or path} is not a δ-mem adapter: it lacks {' and '.join(missing)}; it {content}"
+        )
+    weights, metadata = _READERS[name](path / name)
+    if name != WEIGHTS_FILE:
+        digest = hashlib.sha256((path / name).read_bytes()).hexdigest()
+        metadata |= {"converted_from": name, "converted_from_sha256": digest}
+    adapter = Adapter(DeltaMemConfig.load(path / CONFIG_FILE), weights, metadata, str(path), name)
     check_weights(adapter)
     return adapter
 
 
-def _what_it_is(files: list[str]) -> str:
+def _content(files: list[str]) -> str:
+    """Describe a folder that is not an adapter, for an error."""
     if "adapter_config.json" in files:
         return "is a LoRA or PEFT adapter, which mlx-lm loads with --adapter-path"
     if "config.json" in files:
@@ -94,50 +127,31 @@ def _what_it_is(files: list[str]) -> str:
     return f"holds {', '.join(shown)}" if files else "is empty"
 
 
-def _source(folder: AdapterFolder, licence: str | None) -> dict[str, str]:
-    """Whose adapter this is, for what is made from it."""
-    if folder.source is None:
-        return {}
-    licence = licence or ("cc-by-4.0" if folder.repo == REFERENCE_ADAPTER else None)
-    return {"source_adapter": folder.source} | ({"source_license": licence} if licence else {})
+def _with_origin(adapter: Adapter, found: AdapterFolder, known: Mapping[str, str] | None) -> Adapter:
+    """Add the known metadata and, for a Hub repo, the repo and its licence, for the cards of adapters made from it."""
+    metadata = dict(adapter.metadata) | dict(known or {})
+    if found.source is not None and metadata.setdefault("source_adapter", found.source) == found.source:
+        licence = metadata.get("license") or ("cc-by-4.0" if found.repo == REFERENCE_ADAPTER else None)
+        if licence is not None:
+            metadata.setdefault("source_license", licence)
+    return replace(adapter, metadata=metadata, source=found.name)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     try:
-        weights, metadata = mx.load(str(path), return_metadata=True)
-        mx.eval(weights)
-        return weights, metadata
+        # mlx's annotation covers all the formats that mx.load reads.
+        loaded = cast("tuple[dict[str, mx.array], dict[str, str]]", mx.load(str(path), return_metadata=True))
+        mx.eval(loaded[0])
+        return loaded
     except RuntimeError as error:
         raise ValueError(f"{path} is damaged ({error}); expected a safetensors file") from None
 
 
-def _read_torch(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    return load_torch(path), _provenance(path)
-
-
-def _read_npz(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    return load_npz(path), _provenance(path)
-
-
-def _read_plain(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    weights, metadata = _read_safetensors(path)
-    return weights, metadata | _provenance(path)
-
-
-# Where a folder has several, the first is read.
-_READERS = {WEIGHTS_FILE: _read_safetensors, TORCH_FILE: _read_torch, NPZ_FILE: _read_npz, PLAIN_FILE: _read_plain}
-
-
-def _provenance(path: Path) -> dict[str, str]:
-    return {"converted_from": path.name, "converted_from_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-def _write(adapter: Adapter, folder: Path) -> None:
-    metadata = dict(adapter.metadata) | {"format": "mlx", "mlx_deltamem": __version__}
-    # Both are written before either takes its place.
-    with new_file(folder / CONFIG_FILE) as config, new_file(folder / WEIGHTS_FILE) as weights:
-        config.write_text(adapter.config.to_json(), encoding="utf-8")
-        mx.save_safetensors(str(weights), dict(adapter.weights), metadata)
-    # A card that cannot be read is the user's to mend, and no reason not to keep the weights.
-    with suppress(ValueError, IsADirectoryError):
-        refresh_card(folder, replace(adapter, metadata=metadata))
+_Reader = Callable[[Path], tuple[dict[str, mx.array], dict[str, str]]]
+# If a folder has several of these files, the first one is read.
+_READERS: dict[str, _Reader] = {
+    WEIGHTS_FILE: _read_safetensors,
+    TORCH_FILE: lambda path: (load_torch(path), {}),
+    NPZ_FILE: lambda path: (load_npz(path), {}),
+    PLAIN_FILE: _read_safetensors,
+}

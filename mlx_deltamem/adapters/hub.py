@@ -1,4 +1,4 @@
-"""Adapters by name: a folder on this machine, or a repo on the Hugging Face Hub."""
+"""Find an adapter by name: a folder on this machine, or a repo on the Hugging Face Hub."""
 
 import re
 from contextlib import suppress
@@ -7,12 +7,12 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # it is in __all__, made dynamically
 
 from mlx_deltamem.adapters.hub_errors import hub_errors
 from mlx_deltamem.files.atomic import user_path
 
-# The reference implementation's adapter, by its authors; CC-BY-4.0 (facts of the reference).
+# The adapter that the authors of the reference released, under CC-BY-4.0.
 REFERENCE_ADAPTER = "declare-lab/delta-mem_qwen3_4b-instruct"
 
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -22,30 +22,32 @@ _FILES = ["delta_mem*", "adapter.safetensors", "README.md"]
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """Where an adapter's files are.
+    """The folder of an adapter on this machine.
 
     Attributes:
         path: The folder.
-        repo: The Hub repo (USER/NAME) it was downloaded from; None for a folder of the user's own.
+        name: The folder or repo as the user named it, for errors.
+        repo: The Hub repo (USER/NAME) that the folder was downloaded from; None for any other folder.
     """
 
     path: Path
+    name: str
     repo: str | None = None
 
     @property
     def source(self) -> str | None:
-        """`USER/NAME@COMMIT`, the very state of a repo; None for a folder of the user's own."""
+        """`USER/NAME@COMMIT`; None if the folder is not from the Hub."""
         return self.repo and f"{self.repo}@{self.path.name}"
 
     @property
     def converted(self) -> Path | None:
-        """Where the converted copy of a downloaded repo is kept; None for a folder of the user's own."""
+        """The place of the copy in our format, beside the Hub's cache; None if the folder is not from the Hub."""
         if self.repo is None:
             return None
         return Path(constants.HF_HOME) / "mlx_deltamem" / f"models--{self.repo.replace('/', '--')}" / self.path.name
 
     def listing(self) -> list[str]:
-        """The files of the folder or, of a repo, also those that were not downloaded, as far as that is known."""
+        """Return the names of the folder's files; for a repo, all of its files if the Hub can be reached."""
         if self.repo is not None:
             with suppress(OSError, ValueError), hub_errors(self.repo):
                 return sorted(HfApi().list_repo_files(self.repo, revision=self.path.name))
@@ -53,15 +55,15 @@ class AdapterFolder:
 
 
 def find_adapter(name: str | Path) -> AdapterFolder:
-    """The folder of an adapter, downloaded if it is `USER/NAME` or `USER/NAME@REVISION` on the Hub.
+    """Return the folder of an adapter; `USER/NAME` and `USER/NAME@REVISION` are downloaded from the Hub.
 
     Raises:
         FileNotFoundError: There is no such folder or repo.
-        ValueError: It is a file, or the Hub refused access.
+        ValueError: The name is that of a file, or the Hub refused access.
     """
     folder = user_path(name)
     if folder.is_dir():
-        return AdapterFolder(folder, _cached_repo(folder))
+        return AdapterFolder(folder, str(name), _cached_repo(folder))
     if folder.exists():
         raise ValueError(f"{name} is a file; expected the folder of an adapter")
     match = _REPO.fullmatch(str(name))
@@ -70,7 +72,8 @@ def find_adapter(name: str | Path) -> AdapterFolder:
     repo = match["repo"]
     with hub_errors(str(name)):
         try:
-            return AdapterFolder(Path(snapshot_download(repo, revision=match["revision"], allow_patterns=_FILES)), repo)
+            snapshot = snapshot_download(repo, revision=match["revision"], allow_patterns=_FILES)
+            return AdapterFolder(Path(snapshot), str(name), repo)
         except RepositoryNotFoundError:
             if kind := _other_kind(repo):
                 raise FileNotFoundError(f"{repo} is a {kind} on the Hub, not an adapter") from None
@@ -78,7 +81,7 @@ def find_adapter(name: str | Path) -> AdapterFolder:
 
 
 def _cached_repo(folder: Path) -> str | None:
-    """The repo of a folder that is a snapshot in the Hub's cache."""
+    """Return the repo of a folder in the Hub's cache; None if the folder is elsewhere."""
     cache, folder = Path(constants.HF_HUB_CACHE).resolve(), folder.resolve()
     if not folder.is_relative_to(cache):
         return None
@@ -87,7 +90,7 @@ def _cached_repo(folder: Path) -> str | None:
 
 
 def is_repo_name(name: str) -> bool:
-    """Whether a name can be that of a Hub repo, USER/NAME."""
+    """Return whether a name has the form of a Hub repo, `USER/NAME`."""
     with suppress(HFValidationError):
         validate_repo_id(name)
         return "/" in name
@@ -95,9 +98,9 @@ def is_repo_name(name: str) -> bool:
 
 
 def _other_kind(repo: str) -> str | None:
-    """What a repo is that is no model repo."""
+    """Return "dataset" or "space" if the Hub has a repo of that kind under this name."""
     for kind in ("dataset", "space"):
-        # This is for the message alone.
+        # The answer only improves an error, so that a failure here is not reported.
         with suppress(HfHubHTTPError):
             if HfApi().repo_exists(repo, repo_type=kind):
                 return kind

@@ -1,11 +1,11 @@
-"""What the Hugging Face Hub and its client say when something fails, in one line each."""
+"""Turn the errors of the Hugging Face Hub and its client into errors of one line."""
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from huggingface_hub import constants
-from huggingface_hub.errors import (
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is of the client's HTTP library
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-# The Xet transport raises errors of Python's own types, with a status in the text where there was an answer.
+# The Xet transport raises built-in errors; if the server answered, the message contains the status.
 _XET = re.compile(r"^(Data processing|Network|CAS service|Request) error", re.I)
 _STATUS = re.compile(r"HTTP status \w+ error \((?P<status>\d{3})\b")
 _LOG_IN = "log in with `hf auth login`"
@@ -25,31 +25,37 @@ _REFUSALS = {
     401: f"the Hub does not accept the token that came with {{name}} (401); {_LOG_IN}",
     403: "the Hub does not let you do this with {name} (403); use your own USER/NAME and a token that may write",
     404: "the Hub has no {name}, or your token may not see it (404)",
-    412: "{name} was changed on the Hub meanwhile (412); try again",
-    429: "the Hub has had too many requests from here (429); try again {when}",
-    500: "the Hub failed over {name} ({status}); try again {when}",
+    412: "{name} was changed on the Hub in the meantime (412); try again",
+    429: "the Hub received too many requests from here (429); try again {when}",
+    500: "the Hub reported an internal error for {name} ({status}); try again {when}",
 }
 
 
 @contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """For reading a repo: turn what the Hub and its client say into one line each.
+    """Turn each error in a block that reads a repo into one line.
+
+    Args:
+        name: The repo as the user named it.
 
     Raises:
-        FileNotFoundError: There is no such repo or revision, or it is not here and the Hub cannot be reached.
-        ValueError: Access was refused, or the name is no repo's name.
+        FileNotFoundError: There is no such repo or revision, or it is not in the cache and the Hub cannot be reached,
+            or the name is neither a folder nor a valid repo name.
+        ValueError: The Hub refused access, or the download was interrupted.
     """
     try:
         yield
     except HFValidationError:
-        raise FileNotFoundError(f"{name} is no folder on this machine and no name of a Hub repo (USER/NAME)") from None
+        raise FileNotFoundError(
+            f"{name} is not a folder on this machine and not a valid name of a Hub repo (USER/NAME)"
+        ) from None
     except GatedRepoError:
         raise ValueError(f"{name} is gated: accept its terms on the Hub and {_LOG_IN}") from None
     except RevisionNotFoundError:
-        raise FileNotFoundError(f"{name} is a repo on the Hub that has no such revision") from None
+        raise FileNotFoundError(f"the repo {name} on the Hub has no such revision") from None
     except RepositoryNotFoundError:
         raise FileNotFoundError(
-            f"{name} is no folder on this machine and no repo on the Hub (if it is private, {_LOG_IN})"
+            f"{name} is not a folder on this machine and not a repo on the Hub (if it is private, {_LOG_IN})"
         ) from None
     except LocalEntryNotFoundError as error:
         raise _not_local(name, error) from None
@@ -58,13 +64,12 @@ def hub_errors(name: str) -> Iterator[None]:
     except (HTTPError, RuntimeError, OSError) as error:
         if not isinstance(error, HTTPError) and _XET.match(str(error)) is None:
             raise
-        raise ValueError(f"the download of {name} was cut off ({first_line(error)}); try again") from None
+        raise ValueError(f"the download of {name} was interrupted ({first_line(error)}); try again") from None
 
 
 @contextmanager
 def upload_errors(repo: str) -> Iterator[None]:
-    """For writing to a repo: turn whatever stops an upload into one line; the client's transports raise errors of
-    every kind.
+    """Turn each error in a block that writes to a repo into one line; the client raises errors of many types.
 
     Raises:
         ValueError: The upload failed.
@@ -76,29 +81,29 @@ def upload_errors(repo: str) -> Iterator[None]:
 
 
 def _not_local(name: str, error: LocalEntryNotFoundError) -> Exception:
-    """What it means that a repo is not in the cache."""
+    """Return the error for a repo that is not in the cache and was not downloaded."""
     if isinstance(error.__cause__, HfHubHTTPError):
         return ValueError(_refusal(name, error.__cause__))
     if constants.HF_HUB_OFFLINE:
         return FileNotFoundError(
-            f"{name} is no folder on this machine and not wholly in the Hub's cache, and HF_HUB_OFFLINE is set; "
+            f"{name} is not a folder on this machine and not complete in the Hub's cache, and HF_HUB_OFFLINE is set; "
             "unset it once to download it"
         )
     return FileNotFoundError(
-        f"{name} is no folder on this machine, and the Hub could not be reached to look for such a repo"
+        f"{name} is not a folder on this machine, and the Hub could not be reached to look for a repo of this name"
     )
 
 
 def _upload_problem(repo: str, error: Exception) -> str:
     if isinstance(error, LocalTokenNotFoundError):
-        return f"there is no token to upload to {repo} with; {_LOG_IN}"
+        return f"there is no token for the upload to {repo}; {_LOG_IN}"
     if any(isinstance(cause, OfflineModeIsEnabled) for cause in _chain(error)):
         return f"nothing can be uploaded to {repo} while HF_HUB_OFFLINE is set; unset it"
     if answer := next((cause for cause in _chain(error) if isinstance(cause, HfHubHTTPError)), None):
         return _refusal(repo, answer)
     if found := _STATUS.search(str(error)):
         return _refused(repo, int(found["status"]), first_line(error))
-    return f"the upload to {repo} did not get through ({first_line(error)}); try again"
+    return f"the upload to {repo} failed ({first_line(error)}); try again"
 
 
 def _refusal(name: str, error: HfHubHTTPError) -> str:
@@ -114,13 +119,13 @@ def _refused(name: str, status: int, said: str, when: str = "later") -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it came from."""
+    """Yield an error and then its causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, on one line: a client's error may go on with advice and tracebacks."""
+    """Return the first line of an error's message, without the advice and tracebacks that may follow."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__

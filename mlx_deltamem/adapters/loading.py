@@ -1,7 +1,8 @@
-"""Load a model from mlx-lm together with its memory."""
+"""Load a model of mlx-lm and attach an adapter to it."""
 
 import json
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import mlx.nn as nn
 import mlx_lm
@@ -20,15 +21,26 @@ from mlx_deltamem.files.atomic import user_path
 _CONFIG = "config.json"
 
 
+class LoadOptions(TypedDict, total=False):
+    """The options of `mlx_lm.load` that `load` passes on."""
+
+    tokenizer_config: dict[str, object]
+    model_config: dict[str, object]
+    adapter_path: str
+    lazy: bool
+    revision: str
+    trust_remote_code: bool
+
+
 def load(
-    path_or_hf_repo: str | Path, adapter: str | Path | Adapter | None = None, **options: object
+    path_or_hf_repo: str | Path, adapter: str | Path | Adapter | None = None, **options: Unpack[LoadOptions]
 ) -> tuple[nn.Module, TokenizerWrapper]:
-    """Load a model and its tokenizer, and attach an adapter.
+    """Load a model and its tokenizer, and attach an adapter to the model.
 
     Args:
-        path_or_hf_repo: The model, as for `mlx_lm.load`.
-        adapter: As for `attach`; None gives the frozen backbone.
-        options: What else `mlx_lm.load` takes (`tokenizer_config`, `lazy`, `revision` ...).
+        path_or_hf_repo: The model, as for `mlx_lm.load`: a folder or a Hub repo.
+        adapter: A folder, a Hub repo or an adapter already read; None gives the frozen backbone.
+        options: Options of `mlx_lm.load`.
 
     Raises:
         FileNotFoundError: There is no such model or adapter.
@@ -39,7 +51,7 @@ def load(
         adapter = load_adapter(adapter)
     with hub_errors(str(path_or_hf_repo)):
         model, tokenizer = mlx_lm.load(str(path_or_hf_repo), **options)[:2]
-    # For the messages about chats that were made with another one, and for the card of an adapter that is trained.
+    # The name is for errors about chats of another model, the repo for the card of an adapter trained on this model.
     model.backbone_name = str(path_or_hf_repo)
     model.backbone_repo = name if is_repo_name(name := model.backbone_name) and not Path(name).exists() else None
     if adapter is not None:
@@ -48,42 +60,43 @@ def load(
 
 
 def attach(model: nn.Module, adapter: str | Path | Adapter | DeltaMemConfig) -> list[str]:
-    """Attach a δ-mem adapter to a model from `mlx_lm.load`, in place.
+    """Attach a δ-mem adapter to a model of `mlx_lm.load`, in place.
 
     Args:
         model: The model; its own weights are neither changed nor copied.
-        adapter: A folder or a Hub repo, an adapter already read, or a configuration for a fresh, untrained adapter.
+        adapter: A folder or a Hub repo, an adapter already read, or a configuration for a new, untrained adapter.
 
     Returns:
-        The names of the attention layers that have a memory now.
+        The names of the attention layers that have a memory.
 
     Raises:
         FileNotFoundError: There is no such folder or repo.
-        ValueError: The model has an adapter already, its attention is not supported, or the adapter does not fit; the
-            message lists every problem, and the model is as it was.
+        ValueError: The model already has an adapter, its attention is not supported, or the adapter does not fit. The
+            message lists every problem, and the model is unchanged.
     """
     check_detached(model)
     return attach_adapter(model, load_adapter(adapter) if isinstance(adapter, str | Path) else adapter)
 
 
 def load_tokenizer(path_or_hf_repo: str | Path) -> TokenizerWrapper:
-    """Load the tokenizer of a model from mlx-lm, without its weights.
+    """Load the tokenizer of a model, without the model's weights.
 
     Raises:
         FileNotFoundError: There is no such model.
-        ValueError: It is damaged, or the Hub does not give it.
+        ValueError: The tokenizer is damaged, or the Hub refused access.
     """
     _check_folder(path_or_hf_repo)
     with hub_errors(str(path_or_hf_repo)):
-        return load_mlx_lm_tokenizer(str(path_or_hf_repo))
+        tokenizer: TokenizerWrapper = load_mlx_lm_tokenizer(str(path_or_hf_repo))
+        return tokenizer
 
 
 def load_model_type(path_or_hf_repo: str | Path) -> str:
-    """Read the `model_type` (`qwen3`) from a model's config.json, without loading its weights; "" if there is none.
+    """Read the `model_type` (for instance `qwen3`) from a model's config.json; "" if it has none.
 
     Raises:
         FileNotFoundError: There is no such model.
-        ValueError: Its config.json is damaged, or the Hub does not give it.
+        ValueError: The config.json is damaged, or the Hub refused access.
     """
     _check_folder(path_or_hf_repo)
     folder = user_path(path_or_hf_repo)
@@ -92,11 +105,13 @@ def load_model_type(path_or_hf_repo: str | Path) -> str:
     try:
         found = json.loads(path.read_text(encoding="utf-8")).get("model_type", "")
     except (ValueError, AttributeError):
-        raise ValueError(f"{path} is damaged; expected an object of JSON with the model_type of a model") from None
+        raise ValueError(f"{path} is damaged; expected a JSON object with a model_type") from None
     return found if isinstance(found, str) else ""
 
 
 def _check_folder(path_or_hf_repo: str | Path) -> None:
     folder = user_path(path_or_hf_repo)
     if folder.exists() and not (folder / _CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} is no model: it has no {_CONFIG}; expected a model's folder or a Hub repo")
+        raise FileNotFoundError(
+            f"{folder} is not a model: it has no {_CONFIG}; expected a model's folder or a Hub repo"
+        )

@@ -8,8 +8,10 @@ from huggingface_hub import ModelCard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mlx_deltamem import load_adapter, save_adapter
-from mlx_deltamem.adapters.card.card import card_metadata, make_card, write_card
+from mlx_deltamem import load_adapter
+from mlx_deltamem.adapters.card.card import make_card
+from mlx_deltamem.adapters.card.folder import card_metadata, load_with_card, save_with_card, write_card
+from mlx_deltamem.adapters.grow import with_key_shift, with_read_gates
 from mlx_deltamem.core.adapter import CARD_FILE, RESULTS_FILE, WEIGHTS_FILE
 from mlx_deltamem.core.config import CONFIG_FILE
 from tests.conftest import adapter
@@ -20,12 +22,12 @@ _SMALL = load_adapter(adapter())
 @pytest.fixture
 def folder(tmp_path):
     """An adapter's folder with the card it got when it was saved."""
-    save_adapter(load_adapter(adapter()), tmp_path / "memory")
+    save_with_card(load_adapter(adapter()), tmp_path / "memory")
     return tmp_path / "memory"
 
 
 def card_of(folder, **given):
-    return make_card(folder, load_adapter(folder), **given)
+    return make_card(folder, load_with_card(folder), **given)
 
 
 def edit(folder, *changes):
@@ -63,6 +65,14 @@ def test_it_tells_the_configuration_the_sizes_and_the_checksums(folder):
         content = (folder / name).read_bytes()
         assert f"| {name} | {len(content):,} | `{hashlib.sha256(content).hexdigest()}` |" in text
     assert "from `delta_mem_adapter.pt` (SHA-256 `" in text
+
+
+def test_it_names_fields_that_the_reference_does_not_have(folder):
+    grown = with_key_shift(with_read_gates(load_adapter(adapter())), 1.0)
+    save_with_card(grown, folder)
+    text = (folder / CARD_FILE).read_text()
+    assert "| gates | one per row, and one per head on what is read |" in text
+    assert "| keys | with the memory query of the token written before (key shift) |" in text
 
 
 def test_a_second_run_changes_nothing(folder):
@@ -103,8 +113,8 @@ def test_metadata_that_need_no_change_keep_their_form(folder):
 
 def test_new_weights_bring_new_facts_and_leave_the_rest(folder):
     edit(folder, ("<!-- mlx_deltamem:files", "My words.\n\n<!-- mlx_deltamem:files"))
-    before = load_adapter(folder)
-    save_adapter(replace(before, weights={name: x.astype(mx.bfloat16) for name, x in before.weights.items()}), folder)
+    before = load_with_card(folder)
+    save_with_card(replace(before, weights={name: x.astype(mx.bfloat16) for name, x in before.weights.items()}), folder)
     text = (folder / CARD_FILE).read_text()
     assert "| weights | bfloat16 |" in text
     assert "My words." in text
@@ -113,7 +123,7 @@ def test_new_weights_bring_new_facts_and_leave_the_rest(folder):
 
 def test_a_card_all_by_hand_is_left_alone_until_it_is_published(folder):
     (folder / CARD_FILE).write_text("# Mine\n")
-    save_adapter(load_adapter(folder), folder)
+    save_with_card(load_with_card(folder), folder)
     assert (folder / CARD_FILE).read_text() == "# Mine\n"
     card = card_of(folder, base_model="a/b", licence="mit")
     assert "---\n# Mine\n\n<!-- mlx_deltamem:usage" in card.text
@@ -176,14 +186,14 @@ def test_damaged_metadata_are_named(block, folder):
     with pytest.raises(ValueError, match=r"README\.md is damaged \(") as error:
         card_of(folder)
     assert "\n" not in str(error.value)
-    assert load_adapter(folder).parameters == 10776
-    save_adapter(load_adapter(folder), folder)
+    assert load_with_card(folder).parameters == 10776
+    save_with_card(load_with_card(folder), folder)
     assert (folder / CARD_FILE).read_text() == f"---\n{block}\n---\ntext"
 
 
 def test_a_card_that_is_no_text_is_named(folder):
     (folder / CARD_FILE).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="no UTF-8 text"):
+    with pytest.raises(ValueError, match="not UTF-8 text"):
         card_of(folder)
 
 
@@ -194,7 +204,7 @@ def test_a_card_that_is_no_text_is_named(folder):
 @example("a\r\nb\n---\r\n")
 def test_any_text_may_stand_in_a_readme(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("card")
-    save_adapter(_SMALL, folder)
+    save_with_card(_SMALL, folder)
     (folder / CARD_FILE).write_text(text, encoding="utf-8", newline="")
     assert set(card_metadata(folder)) <= {"base_model", "license"}
     try:
@@ -208,9 +218,9 @@ def test_any_text_may_stand_in_a_readme(tmp_path_factory, text):
 
 def test_model_and_licence_of_a_source_go_into_what_is_made_of_it(tmp_path):
     source = tmp_path / "source"
-    save_adapter(load_adapter(adapter()), source)
+    save_with_card(load_adapter(adapter()), source)
     (source / CARD_FILE).write_text("---\nbase_model: Qwen/Qwen3-0.6B\nlicense: cc-by-4.0\n---\n")
-    save_adapter(load_adapter(source), tmp_path / "copy")
+    save_with_card(load_with_card(source), tmp_path / "copy")
     data = ModelCard.load(tmp_path / "copy" / CARD_FILE).data
     assert (data.base_model, data.license) == ("Qwen/Qwen3-0.6B", "cc-by-4.0")
 
@@ -221,7 +231,7 @@ def test_yaml_by_hand_keeps_its_spelling(folder):
     text = card_of(folder, base_model="a/b", licence="mit").text
     for line in by_hand.splitlines()[:-1]:
         assert f"\n{line}\n" in text
-    data = make_card(folder, load_adapter(folder), base_model="a/b", licence="mit").data
+    data = make_card(folder, load_with_card(folder), base_model="a/b", licence="mit").data
     assert data["tags"] == ["bees", "mlx", "delta-mem", "memory", "arxiv:2605.12357"]
     assert (data["base_model"], data["license"]) == ("a/b", "mit")
 
@@ -272,8 +282,8 @@ def test_what_must_be_mended_is_listed(folder, block, problem):
 def test_a_list_of_files_by_hand_must_be_true(folder):
     edit(folder, ("## Files", "## The files"))
     assert card_of(folder).problems == []
-    weights = {name: x * 2 for name, x in load_adapter(folder).weights.items()}
-    save_adapter(replace(load_adapter(folder), weights=weights), folder)
+    weights = {name: x * 2 for name, x in load_with_card(folder).weights.items()}
+    save_with_card(replace(load_with_card(folder), weights=weights), folder)
     assert "section on files was edited and has other checksums" in card_of(folder).problems[0]
 
 
@@ -290,7 +300,7 @@ def test_what_a_reader_writes_of_adapters_is_no_name_of_this_one(folder):
 
 
 def test_the_source_is_named_in_every_card(folder):
-    adapter_ = replace(load_adapter(folder), metadata={"source_adapter": "x/y@abc", "source_license": "cc-by-4.0"})
+    adapter_ = replace(load_with_card(folder), metadata={"source_adapter": "x/y@abc", "source_license": "cc-by-4.0"})
     link = "Made from [x/y](https://huggingface.co/x/y) at revision `abc`, which is under the licence cc-by-4.0."
     text = (folder / CARD_FILE).read_text()
     start, end = text.index("<!-- mlx_deltamem:provenance"), text.index("<!-- mlx_deltamem:files")
@@ -304,7 +314,7 @@ def test_the_source_is_named_in_every_card(folder):
 def test_a_card_that_is_a_folder_is_no_harm_to_the_weights(folder):
     (folder / CARD_FILE).unlink()
     (folder / CARD_FILE).mkdir()
-    save_adapter(load_adapter(folder), folder)
-    assert load_adapter(folder).parameters == 10776
+    save_with_card(load_with_card(folder), folder)
+    assert load_with_card(folder).parameters == 10776
     with pytest.raises(OSError, match="directory"):
         card_of(folder)

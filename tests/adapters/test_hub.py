@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from mlx_deltamem import load_adapter, save_adapter
+from mlx_deltamem import load_adapter
+from mlx_deltamem.adapters.card.folder import load_with_card, save_with_card
 from mlx_deltamem.adapters.folder import NPZ_FILE, TORCH_FILE
 from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
 from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE, Adapter
@@ -27,7 +28,7 @@ def contents(folder: str | Path) -> dict[str, bytes]:
 
 def own_format(tmp_path: Path, name: str = "qwen3_tsw_qo") -> dict[str, bytes]:
     """The files of a golden adapter in our format."""
-    save_adapter(load_adapter(adapter(name)), tmp_path / name)
+    save_with_card(load_adapter(adapter(name)), tmp_path / name)
     return contents(tmp_path / name)
 
 
@@ -57,9 +58,9 @@ def test_a_repo_of_the_reference_is_converted_once_and_serves_offline(hub, tmp_p
     first = load_adapter(REFERENCE_ADAPTER)
     assert (first.file, same(first, load_adapter(adapter()))) == (TORCH_FILE, True)
     with hub_fixture.using(hub, tmp_path / "huggingface", offline=True):
-        again = load_adapter(REFERENCE_ADAPTER)
+        again = load_with_card(REFERENCE_ADAPTER)
     assert (again.file, same(again, first)) == (WEIGHTS_FILE, True)
-    save_adapter(again, tmp_path / "mine")
+    save_with_card(again, tmp_path / "mine")
     text = (tmp_path / "mine" / CARD_FILE).read_text()
     data = ModelCard(text).data.to_dict()
     assert (data["license"], data["base_model"]) == ("cc-by-4.0", "Qwen/Qwen3-4B-Instruct-2507")
@@ -96,7 +97,7 @@ def test_only_the_adapters_files_are_downloaded(hub, tmp_path):
 )
 def test_a_repo_that_is_no_adapter_is_named_for_what_it_is(hub, files, kind):
     hub.create(REPO, files)
-    with pytest.raises(FileNotFoundError, match=f"{REPO} is no δ-mem adapter: .*{kind}") as error:
+    with pytest.raises(FileNotFoundError, match=f"{REPO} is not a δ-mem adapter: .*{kind}") as error:
         load_adapter(REPO)
     assert "\n" not in str(error.value)
 
@@ -108,7 +109,7 @@ def test_a_dataset_is_named_for_what_it_is(hub):
 
 
 def test_what_is_not_there_or_not_allowed_is_named(hub, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no repo on the Hub"):
+    with pytest.raises(FileNotFoundError, match="not a repo on the Hub"):
         load_adapter(REPO)
     hub.create(REPO, own_format(tmp_path), gated=True)
     with pytest.raises(FileNotFoundError, match="has no such revision"):
@@ -143,7 +144,7 @@ def test_a_download_that_was_cut_off_goes_on(hub, tmp_path):
 def test_without_a_network_it_says_so(hub, tmp_path):
     with hub_fixture.using(hub, tmp_path / "offline", offline=True), pytest.raises(FileNotFoundError) as error:
         load_adapter(REPO)
-    assert "not wholly in the Hub's cache, and HF_HUB_OFFLINE is set" in str(error.value)
+    assert "not complete in the Hub's cache, and HF_HUB_OFFLINE is set" in str(error.value)
     with Hub() as gone, hub_fixture.using(gone, tmp_path):
         pass
     with hub_fixture.using(gone, tmp_path), pytest.raises(FileNotFoundError, match="the Hub could not be reached"):

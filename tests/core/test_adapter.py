@@ -67,7 +67,6 @@ def test_provenance_is_kept_through_a_second_saving(tmp_path):
     assert metadata["converted_from"] == TORCH_FILE
     assert len(metadata["converted_from_sha256"]) == 64
     assert metadata["format"] == "mlx"
-    assert TORCH_FILE in (tmp_path / "b" / "README.md").read_text()
 
 
 def write_npz(folder: Path, source: str) -> None:
@@ -232,7 +231,7 @@ def test_an_adapter_without_any_tensor_of_its_own(tmp_path):
 def test_a_folder_that_is_no_adapter_is_named_for_what_it_is(files, message, tmp_path):
     for name in files:
         (tmp_path / name).write_text("{}")
-    with pytest.raises(FileNotFoundError, match="no δ-mem adapter") as error:
+    with pytest.raises(FileNotFoundError, match="not a δ-mem adapter") as error:
         load_adapter(tmp_path)
     assert message in str(error.value)
 

@@ -172,7 +172,7 @@ def test_a_data_set_on_the_hub_that_may_not_be_read(hub, monkeypatch):
     hub.create("stranger/gated", {"train.jsonl": b"{}"}, kind="datasets", gated=True)
     hub.create("user/model", {"train.jsonl": b"{}"})
     for name in ("stranger/set", "user/model"):
-        with pytest.raises(FileNotFoundError, match=f"^{name} is no folder on this machine and no repo on the Hub"):
+        with pytest.raises(FileNotFoundError, match=f"^{name} is not a folder on this machine and not a repo on the Hub"):
             loaded(name)
     with pytest.raises(ValueError, match=r"^stranger/gated is gated: accept its terms"):
         loaded("stranger/gated")

@@ -2,37 +2,22 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from mlx_deltamem.training.metrics import Metrics
+from mlx_deltamem.training.origin import episodes_fingerprint, training_metadata
 
 from mlx_deltamem import load_adapter, save_adapter
 from mlx_deltamem.adapters.card.card import make_card
 from mlx_deltamem.core.adapter import CURVES_FILE, METRICS_FILE, SETTINGS_FILE
-from mlx_deltamem.sessions.template import Segments
+from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.training.checkpoint import Progress
 from mlx_deltamem.training.episodes import Episode, Question
-from mlx_deltamem.training.metrics import Metrics
-from mlx_deltamem.training.origin import episodes_fingerprint, public_name, published_run, training_metadata
 from mlx_deltamem.training.settings import Schedule, Settings
-from mlx_deltamem.upload import pack
 from tests.conftest import adapter
 from tests.training.cases import as_read, towards
 from tests.training.runs import toy_episodes
 
 SETTINGS = Settings("/home/anna/models/tiny", "/home/anna/secret/chats", schedule=Schedule(iters=200, batch_size=3))
 TRAINED = "for tiny on chats (1,200 episodes): 200 steps of 3, seed 0"
-
-
-@pytest.mark.parametrize(
-    ("place", "name"),
-    [
-        ("anna/chats", "anna/chats"),
-        ("/home/anna/chats", "chats"),
-        ("/chats/", "chats"),
-        ("../x/y", "y"),
-        ("chats", "chats"),
-    ],
-)
-def test_no_path_is_public(place, name):
-    assert public_name(place) == name
 
 
 def test_what_an_adapter_tells():
@@ -77,28 +62,6 @@ def test_metrics_that_do_not_tell_the_time(folder, content):
     (folder / METRICS_FILE).write_bytes(content)
     (folder / CURVES_FILE).unlink()
     assert f"Trained by mlx_deltamem {TRAINED}.\n<!--" in make_card(folder, load_adapter(folder)).text
-
-
-def test_what_goes_up_has_no_path(folder):
-    parcel = pack(folder, "anna/memory", "Qwen/Qwen3-0.6B", "mit")
-    assert {CURVES_FILE, METRICS_FILE, SETTINGS_FILE} < parcel.contents.keys()
-    assert parcel.left_out == ["checkpoints"]
-    options = yaml.safe_load(parcel.contents[SETTINGS_FILE])
-    assert options == SETTINGS.flat() | {"model": "tiny", "data": "chats"}
-    assert not any(b"anna/secret" in content or b"/home" in content for content in parcel.contents.values())
-
-
-def test_an_adapter_that_was_not_trained_here_sends_no_run(folder):
-    save_adapter(load_adapter(adapter()), folder)
-    parcel = pack(folder, "anna/memory", "Qwen/Qwen3-0.6B", "mit")
-    assert not {METRICS_FILE, SETTINGS_FILE} & parcel.contents.keys()
-
-
-@pytest.mark.parametrize("text", ["- 3", "model: [", "5", "", "model: 5"])
-def test_damaged_options_are_not_published(folder, text):
-    (folder / SETTINGS_FILE).write_text(text)
-    with pytest.raises(ValueError, match=rf"{SETTINGS_FILE} is damaged \(.*\); expected the options of a run"):
-        published_run(folder)
 
 
 def test_data_is_told_apart():

@@ -123,7 +123,7 @@ def test_the_model_of_a_recipe_may_be_on_the_hub(hub):
     hub.create("user/broken", {"config.json": b"[]"})
     with pytest.raises(ValueError, match=r"config\.json is damaged; expected an object of JSON"):
         Options.of(arguments("--model", "user/broken", "--recipe", "ssw"))
-    with pytest.raises(FileNotFoundError, match=r"^user/none is no folder on this machine and no repo on the Hub"):
+    with pytest.raises(FileNotFoundError, match=r"^user/none is not a folder on this machine and not a repo on the Hub"):
         Options.of(arguments("--model", "user/none", "--recipe", "ssw"))
 
 

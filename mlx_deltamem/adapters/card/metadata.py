@@ -1,6 +1,7 @@
-"""The metadata block of a model card: YAML that others write too, and that is changed line by line.
+"""The metadata block of a model card: YAML that users edit too, and that is therefore changed line by line.
 
-Writing it anew would lose comments and turn values that YAML reads otherwise (`language: no`) into something else.
+Parsing and writing the whole block would lose comments, and would change values that YAML reads in its own way
+(`language: no` is read as false).
 """
 
 import re
@@ -18,12 +19,12 @@ _NAMES = ("base_model", "license")
 
 @dataclass(frozen=True)
 class CardText:
-    """A card in its two parts, with lines that end in `\\n`.
+    """The text of a card in two parts, with lines that end in `\\n`.
 
     Attributes:
-        block: The YAML between the dashes.
+        block: The YAML between the two lines of dashes.
         body: The Markdown after them.
-        windows: Whether the lines of its file end in `\\r\\n`.
+        windows: Whether the lines of the file end in `\\r\\n`.
     """
 
     block: str = ""
@@ -31,22 +32,22 @@ class CardText:
     windows: bool = False
 
     def joined(self) -> str:
-        """The text of the card."""
+        """Return the text of the card, with the line ends of its file."""
         text = f"---\n{self.block}---\n{self.body}"
         return text.replace("\n", "\r\n") if self.windows else text
 
 
 def read_card(path: Path) -> CardText:
-    """The card in a file.
+    """Read a card.
 
     Raises:
-        ValueError: It is no text.
-        OSError: It cannot be read.
+        ValueError: The file is not UTF-8 text.
+        OSError: The file cannot be read.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"the model card {path} is no UTF-8 text ({error}); mend it or delete the file") from None
+        raise ValueError(f"the model card {path} is not UTF-8 text ({error}); repair it or delete the file") from None
     windows = "\n" in text and not re.search(r"(?<!\r)\n", text)
     if windows:
         text = text.replace("\r\n", "\n")
@@ -54,40 +55,49 @@ def read_card(path: Path) -> CardText:
     return CardText(match["block"], match["body"], windows) if match else CardText("", text, windows)
 
 
-def metadata(block: str, path: Path) -> dict[str, object]:
-    """What a block says; `path` is its card's, for messages.
+def parse_block(block: str, path: Path) -> dict[str, object]:
+    """Return the metadata in a block.
+
+    Args:
+        block: The YAML of a card.
+        path: The card's file, for errors.
 
     Raises:
-        ValueError: It is damaged, or is not what the Hub understands.
+        ValueError: The block is damaged, or the Hub would not accept it.
     """
     try:
         data = yaml.safe_load(block) or {}
         if not isinstance(data, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
         for name in _NAMES:
             value = data.get(name) or []
             if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
                 raise ValueError(f"{name} is {value!r}, expected a name")
-        # It checks the evaluation results, which have a form of their own.
-        ModelCardData(**data).to_dict()
+        # This checks the form of evaluation results.
+        ModelCardData(**data).to_dict()  # type: ignore[no-untyped-call]  # of huggingface_hub
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
         problem = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"the metadata block of {path} is damaged ({problem}); mend it or delete the file") from None
+        raise ValueError(f"the metadata block of {path} is damaged ({problem}); repair it or delete the file") from None
     return data
 
 
-def changed(block: str, changes: Mapping[str, object], path: Path) -> str:
-    """A block with other values for some keys, all else as it was, down to comments and spelling.
+def edited_block(block: str, changes: Mapping[str, object], path: Path) -> str:
+    """Return a block with new values for some keys; all other lines stay as they are, with comments and spelling.
+
+    Args:
+        block: The YAML of a card.
+        changes: The new values.
+        path: The card's file, for errors.
 
     Raises:
-        ValueError: The block is written in a way that does not allow it.
+        ValueError: The block is written in a form that cannot be edited line by line, for instance `{a: 1}`.
     """
-    expected = metadata(block, path) | dict(changes)
+    expected = parse_block(block, path) | dict(changes)
     for name, value in changes.items():
         lines = yaml.safe_dump({name: value}, allow_unicode=True, width=1000)
-        entry = re.compile(rf"^{re.escape(name)}[ \t]*:.*\n(?:(?:[ \t]+|-[ \t]).*\n)*", re.M)
-        block = entry.sub(lambda _, lines=lines: lines, block, count=1) if entry.search(block) else block + lines
+        entry = re.search(rf"^{re.escape(name)}[ \t]*:.*\n(?:(?:[ \t]+|-[ \t]).*\n)*", block, re.M)
+        block = block + lines if entry is None else block[: entry.start()] + lines + block[entry.end() :]
     with suppress(ValueError):
-        if metadata(block, path) == expected:
+        if parse_block(block, path) == expected:
             return block
     raise ValueError(f"the metadata block of {path} cannot be completed; write {', '.join(changes)} by hand")

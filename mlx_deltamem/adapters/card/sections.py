@@ -1,11 +1,14 @@
-"""The facts in an adapter's model card, as Markdown."""
+"""The sections of an adapter's model card in Markdown, and the pictures that a card shows."""
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import TypedDict
+from urllib.parse import unquote
 
 from mlx_deltamem.core.adapter import CURVES_FILE, METRICS_FILE, RESULTS_FILE, WEIGHTS_FILE, Adapter, dtype_name
 from mlx_deltamem.core.config import CONFIG_FILE
@@ -14,18 +17,47 @@ PAPER = "2605.12357"
 
 _RESULT_COLUMNS = ("task", "condition", "metric", "value", "interval", "questions")
 
+_PICTURES = {".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp"}
+# Markdown's `![text](path)` and `![text](<path with spaces>)`, and HTML's `<img src="path">`.
+_SHOWN = re.compile(r"!\[[^\]]*\]\(\s*(?:<([^>]+)>|([^\s)]+))|<img\b[^>]*?\bsrc=[\"']([^\"']+)[\"']", re.I)
+
+
+class _Ratio(TypedDict):
+    """A perplexity of the model with a memory, divided by that of the frozen model."""
+
+    meaning: str
+    ratio: float | None
+    interval: list[float | None]
+    texts: int
+
+
+class _Share(TypedDict):
+    """The share of replies or tokens that are as the frozen model's, in %."""
+
+    value: float | None
+    interval: list[float | None]
+    prompts: int
+
+
+class _Health(TypedDict):
+    """The `health` of results.json, as mlx_deltamem.evaluate writes it."""
+
+    perplexity: list[_Ratio]
+    replies_equal: _Share
+    tokens_alike: _Share
+
 
 def card_sections(folder: Path, adapter: Adapter, repo: str | None, base_models: list[str]) -> dict[str, str]:
-    """The sections of a card, by name, in the order in which they stand there.
+    """Return the sections of a card by name, in their order on the card.
 
     Args:
-        folder: Where the adapter's files are.
-        adapter: What they hold.
-        repo: The Hub repo that the card is for.
-        base_models: As in the card's metadata.
+        folder: The adapter's folder.
+        adapter: The adapter in the folder.
+        repo: The Hub repo that the card is for, if any.
+        base_models: The models in the card's metadata.
 
     Raises:
-        ValueError: The folder has results that are damaged.
+        ValueError: The folder's results.json is damaged.
     """
     return {
         "title": _title(repo, base_models),
@@ -69,6 +101,7 @@ def _configuration(adapter: Adapter) -> str:
         "corrected": ", ".join(config.delta_heads) or "nothing",
         "written by": config.memory_write_granularity.removesuffix("_mean"),
         "gates": gates,
+        **({"keys": "with the memory query of the token written before (key shift)"} if config.key_shift else {}),
         "update": config.state_update_mode,
         "parameters": f"{adapter.parameters:,}",
         "weights": ", ".join(dtypes),
@@ -78,7 +111,7 @@ def _configuration(adapter: Adapter) -> str:
 
 
 def _training(folder: Path, adapter: Adapter) -> str:
-    """What it was trained on, for how long, and the curves; nothing for an adapter that does not tell."""
+    """Return the section on the training: the data, the duration, the curves; empty if the adapter does not name it."""
     if "trained" not in adapter.metadata:
         return ""
     lines = ["## Training", "", f"Trained by mlx_deltamem {adapter.metadata['trained']}."]
@@ -90,7 +123,7 @@ def _training(folder: Path, adapter: Adapter) -> str:
 
 
 def _training_seconds(path: Path) -> float | None:
-    """How long a run took, by the last of its reports."""
+    """Return the duration of a run in seconds, from the last of its reports."""
     with suppress(OSError, ValueError, TypeError, StopIteration):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return float(next(row["seconds"] for row in reversed(rows) if "seconds" in row))
@@ -98,7 +131,7 @@ def _training_seconds(path: Path) -> float | None:
 
 
 def _results(path: Path) -> str:
-    """The sections on results and on the model's health; each is left out where results.json has none."""
+    """Return the sections on results and on the model's health, each only if results.json has such numbers."""
     if not path.exists():
         return ""
     try:
@@ -113,8 +146,7 @@ def _results(path: Path) -> str:
     return "\n\n".join(filter(None, [results, health]))
 
 
-def _health(found: dict[str, object]) -> str:
-    """The card's section on the model's health, made from the `health` of results.json (see `health_document`)."""
+def _health(found: _Health) -> str:
     ratios = [
         (_cell(each["meaning"]), _cell(each["ratio"]), _cell(each["interval"]), _cell(each["texts"]))
         for each in found["perplexity"]
@@ -133,7 +165,7 @@ def _health(found: dict[str, object]) -> str:
 
 
 def provenance(adapter: Adapter) -> str:
-    """Whose work an adapter is made from, and what was done to it; nothing for one that is all its maker's."""
+    """Return the section on the adapter that this one was made from and how; empty if it was made from no other."""
     metadata, lines = adapter.metadata, []
     if source := metadata.get("source_adapter"):
         repo, _, revision = source.partition("@")
@@ -165,7 +197,7 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    """A value of a results file, as a cell of a table."""
+    """Format a value of results.json as a cell of a table."""
     if value is None:
         return ""
     if isinstance(value, list):
@@ -173,3 +205,22 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def shown_pictures(folder: Path, card: str) -> list[str]:
+    """Return the paths of the folder's pictures that a card shows, relative to the folder.
+
+    Pictures outside the folder, in hidden folders or under an absolute path are left out.
+    """
+    paths = dict.fromkeys(_picture(unquote(next(filter(None, match.groups())))) for match in _SHOWN.finditer(card))
+    home = folder.resolve()
+    return [
+        path for path in paths if path and (folder / path).is_file() and (folder / path).resolve().is_relative_to(home)
+    ]
+
+
+def _picture(target: str) -> str:
+    """Return the relative path of a picture, or an empty string."""
+    path = PurePosixPath(target)
+    is_local = not path.is_absolute() and ":" not in target and not any(part.startswith(".") for part in path.parts)
+    return str(path) if is_local and path.suffix.lower() in _PICTURES else ""

@@ -1,0 +1,46 @@
+"""Adapters as folders: model cards are left alone by the library's functions, and kept up to date by the commands'."""
+
+import subprocess
+import sys
+
+from mlx_deltamem import load_adapter, save_adapter
+from mlx_deltamem.adapters.card.folder import load_with_card, save_with_card
+from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE
+from mlx_deltamem.core.config import CONFIG_FILE
+from tests.conftest import adapter
+
+CARD = "---\nbase_model: Qwen/Qwen3-0.6B\nlicense: mit\n---\nBees.\n"
+
+
+def test_loading_an_adapter_imports_neither_cards_nor_yaml(tmp_path):
+    save_adapter(load_adapter(adapter()), tmp_path / "memory")
+    # huggingface_hub imports yaml itself, so that only the modules of the package are looked at.
+    code = (
+        "import sys, mlx_deltamem\n"
+        "mlx_deltamem.load_adapter(sys.argv[1])\n"
+        "modules = {name: module for name, module in sys.modules.items() if name.startswith('mlx_deltamem')}\n"
+        "found = [name for name, module in modules.items() if '.card' in name or hasattr(module, 'yaml')]\n"
+        "print('mlx_deltamem.adapters.folder' in modules, found)"
+    )
+    for folder in (adapter(), str(tmp_path / "memory")):
+        ended = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+        assert ended.stdout == "True []\n"
+
+
+def test_the_library_writes_no_card_and_leaves_the_one_that_is_there(tmp_path):
+    save_adapter(load_adapter(adapter()), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [WEIGHTS_FILE, CONFIG_FILE]
+    save_with_card(load_adapter(adapter()), tmp_path)
+    card = (tmp_path / CARD_FILE).read_text()
+    save_adapter(load_adapter(adapter("qwen3_msw4")), tmp_path)
+    assert (tmp_path / CARD_FILE).read_text() == card
+    save_with_card(load_adapter(tmp_path), tmp_path)
+    assert (tmp_path / CARD_FILE).read_text() != card
+
+
+def test_only_the_commands_functions_read_a_card(tmp_path):
+    save_adapter(load_adapter(adapter()), tmp_path)
+    (tmp_path / CARD_FILE).write_text(CARD)
+    plain, described = load_adapter(tmp_path).metadata, load_with_card(tmp_path).metadata
+    assert described == {**plain, "base_model": "Qwen/Qwen3-0.6B", "license": "mit"}
+    assert "license" not in plain
