@@ -1,16 +1,16 @@
-# `make demo` and `make test` do all the set-up, each on a fresh machine.
+# `make demo` and `make test` set everything up on a fresh machine.
 PYTHON ?= python3
 # MLX for this platform: Metal on a Mac; elsewhere `make MLX=cuda13 ...` for an NVIDIA GPU.
 MLX ?= $(if $(filter Darwin,$(shell uname -s)),,cpu)
 VENV := .venv
 BIN := $(VENV)/bin
-# One for each kind of MLX, so that asking for another one installs it.
+# One file for each kind of MLX: another kind is then installed when it is asked for.
 INSTALLED := $(VENV)/installed-$(or $(MLX),metal)
 
 comma := ,
 EXTRAS := test,plot$(if $(MLX),$(comma)$(MLX))
 
-.PHONY: demo test gpu-test lint adapters bench clean
+.PHONY: demo test gpu-check gpu-test lint adapters bench clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,20 +26,24 @@ test: $(INSTALLED)
 	$(BIN)/python -m tools.smollm2
 	$(BIN)/python -m pytest -n 2
 
-# On a Mac, or `make MLX=cuda13 gpu-test`: the kernels on the GPU, then what they cost.
-gpu-test: $(INSTALLED)
+# The kernels on the GPU, on a Mac or with `make MLX=cuda13 gpu-check`.
+gpu-check: $(INSTALLED)
 	@$(BIN)/python -c "import sys; from mlx_deltamem.recurrence.kernels.build import gpu_language as gpu; sys.exit(None if gpu() else 'MLX finds no GPU here; on Linux with an NVIDIA GPU run: make MLX=cuda13 gpu-test')"
 	$(BIN)/python -m pytest -m gpu
+
+# The same, and then their speed.
+gpu-test: gpu-check
 	$(BIN)/python -m mlx_deltamem.benchmark --shape qwen3-4b
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/codespell
 
 adapters: $(INSTALLED)
 	$(BIN)/python -m tools.adapters
 
-# Minutes, on a machine that does nothing else: timings are no tests.
+# Takes minutes. Run it on a machine that does nothing else: it measures times.
 bench: $(INSTALLED)
 	$(BIN)/python -m tools.measure.bench
 
