@@ -1,4 +1,7 @@
-"""Check every adapter that comes with the project, and the index of them in adapters/README.md."""
+"""Check the adapters that come with the project and their index: `python -m tools.adapters` (or `make adapters`).
+
+The index is a table in adapters/README.md. `--write` brings the model cards and the index up to date first.
+"""
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
 
@@ -12,14 +15,14 @@ from urllib.parse import quote
 from rich.console import Console
 from rich.filesize import decimal
 
-from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE, Adapter
-from mlx_deltamem.adapters.folder import load_adapter
-from mlx_deltamem.adapters.card.card import Card, make_card, names, write_card
+from mlx_deltamem.adapters.card.card import Card, make_card, names
+from mlx_deltamem.adapters.card.folder import load_with_card, write_card
 from mlx_deltamem.cli.command import command
+from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE, Adapter
 from mlx_deltamem.files.atomic import new_file
 
 ADAPTERS = Path(__file__).parents[1] / "adapters"
-# They are in every clone for ever.
+# Bytes. Every clone downloads each adapter, in all its versions.
 LARGEST_FOLDER = 8_000_000
 
 _INDEX = re.compile(r"(?<=<!-- index -->\n).*?(?=<!-- /index -->)", re.S)
@@ -27,7 +30,7 @@ _INDEX = re.compile(r"(?<=<!-- index -->\n).*?(?=<!-- /index -->)", re.S)
 
 @dataclass(frozen=True)
 class Found:
-    """An adapter of the project and its card as it should be."""
+    """An adapter of the project, and the model card that its files call for."""
 
     folder: Path
     adapter: Adapter
@@ -35,11 +38,19 @@ class Found:
 
 
 def check(folder: Path, write: bool = False) -> tuple[Found | None, list[str]]:
-    """Read one adapter, and say what is wrong with its folder; `write` brings its card up to date first."""
+    """Read one adapter and look for mistakes in its folder.
+
+    Args:
+        folder: The adapter's folder.
+        write: Bring its model card up to date first.
+
+    Returns:
+        The adapter (None if it cannot be read), and one line for each mistake.
+    """
     try:
-        adapter = load_adapter(folder)
+        adapter = load_with_card(folder)
         if adapter.file != WEIGHTS_FILE:
-            return None, [f"it holds {adapter.file}; convert it with mlx_deltamem.convert"]
+            return None, [f"found {adapter.file}, expected {WEIGHTS_FILE}; convert it with mlx_deltamem.convert"]
         card = make_card(folder, adapter)
         if write:
             write_card(folder, card)
@@ -48,17 +59,17 @@ def check(folder: Path, write: bool = False) -> tuple[Found | None, list[str]]:
         return None, [str(error)]
     problems = list(card.problems)
     if card.text.encode() != current:
-        problems.append(f"its {CARD_FILE} does not say what its files hold; run `python -m tools.adapters --write`")
+        problems.append(f"its {CARD_FILE} does not match its files; run `python -m tools.adapters --write`")
     if card.missing:
         problems.append(f"its {CARD_FILE} lacks {' and '.join(card.missing)}")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LARGEST_FOLDER:
-        problems.append(f"it is {decimal(size)}; at most {decimal(LARGEST_FOLDER)} go into the repository")
+        problems.append(f"found {decimal(size)}, expected at most {decimal(LARGEST_FOLDER)} in a folder")
     return Found(folder, adapter, card), problems
 
 
 def index(adapters: list[Found]) -> str:
-    """The table in adapters/README.md."""
+    """Return the table of adapters/README.md."""
     if not adapters:
         return "There is none yet.\n"
     lines = ["| folder | for | weights | memory |", "|---|---|---|---|"]
@@ -72,12 +83,14 @@ def index(adapters: list[Found]) -> str:
 
 @command
 def main() -> None:
-    """Check all; exit code 1 where something is wrong."""
+    """Check all adapters. The exit code is 1 if there is a mistake."""
     parser = argparse.ArgumentParser(prog="python -m tools.adapters", description=__doc__)
     parser.add_argument("--path", type=Path, default=ADAPTERS, help="The folder of the adapters' folders.")
     parser.add_argument("--write", action="store_true", help="Bring cards and index up to date first.")
     args = parser.parse_args()
-    console, good, wrong = Console(soft_wrap=True, markup=False, highlight=False), [], 0
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    good: list[Found] = []
+    wrong = 0
     for folder in sorted(path for path in args.path.iterdir() if path.is_dir() and not path.name.startswith(".")):
         found, problems = check(folder, args.write)
         good += [found] if found is not None else []
@@ -95,7 +108,7 @@ def _check_index(path: Path, expected: str, write: bool, console: Console) -> in
         with new_file(path) as file:
             file.write_text(right, encoding="utf-8")
     elif right != text or not _INDEX.search(text):
-        console.print("README.md: its index does not list what is there; run `python -m tools.adapters --write`")
+        console.print("README.md: its index does not match the folders; run `python -m tools.adapters --write`")
         return 1
     return 0
 

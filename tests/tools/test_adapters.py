@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from mlx_deltamem import load_adapter, save_adapter
-from mlx_deltamem.adapters.card.card import make_card, write_card
+from mlx_deltamem.adapters.card.card import make_card
+from mlx_deltamem.adapters.card.folder import write_card
 from mlx_deltamem.core.adapter import CARD_FILE, RESULTS_FILE
-from mlx_deltamem.training.options import parse
+from mlx_deltamem.training.run_options import parse
 from mlx_deltamem.training.settings import Settings
 from tests.conftest import REPO, adapter
 from tools.adapters import main
@@ -59,12 +60,12 @@ def test_what_is_wrong_is_named(adapters, check):
     (adapters / "memory" / RESULTS_FILE).write_text('{"results": []}')
     code, printed = check(adapters)
     assert code == 1
-    assert "memory: its README.md does not say what its files hold" in printed
+    assert "memory: its README.md does not match its files" in printed
     (adapters / "memory" / CARD_FILE).write_text("---\na: [\n---\n")
     (adapters / "other").mkdir()
     code, printed = check(adapters, "--write")
     assert code == 1
-    assert "is no δ-mem adapter" in printed
+    assert "is not a δ-mem adapter" in printed
     assert "README.md is damaged" in printed
     assert "README.md: its index" not in printed
     assert "problems: 2" in printed
@@ -74,4 +75,4 @@ def test_an_index_that_is_out_of_date_is_named(adapters, check):
     (adapters / "README.md").write_text(INDEX)
     code, printed = check(adapters)
     assert code == 1
-    assert "its index does not list what is there" in printed
+    assert "its index does not match the folders" in printed

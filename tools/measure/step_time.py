@@ -1,8 +1,8 @@
-"""Compare a training step with the frozen backbone's own work: `python -m tools.measure.step_time`.
+"""Compare a training step with the work of the frozen backbone: `python -m tools.measure.step_time`.
 
-The backbone's work is the forward pass over history and text, and the backward pass to the outputs of its embeddings.
-Both are compiled, as mlx-lm's trainer does, and both run the head at the answers only. Measure on a machine that does
-nothing else.
+The work of the backbone is the forward pass over history and text, and the backward pass to the outputs of the
+embeddings. Both are compiled, as in mlx-lm's trainer, and both run the output projection at the answers only. Measure
+on a machine that does nothing else.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
@@ -17,20 +17,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.benchmarking.models import FRESH_ADAPTER, with_and_without
 from mlx_deltamem.benchmarking.paired import Sample, compare, interleave, measured
 from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.cli.options import count_from
+from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.show.progress import reading_progress
-from mlx_deltamem.sessions.template import Segments
-from mlx_deltamem.training.logits import head_at_positions
-from mlx_deltamem.training.batches import Batch, BatchMaker
-from mlx_deltamem.training.episodes import Episode, Question
+from mlx_deltamem.training.batch import Batch
+from mlx_deltamem.training.batches import BatchMaker
+from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.loss import EpisodeModel, LossTerms, answer_losses, weighted_mean
+from mlx_deltamem.training.logits import head_at_positions
 from mlx_deltamem.training.optimizer import ClippedAdamW
-from mlx_deltamem.training.run import freeze_all_but_adapter
+from mlx_deltamem.training.prepare import freeze_all_but_adapter
 
 FROZEN, FROZEN_AGAIN, STEP = "frozen backbone", "the same again", "training step"
 TARGET = 1.15
@@ -48,9 +49,9 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "batch": (16, "Episodes of a step"),
         "history": (48, "Tokens of each history"),
         "questions": (1, "Questions about each history"),
-        "text": (32, "Tokens of each text, its answer included"),
+        "text": (32, "Tokens of each text, with its answer"),
         "answer": (8, "Tokens of each answer"),
-        "rounds": (10, "Times that each is run"),
+        "rounds": (10, "Rounds of measuring"),
     }
     for name, (default, text) in sizes.items():
         parser.add_argument(f"--{name}", type=count_from(1), default=default, help=f"{text} (default: {default}).")
@@ -58,7 +59,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 
 
 def random_batch(vocabulary: int, args: argparse.Namespace) -> Batch:
-    """Episodes of random tokens, all of one size."""
+    """Return a batch of episodes with random tokens, all of the same size."""
 
     def tokens(count: int) -> list[int]:
         return generator.integers(0, vocabulary, count).tolist()
@@ -75,7 +76,7 @@ def random_batch(vocabulary: int, args: argparse.Namespace) -> Batch:
 
 
 def training_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
-    """A step of an attached model, as in a run."""
+    """Return a function that trains an attached model for one step, as a training run does."""
     freeze_all_but_adapter(model)
     module = EpisodeModel(model, LossTerms()).train()
     optimizer = ClippedAdamW(1e-4, steps=1000, warmup=100, weight_decay=0.0, max_norm=1.0)
@@ -83,7 +84,7 @@ def training_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
     state = [module.state, optimizer.state]
 
     @partial(mx.compile, inputs=state, outputs=state)
-    def step(*fields: mx.array) -> mx.array:
+    def step(*fields: mx.array | bool | tuple | None) -> mx.array:
         loss_and_gradients = nn.value_and_grad(module, lambda module, *fields: module(Batch.of(*fields)))
         (loss, _), gradients = loss_and_gradients(module, *fields)
         optimizer.update(module, gradients)
@@ -97,7 +98,7 @@ def training_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
 
 
 def frozen_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
-    """The frozen backbone over the same tokens, with the gradient of the outputs of its embeddings."""
+    """Return a function that runs the frozen backbone on the same tokens, and the gradient of the embeddings."""
     trunk, asked, (told,) = model.model, batch.asked, batch.history
     head = model.lm_head if "lm_head" in model else trunk.embed_tokens.as_linear
 
@@ -112,6 +113,7 @@ def frozen_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
 
 
 def timed(run: Callable[[], None]) -> Sample:
+    """Measure one run."""
     with measured() as sample:
         run()
     return sample
@@ -119,6 +121,7 @@ def timed(run: Callable[[], None]) -> Sample:
 
 @command
 def main() -> None:
+    """Measure the step and the backbone, and print a table."""
     args = setup_arg_parser().parse_args()
     if args.answer >= args.text:
         raise ValueError(f"--answer is {args.answer} and --text {args.text}; expected the text to be longer")
@@ -133,11 +136,11 @@ def main() -> None:
 
 
 def table(args: argparse.Namespace, samples: dict[str, list[Sample]]) -> Table:
-    """What each takes, and the ratio of the two."""
-    what = args.model or f"{args.shape}, {args.dtype}"
+    """Return a table of time and memory, and of the ratio of step to backbone."""
+    model = args.model or f"{args.shape}, {args.dtype}"
     shown = Table(
-        title=f"{what}: {args.batch} × ({args.history} + {args.questions} × {args.text}) tokens, "
-        f"ratios of pairs; at most {TARGET} is wanted"
+        title=f"{model}: {args.batch} × ({args.history} + {args.questions} × {args.text}) tokens, "
+        f"ratios of pairs; the target is at most {TARGET}"
     )
     shown.add_column("")
     for heading in (FROZEN, STEP, "ratio", "noise"):
