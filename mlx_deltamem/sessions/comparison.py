@@ -1,25 +1,27 @@
-"""The same question with the memory and without."""
+"""Ask the same question with a chat's memory and without it."""
 
 from collections.abc import Mapping
+from typing import Unpack
 
 from rich.markup import escape
 from rich.table import Table
 
+from mlx_deltamem.sessions.reply import ReplyOptions
 from mlx_deltamem.sessions.session import ChatSession
 
 WITH, WITHOUT = "with the memory", "without it"
 
 
-def compare(chat: ChatSession, question: str, **options: object) -> dict[str, str]:
-    """Ask a question twice, once with a chat's memory and once with an empty one; the chat stays as it is.
+def compare(chat: ChatSession, question: str, **options: Unpack[ReplyOptions]) -> dict[str, str]:
+    """Ask a question twice: with the chat's memory, and with an empty memory. The chat is not changed.
 
     Args:
-        chat: The chat. What it sees of earlier turns, both see.
+        chat: The chat. Both questions see the same text of its earlier turns.
         question: A message of the user.
-        options: As for `ChatSession.send`.
+        options: As in `ChatSession.stream`.
 
     Returns:
-        The replies, by `WITH` and `WITHOUT`.
+        The replies, under `WITH` and `WITHOUT`.
 
     Raises:
         ValueError: As `ChatSession.send`.
@@ -29,7 +31,7 @@ def compare(chat: ChatSession, question: str, **options: object) -> dict[str, st
 
 
 def side_by_side(replies: Mapping[str, str]) -> Table:
-    """Replies in columns, for the terminal."""
+    """A table for the terminal, with a column for each reply."""
     table = Table(*map(escape, replies))
     table.add_row(*(escape(reply.strip()) for reply in replies.values()))
     return table

@@ -1,20 +1,25 @@
-"""How much of the memory a turn kept and how much it overwrote."""
+"""Measure how much of the memory a turn kept, and how far it moved the memory."""
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
+
+from mlx_deltamem.core.reads import Reads
+from mlx_deltamem.sessions.restore import States
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What one turn did to the memory, by layer index.
+    """The effect of one turn on the memory, by layer index.
 
     Attributes:
-        kept: The mean keep gate over the tokens of the message and of what the template puts around it (the tokens of
-            the reply are run one by one and are not measured); 1.0 for a turn that wrote nothing.
-        changed: How far the whole turn moved the state, relative to the larger of its norms before and after:
-            0 = not at all, above 1 = it points elsewhere.
+        kept: The mean of the keep gate (0 to 1) over the tokens that were written as the messages were read, the
+            template's tokens among them. The tokens of the reply run one by one and are not measured. 1.0 for a turn
+            that wrote nothing.
+        changed: The distance between the states before and after the whole turn, divided by the larger of their norms.
+            0 means no change. Above 1, the new state points in another direction.
     """
 
     kept: dict[int, float]
@@ -22,27 +27,63 @@ class Drift:
 
     @property
     def half_life(self) -> dict[int, float]:
-        """By layer, after how many tokens of this kind half of a state is left; infinite where all was kept."""
+        """By layer, the number of such tokens after which half of a state is left; infinite if all is kept."""
         return {layer: half_life(kept) for layer, kept in self.kept.items()}
 
 
 def half_life(kept: float) -> float:
-    """The number of tokens after which half is left when each keeps the share `kept`."""
+    """The number of tokens after which half of a state is left, if each token keeps the share `kept` of it."""
     if kept >= 1.0:
         return math.inf
     return math.log(0.5) / math.log(kept) if kept > 0.0 else 0.0
 
 
-def changes(before: list[mx.array], after: list[mx.array]) -> dict[int, float]:
-    """The relative change of each layer's state; states without numbers are left out.
+def changes(before: States, after: States) -> dict[int, float]:
+    """The relative change of the states, by layer index.
+
+    Only the square part `[B, H, r, r]` is compared. The extra row of a key shift holds the last token's memory query,
+    which is not memory content.
 
     Args:
-        before, after: By layer index, `[B, H, r, r]`, or `[B, 0, 0, 0]` for a layer without a memory.
+        before, after: By layer index, `[B, H, r, r]` or `[B, H, r + 1, r]` float32; `[B, 0, 0, 0]` for a layer without
+            a memory, which is left out.
     """
     pairs = {layer: pair for layer, pair in enumerate(zip(before, after, strict=True)) if pair[0].size}
-    distances = [mx.linalg.norm(b - a) / mx.maximum(_larger_norm(b, a), 1e-30) for b, a in pairs.values()]
-    return dict(zip(pairs, mx.stack(distances).tolist(), strict=True))
+    return _numbers({layer: _relative_distance(_square(b), _square(a)) for layer, (b, a) in pairs.items()})
 
 
-def _larger_norm(before: mx.array, after: mx.array) -> mx.array:
-    return mx.maximum(mx.linalg.norm(before), mx.linalg.norm(after))
+class KeepGateMeans:
+    """The mean of the keep gate over the tokens that are written, by layer. An `Observer` of forward passes."""
+
+    def __init__(self) -> None:
+        # By layer, the sum over the tokens and their number.
+        self._sums: dict[int, tuple[mx.array, mx.array]] = {}
+
+    def __call__(self, layer: int, reads: Reads, output: mx.array) -> None:
+        if reads.written:
+            total, count = self._sums.get(layer, (mx.zeros(()), mx.zeros(())))
+            more, tokens = reads.sum_over_written(reads.gates.keep)
+            self._sums[layer] = (total + more, count + tokens)
+
+    def evaluate(self) -> None:
+        """Evaluate the sums, so that the activations that they are computed from can be freed."""
+        mx.eval(list(self._sums.values()))
+
+    def means(self) -> dict[int, float]:
+        """The means by layer index; empty if nothing was written."""
+        return _numbers({layer: total / mx.maximum(count, 1) for layer, (total, count) in self._sums.items()})
+
+
+def _square(state: mx.array) -> mx.array:
+    return state[..., : state.shape[-1], :]
+
+
+def _relative_distance(before: mx.array, after: mx.array) -> mx.array:
+    larger = mx.maximum(mx.linalg.norm(before), mx.linalg.norm(after))
+    return mx.linalg.norm(after - before) / mx.maximum(larger, 1e-30)
+
+
+def _numbers(scalars: dict[int, mx.array]) -> dict[int, float]:
+    """Scalar arrays as numbers. They are evaluated together."""
+    mx.eval(scalars)
+    return {layer: cast(float, scalar.item()) for layer, scalar in scalars.items()}

@@ -1,87 +1,67 @@
-"""How much of earlier turns a chat's model sees beside its memory, and the way back in its keys and values."""
+"""The `history` option: how much of the earlier turns a model sees beside its memory."""
 
-import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-import mlx.core as mx
-from mlx_lm.models.cache import KVCache, QuantizedKVCache
+from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, start_length
+from mlx_deltamem.sessions.turn import Turn, said_turns
 
-from mlx_deltamem.core.cache import PromptCache
-
+# `full`, `none`, or a number of tokens.
 History = str | int
 FULL, NONE = "full", "none"
 
 
-def parse_history(history: str | int) -> History:
-    """Check a history: `full`, `none` or a number of tokens (an int, or digits).
+def parse_history(history: object) -> History:
+    """Check a history: `full`, `none` or a number of tokens (an int, or its digits as text).
 
     Raises:
         ValueError: It is none of these.
     """
-    if history in (FULL, NONE):
+    if isinstance(history, str) and history in (FULL, NONE):
         return history
     tokens = int(history) if isinstance(history, str) and history.isascii() and history.isdigit() else history
+    # isinstance(True, int) is True.
     if type(tokens) is not int or tokens < 1:
         raise ValueError(f"history is {history!r}; expected 'full', 'none' or a number of tokens >= 1")
     return tokens
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A place in a chat that its keys and values can go back to.
+def seen_before(turn: Turn, earlier: Sequence[Turn], history: History) -> Segments:
+    """The tokens of earlier turns that are read again before a turn, in a chat that does not keep its whole text.
 
-    Attributes:
-        offsets: For each entry of the cache that can be cut at its end, its length there; else None.
-        copies: Copies of the entries that cannot; None where they were not made.
+    These are the visible start and the last tokens of the text. The first turn has the visible start in its opening,
+    so nothing is read before it. Before the results of tools, the turns with the calls are read, whatever the history.
+
+    Args:
+        turn: The turn.
+        earlier: All turns before it. Those that were remembered are not part of the text.
+        history: `none` or a number of tokens.
     """
-
-    offsets: list[int | None]
-    copies: list[object | None] | None
-
-    def without_copies(self) -> "Mark":
-        """The mark as it can be kept for long: without what takes memory."""
-        return Mark(self.offsets, None)
-
-
-def mark(cache: PromptCache) -> Mark:
-    """Mark the present end of the text in a prompt cache. Copies share their arrays until one side writes."""
-    offsets = [entry.offset if can_be_cut(entry) else None for entry in cache[:-1]]
-    copies = [None if can_be_cut(entry) else copy.deepcopy(entry) for entry in cache[:-1]]
-    return Mark(offsets, copies)
+    said = said_turns(earlier)
+    if not said:
+        return NO_SEGMENTS
+    start = start_length(said[0].opening)
+    wanted = max(history if isinstance(history, int) else 0, _tokens_of_tool_loop(said, turn))
+    return Segments.without_spans([*said[0].opening.ids[:start], *_last_tokens(said, wanted, start)])
 
 
-def mark_at(cache: PromptCache, tokens: int) -> Mark:
-    """Mark the place after so many tokens, in a cache that kept all of them."""
-    return Mark([tokens if can_be_cut(entry) else None for entry in cache[:-1]], None)
+def _last_tokens(said: Sequence[Turn], wanted: int, start: int) -> list[int]:
+    """The last `wanted` tokens of some turns, without the visible start: the first `start` tokens of the first turn."""
+    parts: list[list[int]] = []
+    missing = wanted
+    for index in range(len(said) - 1, -1, -1):
+        if missing <= 0:
+            break
+        ids = said[index].segments.ids[0 if index else start :]
+        parts.append(ids[max(0, len(ids) - missing) :])
+        missing -= len(ids)
+    return [token for ids in reversed(parts) for token in ids]
 
 
-def go_back(cache: PromptCache, place: Mark | None) -> bool:
-    """Take the text in a prompt cache back to a mark, the memory aside; False where that cannot be done."""
-    if place is None:
-        return False
-    for entry, offset in zip(cache[:-1], place.offsets, strict=True):
-        possible = place.copies is not None if offset is None else can_be_cut(entry) and entry.offset >= offset
-        if not possible:
-            return False
-    for index, (entry, offset) in enumerate(zip(cache[:-1], place.offsets, strict=True)):
-        if offset is None:
-            cache[index] = copy.deepcopy(place.copies[index])
-        else:
-            entry.trim(entry.offset - offset)
-    return True
-
-
-def take_back_token(cache: PromptCache, states: list[mx.array]) -> bool:
-    """Take the last token back, `states` being the memory before it; False where the text cannot be cut."""
-    if not all(can_be_cut(entry) for entry in cache[:-1]):
-        return False
-    for entry in cache[:-1]:
-        entry.trim(1)
-    cache[-1].cache = list(states)
-    return True
-
-
-def can_be_cut(entry: object) -> bool:
-    """Whether the last tokens of a cache entry can be taken off, however many it held."""
-    # Rotating caches say so too until they are full; but a mark has to hold after that.
-    return isinstance(entry, KVCache | QuantizedKVCache)
+def _tokens_of_tool_loop(said: Sequence[Turn], turn: Turn) -> int:
+    """The number of tokens in the turns that a turn's tool results answer; 0 if it has no tool results."""
+    tokens = 0
+    for earlier in reversed(said):
+        if turn.messages[0]["role"] != "tool":
+            break
+        tokens, turn = tokens + earlier.length, earlier
+    return tokens

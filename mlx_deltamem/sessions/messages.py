@@ -1,22 +1,23 @@
-"""Messages as OpenAI's API, chat templates and mlx-lm have them."""
+"""Messages of a chat: the form that OpenAI's API uses, and the form that chat templates use."""
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict, TypeGuard
 
 from mlx_deltamem.files.jsonl import Json
 
-# OpenAI's newer models call the system prompt `developer`. mlx-lm hands that name on, but most chat templates do not
-# know it: they refuse such a message, or leave it out without a word.
+# OpenAI's newer models call the system prompt `developer`. mlx-lm passes that name on, but most chat templates do not
+# know it: they refuse such a message, or leave it out silently.
 _ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system", "tool": "tool"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_CALL_FORM = '{"id", "type": "function", "function": {"name", "arguments"}}'
 
 
 class Function(TypedDict):
-    """A function and its arguments.
+    """The function that a tool call names, with its arguments.
 
-    In a `Message`, `arguments` is a dict, which chat templates need. In a call that was found in a reply, it is JSON
-    text.
+    `arguments` is a dict in a `Message`, because chat templates need a dict. It is JSON text in a call that was found
+    in a reply (`ChatSession.tool_calls`), as in OpenAI's API.
     """
 
     name: str
@@ -32,7 +33,7 @@ class ToolCall(TypedDict):
 
 
 class Message(TypedDict):
-    """A message in the form of chat templates; the role is user, assistant, system or tool."""
+    """A message in the form of chat templates. The role is user, assistant, system or tool."""
 
     role: str
     content: str
@@ -41,20 +42,24 @@ class Message(TypedDict):
     tool_call_id: NotRequired[str]
 
 
-def parse_messages(given: str | Mapping[str, object] | Sequence[Mapping[str, object]]) -> tuple[Message, ...]:
-    """Check messages in OpenAI's form, and bring them into the form of chat templates.
+# Messages as a user of this package gives them: the text of a user's message, one message in OpenAI's form, or several.
+GivenMessages = str | Mapping[str, object] | Sequence[Mapping[str, object]]
+
+
+def parse_messages(given: object) -> tuple[Message, ...]:
+    """Check messages in OpenAI's form and convert them to the form of chat templates.
 
     Args:
-        given: The text of a user's message, one message, or some. Roles are user, assistant, system, developer and
-            tool. Content is text or a list of text parts; None for an assistant that calls tools. Keys that a
-            `Message` does not have are left out.
+        given: Messages as in `GivenMessages`; anything else is refused. The roles are user, assistant, system,
+            developer and tool. The content is text or a list of text parts; it may be None in a message of the
+            assistant that calls tools. Keys that a `Message` does not have are left out.
 
     Returns:
-        Copies. Text parts are joined, `developer` is `system`, and the arguments of tool calls are dicts.
+        Copies. Text parts are joined, `developer` becomes `system`, and the arguments of tool calls are dicts.
 
     Raises:
-        ValueError: There is no message, or one has another role, content that is no text or no UTF-8, a user's has
-            nothing but white space, or tool calls are not as OpenAI has them.
+        ValueError: There is no message, or a message has another role, content that is not text or not UTF-8, or tool
+            calls in another form; or a user's message has only white space.
     """
     if isinstance(given, str):
         return (_message("the message", {"role": "user", "content": given}),)
@@ -70,8 +75,33 @@ def parse_messages(given: str | Mapping[str, object] | Sequence[Mapping[str, obj
     return tuple(_message(f"messages[{index}]", message) for index, message in enumerate(given))
 
 
+def said_messages(given: object) -> tuple[Message, ...]:
+    """Check messages that the model can reply to, and convert them as `parse_messages` does.
+
+    Raises:
+        ValueError: As `parse_messages`; or one of them is a message of the assistant.
+    """
+    messages = parse_messages(given)
+    if any(message["role"] == "assistant" for message in messages):
+        raise ValueError("there is a message of the assistant among those to reply to; remember() writes transcripts")
+    return messages
+
+
+def system_prompt(text: object) -> str:
+    """Check a system prompt. It may be empty.
+
+    Raises:
+        ValueError: It is not text, or not UTF-8.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"the system prompt is of type {type(text).__name__}; expected text")
+    if not is_utf8(text):
+        raise ValueError("the system prompt is not UTF-8 (it has half a character, a lone surrogate); expected text")
+    return text
+
+
 def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8, which lone surrogates cannot."""
+    """Whether a text can be encoded as UTF-8. A text with lone surrogates cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -80,10 +110,10 @@ def is_utf8(text: str) -> bool:
 
 
 def json_text(value: object) -> str:
-    """A value as JSON.
+    """Encode a value as JSON.
 
     Raises:
-        ValueError, TypeError, RecursionError: JSON has no such value, or the text is not UTF-8.
+        ValueError, TypeError, RecursionError: JSON cannot hold the value, or the text is not UTF-8.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     text.encode()
@@ -91,17 +121,18 @@ def json_text(value: object) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as an error message shows it: on one line, and not all of a long one."""
+    """A text for an error message: on one line, and shortened if it is long."""
     return repr(text if len(text) <= 40 else text[:40] + "...")
 
 
 def _message(place: str, given: object) -> Message:
+    """Check and convert one message. `place` names it in errors."""
     if not isinstance(given, Mapping):
         raise ValueError(f"{place} is {_named(given)}; expected a dict with role and content: give it as one")
-    role = given.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise ValueError(f"{place} has role {_named(role)}; expected one of {', '.join(_ROLES)}: change its role")
-    role = _ROLES[role]
+    given_role = given.get("role")
+    if not isinstance(given_role, str) or given_role not in _ROLES:
+        raise ValueError(f"{place} has role {_named(given_role)}; expected one of {', '.join(_ROLES)}: change its role")
+    role = _ROLES[given_role]
     calls = _tool_calls(place, role, given.get("tool_calls"))
     content = given.get("content")
     message: Message = {"role": role, "content": "" if calls and content is None else _content(place, content)}
@@ -119,18 +150,18 @@ def _message(place: str, given: object) -> Message:
 
 
 def _content(place: str, given: object) -> str:
-    """The text of content, joined as mlx-lm's server joins it."""
+    """The text of a message's content. Text parts are joined as mlx-lm's server joins them."""
     if not _is_list(given):
         return _text(place if isinstance(given, str) else f"the content of {place}", given)
-    texts = []
-    for index, part in enumerate(given):
-        where = f"part {index} of {place}"
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in _TEXT_PARTS:
-            found = f"has type {_named(kind)}" if isinstance(part, Mapping) else f"is {_named(part)}"
-            raise ValueError(f"{where} {found}; expected type text: models see text only, leave other parts out")
-        texts.append(_text(f"the text of {where}", part.get("text")))
-    return "".join(texts)
+    return "".join(_part(f"part {index} of {place}", part) for index, part in enumerate(given))
+
+
+def _part(place: str, given: object) -> str:
+    kind = given.get("type") if isinstance(given, Mapping) else None
+    if not isinstance(given, Mapping) or kind not in _TEXT_PARTS:
+        found = f"has type {_named(kind)}" if isinstance(given, Mapping) else f"is {_named(given)}"
+        raise ValueError(f"{place} {found}; expected type text: models see text only, leave other parts out")
+    return _text(f"the text of {place}", given.get("text"))
 
 
 def _tool_calls(place: str, role: str, given: object) -> list[ToolCall]:
@@ -144,32 +175,31 @@ def _tool_calls(place: str, role: str, given: object) -> list[ToolCall]:
 
 
 def _tool_call(place: str, given: object) -> ToolCall:
-    function = given.get("function") if isinstance(given, Mapping) else None
-    if not isinstance(function, Mapping) or given.get("type") not in (None, "function"):
-        raise ValueError(
-            f'{place} is no function call; expected {{"id", "type": "function", "function": {{"name", "arguments"}}}}: '
-            "give it in OpenAI's form"
-        )
+    call = given if isinstance(given, Mapping) else {}
+    function = call.get("function")
+    if not isinstance(function, Mapping) or call.get("type") not in (None, "function"):
+        raise ValueError(f"{place} is not a function call; expected {_CALL_FORM}: give it in OpenAI's form")
     name = _text(f"the name of {place}", function.get("name"))
     if not name:
         raise ValueError(f"{place} has an empty name; expected a tool's name: name the tool that was called")
     called: Function = {"name": name, "arguments": _arguments(place, function.get("arguments"))}
-    if given.get("id") is None:
+    if call.get("id") is None:
         return {"type": "function", "function": called}
-    return {"id": _text(f"the id of {place}", given["id"]), "type": "function", "function": called}
+    return {"id": _text(f"the id of {place}", call["id"]), "type": "function", "function": called}
 
 
 def _arguments(place: str, given: object) -> dict[str, Json]:
-    """The arguments of a call as a dict, as mlx-lm's server gives them to chat templates, which write them as JSON."""
+    """The arguments of a call as a dict. Chat templates need a dict, and mlx-lm's server gives them one."""
     try:
         found = (json.loads(given) if given.strip() else {}) if isinstance(given, str) else given
         if isinstance(found, Mapping):
-            return json.loads(json_text(dict(found)))
+            arguments: dict[str, Json] = json.loads(json_text(dict(found)))
+            return arguments
         problem = _named(found)
     except (ValueError, TypeError, RecursionError) as error:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
     raise ValueError(
-        f"the arguments of {place} are no JSON object ({problem}); expected one: give a dict or JSON text of it"
+        f"the arguments of {place} are not a JSON object ({problem}); expected one: give a dict or JSON text of it"
     )
 
 
@@ -178,15 +208,16 @@ def _text(place: str, given: object) -> str:
         raise ValueError(f"{place} is {_named(given)}; expected text: give a string")
     if not is_utf8(given):
         raise ValueError(f"{place} is not UTF-8 ({quoted(given)}); expected text: replace the lone surrogates in it")
-    # A subclass of str, an enumeration's or an HTML library's, may write itself otherwise.
+    # A subclass of str (an enumeration, an HTML library's text) may define its own __str__.
     return str.__str__(given)
 
 
-def _is_list(value: object) -> bool:
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
 
 
 def _named(value: object) -> str:
+    """A value for an error message: its text if it is short to say, else its type."""
     if value is None or isinstance(value, bool):
         return str(value)
     return quoted(value) if isinstance(value, str) else f"of type {type(value).__name__}"

@@ -1,41 +1,78 @@
-"""Generate a reply with mlx-lm, the message having been read."""
+"""Generate one reply with mlx-lm, after the messages have been read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, TypedDict, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import GenerationResponse, TextStateMachine, stream_generate
+from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE, GenerationResponse, TextStateMachine, stream_generate
 from mlx_lm.sample_utils import Sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.core.use import writing
-from mlx_deltamem.sessions.history import take_back_token
-from mlx_deltamem.sessions.state import ChatState
-from mlx_deltamem.sessions.turn import States, Turn, part
+from mlx_deltamem.sessions.prefill import Progress, check_step
+from mlx_deltamem.sessions.restore import States
+from mlx_deltamem.sessions.turn import Turn
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Options that are passed on to `mlx_lm.stream_generate`."""
+
+    # From the tokens so far and the logits `[1, V]` to the logits that are used.
+    logits_processors: list[Callable[[mx.array, mx.array], mx.array]] | None
+    kv_bits: int | None
+    kv_group_size: int
+    quantized_kv_start: int
+
+
+class RegenerateOptions(GenerateOptions, total=False):
+    """Options of `ChatSession.regenerate`, which are described in `ChatSession.stream`."""
+
+    stop: str | Sequence[str]
+    sampler: Sampler | None
+    prefill_step_size: int
+    prompt_progress_callback: Progress | None
+
+
+class ReplyOptions(RegenerateOptions, total=False):
+    """Options of `compare`, which are described in `ChatSession.stream`."""
+
+    max_tokens: int
+
+
+class SendOptions(RegenerateOptions, total=False):
+    """Options of `ChatSession.send`, which are described in `ChatSession.stream`."""
+
+    write: str | None
 
 
 @dataclass(frozen=True)
 class ReplySettings:
-    """How a reply is generated.
+    """How a turn is read and its reply generated.
 
     Attributes:
         max_tokens: The longest reply, in tokens; -1 for no limit.
-        stop: The texts that end it; it may be given as one text.
-        sampler: As for mlx-lm; None: the likeliest token.
-        options: More for `mlx_lm.stream_generate`.
+        stop: Texts that end the reply. It may be given as one text.
+        sampler: A sampler of mlx-lm; None: the most likely token.
+        prefill_step_size: The largest number of tokens of the messages that run in one call of the model.
+        progress: Called as the messages are read.
+        options: Options for `mlx_lm.stream_generate`.
 
     Raises:
-        ValueError: `max_tokens` is no such number, or `stop` no such texts.
+        ValueError: `max_tokens`, `stop` or `prefill_step_size` is out of range or of another type.
     """
 
     max_tokens: int
     stop: str | Sequence[str] = ()
     sampler: Sampler | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
+    prefill_step_size: int = DEFAULT_PREFILL_STEP_SIZE
+    progress: Progress | None = None
+    options: GenerateOptions = field(default_factory=GenerateOptions)
 
     def __post_init__(self) -> None:
+        # isinstance(True, int) is True.
         if type(self.max_tokens) is not int or (self.max_tokens < 1 and self.max_tokens != -1):
             raise ValueError(f"max_tokens is {self.max_tokens!r}; expected a number of tokens, or -1 for no limit")
         # A str is a sequence too, of its letters.
@@ -43,30 +80,36 @@ class ReplySettings:
         if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text for text in texts):
             raise ValueError(f"stop is {self.stop!r}; expected a text, or several, none of them empty")
         object.__setattr__(self, "stop", tuple(texts))
+        check_step(self.prefill_step_size)
 
 
 class Reply:
-    """A reply under way.
+    """A reply that is being generated.
 
-    mlx-lm runs each token through the model before it gives it, the one that ends the reply too, though that one is no
-    part of the reply. So the memory from before the last call is kept.
+    mlx-lm runs each token through the model before it hands it out. It runs the token that ends the reply too, which
+    is not part of the reply. So the memory from before the last call is kept.
 
     Args:
         model: An attached model.
         tokenizer: Its tokenizer.
-        cache: Its prompt cache, in which the turn's message has been run.
-        turn: The turn, with the logits that the message led to.
+        cache: Its prompt cache, after the messages of the turn.
+        turn: The turn, with the logits after its messages.
         settings: How to generate.
 
+    Raises:
+        ValueError: The turn has no logits.
+
     Attributes:
-        ids: The tokens so far, all of them run.
-        end_id: The token that ended the reply, if one did; it has been run as well.
-        states_before_last: The memory before the last token that was run.
+        ids: The tokens so far. All of them have run.
+        end_id: The token that ended the reply, or None. It has run as well.
+        states_before_last: The memory before the last token that ran.
     """
 
     def __init__(
         self, model: nn.Module, tokenizer: TokenizerWrapper, cache: PromptCache, turn: Turn, settings: ReplySettings
     ):
+        if turn.logits is None:
+            raise ValueError("the turn has no logits; expected the logits after its messages: read them first")
         self.ids: list[int] = []
         self.end_id: int | None = None
         self.states_before_last: States = list(cache[-1].cache)
@@ -75,6 +118,7 @@ class Reply:
         self._cache = cache
         self._turn = turn
         self._settings = settings
+        self._logits = turn.logits
         self._unread = len(turn.opening.ids)
         self._stopped_text: str | None = None
 
@@ -85,38 +129,43 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The reply, without special tokens and without what stopped it."""
+        """The text of the reply, without special tokens and without the stop text."""
         if self._stopped_text is not None:
             return self._stopped_text
-        return self._tokenizer.decode(self.ids, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(self.ids, skip_special_tokens=True)
+        return text
 
     def stream(self, seconds: float) -> Iterator[GenerationResponse]:
-        """mlx-lm's responses; `seconds` is how long the message took, 0 where it was not run again."""
-        text, settings = "", self._settings
-        machine = TextStateMachine({"normal": [(stop, None) for stop in settings.stop]}).make_state()
+        """Generate the reply.
+
+        Args:
+            seconds: The time that it took to read the messages; 0 if they were not read again.
+
+        Yields:
+            mlx-lm's responses.
+        """
+        text = ""
+        stops = _StopTexts(self._settings.stop)
+        speed = len(self._turn.opening.ids) / seconds if seconds else 0.0
         for response in self._responses():
             if response.token in self._tokenizer.eos_token_ids:
                 self.end_id = response.token
             else:
                 self.ids.append(response.token)
-            machine, shown, place = TextStateMachine.step(machine, response.text)
-            if place is not None and response.finish_reason is not None:
-                # What might have become a stop text has not.
-                machine, rest, _ = TextStateMachine.flush(machine)
-                shown += rest
+            shown = stops.shown(response.text, is_last=response.finish_reason is not None)
             text += shown
-            if place is None:
+            if stops.is_found:
                 self._stopped_text = text
                 response.finish_reason = "stop"
-            speed = len(self._turn.opening.ids) / seconds if seconds else 0.0
             yield replace(response, text=shown, prompt_tps=speed)
-            if place is None:
+            if stops.is_found:
                 return
 
     def _responses(self) -> Iterator[GenerationResponse]:
         prompt = self._turn.opening.ids
         return stream_generate(
-            self,
+            # mlx-lm only calls the model, as `__call__` below allows.
+            cast(nn.Module, self),
             self._tokenizer,
             prompt,
             max_tokens=self._settings.max_tokens,
@@ -127,41 +176,53 @@ class Reply:
         )
 
     def __call__(self, tokens: mx.array, cache: PromptCache) -> mx.array | None:
-        """What mlx-lm takes for the model. Nothing is run for the message, which mlx-lm is given for its processors."""
+        """Stand in for the model in mlx-lm's generation.
+
+        mlx-lm gets the messages as a prompt, because logits processors look at it. The messages have been read: so
+        nothing runs for them, and the result is their known logits, `[1, 1, V]` (None before the last call).
+        """
         if self._unread:
             self._unread -= tokens.shape[1]
-            return None if self._unread else self._turn.logits[:, None]
+            return None if self._unread else self._logits[:, None]
         self.states_before_last = list(cache[-1].cache)
         with writing(self._model, self._turn.reply_written):
-            return self._model(tokens, cache=cache)
+            logits: mx.array = self._model(tokens, cache=cache)
+        return logits
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    """Check that an argument is a whole number that is not too small.
+class _TextMachine(Protocol):
+    """The methods of mlx-lm's `TextStateMachine` that are used here, with types. A state ends in None at a match."""
 
-    Raises:
-        ValueError: It is not.
-    """
-    # Not isinstance, by which True is an int, too.
-    if type(value) is not int or value < least:
-        raise ValueError(f"{name} is {value!r}; expected a whole number, {least} or more")
+    def make_state(self) -> object: ...
+
+    def step(self, state: object, text: str) -> tuple[object, str, str | None]: ...
+
+    def flush(self, state: object) -> tuple[object, str, str | None]: ...
 
 
-def finish_reply(state: ChatState, turn: Turn, reply: Reply) -> None:
-    """Run what the template ends a reply with, and add the turn to the chat.
+_new_machine = cast(Callable[[Mapping[str, Sequence[tuple[str, None]]]], _TextMachine], TextStateMachine)
+
+
+class _StopTexts:
+    """Finds the first of some texts in a reply, and holds back text that may be the beginning of one.
 
     Args:
-        state: The chat.
-        turn: The turn, with the text of the reply and its ending.
-        reply: Its reply. The token that ended it has been run and is no part of it: it must be taken back, or else be
-            what the ending begins with.
+        texts: The stop texts.
+
+    Attributes:
+        is_found: Whether one of them was found.
     """
-    turn = replace(turn, reply_ids=tuple(reply.ids))
-    if reply.end_id is None or turn.is_written_when_ended:
-        state.finish(turn)
-    elif turn.ending.ids[:1] == [reply.end_id] and state.writes_tokens:
-        state.finish(turn, ending=part(turn.ending, slice(1, None)))
-    elif take_back_token(state.cache, reply.states_before_last):
-        state.finish(turn)
-    else:
-        state.run_reply_again(turn)
+
+    def __init__(self, texts: Sequence[str]):
+        self.is_found = False
+        self._machine = _new_machine({"normal": [(text, None) for text in texts]})
+        self._state = self._machine.make_state()
+
+    def shown(self, text: str, is_last: bool) -> str:
+        """The text that can be shown after this much more of the reply. `is_last`: nothing more follows."""
+        self._state, shown, place = self._machine.step(self._state, text)
+        self.is_found = place is None
+        if is_last and not self.is_found:
+            self._state, rest, _ = self._machine.flush(self._state)
+            shown += rest
+        return shown

@@ -1,12 +1,11 @@
-"""Chats with one memory across turns: undo, edit, regenerate, fork, and text that may be dropped."""
+"""`ChatSession`: a chat with one memory across its turns."""
 
 import copy
-import operator
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
+from typing import Unpack
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,74 +13,64 @@ from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE, GenerationResponse
 from mlx_lm.sample_utils import Sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.adapters.fingerprint import origin_of
 from mlx_deltamem.core.cache import check_states
 from mlx_deltamem.core.use import attachment_of, is_writing
 from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.drift import Drift
-from mlx_deltamem.sessions.file import read_chat, write_chat
-from mlx_deltamem.sessions.foreign.chat import foreign_turns
-from mlx_deltamem.sessions.foreign.folder import foreign_format, read_foreign_session
-from mlx_deltamem.sessions.foreign.states import fitted_states
+from mlx_deltamem.sessions.editing import edit_message, edit_system
+from mlx_deltamem.sessions.foreign.folder import foreign_format
 from mlx_deltamem.sessions.history import FULL, History, parse_history
-from mlx_deltamem.sessions.messages import Message, ToolCall, parse_messages
-from mlx_deltamem.sessions.read import Progress
-from mlx_deltamem.sessions.reply import Reply, ReplySettings, check_count, finish_reply
-from mlx_deltamem.sessions.state import ChatState
-from mlx_deltamem.sessions.stored import StoredChat
-from mlx_deltamem.sessions.template import ChatTemplate, Segments
-from mlx_deltamem.sessions.text import (
-    ChatText,
-    Said,
-    check_options,
-    parse_tools,
+from mlx_deltamem.sessions.messages import (
+    GivenMessages,
+    Message,
+    ToolCall,
+    parse_messages,
     said_messages,
-    said_turns,
     system_prompt,
 )
-from mlx_deltamem.sessions.tool_calls import find_tool_calls
-from mlx_deltamem.sessions.turn import Turn, segments_of
+from mlx_deltamem.sessions.prefill import Progress, check_step
+from mlx_deltamem.sessions.reply import GenerateOptions, RegenerateOptions, ReplySettings, SendOptions
+from mlx_deltamem.sessions.replying import reply_again, reply_to
+from mlx_deltamem.sessions.saving import load_foreign, load_stored, stored_chat
+from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.state import ChatState, Progression
+from mlx_deltamem.sessions.stored.file import read_chat, write_chat
+from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.sessions.template_options import DEFAULTS, parse_tools
+from mlx_deltamem.sessions.turn import Turn, said_turns, segments_of
 from mlx_deltamem.sessions.writing import ALL, parse_write
 from mlx_deltamem.sessions.writing import NONE as NOTHING
 
 
-@dataclass(frozen=True)
-class _Point:
-    """The place in a chat at which a reply was asked for, with the settings that its text depends on."""
-
-    state: ChatState
-    turns: tuple[Turn, ...]
-    system: str | None
-    history: History
-
-    def is_same(self, other: "_Point") -> bool:
-        # Turns are told apart by identity: they hold arrays, and the same may be said twice.
-        same_turns = len(self.turns) == len(other.turns) and all(map(operator.is_, self.turns, other.turns))
-        return self.state is other.state and same_turns and (self.system, self.history) == (other.system, other.history)
-
-
 class ChatSession:
-    """A chat whose memory goes on from turn to turn.
+    """A chat with one memory across its turns.
 
-    A generated reply is kept as its tokens and never tokenised again. At every border between turns the memory is kept
-    too, so that a turn can be taken back exactly.
+    A generated reply is kept as its tokens; it is never tokenised again. The memory between any two turns is kept too,
+    so that turns can be taken back exactly.
 
     Args:
         model: An attached model. It may serve several chats in turn.
         tokenizer: Its tokenizer, with a chat template.
-        system: A system prompt.
-        history: What the model sees of earlier turns beside its memory: `full`, their whole text; a number, that many
-            tokens of it; `none`, nothing. The system prompt is always seen. Without `full`, the system prompt and those
-            tokens are read anew in each turn, with the memory of now, so that a turn costs the same however long the
-            chat is.
-        write: What of a turn is written into the memory: `all`, `after`, `user`, `assistant` or `none`, as in
-            `mlx_deltamem.sessions.writing`.
-        memory: The states to begin from, by layer index, `[1, H, r, r]` float32, as `memory` gives them; default: none.
-        tools: Tools for the chat template, as OpenAI's API has them.
-        template_options: More for the chat template; thinking is off unless `enable_thinking=True`.
+        system: The system prompt.
+        history: How much of the earlier turns the model sees beside its memory: `full`, their whole text; a number,
+            that many tokens of it; `none`, nothing. The system prompt is always seen. Without `full`, each turn reads
+            the system prompt and those tokens again, with the memory as it then is. So the cost of a turn does not
+            grow with the chat.
+        write: Which part of each turn is written into the memory: `all`, `after`, `user`, `assistant` or `none`. They
+            are described in `mlx_deltamem.sessions.writing.MEANINGS`.
+        memory: The states to begin with, as in the attribute `memory`; None: an empty memory.
+        tools: Tools for the chat template, in OpenAI's form.
+        template_options: Further variables for the chat template. Thinking is off unless `enable_thinking=True`.
 
     Raises:
-        ValueError: The model has no adapter, the tokenizer no chat template, or an argument is none of the above.
+        ValueError: The model has no adapter, the tokenizer has no chat template, or an argument is not valid.
+
+    Example:
+        >>> chat = ChatSession(model, tokenizer, system="Be brief.", history="none")
+        >>> chat.send("My name is Anna.", max_tokens=100)
+        >>> for part in chat.stream("What is my name?"):
+        ...     print(part.text, end="")
     """
 
     def __init__(
@@ -98,31 +87,53 @@ class ChatSession:
         attachment_of(model)
         self.model = model
         self.tokenizer = tokenizer
-        self.system = None if system is None else system_prompt(system)
-        tools_option = {} if tools is None else {"tools": parse_tools(tools)}
-        self._template_options = {"enable_thinking": False, **tools_option, **template_options}
-        self._template = ChatTemplate(tokenizer, **self._template_options)
+        prompt = None if system is None else system_prompt(system)
+        parsed_tools = None if tools is None else parse_tools(tools)
+        template = ChatTemplate(tokenizer, parsed_tools, **{**DEFAULTS, **template_options})
         self._write = parse_write(write)
-        self._state = ChatState(model, parse_history(history))
-        self._replying = False
-        # The ids of the files that this chat is in, so that nobody else's is overwritten.
+        self._state = ChatState(model, template, prompt, parse_history(history))
+        # The session files that this chat is in, with their ids. Other files are not overwritten.
         self._files: dict[Path, str] = {}
         if memory is not None:
             self.memory = memory
 
     @property
+    def system(self) -> str | None:
+        """The system prompt, or None.
+
+        May be set before the first turn. Later, use `edit(0, text)`, which runs again the turns that were read with it.
+
+        Raises:
+            ValueError: When set: it is not text, or a reply is being generated.
+        """
+        return self._state.system
+
+    @system.setter
+    def system(self, system: str | None) -> None:
+        self._state.check_idle()
+        self._state.system = None if system is None else system_prompt(system)
+
+    @property
     def history(self) -> History:
-        """What the model sees of earlier turns: `full`, `none` or a number of tokens. May be set between turns."""
+        """How much of the earlier turns the model sees: `full`, `none` or a number of tokens. May be set between turns.
+
+        Raises:
+            ValueError: When set: it is none of these, or a reply is being generated.
+        """
         return self._state.history
 
     @history.setter
     def history(self, history: str | int) -> None:
-        self._check_idle()
+        self._state.check_idle()
         self._state.history = parse_history(history)
 
     @property
     def write(self) -> str:
-        """The part of a turn that is written, one of `WRITES` (sessions/writing.py). May be set between turns."""
+        """Which part of a turn is written into the memory. May be set between turns.
+
+        Raises:
+            ValueError: When set: it is none of `mlx_deltamem.sessions.writing.WRITES`.
+        """
         return self._write
 
     @write.setter
@@ -131,29 +142,33 @@ class ChatSession:
 
     @property
     def messages(self) -> list[Message]:
-        """The chat so far, as OpenAI's API has it; a copy. What was remembered is no part of it."""
-        return self._text.messages(self._state.turns)
+        """The system prompt, messages and replies so far, as copies. Remembered texts are not among them."""
+        return self._state.text.messages(self._state.turns)
 
     @property
     def tool_calls(self) -> list[ToolCall]:
-        """The calls in the last reply, as OpenAI's API has them; a copy. Their results are messages of role `tool`."""
+        """The tool calls in the last reply, in OpenAI's form, as copies. Answer them by messages of the role `tool`."""
         return copy.deepcopy(list(self._state.turns[-1].tool_calls)) if self._state.turns else []
 
     @property
     def memory(self) -> dict[int, mx.array]:
-        """The states by layer index, `[1, H, r, r]` float32; copies.
+        """The states by layer index, `[1, H, r, r]` float32, as copies.
 
-        May be set between turns, some layers or all; the chat then goes on from these states. Taking back a turn, or
-        a reply, also takes back a memory that was set after it.
+        With the adapter option `key_shift`, the shape is `[1, H, r + 1, r]`: the last row is the memory query of the
+        token written last.
+
+        The memory of some or all layers may be set between turns. The chat then goes on with it. To take back a turn
+        or a reply also takes back a memory that was set after it.
 
         Raises:
-            ValueError: When set, a layer has no memory, or a state has another shape or numbers that are not finite.
+            ValueError: When set: a layer has no memory, a state has another shape or is not finite, or a reply is
+                being generated.
         """
         return {layer: mx.array(state) for layer, state in enumerate(self._state.states) if state.size}
 
     @memory.setter
     def memory(self, states: Mapping[int, mx.array]) -> None:
-        self._check_idle()
+        self._state.check_idle()
         if not isinstance(states, Mapping) or not all(isinstance(state, mx.array) for state in states.values()):
             raise ValueError(
                 f"the memory is a {type(states).__name__}; expected arrays by layer index, as `memory` has"
@@ -162,28 +177,30 @@ class ChatSession:
 
     @property
     def segments(self) -> Segments:
-        """All tokens of the chat, with the message and the sentence each is of; none of what was remembered."""
+        """All tokens of the chat, with their message and sentence indices. Remembered texts are not among them."""
         return segments_of(self._state.turns)
 
     @property
     def drift(self) -> list[Drift | None]:
-        """For each turn, how much of the memory it kept and overwrote (None where a session file did not keep it)."""
+        """The effect of each turn on the memory; None for a turn of a session file that did not keep it."""
         return [turn.drift for turn in self._state.turns]
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """The turns: what was said and replied, and what was remembered. Nothing in them is ever changed."""
+        """All turns, the remembered texts among them. A turn never changes."""
         return tuple(self._state.turns)
 
-    def send(self, text: Said, max_tokens: int = 256, read_only: bool = False, **options: object) -> str:
-        """Say something and wait for the reply; options as in `stream`."""
+    def send(
+        self, text: GivenMessages, max_tokens: int = 256, read_only: bool = False, **options: Unpack[SendOptions]
+    ) -> str:
+        """Send a message and wait for the reply. The arguments are those of `stream`."""
         for _ in self.stream(text, max_tokens, read_only, **options):
             pass
         return self._state.turns[-1].reply
 
     def stream(
         self,
-        text: Said,
+        text: GivenMessages,
         max_tokens: int = 256,
         read_only: bool = False,
         stop: str | Sequence[str] = (),
@@ -191,93 +208,93 @@ class ChatSession:
         prefill_step_size: int = DEFAULT_PREFILL_STEP_SIZE,
         prompt_progress_callback: Progress | None = None,
         write: str | None = None,
-        **options: object,
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[GenerationResponse]:
-        """Say something and get the reply as it is generated.
+        """Send a message and get the reply as it is generated.
 
-        Whoever stops early (by closing the iterator, or by leaving the loop) has a chat in which the reply ended there.
-        When an error or Ctrl-C comes out of the model, the chat is as if nothing had been said.
+        If the iterator is closed early, or the loop over it is left, the reply ends there. If an error or Ctrl-C comes
+        while the turn runs, the chat is as it was before.
 
         Args:
-            text: The message of the user; or messages as OpenAI's API has them, such as the results of tools.
+            text: The user's message; or messages in OpenAI's form, for example the results of tools.
             max_tokens: The longest reply, in tokens; -1 for no limit.
-            read_only: Leave the memory as it is in this turn, as `write="none"`; so does `with read_only(model)`.
-            stop: A text that ends the reply, or several; they are no part of it, though their tokens have been run.
-            sampler: As for mlx-lm; default: the likeliest token.
-            prefill_step_size: The most tokens of the message to run at a time; it has no effect on the result.
-            prompt_progress_callback: Told how many tokens of the message are done, and of how many.
-            write: What of this turn is written, where it is not `self.write`.
-            options: More for `mlx_lm.stream_generate`, such as `logits_processors` or `kv_bits`.
+            read_only: Do not write this turn into the memory, as `write="none"`. `with read_only(model)` does the same.
+            stop: A text that ends the reply, or several. It is not part of the reply, but its tokens have been run.
+            sampler: A sampler of mlx-lm; None: the most likely token.
+            prefill_step_size: The largest number of tokens of the message that run in one call of the model. It does
+                not change the result.
+            prompt_progress_callback: Called with the number of tokens of the message that are done, and of all.
+            write: Which part of this turn is written; None: as the attribute `write`.
+            options: Further options of `mlx_lm.stream_generate`.
 
         Yields:
             mlx-lm's `GenerationResponse`, one for each token.
 
         Raises:
-            ValueError: The message is empty, refused by the chat template or longer than the model's window, an option
-                is out of range, or another reply is under way; the chat is as it was.
+            ValueError: The message is empty, refused by the chat template or longer than the model's window; an option
+                is out of range; or another reply is being generated. The chat is as it was.
         """
-        self._check_idle()
-        settings = ReplySettings(max_tokens, stop, sampler, options)
-        check_count("prefill_step_size", prefill_step_size, least=1)
+        self._state.check_idle()
+        settings = ReplySettings(max_tokens, stop, sampler, prefill_step_size, prompt_progress_callback, options)
         messages = said_messages(text)
         write = self._write if write is None else parse_write(write)
         if read_only or not is_writing(self.model):
             write = NOTHING
-        turn = Turn(messages, self._text.opening(self._state.turns, messages), write)
-        self._state.check_fits(turn)
-        return self._stream(turn, settings, self._point(), prefill_step_size, prompt_progress_callback)
+        turn = Turn(messages, self._state.text.opening(self._state.turns, messages), write)
+        running.check_fits(self._state, turn)
+        return self._stream(turn, settings, Progression.of(self._state))
 
     def remember(
         self,
-        text: Said,
+        text: GivenMessages,
         write: str = ALL,
         prefill_step_size: int = DEFAULT_PREFILL_STEP_SIZE,
         progress: Progress | None = None,
     ) -> None:
-        """Write something into the memory without a reply: a document, a transcript, notes that were looked up.
+        """Write a text into the memory without a reply: a document, a transcript, or notes.
 
-        It is a turn that `undo` takes back, but no part of `messages` and of the text that the model sees. A long text
-        is read in stretches of 2,048 tokens, so that it takes no more memory than a short one. Adapters that write
-        means write those of its messages or sentences.
+        It becomes a turn that `undo` takes back, but is not part of `messages`, nor of the text that the model sees. A
+        long text is read in stretches of 2,048 tokens, so it takes no more space than a short one. Adapters that write
+        means write the means of its messages or sentences.
 
         Args:
-            text: A text, which is written as a message of the user; or messages as OpenAI's API has them. System
-                messages at their beginning stand in for the chat's system prompt while they are read.
-            write: Whose messages are written: `all`, `user` or `assistant`; the others are read only.
-            prefill_step_size: The most tokens to run at a time; it has no effect on the result.
-            progress: Told how many tokens are done, and of how many.
+            text: A text, which is written as a message of the user; or messages in OpenAI's form. If they begin with
+                system messages, these replace the chat's system prompt while the text is read.
+            write: The messages that are written: `all`, `user` or `assistant`. The others are read only.
+            prefill_step_size: The largest number of tokens in one call of the model. It does not change the result.
+            progress: Called with the number of tokens that are done, and of all.
 
         Raises:
-            ValueError: There is nothing to remember, the chat template refuses it, a reply is under way, or the model
-                is only read (`with read_only(model)`). After an error the chat is as it was.
+            ValueError: The text is empty or refused by the chat template, `write` is another one, a reply is being
+                generated, or the model is read only (`with read_only(model)`). After any error the chat is as it was.
         """
-        self._check_idle()
-        check_count("prefill_step_size", prefill_step_size, least=1)
+        self._state.check_idle()
+        check_step(prefill_step_size)
         if not is_writing(self.model):
-            raise ValueError("nothing can be remembered while the model is only read; leave read_only(model) for it")
+            raise ValueError("nothing can be remembered while the model is read only; leave read_only(model) for it")
         if parse_write(write) not in (ALL, "user", "assistant"):
-            raise ValueError(f"write is {write!r} for what is to be remembered; expected all, user or assistant")
+            raise ValueError(f"write is {write!r} for a text to remember; expected all, user or assistant")
         messages = parse_messages(text)
-        turn = Turn(messages, self._text.remembered(messages), write, remembered=True)
+        turn = Turn(messages, self._state.text.remembered(messages), write, remembered=True)
         with self._state.all_or_nothing():
-            self._state.remember(turn, prefill_step_size, progress)
+            running.remember(self._state, turn, prefill_step_size, progress)
 
     def undo(self) -> str:
-        """Take the last turn back: its message, the reply, and what both did to the memory; or what was remembered.
+        """Take the last turn back: its messages, its reply, and what both did to the memory; or a remembered text.
 
         Returns:
-            The message that was taken back.
+            The text of the messages that were taken back.
 
         Raises:
-            ValueError: There is no turn, or a reply is under way.
+            ValueError: There is no turn, or a reply is being generated.
         """
         last = self._last_turn("take back")
         with self._state.all_or_nothing():
-            self._state.return_to(len(self._state.turns) - 1)
+            running.return_to(self._state, len(self._state.turns) - 1)
         return last.text
 
-    def regenerate(self, max_tokens: int = 256, **options: object) -> str:
-        """Take the last reply back and wait for another; options as in `stream`."""
+    def regenerate(self, max_tokens: int = 256, **options: Unpack[RegenerateOptions]) -> str:
+        """Take the last reply back and wait for another one. The arguments are those of `stream`."""
         for _ in self.stream_regenerate(max_tokens, **options):
             pass
         return self._state.turns[-1].reply
@@ -289,261 +306,142 @@ class ChatSession:
         sampler: Sampler | None = None,
         prefill_step_size: int = DEFAULT_PREFILL_STEP_SIZE,
         prompt_progress_callback: Progress | None = None,
-        **options: object,
+        **options: Unpack[GenerateOptions],
     ) -> Iterator[GenerationResponse]:
-        """Take the last reply back and get another as it is generated; arguments as in `stream`.
+        """Take the last reply back and get another one as it is generated. The arguments are those of `stream`.
 
-        The message is not run again, unless the chat comes from a file, the model's caches cannot be cut, the turn was
-        written when it had ended, or it is to leave the memory as it is from now on (`with read_only(model)`).
+        The message is run again only if the chat comes from a file, if the model's caches cannot be cut, if the turn
+        was written when it had ended, or if it is now read only (`with read_only(model)`).
 
         Raises:
-            ValueError: There is no last turn, it has no reply, an option is out of range, or a reply is under way.
-                After an error the reply is as it was.
+            ValueError: There is no turn, the last turn has no reply, an option is out of range, or a reply is being
+                generated. After any error the reply is as it was.
         """
         last = self._last_turn("regenerate")
         if last.remembered:
             raise ValueError("the last turn was remembered and has no reply to regenerate; undo() takes it back")
-        settings = ReplySettings(max_tokens, stop, sampler, options)
-        check_count("prefill_step_size", prefill_step_size, least=1)
+        settings = ReplySettings(max_tokens, stop, sampler, prefill_step_size, prompt_progress_callback, options)
         write = last.write if is_writing(self.model) else NOTHING
-        return self._stream_regenerate(write, settings, self._point(), prefill_step_size, prompt_progress_callback)
+        return self._stream_again(write, settings, Progression.of(self._state))
 
     def edit(self, index: int, text: str) -> None:
-        """Change a message and run again what follows from it; the other messages stay, the replies too.
+        """Change a message and run again what follows from it. The other messages and the replies stay as they are.
 
         Args:
-            index: The message's place in `messages`.
-            text: Its new content.
+            index: The place of the message in `messages`. It may be negative, as for a list.
+            text: The new content.
 
         Raises:
             ValueError: There is no such message, the text is empty or does not fit into the model's window, or a reply
-                is under way; the chat is as it was.
+                is being generated. The chat is as it was.
         """
-        self._check_idle()
+        self._state.check_idle()
         count = len(self.messages)
         if type(index) is not int or not -count <= index < count:
             raise ValueError(f"there is no message {index!r}; the chat has {count}")
         place = index % count - (self.system is not None)
         text = system_prompt(text) if place < 0 else said_messages(text)[0]["content"]
-        system, set_memory = self.system, self._state.states if self._state.memory_set else None
-        try:
-            with self._state.all_or_nothing():
-                if place < 0:
-                    self._edit_system(text)
-                else:
-                    self._edit(*self._place(place), text)
-        except BaseException:
-            self.system = system
-            raise
+        # A memory that was set after the last turn stays.
+        set_memory = self._state.states if self._state.memory_set else None
+        with self._state.all_or_nothing():
+            if place < 0:
+                edit_system(self._state, text)
+            else:
+                edit_message(self._state, self.tokenizer, place, text)
         if set_memory is not None:
             self._state.set_memory(set_memory)
 
     def fork(self) -> "ChatSession":
-        """A second chat that goes on from here; neither sees what becomes of the other."""
-        self._check_idle()
+        """A second chat that goes on from here. Later changes of one do not reach the other."""
+        self._state.check_idle()
         other = copy.copy(self)
         other._state, other._files = self._state.fork(), {}
         return other
 
     def without_memory(self) -> "ChatSession":
-        """A second chat that sees the same text, has an empty memory, and writes nothing: the frozen model's chat."""
+        """A second chat that sees the same text, has an empty memory and writes nothing. It is the frozen model's."""
         other = self.fork()
         turns = [replace(turn, write=NOTHING, memory_set=False, before=None) for turn in said_turns(self._state.turns)]
-        other._state, other._write = ChatState(self.model, self.history, turns), NOTHING
+        other._state, other._write = self._new_state(turns), NOTHING
         return other
 
     def reset(self) -> None:
-        """Forget everything but the system prompt."""
-        self._check_idle()
-        self._state = ChatState(self.model, self.history)
+        """Forget all turns and the memory. The system prompt stays."""
+        self._state.check_idle()
+        self._state = self._new_state([])
 
     def save(self, path: str | Path, save_kv: bool = False) -> None:
         """Save the chat to a `.safetensors` file that only its owner may read.
 
         Args:
-            path: The file; one that this chat was loaded from or saved to before is replaced.
-            save_kv: Keep the keys and values too, so that going on needs no text to be run again. Only with history
-                `full` is there anything to keep.
+            path: The file. A file that this chat was loaded from, or saved to before, is replaced.
+            save_kv: Whether the keys and values are saved too, so that no text has to run again when the chat goes on.
+                This has an effect with history `full` only.
 
         Raises:
-            FileNotFoundError: There is no such folder.
-            ValueError: The name ends otherwise, a reply is under way, or someone else has saved to the file.
-            OSError: It cannot be written; what was there is still there.
+            FileNotFoundError: The folder does not exist.
+            ValueError: The name has another ending, a reply is being generated, or someone else has saved the file.
+            OSError: The file cannot be written. An old file stays as it was.
         """
-        self._check_idle()
+        self._state.check_idle()
         path = user_path(path).resolve()
-        kept = self._state.cache if save_kv and self.history == FULL else None
-        chat = StoredChat(
-            origin=origin_of(self.model, self.tokenizer),
-            system=self.system,
-            history=self.history,
-            write=self._write,
-            template_options=self._template_options,
-            turns=self._state.turns,
-            states=self._state.states,
-            memory_set=self._state.memory_set,
-            text=None if kept is None else kept[:-1],
-        )
+        chat = stored_chat(self._state, self.tokenizer, self._write, save_kv)
         self._files[path] = write_chat(path, chat, self._files.get(path))
 
     @classmethod
     def load(cls, model: nn.Module, tokenizer: TokenizerWrapper, path: str | Path) -> "ChatSession":
-        """Go on with a saved chat. With history `full`, text that was not saved with it is run again when it goes on.
+        """Load a chat and go on with it.
 
-        It may be a chat of others: a session folder of the PyTorch reference, or the other MLX port's `.npz` of states,
-        which has a memory and no messages. Their file is read only; `save` the chat to a file of our own.
+        With history `full`, text that was saved without its keys and values runs again when the chat goes on.
+
+        The chat may also be a session folder of the PyTorch reference, or the other MLX port's `.npz` file of states,
+        which has a memory and no messages. Such files are never written to: `save` the chat under another name.
 
         Args:
-            model: The attached model that it was made with.
+            model: The attached model that the chat was made with.
             tokenizer: Its tokenizer.
-            path: The file, or a folder.
+            path: The file or folder.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is no session, damaged or altered, of a newer format, brings a chat template of its own, or
-                was made with another backbone, adapter or tokenizer; both fingerprints are named.
+            ValueError: It is not a session; it is damaged, altered or of a newer format; it brings another chat
+                template; or the chat was made with another backbone, adapter or tokenizer (the error names both
+                fingerprints).
         """
         path = user_path(path).resolve()
+        chat = cls(model, tokenizer)
         if foreign_format(path) is not None:
-            return cls._load_foreign(model, tokenizer, path)
+            chat._state = load_foreign(path, model, tokenizer)
+            return chat
         stored, file_id = read_chat(path)
-        check_options(path, stored.template_options, tokenizer, taken=_PARAMETERS)
-        chat = cls(model, tokenizer, stored.system, stored.history, stored.write, **stored.template_options)
-        origin_of(model, tokenizer).check(path, stored.origin)
-        stored.check_fits(path, model.memory_layout)
-        chat._state = ChatState(model, stored.history, stored.turns, stored.states)
-        chat._state.memory_set = stored.memory_set
-        if stored.text is not None:
-            chat._state.restore_text(stored.text)
+        chat._state, chat._write = load_stored(path, stored, model, tokenizer, taken=_PARAMETERS), stored.write
         chat._files[path] = file_id
         return chat
 
-    @classmethod
-    def _load_foreign(cls, model: nn.Module, tokenizer: TokenizerWrapper, path: Path) -> "ChatSession":
-        foreign = read_foreign_session(path)
-        chat = cls(model, tokenizer, foreign.system)
-        states = fitted_states(path, foreign.states, model.memory_layout.shapes)
-        chat._state = ChatState(model, FULL, foreign_turns(foreign, chat._text, tokenizer), states)
-        # Without messages, nothing but the file tells where the memory came from.
-        chat._state.memory_set = not chat._state.turns
-        return chat
+    def _new_state(self, turns: Sequence[Turn]) -> ChatState:
+        """A state with an empty memory and the settings of the present one."""
+        return ChatState(self.model, self._state.template, self.system, self.history, turns)
 
-    @property
-    def _text(self) -> ChatText:
-        return ChatText(self._template, self.system, self.history)
-
-    def _place(self, place: int) -> tuple[int, int]:
-        """The turn of the message at `place` in the chat, the system prompt not counted, and its place in the turn."""
-        for index, turn in enumerate(self._state.turns):
-            if turn.remembered:
-                continue
-            if place <= len(turn.messages):
-                return index, place
-            place -= len(turn.messages) + 1
-        raise IndexError(place)
-
-    def _edit(self, index: int, place: int, text: str) -> None:
-        """Change message `place` of turn `index`; the one after its messages is the reply."""
-        turn, *later = self._state.turns[index:]
-        if place == len(turn.messages):
-            reply_ids = self.tokenizer.encode(text, add_special_tokens=False)
-            changed = replace(turn, reply=text, reply_ids=tuple(reply_ids), tool_calls=())
-            self._state.check_fits_edited(index, changed)
-            if self._state.return_to_reply(index):
-                self._state.finish_again(changed)
-            else:
-                self._state.return_to(index)
-                self._state.run_again(changed)
-        else:
-            self._state.return_to(index)
-            messages = (*turn.messages[:place], turn.messages[place] | {"content": text}, *turn.messages[place + 1 :])
-            self._state.run_again(
-                replace(turn, messages=messages, opening=self._text.opening(self._state.turns, messages))
-            )
-        for each in later:
-            self._state.run_again(each)
-
-    def _edit_system(self, text: str) -> None:
-        """Change the system prompt, and run again everything that was read with it."""
-        self.system, turns = text, self._state.turns
-        if turns:
-            self._state.return_to(0)
-        for turn in turns:
-            opening = turn.opening
-            if turn.remembered:
-                opening = self._text.remembered(turn.messages)
-            elif not said_turns(self._state.turns):
-                opening = self._text.opening(self._state.turns, turn.messages)
-            self._state.run_again(replace(turn, opening=opening))
-
-    def _stream(
-        self,
-        turn: Turn,
-        settings: ReplySettings,
-        asked_at: _Point,
-        step: int = DEFAULT_PREFILL_STEP_SIZE,
-        progress: Progress | None = None,
-    ) -> Iterator[GenerationResponse]:
-        """Run the messages of a turn and generate the reply to them."""
+    def _stream(self, turn: Turn, settings: ReplySettings, asked_at: Progression) -> Iterator[GenerationResponse]:
         self._check_is_at(asked_at)
-        start = time.perf_counter()
-        with self._state.turn_or_nothing():
-            turn = self._state.begin(turn, step, progress)
-            yield from self._reply(turn, settings, time.perf_counter() - start)
+        yield from reply_to(self._state, self.tokenizer, turn, settings)
 
-    def _stream_regenerate(
-        self, write: str, settings: ReplySettings, asked_at: _Point, step: int, progress: Progress | None
-    ) -> Iterator[GenerationResponse]:
-        """Generate another reply to the last turn, of which `write` is written."""
+    def _stream_again(self, write: str, settings: ReplySettings, asked_at: Progression) -> Iterator[GenerationResponse]:
         self._check_is_at(asked_at)
-        index = len(self._state.turns) - 1
-        last = self._state.turns[index]
-        with self._state.all_or_nothing():
-            if last.logits is not None and write == last.write and self._state.return_to_reply(index):
-                yield from self._reply(last, settings, 0.0)
-            else:
-                self._state.return_to(index)
-                turn = Turn(last.messages, last.opening, write)
-                yield from self._stream(turn, settings, self._point(), step, progress)
+        yield from reply_again(self._state, self.tokenizer, write, settings)
 
-    def _reply(self, turn: Turn, settings: ReplySettings, seconds: float) -> Iterator[GenerationResponse]:
-        """Generate the reply to a message that has been run."""
-        reply = Reply(self.model, self.tokenizer, self._state.cache, turn, settings)
-        self._replying = True
-        try:
-            yield from reply.stream(seconds)
-            self._end(turn, reply)
-        except GeneratorExit:
-            self._end(turn, reply)
-            raise
-        finally:
-            self._replying = False
+    def _check_is_at(self, asked_at: Progression) -> None:
+        """Check that the chat has not gone on since a reply was asked for.
 
-    def _end(self, turn: Turn, reply: Reply) -> None:
-        """Run what the template ends a reply with, and add the turn to the chat."""
-        text, calls = reply.text, []
-        if tools := self._template_options.get("tools"):
-            # Markers of calls may be special tokens, which the text does not have.
-            text, calls = find_tool_calls(self.tokenizer, text if reply.is_stopped else reply.ids, tools)
-        ending = self._text.ending(self._state.turns, turn.messages, text)
-        finish_reply(self._state, replace(turn, reply=text, tool_calls=tuple(calls), ending=ending), reply)
-
-    def _point(self) -> _Point:
-        """Where the chat is now."""
-        return _Point(self._state, tuple(self._state.turns), self.system, self.history)
-
-    def _check_is_at(self, point: _Point) -> None:
-        """Raise ValueError where the chat is not at the point where a reply was asked for."""
-        self._check_idle()
-        if not self._point().is_same(point):
+        Raises:
+            ValueError: It has, or a reply is being generated.
+        """
+        self._state.check_idle()
+        if not Progression.of(self._state).is_same(asked_at):
             raise ValueError("the chat has gone on since this reply was asked for; ask again")
 
-    def _check_idle(self) -> None:
-        if self._replying:
-            raise ValueError("a reply is under way; wait for its end or close it first")
-
     def _last_turn(self, purpose: str) -> Turn:
-        self._check_idle()
+        self._state.check_idle()
         if not self._state.turns:
             raise ValueError(f"there is no turn to {purpose}; the chat is empty")
         return self._state.turns[-1]

@@ -1,11 +1,13 @@
-"""The text that a chat template writes for each message of a chat, and for what comes between them.
+"""The text that a chat template writes for each message of a chat, and between messages.
 
-To find it, the chat is rendered with a mark in a message's place, or after it.
+A template writes a whole chat at once. To find the text of one message, the chat is rendered with a mark (a character
+that occurs nowhere else) in the place of the message's content, or after it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
+from typing import cast
 
 from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -14,7 +16,7 @@ from mlx_deltamem.sessions.messages import Message, is_utf8, quoted
 
 _PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
 _A_TURN: list[Message] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
-# What apply_chat_template is given here, and what would have it return something else than the text of the chat.
+# Arguments of apply_chat_template that are set here, or with which it would return something else than the text.
 _OURS = (
     "add_generation_prompt",
     "continue_final_message",
@@ -36,16 +38,14 @@ class TemplateText:
 
     Args:
         tokenizer: mlx-lm's tokenizer.
-        options: More for its `apply_chat_template`.
+        options: Further arguments of its `apply_chat_template`.
 
     Raises:
-        ValueError: The tokenizer has no chat template, or an option is not the caller's to choose. In every method:
-            the template refuses the messages or fails, drops or repeats the content of one, takes back what it wrote
-            at the end of one once another one follows, or the text is not UTF-8.
+        ValueError: As `ChatTemplate` says.
     """
 
-    def __init__(self, tokenizer: TokenizerWrapper, options: dict[str, object]):
-        # mlx-lm does not notice a template that was set later.
+    def __init__(self, tokenizer: TokenizerWrapper, options: Mapping[str, object]):
+        # mlx-lm looks for a template when it makes the wrapper. It does not notice one that is set later.
         if not (tokenizer.has_chat_template or tokenizer.chat_template):
             raise ValueError("the tokenizer has no chat template; expected a chat model's: set tokenizer.chat_template")
         if clash := [name for name in _OURS if name in options]:
@@ -54,6 +54,7 @@ class TemplateText:
                 "such as enable_thinking: leave them out"
             )
         self._tokenizer = tokenizer
+        self._render = cast(Callable[..., str], tokenizer.apply_chat_template)
         self._options = options
 
     def added(self, messages: Sequence[Message], start: int, generation_prompt: bool) -> str:
@@ -61,20 +62,20 @@ class TemplateText:
         return self._added(messages, start, generation_prompt, one_block=False)
 
     def head(self, text: str, messages: Sequence[Message], first: int, generation_prompt: bool) -> int:
-        """The length of what a chat begins with before `messages[first]`, the first one that is no system prompt."""
+        """The length of the text before `messages[first]`, the first message that is not a system prompt."""
         # In the middle of a chat, the same messages come without a BOS token, a date or a default system prompt.
         in_the_middle = [*messages[:first], *_A_TURN, *messages[first:]]
         added = self.added(in_the_middle, first + len(_A_TURN), generation_prompt)
         if text.endswith(added):
             return len(text) - len(added)
-        # A first message is written in a way of its own: with the system prompt merged into it, for one.
+        # The template writes a first message in another way, for example with the system prompt merged into it.
         return len(text) - len(self._after(messages, first - 1, generation_prompt)) if first else 0
 
     def end_in(self, text: str, messages: Sequence[Message], index: int, generation_prompt: bool) -> int:
-        """Where message `index` ends in a text that ends as the chat does.
+        """The place where message `index` ends in a text that ends as the chat does.
 
-        Between two tool messages, which some templates put into one block, it is where the block goes on instead of
-        ending.
+        Some templates put tool messages into one block. Between two such messages, it is the place where the block
+        goes on instead of ending.
         """
         both = messages[index : index + 2]
         one_block = len(both) == 2 and all(message["role"] == "tool" for message in both)
@@ -100,12 +101,12 @@ class TemplateText:
         """The text that ends the last message.
 
         Args:
-            messages: Those up to it.
-            after: All that follows its content as the chat goes on.
-            one_block: Whether the next message may be written into its block, so that only a part of the end is there.
+            messages: The messages up to it.
+            after: All text after its content, as the chat goes on.
+            one_block: Whether the next message may be in the same block, so that only a part of the end is written.
         """
         end = self._after(messages, len(messages) - 1, False)
-        # Some templates close a chat that asks for no reply with an EOS token: that is no part of the last message.
+        # Some templates close a chat that asks for no reply with an EOS token, which does not belong to the message.
         for candidate in (end, end.removesuffix(self._tokenizer.eos_token or "")):
             if after.startswith(candidate):
                 return candidate
@@ -119,13 +120,14 @@ class TemplateText:
 
     def _after(self, messages: Sequence[Message], index: int, generation_prompt: bool) -> str:
         """The text after the content of message `index`."""
-        # A single character that is nowhere else is not trimmed, and cannot arise where a message meets the template.
+        # The mark is one character, so that templates cannot trim it, and it cannot arise where a message's text meets
+        # the template's.
         known = json.dumps([messages, self._options], ensure_ascii=False, default=str, skipkeys=True)
         mark = next(mark for mark in map(chr, _PRIVATE_USE) if mark not in known)
-        marked = [*messages]
-        # A reply gives way to the mark, since templates rewrite replies. Other content stays, since some look for
-        # switches in it.
+        # The mark replaces a reply, because templates rewrite replies. It follows other content, because some templates
+        # look for switches in that.
         content = mark if messages[index]["role"] == "assistant" else messages[index]["content"] + mark
+        marked: list[Message] = [*messages]
         marked[index] = {**messages[index], "content": content}
         text = self._rendered(marked, generation_prompt)
         if text.count(mark) != 1:
@@ -137,10 +139,8 @@ class TemplateText:
 
     def _rendered(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generation_prompt, **self._options
-            )
-        # A template is a program that came with the model: it may fail with any exception.
+            text = self._render(messages, tokenize=False, add_generation_prompt=generation_prompt, **self._options)
+        # A template is a program that came with the model: it may raise any exception.
         except Exception as error:
             raise ValueError(
                 f"the chat template refuses {described(messages)} ({_reason(error)}); expected a chat it can write: "
@@ -154,7 +154,7 @@ class TemplateText:
 
 
 def described(messages: Sequence[Message]) -> str:
-    """The number of messages, and the roles of the last ones, as an error message shows them."""
+    """The number of messages and the roles of the last ones, for an error message."""
     roles = [message["role"] for message in messages]
     return f"{len(roles)} messages ({', '.join(['...'] * (len(roles) > 4) + roles[-4:])})"
 
@@ -162,5 +162,5 @@ def described(messages: Sequence[Message]) -> str:
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = text if len(text) <= 200 else text[:200] + "..."
-    # What a template itself raises is worded for its users.
+    # The text of a TemplateError comes from the template itself: it needs no type in front of it.
     return text if type(error) is TemplateError else f"{type(error).__name__}: {text}".removesuffix(": ")

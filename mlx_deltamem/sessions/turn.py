@@ -1,55 +1,40 @@
-"""One turn of a chat: what was said or remembered, the tokens that were run for it, and the ways back."""
+"""One turn of a chat: its messages and reply, or a text that was remembered, with their tokens."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import mlx.core as mx
 
 from mlx_deltamem.sessions.drift import Drift
-from mlx_deltamem.sessions.history import Mark
-from mlx_deltamem.sessions.template import Message, Segments, token_roles
-from mlx_deltamem.sessions.writing import AFTER, ALL, NONE, writes_role
-
-States = list[mx.array]
-NO_SEGMENTS = Segments([], [], [])
-
-
-@dataclass(frozen=True)
-class Border:
-    """A place between two messages.
-
-    Attributes:
-        states: The memory there, by layer index.
-        text: The end of the text there; None where it was not kept.
-    """
-
-    states: States
-    text: Mark | None
-
-    def without_copies(self) -> "Border":
-        """The border as it can be kept for long: the memory, and of the text only its length."""
-        return replace(self, text=self.text and self.text.without_copies())
+from mlx_deltamem.sessions.messages import Message, ToolCall
+from mlx_deltamem.sessions.restore import RestorePoint
+from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, joined, token_roles
+from mlx_deltamem.sessions.writing import AFTER, ALL, writes_role
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Messages and the reply to them, or a text that was remembered. Nothing in it is ever changed, so that chats may
-    share it.
+    """Messages and the reply to them, or a text that was remembered.
+
+    A turn never changes, so several chats may share it.
 
     Attributes:
-        messages: What was said to the model, or what it was to remember.
-        opening: The tokens of the messages in their template, with the generation prompt where a reply follows. The
-            chat's first turn, and a text that was remembered, begin with the visible start.
-        write: What of the turn is written into the memory, one of `WRITES`.
-        remembered: The messages were written into the memory, are no part of the chat's text and have no reply.
-        memory_set: The memory was set just before the turn (`ChatSession.memory = …`), to what `before` has.
-        before, between: The borders before the messages and before the reply; None where they were not kept.
-        logits: What the model said to the messages, `[1, V]`; kept for the last turn.
+        messages: The messages that the model replied to, or the messages that were remembered.
+        opening: The tokens of the messages, as the chat template writes them, and the generation prompt if a reply
+            follows. The opening of the first turn, and of a remembered text, begins with the visible start.
+        write: Which part of the turn is written into the memory, one of `WRITES`.
+        remembered: Whether the messages were remembered: written into the memory by `ChatSession.remember`. Such
+            messages are not part of the chat's text and have no reply.
+        memory_set: Whether the user set the memory just before the turn (`ChatSession.memory = ...`). `before` then
+            holds the memory that was set.
+        before, between: The places before the messages and before the reply; None if they were not kept.
+        logits: The logits after the opening, `[1, V]`; kept for the last turn only.
         reply: The text of the reply.
-        reply_ids, ending: The tokens of the reply as it was generated, and what the template ends it with.
-        tool_calls: The calls in the reply, in OpenAI's form.
-        drift: What the turn did to the memory; None where that was not kept.
+        reply_ids: The tokens of the reply as they were generated.
+        ending: The tokens that the template writes after the reply.
+        tool_calls: The tool calls in the reply.
+        drift: The effect of the turn on the memory; None if it was not kept.
     """
 
     messages: tuple[Message, ...]
@@ -57,68 +42,58 @@ class Turn:
     write: str = ALL
     remembered: bool = False
     memory_set: bool = False
-    before: Border | None = None
-    between: Border | None = None
+    before: RestorePoint | None = None
+    between: RestorePoint | None = None
     logits: mx.array | None = None
     reply: str = ""
     reply_ids: tuple[int, ...] = ()
     ending: Segments = NO_SEGMENTS
-    tool_calls: tuple[dict[str, object], ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
     drift: Drift | None = None
 
     def as_earlier(self) -> "Turn":
-        """The turn as it is kept when another one follows."""
-        before, between = (border and border.without_copies() for border in (self.before, self.between))
+        """The turn without what only the last turn of a chat keeps."""
+        before, between = (place and place.without_copies() for place in (self.before, self.between))
         return replace(self, before=before, between=between, logits=None)
 
     @property
     def text(self) -> str:
-        """The messages of the turn as one text."""
+        """The contents of the messages, one per line."""
         return "\n".join(message["content"] for message in self.messages)
-
-    @property
-    def writing(self) -> bool:
-        """Whether any of the turn is written into the memory."""
-        return self.write != NONE
 
     @cached_property
     def opening_written(self) -> list[bool]:
-        """For each token of the opening, whether it is written as it is read."""
-        if self.remembered:
-            # The visible start is read, and no part of what is remembered.
-            return [role != "system" and writes_role(self.write, role) for role in self._opening_roles]
-        return [writes_role(self.write, role) for role in self._opening_roles]
+        """For each token of the opening, whether it is written into the memory as it is read."""
+        first = min((index for index in self.opening.message_ids if index >= 0), default=0)
+        roles = token_roles(self.opening, self.messages, first)
+        # The visible start is not part of a remembered text: it is read only.
+        return [writes_role(self.write, role) and not (self.remembered and role == "system") for role in roles]
 
     @property
     def reply_written(self) -> bool:
-        """Whether the reply, and what the template ends it with, is written as it is generated."""
+        """Whether the reply and the ending are written into the memory as the reply is generated."""
         return writes_role(self.write, "assistant")
 
     @property
     def is_written_when_ended(self) -> bool:
+        """Whether the turn is read with the memory from before it, and written as a whole when it has ended."""
         return self.write == AFTER and not self.remembered
 
     @property
-    def _opening_roles(self) -> list[str]:
-        """The role of each token: of the visible start `system`, of the generation prompt `assistant`."""
-        first = min((index for index in self.opening.message_ids if index >= 0), default=0)
-        return token_roles(self.opening, self.messages, first)
-
-    @property
     def reply_segments(self) -> Segments:
-        """The reply's tokens: of the message that its ending is of, and of one sentence."""
+        """The tokens of the reply. They get the message index that the ending has, and count as one sentence."""
         count = len(self.reply_ids)
         message = max(self.opening.message_ids, default=-1) + 1
         return Segments(list(self.reply_ids), [message] * count, [self.reply_sentence] * count)
 
     @property
     def reply_sentence(self) -> int:
-        """The id of the one sentence that the reply counts as."""
+        """The sentence index of the reply, which counts as one sentence."""
         return max(self.opening.sentence_ids, default=-1) + 1
 
     @property
     def length(self) -> int:
-        """The number of all tokens of the turn."""
+        """The number of tokens in the turn."""
         return len(self.opening.ids) + len(self.reply_ids) + len(self.ending.ids)
 
     @property
@@ -127,20 +102,11 @@ class Turn:
         return joined([self.opening, self.reply_segments, self.ending])
 
 
-def part(segments: Segments, where: slice) -> Segments:
-    """Some of the tokens."""
-    return Segments(segments.ids[where], segments.message_ids[where], segments.sentence_ids[where])
+def said_turns(turns: Iterable[Turn]) -> list[Turn]:
+    """The turns that are part of the chat's text: all but those that were remembered."""
+    return [turn for turn in turns if not turn.remembered]
 
 
 def segments_of(turns: Iterable[Turn]) -> Segments:
-    """All tokens of a chat's text, one turn after the other; what was remembered is no part of it."""
-    return joined([turn.segments for turn in turns if not turn.remembered])
-
-
-def joined(parts: Sequence[Segments]) -> Segments:
-    """The tokens of some texts, one after the other."""
-    return Segments(
-        [token for part in parts for token in part.ids],
-        [index for part in parts for index in part.message_ids],
-        [index for part in parts for index in part.sentence_ids],
-    )
+    """All tokens of a chat's text. Remembered texts are not part of it."""
+    return joined([turn.segments for turn in said_turns(turns)])

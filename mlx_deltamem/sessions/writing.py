@@ -1,6 +1,6 @@
-"""The names of the `write` modes, which decide which tokens of a chat are written into the memory.
+"""The `write` option: which tokens of a turn are written into the memory.
 
-`all` is the reference's way, and the default; the README ("How it works") says what was measured.
+`all` is the reference's way, and the default. The README ("How it works") has measurements of the others.
 """
 
 WRITES = ("all", "after", "user", "assistant", "none")
@@ -8,29 +8,29 @@ ALL, AFTER, NONE = "all", "after", "none"
 
 MEANINGS = {
     "all": "every token as it is read",
-    "after": "a turn is read with the memory as it was, and written when it has ended",
+    "after": "a turn is read with the memory from before it, and written when it has ended",
     "user": "the user's messages only",
     "assistant": "the replies only",
     "none": "nothing",
 }
 
 
-def parse_write(write: str) -> str:
-    """Check the name of a mode.
+def parse_write(write: object) -> str:
+    """Check a value of the option.
 
     Raises:
-        ValueError: It is none of `WRITES`.
+        ValueError: It is not one of `WRITES`.
     """
-    if write not in WRITES:
+    if not isinstance(write, str) or write not in WRITES:
         raise ValueError(f"write is {write!r}; expected one of {', '.join(WRITES)}")
     return write
 
 
 def writes_role(write: str, role: str) -> bool:
-    """Whether tokens of a role are written as they are read.
+    """Whether the tokens of a role are written as they are read.
 
     Args:
-        write: One of `WRITES`. `after` writes nothing as it is read.
+        write: One of `WRITES`. With `after`, no token is written as it is read.
         role: `system`, `user`, `assistant` or `tool`.
     """
     return write in (ALL, role)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
 from mlx_deltamem import ChatSession, load, read_only
-from mlx_deltamem.sessions.file import _checksum, _metadata
+from mlx_deltamem.sessions.stored.file import _checksum, _metadata
 from tests.conftest import adapter, backbone, distance
 from tests.sessions.test_session import every_history, every_kind, loaded, new_chat, same_memory, told
 
@@ -122,7 +122,7 @@ def test_texts_that_are_none(text):
 
 @pytest.mark.parametrize("tools", ["abc", 5, [1], ["ab"], {"a": 1}, [{"a": {1}}], [{"a": "\ud800"}]], ids=repr)
 def test_tools_that_are_none(tools):
-    with pytest.raises(ValueError, match="the tools are no list of JSON objects"):
+    with pytest.raises(ValueError, match="the tools are not a list of JSON objects"):
         ChatSession(*loaded(), tools=tools)
 
 
@@ -130,7 +130,7 @@ def test_tools_are_copied():
     tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
     chat = ChatSession(*loaded(), tools=tools)
     tools[0]["function"]["name"] = "other"
-    assert chat._template_options["tools"][0]["function"]["name"] == "look"
+    assert chat._state.template.tools[0]["function"]["name"] == "look"
 
 
 @pytest.mark.parametrize("index", [1.5, "a", None, True, 5, -6, [0]])
@@ -407,7 +407,7 @@ def test_a_chat_template_in_a_file_is_used_only_if_it_is_the_tokenizers(path):
 def test_options_that_no_file_holds_are_refused_when_it_is_saved(path):
     chat = ChatSession(*loaded(), today=object())
     chat.send("Hello.", 2)
-    refused(chat, lambda: chat.save(path), "the template option 'today' is no JSON")
+    refused(chat, lambda: chat.save(path), "the template option 'today' is not JSON")
     assert list(path.parent.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ from mlx_deltamem.adapters.torch.reader import load_torch
 from mlx_deltamem.cli.convert_session import convert_session
 from mlx_deltamem.sessions.foreign.folder import foreign_format, read_foreign_session, write_reference_session
 from mlx_deltamem.sessions.foreign.states import fitted_states, read_sidecar_states, write_sidecar_states
-from mlx_deltamem.sessions.reply_tokens import reply_tokens
+from mlx_deltamem.sessions.foreign.turns import find_replies
 from tests.conftest import adapter, backbone, distance, golden_names
 from tests.foreign import MESSAGES, golden_chat, named, reference_folder, same, states
 
@@ -67,11 +67,11 @@ def test_the_replies_are_found_in_the_tokens_of_a_chat(name):
     openings = [turn["prompt_ids"][len(ids) :] for turn, ids in zip(turns, before, strict=False)]
     endings = [turn["full_ids_after_turn"][len(turn["prompt_ids"]) + len(turn["generated_ids"]) :] for turn in turns]
     replies = [turn["generated_ids"] for turn in turns]
-    assert reply_tokens(before[-1], openings, endings) == replies
-    assert reply_tokens([*before[-1], 7], openings, endings) is None
-    assert reply_tokens(before[-1][1:], openings, endings) is None
-    assert reply_tokens(before[-1], openings, [[*ending, 7] for ending in endings]) is None
-    assert reply_tokens([], [], []) == []
+    assert find_replies(before[-1], openings, endings) == replies
+    assert find_replies([*before[-1], 7], openings, endings) is None
+    assert find_replies(before[-1][1:], openings, endings) is None
+    assert find_replies(before[-1], openings, [[*ending, 7] for ending in endings]) is None
+    assert find_replies([], [], []) == []
 
 
 @pytest.mark.parametrize("heads", [1, 3])
@@ -158,8 +158,8 @@ REFUSED = {
     ),
     "nan": ({"tensors": {"a.layers.3.b": STATE + mx.nan}}, "holds NaN or infinite values (layer 3)"),
     "messages": ({"messages": "hello"}, "has no list of messages"),
-    "no role": ({"messages": [{"content": "x"}]}, "message 0 is no object with a role and a content"),
-    "parts": ({"messages": [message("user", [{"text": "x"}])]}, "message 0 is no object with a role"),
+    "no role": ({"messages": [{"content": "x"}]}, "message 0 is not an object with a role and a content"),
+    "parts": ({"messages": [message("user", [{"text": "x"}])]}, "message 0 is not an object with a role"),
     "surrogate": ({"messages": [message("user", "\ud800"), message("assistant")]}, "message 0 is not Unicode text"),
     "tool": ({"messages": [message("user"), message("tool")]}, "message 1 has the role 'tool', expected 'assistant'"),
     "late system": ({"messages": [message("user"), message("system")]}, "message 1 has the role 'system'"),
@@ -196,7 +196,7 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path):
     (folder / "session.json").write_bytes(b"[" * 100_000)
     assert "is damaged (RecursionError" in refusal(folder)
     (folder / "session.json").write_bytes(b"[]")
-    assert "holds no object" in refusal(folder)
+    assert "does not hold an object" in refusal(folder)
     (folder / "session.json").unlink()
     assert foreign_format(folder) is not None
     assert "lacks session.json; copy the whole folder" in refusal(folder, FileNotFoundError)

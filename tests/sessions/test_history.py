@@ -2,7 +2,8 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
-from mlx_deltamem.sessions.history import go_back, mark, mark_at, parse_history
+from mlx_deltamem.sessions.history import parse_history
+from mlx_deltamem.sessions.restore import go_back, mark, mark_at
 
 
 @pytest.mark.parametrize(("given", "expected"), [("full", "full"), ("none", "none"), (7, 7), ("12", 12)])

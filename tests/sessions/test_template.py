@@ -18,7 +18,9 @@ from tokenizers.pre_tokenizers import Metaspace, PreTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from mlx_deltamem.sessions.template import ChatTemplate, Message, Segments, sentences, token_roles
+from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.segments import Segments, token_roles
+from mlx_deltamem.sessions.template import ChatTemplate, sentences
 from tests.conftest import GOLDENS, backbone, golden_names
 from tests.tool_messages import call
 
@@ -621,7 +623,9 @@ def test_token_roles(earlier: list[list[Message]], new: list[Message], first_mes
 def test_roles_of_other_messages():
     opening = ChatTemplate(golden_tokenizer()).opening(chat("Hi", "Ok", "Why?"))
     for first_message in (1, 3):
-        with pytest.raises(ValueError, match=f"is of message 2; expected one of the 1 messages from {first_message}"):
+        with pytest.raises(
+            ValueError, match=f"belongs to message 2; expected one of the 1 messages from {first_message}"
+        ):
             token_roles(opening, chat("Why?"), first_message)
 
 

@@ -17,10 +17,11 @@ from mlx_deltamem.core.layer import DeltaMemory
 from mlx_deltamem.core.spans import Spans
 from mlx_deltamem.recurrence.engines import engine_for
 from mlx_deltamem.recurrence.fused import FusedEngine
-from mlx_deltamem.sessions import read as read_module
-from mlx_deltamem.sessions.read import write_text
-from mlx_deltamem.sessions.template import ChatTemplate, Segments, token_roles
-from mlx_deltamem.sessions.turn import Turn, part
+from mlx_deltamem.sessions import prefill as prefill_module
+from mlx_deltamem.sessions.prefill import write_text
+from mlx_deltamem.sessions.segments import Segments, part, token_roles
+from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.sessions.turn import Turn
 from mlx_deltamem.sessions.writing import WRITES
 from tests.conftest import distance
 from tests.core.test_layer import SHAPE, make_memory
@@ -147,7 +148,7 @@ def test_a_message_without_sentences_is_written_by_token_and_alone():
     segments = Segments(list(range(3, 12)), [-1, -1, 0, 0, 0, 0, -1, -1, -1], [-1] * 9)
     flags = [index >= 0 for index in segments.message_ids]
     cache, expected = make_prompt_cache(model), make_prompt_cache(model)
-    read_module.read(model, cache, segments, flags, step=4)
+    prefill_module.prefill(model, cache, segments, flags, step=4)
     with write_mask(model, mx.array([flags])):
         model(mx.array([segments.ids]), cache=expected)
     assert all(distance(state, memory(expected)[layer]) <= TOLERANCE for layer, state in memory(cache).items())
@@ -214,7 +215,7 @@ def remembered_segments(messages: list[dict]) -> tuple[Segments, list[str]]:
 @pytest.mark.parametrize("stretch", [7, 30, 2048])
 @every_history
 def test_a_remembered_text_is_written_in_stretches(kind, write, stretch, history, monkeypatch):
-    monkeypatch.setattr(read_module, "_STRETCH", stretch)
+    monkeypatch.setattr(prefill_module, "_STRETCH", stretch)
     chat = chat_of(kind, history)
     before, told = chat.memory, []
     chat.remember(TRANSCRIPT, write=write, prefill_step_size=5, progress=lambda *x: told.append(x))
@@ -243,7 +244,7 @@ def test_a_remembered_text_is_written_in_the_means_of_its_messages_or_sentences(
     assert all(distance(state, chat.memory[layer]) <= TOLERANCE for layer, state in memory(cache).items())
     chat.undo()
     # The first layer's memory is of the tokens themselves, so that it does not matter what is seen of the others.
-    monkeypatch.setattr(read_module, "_STRETCH", 7)
+    monkeypatch.setattr(prefill_module, "_STRETCH", 7)
     chat.remember(TRANSCRIPT, write=write, prefill_step_size=4)
     assert distance(memory(cache)[0], chat.memory[0]) <= TOLERANCE
     chat.undo()

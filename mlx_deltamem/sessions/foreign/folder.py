@@ -1,8 +1,8 @@
-"""Chats of others: the PyTorch reference's session folder, and the other MLX port's file of states.
+"""The PyTorch reference's session folder, and which of the foreign formats a path has.
 
-The reference's folder holds `session.json` (messages and tokens), `delta_state.pt` (the memory) and
-`past_key_values.pt`. The last is a pickle of Python objects, which runs what it likes when it is read: it is never
-opened here. The text is run again instead.
+The folder holds `session.json` (messages and tokens), `delta_state.pt` (the memory) and `past_key_values.pt` (keys and
+values). The last one is a pickle of Python objects, and to read it is to run code from it. It is never opened here:
+the text is run again instead.
 """
 
 import json
@@ -19,6 +19,7 @@ from mlx_deltamem.adapters.torch.writer import save_none, save_torch
 from mlx_deltamem.core.adapter import dtype_name, layer_list
 from mlx_deltamem.files.atomic import check_absent, new_file, new_folder, one_line
 from mlx_deltamem.sessions.foreign.states import STATES_SUFFIX, checked_states, read_sidecar_states, states_by_layer
+from mlx_deltamem.sessions.messages import Message, is_utf8
 
 SESSION_FILE = "session.json"
 STATE_FILE = "delta_state.pt"
@@ -39,34 +40,34 @@ class ForeignSession:
     """A chat that another implementation saved.
 
     Attributes:
-        system: The system prompt.
-        messages: The messages after it, `{"role", "content"}`: user and assistant in turn, the assistant last.
-        states: The memory after the last message, `[1, H, r, r]` float32 by layer index; empty where none was saved.
-        ids: The tokens of the whole chat, those of the template included; None where they are not known.
+        system: The system prompt, or None.
+        messages: The messages after it: user and assistant in turn, the assistant last.
+        states: The memory after the last message, `[1, H, r, r]` float32 by layer index; empty if none was saved.
+        ids: The tokens of the whole chat, those of the template included; None if they are not known.
     """
 
     system: str | None
-    messages: list[dict[str, str]]
+    messages: list[Message]
     states: dict[int, mx.array]
     ids: list[int] | None
 
 
 def foreign_format(path: Path) -> str | None:
-    """The format of the foreign session at a path, in words; None if there is none, as in an adapter's folder."""
+    """The format of the foreign session at a path, in words; None if there is none (an adapter's folder is none)."""
     if path.is_dir():
         return REFERENCE_FORMAT if any((path / name).is_file() for name in (SESSION_FILE, STATE_FILE)) else None
     return SIDECAR_FORMAT if path.suffix == STATES_SUFFIX and path.name != NPZ_FILE else None
 
 
 def read_foreign_session(path: Path) -> ForeignSession:
-    """Read a chat that another implementation saved.
+    """Read a chat that another implementation saved. Nothing in its files is executed.
 
     Args:
-        path: A session folder of the reference, or an `.npz` file of the other MLX port, which holds no messages.
+        path: A session folder of the reference; or an `.npz` file of the other MLX port, which holds no messages.
 
     Raises:
         FileNotFoundError: There is no such file or folder, or the folder lacks a file.
-        ValueError: It is damaged, or something else; nothing in it was executed.
+        ValueError: It is damaged, or something else.
     """
     if path.is_dir():
         return _read_reference(path)
@@ -77,46 +78,47 @@ def read_foreign_session(path: Path) -> ForeignSession:
 
 def write_reference_session(
     folder: Path,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, object]],
     states: Mapping[int, mx.array],
     module_paths: Mapping[int, str] | None = None,
     ids: Sequence[int] = (),
     dtype: mx.Dtype = mx.float32,
 ) -> None:
-    """Write a session folder that the reference loads, whole or not at all; only its owner may read it.
+    """Write a session folder that the reference loads, whole or not at all. Only its owner may read it.
 
     Keys and values are not written. So the reference goes on from the memory and the new messages, and does not see
-    the text of the earlier ones. Without `ids` it would read these once more, and write them to the memory a second
-    time. Where its tokenizer gives other tokens for the messages than `ids`, it makes the memory anew from the text.
+    the earlier text. It needs `ids`: without them it would read the earlier messages again, and write them into the
+    memory a second time. If its tokenizer gives other tokens for the messages than `ids`, it makes the memory again
+    from the text.
 
     Args:
         folder: The folder to make.
-        messages: The chat, the system prompt first if there is one, then user and assistant in turn.
-        states: The memory after it, `[1, H, r, r]` by layer index.
+        messages: The chat: the system prompt, if there is one, then user and assistant in turn.
+        states: The memory after the messages, `[1, H, r, r]` by layer index.
         module_paths: By layer index, the name of the attention module within the layer, as in
-            `model.attachment.paths`; default: `self_attn` everywhere.
+            `model.attachment.paths`; None: `self_attn` for all layers.
         ids: The tokens of the whole chat, those of the template included.
-        dtype: float32, bfloat16 or float16. The reference reads each.
+        dtype: float32, bfloat16 or float16. The reference reads all three.
 
     Raises:
-        ValueError: The folder is there already, the messages are no chat, the states are none of one chat, or one has
-            values too large for `dtype`.
-        OSError: The folder cannot be written; nothing is left of it.
+        ValueError: The folder is there already, the messages are not a chat in this form, the states are not those of
+            one chat, they are of an adapter with a key shift, or they have values too large for `dtype`.
+        OSError: The folder cannot be written. Nothing is left of it.
     """
     check_absent(folder)
-    messages = [dict(message) for message in messages]
-    _split(folder, messages)
+    chat = [dict(message) for message in messages]
+    _split(folder, chat)
     _check_ids(folder, list(ids))
-    # Its memory has an axis of heads only where it has more than one.
+    # The reference's states have an axis of heads only if there is more than one head.
     tensors = {
         f"model.layers.{layer}.{(module_paths or {}).get(layer, _MODULE_PATH)}": state[:, 0]
         if state.shape[1] == 1
         else state
         for layer, state in _stored(folder, states, dtype).items()
     }
-    # The reference finds out itself which message each token is of, where these lists are empty.
+    # The reference computes the last two lists itself if they are empty.
     session = {
-        "messages": messages,
+        "messages": chat,
         "processed_input_ids": list(ids),
         "write_message_ids": [],
         "write_sentence_ids": [],
@@ -133,7 +135,8 @@ def _read_reference(folder: Path) -> ForeignSession:
     missing = [name for name in (SESSION_FILE, STATE_FILE) if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{folder} is no session folder of the reference: it lacks {' and '.join(missing)}; copy the whole folder"
+            f"{folder} is not a session folder of the reference: it lacks {' and '.join(missing)}; copy the whole "
+            "folder"
         )
     path = folder / SESSION_FILE
     try:
@@ -141,7 +144,7 @@ def _read_reference(folder: Path) -> ForeignSession:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({one_line(error)}); expected the JSON of a session") from None
     if not isinstance(session, dict):
-        raise ValueError(f"{path} holds no object; expected messages and processed_input_ids")
+        raise ValueError(f"{path} does not hold an object; expected one with messages and processed_input_ids")
     system, messages = _split(path, session.get("messages"))
     ids = _check_ids(path, session.get("processed_input_ids"))
     state_path = folder / STATE_FILE
@@ -149,10 +152,10 @@ def _read_reference(folder: Path) -> ForeignSession:
     return ForeignSession(system, messages, states, ids or None)
 
 
-def _split(path: Path, messages: object) -> tuple[str | None, list[dict[str, str]]]:
-    """The system prompt and the messages after it, which must be user and assistant in turn."""
+def _split(path: Path, messages: object) -> tuple[str | None, list[Message]]:
+    """The system prompt, and the messages after it. These must be user and assistant in turn."""
     if not isinstance(messages, list):
-        raise ValueError(f"{path} has no list of messages; expected one, of role and content each")
+        raise ValueError(f"{path} has no list of messages; expected one, with role and content in each message")
     found = [_message(path, index, message) for index, message in enumerate(messages)]
     leading = found[:1] if found and found[0]["role"] == "system" else []
     others = found[len(leading) :]
@@ -168,15 +171,13 @@ def _split(path: Path, messages: object) -> tuple[str | None, list[dict[str, str
     return leading[0]["content"] if leading else None, others
 
 
-def _message(path: Path, index: int, message: object) -> dict[str, str]:
+def _message(path: Path, index: int, message: object) -> Message:
     match message:
         case {"role": str(role), "content": str(content)}:
-            try:
-                content.encode()
-            except UnicodeEncodeError:
-                raise ValueError(f"{path}: message {index} is not Unicode text; expected text") from None
+            if not is_utf8(content):
+                raise ValueError(f"{path}: message {index} is not Unicode text; expected text")
             return {"role": role, "content": content}
-    raise ValueError(f"{path}: message {index} is no object with a role and a content that are texts")
+    raise ValueError(f"{path}: message {index} is not an object with a role and a content; expected both, as texts")
 
 
 def _check_ids(path: Path, ids: object) -> list[int]:

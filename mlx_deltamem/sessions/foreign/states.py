@@ -1,12 +1,13 @@
-"""Memories in files of others: their names and shapes, and the `.npz` of the other MLX port.
+"""The memory in foreign files: names and shapes of states, and the `.npz` file of the other MLX port.
 
-The other MLX port saves the states alone, as arrays `layer_N` of shape `[1, r, r]`; the reference saves tensors that
-have the names of its attention modules.
+The other MLX port saves the states alone, as arrays `layer_N` of shape `[1, r, r]`. The reference saves tensors under
+the names of its attention modules.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +18,7 @@ from mlx_deltamem.files.atomic import new_file
 
 STATES_SUFFIX = ".npz"
 
-# At most four digits: Python refuses to read numbers without end.
+# At most four digits: Python refuses to read numbers with very many.
 _ARRAY = re.compile(r"layer_(?P<layer>[0-9]{1,4})")
 _EXPECTED_ARRAYS = "expected the states of the other MLX port, arrays `layer_N`"
 _FEW_NAMES = 3
@@ -45,17 +46,17 @@ def read_sidecar_states(path: Path) -> dict[int, mx.array]:
 
 
 def write_sidecar_states(path: Path, states: Mapping[int, mx.array]) -> None:
-    """Write states as the other MLX port reads them: float32, the file whole or not there at all.
+    """Write states for the other MLX port, as float32. The file is written whole or not at all.
 
     Args:
-        path: The `.npz` file to make or replace; only its owner may read it.
+        path: The `.npz` file to make or replace. Only its owner may read it.
         states: By layer index, `[1, 1, r, r]` (or `[1, r, r]`).
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: The name ends otherwise, there are no states, there is more than one state head, which that port
-            does not know, or they are no states of one chat.
-        OSError: The file cannot be written; what was there is still there.
+        FileNotFoundError: The folder does not exist.
+        ValueError: The name has another ending; there are no states; there is more than one state head, or a key
+            shift, which that port does not know; or the states are not those of one chat.
+        OSError: The file cannot be written. An old file stays as it was.
     """
     if path.suffix != STATES_SUFFIX:
         raise ValueError(f"{path} does not end in {STATES_SUFFIX}; name a file of states so")
@@ -70,21 +71,25 @@ def write_sidecar_states(path: Path, states: Mapping[int, mx.array]) -> None:
             f"{path}: the memory has {heads} state heads and the other MLX port knows one; save it for the reference"
         )
     arrays = {f"layer_{layer}": np.array(state[:, 0]) for layer, state in states.items()}
+    # numpy's types take every array's name for the name of an option.
+    savez = cast(Callable[..., None], np.savez)
     with new_file(path, mode=0o600) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        savez(file, **arrays)
 
 
-def states_by_layer(path: Path, arrays: Mapping[str, mx.array], key: re.Pattern, expected: str) -> dict[int, mx.array]:
-    """Arrays from a file as states `[1, H, r, r]` float32, by layer index and in its order.
+def states_by_layer(
+    path: Path, arrays: Mapping[str, mx.array], key: re.Pattern[str], expected: str
+) -> dict[int, mx.array]:
+    """Convert the arrays of a file to states `[1, H, r, r]` float32, by layer index in ascending order.
 
     Args:
         path: The file, for messages.
         arrays: Its arrays by name, `[1, r, r]` or `[1, H, r, r]` of any float type.
-        key: What their names match; its group `layer` is the layer's index.
-        expected: What the file was expected to be, for messages.
+        key: A pattern that matches their names. Its group `layer` is the layer index.
+        expected: What the file should be, for messages.
 
     Raises:
-        ValueError: They are no states of one chat.
+        ValueError: They are not the states of one chat.
     """
     layers = layer_indices(path, {name: array.shape for name, array in arrays.items()}, key, expected)
     return checked_states(
@@ -92,14 +97,14 @@ def states_by_layer(path: Path, arrays: Mapping[str, mx.array], key: re.Pattern,
     )
 
 
-def layer_indices(path: Path, shapes: Shapes, key: re.Pattern, expected: str) -> dict[str, int]:
-    """The layer of each array, by its name; arguments as in `states_by_layer`.
+def layer_indices(path: Path, shapes: Shapes, key: re.Pattern[str], expected: str) -> dict[str, int]:
+    """The layer index of each array, from its name. The arguments are as in `states_by_layer`.
 
     Raises:
-        ValueError: A name is another one, two arrays are of one layer, or a shape is none of a state.
+        ValueError: A name does not match, two arrays are of one layer, or a shape is not that of a state.
     """
-    matches = {name: key.fullmatch(name) for name in shapes}
-    others = [name for name, match in matches.items() if match is None]
+    matches = {name: match for name in shapes if (match := key.fullmatch(name))}
+    others = [name for name in shapes if name not in matches]
     if others:
         more = ", ..." if len(others) > _FEW_NAMES else ""
         raise ValueError(f"{path} holds {', '.join(map(_quoted, others[:_FEW_NAMES]))}{more}; {expected} alone")
@@ -111,10 +116,14 @@ def layer_indices(path: Path, shapes: Shapes, key: re.Pattern, expected: str) ->
 
 
 def checked_states(path: Path, states: Mapping[int, mx.array]) -> dict[int, mx.array]:
-    """States `[1, H, r, r]` or `[1, r, r]` of any float type as `[1, H, r, r]` float32.
+    """Convert states `[1, H, r, r]` or `[1, r, r]` of any float type to `[1, H, r, r]` float32.
+
+    Args:
+        path: The file that they are read from or written to, for messages.
+        states: By layer index.
 
     Raises:
-        ValueError: They are no states of one chat, or hold NaN or infinite values; `path` is named.
+        ValueError: They are not the states of one chat, are of an adapter with a key shift, or are not finite.
     """
     _check_shapes(path, {layer: state.shape for layer, state in states.items()})
     broken = sorted(layer for layer, state in states.items() if not mx.isfinite(state).all())
@@ -127,21 +136,23 @@ def checked_states(path: Path, states: Mapping[int, mx.array]) -> dict[int, mx.a
 
 
 def fitted_states(path: Path, states: Mapping[int, mx.array], shapes: Sequence[tuple[int, int, int]]) -> list[mx.array]:
-    """States from a file as a chat with a model keeps them.
+    """Convert states from a file to the memory of a chat with a model.
 
     Args:
         path: The file, for messages.
-        states: By layer index, `[1, H, r, r]`; none at all is an empty memory.
-        shapes: Of the model (`model.memory_layout.shapes`).
+        states: By layer index, `[1, H, r, r]`. If there are none, the memory is empty.
+        shapes: The shapes of the model's states (`model.memory_layout.shapes`).
 
     Returns:
-        A state `[1, H, r, r]` float32 for each layer of the model; an empty one for a layer without a memory.
+        A state for each layer of the model, `[1, H, r, r]` float32; `[1, 0, 0, 0]` for a layer without a memory.
 
     Raises:
-        ValueError: The layers that have a memory are others, or the states are of another shape.
+        ValueError: The model's adapter has a key shift, other layers have a memory, or the shapes differ.
     """
     layers = [layer for layer, shape in enumerate(shapes) if shape[-1]]
     advice = "load it with the adapter it was made with"
+    if states and any(shape[1] == shape[2] + 1 for shape in shapes):
+        raise ValueError(f"{path} cannot be the memory of an adapter with key_shift, which only we have; {advice}")
     if states and sorted(states) != layers:
         raise ValueError(
             f"{path} has states for {layer_list(sorted(states))}, but this model has a memory in {layer_list(layers)}; "
@@ -156,6 +167,11 @@ def fitted_states(path: Path, states: Mapping[int, mx.array], shapes: Sequence[t
 
 def _check_shapes(path: Path, shapes: Mapping[int, tuple[int, ...]]) -> None:
     for layer, shape in shapes.items():
+        if len(shape) in (3, 4) and 0 not in shape and shape[-2] == shape[-1] + 1:
+            raise ValueError(
+                f"{path}: the state of layer {layer} has shape {_shown(shape)}: it is of an adapter with key_shift, "
+                "which other implementations do not have; save the chat to a session file instead"
+            )
         if len(shape) not in (3, 4) or shape[-1] != shape[-2] or 0 in shape:
             raise ValueError(
                 f"{path}: the state of layer {layer} has shape {_shown(shape)}; expected (1, r, r) or (1, H, r, r)"

@@ -1,8 +1,9 @@
-"""Run the given parts of a chat through a model."""
+"""Run the tokens of a chat through a model: read them, and write the memory as they are read."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
+from typing import Literal, overload
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,17 +11,43 @@ from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE, generation_stream
 
 from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
 from mlx_deltamem.core.spans import RunningSpans, UnitSource
-from mlx_deltamem.core.use import using_spans, writing
-from mlx_deltamem.sessions.template import Segments
-from mlx_deltamem.sessions.turn import States, part
+from mlx_deltamem.core.use import attachment_of, using_spans, writing
+from mlx_deltamem.sessions.restore import States
+from mlx_deltamem.sessions.segments import Segments, part, start_length
 
+# Called with the number of tokens that are done, and the number of all tokens.
 Progress = Callable[[int, int], None]
 
-# Tokens of a long text that are seen at once while it is written.
+# The number of tokens of a long text that are seen at once while it is written.
 _STRETCH = 2048
 
 
-def read(
+@overload
+def prefill(
+    model: nn.Module,
+    cache: PromptCache,
+    segments: Segments,
+    written: bool | Sequence[bool] = ...,
+    step: int = ...,
+    progress: Progress | None = ...,
+    want_logits: Literal[True] = ...,
+) -> mx.array: ...
+
+
+@overload
+def prefill(
+    model: nn.Module,
+    cache: PromptCache,
+    segments: Segments,
+    written: bool | Sequence[bool] = ...,
+    step: int = ...,
+    progress: Progress | None = ...,
+    *,
+    want_logits: Literal[False],
+) -> None: ...
+
+
+def prefill(
     model: nn.Module,
     cache: PromptCache,
     segments: Segments,
@@ -29,22 +56,22 @@ def read(
     progress: Progress | None = None,
     want_logits: bool = True,
 ) -> mx.array | None:
-    """Run tokens through an attached model as one pass, whatever the step: what is written is the same.
+    """Run tokens through an attached model as one pass. The memory is the same after it, whatever the step.
 
     Args:
         model: An attached model.
         cache: Its prompt cache.
-        segments: The tokens (at least one) and their spans.
-        written: Whether the memory is written, for all tokens or for each.
-        step: The most tokens of one call; it has no effect on the result.
-        progress: Told how many tokens are done, and of how many.
-        want_logits: Whether what the model says to the last token is wanted.
+        segments: The tokens, at least one.
+        written: Whether the memory is written: for all tokens, or for each token.
+        step: The largest number of tokens in one call of the model. It does not change the result.
+        progress: Called as the pass goes on.
+        want_logits: Whether the logits are needed.
 
     Returns:
-        The logits `[1, V]` after the last token; None where they are not wanted.
+        The logits after the last token, `[1, V]`; None if they are not needed.
     """
     flags, spans = _what_is_written(model, segments, written)
-    # A last token whose logits are wanted goes alone, so that no other one's are ever computed.
+    # If logits are needed, the last token runs alone: so no other token's logits are computed.
     alone = [len(flags) - 1] if want_logits else []
     steps = [*range(0, len(flags) - len(alone), step), *alone]
     with nullcontext() if spans is None else using_spans(model, spans):
@@ -61,26 +88,26 @@ def write_text(
     step: int = DEFAULT_PREFILL_STEP_SIZE,
     progress: Progress | None = None,
 ) -> States:
-    """Write a text of any length into a memory, and keep no keys and values of it.
+    """Write a text of any length into a memory. No keys and values are kept.
 
-    A text longer than `seen` is read in stretches. Each begins with the visible start, the tokens before the first
-    message, which is read with the memory of now and not written again.
+    A text longer than `seen` is read in stretches. Each stretch begins with the visible start (the tokens before the
+    first message), which is read again with the memory as it then is, and is not written again.
 
     Args:
         model: An attached model.
-        states: The memory, by layer index; it stays as it is.
-        segments: The tokens and their spans.
-        written: Whether the memory is written, for all tokens or for each.
-        seen: The most tokens of the text that are seen at once, beside the start; None: 2,048, or fewer where the
-            model's window is smaller.
-        step: The most tokens of one call; it has no effect on the result.
-        progress: Told how many tokens are done, and of how many.
+        states: The memory before the text. It is not changed.
+        segments: The tokens.
+        written: Whether the memory is written: for all tokens, or for each token.
+        seen: The number of tokens in a stretch, without the visible start. None: 2,048, or fewer if the model's window
+            is smaller.
+        step: The largest number of tokens in one call of the model. It does not change the result.
+        progress: Called as the text is read.
 
     Returns:
-        The memory after it.
+        The memory after the text.
 
     Raises:
-        ValueError: The text before the first message fills the model's window.
+        ValueError: The visible start fills the model's window.
     """
     flags, spans = _what_is_written(model, segments, written)
     start = start_length(segments)
@@ -88,25 +115,32 @@ def write_text(
         cache = make_prompt_cache(model)
         cache[-1].cache = list(states)
         if begin and start:
-            read(model, cache, part(segments, slice(0, start)), False, step, want_logits=False)
+            prefill(model, cache, part(segments, slice(0, start)), False, step, want_logits=False)
         with nullcontext() if spans is None else using_spans(model, spans):
-            told = progress and _shifted(progress, begin, len(flags))
+            within = progress and _shifted(progress, begin, len(flags))
             steps = list(range(0, end - begin, step))
-            _run(model, cache, segments.ids[begin:end], flags[begin:end], steps, told)
+            _run(model, cache, segments.ids[begin:end], flags[begin:end], steps, within)
         states = list(cache[-1].cache)
     return states
 
 
-def start_length(segments: Segments) -> int:
-    """How many tokens come before the first message of a chat: the visible start, the system prompt's."""
-    return next((place for place, message in enumerate(segments.message_ids) if message >= 0), 0)
+def check_step(step: object) -> None:
+    """Check a `prefill_step_size`.
+
+    Raises:
+        ValueError: It is not a whole number, or it is below 1.
+    """
+    # isinstance(True, int) is True.
+    if type(step) is not int or step < 1:
+        raise ValueError(f"prefill_step_size is {step!r}; expected a whole number, 1 or more")
 
 
 def window(model: nn.Module) -> int | None:
-    """The longest text, in tokens, that a model was made for; None where it does not tell."""
+    """The longest text, in tokens, that a model was made for; None if its configuration does not say."""
     arguments = model.args
     nested = getattr(arguments, "text_config", None) or {}
-    return getattr(arguments, "max_position_embeddings", None) or nested.get("max_position_embeddings")
+    found: int | None = getattr(arguments, "max_position_embeddings", None) or nested.get("max_position_embeddings")
+    return found
 
 
 def _run(
@@ -117,14 +151,18 @@ def _run(
     begins: list[int],
     progress: Progress | None,
 ) -> mx.array:
-    """Run tokens in calls that begin at `begins`; returns the logits of the last call."""
+    """Run tokens in calls that begin at `begins` (at least one).
+
+    Returns:
+        The logits of the last call, `[1, T, V]`.
+    """
     tokens, total = mx.array([ids]), len(ids)
     with mx.stream(generation_stream):
         for begin, end in pairwise([*begins, total]):
             if progress is not None:
                 progress(begin, total)
             with writing(model, _mask(flags[begin:end])):
-                logits = model(tokens[:, begin:end], cache=cache)
+                logits: mx.array = model(tokens[:, begin:end], cache=cache)
             mx.eval([entry.state for entry in cache])
             mx.clear_cache()
         if progress is not None:
@@ -133,20 +171,20 @@ def _run(
 
 
 def _mask(flags: list[bool]) -> bool | mx.array:
-    """Flags of one call as `writing` takes them: one bool if all are alike, else a mask `[1, T]`."""
+    """The flags of one call, as `writing` takes them: one bool if all are equal, else a mask `[1, T]`."""
     return any(flags) if all(flags) or not any(flags) else mx.array([flags])
 
 
 def _what_is_written(
     model: nn.Module, segments: Segments, written: bool | Sequence[bool]
 ) -> tuple[list[bool], UnitSource | None]:
-    """A flag for each token, and for adapters that write means the units of the pass.
+    """A flag for each token, and the units of the pass if the adapter writes means.
 
-    Where there are units, they alone say what is written; all flags are True then.
+    If there are units, they alone decide what is written: all flags are then True.
     """
     flags = [written] * len(segments.ids) if isinstance(written, bool) else list(written)
     messages = [index if flag else -1 for index, flag in zip(segments.message_ids, flags, strict=True)]
-    config = model.attachment.config
+    config = attachment_of(model).config
     if config.memory_write_granularity == "token":
         return flags, None
     spans = RunningSpans([messages], [segments.sentence_ids], config)
@@ -154,12 +192,13 @@ def _what_is_written(
 
 
 def _stretches(start: int, total: int, seen: int) -> Iterator[tuple[int, int]]:
-    """The parts of a text that are read at once; the first has the start in it."""
+    """The borders of the stretches of a text. The first stretch has the visible start in it."""
     ends = [*range(start + seen, total, seen), total]
     return pairwise([0, *ends])
 
 
 def _room(model: nn.Module, start: int) -> int:
+    """The number of tokens in a stretch behind a visible start of `start` tokens."""
     longest = window(model)
     room = _STRETCH if longest is None else min(_STRETCH, longest - start)
     if room < 1:

@@ -2,8 +2,8 @@ import mlx.core as mx
 import pytest
 
 from mlx_deltamem import make_prompt_cache, memory
-from mlx_deltamem.sessions.read import read, window
-from mlx_deltamem.sessions.template import Segments
+from mlx_deltamem.sessions.prefill import prefill, window
+from mlx_deltamem.sessions.segments import Segments
 from tests.conftest import distance
 from tests.families import tiny_model
 from tests.sessions.test_session import every_kind, loaded
@@ -16,7 +16,7 @@ SEGMENTS = Segments(list(range(3, 3 + TOKENS)), SPANS, SPANS)
 def run(kind: str, step: int, writing: bool = True) -> tuple[mx.array, dict[int, mx.array]]:
     model, _ = loaded(kind)
     cache = make_prompt_cache(model)
-    return read(model, cache, SEGMENTS, writing, step), memory(cache)
+    return prefill(model, cache, SEGMENTS, writing, step), memory(cache)
 
 
 @every_kind
@@ -44,9 +44,9 @@ def test_only_one_positions_logits_are_computed(monkeypatch):
         return logits
 
     monkeypatch.setattr(type(model), "__call__", watched)
-    read(model, make_prompt_cache(model), SEGMENTS)
+    prefill(model, make_prompt_cache(model), SEGMENTS)
     assert lengths == [TOKENS - 1, 1]
-    assert read(model, make_prompt_cache(model), SEGMENTS, want_logits=False) is None
+    assert prefill(model, make_prompt_cache(model), SEGMENTS, want_logits=False) is None
     assert lengths[2:] == [TOKENS]
 
 

@@ -16,7 +16,7 @@ from mlx_lm.models.cache import load_prompt_cache
 
 from mlx_deltamem import ChatSession, DeltaMemConfig, attach, load
 from mlx_deltamem.adapters.fingerprint import origin_of
-from mlx_deltamem.sessions.stored import FORMAT_VERSION
+from mlx_deltamem.sessions.stored.chat import FORMAT_VERSION
 from tests.conftest import adapter, backbone, distance
 from tests.families import tiny_model
 from tests.sessions.test_session import HISTORIES, every_history, every_kind, loaded, new_chat, same_memory, told
@@ -172,7 +172,7 @@ def test_of_all_who_go_on_from_one_file_the_first_may_save(path):
 
 def test_a_file_that_is_no_session_is_not_replaced(path):
     path.write_text("precious")
-    with pytest.raises(ValueError, match="is there already and is no session"):
+    with pytest.raises(ValueError, match="is there already and is not a session"):
         told().save(path)
     assert path.read_text() == "precious"
 
@@ -257,7 +257,7 @@ def test_another_adapter_backbone_or_tokenizer_is_refused_with_both_fingerprints
 
 def test_a_newer_format_is_refused(path, monkeypatch):
     chat = told()
-    monkeypatch.setattr("mlx_deltamem.sessions.stored.FORMAT_VERSION", FORMAT_VERSION + 1)
+    monkeypatch.setattr("mlx_deltamem.sessions.stored.chat.FORMAT_VERSION", FORMAT_VERSION + 1)
     chat.save(path)
     monkeypatch.undo()
     with pytest.raises(ValueError, match=f"is of session format {FORMAT_VERSION + 1}; this mlx_deltamem .* reads"):
@@ -285,7 +285,7 @@ def test_a_damaged_file_is_refused(data, path):
         position = data.draw(st.integers(0, len(content) - 1))
         content[position] ^= data.draw(st.integers(1, 255))
     damaged.write_bytes(content)
-    with pytest.raises(ValueError, match=r"is no session|is damaged|is of session format|was made with") as error:
+    with pytest.raises(ValueError, match=r"is not a session|is damaged|is of session format|was made with") as error:
         ChatSession.load(*loaded(), damaged)
     assert "\n" not in str(error.value)
 

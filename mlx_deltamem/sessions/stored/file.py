@@ -1,43 +1,45 @@
-"""Chats as files: one `.safetensors`, which is a prompt cache file of mlx-lm with the chat in it.
-
-Its cache entries are the keys and values (where they were asked for), the memory, and an `ArraysCache` of the chat's
-own arrays; the texts are JSON in the metadata.
-"""
+"""Read and write session files: checksums, and whose file it is."""
 
 import hashlib
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
+from mlx_lm.models import cache as mlx_lm_cache
 
 from mlx_deltamem._version import __version__
 from mlx_deltamem.adapters.fingerprint import update_with_arrays
 from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.files.atomic import locked, new_file, one_line, remove_unfinished, user_path
-from mlx_deltamem.sessions.stored import READABLE_VERSIONS, StoredChat, cache_entries, describe, stored_chat
+from mlx_deltamem.sessions.stored.chat import READABLE_VERSIONS, StoredChat, cache_entries, description
+from mlx_deltamem.sessions.stored.decode import decode
 
 SUFFIX = ".safetensors"
+_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError)
+
+_load_prompt_cache = cast(Callable[[str], PromptCache], mlx_lm_cache.load_prompt_cache)
 
 
 def write_chat(path: Path, chat: StoredChat, expected: str | None) -> str:
-    """Write a chat, whole or not at all; only its owner may read the file.
+    """Write a session file, whole or not at all. Only its owner may read it.
 
     Args:
         path: The file to make or replace.
         chat: The chat.
-        expected: The id of the file that may be replaced; None: there must be no file.
+        expected: The id of the file that may be replaced; None: no file may be there.
 
     Returns:
-        The new file's id.
+        The id of the new file.
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        ValueError: The file is not the expected one: someone else has saved there.
-        OSError: It cannot be written; what was there is still there.
+        ValueError: The name has another ending; or another file is there: someone else has saved it.
+        OSError: The file cannot be written. An old file stays as it was.
     """
     check_place(path)
     with locked(path.parent):
@@ -46,18 +48,24 @@ def write_chat(path: Path, chat: StoredChat, expected: str | None) -> str:
         remove_unfinished(path)
         file_id = uuid.uuid4().hex
         entries = cache_entries(chat)
-        metadata = {"session": json.dumps(describe(chat, file_id), ensure_ascii=False)}
+        metadata = {"session": json.dumps(description(chat, file_id), ensure_ascii=False)}
         metadata["checksum"] = _checksum(metadata["session"], entries)
         with new_file(path, mode=0o600) as temporary:
             try:
-                save_prompt_cache(str(temporary), entries, metadata)
+                mlx_lm_cache.save_prompt_cache(str(temporary), entries, metadata)
             except RuntimeError as error:
                 raise OSError(f"{path} could not be written ({error}); is the disk full?") from None
     return file_id
 
 
 def check_place(path: Path) -> None:
-    """Raise FileNotFoundError, PermissionError or ValueError where no session can be saved."""
+    """Check that a session can be saved under a name.
+
+    Raises:
+        ValueError: The name does not end in `.safetensors`.
+        FileNotFoundError: The folder does not exist.
+        PermissionError: The folder cannot be written to.
+    """
     if path.suffix != SUFFIX:
         raise ValueError(f"{path} does not end in {SUFFIX}; name a session file so")
     folder = user_path(path).resolve().parent
@@ -68,42 +76,42 @@ def check_place(path: Path) -> None:
 
 
 def read_chat(path: Path) -> tuple[StoredChat, str]:
-    """Read a chat.
+    """Read a session file.
 
     Returns:
         The chat and the file's id.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no session, damaged, altered, or of a newer format.
+        ValueError: It is not a session file, it is damaged or altered, or its format is newer.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no session file {path}")
     try:
         metadata = _metadata(path)
-        description = json.loads(metadata["session"])
-        version = description["format_version"]
-    except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is no session ({one_line(error)}); expected a file that a chat saved") from None
+        session = json.loads(metadata["session"])
+        version = session["format_version"]
+    except _ERRORS as error:
+        raise ValueError(f"{path} is not a session ({one_line(error)}); expected a file that a chat saved") from None
     if type(version) is not int or version not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
         raise ValueError(f"{path} is of session format {version}; this mlx_deltamem {__version__} reads {readable}")
     try:
-        entries = load_prompt_cache(str(path))
+        entries = _load_prompt_cache(str(path))
         if _checksum(metadata["session"], entries) != metadata["checksum"]:
             raise ValueError("its checksum is wrong")
-        file_id = description["file_id"]
+        file_id = session["file_id"]
         if not isinstance(file_id, str):
-            raise ValueError("its file_id is no text")
-        return stored_chat(description, entries), file_id
-    except (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError("its file_id is not text")
+        return decode(session, entries), file_id
+    except _ERRORS as error:
         raise ValueError(f"{path} is damaged or was altered ({one_line(error)}); use a copy of it") from None
 
 
 def _check_replaceable(path: Path, expected: str | None) -> None:
     found = _file_id(path)
     if found is None:
-        raise ValueError(f"{path} is there already and is no session; name another file")
+        raise ValueError(f"{path} is there already and is not a session; name another file")
     if found != expected:
         raise ValueError(
             f"{path} was saved by someone else ({found}, expected {expected or 'no file'}); "
@@ -112,22 +120,25 @@ def _check_replaceable(path: Path, expected: str | None) -> None:
 
 
 def _checksum(session: str, entries: PromptCache) -> str:
+    """SHA-256 over the JSON, all arrays and all other values of the cache entries."""
     digest = hashlib.sha256(session.encode())
-    values = dict(tree_flatten([entry.state for entry in entries]))
+    values: dict[str, object] = dict(cast(list[tuple[str, object]], tree_flatten([entry.state for entry in entries])))
     update_with_arrays(digest, {name: value for name, value in values.items() if isinstance(value, mx.array)})
     digest.update(repr([item for item in values.items() if not isinstance(item[1], mx.array)]).encode())
     return digest.hexdigest()
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """The texts of a session file, none of its arrays being read."""
-    _, metadata = mx.load(str(path), return_metadata=True)
-    # mlx-lm numbers what it writes: 0 is what it was given.
+    """The texts of a session file. No array is read."""
+    loaded = mx.load(str(path), return_metadata=True)
+    _, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
+    # mlx-lm numbers the groups of its metadata; group 0 is what `save_prompt_cache` was given.
     return {name.removeprefix("0."): value for name, value in metadata.items() if name.startswith("0.")}
 
 
 def _file_id(path: Path) -> str | None:
     try:
-        return json.loads(_metadata(path)["session"])["file_id"]
-    except (RuntimeError, ValueError, KeyError, TypeError):
+        found = json.loads(_metadata(path)["session"])["file_id"]
+    except _ERRORS:
         return None
+    return found if isinstance(found, str) else None

@@ -1,0 +1,73 @@
+"""Change a message of a chat, and run again what follows from it."""
+
+from dataclasses import replace
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.sessions import running
+from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.turn import said_turns
+
+
+def edit_system(state: ChatState, text: str) -> None:
+    """Change the system prompt, and run again all turns: all of them were read with it."""
+    turns = state.turns
+    state.system = text
+    if turns:
+        running.return_to(state, 0)
+    for turn in turns:
+        opening = turn.opening
+        if turn.remembered:
+            opening = state.text.remembered(turn.messages)
+        elif not said_turns(state.turns):
+            # Only the first opening begins with the visible start.
+            opening = state.text.opening(state.turns, turn.messages)
+        running.run_again(state, replace(turn, opening=opening))
+
+
+def edit_message(state: ChatState, tokenizer: TokenizerWrapper, place: int, text: str) -> None:
+    """Change a message, and run again the rest of its turn and the later turns. All replies stay as they are.
+
+    Args:
+        state: The chat.
+        tokenizer: The model's tokenizer.
+        place: The place of the message in the chat. The system prompt is not counted.
+        text: The new content.
+
+    Raises:
+        ValueError: The text does not fit into the model's window, or the template refuses it.
+    """
+    index, inner = _turn_of(state, place)
+    turn, *later = state.turns[index:]
+    if inner == len(turn.messages):
+        reply_ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+        changed = replace(turn, reply=text, reply_ids=reply_ids, tool_calls=())
+        running.check_fits_edited(state, index, changed)
+        if running.return_to_reply(state, index):
+            running.finish_again(state, changed)
+        else:
+            running.return_to(state, index)
+            running.run_again(state, changed)
+    else:
+        running.return_to(state, index)
+        message = turn.messages[inner].copy()
+        message["content"] = text
+        messages = (*turn.messages[:inner], message, *turn.messages[inner + 1 :])
+        opening = state.text.opening(state.turns, messages)
+        running.run_again(state, replace(turn, messages=messages, opening=opening))
+    for each in later:
+        running.run_again(state, each)
+
+
+def _turn_of(state: ChatState, place: int) -> tuple[int, int]:
+    """The turn of the message at a place in the chat, and the message's place in the turn.
+
+    The place after the messages of a turn is that of its reply.
+    """
+    for index, turn in enumerate(state.turns):
+        if turn.remembered:
+            continue
+        if place <= len(turn.messages):
+            return index, place
+        place -= len(turn.messages) + 1
+    raise IndexError(place)

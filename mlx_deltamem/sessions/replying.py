@@ -1,0 +1,93 @@
+"""Run a turn of a chat: read its messages, generate the reply, and add both to the chat."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from mlx_lm.generate import GenerationResponse
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.sessions import running
+from mlx_deltamem.sessions.messages import ToolCall
+from mlx_deltamem.sessions.reply import Reply, ReplySettings
+from mlx_deltamem.sessions.restore import take_back_token
+from mlx_deltamem.sessions.segments import part
+from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.tool_calls import find_tool_calls
+from mlx_deltamem.sessions.turn import Turn
+
+
+def reply_to(
+    state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, settings: ReplySettings
+) -> Iterator[GenerationResponse]:
+    """Read the messages of a new turn and generate the reply.
+
+    If the iterator is closed early, the reply ends there. If an error comes, the chat is as it was.
+
+    Yields:
+        mlx-lm's responses.
+    """
+    start = time.perf_counter()
+    with state.turn_or_nothing():
+        turn = running.begin(state, turn, settings.prefill_step_size, settings.progress)
+        yield from _generate(state, tokenizer, turn, settings, time.perf_counter() - start)
+
+
+def reply_again(
+    state: ChatState, tokenizer: TokenizerWrapper, write: str, settings: ReplySettings
+) -> Iterator[GenerationResponse]:
+    """Take the last reply back and generate another one. If an error comes, the chat is as it was.
+
+    Args:
+        state: The chat. Its last turn has a reply.
+        tokenizer: The model's tokenizer.
+        write: Which part of the turn is written, one of `WRITES`.
+        settings: How to generate.
+
+    Yields:
+        mlx-lm's responses.
+    """
+    index = len(state.turns) - 1
+    last = state.turns[index]
+    with state.all_or_nothing():
+        if last.logits is not None and write == last.write and running.return_to_reply(state, index):
+            yield from _generate(state, tokenizer, last, settings, 0.0)
+        else:
+            running.return_to(state, index)
+            yield from reply_to(state, tokenizer, Turn(last.messages, last.opening, write), settings)
+
+
+def _generate(
+    state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, settings: ReplySettings, seconds: float
+) -> Iterator[GenerationResponse]:
+    """Generate the reply to messages that have been read, which took `seconds`."""
+    reply = Reply(state.model, tokenizer, state.filled_cache, turn, settings)
+    state.replying = True
+    try:
+        yield from reply.stream(seconds)
+        _end(state, tokenizer, turn, reply)
+    except GeneratorExit:
+        _end(state, tokenizer, turn, reply)
+        raise
+    finally:
+        state.replying = False
+
+
+def _end(state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, reply: Reply) -> None:
+    """Run the tokens that the template writes after a reply, and add the turn to the chat."""
+    text = reply.text
+    calls: list[ToolCall] = []
+    if tools := state.template.tools:
+        # Special tokens may mark the calls. The text of the reply does not have them.
+        text, calls = find_tool_calls(tokenizer, text if reply.is_stopped else reply.ids, tools)
+    ending = state.text.ending(state.turns, turn.messages, text)
+    turn = replace(turn, reply=text, reply_ids=tuple(reply.ids), tool_calls=tuple(calls), ending=ending)
+    if reply.end_id is None or turn.is_written_when_ended:
+        running.finish(state, turn)
+    # The token that ended the reply has run, and is not part of it. It may be the first one of the ending.
+    elif ending.ids[:1] == [reply.end_id] and state.writes_tokens:
+        running.finish(state, turn, ending=part(ending, slice(1, None)))
+    elif take_back_token(state.filled_cache, reply.states_before_last):
+        running.finish(state, turn)
+    else:
+        running.run_reply_again(state, turn)

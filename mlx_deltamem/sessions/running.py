@@ -1,0 +1,224 @@
+"""Run the turns of a chat: for the first time, again after a change, and back.
+
+`read` in these descriptions means: run through the model. Whether tokens are also written into the memory depends on
+the turn (`Turn.write`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
+
+from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
+from mlx_deltamem.core.use import observing
+from mlx_deltamem.sessions.drift import Drift, KeepGateMeans
+from mlx_deltamem.sessions.history import seen_before
+from mlx_deltamem.sessions.prefill import Progress, prefill, window, write_text
+from mlx_deltamem.sessions.restore import RestorePoint, mark
+from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments
+from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.turn import Turn, said_turns
+
+
+def check_fits(state: ChatState, turn: Turn) -> None:
+    """Check that a turn's messages, and the text that is seen before them, fit into the model's window.
+
+    Raises:
+        ValueError: They do not.
+    """
+    _check_fits(state, "message", len(turn.opening.ids), turn, state.turns)
+
+
+def check_fits_edited(state: ChatState, index: int, turn: Turn) -> None:
+    """Check that turn `index` with another reply, and the text that is seen before it, fit into the model's window.
+
+    Raises:
+        ValueError: They do not.
+    """
+    _check_fits(state, "message with its reply", turn.length, turn, state.turns[:index])
+
+
+def begin(
+    state: ChatState, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE, progress: Progress | None = None
+) -> Turn:
+    """Read the messages of a turn.
+
+    Returns:
+        The turn with the places before its messages and before its reply, the logits, and a drift in which `changed`
+        is empty.
+
+    Raises:
+        ValueError: The messages do not fit into the model's window.
+    """
+    check_fits(state, turn)
+    turn, cache = _placed(state, turn, step)
+    with observing(state.model, gates := KeepGateMeans()):
+        logits = prefill(state.model, cache, turn.opening, turn.opening_written, step, progress)
+    return replace(turn, between=state.here(), logits=logits, drift=_drift(state, gates))
+
+
+def finish(state: ChatState, turn: Turn, reply: Segments | None = None, ending: Segments | None = None) -> None:
+    """Run the rest of a turn and add the turn to the chat.
+
+    Args:
+        state: The chat, in which the turn was begun.
+        turn: The turn, with its reply and ending.
+        reply: The tokens of the reply that have not run yet; None: all have run.
+        ending: The tokens of the ending that have not run yet; None: none has run.
+    """
+    if turn.is_written_when_ended:
+        _write_ended(state, turn)
+        return
+    cache = state.filled_cache
+    for segments in (reply, turn.ending if ending is None else ending):
+        if segments is not None and segments.ids:
+            prefill(state.model, cache, segments, turn.reply_written, want_logits=False)
+    state.add(turn, list(cache[-1].cache))
+
+
+def remember(
+    state: ChatState, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE, progress: Progress | None = None
+) -> None:
+    """Write a text into the memory, and add it as a turn without a reply. The text that the model sees is unchanged."""
+    turn = _with_place(state, turn)
+    gates = KeepGateMeans()
+
+    def goes_on(done: int, total: int) -> None:
+        gates.evaluate()
+        if progress is not None:
+            progress(done, total)
+
+    with observing(state.model, gates):
+        states = write_text(state.model, state.states, turn.opening, turn.opening_written, step=step, progress=goes_on)
+    state.add(replace(turn, drift=_drift(state, gates)), states)
+    if state.cache is not None:
+        state.cache[-1].cache = list(states)
+
+
+def run_again(state: ChatState, turn: Turn) -> None:
+    """Run a turn with the reply that it has, after the turns that the chat has now, and add it to the chat."""
+    if turn.memory_set and turn.before is not None:
+        state.set_memory(turn.before.states)
+    if turn.remembered:
+        remember(state, turn)
+    elif turn.is_written_when_ended:
+        check_fits(state, turn)
+        _write_ended(state, _placed(state, turn)[0])
+    else:
+        finish_again(state, begin(state, turn))
+
+
+def finish_again(state: ChatState, turn: Turn) -> None:
+    """Run the reply of a turn whose messages have just been read, and add the turn to the chat."""
+    finish(state, turn, reply=Segments.without_spans(turn.reply_ids))
+
+
+def run_reply_again(state: ChatState, turn: Turn) -> None:
+    """Take a turn that was begun back to the beginning of its reply, run its reply again, and add the turn."""
+    state.go_to(turn.between)
+    finish_again(state, turn)
+
+
+def return_to_reply(state: ChatState, index: int) -> bool:
+    """Take the reply of turn `index`, and all later turns, back.
+
+    Returns:
+        False if that is not possible without running tokens again; the chat is then unchanged.
+    """
+    turn = state.turns[index]
+    # With another history than `full`, the cache is that of the last turn.
+    reachable = not turn.remembered and (state.keeps_text or index == len(state.turns) - 1)
+    if not reachable or not state.go_to(turn.between):
+        return False
+    state.take_off(index)
+    return True
+
+
+def return_to(state: ChatState, index: int) -> None:
+    """Take turn `index` and all later turns back."""
+    turns = state.turns
+    # A session file does not keep all places. The turns after the nearest one that was kept are run again.
+    kept = next(i for i in range(index, -1, -1) if i == 0 or turns[i].before is not None)
+    place = turns[kept].before
+    state.take_off(kept)
+    state.states = state.no_memory() if place is None else list(place.states)
+    if place is None or not (state.keeps_text and state.go_to(place)):
+        state.cache = None
+    for turn in turns[kept:index]:
+        run_again(state, turn)
+
+
+def _check_fits(state: ChatState, what: str, tokens: int, turn: Turn, earlier: Sequence[Turn]) -> None:
+    longest = window(state.model)
+    if state.keeps_text:
+        seen = sum(each.length for each in said_turns(earlier))
+    else:
+        seen = len(seen_before(turn, earlier, state.history).ids)
+    if longest is not None and seen + tokens > longest:
+        raise ValueError(
+            f"the {what} is {tokens} tokens on top of {seen} in view; the model's window is {longest}: "
+            "shorten it, or use a history of fewer tokens"
+        )
+
+
+def _placed(state: ChatState, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE) -> tuple[Turn, PromptCache]:
+    """The turn with the place before it, and a cache in which the text that it sees has been read."""
+    cache = state.cache if state.keeps_text else None
+    if cache is None:
+        cache = _run_all(state) if state.keeps_text else make_prompt_cache(state.model)
+        cache[-1].cache = list(state.states)
+    state.cache = cache
+    turn = _with_place(state, turn)
+    state.begun_at = turn.before
+    seen = NO_SEGMENTS if state.keeps_text else seen_before(turn, state.turns, state.history)
+    if seen.ids:
+        prefill(state.model, cache, seen, False, step, want_logits=False)
+    return turn, cache
+
+
+def _with_place(state: ChatState, turn: Turn) -> Turn:
+    """The turn with the present place of the chat as the place before it."""
+    text = mark(state.cache) if state.cache is not None and state.keeps_text else None
+    return replace(turn, before=RestorePoint(list(state.states), text), memory_set=state.memory_set)
+
+
+def _write_ended(state: ChatState, turn: Turn) -> None:
+    """Write a whole turn as one text, and add it to the chat. It may have been read before, without writing."""
+    if not (state.keeps_text and state.go_to(turn.before)):
+        state.cache = None
+        turn, _ = _placed(state, turn)
+    cache = state.filled_cache
+    with observing(state.model, gates := KeepGateMeans()):
+        prefill(state.model, cache, turn.segments, want_logits=False)
+    # The place before the reply is gone: the cache holds the text as it was written.
+    state.add(replace(turn, between=None, logits=None, drift=_drift(state, gates)), list(cache[-1].cache))
+
+
+def _run_all(state: ChatState) -> PromptCache:
+    """Make a cache with the text of all turns. The memory is not changed: what each turn led to is known."""
+    turns, states, memory_set = state.turns, state.states, state.memory_set
+    state.cache = make_prompt_cache(state.model)
+    if not turns:
+        return state.cache
+    with state.all_or_nothing():
+        state.turns, state.states, state.memory_set = [], state.no_memory(), False
+        for index, turn in enumerate(turns):
+            after = turns[index + 1].before if index + 1 < len(turns) else RestorePoint(states, None)
+            if turn.remembered and after is not None:
+                # Its text is not seen, so nothing has to run.
+                state.turns.append(turn)
+            else:
+                run_again(state, turn)
+                again = state.turns[-1]
+                state.turns[-1] = replace(again, drift=turn.drift or again.drift)
+            if after is not None:
+                # The turn may have been run with another history, which led to another memory.
+                state.states = list(after.states)
+        state.states, state.memory_set = states, memory_set
+    return state.filled_cache
+
+
+def _drift(state: ChatState, gates: KeepGateMeans) -> Drift:
+    """The drift of a turn, as far as it is known before the turn has ended."""
+    kept_all = {layer: 1.0 for layer, array in enumerate(state.states) if array.size}
+    return Drift(gates.means() or kept_all, {})

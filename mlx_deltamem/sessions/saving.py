@@ -1,0 +1,93 @@
+"""From the state of a chat to the content of a session file, and back."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import mlx.nn as nn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.adapters.fingerprint import origin_of
+from mlx_deltamem.core.cache import MemoryLayout
+from mlx_deltamem.sessions.foreign.folder import read_foreign_session
+from mlx_deltamem.sessions.foreign.states import fitted_states
+from mlx_deltamem.sessions.foreign.turns import foreign_turns
+from mlx_deltamem.sessions.history import FULL
+from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.stored.chat import StoredChat
+from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.sessions.template_options import DEFAULTS, check_trusted, parse_tools
+
+
+def stored_chat(state: ChatState, tokenizer: TokenizerWrapper, write: str, save_kv: bool) -> StoredChat:
+    """The content of a chat's session file.
+
+    Args:
+        state: The chat.
+        tokenizer: The model's tokenizer.
+        write: Which part of the next turns is written, one of `WRITES`.
+        save_kv: Whether the keys and values are in it. They are, if the chat keeps its text.
+    """
+    kept = state.cache if save_kv and state.keeps_text else None
+    return StoredChat(
+        origin=origin_of(state.model, tokenizer),
+        system=state.system,
+        history=state.history,
+        write=write,
+        template_options=state.template.options,
+        turns=state.turns,
+        states=state.states,
+        memory_set=state.memory_set,
+        text=None if kept is None else kept[:-1],
+    )
+
+
+def load_stored(
+    path: Path, stored: StoredChat, model: nn.Module, tokenizer: TokenizerWrapper, taken: Collection[str]
+) -> ChatState:
+    """The state of a chat from the content of its session file.
+
+    Args:
+        path: The file, for messages.
+        stored: Its content.
+        model: The attached model that the chat goes on with.
+        tokenizer: Its tokenizer.
+        taken: Names that a template option cannot have.
+
+    Raises:
+        ValueError: The chat was made with another backbone, adapter or tokenizer; the file was altered; or it brings
+            another chat template.
+    """
+    check_trusted(path, stored.template_options, tokenizer, taken)
+    options = {**DEFAULTS, **stored.template_options}
+    tools = parse_tools(options.pop("tools")) if "tools" in options else None
+    template = ChatTemplate(tokenizer, tools, **options)
+    origin_of(model, tokenizer).check(path, stored.origin)
+    stored.check_fits(path, model.memory_layout)
+    state = ChatState(model, template, stored.system, stored.history, stored.turns, stored.states)
+    state.memory_set = stored.memory_set
+    if stored.text is not None:
+        state.restore_text(stored.text)
+    return state
+
+
+def load_foreign(path: Path, model: nn.Module, tokenizer: TokenizerWrapper) -> ChatState:
+    """The state of a chat that another implementation saved.
+
+    Args:
+        path: The file or folder.
+        model: The attached model that the chat goes on with.
+        tokenizer: Its tokenizer.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is damaged or something else, or its memory is not of this model.
+    """
+    foreign = read_foreign_session(path)
+    template = ChatTemplate(tokenizer, None, **DEFAULTS)
+    layout: MemoryLayout = model.memory_layout
+    states = fitted_states(path, foreign.states, layout.shapes)
+    state = ChatState(model, template, foreign.system, FULL, states=states)
+    state.turns = foreign_turns(foreign, state.text, tokenizer)
+    # Without messages, the memory counts as set: no turn has led to it.
+    state.memory_set = not state.turns
+    return state

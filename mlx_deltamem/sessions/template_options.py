@@ -1,0 +1,79 @@
+"""The options of a chat's template: tools, and other variables such as `enable_thinking`."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.files.jsonl import Json
+from mlx_deltamem.sessions.messages import json_text
+
+# The options of a chat, where its user does not give others.
+DEFAULTS: Mapping[str, object] = {"enable_thinking": False}
+# Tools that a model is offered, in OpenAI's form.
+Tools = Sequence[Mapping[str, Json]]
+
+
+def parse_tools(given: object) -> list[dict[str, Json]]:
+    """Check tools for a chat template, in OpenAI's form.
+
+    Returns:
+        Copies.
+
+    Raises:
+        ValueError: They are not a list of JSON objects.
+    """
+    try:
+        if isinstance(given, Sequence) and all(isinstance(tool, Mapping) for tool in given):
+            return [json.loads(json_text(dict(tool))) for tool in given]
+        problem = f"they are of type {type(given).__name__}"
+    except (ValueError, TypeError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+    raise ValueError(
+        f"the tools are not a list of JSON objects ({problem}); expected the form of OpenAI's API: give one dict for "
+        "each tool"
+    )
+
+
+def check_storable(options: Mapping[str, object]) -> None:
+    """Check that a session file can hold the options.
+
+    Raises:
+        ValueError: An option is not JSON, or the tools are not a list of JSON objects.
+    """
+    for name, value in options.items():
+        if name == "tools":
+            parse_tools(value)
+        try:
+            json_text([name, value])
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"the template option {name!r} is not JSON ({error}); a session file holds JSON only: leave it out"
+            ) from None
+
+
+def check_trusted(
+    path: Path, options: Mapping[str, object], tokenizer: TokenizerWrapper, taken: Collection[str]
+) -> None:
+    """Check the options that a session file brings.
+
+    A chat template is a program. So a file may bring one only if it is the tokenizer's own.
+
+    Args:
+        path: The file, for messages.
+        options: The options, by name.
+        tokenizer: The tokenizer that the chat is loaded with.
+        taken: Names that an option cannot have.
+
+    Raises:
+        ValueError: The file brings another chat template, or an option with such a name.
+    """
+    if clash := sorted(set(taken) & set(options)):
+        raise ValueError(f"{path} was altered: its template options name {', '.join(clash)}; use a copy of it")
+    brought = options.get("chat_template")
+    if brought is not None and brought != tokenizer.chat_template:
+        raise ValueError(
+            f"{path} brings a chat template that is not the tokenizer's; expected none: set tokenizer.chat_template "
+            "to it if you trust it"
+        )
