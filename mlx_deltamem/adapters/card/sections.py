@@ -71,10 +71,10 @@ def card_sections(folder: Path, adapter: Adapter, repo: str | None, base_models:
 
 
 def _title(repo: str | None, base_models: list[str]) -> str:
-    of = " and ".join(f"[{model}](https://huggingface.co/{model})" for model in base_models)
+    models = " and ".join(f"[{model}](https://huggingface.co/{model})" for model in base_models)
     return f"""# {repo.split("/")[1] if repo else "A δ-mem adapter"}
 
-An online memory for {of or "a frozen language model"}, by the delta rule
+An online memory for {models or "a frozen language model"}, by the delta rule
 ([arXiv {PAPER}](https://arxiv.org/abs/{PAPER})), for MLX."""
 
 
@@ -111,7 +111,7 @@ def _configuration(adapter: Adapter) -> str:
 
 
 def _training(folder: Path, adapter: Adapter) -> str:
-    """Return the section on the training: the data, the duration, the curves; empty if the adapter does not name it."""
+    """Return the section on the training: data, duration and curves; empty if the adapter was not trained here."""
     if "trained" not in adapter.metadata:
         return ""
     lines = ["## Training", "", f"Trained by mlx_deltamem {adapter.metadata['trained']}."]
