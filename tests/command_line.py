@@ -1,4 +1,4 @@
-"""Commands run as a user runs them: in a process of their own."""
+"""Run commands as a user runs them: each in a new process."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 
 def run_command(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m mlx_deltamem ...`; nothing may reach the Hub."""
+    """Run `python -m mlx_deltamem ...` without access to the Hub. `environment`: additional variables."""
     return subprocess.run(
         [sys.executable, "-m", "mlx_deltamem", *map(str, arguments)],
         input=stdin,
@@ -18,7 +18,7 @@ def run_command(*arguments: object, stdin: str = "", **environment: str) -> subp
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], message: str) -> None:
-    """Exit code 2, one line that says why, no traceback."""
+    """Check for exit code 2, an error of one line that contains `message`, and no traceback."""
     assert result.returncode == 2, result.stderr
     assert message in result.stderr
     assert "Traceback" not in result.stderr

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-# Products of matrices with rounded inputs are faster on some GPUs, and too far from the golden data.
+# TF32 rounds the inputs of matrix products. On GPUs that have it, results would be too far from the golden data.
 os.environ["MLX_ENABLE_TF32"] = "0"
 
 import mlx.core as mx
@@ -20,7 +20,7 @@ GOLDENS = REPO / "tests" / "goldens"
 
 
 def golden(folder: str, name: str) -> tuple[dict, dict[str, mx.array]]:
-    """The description and the tensors of a golden file."""
+    """Return the description and the tensors of a golden file."""
     path = GOLDENS / folder / f"{name}.json"
     return json.loads(path.read_text()), mx.load(str(path.with_suffix(".safetensors")))
 
@@ -38,13 +38,13 @@ def adapter(name: str = "qwen3_tsw_qo") -> str:
 
 
 def distance(a: mx.array, b: mx.array) -> float:
-    """The largest absolute difference; the shapes must agree, so that nothing is compared by broadcasting."""
+    """Return the largest absolute difference. The shapes must be equal, so that nothing is broadcast."""
     assert a.shape == b.shape
     return mx.abs(a.astype(mx.float32) - b.astype(mx.float32)).max().item()
 
 
 def randomise(model: nn.Module, scale: float = 0.3) -> None:
-    """Give every adapter weight of an attached model a random value, so that each has an effect."""
+    """Set every adapter weight of an attached model to a random value, so that each has an effect."""
     for module in model.modules():
         layer_memory = module.get("delta_mem")
         if layer_memory is not None:
@@ -54,7 +54,7 @@ def randomise(model: nn.Module, scale: float = 0.3) -> None:
 
 @pytest.fixture
 def ctrl_c() -> Iterator[None]:
-    """Ctrl-C as in a terminal, here and in processes started from here: in the background it is ignored."""
+    """Make Ctrl-C work as in a terminal, also in child processes. A process in the background ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

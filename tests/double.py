@@ -1,7 +1,7 @@
-"""Run the package in float64, for finite differences: what is float32 in the code becomes float64.
+"""Run the package in float64, for finite differences: every float32 of the code becomes float64.
 
-MLX computes in float64 on a CPU, but for a few functions that are float32 inside; those are written anew here, from
-others. Nothing of this package or of mlx-lm is.
+MLX computes in float64 on a CPU, except for a few functions that are float32 inside. This module replaces those by
+others of MLX. No function of this package or of mlx-lm is replaced.
 """
 
 import math
@@ -11,7 +11,7 @@ import pytest
 
 
 def use_float64(patch: pytest.MonkeyPatch) -> None:
-    """Make `mx.float32` mean float64, and everything that is computed exact to float64, until the patch is undone."""
+    """Make `mx.float32` mean float64, and all functions exact to float64, until the patch ends."""
     float64 = mx.float64
     zeros = mx.zeros
     patch.setattr(mx, "float32", float64)

@@ -1,4 +1,4 @@
-"""Tiny random models of the families a memory is proven on."""
+"""Tiny random models of all tested model families."""
 
 import importlib
 
@@ -81,7 +81,10 @@ FAMILIES: dict[str, dict] = {
 
 
 def tiny_model(family: str, bits: int | None = None) -> nn.Module:
-    """A seeded random model with weights large enough for its tokens to matter; quantised if `bits` is given."""
+    """Return a random model with a fixed seed, quantised if `bits` is given.
+
+    Its weights are large enough for each token to change the output.
+    """
     module = importlib.import_module(f"mlx_lm.models.{family}")
     mx.random.seed(1)
     model = module.Model(module.ModelArgs.from_dict({"model_type": family, **FAMILIES[family]}))
@@ -93,4 +96,5 @@ def tiny_model(family: str, bits: int | None = None) -> nn.Module:
 
 
 def fits(_: str, module: nn.Module) -> bool:
+    """Return True if a module can be quantised in groups of 32."""
     return hasattr(module, "to_quantized") and module.weight.shape[-1] % 32 == 0

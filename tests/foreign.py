@@ -1,4 +1,4 @@
-"""Session folders and files of states as other implementations write them."""
+"""Session folders and state files in the formats of other implementations."""
 
 import json
 import pickle
@@ -27,7 +27,7 @@ def reference_folder(
     ids: object = (1, 2, 3),
     **more: object,
 ) -> Path:
-    """A folder as the reference writes it; its keys and values would make a folder if they were unpickled."""
+    """Write a session folder of the reference. Unpickling its keys and values would create the folder `pwned`."""
     folder.mkdir()
     session = {"messages": messages, "processed_input_ids": list(ids) if isinstance(ids, tuple) else ids}
     (folder / "session.json").write_text(json.dumps(session | more, ensure_ascii=False, indent=2), encoding="utf-8")
@@ -38,13 +38,13 @@ def reference_folder(
 
 
 def named(by_layer: dict[int, mx.array], dtype: mx.Dtype = mx.float32) -> dict[str, mx.array]:
-    """States under the names and in the shapes of the reference."""
+    """Return states with the names and shapes of the reference."""
     squeezed = {layer: state[:, 0] if state.shape[1] == 1 else state for layer, state in by_layer.items()}
     return {f"model.layers.{layer}.self_attn": state.astype(dtype) for layer, state in squeezed.items()}
 
 
 def golden_chat(name: str) -> tuple[dict, dict[str, mx.array]]:
-    """What the reference's golden chat was, and its states after the last turn under the reference's names."""
+    """Return the description of a golden chat, and its states after the last turn under the reference's names."""
     info, data = golden("sessions", name)
     start = f"turn{len(info['turns']) - 1}.state."
     found = {key.removeprefix(start): state for key, state in data.items() if key.startswith(start)}
@@ -52,7 +52,7 @@ def golden_chat(name: str) -> tuple[dict, dict[str, mx.array]]:
 
 
 def same(one: dict[int, mx.array], other: dict[int, mx.array]) -> bool:
-    """Whether two memories are equal in layers, shapes, types and numbers."""
+    """Return True if two memories have the same layers, shapes, dtypes and numbers."""
     return one.keys() == other.keys() and all(
         (a.shape, a.dtype) == (b.shape, b.dtype) and mx.array_equal(a, b)
         for a, b in ((state, other[layer]) for layer, state in one.items())
@@ -60,7 +60,7 @@ def same(one: dict[int, mx.array], other: dict[int, mx.array]) -> bool:
 
 
 class _Attack:
-    """Unpickled, it would make a folder."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path):
         self.folder = folder

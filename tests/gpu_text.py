@@ -1,6 +1,7 @@
-"""The functions that MLX 0.32 writes around a kernel's source, so that they can be compiled without a GPU.
+"""The text that MLX 0.32 writes around the source of a kernel, so that tests can compile it without a GPU.
 
-`metal_text` is checked against MLX itself (test_kernels.py); `cuda_text` follows mlx/backend/cuda/custom_kernel.cpp.
+`metal_text` is compared with MLX's own text (recurrence/test_kernels.py). `cuda_text` follows
+mlx/backend/cuda/custom_kernel.cpp.
 """
 
 import math
@@ -10,9 +11,9 @@ import mlx.core as mx
 
 from mlx_deltamem.recurrence.kernels.build import Kernel, Template
 
-# Metal gives a kernel those of these that its source names; the sources here name one.
+# The only attribute of a Metal thread that the sources of this project use.
 _THREAD = "thread_position_in_grid"
-# Inputs with fewer elements are in Metal's constant address space.
+# MLX puts inputs with fewer elements into Metal's constant address space.
 _SMALLEST_DEVICE_INPUT = 8
 
 METAL_TYPES = {
@@ -27,13 +28,14 @@ CUDA_TYPES = METAL_TYPES | {mx.float16: "__half", mx.bfloat16: "__nv_bfloat16"}
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a kernel: what MLX's functions are told.
+    """One use of a kernel: the arguments of MLX's functions.
 
     Attributes:
         kernel: The kernel.
-        inputs, outputs: Shape and dtype of each.
-        template: Its constants.
-        threads: How many run.
+        inputs: Shape and dtype of each input.
+        template: The constants of the kernel.
+        outputs: Shape and dtype of each output.
+        threads: The number of threads.
     """
 
     kernel: Kernel
@@ -44,7 +46,7 @@ class Use:
 
 
 def metal_text(use: Use) -> tuple[str, str]:
-    """The name of the function and the text around and with it."""
+    """Return the name of the Metal function, and the whole text."""
     kernel, name = use.kernel, metal_name(use)
     kinds = {bool: "bool", int: "int", mx.Dtype: "typename"}
     parameters = ", ".join(f"{kinds[type(value)]} {key}" for key, value in use.template)
@@ -67,6 +69,7 @@ def metal_text(use: Use) -> tuple[str, str]:
 
 
 def metal_name(use: Use) -> str:
+    """Return the name that MLX gives a Metal function: kernel, constants and dtypes."""
     values = "_".join(metal_values(use).split(", "))
     types = [
         METAL_TYPES[dtype] + ("c" if math.prod(shape) < _SMALLEST_DEVICE_INPUT else "") for shape, dtype in use.inputs
@@ -75,11 +78,12 @@ def metal_name(use: Use) -> str:
 
 
 def metal_values(use: Use) -> str:
+    """Return the constants as template arguments of Metal."""
     return ", ".join(METAL_TYPES.get(value) or str(int(value)) for _, value in use.template)
 
 
 def cuda_text(use: Use) -> tuple[str, str]:
-    """The qualified name of the function and the whole text given to NVRTC."""
+    """Return the qualified name of the CUDA function, and the whole text for NVRTC."""
     kernel = use.kernel
     marks = {bool: lambda value: "_t" if value else "_f", int: lambda value: f"_{value}"}
     name = f"custom_kernel_{kernel.name}" + "".join(

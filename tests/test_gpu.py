@@ -1,14 +1,14 @@
-"""The fused kernels on the GPU of this machine; `make gpu-test` runs these."""
+"""The fused kernels on the GPU of this machine. `make gpu-check` runs these tests."""
 
 import mlx.core as mx
 import pytest
 
 from mlx_deltamem import DeltaMemConfig, attach, delta_scan
 from mlx_deltamem.benchmarking.dispatches import added_primitives
+from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.recurrence.engines import engine_for
 from mlx_deltamem.recurrence.fused import FusedEngine
 from mlx_deltamem.recurrence.kernels import build
-from mlx_deltamem.recurrence.definition import delta_scan_reference
 from tests.conftest import distance, randomise
 from tests.families import tiny_model
 from tests.recurrence.kernel_cases import CASES, STANDARD, by_definition, make_arrays, tolerance, with_garbage

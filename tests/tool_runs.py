@@ -1,4 +1,4 @@
-"""The project's tools, run in this process as from a command line."""
+"""Run a program of tools/ or mlx_deltamem.data in this process, as from a command line."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ import pytest
 
 
 class Run(NamedTuple):
-    """How a tool ended: its exit code, and what it printed."""
+    """The exit code of a program, its standard output and its standard error."""
 
     code: int
     output: str
@@ -19,7 +19,7 @@ class Run(NamedTuple):
 
 
 def runner(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
-    """Return a function that runs a tool with the given arguments."""
+    """Return a function that runs `tool.main()` with the given arguments."""
 
     def run(*arguments: object) -> Run:
         monkeypatch.setattr(sys, "argv", [tool.__name__, *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""What the loopback Hub answers at each of its addresses: those that huggingface_hub 2.4.0 asks without hf_xet."""
+"""The answers of the loopback Hub at each address that huggingface_hub 2.4.0 uses without hf_xet."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ class User:
 
 
 class Api:
-    """The repositories, by kind and name, and the answers about them. `endpoint` is set once the server has a port."""
+    """The repositories by kind and name, and the answers about them. The server sets `endpoint` when it has a port."""
 
     def __init__(self, tokens: Mapping[str, User], storage: Storage, lfs_above: int) -> None:
         self.endpoint = ""
@@ -40,7 +40,7 @@ class Api:
         return user
 
     def readable(self, call: Call, kind: str, name: str) -> Repository:
-        """The repository, which whoever may not see it must not tell from one that does not exist."""
+        """Return a repository. Without the right to see it, the answer is the same as if it did not exist."""
         user = self.user(call)
         repository = self.repositories.get((kind, name))
         if repository is None or (repository.private and (user is None or user.name != repository.owner)):
@@ -58,11 +58,11 @@ class Api:
         return repository
 
     def is_large(self, path: str, size: int, sample: bytes) -> bool:
-        """Whether a file belongs into the storage, by its name, its size and its first bytes."""
+        """Return True if a file belongs into the storage: by its name, its size or its first bytes."""
         return path.endswith(LFS_SUFFIXES) or size > self.lfs_above or b"\0" in sample
 
     def file(self, path: str, content: bytes) -> File:
-        """The file of a path, stored where it is large."""
+        """Make the file of a path, and put it into the storage if it is large."""
         file = File(content, lfs=self.is_large(path, len(content), content))
         if file.lfs:
             self.storage.put(file.sha256, content)
@@ -103,7 +103,7 @@ class Api:
 
     @route(f"GET /api/{KIND}/{NAME}/tree/{REVISION}(?:/(.+))?")
     def tree(self, call: Call, kind: str, name: str, revision: str, folder: str | None) -> Reply:
-        """What is below a folder of a revision: all files, or the files and folders that are right in it."""
+        """List a folder of a revision: all files below it, or only the files and folders directly in it."""
         files, start = self.readable(call, kind, name).at(revision).files, f"{folder}/" if folder else ""
         below = [(path, file) for path, file in sorted(files.items()) if path.startswith(start)]
         if not below:
@@ -117,7 +117,7 @@ class Api:
 
     @route(f"GET /api/{KIND}/{NAME}/commits/{REVISION}")
     def commits(self, call: Call, kind: str, name: str, revision: str) -> Reply:
-        """The commits of a revision, the newest first."""
+        """List the commits of a revision, the newest first."""
         repository, listed = self.readable(call, kind, name), []
         oids = [repository.at(revision).oid]
         while oids:
@@ -190,7 +190,7 @@ class Api:
         return json_reply({"success": True, "commitOid": oid, "commitUrl": f"{url}/commit/{oid}", **pull_request})
 
     def change(self, operation: str, value: Mapping[str, str]) -> tuple[str, File | None]:
-        """What a line of a commit makes of a path: a new file, or None where it is deleted."""
+        """Return the path that a line of a commit changes, and its new file; None if the line deletes it."""
         path = value["path"]
         if operation == "deletedFile":
             return path, None

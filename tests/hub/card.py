@@ -1,7 +1,7 @@
-"""The metadata block of a model card as the loopback Hub reads and judges it.
+"""How the loopback Hub reads and checks the metadata block of a model card.
 
-Rules and wordings follow the Hub's documentation of model cards (https://huggingface.co/docs/hub/model-cards) as far as
-an adapter's card can break them; the Hub itself knows more.
+Rules and messages follow the Hub's documentation of model cards (https://huggingface.co/docs/hub/model-cards), as far
+as the card of an adapter can break them. The real Hub has more rules.
 """
 
 import re
@@ -11,12 +11,12 @@ import yaml
 
 Metadata = dict[str, object]
 
-# The Hub's own expression, as in huggingface_hub/repocard.py.
+# The expression of the Hub, from huggingface_hub/repocard.py.
 BLOCK = re.compile(r"^(\s*---(?:\r\n|\r|\n))([\S\s]*?)((?:\r\n|\r|\n)---[ \t]*(\r\n|\n|$))")
 REPOSITORY_NAME = re.compile(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}", re.ASCII)
 ARXIV = re.compile(r"arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})|arxiv:\s?(\d{4}\.\d{4,5})", re.IGNORECASE)
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
-# Of https://huggingface.co/docs/hub/repositories-licenses, those that models and adapters commonly have.
+# From https://huggingface.co/docs/hub/repositories-licenses: the common licences of models and adapters.
 CREATIVE_COMMONS = tuple(
     f"cc-{terms}-{version}"
     for terms in ("by", "by-sa", "by-nc", "by-nd", "by-nc-nd", "by-nc-sa")
@@ -30,7 +30,7 @@ LICENSES = (*PERMISSIVE, *CREATIVE_COMMONS, *GNU, *LLAMA, *MODEL_TERMS)
 
 
 def problems(readme: str) -> tuple[list[str], list[str]]:
-    """The errors, for which the Hub refuses a card, and the warnings."""
+    """Return the errors and the warnings of a card. The Hub refuses a card with errors."""
     block = BLOCK.search(readme)
     if block is None or not block[2].strip():
         return [], ["empty or missing yaml metadata in repo card"]
@@ -44,14 +44,14 @@ def problems(readme: str) -> tuple[list[str], list[str]]:
 
 
 def metadata(readme: str) -> Metadata:
-    """The metadata block, empty where there is none that the Hub would take."""
+    """Return the metadata block; empty if there is none, or if the Hub would refuse it."""
     block = BLOCK.search(readme)
     errors, warnings = problems(readme)
     return {} if block is None or errors or warnings else yaml.safe_load(block[2])
 
 
 def tags(readme: str) -> list[str]:
-    """The tags by which the Hub finds a repository: its own and those it makes of the other metadata."""
+    """Return the tags of a repository: those in the card, and those that the Hub makes from the other metadata."""
     card = metadata(readme)
     relation = card.get("base_model_relation")
     bases = _listed(card.get("base_model"))
@@ -87,7 +87,7 @@ def _wrong_types(card: Metadata) -> Iterator[str]:
 
 
 def _listed(value: object) -> list[object]:
-    """Metadata that may be given as one value or as a list, as a list."""
+    """Return metadata that may be one value or a list as a list."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""What goes wrong on the loopback Hub, on request."""
+"""Faults of the loopback Hub that a test asks for."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from threading import Lock
 from tests.hub.http import RefusedError, Reply, refused
 
 ALWAYS = math.inf
-# What the Hub says with these statuses; with the others it says the status' own phrase.
+# The messages of the Hub for these statuses. For others it uses the phrase of the status.
 MESSAGES = {
     401: "Invalid credentials in Authorization header",
     403: "Authorization error.",
@@ -22,7 +22,7 @@ MESSAGES = {
 
 @dataclass
 class Fault:
-    """What happens to the next `times` requests that match, instead of an answer (see `Faults.add`)."""
+    """A fault of the next `times` requests that match (see `Faults.add`)."""
 
     pattern: re.Pattern[str]
     status: int
@@ -33,7 +33,7 @@ class Fault:
     answer_lost: bool
 
     def reply(self, host: str) -> Reply:
-        """The refusal as the Hub or, in XML, as a bucket words it."""
+        """Return the refusal in the form of the Hub or, in XML, of a bucket."""
         message = MESSAGES.get(self.status, HTTPStatus(self.status).phrase)
         if host == "hub":
             return refused(
@@ -44,7 +44,7 @@ class Fault:
 
 
 class Faults:
-    """The faults to come."""
+    """The faults that are still to happen."""
 
     def __init__(self) -> None:
         self.waiting: list[Fault] = []
@@ -61,22 +61,22 @@ class Faults:
         reset: bool = False,
         answer_lost: bool = False,
     ) -> None:
-        """Refuse the next requests that match.
+        """Add a fault for the next requests that match. Without other options they are refused.
 
-        Arguments:
-            pattern: an expression to be found in `METHOD /path?query` (`PUT /objects/`, `POST .*/commit/`).
-            status, headers: what is answered.
-            times: how often, or `ALWAYS`.
-            cut: no answer; the connection ends in the middle of the request's body where it has one, else in the
-                middle of the answer's.
-            reset: the same with a reset ("connection reset by peer") instead of an orderly end.
-            answer_lost: what was asked is done, but the connection ends instead of an answer.
+        Args:
+            pattern: A regular expression that is searched in `METHOD /path?query` (`PUT /objects/`, `POST .*/commit/`).
+            status: The status of the answer.
+            headers: Additional headers of the answer.
+            times: The number of requests, or `ALWAYS`.
+            cut: Close the connection in the middle of the request's body or, if it has no body, of the answer's body.
+            reset: As `cut`, but reset the connection ("connection reset by peer").
+            answer_lost: Do what the request asks for, and close the connection instead of answering.
         """
         fault = Fault(re.compile(pattern), status, headers or {}, times, cut or reset, reset, answer_lost)
         self.waiting.append(fault)
 
     def take(self, request: str) -> Fault | None:
-        """The fault that a request meets, which then has one time less to happen."""
+        """Return the fault for a request, if there is one, and count it."""
         with self.lock:
             fault = next((fault for fault in self.waiting if fault.times > 0 and fault.pattern.search(request)), None)
             if fault is not None:

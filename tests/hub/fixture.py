@@ -1,6 +1,6 @@
-"""Tests in this process against the loopback Hub: huggingface_hub, already imported, is pointed at it.
+"""Tests in this process against the loopback Hub: huggingface_hub, already imported, is redirected to it.
 
-A test module takes the fixture with `from tests import hub_fixture` and `hub = hub_fixture.hub`.
+A test module gets the fixture with `from tests.hub import fixture` and `hub = fixture.hub`.
 """
 
 import importlib
@@ -19,11 +19,16 @@ from tests.hub.server import TOKEN, Hub
 
 @contextmanager
 def using(hub: Hub, home: Path, *, token: str | None = TOKEN, offline: bool = False) -> Iterator[list[float]]:
-    """Let huggingface_hub use this Hub, with its cache below `home`, as if it had been imported so.
+    """Make huggingface_hub use this Hub, with its cache in `home`.
 
-    What it read from the environment at import is replaced wherever it kept it. It does not sleep between retries; the
-    seconds that it would have slept are in the list that this gives. May be nested: for a second, fresh cache, another
-    token or none, or offline.
+    At import huggingface_hub copies variables of the environment; all copies are replaced. It does not sleep between
+    retries: the seconds are appended to the list that this yields. May be nested, for instance for a second cache.
+
+    Args:
+        hub: The running Hub.
+        home: The folder for caches and tokens.
+        token: The token to send; None for no token.
+        offline: As with HF_HUB_OFFLINE=1.
     """
     slept: list[float] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -45,7 +50,7 @@ def using(hub: Hub, home: Path, *, token: str | None = TOKEN, offline: bool = Fa
 
 
 def _point(patch: pytest.MonkeyPatch, endpoint: str) -> None:
-    """Replace the Hub's address, which the module's functions, its URLs and its list of trusted hosts each keep."""
+    """Replace all copies of the Hub's address: in functions, in URLs and in the list of trusted hosts."""
     patch.setattr(constants, "ENDPOINT", endpoint)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setattr(hf_api.api, "endpoint", endpoint)
@@ -54,7 +59,7 @@ def _point(patch: pytest.MonkeyPatch, endpoint: str) -> None:
 
 
 def _settle(patch: pytest.MonkeyPatch, home: Path) -> None:
-    """Replace the places on the disk: the cache, and where a token would be stored."""
+    """Replace the folders of the caches and the files of tokens."""
     patch.setattr(constants, "HF_HOME", str(home))
     patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     patch.setattr(_cache_manager, "HF_HUB_CACHE", str(home / "hub"))
@@ -66,6 +71,6 @@ def _settle(patch: pytest.MonkeyPatch, home: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
-    """A loopback Hub that huggingface_hub uses, in this process too, with an empty cache and a token that may write."""
+    """A loopback Hub that huggingface_hub uses in this process, with an empty cache and a token with write access."""
     with Hub() as running, using(running, tmp_path / "huggingface") as running.slept:
         yield running

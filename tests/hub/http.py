@@ -1,4 +1,4 @@
-"""Requests and answers of the loopback Hub, and how a request finds what answers it."""
+"""Requests and answers of the loopback Hub, and the table from requests to methods."""
 
 import json
 import re
@@ -8,9 +8,9 @@ from urllib.parse import unquote
 
 
 class RefusedError(Exception):
-    """What the Hub answers instead of what was asked: an HTTP status, a text and, for the client, a code.
+    """A refusal of the Hub: an HTTP status, a message and a code.
 
-    The code is the `X-Error-Code` header by which `huggingface_hub` picks the exception it raises.
+    The code is the header `X-Error-Code`, from which `huggingface_hub` chooses the exception that it raises.
     """
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
@@ -20,7 +20,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Call:
-    """A request: `query` by name, header names in any case, `body` whole."""
+    """A request: the query by name, the headers (names in any case), and the complete body."""
 
     query: Mapping[str, list[str]]
     headers: Mapping[str, str]
@@ -41,13 +41,16 @@ Answer = Callable[..., Reply]
 
 
 class Routes:
-    """The methods of a class by the requests they answer; the groups of a pattern are the arguments after the call."""
+    """The methods of a class by the pattern of the requests that they answer.
+
+    A method gets the call, and then the groups of the pattern.
+    """
 
     def __init__(self) -> None:
         self.table: list[tuple[re.Pattern[str], Answer]] = []
 
     def __call__(self, pattern: str) -> Callable[[Answer], Answer]:
-        """Decorate the method that answers `METHOD /path`."""
+        """Decorate the method that answers requests `METHOD /path` of this pattern."""
 
         def register(answer: Answer) -> Answer:
             self.table.append((re.compile(pattern), answer))
@@ -56,7 +59,7 @@ class Routes:
         return register
 
     def answer(self, service: object, request: str, call: Call) -> Reply:
-        """What the service answers to `METHOD /path`, a refusal included; the path is still quoted."""
+        """Return the answer of the service to `METHOD /path`, with the path still quoted. It may be a refusal."""
         for pattern, answer in self.table:
             if match := pattern.fullmatch(request):
                 try:
@@ -78,7 +81,7 @@ def refused(refusal: RefusedError, headers: Mapping[str, str] | None = None) -> 
 
 
 def content_reply(content: bytes, headers: Mapping[str, str], wanted: str | None) -> Reply:
-    """A content, or the part of it that a `Range: bytes=A-B` header wants."""
+    """Return the content, or the part that the header `Range: bytes=A-B` asks for."""
     match = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted or "")
     if match is None:
         return Reply(200, content, {**headers, "Accept-Ranges": "bytes"})

@@ -1,4 +1,4 @@
-"""A repository of the loopback Hub: files, commits and revisions, held in memory with git's own object ids."""
+"""A repository of the loopback Hub: files, commits and revisions in memory, with the object ids of git."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ SHORTEST_COMMIT_ID = 7
 
 @dataclass(frozen=True)
 class File:
-    """The content of one path at one commit; a large file (`lfs`) is in git as a pointer to its content."""
+    """The content of a path at a commit. For a large file (`lfs`), git stores a pointer to the content."""
 
     content: bytes
     lfs: bool = False
@@ -27,7 +27,7 @@ class File:
 
     @cached_property
     def pointer(self) -> bytes:
-        """What git itself stores: the content, or for a large file three lines that name it."""
+        """The bytes that git stores: the content, or for a large file three lines that name it."""
         if not self.lfs:
             return self.content
         spec = "version https://git-lfs.github.com/spec/v1"
@@ -39,13 +39,13 @@ class File:
 
     @property
     def etag(self) -> str:
-        """The name of the content for caches: the sha256 of a large file, git's blob id of any other."""
+        """The ETag: the sha256 of a large file, the blob id of any other file."""
         return self.sha256 if self.lfs else self.blob_id
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A revision: the files by path, after the parents' (none for the first commit)."""
+    """A commit: all its files by path, and its parents (none for the first commit)."""
 
     files: Mapping[str, File]
     title: str
@@ -62,8 +62,8 @@ class Commit:
 class Repository:
     """A model or dataset repository of the loopback Hub.
 
-    `branches` (with `refs/pr/N`) and `tags` give the commit id of each name; `commits` has every commit ever made, so
-    that an old id stays readable.
+    `branches` (with `refs/pr/N`) and `tags` map names to commit ids. `commits` has every commit that was made, so that
+    an old id can still be read.
     """
 
     def __init__(self, kind: str, name: str, *, private: bool = False, gated: bool = False) -> None:
@@ -83,10 +83,10 @@ class Repository:
         return self.at("main").files
 
     def at(self, revision: str) -> Commit:
-        """The commit of a branch, a tag, a commit id or the beginning of one.
+        """Return the commit of a branch, a tag, a commit id or the beginning of a commit id.
 
         Raises:
-            RefusedError: there is no such revision.
+            RefusedError: There is no such revision.
         """
         oid = self.branches.get(revision) or self.tags.get(revision) or revision
         found = [commit for commit in self.commits.values() if commit.oid.startswith(oid)]
@@ -95,10 +95,10 @@ class Repository:
         return found[0]
 
     def commit(self, changes: Mapping[str, File | None], title: str, branch: str = "main") -> Commit:
-        """Add a commit with new files, or without those given as None, to a branch.
+        """Add a commit to a branch. A file of None is deleted.
 
         Raises:
-            RefusedError: there is no such branch, or no such file to delete.
+            RefusedError: There is no such branch, or no such file to delete.
         """
         if branch not in self.branches:
             raise RefusedError(404, f"Invalid rev id: {branch}", "RevisionNotFound")
@@ -113,7 +113,7 @@ class Repository:
         return commit
 
     def open_pull_request(self, base: str) -> str:
-        """Start a pull request from a revision; returns its branch, `refs/pr/N`."""
+        """Start a pull request from a revision, and return its branch, `refs/pr/N`."""
         names = (f"refs/pr/{number}" for number in itertools.count(1))
         branch = next(name for name in names if name not in self.branches)
         self.branches[branch] = self.at(base).oid
@@ -121,7 +121,7 @@ class Repository:
 
 
 def described(repository: Repository, commit: Commit, *, blobs: bool) -> dict[str, object]:
-    """A repository as the Hub tells of it at a revision; `blobs` adds the sizes and ids of the files."""
+    """Describe a repository at a revision as the Hub does. `blobs` adds the sizes and ids of the files."""
     readme = commit.files.get("README.md", File(b"")).content.decode()
     card = hub_card.metadata(readme)
     files = [(path, listed(path, file)) for path, file in sorted(commit.files.items())]
@@ -145,7 +145,7 @@ def described(repository: Repository, commit: Commit, *, blobs: bool) -> dict[st
 
 
 def listed(path: str, file: File) -> dict[str, object]:
-    """A file as an entry of a listing."""
+    """Describe a file as an entry of a list of files."""
     entry: dict[str, object] = {"path": path, "oid": file.blob_id, "size": len(file.content)}
     if file.lfs:
         entry["lfs"] = {

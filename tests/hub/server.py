@@ -1,11 +1,11 @@
-"""The Hugging Face Hub on loopback: what huggingface_hub asks of it, over HTTP, for tests without a network.
+"""The Hugging Face Hub on this machine, for tests without a network. It answers the requests of huggingface_hub.
 
     with Hub() as hub:
         hub.create("user/model", {"README.md": b"# A model"})
         subprocess.run(command, env=os.environ | hub.environment(tmp_path))
 
-Two servers run: the Hub, and the storage that has the large files under another port, so that a token which leaves the
-Hub is seen. Tests in the process itself take the fixture of tests/hub/fixture.py.
+Two servers run: the Hub, and the storage of large files under another port. So a test sees if a token is sent to a host
+that is not the Hub. Tests in this process use the fixture of tests/hub/fixture.py.
 """
 
 import socket
@@ -32,10 +32,15 @@ TOKEN, READ_TOKEN, OTHER_TOKEN = "hf_loopbackWriter", "hf_loopbackReader", "hf_l
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came.
+    """A request that a server received.
 
-    `host` is `hub` or `storage`, `received` the bytes of its body, also of one cut short, `range` what it wanted of a
-    file (`bytes=10-`).
+    Attributes:
+        host: `hub` or `storage`.
+        method: The HTTP method.
+        path: The path with the query.
+        token_sent: True if the request has a token.
+        received: The bytes of the body that arrived.
+        range: The part of a file that was asked for (`bytes=10-`), or None.
     """
 
     host: str
@@ -52,14 +57,15 @@ class Request:
 class Hub:
     """The loopback Hub. `with Hub() as hub:` runs it on free ports.
 
-    `endpoint` and `storage.endpoint` are its addresses, `requests` all that it was asked, `tokens` who may ask:
-    `TOKEN` writes the repositories of `user`, `READ_TOKEN` reads them, `OTHER_TOKEN` is somebody else's.
-    `fail(...)` is `Faults.add`; `slept` the seconds that huggingface_hub would have slept between retries (the fixture
-    fills it).
+    `endpoint` and `storage.endpoint` are the addresses. `requests` has all requests. `fail(...)` is `Faults.add`.
+    `slept` has the seconds that huggingface_hub would have slept between retries; the fixture fills it. `tokens` maps
+    tokens to users: `TOKEN` can write the repositories of `user`, `READ_TOKEN` can read them, `OTHER_TOKEN` is of
+    another user.
 
-    Arguments:
-        lfs_above: bytes above which a text file is large too; binary files always are.
-        multipart_above: bytes above which a large file is sent in parts of `part_size` bytes.
+    Args:
+        lfs_above: A text file of more bytes is a large file. Binary files always are.
+        multipart_above: A large file of more bytes is sent in parts.
+        part_size: The bytes of a part.
     """
 
     def __init__(self, lfs_above: int = 100_000, multipart_above: int = 1 << 20, part_size: int = 1 << 19) -> None:
@@ -93,7 +99,7 @@ class Hub:
         private: bool = False,
         gated: bool = False,
     ) -> Repository:
-        """Make a repository (`kind` is `models` or `datasets`), with files, without a request."""
+        """Make a repository with files, without a request. `kind` is `models` or `datasets`."""
         repository = Repository(kind, name, private=private, gated=gated)
         self.api.repositories[kind, name] = repository
         if files is not None:
@@ -101,7 +107,7 @@ class Hub:
         return repository
 
     def commit(self, name: str, files: Mapping[str, bytes], *, kind: str = "models") -> Commit:
-        """Add a commit with files to `main` without a request."""
+        """Add a commit with files to `main`, without a request."""
         changes = {path: self.api.file(path, content) for path, content in files.items()}
         return self.repository(name, kind).commit(changes, "Commit by the test")
 
@@ -109,7 +115,7 @@ class Hub:
         return self.api.repositories[kind, name]
 
     def environment(self, home: Path, token: str = TOKEN) -> dict[str, str]:
-        """The variables by which a process of its own uses this Hub, with its cache below `home`; no token is ""."""
+        """Return the environment with which another process uses this Hub. Its cache is in `home`; "" is no token."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
@@ -123,7 +129,7 @@ class Hub:
 
 
 class Server(ThreadingHTTPServer):
-    """One of the two servers; it knows its open connections, so that it can end while clients keep them."""
+    """One of the two servers. It knows its open connections, so that it can stop while clients are connected."""
 
     daemon_threads = False
 
@@ -156,7 +162,7 @@ class Connection(BaseHTTPRequestHandler):
     server: Server
 
     def serve(self) -> None:
-        """Record the request, and answer it or fail it."""
+        """Record the request, and answer it or let it fail."""
         hub, name, address = self.server.hub, self.server.name, urlsplit(self.path)
         length = int(self.headers.get("Content-Length", 0))
         fault = hub.faults.take(f"{self.command} {self.path}")
@@ -186,7 +192,7 @@ class Connection(BaseHTTPRequestHandler):
             self.wfile.write(reply.body)
 
     def send_half(self, reply: Reply) -> None:
-        """Send an answer up to the middle of its body; nothing where it has none."""
+        """Send an answer up to the middle of its body. Send nothing if it has no body."""
         if reply.body and self.command != "HEAD":
             self.send_head(reply)
             self.wfile.write(reply.body[: len(reply.body) // 2])
@@ -211,7 +217,7 @@ class Connection(BaseHTTPRequestHandler):
 
 @contextmanager
 def _serving(name: str, hub: Hub, service: object, routes: Routes) -> Iterator[str]:
-    """Run a server in a thread; gives its address."""
+    """Run a server in a thread, and yield its address."""
     with Server(name, hub, service, routes) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

@@ -1,4 +1,4 @@
-"""Where the loopback Hub keeps large files, by their sha256: the part of the real Hub that is a bucket and a CDN."""
+"""The storage of the loopback Hub: large files by their sha256. For the real Hub, this is a bucket and a CDN."""
 
 import hashlib
 import math
@@ -12,7 +12,7 @@ route = Routes()
 
 @dataclass
 class Upload:
-    """A file that is sent in numbered parts of `part_size` bytes, the last one smaller."""
+    """A file that is sent in numbered parts of `part_size` bytes. The last part may be smaller."""
 
     oid: str
     size: int
@@ -24,7 +24,7 @@ class Upload:
         return range(1, math.ceil(self.size / self.part_size) + 1)
 
     def take(self, number: int, content: bytes) -> str:
-        """Keep a part; returns its ETag, which must be handed back when the upload is completed."""
+        """Keep a part and return its ETag. The client sends the ETags when it completes the upload."""
         if len(content) != min(self.part_size, self.size - (number - 1) * self.part_size):
             raise RefusedError(400, f"Part {number} has {len(content)} bytes")
         self.parts[number] = content
@@ -32,7 +32,7 @@ class Upload:
 
 
 class Storage:
-    """Large files by sha256, and the uploads of which they are made. `endpoint` is set once the server has a port."""
+    """Large files by sha256, and the uploads in progress. The server sets `endpoint` when it has a port."""
 
     def __init__(self, multipart_above: int, part_size: int) -> None:
         self.endpoint = ""
@@ -41,10 +41,11 @@ class Storage:
         self.uploads: dict[str, Upload] = {}
 
     def instruct(self, hub: str, oid: str, size: int) -> dict[str, object]:
-        """How to send a file: nothing where it is stored already, else one address or one for each part.
+        """Say how to send a file: to one address, or to one address for each part. A stored file is not sent again.
 
-        What it returns is an entry of the answer of the LFS batch API
-        (https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md, and lfs.py of huggingface_hub for the parts).
+        Returns:
+            An entry of the answer of the LFS batch API. See
+            https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md, and for parts lfs.py of huggingface_hub.
         """
         if oid in self.objects:
             return {"oid": oid, "size": size}
@@ -79,17 +80,17 @@ class Storage:
         """Store a file.
 
         Raises:
-            RefusedError: it is not the file that was announced.
+            RefusedError: The content has another sha256 than announced.
         """
         if hashlib.sha256(content).hexdigest() != oid:
             raise RefusedError(400, "The sha256 of the content is not the one that was announced")
         self.objects[oid] = content
 
     def complete(self, name: str, etags: Mapping[int, str]) -> None:
-        """Make a file of the parts of an upload.
+        """Join the parts of an upload to a file.
 
         Raises:
-            RefusedError: a part is missing, or is not the one whose ETag is given.
+            RefusedError: A part is missing, or has another ETag.
         """
         upload = self.uploads[name]
         if etags != {number: etag(content) for number, content in upload.parts.items()}:
@@ -102,14 +103,14 @@ class Storage:
         """Check that a file is stored.
 
         Raises:
-            RefusedError: it is not, or has another size.
+            RefusedError: It is not stored, or it has another size.
         """
         if oid not in self.objects or len(self.objects[oid]) != size:
             raise RefusedError(404, f"There is no object {oid} of {size} bytes")
 
 
 def _refuse_tokens(call: Call) -> None:
-    """A bucket takes no token: its addresses are signed, and a token that is sent to it has left the Hub."""
+    """Refuse a token. The addresses of a bucket are signed; a token that arrives here was sent to a third party."""
     if "Authorization" in call.headers:
         raise RefusedError(400, "Only one auth mechanism allowed")
 
