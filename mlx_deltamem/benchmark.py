@@ -1,18 +1,18 @@
-"""Measure what a memory costs: the frozen backbone, δ-mem, and δ-mem that is only read, side by side.
+"""Measure the cost of a memory: the frozen backbone, δ-mem, and δ-mem that is only read, side by side.
 
-All run in one process on one set of weights, in rounds that have each of them once. Ratios are taken within a round.
-The frozen backbone runs twice in each, which tells how far the ratios can be trusted. Shown are medians and, as the
-spread, quartiles.
+All variants run in one process on one set of weights. Each round runs every variant once, and ratios are taken within a
+round. The frozen backbone runs twice in each round, which shows how far the ratios can be trusted. The tables show
+medians and quartiles.
 
-`--json` prints one object with these fields (what each is, is in the docstring of the class that is named):
+`--json` prints one object with these fields. The docstring of the named class explains each field.
 
-- `benchmarking.report.Report`: machine, clock, batch_size, generation_tokens, prefill_step_size, num_trials
+- `benchmarking.report.BenchmarkReport`: machine, clock, batch_size, generation_tokens, prefill_step_size, num_trials
 - `benchmarking.report.Subject`, as `subject`: model, model_bytes, layers, adapter, rank, state_heads, delta_heads,
   adapter_parameters, state_bytes, primitives (by name)
-- `benchmarking.measure.Comparison`, a list as `comparisons`: phase, prompt_tokens, tokens, variants. These are frozen,
-  frozen_again, delta_mem and read_only; each has tokens_per_second (low, median, high), a list for all rounds of
-  wall_seconds, cpu_seconds and, where phase is prefill, peak_bytes, and but for frozen itself the ratios of these to
-  the frozen backbone's: wall_seconds_ratio and so on (low, median, high, noise, is_clear)
+- `benchmarking.measure.PhaseComparison`, a list as `comparisons`: phase, prompt_tokens, tokens, variants. The variants
+  are frozen, frozen_again, delta_mem and read_only. Each has tokens_per_second (low, median, high) and, as lists over
+  the rounds, wall_seconds, cpu_seconds and in the phase prefill peak_bytes. All but frozen also have the ratios to the
+  frozen backbone: wall_seconds_ratio and so on (low, median, high, noise, is_clear)
 """
 
 import argparse
@@ -27,17 +27,17 @@ from rich.console import Console
 
 from mlx_deltamem.adapters.folder import load_adapter
 from mlx_deltamem.adapters.loading import load
-from mlx_deltamem.benchmarking.measure import Bench, Comparison
+from mlx_deltamem.benchmarking.measure import Bench, PhaseComparison
 from mlx_deltamem.benchmarking.models import FRESH_ADAPTER, Models, with_and_without
-from mlx_deltamem.benchmarking.report import Report, Subject, clock, machine
+from mlx_deltamem.benchmarking.report import BenchmarkReport, Subject, clock, machine
 from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
 from mlx_deltamem.benchmarking.table import benchmark_tables
 from mlx_deltamem.benchmarking.workloads import workload
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.options import DEFAULT_MODEL, count_from
 from mlx_deltamem.show.plot import add_plot_option, check_plot, load_figures
-from mlx_deltamem.show.printing import print_tables
 from mlx_deltamem.show.progress import reading_progress
+from mlx_deltamem.show.tables import print_tables
 
 _SEED = 0
 
@@ -47,15 +47,19 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mlx_deltamem.benchmark", description=__doc__.partition("\n")[0])
     models = parser.add_mutually_exclusive_group()
     models.add_argument("--model", help=f"Folder or Hub repo of the model (default: {DEFAULT_MODEL}).")
-    models.add_argument("--shape", choices=SHAPES, help="Instead: random weights of this shape, without a download.")
+    models.add_argument(
+        "--shape", choices=SHAPES, help="A model of this shape with random weights instead, without a download."
+    )
     parser.add_argument("--adapter", help="Folder or Hub repo of the adapter (default: a fresh random one of rank 8).")
     parser.add_argument("--trust-remote-code", action="store_true", help="Run code that comes with the model.")
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="With --shape: the type of the weights (default: bfloat16; on a CPU, which has no fast one, float32).",
+        help="With --shape: the dtype of the weights (default: bfloat16; on a CPU, where bfloat16 is slow, float32).",
     )
-    parser.add_argument("--q-bits", type=int, choices=[2, 3, 4, 5, 6, 8], help="With --shape: quantise them.")
+    parser.add_argument(
+        "--q-bits", type=int, choices=[2, 3, 4, 5, 6, 8], help="With --shape: quantise the weights to this many bits."
+    )
     _add_sizes(parser)
     parser.add_argument("--json", action="store_true", help="Print one JSON document instead of tables.")
     add_plot_option(parser, "a figure of throughput and ratios")
@@ -63,18 +67,23 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 
 
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
-    """mlx-lm's options for how much is measured."""
+    """Add the options for the amount of work, under the names of mlx-lm's benchmark."""
 
-    def add(*names: str, least: int, help: str, **options: object) -> None:
+    def add(*names: str, default: int | list[int], help: str, least: int = 1) -> None:
         parser.add_argument(
-            *names, type=count_from(least), metavar="N", help=f"{help} (default: %(default)s).", **options
+            *names,
+            type=count_from(least),
+            nargs="+" if isinstance(default, list) else None,
+            default=default,
+            metavar="N",
+            help=f"{help} (default: %(default)s).",
         )
 
-    add("--prompt-tokens", "-p", least=1, nargs="+", default=[512, 2048], help="Lengths of the prompts")
-    add("--generation-tokens", "-g", least=1, default=64, help="Tokens to generate after each prompt")
-    add("--batch-size", "-b", least=1, default=1, help="Sequences at a time")
+    add("--prompt-tokens", "-p", default=[512, 2048], help="Lengths of the prompts")
+    add("--generation-tokens", "-g", default=64, help="Tokens to generate after each prompt")
+    add("--batch-size", "-b", default=1, help="Sequences at a time")
     add("--num-trials", "-n", least=3, default=5, help="Rounds that count, after one that does not")
-    add("--prefill-step-size", least=1, default=DEFAULT_PREFILL_STEP_SIZE, help="Prompt tokens to process at a time")
+    add("--prefill-step-size", default=DEFAULT_PREFILL_STEP_SIZE, help="Prompt tokens to process at a time")
 
 
 @command
@@ -83,10 +92,10 @@ def main() -> None:
     _check_options(args)
     mx.random.seed(_SEED)
     models, subject = _prepare(args)
-    # mlx-lm warns there of models that are too large, and standard output is for the figures.
+    # mlx-lm prints warnings about large models to standard output, which is for the results.
     with redirect_stdout(sys.stderr):
         comparisons = _measure(models, args)
-    report = Report(
+    report = BenchmarkReport(
         machine=machine(),
         clock=clock(),
         subject=subject,
@@ -115,9 +124,14 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> tuple[Models, Subject]:
-    """The models to compare, and what is to be said about them."""
+    """Make the models to compare, and describe them.
+
+    Raises:
+        FileNotFoundError: The model or the adapter does not exist.
+        ValueError: The adapter is damaged or does not fit the model.
+    """
     if args.adapter is not None:
-        # Making a model takes its time, and what is wrong with the adapter need not wait for it.
+        # A wrong adapter is reported before the model is made, which takes time.
         load_adapter(args.adapter)
     if args.shape is None:
         name = args.model or DEFAULT_MODEL
@@ -132,7 +146,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Models, Subject]:
     return models, Subject.of(models, name, args.adapter or "fresh and random")
 
 
-def _measure(models: Models, args: argparse.Namespace) -> Sequence[Comparison]:
+def _measure(models: Models, args: argparse.Namespace) -> Sequence[PhaseComparison]:
     bench = Bench(models, args.num_trials)
     vocabulary = models.frozen(mx.array([[0]])).shape[-1]
     comparisons = []

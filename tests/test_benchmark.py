@@ -8,12 +8,12 @@ from mlx_deltamem import benchmark
 from mlx_deltamem.adapters.folder import load_adapter
 from mlx_deltamem.benchmark import main
 from mlx_deltamem.benchmarking.figure import benchmark_figure
-from mlx_deltamem.benchmarking.measure import Comparison
+from mlx_deltamem.benchmarking.measure import PhaseComparison
 from mlx_deltamem.benchmarking.models import FROZEN, VARIANTS
 from mlx_deltamem.benchmarking.paired import Sample
-from mlx_deltamem.benchmarking.report import Report, Subject
+from mlx_deltamem.benchmarking.report import BenchmarkReport, Subject
 from mlx_deltamem.benchmarking.table import benchmark_tables
-from mlx_deltamem.show.printing import print_tables
+from mlx_deltamem.show.tables import print_tables
 from tests.command_line import run_command
 from tests.conftest import adapter, backbone
 from tests.figures import assert_readable
@@ -123,22 +123,22 @@ def test_a_missing_adapter_is_missed_before_a_model_is_made(run, monkeypatch):
     assert "there is no folder no/such/folder" in errors
 
 
-def made_report(lengths: list[int], batch: int = 1) -> Report:
+def made_report(lengths: list[int], batch: int = 1) -> BenchmarkReport:
     """A report: 10 tokens a second, δ-mem takes 5 % more time, reading it only 0.1 %, and the noise is 0.9 %."""
     factors = {"frozen": [1, 1, 1], "frozen_again": [0.99, 1, 1.01], "delta_mem": [1.05] * 3, "read_only": [1.001] * 3}
 
-    def comparison(phase: str, length: int) -> Comparison:
+    def comparison(phase: str, length: int) -> PhaseComparison:
         samples = {
             name: [Sample(x * length / 10, x * length / 10, int(x * 1e9)) for x in xs] for name, xs in factors.items()
         }
-        return Comparison(phase, length, length, samples)
+        return PhaseComparison(phase, length, length, samples)
 
     subject = Subject(
         "qwen3-4b, random bfloat16 weights", 8 * 10**9, 36, "fresh", 8, 1, ("q", "o"), 10**6, 9216, {"AddMM": 2.0}
     )
     comparisons = [comparison(phase, length) for length in lengths for phase in ("prefill", "decode")]
     machine = "A processor with a long name (CPU), Linux x86_64, " + ", ".join(["a version 1.2.3"] * 6)
-    return Report(machine, "cpu_seconds", subject, batch, 64, 2048, 3, comparisons)
+    return BenchmarkReport(machine, "cpu_seconds", subject, batch, 64, 2048, 3, comparisons)
 
 
 def test_what_the_machine_is_too_noisy_for_is_said(capsys):

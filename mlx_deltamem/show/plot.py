@@ -1,9 +1,11 @@
-"""The option `--plot` of the commands, and the way to the figures, which need matplotlib."""
+"""The option `--plot`, and what commands need of figures before matplotlib is loaded."""
 
 import argparse
 import importlib
 import importlib.util
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -12,8 +14,34 @@ from mlx_deltamem.files.atomic import user_path
 ENDINGS = (".png", ".pdf", ".svg")
 
 
+@dataclass(frozen=True)
+class LayerCharts:
+    """The content of a figure that has one bar chart for each kind of number, with a bar for each layer.
+
+    `show/layers.py` draws it. A report can make it without matplotlib.
+
+    Attributes:
+        title: The title of the figure.
+        unit: The label of the vertical axes.
+        charts: The numbers, by the title of their chart and by layer. A number that is not finite has no bar.
+        nothing: The text of the figure if `charts` is empty.
+        one_scale: Whether all charts have the same scale.
+    """
+
+    title: str
+    unit: str
+    charts: Mapping[str, Mapping[int, float]]
+    nothing: str = ""
+    one_scale: bool = False
+
+
 def add_plot_option(parser: argparse.ArgumentParser, what: str) -> None:
-    """`--plot`; `what` says what is drawn."""
+    """Add `--plot` to a command.
+
+    Args:
+        parser: The command's parser.
+        what: The content of the figure, for the help text ("Draw WHAT to this file").
+    """
     parser.add_argument(
         "--plot",
         type=user_path,
@@ -23,24 +51,28 @@ def add_plot_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def check_plot(path: Path) -> None:
-    """Check, before any work, that a figure can be drawn and written there.
+    """Check that a figure can be drawn and written to a file, before the work that the figure shows.
 
     Raises:
-        ValueError: The name ends otherwise, is a folder's, or matplotlib is not installed.
-        FileNotFoundError, PermissionError: There is no such folder, or nothing can be written to it.
+        ValueError: The file has another ending or is a folder, or matplotlib is not installed.
+        FileNotFoundError: The folder of the file does not exist.
+        PermissionError: The folder is read-only.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"--plot {path} does not end in {', '.join(ENDINGS)}; name the figure so")
+        raise ValueError(f"--plot {path} does not end in {', '.join(ENDINGS)}; give the file one of these endings")
     if path.is_dir():
-        raise ValueError(f"--plot {path} is a folder; expected the file to draw to")
+        raise ValueError(f"--plot {path} is a folder; expected the name of a file")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to draw {path.name} to")
+        raise FileNotFoundError(f"there is no folder {path.parent} for --plot {path.name}; name another one")
     if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"the folder {path.parent} is read-only; draw elsewhere")
+        raise PermissionError(f"the folder {path.parent} is read-only; name a file in another folder after --plot")
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib, which is not installed: pip install 'mlx-deltamem[plot]'")
 
 
 def load_figures(package: str, module: str = "figure") -> ModuleType:
-    """Import `mlx_deltamem.PACKAGE.MODULE` when a figure is drawn: matplotlib may be absent, and is slow."""
+    """Import `mlx_deltamem.PACKAGE.MODULE`, which imports matplotlib.
+
+    Commands call this only when they draw, because matplotlib may be missing and takes long to load.
+    """
     return importlib.import_module(f"mlx_deltamem.{package}.{module}")

@@ -1,4 +1,4 @@
-"""Progress bars: for text that a model reads, and for long runs."""
+"""Progress bars: for a text that a model reads, and for long runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,18 +7,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mlx_deltamem.sessions.read import Progress
+from mlx_deltamem.sessions.prefill import Progress
 
+# Called with the name of the present step and the number of items that were done since the last call.
 Counted = Callable[[str, int], None]
 
 
 @contextmanager
 def reading_progress(what: str, shown: bool = True) -> Iterator[Progress]:
-    """Give a callback that is told how many tokens are read, and of how many; it moves a bar, on a terminal only.
+    """Give a callback for the tokens that a model reads. On a terminal it moves a bar; elsewhere it shows nothing.
 
     Args:
-        what: What is written before the bar.
-        shown: False shows nothing.
+        what: The text before the bar.
+        shown: False shows nothing on a terminal either.
+
+    Yields:
+        A function of the number of tokens done and the number of all tokens.
     """
     console = Console(stderr=True)
     with Bar(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
@@ -27,7 +31,7 @@ def reading_progress(what: str, shown: bool = True) -> Iterator[Progress]:
         def update(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
             if done == total:
-                # What comes next may be written where the bar is.
+                # The reply may be printed in the bar's place before this block ends.
                 bar.stop()
 
         yield update
@@ -35,11 +39,15 @@ def reading_progress(what: str, shown: bool = True) -> Iterator[Progress]:
 
 @contextmanager
 def counting_progress(total: int) -> Iterator[Counted]:
-    """Give a callback that is told what is going on and how many more are done; on a terminal it moves a bar that
-    shows the time left, elsewhere there is a line for each thing that goes on.
+    """Give a callback for the items of a long run.
+
+    On a terminal it moves a bar that shows the time left. Elsewhere it prints one line for each new step.
 
     Args:
-        total: How many there are.
+        total: The number of all items.
+
+    Yields:
+        A function of the name of the present step and the number of items done since the last call.
     """
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()

@@ -1,20 +1,23 @@
-"""What the tables share: how they look, and how numbers and lists of layers are written."""
+"""Tables on a terminal: how they look, how numbers are written in them, and how they are printed."""
 
+import io
 import math
+import sys
 from collections.abc import Collection, Iterable, Mapping
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-# Columns of numbers that fit side by side in 80 characters, beside one for the layer.
+# So many columns of numbers fit into 80 characters beside the column of layers.
 _MOST_COLUMNS = 7
 
 
 def facts(title: str, rows: Mapping[str, object]) -> Table:
-    """Names and values, one pair a line."""
-    table = _titled(title, box=None, show_header=False)
+    """A table of names and values, one pair a line."""
+    table = Table(title=_title(title), title_justify="left", box=None, show_header=False)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
     for name, value in rows.items():
@@ -23,15 +26,26 @@ def facts(title: str, rows: Mapping[str, object]) -> Table:
 
 
 def columns(title: str, *headings: str, texts: Collection[int] = ()) -> Table:
-    """An empty table; `texts` are the indices of the columns that hold texts, the others hold numbers."""
-    table = _titled(title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    """An empty table.
+
+    Args:
+        title: Its title.
+        headings: One for each column.
+        texts: The indices of the columns that hold texts. The other columns hold numbers, which stand at the right.
+    """
+    table = Table(title=_title(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index in texts else "right", overflow="fold")
     return table
 
 
 def by_layer(title: str, numbers: Mapping[str, Mapping[int, float]]) -> list[Table]:
-    """Numbers of several kinds for each layer, as many tables as the kinds need."""
+    """Tables with a row for each layer and a column for each kind of number; as many tables as the columns need.
+
+    Args:
+        title: The title of each table.
+        numbers: The numbers by kind and layer.
+    """
     kinds = list(numbers)
     tables = []
     for first in range(0, len(kinds), _MOST_COLUMNS):
@@ -43,29 +57,59 @@ def by_layer(title: str, numbers: Mapping[str, Mapping[int, float]]) -> list[Tab
     return tables
 
 
-def _titled(title: str, **options: object) -> Table:
-    # It may be wider than the table, which would break it.
-    shown = Text(title, style="bold", no_wrap=True, overflow="ignore")
-    return Table(title=shown, title_justify="left", **options)
+def difference_table(title: str, fields: Mapping[str, tuple[object, object]]) -> Table:
+    """A table of the settings in which A and B differ.
+
+    Args:
+        title: The title of the table.
+        fields: The values of A and B by name; empty if no setting differs.
+    """
+    if not fields:
+        return facts(title, {"same": "in both"})
+    table = columns(title, "field", "A", "B", texts=(0, 1, 2))
+    for name, values in fields.items():
+        table.add_row(name, *(escape(setting(value)) for value in values))
+    return table
+
+
+def print_tables(tables: Iterable[RenderableType]) -> None:
+    """Print tables to standard output, with an empty line after each."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A character that the encoding of the output lacks is printed as `?` and does not stop the rest.
+        sys.stdout.reconfigure(errors="replace")
+    console = Console(highlight=False)
+    for table in tables:
+        console.print(table)
+        console.print()
 
 
 def number(value: float | None) -> str:
-    """A number in at most nine characters; `-` for one that there is not."""
+    """A number in at most nine characters; `-` for None and for NaN."""
     return "-" if value is None or math.isnan(value) else f"{value:.4g}"
 
 
 def span(values: Iterable[float]) -> str:
-    """From the smallest of some numbers to the largest; those that are none are left out."""
+    """`1.2 to 3.4`, the smallest and the largest of some numbers; NaN is left out."""
     numbers = [value for value in values if not math.isnan(value)] or [math.nan]
     low, high = min(numbers), max(numbers)
     return " to ".join(dict.fromkeys((number(low), number(high))))
 
 
 def setting(value: object) -> str:
-    """The value of a setting."""
+    """The value of a setting; the items of a list with commas between them."""
     return (", ".join(map(str, value)) or "(none)") if isinstance(value, tuple | list) else str(value)
 
 
 def count(size: int, what: str) -> str:
-    """`1 layer`, `1,024 bytes`"""
+    """A number and its unit: `1 layer`, `1,024 bytes`."""
     return f"{size:,} {what}" if size != 1 else f"1 {what.removesuffix('s')}"
+
+
+def message(who: str, text: str) -> Text:
+    """A message of a chat: the one who said it in bold, and the text."""
+    return Text.assemble((f"{who}:", "bold"), " ", text)
+
+
+def _title(title: str) -> Text:
+    # Without these options a title that is wider than its table would be broken into lines.
+    return Text(title, style="bold", no_wrap=True, overflow="ignore")

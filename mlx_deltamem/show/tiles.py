@@ -12,22 +12,22 @@ from matplotlib.patches import Rectangle
 
 from mlx_deltamem.show.style import DIVERGING, SMALL
 
-# In sides of one state head: the room between tiles, and between heads.
+# The gaps between tiles and between state heads, relative to the side of one head.
 _GAP, _HEAD_GAP = 0.25, 0.06
-# Inches: the largest and the smallest side of a head, the room for a tile's name above it, the colour bar, and what
-# the bar and the labels take of the width.
+# Inches: the largest and the smallest side of a head, the height of a tile's name, the width of the colour bar, and the
+# width that the colour bar and the labels take together.
 _LARGEST, _SMALLEST, _NAME, _BAR, _BESIDE = 1.1, 0.42, 0.17, 0.1, 1.3
 
 
 class StateTiles:
-    """Where the tiles of some states go: one for each layer, its state heads side by side.
+    """The places of the tiles: one tile for each layer, with its state heads side by side.
 
     Args:
-        states: By layer, `[H, r, r]`.
-        width: That of the figure, in inches.
+        states: `[H, r, r]` by layer; row = value, column = key.
+        width: The width of the figure in inches.
 
     Attributes:
-        height: What they take, in inches.
+        height: The height of all tiles in inches.
     """
 
     def __init__(self, states: Mapping[int, np.ndarray], width: float):
@@ -37,10 +37,10 @@ class StateTiles:
         room = width - _BESIDE
         most = max(1, int(room / _SMALLEST / (self._tile + _GAP)))
         down = math.ceil(len(states) / most)
-        # As even as the rows can be.
+        # The rows of tiles are as equal in length as they can be.
         self._across = math.ceil(len(states) / down)
         width = self._across * (self._tile + _GAP) - _GAP
-        # Inches a side.
+        # Inches.
         self._side = min(_LARGEST, room / width)
         self._name = _NAME / self._side
         self._size = (width, down * (1 + self._name))
@@ -71,8 +71,9 @@ class StateTiles:
         axes.set_xlabel("keys (columns)")
         axes.set_ylabel("values (rows)")
         unknown = sum(int((~np.isfinite(state)).sum()) for state in self._states.values())
-        note = f"\n{unknown:,} are no numbers (grey)" if unknown else ("" if largest else "\nthe memory is empty")
-        bar = axes.inset_axes([1 + _BAR / self._side / self._size[0], 0, _BAR / self._side / self._size[0], 1])
+        note = f"\n{unknown:,} not finite (grey)" if unknown else ("" if largest else "\nthe memory is empty")
+        bar_width = _BAR / self._side / self._size[0]
+        bar = axes.inset_axes((1 + bar_width, 0, bar_width, 1))
         axes.figure.colorbar(ScalarMappable(scale, colours), cax=bar, label=f"numbers of the state{note}")
 
 
