@@ -1,3 +1,5 @@
+"""Run `python -m mlx_deltamem COMMAND ...`."""
+
 from mlx_deltamem.cli.main import main
 
 main()

@@ -1,8 +1,9 @@
-"""Generate text with a model that has a memory: one prompt, or several as the turns of one chat."""
+"""Generate text with a model that has a memory, from one prompt or from several as the turns of one chat."""
 
 import argparse
 from collections.abc import Iterable
 from contextlib import nullcontext
+from typing import TypedDict
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,12 +23,21 @@ from mlx_deltamem.cli.remembered import read_remembered
 from mlx_deltamem.core.cache import make_prompt_cache, memory
 from mlx_deltamem.core.use import read_only
 from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.inspection.states import bytes_held, norm, shape_held, squares, state_arrays
 from mlx_deltamem.sessions.writing import NONE
 from mlx_deltamem.show.progress import reading_progress
 
 
+class _KvOptions(TypedDict, total=False):
+    """Keyword arguments of `mlx_lm.stream_generate` about quantised keys and values, as there."""
+
+    kv_bits: int
+    kv_group_size: int
+    quantized_kv_start: int
+
+
 def setup_arg_parser() -> argparse.ArgumentParser:
-    """Set up and return the argument parser."""
+    """Make the argument parser of the command."""
     parser = argparse.ArgumentParser(prog="mlx_deltamem.generate", description=__doc__)
     add_model_options(parser)
     parser.add_argument(
@@ -35,7 +45,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "-p",
         action="append",
         default=[],
-        help="The message; `-` reads it from standard input. Several are successive turns of one chat.",
+        help="The message; `-` reads it from standard input. Several are the turns of one chat.",
     )
     parser.add_argument(
         "--remember",
@@ -54,10 +64,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--quantized-kv-start", type=int, default=DEFAULT_QUANTIZED_KV_START, help="The first token to quantise at."
     )
     parser.add_argument(
-        "--ignore-chat-template", action="store_true", help="Use the prompts as they are, without a chat."
+        "--ignore-chat-template", action="store_true", help="Use the prompts as plain text, without a chat."
     )
     parser.add_argument(
-        "--max-kv-size", type=count_from(1), help="With that, keep this many tokens of keys and values."
+        "--max-kv-size",
+        type=count_from(1),
+        help="With --ignore-chat-template: keep this many tokens of keys and values.",
     )
     parser.add_argument("--verbose", type=str2bool, default=True, help="False prints the replies and nothing else.")
     return parser
@@ -65,6 +77,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 
 @command
 def main() -> None:
+    """Run the command."""
     args = setup_arg_parser().parse_args()
     if not args.prompt and not args.remember:
         raise ValueError("there is no --prompt and no --remember; expected one of them")
@@ -93,16 +106,18 @@ def _check(args: argparse.Namespace, is_chat: bool) -> None:
 def _chat(
     model: nn.Module, tokenizer: TokenizerWrapper, prompts: list[str], args: argparse.Namespace
 ) -> dict[int, mx.array]:
-    """Answer the prompts as turns of a chat; returns the memory after it."""
+    """Answer the prompts as the turns of a chat; returns the memory after the last one."""
     chat = open_chat(model, tokenizer, args)
-    options = reply_options(args) | _kv_options(args)
+    options, kv_options = reply_options(args), _kv_options(args)
     for path in args.remember:
         with reading_progress(f"Reading {path}", args.verbose) as progress:
             chat.remember(read_remembered(path), prefill_step_size=args.prefill_step_size, progress=progress)
     for prompt in prompts:
         with reading_progress("Reading the prompt", args.verbose) as progress:
             _print_reply(
-                chat.stream(prompt, read_only=args.read_only, prompt_progress_callback=progress, **options),
+                chat.stream(
+                    prompt, read_only=args.read_only, prompt_progress_callback=progress, **options, **kv_options
+                ),
                 args.verbose,
             )
     if args.session is not None:
@@ -113,23 +128,37 @@ def _chat(
 def _continue_text(
     model: nn.Module, tokenizer: TokenizerWrapper, prompts: list[str], args: argparse.Namespace
 ) -> dict[int, mx.array]:
-    """Go on from each prompt as plain text, one cache for all; returns the memory after it."""
+    """Continue each prompt as plain text, all in one prompt cache; returns the memory after the last one."""
     cache = make_prompt_cache(model, args.max_kv_size)
+    options, kv_options = reply_options(args), _kv_options(args)
     for prompt in prompts:
-        with reading_progress("Reading the prompt", args.verbose) as progress:
-            options = reply_options(args) | _kv_options(args) | {"prompt_progress_callback": progress}
-            with read_only(model) if args.read_only else nullcontext():
-                _print_reply(stream_generate(model, tokenizer, prompt, prompt_cache=cache, **options), args.verbose)
+        reading = read_only(model) if args.read_only else nullcontext()
+        with reading, reading_progress("Reading the prompt", args.verbose) as progress:
+            responses = stream_generate(
+                model,
+                tokenizer,
+                prompt,
+                prompt_cache=cache,
+                prompt_progress_callback=progress,
+                **options,
+                **kv_options,
+            )
+            _print_reply(responses, args.verbose)
     return memory(cache)
 
 
-def _kv_options(args: argparse.Namespace) -> dict[str, int]:
-    names = ("kv_bits", "kv_group_size", "quantized_kv_start")
-    return {name: getattr(args, name) for name in names} if args.kv_bits is not None else {}
+def _kv_options(args: argparse.Namespace) -> _KvOptions:
+    if args.kv_bits is None:
+        return {}
+    return {
+        "kv_bits": args.kv_bits,
+        "kv_group_size": args.kv_group_size,
+        "quantized_kv_start": args.quantized_kv_start,
+    }
 
 
 def _print_reply(responses: Iterable[GenerationResponse], verbose: bool) -> None:
-    """Print a reply as it comes, and mlx-lm's statistics after it."""
+    """Print a reply as it is generated, and mlx-lm's statistics after it."""
     response = None
     for response in responses:
         if verbose and response.generation_tokens == 1:
@@ -144,11 +173,10 @@ def _print_reply(responses: Iterable[GenerationResponse], verbose: bool) -> None
 
 
 def _memory_line(states: dict[int, mx.array]) -> str:
-    norms = [mx.linalg.norm(state).item() for state in states.values()]
-    shape = next(iter(states.values())).shape[1:]
-    size = sum(state.nbytes for state in states.values())
-    shown = "x".join(map(str, shape))
-    return f"{len(states)} layers of {shown}, {size:,} bytes, norm {min(norms):.3f} to {max(norms):.3f}"
+    arrays = state_arrays(states)
+    norms = [norm(state) for state in squares(arrays).values()]
+    shape = "x".join(map(str, shape_held(arrays)))
+    return f"{len(arrays)} layers of {shape}, {bytes_held(arrays):,} bytes, norm {min(norms):.3f} to {max(norms):.3f}"
 
 
 if __name__ == "__main__":

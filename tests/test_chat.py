@@ -369,9 +369,9 @@ def test_files(told, tmp_path):
     foreign, other, mine = (tmp_path / f"{name}.safetensors" for name in ("foreign", "other", "mine"))
     foreign.write_bytes(b"something else")
     ChatSession(*load(backbone(), adapter=adapter("qwen3_ssw_msg"))).save(other)
-    assert "is there already and is no session" in told.say(f"/save {foreign}")
+    assert "is there already and is not a session" in told.say(f"/save {foreign}")
     assert foreign.read_bytes() == b"something else"
-    assert f"{foreign} is no session" in told.say(f"/load {foreign}")
+    assert f"{foreign} is not a session" in told.say(f"/load {foreign}")
     assert "was made with another adapter" in told.say(f"/load {other}")
     before = told.messages()
     told.say("/fork")

@@ -132,9 +132,9 @@ def test_bad_inputs_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.safetensors").write_bytes(b"hello")
     cases = [
-        (["--adapter", adapter(), "--prompt", "x", "--model", tmp_path / "nothing"], "is no folder on this machine"),
+        (["--adapter", adapter(), "--prompt", "x", "--model", tmp_path / "nothing"], "is not a folder on this machine"),
         (["--model", backbone(), "--prompt", "x", "--adapter", tmp_path / "nothing"], "there is no folder"),
-        (["--model", backbone(), "--prompt", "x", "--adapter", tmp_path / "empty"], "is no δ-mem adapter"),
+        (["--model", backbone(), "--prompt", "x", "--adapter", tmp_path / "empty"], "is not a δ-mem adapter"),
         (["--model", backbone(), "--prompt", "x", "--adapter", adapter("smollm3_tsw_qkvo")], "the model has 3 layers"),
         (["--model", backbone(), "--prompt", "x"], "needs an --adapter made for it"),
         ([*MODEL, "--prompt", "x", "--history", "some"], "expected 'full', 'none' or a number of tokens"),
@@ -145,7 +145,7 @@ def test_bad_inputs_are_refused(tmp_path):
         ([*MODEL, "--prompt", "x", "--max-kv-size", "5"], "--max-kv-size is for --ignore-chat-template"),
         ([*MODEL, "--prompt", "  "], "the message is empty"),
         ([*MODEL, "--prompt", "x", "--session", tmp_path / "chat.txt"], "does not end in .safetensors"),
-        ([*MODEL, "--prompt", "x", "--session", tmp_path / "broken.safetensors"], "is no session"),
+        ([*MODEL, "--prompt", "x", "--session", tmp_path / "broken.safetensors"], "is not a session"),
         ([*MODEL, "--prompt", "x", "--session", tmp_path / "no" / "folder.safetensors"], "there is no folder"),
     ]
     for arguments, message in cases:
@@ -198,7 +198,7 @@ def test_a_prompt_that_is_no_text_and_a_closed_standard_input():
 
 def test_without_the_hub_the_default_says_what_is_missing(tmp_path):
     result = generate("--prompt", "x", HF_HOME=str(tmp_path))
-    assert_refused(result, "declare-lab/delta-mem_qwen3_4b-instruct is no folder on this machine")
+    assert_refused(result, "declare-lab/delta-mem_qwen3_4b-instruct is not a folder on this machine")
 
 
 def test_a_converted_adapter_generates_the_same(tmp_path):

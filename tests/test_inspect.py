@@ -120,7 +120,7 @@ def test_a_model_and_a_text(name, inspected, document):
     assert "states" not in trace
     shown = words(inspected(*arguments))
     assert f"tokens {tokens}" in shown
-    assert "looked at after every token" in shown
+    assert "measured after every token" in shown
     assert ("written token by token" in shown) == (name == "qwen3_ssw_sent")
 
 
@@ -296,7 +296,7 @@ def test_every_kind_has_a_figure(arguments, inspected, folder):
         (("chat.safetensors", "--model", backbone()), "--model goes with one adapter"),
         (("diff", adapter(), adapter(), "--model", backbone()), "--model goes with one adapter"),
         ((adapter("smollm3_tsw_qkvo"), "--model", backbone()), "does not fit: "),
-        ((adapter(), "--model", "nowhere"), "nowhere is no folder on this machine"),
+        ((adapter(), "--model", "nowhere"), "nowhere is not a folder on this machine"),
         ((adapter(), "--model", backbone(), "--text", "none.txt"), "there is no text file none.txt"),
         ((adapter(), "--plot", "out.jpg"), "does not end in .png, .pdf, .svg"),
         ((adapter(), "--plot", "nowhere/out.png"), "there is no folder nowhere"),
@@ -372,7 +372,7 @@ def test_a_damaged_session_is_refused(data, folder):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     with pytest.raises(
-        ValueError, match=r"expected a session|was cut short|is damaged|is no session|of session format"
+        ValueError, match=r"expected a session|was cut short|is damaged|is not a session|of session format"
     ) as error:
         session_report(path)
     assert "\n" not in str(error.value)

@@ -1,37 +1,35 @@
-"""What the commands of the terminal chat do, and the chats they do it to."""
+"""The commands of the terminal chat: lines that begin with `/`."""
 
-import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_lm.generate import GenerationResponse
 from rich.console import Console
 from rich.markup import escape
 
+from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.memory_commands import MemoryCommands
-from mlx_deltamem.cli.options import reply_options
-from mlx_deltamem.sessions.read import Progress
-from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.cli.options import ReplyOptions
+from mlx_deltamem.sessions.prefill import Progress
 from mlx_deltamem.sessions.writing import ALL, NONE
 
 _LONGEST_SHOWN = 200
 
 HELP = """\
-/help              this list
+/help              print this list
 /undo              take the last turn back
-/edit N TEXT       change message N; the others stay as they are, the replies too, and are run again
-/messages          the chat so far, with the numbers for /edit
-/retry             another reply to the last message
+/edit N TEXT       change message N; the other messages and the replies stay and are run again
+/messages          print the chat so far, with the numbers for /edit
+/retry             get another reply to the last message
 /fork              go on in a copy of this chat; /fork N goes to copy N
 /remember X        write the file X, or the text X, into the memory, without a reply
 /history [X]       what the model sees of earlier turns: full, none, or a number of tokens
 /write [X]         what is written into the memory: all, after, user, assistant or none
-/readonly          as /write none; again: as it was before
-/compare QUESTION  the same question with the memory and without, both only asked
-/memory            draw the memory, and what the last turn did to it
-/save [FILE]       save the chat; with FILE, it is saved there from then on
+/readonly          do as /write none; again: return to the mode before
+/compare QUESTION  ask with the memory and without; the chat stays as it is
+/memory            draw the memory and the effect of the last turn
+/save [FILE]       save the chat; with FILE, this becomes the chat's file
 /load FILE         go on with a saved chat
 /reset             forget everything but the system prompt
 /quit              leave (so does Ctrl-D)
@@ -39,51 +37,41 @@ With a session file, the chat is saved after every turn. Ctrl-C stops a reply.
 A line that ends in \\ goes on in the next one; lines between \"\"\" and \"\"\" are one
 message, which may begin with /."""
 
-# Shows a reply that a function generates which is given a progress callback; False where it was stopped before its
-# first token.
-ShowReply = Callable[[Callable[[Progress], Iterator[GenerationResponse]]], bool]
+Responses = Generator[GenerationResponse, None, None]
+# Prints a reply. The argument generates it and takes a progress callback for the tokens of the message. The result is
+# False if Ctrl-C stopped the reply before its first token.
+ShowReply = Callable[[Callable[[Progress], Responses]], bool]
 
 
 class LeavingError(Exception):
     """The user wants to leave."""
 
 
-@dataclass
-class _Copy:
-    """One of the chats, the file it is saved to, and whether the file has all of it."""
-
-    chat: ChatSession
-    file: Path | None
-    is_saved: bool = False
-
-
 class ChatCommands:
-    """The chats of one terminal, of which one goes on.
+    """The commands of one terminal.
 
     Args:
-        chat: The chat to begin with.
-        args: The command line.
-        console: Where everything but the replies is written.
-        show_reply: Writes the replies.
-        stoppable: Within it, Ctrl-C raises KeyboardInterrupt.
+        copies: The chats of the terminal.
+        options: The options of replies.
+        console: The console for everything but the replies.
+        show_reply: Prints a reply.
+        stoppable: A context in which Ctrl-C raises KeyboardInterrupt.
     """
 
     def __init__(
         self,
-        chat: ChatSession,
-        args: argparse.Namespace,
+        copies: Copies,
+        options: ReplyOptions,
         console: Console,
         show_reply: ShowReply,
         stoppable: Callable[[], AbstractContextManager[None]],
     ):
-        self._copies = [_Copy(chat, args.session)]
-        self._current = 0
-        self._save_kv: bool = args.save_kv
-        self._options = reply_options(args)
+        self._copies = copies
+        self._options = options
         self._console = console
         self._show_reply = show_reply
         self._stoppable = stoppable
-        memory = MemoryCommands(lambda: self._chat, console, self.say, self._changed, stoppable, self._options)
+        memory = MemoryCommands(copies, options, console, self.say, stoppable)
         self._actions: dict[str, Callable[[], None]] = {
             "/help": lambda: self.say(HELP),
             "/undo": self._undo,
@@ -107,17 +95,18 @@ class ChatCommands:
 
     @property
     def label(self) -> str:
-        """What the prompt says of the chat: which copy it is, and whether its memory is written."""
-        parts = [str(self._current + 1)] if len(self._copies) > 1 else []
-        write = {ALL: "", NONE: "read only"}.get(self._chat.write, f"write {self._chat.write}")
+        """The text before the prompt: the number of the copy if there are several, and what is written unless all."""
+        parts = [str(self._copies.number)] if len(self._copies) > 1 else []
+        mode = self._copies.chat.write
+        write = {ALL: "", NONE: "read only"}.get(mode, f"write {mode}")
         return " ".join([*parts, write]).strip()
 
     def do(self, line: str) -> None:
-        """Do what a line that begins with / says.
+        """Run the command in a line that begins with `/`.
 
         Raises:
-            ValueError, OSError: It cannot be done; nothing has changed.
-            LeavingError: It says to leave.
+            ValueError, OSError: There is no such command, or it failed; nothing has changed.
+            LeavingError: The user wants to leave.
         """
         name, rest = (*line.split(maxsplit=1), "")[:2]
         if name in self._actions_on:
@@ -130,57 +119,32 @@ class ChatCommands:
             self._actions[name]()
 
     def answer(self, text: str) -> None:
-        """Send a message and show the reply.
+        """Send a message and print the reply.
 
         Raises:
-            ValueError, OSError: It cannot be sent, or the chat could not be saved.
+            ValueError, OSError: The message was not sent, or the chat was not saved.
         """
 
-        def reply(progress: Progress) -> Iterator[GenerationResponse]:
-            return self._chat.stream(text, prompt_progress_callback=progress, **self._options)
+        def reply(progress: Progress) -> Responses:
+            yield from self._copies.chat.stream(text, prompt_progress_callback=progress, **self._options)
 
         if self._show_reply(reply):
-            self._changed()
+            self._copies.changed()
         else:
             self.say("(stopped before the reply began; the message was not sent)")
 
     def save_all(self) -> list[Exception]:
-        """Save every chat that has a file; what went wrong."""
-        errors: list[Exception] = []
-        for copy in self._copies:
-            if copy.file is None:
-                continue
-            try:
-                if not copy.is_saved:
-                    self._write(copy, copy.file)
-                self.say(f"saved to {copy.file}")
-            except (ValueError, OSError) as error:
-                errors.append(error)
-        return errors
+        """Save all chats that have a file; returns the errors of those that could not be saved."""
+        return self._copies.save_all(lambda file: self.say(f"saved to {file}"))
 
     def say(self, text: str) -> None:
-        """Write something that is not the model's."""
+        """Print a text that is not the model's."""
         self._console.print(escape(text), style="dim")
 
-    @property
-    def _chat(self) -> ChatSession:
-        return self._copies[self._current].chat
-
-    def _changed(self) -> None:
-        """Save the chat, which is not what it was, if it has a file."""
-        copy = self._copies[self._current]
-        copy.is_saved = False
-        if copy.file is not None:
-            self._write(copy, copy.file)
-
-    def _write(self, copy: _Copy, file: Path) -> None:
-        copy.chat.save(file, self._save_kv)
-        copy.file, copy.is_saved = file, True
-
     def _undo(self) -> None:
-        text = self._chat.undo()
+        text = self._copies.chat.undo()
         self.say(f"took back: {_shortened(text)}")
-        self._changed()
+        self._copies.changed()
 
     def _edit(self, rest: str) -> None:
         number, text = (*rest.split(maxsplit=1), "", "")[:2]
@@ -189,77 +153,60 @@ class ChatCommands:
             raise ValueError(f"/edit got {rest!r}; expected the number of a message (/messages) and its new text")
         try:
             with self._stoppable(), self._console.status(""):
-                self._chat.edit(index, text)
+                self._copies.chat.edit(index, text)
         except KeyboardInterrupt:
             self.say("(stopped; the messages are as they were)")
             return
         self.say(f"changed message {index}; the others, and the replies, are as they were (/retry asks anew)")
-        self._changed()
+        self._copies.changed()
 
     def _messages(self) -> None:
-        messages = self._chat.messages
-        for index, message in enumerate(messages):
+        chat = self._copies.chat
+        for index, message in enumerate(chat.messages):
             self._console.print(f"[bold]{index} {message['role']}:[/] {escape(message['content'])}", style="dim")
-        for turn in self._chat.turns:
+        for turn in chat.turns:
             if turn.remembered:
                 tokens = len(turn.opening.ids)
                 text = escape(_shortened(" ".join(turn.text.split())))
                 self._console.print(f"[bold]remembered:[/] {text} ({tokens:,} tokens)", style="dim")
-        if not self._chat.turns and not messages:
+        if not chat.turns and not chat.messages:
             self.say("no messages yet")
 
     def _retry(self) -> None:
-        def reply(progress: Progress) -> Iterator[GenerationResponse]:
-            return self._chat.stream_regenerate(prompt_progress_callback=progress, **self._options)
+        def reply(progress: Progress) -> Responses:
+            yield from self._copies.chat.stream_regenerate(prompt_progress_callback=progress, **self._options)
 
         if self._show_reply(reply):
-            self._changed()
+            self._copies.changed()
         else:
             self.say("(stopped before the reply began; the last one stays)")
 
     def _fork(self, rest: str) -> None:
-        count = len(self._copies)
-        if rest:
-            number = _number(rest)
-            if number is None or not 1 <= number <= count:
-                raise ValueError(
-                    f"there is no copy {rest}; " + (f"there are 1 to {count}" if count > 1 else "only one")
-                )
-            self._current = number - 1
-            self.say(f"this is copy {number} of {count}")
-        else:
-            self._go_to_new(_Copy(self._chat.fork(), None))
-            self.say(f"this is copy {count + 1} of {count + 1}; it has no file yet (/save FILE)")
-
-    def _go_to_new(self, copy: _Copy) -> None:
-        self._copies.append(copy)
-        self._current = len(self._copies) - 1
+        if not rest:
+            self._copies.fork()
+            self.say(f"this is copy {self._copies.number} of {len(self._copies)}; it has no file yet (/save FILE)")
+            return
+        number, count = _number(rest), len(self._copies)
+        if number is None or not 1 <= number <= count:
+            raise ValueError(f"there is no copy {rest}; " + (f"there are 1 to {count}" if count > 1 else "only one"))
+        self._copies.number = number
+        self.say(f"this is copy {number} of {count}")
 
     def _save(self, rest: str) -> None:
-        copy = self._copies[self._current]
-        file = Path(rest) if rest else copy.file
-        if file is None:
-            raise ValueError("/save needs a file name; this chat has none yet")
-        self._write(copy, file)
-        self.say(f"saved to {file}")
+        self.say(f"saved to {self._copies.save(Path(rest) if rest else None)}")
 
     def _load(self, rest: str) -> None:
         if not rest:
             raise ValueError("/load needs a file name")
-        loaded = _Copy(ChatSession.load(self._chat.model, self._chat.tokenizer, rest), Path(rest), is_saved=True)
-        copy = self._copies[self._current]
-        said = f"{len(loaded.chat.messages)} messages, history {loaded.chat.history}"
-        if copy.is_saved or not copy.chat.segments.ids:
-            self._copies[self._current] = loaded
-        else:
-            said += f"; the chat before is copy {self._current + 1} (/fork {self._current + 1} goes back to it)"
-            self._go_to_new(loaded)
-        self.say(said)
+        before = self._copies.load(Path(rest))
+        chat = self._copies.chat
+        kept = "" if before is None else f"; the chat before is copy {before} (/fork {before} goes back to it)"
+        self.say(f"{len(chat.messages)} messages, history {chat.history}{kept}")
 
     def _reset(self) -> None:
-        self._chat.reset()
+        self._copies.chat.reset()
         self.say("forgotten")
-        self._changed()
+        self._copies.changed()
 
     def _quit(self) -> None:
         raise LeavingError

@@ -1,4 +1,4 @@
-"""What the commands share: how they fail, and how they say so."""
+"""The errors, warnings and exit codes of all commands, and their standard input."""
 
 import functools
 import os
@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Make a `main` that ends with one line and exit code 2 where it was given something it cannot work with.
+    """Decorate the `main` of a command, so that expected errors end it with one line and an exit code.
 
-    Ctrl-C ends it with exit code 130, as a shell expects. Warnings are one line too.
+    ValueError, OSError and NotImplementedError end it with exit code 2, and Ctrl-C with 130, as shells expect. Exit
+    code 1 means that the reader of the output closed it. A warning is one line too.
     """
 
     @functools.wraps(main)
@@ -20,7 +21,7 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
                 warnings.showwarning = _show_warning
                 main()
         except BrokenPipeError:
-            # Whoever read the output has gone. Python would complain once more when it closes it.
+            # Python closes standard output at exit, and would print an error about the closed pipe.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except (ValueError, OSError, NotImplementedError) as error:
@@ -33,13 +34,13 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def standard_input(wanted: str) -> str:
-    """All of standard input.
+    """Read all of standard input.
 
     Args:
-        wanted: The name of what is expected there, for the error.
+        wanted: The name of the expected content, for the error.
 
     Raises:
-        ValueError: It is closed.
+        ValueError: Standard input is closed.
     """
     if sys.stdin is None:
         raise ValueError(f"standard input is closed; expected {wanted} there")
@@ -47,5 +48,5 @@ def standard_input(wanted: str) -> str:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """A warning as a user reads it, without the place in the code that it comes from."""
+    """Print a warning without its place in the code."""
     print(f"warning: {message}", file=sys.stderr)

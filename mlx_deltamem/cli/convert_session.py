@@ -1,4 +1,4 @@
-"""Convert chats to what other implementations read; no model is needed for it."""
+"""Convert chats to the formats of other implementations. No model is needed for it."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from mlx_deltamem.sessions.foreign.folder import (
     write_reference_session,
 )
 from mlx_deltamem.sessions.foreign.states import write_sidecar_states
-from mlx_deltamem.sessions.text import said_turns
-from mlx_deltamem.sessions.turn import segments_of
+from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.turn import said_turns, segments_of
 from mlx_deltamem.show.tables import count
 
 
@@ -26,17 +26,17 @@ def convert_session(source: str | Path, target: Path, to: str, dtype: mx.Dtype |
     Args:
         source: A session file, a session folder of the reference, or an `.npz` file of the other MLX port.
         target: The folder or file to make.
-        to: `torch` for a session folder of the reference, `npz` for a file of the other MLX port, which holds the
-            memory alone.
-        dtype: The type of the states in a folder of the reference; None: float32.
+        to: `torch` for a session folder of the reference; `npz` for a file of the other MLX port, which holds only the
+            memory.
+        dtype: The type of the states in a session folder of the reference; None: float32.
 
     Returns:
-        What was read and written, two lines.
+        Two lines for the user about what was read and what was written.
 
     Raises:
-        FileNotFoundError: There is no such chat, or no folder for the file.
-        ValueError: It is damaged, the target is there already, the target's format cannot hold it, or `to` is `mlx`: a
-            session file tells which model it goes on with.
+        FileNotFoundError: There is no such chat, or no folder for the target.
+        ValueError: The chat is damaged, the target exists, or the target's format cannot hold the chat. Or `to` is
+            `mlx`: a session file names the model of its chat, and there is no model here.
     """
     if to == "mlx":
         raise ValueError(
@@ -52,8 +52,10 @@ def convert_session(source: str | Path, target: Path, to: str, dtype: mx.Dtype |
     if to == "npz":
         write_sidecar_states(target, chat.states)
     else:
-        messages = [*_system_message(chat), *chat.messages]
-        write_reference_session(target, messages, chat.states, ids=chat.ids or (), dtype=dtype or mx.float32)
+        system: list[Message] = [] if chat.system is None else [{"role": "system", "content": chat.system}]
+        write_reference_session(
+            target, [*system, *chat.messages], chat.states, ids=chat.ids or (), dtype=dtype or mx.float32
+        )
     turns, layers = count(len(chat.messages) // 2, "turns"), count(len(chat.states), "layers")
     written = f"{turns} and a memory" if to == "torch" else "a memory"
     return (
@@ -64,7 +66,7 @@ def convert_session(source: str | Path, target: Path, to: str, dtype: mx.Dtype |
 
 def _from_session_file(path: Path) -> ForeignSession:
     stored, _ = read_session(path)
-    messages = []
+    messages: list[Message] = []
     for turn in said_turns(stored.turns):
         if [message["role"] for message in turn.messages] != ["user"]:
             roles = ", ".join(message["role"] for message in turn.messages)
@@ -72,7 +74,3 @@ def _from_session_file(path: Path) -> ForeignSession:
         messages += [{"role": "user", "content": turn.text}, {"role": "assistant", "content": turn.reply}]
     states = {layer: state for layer, state in enumerate(stored.states) if state.size}
     return ForeignSession(stored.system, messages, states, segments_of(stored.turns).ids)
-
-
-def _system_message(chat: ForeignSession) -> list[dict[str, str]]:
-    return [] if chat.system is None else [{"role": "system", "content": chat.system}]

@@ -1,9 +1,10 @@
-"""The options that the commands share, under mlx-lm's names where mlx-lm has them."""
+"""The options that several commands share. Options of mlx-lm keep mlx-lm's names."""
 
 import argparse
 import json
 import math
 from collections.abc import Callable
+from typing import TypedDict
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,16 +22,24 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
 from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.files.atomic import user_path
-from mlx_deltamem.sessions.file import check_place
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.stored.file import check_place
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, WRITES
 
 DEFAULT_MODEL = "mlx-community/Qwen3-4B-Instruct-2507-4bit"
 
 
+class ReplyOptions(TypedDict):
+    """Keyword arguments of `ChatSession.stream` and `mlx_lm.stream_generate`, as there."""
+
+    max_tokens: int
+    prefill_step_size: int
+    sampler: Callable[[mx.array], mx.array]
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """`--model`, `--adapter`, `--trust-remote-code`."""
+    """Add `--model`, `--adapter` and `--trust-remote-code`."""
     parser.add_argument("--model", help=f"Folder or Hub repo of the model (default: {DEFAULT_MODEL}).")
     parser.add_argument(
         "--adapter",
@@ -41,25 +50,29 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
-    """What a chat is, and how its replies are generated."""
+    """Add the options of a chat, and of how its replies are generated."""
     parser.add_argument(
-        "--session", type=user_path, help="A .safetensors file: go on from it if it is there, and save the chat to it."
+        "--session",
+        type=user_path,
+        help="A .safetensors file for the chat. The chat in it goes on if the file exists; the chat is saved to it.",
     )
-    parser.add_argument("--save-kv", action="store_true", help="Keep keys and values in it, to go on without delay.")
+    parser.add_argument(
+        "--save-kv", action="store_true", help="Save keys and values too, so that the chat goes on without delay."
+    )
     parser.add_argument(
         "--history",
-        help="What the model sees of earlier turns beside its memory: full, none, or a number of tokens "
+        help="The part of earlier turns that the model sees beside its memory: full, none, or a number of tokens "
         f"(default: as in the session, else {FULL}). Without full, each turn reads system prompt and tokens anew.",
     )
     meanings = "; ".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items())
     parser.add_argument(
         "--write",
         choices=WRITES,
-        help=f"What of a turn is written into the memory. {meanings} (default: as in the session, else {ALL}).",
+        help=f"The part of a turn to write into the memory. {meanings} (default: as in the session, else {ALL}).",
     )
-    parser.add_argument("--system-prompt", "--system", help="System prompt, at the start of a chat.")
+    parser.add_argument("--system-prompt", "--system", help="System prompt of a new chat.")
     parser.add_argument(
-        "--max-tokens", "-m", type=_tokens, default=DEFAULT_MAX_TOKENS, help="Longest reply, in tokens."
+        "--max-tokens", "-m", type=_reply_length, default=DEFAULT_MAX_TOKENS, help="Longest reply, in tokens."
     )
     parser.add_argument("--temp", type=number_from(0.0), default=DEFAULT_TEMP, help="Sampling temperature.")
     parser.add_argument("--top-p", type=number_from(0.0, 1.0), default=DEFAULT_TOP_P, help="Sampling top-p.")
@@ -73,13 +86,13 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
         help="Prompt tokens to process at a time.",
     )
     parser.add_argument(
-        "--chat-template-config", type=_json_object, default={}, help="More for the chat template, a JSON object."
+        "--chat-template-config", type=_json_object, default={}, help="Options of the chat template, a JSON object."
     )
-    parser.add_argument("--extra-eos-token", nargs="+", default=(), help="Tokens that stop generation as well.")
+    parser.add_argument("--extra-eos-token", nargs="+", default=(), help="More tokens that end a reply.")
 
 
 def load_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
-    """The model that `add_model_options` named, with its adapter attached.
+    """Load the model and attach the adapter that the options of `add_model_options` name.
 
     Raises:
         FileNotFoundError: There is no such model or adapter.
@@ -94,10 +107,10 @@ def load_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
 
 
 def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Namespace) -> ChatSession:
-    """The chat that `add_chat_options` described: the one in the session file if there is one, else a new one.
+    """Open the chat of the options of `add_chat_options`: the chat in the session file if it exists, else a new one.
 
     Raises:
-        ValueError: The file is no session of this model and adapter, or has another system prompt.
+        ValueError: The file holds no chat of this model and adapter, or the chat has another system prompt.
     """
     if args.session is not None:
         check_place(args.session)
@@ -120,8 +133,8 @@ def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Name
     return chat
 
 
-def reply_options(args: argparse.Namespace) -> dict[str, int | Callable[[mx.array], mx.array]]:
-    """How `ChatSession.stream` is to generate."""
+def reply_options(args: argparse.Namespace) -> ReplyOptions:
+    """The options of `add_chat_options` that decide how replies are generated."""
     return {
         "max_tokens": args.max_tokens,
         "prefill_step_size": args.prefill_step_size,
@@ -130,7 +143,7 @@ def reply_options(args: argparse.Namespace) -> dict[str, int | Callable[[mx.arra
 
 
 def count_from(least: int) -> Callable[[str], int]:
-    """An argparse type: an integer that is not smaller."""
+    """An argparse type: an integer >= `least`."""
 
     def parse(text: str) -> int:
         if int(text) < least:
@@ -140,15 +153,8 @@ def count_from(least: int) -> Callable[[str], int]:
     return parse
 
 
-def _tokens(text: str) -> int:
-    """A number of tokens, or -1 for no limit."""
-    if int(text) < 1 and int(text) != -1:
-        raise argparse.ArgumentTypeError(f"{text} is no length; expected 1 or more, or -1 for no limit")
-    return int(text)
-
-
 def number_from(least: float, most: float = math.inf) -> Callable[[str], float]:
-    """An argparse type: a number that is neither smaller nor larger."""
+    """An argparse type: a number from `least` to `most`."""
 
     def parse(text: str) -> float:
         if not least <= float(text) <= most:
@@ -158,8 +164,15 @@ def number_from(least: float, most: float = math.inf) -> Callable[[str], float]:
     return parse
 
 
+def _reply_length(text: str) -> int:
+    """An argparse type: a number of tokens, or -1 for no limit."""
+    if int(text) < 1 and int(text) != -1:
+        raise argparse.ArgumentTypeError(f"{text} is too small; expected 1 or more, or -1 for no limit")
+    return int(text)
+
+
 def _json_object(text: str) -> dict[str, object]:
     value = json.loads(text)
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text} is no JSON object")
+        raise argparse.ArgumentTypeError(f"{text} is not a JSON object; expected one, as {{}}")
     return value

@@ -1,4 +1,4 @@
-"""Reads the text or the file that a user names on a command line to be remembered."""
+"""Read the text or the file that a user names to be remembered."""
 
 import json
 from pathlib import Path
@@ -9,26 +9,26 @@ from mlx_deltamem.sessions.messages import Message, parse_messages
 
 
 def to_remember(given: str) -> str | tuple[Message, ...]:
-    """A file's text if there is such a file, else the text itself.
+    """The content of the file with this name; if there is no such file, the text itself.
 
     Raises:
-        ValueError, OSError: As `read_remembered`.
+        ValueError, OSError: As in `read_remembered`.
     """
     try:
         is_file = user_path(given).is_file()
     except (OSError, ValueError):
-        # Too long for a name, or with a NUL in it.
+        # The text cannot be a name: it is too long, or it has a NUL in it.
         is_file = False
     return read_remembered(user_path(given)) if is_file else given
 
 
 def read_remembered(path: Path) -> str | tuple[Message, ...]:
-    """A file's text, or the messages in a `.json` file, as OpenAI's API has them; `-` is standard input.
+    """Read a text file, or the messages of a `.json` file in the form of OpenAI's API; `-` is standard input.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no UTF-8 text, or its JSON is no list of messages.
-        OSError: It cannot be read.
+        ValueError: The file is not UTF-8 text, or its JSON is not a list of messages.
+        OSError: The file cannot be read.
     """
     if str(path) == "-":
         return standard_input("the text to remember")

@@ -1,64 +1,39 @@
-"""What is to be known of an adapter."""
+"""The facts about an adapter: its configuration, its tensors, and the parts that have no effect."""
 
-import re
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
+from rich.console import RenderableType
 
-from mlx_deltamem.core.adapter import Adapter, dtype_name
+from mlx_deltamem.core.adapter import Adapter, layer_list
 from mlx_deltamem.core.config import DeltaMemConfig
-from mlx_deltamem.core.shapes import inactive_parameters
-from mlx_deltamem.inspection.effects import idle_state_heads
-
-_LAYER = re.compile(r"(?<=layers\.)\d+")
-
-
-@dataclass(frozen=True)
-class TensorReport:
-    """The tensors of one name, shape and type, which the layers have one each of.
-
-    Attributes:
-        name: Their name in the file, `*` for the layer.
-        shape, dtype: Of each.
-        parameters, bytes: Of all together.
-        in_use: False where they are there for the reference's sake and have no effect.
-        norms: By layer, the Frobenius norm.
-        zero_in: The layers in which all numbers are zero.
-    """
-
-    name: str
-    shape: list[int]
-    dtype: str
-    parameters: int
-    bytes: int
-    in_use: bool
-    norms: dict[int, float]
-    zero_in: list[int]
-
-    @property
-    def short_name(self) -> str:
-        """The name within the layer."""
-        return self.name.rpartition(".")[2]
+from mlx_deltamem.inspection.states import memory_size
+from mlx_deltamem.inspection.tensors import TensorReport, norms_in_use, tensor_reports, tensor_table
+from mlx_deltamem.show.plot import LayerCharts
+from mlx_deltamem.show.tables import by_layer, columns, count, facts, setting
 
 
 @dataclass(frozen=True)
 class AdapterReport:
-    """What is to be known of an adapter.
+    """The facts about an adapter.
 
     Attributes:
         kind: "adapter".
-        source, file: The folder or repo it was read from, and the name of the weights file.
-        config: Its configuration, every field.
+        source, file: The folder or Hub repo that it was read from, and the name of the file with the weights.
+        config: All fields of its configuration.
         not_default: The names of the fields that differ from the reference's defaults.
-        layers: The layers that have a memory.
-        parameters, parameters_in_use, bytes: Of all tensors; of those that have an effect; of all.
-        state_shape, state_bytes: `[H, r, r]` of one layer, float32, and the memory of one sequence in all layers.
-        tensors: The tensors, by name.
-        idle_layers: The layers in which the memory can have no effect.
-        idle_state_heads: By layer, the state heads that can have no effect.
-        metadata: Where it came from, as in the file.
+        layers: The indices of the layers that have a memory.
+        parameters, parameters_in_use: The number of all parameters, and of those that have an effect.
+        bytes: The size of all tensors.
+        state_shape: The shape of one layer's state, float32: `[H, r, r]`, with a key shift `[H, r + 1, r]`.
+        state_bytes: The size of the states of all layers for one sequence.
+        tensors: The tensors in the order of their names.
+        idle_layers: The layers whose memory has no effect, whatever is written.
+        idle_state_heads: By layer, the state heads that have no effect, whatever is written.
+        metadata: The origin of the adapter, from the metadata of its file.
     """
 
     kind: str
@@ -77,20 +52,43 @@ class AdapterReport:
     idle_state_heads: dict[int, list[int]]
     metadata: dict[str, str]
 
+    def tables(self) -> list[RenderableType]:
+        """The report as tables."""
+        unused = self.parameters - self.parameters_in_use
+        rows = {
+            "read from": f"{self.source} ({self.file})",
+            "memory": f"{memory_size(self.state_shape, layer_list(self.layers), self.state_bytes)} a sequence",
+            "parameters": f"{self.parameters:,}" + (f", of which {unused:,} are not in use" if unused else ""),
+            "weights": count(self.bytes, "bytes"),
+            "without effect": _without_effect(self),
+        }
+        return [
+            facts("Adapter", rows),
+            _config_table(self),
+            tensor_table(self.tensors),
+            *by_layer("Norms (Frobenius) of the tensors in use", norms_in_use(self.tensors)),
+            facts("Provenance, from the metadata of the file", self.metadata or {"(none)": ""}),
+        ]
+
+    def charts(self) -> LayerCharts:
+        """The content of the figure: the norms of the tensors in use."""
+        title = f"{Path(self.source).name}: norms of its tensors by layer"
+        return LayerCharts(title, "Frobenius norm", norms_in_use(self.tensors))
+
 
 def adapter_report(adapter: Adapter) -> AdapterReport:
     """Measure an adapter."""
     config, defaults = adapter.config, DeltaMemConfig()
-    tensors = _tensor_reports(adapter)
-    by_layer = dict(sorted(adapter.weights_by_layer().items()))
-    idle = {layer: idle_state_heads(config, each) for layer, each in by_layer.items()}
+    tensors = tensor_reports(adapter)
+    weights = dict(sorted(adapter.weights_by_layer().items()))
+    idle = {layer: idle_state_heads(config, of_layer) for layer, of_layer in weights.items()}
     return AdapterReport(
         kind="adapter",
         source=adapter.source,
         file=adapter.file,
         config=asdict(config),
         not_default=[f.name for f in fields(config) if getattr(config, f.name) != getattr(defaults, f.name)],
-        layers=list(by_layer),
+        layers=list(weights),
         parameters=adapter.parameters,
         parameters_in_use=sum(tensor.parameters for tensor in tensors if tensor.in_use),
         bytes=sum(tensor.bytes for tensor in tensors),
@@ -103,40 +101,60 @@ def adapter_report(adapter: Adapter) -> AdapterReport:
     )
 
 
-def tensors_by_name(adapter: Adapter) -> dict[str, dict[int, mx.array]]:
-    """By name (`*` for the layer) and layer index, an adapter's tensors."""
-    found: dict[str, dict[int, mx.array]] = defaultdict(dict)
-    for key, tensor in adapter.weights.items():
-        if match := _LAYER.search(key):
-            found[_LAYER.sub("*", key)][int(match[0])] = tensor
-    return {name: dict(sorted(layers.items())) for name, layers in sorted(found.items())}
+def idle_state_heads(config: DeltaMemConfig, tensors: Mapping[str, mx.array]) -> list[int]:
+    """The state heads of one layer that never correct anything, whatever is written.
+
+    A state head is idle if its memory queries, keys or values are always zero. It is also idle if its reads are
+    multiplied by zeros in all corrections that are in use.
+
+    Args:
+        config: The adapter's configuration.
+        tensors: The layer's tensors by name.
+    """
+    queries, keys, values = (_used(tensors[f"memory_{name}_proj"], axis=0) for name in "qkv")
+    if config.key_shift:
+        # A key holds a part of the query of the token before, so a head without keys of its own may still be written.
+        keys = keys | (queries & _used(tensors["key_shift"][:, None], axis=0))
+    corrections = [_used(tensors[f"delta_{head}_proj"], axis=1) for head in _live_heads(config, tensors)]
+    corrected = np.logical_or.reduce([np.zeros(config.width, bool), *corrections])
+    by_head = [
+        used.reshape(config.num_state_heads, config.rank).any(axis=1) for used in (queries, keys, values, corrected)
+    ]
+    return np.flatnonzero(~np.logical_and.reduce(by_head)).tolist()
 
 
-def _tensor_reports(adapter: Adapter) -> list[TensorReport]:
-    inactive = inactive_parameters(adapter.config)
-    reports = []
-    for name, layers in tensors_by_name(adapter).items():
-        kinds: dict[tuple, dict[int, mx.array]] = defaultdict(dict)
-        for layer, tensor in layers.items():
-            kinds[tensor.shape, dtype_name(tensor.dtype)][layer] = tensor
-        for (shape, dtype), alike in kinds.items():
-            norms = tensor_norms(alike)
-            reports.append(
-                TensorReport(
-                    name=name,
-                    shape=list(shape),
-                    dtype=dtype,
-                    parameters=sum(tensor.size for tensor in alike.values()),
-                    bytes=sum(tensor.nbytes for tensor in alike.values()),
-                    in_use=name.rpartition(".")[2] not in inactive,
-                    norms=norms,
-                    zero_in=[layer for layer, tensor in alike.items() if not tensor.any().item()],
-                )
-            )
-    return reports
+def _live_heads(config: DeltaMemConfig, tensors: Mapping[str, mx.array]) -> list[str]:
+    """The correction heads that have an effect on the backbone."""
+    if config.alpha == 0:
+        return []
+    if config.delta_o_rmsnorm and not tensors["delta_o_rmsnorm_weight"].any().item():
+        return [head for head in config.delta_heads if head != "o"]
+    return list(config.delta_heads)
 
 
-def tensor_norms(tensors: Mapping[int, mx.array]) -> dict[int, float]:
-    """The Frobenius norms of some tensors, evaluated together."""
-    norms = mx.stack([mx.linalg.norm(tensor.astype(mx.float32)) for tensor in tensors.values()])
-    return dict(zip(tensors, norms.tolist(), strict=True))
+def _used(tensor: mx.array, axis: int) -> np.ndarray:
+    """`[H * r]` bool: where a matrix has numbers other than zero along its `axis`, which has the width H * r."""
+    return np.array((tensor != 0).any(axis=1 - axis))
+
+
+def _without_effect(report: AdapterReport) -> str:
+    """The idle layers and state heads in words."""
+    found = []
+    if report.idle_layers:
+        found.append(f"{layer_list(report.idle_layers)} (nothing read reaches the model)")
+    by_heads: dict[tuple[int, ...], list[int]] = {}
+    for layer, heads in report.idle_state_heads.items():
+        if layer not in report.idle_layers:
+            by_heads.setdefault(tuple(heads), []).append(layer)
+    found += [f"state heads {', '.join(map(str, heads))} in {layer_list(in_)}" for heads, in_ in by_heads.items()]
+    return "; ".join(found) or "nothing: every layer can steer the model"
+
+
+def _config_table(report: AdapterReport) -> RenderableType:
+    defaults = DeltaMemConfig()
+    table = columns("Config (* differs from the reference's default)", "field", "value", "default", texts=(0, 1, 2))
+    for name, value in report.config.items():
+        differs = name in report.not_default
+        default = setting(getattr(defaults, name)) if differs else ""
+        table.add_row(f"{'*' if differs else ' '} {name}", setting(value), default, style="bold" if differs else None)
+    return table

@@ -5,21 +5,21 @@ from dataclasses import fields, is_dataclass
 
 import numpy as np
 
-# For fields of a report that its document leaves out.
+# The metadata of a field that the document leaves out.
 NOT_IN_DOCUMENT = {"document": False}
 
-# What a float32 holds; more digits are noise of its conversion.
+# A float32 holds no more digits than these.
 _DIGITS = 6
 
 
 def as_document(value: object) -> object:
-    """A report, or a part of one, as what `json.dumps(..., allow_nan=False)` takes.
+    """Turn a report, or a part of one, into a value for `json.dumps(..., allow_nan=False)`.
 
-    Dataclasses become objects under their fields' names, arrays nested lists of numbers with 6 digits, keys texts, and
-    numbers that are not finite null.
+    A dataclass becomes an object with the names of its fields. An array becomes nested lists of numbers with 6 digits.
+    Keys become texts. Numbers that are not finite become null.
 
     Raises:
-        TypeError: It is nothing of a report.
+        TypeError: The value has a type that no report holds.
     """
     if is_dataclass(value):
         shown = (field.name for field in fields(value) if field.metadata.get("document", True))
@@ -34,7 +34,7 @@ def as_document(value: object) -> object:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
         return value
-    raise TypeError(f"a {type(value).__name__} cannot be in a report")
+    raise TypeError(f"a {type(value).__name__} cannot be in a report; expected a dataclass, a dict, a list or a number")
 
 
 def _rounded(number: float) -> float | None:

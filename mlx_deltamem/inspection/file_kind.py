@@ -1,4 +1,4 @@
-"""What a file is, for the messages about files that are not what was expected."""
+"""The kinds of files, for errors about files that are no session files."""
 
 import codecs
 import json
@@ -12,16 +12,16 @@ from mlx_deltamem.sessions.foreign.folder import foreign_format
 
 _BEGINNING = 4096
 _LARGEST_HEADER = 100_000_000
-# What mlx-lm makes of the name under which a chat's texts are saved.
+# mlx-lm gives the JSON of a chat this name in the metadata of its file.
 _SESSION_KEY = "0.session"
 
 
 def check_session(path: Path) -> None:
-    """Check that a file is a chat's, so far as its beginning and its length tell.
+    """Check the beginning and the length of a session file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is something else, and what; or it is cut short.
+        ValueError: The file is something else, which the error names; or it was cut short.
     """
     kind = foreign_format(path)
     if kind is not None and path.exists():
@@ -39,7 +39,7 @@ def check_session(path: Path) -> None:
 
 
 def _kind(path: Path, header: dict | None) -> str:
-    """What a file that is no session is, in words."""
+    """The kind of a file that is no session file, in words; `header` is its header if it is a safetensors file."""
     if path.name in (WEIGHTS_FILE, TORCH_FILE, NPZ_FILE, PLAIN_FILE, CONFIG_FILE):
         return f"a file of the adapter in {path.parent}, which is inspected as a folder"
     if header is not None:
@@ -58,14 +58,14 @@ def _kind(path: Path, header: dict | None) -> str:
 
 def _is_text(beginning: bytes) -> bool:
     try:
-        # Not the end of the text: a character may be cut there.
+        # An incremental decoder accepts a character that is cut at the end.
         return "\0" not in codecs.getincrementaldecoder("utf-8")().decode(beginning)
     except UnicodeDecodeError:
         return False
 
 
 def _safetensors_header(path: Path) -> dict | None:
-    """The JSON at the beginning of a safetensors file; None for any other file."""
+    """The JSON object at the beginning of a safetensors file; None for any other file."""
     with path.open("rb") as file:
         start = file.read(8)
         if len(start) < 8:
@@ -76,15 +76,15 @@ def _safetensors_header(path: Path) -> dict | None:
         header = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    # MLX writes null where there is no metadata.
+    # MLX writes null if there is no metadata.
     return header if isinstance(header, dict) and isinstance(header.get("__metadata__"), dict | None) else None
 
 
 def _whole_length(path: Path, header: dict) -> int:
-    """The length a safetensors file must have by what its header says."""
+    """The length that a safetensors file must have according to its header, in bytes."""
     with path.open("rb") as file:
         begin = 8 + struct.unpack("<Q", file.read(8))[0]
     try:
         return begin + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"))
     except (KeyError, IndexError, TypeError, ValueError):
-        raise ValueError(f"{path} is a session whose header is damaged; use a copy of it") from None
+        raise ValueError(f"{path} is a session, but its header is damaged; use a copy of it") from None

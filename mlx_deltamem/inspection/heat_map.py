@@ -1,4 +1,4 @@
-"""The memory as text: a small heat map for each layer."""
+"""A memory as text on a terminal: a small heat map for each layer."""
 
 import math
 from collections.abc import Mapping
@@ -9,35 +9,38 @@ from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from mlx_deltamem.inspection.states import norm, squares, state_arrays
 from mlx_deltamem.sessions.drift import Drift, half_life
 
-# Wider states are shown by the largest number of each square block.
+# Each side of a heat map has at most so many cells. In a larger state each cell shows the largest number of a block.
 _MOST_CELLS = 16
-# From blue over grey to orange, which colour-blind readers tell apart; negative to positive.
+# From negative (blue) over zero (grey) to positive (orange); colour-blind readers can tell these apart.
 _NEGATIVE, _ZERO, _POSITIVE = (60, 140, 240), (64, 64, 64), (250, 145, 35)
-# The same without colours, from -1 over 0 to 1.
+# The signs for -1 to 1 on a terminal without colours.
 _SIGNS = "#=-. ░▒▓█"
-# What is written beside a heat map, and the gap before it.
+# The width of the notes beside a heat map, with the gap before them.
 _NOTES_WIDTH = 15
 
 
 def memory_view(states: Mapping[int, mx.array], drift: Drift | None, console: Console) -> RenderableType:
-    """Draw the states, with what the last turn did to them.
+    """Draw the states, and the effect of the last turn on them.
 
     Args:
-        states: By layer index, `[1, H, r, r]`.
-        drift: The last turn's; None leaves it out.
-        console: Where it will be shown; without colours, signs stand for the numbers.
+        states: `[1, H, r, r]` float32 by layer index, with a key shift `[1, H, r + 1, r]`. The last row of these is not
+            drawn.
+        drift: The drift of the last turn; None leaves it out.
+        console: The console that will print the result. Without colours, signs stand for the numbers.
 
     Returns:
-        Something for `console.print`: what the colours mean, a tile for each layer, and the last turn in a sentence.
-        In a tile the rows of the state (values) go downwards, several state heads side by side. Each has a scale of
-        its own, the largest number of its layer.
+        A renderable: the meaning of the colours, a tile for each layer, and a sentence about the last turn. In a tile
+        the rows of the state (values) go downwards, and state heads are side by side. The scale of a tile is the
+        largest absolute value in its layer.
     """
     coloured = console.color_system in ("256", "truecolor") and not console.no_color
-    tiles = [_tile(layer, state, drift, coloured, console.width) for layer, state in states.items()]
+    arrays = squares(state_arrays(states))
+    tiles = [_tile(layer, state, drift, coloured, console.width) for layer, state in arrays.items()]
     parts: list[RenderableType] = [_legend(coloured), Text(), Columns(tiles, padding=(0, 2))]
-    if not any(state.any().item() for state in states.values()):
+    if not any(state.any() for state in arrays.values()):
         parts.append(Text("the memory is empty"))
     if drift is not None and drift.kept:
         parts.append(Text(_sentence(drift)))
@@ -59,14 +62,13 @@ def _sentence(drift: Drift) -> str:
     )
 
 
-def _tile(layer: int, state: mx.array, drift: Drift | None, coloured: bool, width: int) -> Text:
-    """One layer: its heat map, and its numbers to the right of it."""
-    numbers = np.array(state[0])
-    # What is no number has no colour; the norm says that it is there.
-    heads = [_shrunk(np.nan_to_num(head, nan=0.0, posinf=0.0, neginf=0.0)) for head in numbers]
-    largest = max(np.abs(head).max() for head in heads)
+def _tile(layer: int, state: np.ndarray, drift: Drift | None, coloured: bool, width: int) -> Text:
+    """The heat map of one layer, with its numbers to the right of it; `state` is `[H, r, r]`."""
+    # A number that is not finite has no colour. The norm shows that there is one.
+    heads = [_shrunk(np.nan_to_num(head, nan=0.0, posinf=0.0, neginf=0.0)) for head in state]
+    largest = max(float(np.abs(head).max()) for head in heads)
     picture = _picture(heads, largest or 1.0, coloured, width - _NOTES_WIDTH)
-    notes = [f"scale {largest:7.3g}", f"norm  {np.linalg.norm(numbers):7.3g}"]
+    notes = [f"scale {largest:7.3g}", f"norm  {norm(state):7.3g}"]
     if drift is not None:
         notes += [f"kept  {drift.kept[layer]:7.0%}", f"moved {drift.changed[layer]:7.0%}"]
     tile = Text(f"layer {layer}\n", no_wrap=True)
@@ -77,7 +79,7 @@ def _tile(layer: int, state: mx.array, drift: Drift | None, coloured: bool, widt
 
 
 def _picture(heads: list[np.ndarray], largest: float, coloured: bool, width: int) -> list[Text]:
-    """The lines of a heat map; as many heads side by side as there is room for."""
+    """The lines of a heat map, with as many heads side by side as the width allows."""
     across = max(1, min(len(heads), (width + 1) // (len(heads[0]) + 1)))
     lines: list[Text] = []
     for first in range(0, len(heads), across):
@@ -91,11 +93,11 @@ def _picture(heads: list[np.ndarray], largest: float, coloured: bool, width: int
 
 
 def _head(head: np.ndarray, coloured: bool) -> list[Text]:
-    """The lines of one head's numbers, which are between -1 and 1."""
+    """The lines of one head; its numbers are between -1 and 1."""
     if not coloured:
         middle = len(_SIGNS) // 2
         return [Text("".join(_SIGNS[middle + round(float(value) * middle)] for value in row)) for row in head]
-    # A character is twice as high as wide: it shows two rows, the lower one as its background.
+    # A character is twice as high as wide. So it shows two rows: the upper one in its colour, the lower one behind it.
     rows = head if len(head) % 2 == 0 else np.pad(head, ((0, 1), (0, 0)))
     return [
         Text().join(Text("▀", style=f"{_colour(u)} on {_colour(v)}") for u, v in zip(upper, lower, strict=True))
@@ -110,7 +112,7 @@ def _colour(value: float) -> str:
 
 
 def _shrunk(head: np.ndarray) -> np.ndarray:
-    """A state of at most so many cells a side."""
+    """A head with at most `_MOST_CELLS` cells a side: each cell is the number with the largest size in its block."""
     block = math.ceil(len(head) / _MOST_CELLS)
     padded = np.pad(head, (0, -len(head) % block))
     side = len(padded) // block

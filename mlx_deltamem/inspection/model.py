@@ -1,36 +1,42 @@
-"""What is to be known of a model with an adapter."""
+"""The facts about a model with an adapter: their sizes, and the strengths of the corrections."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.utils import get_total_parameters
+from rich.console import RenderableType
 
 from mlx_deltamem.core.adapter import Adapter
-from mlx_deltamem.core.shapes import frozen_projections
 from mlx_deltamem.core.layer import DeltaMemory
 from mlx_deltamem.core.model import attach_adapter, attached_attention
+from mlx_deltamem.core.shapes import frozen_projections
+from mlx_deltamem.core.use import attachment_of
 from mlx_deltamem.inspection.adapter import AdapterReport, adapter_report
 from mlx_deltamem.inspection.trace import Trace
+from mlx_deltamem.show.plot import LayerCharts
+from mlx_deltamem.show.tables import by_layer, count, facts
 
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What is to be known of a model with an adapter.
+    """The facts about a model with an adapter.
 
     Attributes:
         kind: "model".
-        model: Its folder or repo.
-        adapter: The adapter.
+        model: The folder or Hub repo of the model.
+        adapter: The report on the adapter.
         attached: The names of the attention layers that have a memory.
-        layers: How many layers the backbone has.
-        backbone_parameters: How many numbers its weights are, whatever they are quantised to.
-        share: The adapter's parameters in use, relative to those.
-        strengths: By correction head (q, k, v, o) in use and by layer, the norm of the head's weights, scale included,
-            relative to that of the frozen projection it corrects (both Frobenius). Not for `o` where
-            `delta_o_rmsnorm` sets the size of the correction.
-        text: The file of a text that was run, if one was.
-        trace: What it did to the memory.
+        layers: The number of layers of the backbone.
+        backbone_parameters: The number of weights of the backbone. Quantisation does not change it.
+        share: The number of the adapter's parameters in use, relative to `backbone_parameters`.
+        strengths: By correction head (q, k, v, o) in use and by layer, the Frobenius norm of the head's weights, scale
+            included, relative to the norm of the frozen projection that it corrects. Not for `o` with
+            `delta_o_rmsnorm`, because the norm then decides the size of the correction.
+        text: The file of the text that was run through the model, if there was one.
+        trace: The effect of that text on the memory.
     """
 
     kind: str
@@ -44,17 +50,50 @@ class ModelReport:
     text: str | None = None
     trace: Trace | None = None
 
+    @property
+    def title(self) -> str:
+        """The names of the adapter and the model."""
+        return f"{Path(self.adapter.source).name} on {Path(self.model).name}"
+
+    def tables(self) -> list[RenderableType]:
+        """The report as tables: the adapter, the model, and the trace if there is one."""
+        names = self.attached
+        rows = {
+            "model": f"{self.model}, {count(self.backbone_parameters, 'parameters')}",
+            "fits": f"yes: {len(names)} of {count(self.layers, 'layers')} have a memory",
+            "attached to": names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}",
+            "adapter": f"{self.adapter.parameters_in_use:,} parameters in use, {self.share:.4%} of the model's",
+        }
+        title = "Correction heads, relative to the projections they correct (norms)"
+        tables = [*self.adapter.tables(), facts("Model and adapter", rows), *by_layer(title, self._strengths_by_name)]
+        if self.trace is None:
+            return tables
+        return tables + self.trace.tables(str(self.text), str(self.adapter.config["memory_write_granularity"]))
+
+    def charts(self) -> LayerCharts:
+        """The content of the figure without a trace: the strengths of the corrections."""
+        return LayerCharts(
+            f"{self.title}: correction heads relative to the projections they correct",
+            "relative norm",
+            self._strengths_by_name,
+            nothing="The adapter has no correction with a strength that its weights decide.",
+        )
+
+    @property
+    def _strengths_by_name(self) -> dict[str, dict[int, float]]:
+        return {f"delta_{head}": strengths for head, strengths in self.strengths.items()}
+
 
 def attach_and_report(model: nn.Module, adapter: Adapter, name: str) -> ModelReport:
-    """Attach an adapter to a frozen backbone and measure both.
+    """Attach an adapter to a backbone and measure both.
 
     Args:
-        model: The backbone; it has the adapter afterwards.
+        model: The backbone; the adapter stays attached to it.
         adapter: The adapter.
-        name: The model's folder or repo.
+        name: The folder or Hub repo of the model.
 
     Raises:
-        ValueError: The adapter does not fit; every problem is listed.
+        ValueError: The adapter does not fit; the error lists all problems.
     """
     parameters = get_total_parameters(model)
     attached = attach_adapter(model, adapter)
@@ -72,14 +111,19 @@ def attach_and_report(model: nn.Module, adapter: Adapter, name: str) -> ModelRep
 
 
 def _strengths(model: nn.Module) -> dict[str, dict[int, float]]:
-    config = model.attachment.config
+    config = attachment_of(model).config
     heads = [head for head in config.delta_heads if not (head == "o" and config.delta_o_rmsnorm)]
     strengths: dict[str, dict[int, float]] = {head: {} for head in heads}
     for layer, attention in attached_attention(model).items():
         layer_memory: DeltaMemory = attention.delta_mem
         frozen = frozen_projections(attention, layer_memory.shape)
         for head in heads:
-            correction = mx.linalg.norm(layer_memory.scaled_head(head))
-            # Layer by layer, so that no more than one is dequantised at a time.
-            strengths[head][layer] = (correction / mx.linalg.norm(frozen[head].astype(mx.float32))).item()
+            correction = _norm(layer_memory.scaled_head(head))
+            # Each projection is dequantised only here, so that memory holds one of them at a time.
+            strengths[head][layer] = correction / _norm(frozen[head])
     return strengths
+
+
+def _norm(weights: mx.array) -> float:
+    """The Frobenius norm, computed by MLX: the weights of a backbone are large."""
+    return float(np.array(mx.linalg.norm(weights.astype(mx.float32))))

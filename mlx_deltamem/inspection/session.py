@@ -1,72 +1,50 @@
-"""What is to be known of a chat, from its file alone."""
+"""The facts about a chat, from its session file alone."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
+from rich.console import RenderableType
 
 from mlx_deltamem.adapters.fingerprint import Origin
 from mlx_deltamem.inspection.document import NOT_IN_DOCUMENT
 from mlx_deltamem.inspection.file_kind import check_session
-from mlx_deltamem.inspection.states import StateReport, state_arrays, state_reports
-from mlx_deltamem.sessions.drift import half_life
-from mlx_deltamem.sessions.file import read_chat
+from mlx_deltamem.inspection.states import (
+    StateReport,
+    bytes_held,
+    memory_size,
+    shape_held,
+    squares,
+    state_arrays,
+    state_reports,
+)
+from mlx_deltamem.inspection.turns import TurnReport, turn_report, turn_table
 from mlx_deltamem.sessions.history import History
-from mlx_deltamem.sessions.stored import StoredChat
-from mlx_deltamem.sessions.turn import Turn
-
-
-@dataclass(frozen=True)
-class TurnReport:
-    """One turn of a chat.
-
-    Attributes:
-        message_tokens, reply_tokens, ending_tokens: Run for the message in its template, the reply, and what the
-            template ends it with.
-        write: What of the turn was written into the memory, one of `mlx_deltamem.sessions.writing.WRITES`.
-        remembered: Whether a text was written into the memory without a reply.
-        kept, changed: By layer, the mean share of the state that a token of the message kept, and how far the turn
-            moved the state relative to its norm (`drift.Drift`); None where the file does not tell.
-        kept_mean, changed_mean: Their means over the layers.
-        half_life: The number of tokens after which half of the state is left, at `kept_mean`; infinite (null in a
-            document) where everything was kept.
-        user, reply: The texts, where they were asked for.
-    """
-
-    message_tokens: int
-    reply_tokens: int
-    ending_tokens: int
-    write: str
-    remembered: bool
-    kept: dict[int, float] | None
-    changed: dict[int, float] | None
-    kept_mean: float | None
-    changed_mean: float | None
-    half_life: float | None
-    user: str | None
-    reply: str | None
+from mlx_deltamem.sessions.stored.chat import StoredChat
+from mlx_deltamem.sessions.stored.file import read_chat
+from mlx_deltamem.show.tables import columns, count, facts, message, number, span
 
 
 @dataclass(frozen=True)
 class SessionReport:
-    """What is to be known of a chat.
+    """The facts about a chat.
 
     Attributes:
         kind: "session".
-        file, file_id, bytes: The file, the id it got when it was saved, and its size.
-        origin: The backbone's name, and the fingerprints of the backbone, the adapter and the tokenizer.
-        history: What the model sees of earlier turns: full, none, or a number of tokens.
-        write: What of a turn is written from now on.
-        template_options: What else the chat template was given.
-        keeps_text: Whether the keys and values are in the file.
-        has_system_prompt: Whether there is one.
-        system: Its text, where the texts were asked for.
-        tokens: Of all turns.
-        turns: The turns.
-        state_shape, state_bytes: `[H, r, r]` of one layer, float32, and the memory in all layers.
-        states: The states after the last turn.
-        arrays: The same as arrays `[H, r, r]`, by layer; not in the document.
+        file, file_id, bytes: The file, the id that it got when it was saved, and its size.
+        origin: The name of the backbone, and the fingerprints of the backbone, the adapter and the tokenizer.
+        history: The part of earlier turns that the model sees: full, none, or a number of tokens.
+        write: The part of the next turn that is written.
+        template_options: The options of the chat template.
+        keeps_text: Whether the file holds the keys and values.
+        has_system_prompt: Whether the chat has a system prompt.
+        system: The system prompt; None unless the texts were asked for.
+        tokens: The number of tokens of all turns.
+        turns: The reports on the turns.
+        state_shape: The shape of one layer's state, float32: `[H, r, r]`, with a key shift `[H, r + 1, r]`.
+        state_bytes: The size of the states of all layers.
+        states: The reports on the states after the last turn.
+        arrays: The states after the last turn as matrices `[H, r, r]` by layer; not in the document.
     """
 
     kind: str
@@ -87,13 +65,36 @@ class SessionReport:
     states: list[StateReport]
     arrays: dict[int, np.ndarray] = field(metadata=NOT_IN_DOCUMENT)
 
+    def tables(self) -> list[RenderableType]:
+        """The report as tables, and the messages if they were asked for."""
+        options = self.template_options.items()
+        rows = {
+            "file": f"{self.file}, {count(self.bytes, 'bytes')}",
+            "turns": f"{len(self.turns):,}, in all {count(self.tokens, 'tokens')}",
+            "history": f"{self.history}" + (", keys and values in the file" if self.keeps_text else ""),
+            "written": self.write,
+            "system prompt": "yes" if self.has_system_prompt else "none",
+            "template": ", ".join(f"{name}={value}" for name, value in options) or "no options",
+            "memory": memory_size(self.state_shape, count(len(self.states), "layers"), self.state_bytes),
+            "backbone": f"{self.origin.name} ({self.origin.backbone})",
+            "adapter": self.origin.adapter,
+            "tokenizer": self.origin.tokenizer,
+        }
+        said = [("system", self.system)]
+        said += [(f"{index} {who}", text) for index, turn in enumerate(self.turns, 1) for who, text in turn.said]
+        messages = [message(who, text) for who, text in said if text is not None]
+        return [facts("Session", rows), _state_table(self), turn_table(self.turns), *messages]
+
 
 def read_session(path: Path) -> tuple[StoredChat, str]:
-    """Read a chat's file, as `read_chat` does.
+    """Read the file of a chat as `read_chat` does, with an error that names the kind of any other file.
+
+    Returns:
+        The chat, and the id of the file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no session, and what it is instead; or it is damaged, altered, or of a newer format.
+        ValueError: The file is no session file, or it is damaged, altered, or of a newer format.
     """
     check_session(path)
     return read_chat(path)
@@ -104,14 +105,14 @@ def session_report(path: Path, with_texts: bool = False) -> SessionReport:
 
     Args:
         path: Its file.
-        with_texts: Whether the messages' texts are wanted, which are private.
+        with_texts: Whether the report has the texts of the messages, which are private.
 
     Raises:
-        As `read_session`.
+        FileNotFoundError, ValueError: As in `read_session`.
     """
     chat, file_id = read_session(path)
     arrays = chat_memory(chat)
-    turns = [_turn_report(turn, with_texts) for turn in chat.turns]
+    turns = [turn_report(turn, with_texts) for turn in chat.turns]
     return SessionReport(
         kind="session",
         file=str(path),
@@ -126,32 +127,31 @@ def session_report(path: Path, with_texts: bool = False) -> SessionReport:
         system=chat.system if with_texts else None,
         tokens=sum(turn.message_tokens + turn.reply_tokens + turn.ending_tokens for turn in turns),
         turns=turns,
-        state_shape=list(next(iter(arrays.values())).shape) if arrays else [],
-        state_bytes=sum(state.nbytes for state in arrays.values()),
+        state_shape=shape_held(arrays),
+        state_bytes=bytes_held(arrays),
         states=state_reports(arrays),
-        arrays=arrays,
+        arrays=squares(arrays),
     )
 
 
 def chat_memory(chat: StoredChat) -> dict[int, np.ndarray]:
-    """The states `[H, r, r]` after a chat's last turn, by layer index."""
+    """The states after a chat's last turn, by layer index: `[H, r, r]`, with a key shift `[H, r + 1, r]`."""
     return state_arrays({layer: state for layer, state in enumerate(chat.states) if state.size})
 
 
-def _turn_report(turn: Turn, with_texts: bool) -> TurnReport:
-    drift = turn.drift
-    kept_mean = None if drift is None else fmean(drift.kept.values())
-    return TurnReport(
-        message_tokens=len(turn.opening.ids),
-        reply_tokens=len(turn.reply_ids),
-        ending_tokens=len(turn.ending.ids),
-        write=turn.write,
-        remembered=turn.remembered,
-        kept=None if drift is None else drift.kept,
-        changed=None if drift is None else drift.changed,
-        kept_mean=kept_mean,
-        changed_mean=None if drift is None else fmean(drift.changed.values()),
-        half_life=None if kept_mean is None else half_life(kept_mean),
-        user=turn.text if with_texts else None,
-        reply=turn.reply if with_texts else None,
-    )
+def _state_table(report: SessionReport) -> RenderableType:
+    last = report.turns[-1] if report.turns else None
+    kept = (last and last.kept) or {}
+    changed = (last and last.changed) or {}
+    title = "The memory by layer, and what the last turn did to it"
+    table = columns(title, "layer", "norm", "largest", "kept", "changed", "effective rank")
+    for state in report.states:
+        table.add_row(
+            str(state.layer),
+            number(state.norm),
+            number(state.largest),
+            number(kept.get(state.layer)),
+            number(changed.get(state.layer)),
+            span(state.effective_rank),
+        )
+    return table

@@ -1,4 +1,4 @@
-"""A chat: its memory, and what each turn did to it."""
+"""The figures of a chat: its memory, and the effect of each turn on the memory."""
 
 import math
 from pathlib import Path
@@ -12,23 +12,23 @@ from mlx_deltamem.inspection.foreign import ForeignReport
 from mlx_deltamem.inspection.session import SessionReport
 from mlx_deltamem.sessions.writing import NONE
 from mlx_deltamem.show.style import BAND, LINES, SMALL, WIDTH, add_title, limits, marked, styled
+from mlx_deltamem.show.tables import count
 from mlx_deltamem.show.tiles import StateTiles
 
-_DRIFT_HEIGHT = 1.2
-# Titles, labels and gaps.
-_BETWEEN = 0.8
+# Inches: the height of a chart, and the height of titles, labels and gaps.
+_DRIFT_HEIGHT, _BETWEEN = 1.2, 0.8
+# The least room above and below the lines of a chart.
 _LEAST_ROOM = 0.01
 
 
 @styled
 def session_figure(report: SessionReport) -> Figure:
-    """Draw a chat's memory and its drift by turn."""
+    """Draw the memory of a chat, and two charts by turn: what was kept of the memory, and how far it moved."""
     tiles = StateTiles(report.arrays, WIDTH)
     heights = [tiles.height + _BETWEEN, 2 * _DRIFT_HEIGHT + _BETWEEN]
     figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    said = f"{_turns(len(report.turns))}, {report.tokens:,} tokens"
-    add_title(figure, f"{Path(report.file).name}: {said}")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    add_title(figure, f"{Path(report.file).name}: {count(len(report.turns), 'turns')}, {report.tokens:,} tokens")
+    above, below = figure.subfigures(2, 1, height_ratios=heights, squeeze=False)[:, 0]
     memory = above.subplots()
     memory.set_title("The memory after the last turn")
     tiles.draw(memory)
@@ -45,7 +45,11 @@ def session_figure(report: SessionReport) -> Figure:
 
 @styled
 def memory_figure(report: ForeignReport) -> Figure:
-    """Draw the memory of a chat of which no more is known."""
+    """Draw the memory of a chat that another implementation saved.
+
+    Raises:
+        ValueError: The memory is empty.
+    """
     if not report.arrays:
         raise ValueError(f"{report.file} holds an empty memory; there is nothing to draw")
     tiles = StateTiles(report.arrays, WIDTH)
@@ -56,7 +60,7 @@ def memory_figure(report: ForeignReport) -> Figure:
 
 
 def _drift(axes: Axes, report: SessionReport, name: str, label: str) -> None:
-    """One kind of drift by turn: the median over the layers, and from the lowest layer to the highest."""
+    """Draw one field of the turns: the median over the layers, and the range from the lowest layer to the highest."""
     axes.set_ylabel(label)
     axes.set_xlim(0.5, max(len(report.turns), 1) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
@@ -68,7 +72,7 @@ def _drift(axes: Axes, report: SessionReport, name: str, label: str) -> None:
         return
     turns = np.arange(1, len(numbers) + 1)
     low, middle, high = np.quantile(numbers, [0, 0.5, 1], axis=1)
-    # A band between two turns; a bar where there is no second one.
+    # The band is visible only between two turns; the bars show turns that have no neighbour.
     axes.fill_between(turns, low, high, label="all layers", **BAND)
     axes.vlines(turns[known], low[known], high[known], color=BAND["color"])
     axes.plot(turns, middle, label="median layer", **marked(LINES[0], len(turns)))
@@ -76,12 +80,8 @@ def _drift(axes: Axes, report: SessionReport, name: str, label: str) -> None:
 
 
 def _numbers(report: SessionReport, name: str) -> np.ndarray:
-    """`[turns, layers]`, one kind of drift; NaN for turns that wrote nothing or of which nothing is known."""
+    """`[turns, layers]`, one field of the turns; NaN for turns that wrote nothing or lack the field."""
     unknown = [math.nan] * len(report.states)
     drift = [getattr(turn, name) if turn.write != NONE else None for turn in report.turns]
     rows = [unknown if numbers is None else list(numbers.values()) for numbers in drift]
     return np.array(rows, np.float64).reshape(-1, len(unknown))
-
-
-def _turns(count: int) -> str:
-    return f"{count} turn{'' if count == 1 else 's'}"

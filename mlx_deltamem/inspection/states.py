@@ -1,7 +1,7 @@
-"""What is to be known of a memory: norms and effective ranks of its states."""
+"""The states of a memory: their numbers, norms and effective ranks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -10,13 +10,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class StateReport:
-    """The state of one layer.
+    """The facts about the state of one layer, without the row that a key shift adds.
 
     Attributes:
-        layer: Its index.
-        norm: Its Frobenius norm, over all state heads.
-        largest: Its largest number by amount.
-        effective_rank: By state head, as `effective_rank` says.
+        layer: The index of the layer.
+        norm: The Frobenius norm over all state heads.
+        largest: The largest absolute value.
+        effective_rank: The effective rank of each state head, as in `effective_rank`.
     """
 
     layer: int
@@ -26,29 +26,68 @@ class StateReport:
 
 
 def state_arrays(states: Mapping[int, mx.array]) -> dict[int, np.ndarray]:
-    """The states `[1, H, r, r]` of one sequence as numpy arrays `[H, r, r]` float32, by layer index."""
+    """The states of one sequence as numpy arrays.
+
+    Args:
+        states: `[1, *state_shape]` float32 by layer index, with `state_shape` as in `DeltaMemConfig`.
+
+    Returns:
+        `state_shape` float32 by layer index.
+    """
     return {layer: np.array(state[0]) for layer, state in states.items()}
 
 
+def square(state: np.ndarray) -> np.ndarray:
+    """The matrices of a state, `[..., r, r]`, without the row that a key shift adds.
+
+    Args:
+        state: `[..., r, r]`, or `[..., r + 1, r]` of an adapter with a key shift. There the last row is the memory
+            query of the token that was written last. The memory does not multiply with it.
+    """
+    return state[..., : state.shape[-1], :]
+
+
+def squares(states: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """The matrices `[H, r, r]` of all layers, as in `square`."""
+    return {layer: square(state) for layer, state in states.items()}
+
+
+def shape_held(states: Mapping[int, np.ndarray]) -> list[int]:
+    """The shape of one layer's state; empty if there are no states. With a key shift it is `[H, r + 1, r]`."""
+    return list(next(iter(states.values())).shape) if states else []
+
+
+def bytes_held(states: Mapping[int, np.ndarray]) -> int:
+    """The size of the states of all layers in bytes, with the rows that a key shift adds."""
+    return sum(state.nbytes for state in states.values())
+
+
+def memory_size(shape: Sequence[int], layers: str, size: int) -> str:
+    """The size of a memory in words, as `1x8x8 float32 in 3 layers: 768 bytes`."""
+    return f"{'x'.join(map(str, shape))} float32 in {layers}: {size:,} bytes"
+
+
 def state_reports(states: Mapping[int, np.ndarray]) -> list[StateReport]:
-    """What is to be known of states `[H, r, r]`, by layer index."""
+    """Measure states, `[H, r, r]` or `[H, r + 1, r]` by layer index."""
     return [
         StateReport(layer, norm(state), float(np.abs(state).max()), [effective_rank(head) for head in state])
-        for layer, state in states.items()
+        for layer, state in squares(states).items()
     ]
 
 
 def norm(array: np.ndarray) -> float:
-    """The Frobenius norm, taken in float64."""
+    """The Frobenius norm of an array of any shape, computed in float64."""
     return float(np.linalg.norm(array.astype(np.float64).reshape(-1)))
 
 
 def effective_rank(matrix: np.ndarray) -> float:
-    """How many directions a matrix really uses: exp of the entropy of its normalised singular values.
+    """The number of directions that a matrix uses: exp of the entropy of its singular values, whose sum is scaled to 1.
 
-    (O. Roy and M. Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007.) It is n for n
-    equal singular values, 1 for a matrix of rank one, and lies between these and the rank otherwise; here also 0 for a
-    matrix of zeros, and NaN for one that holds numbers that are not finite.
+    O. Roy and M. Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007. It is n for n
+    equal singular values, 1 for a matrix of rank one, and never larger than the rank.
+
+    Returns:
+        The effective rank; 0 for a matrix of zeros, NaN for a matrix with numbers that are not finite.
     """
     if not np.isfinite(matrix).all():
         return math.nan

@@ -16,14 +16,14 @@ def test_version_and_help():
     assert run_command("--version").stdout.strip() == __version__
     listing = run_command("--help")
     assert listing.returncode == 0
-    assert all(command in listing.stdout for command in COMMANDS)
+    assert all(f"  {name} " in listing.stdout and purpose in listing.stdout for name, purpose in COMMANDS.items())
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"]])
 def test_what_is_no_command_ends_with_2(arguments):
     result = run_command(*arguments)
     assert result.returncode == 2
-    assert "is no command" in result.stderr
+    assert "there is no command" in result.stderr
     assert "Traceback" not in result.stderr
 
 

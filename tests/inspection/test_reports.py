@@ -1,3 +1,4 @@
+import io
 import json
 import math
 from dataclasses import dataclass, field, replace
@@ -8,16 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
+from rich.console import Console
 
-from mlx_deltamem import Adapter, DeltaMemConfig, attach, current_adapter, load_adapter
+from mlx_deltamem import Adapter, ChatSession, DeltaMemConfig, attach, current_adapter, load, load_adapter
 from mlx_deltamem.inspection.adapter import adapter_report
-from mlx_deltamem.inspection.diff import adapter_diff
+from mlx_deltamem.inspection.adapter_diff import adapter_diff
 from mlx_deltamem.inspection.distance import compare, distance
 from mlx_deltamem.inspection.document import NOT_IN_DOCUMENT, as_document
+from mlx_deltamem.inspection.heat_map import memory_view
 from mlx_deltamem.inspection.model import attach_and_report
+from mlx_deltamem.inspection.session import session_report
+from mlx_deltamem.inspection.session_diff import session_diff
 from mlx_deltamem.inspection.states import effective_rank, state_reports
-from mlx_deltamem.inspection.tokens import visible
-from tests.conftest import adapter, randomise
+from mlx_deltamem.inspection.trace import trace_text, visible
+from tests.conftest import adapter, backbone, randomise
 from tests.families import tiny_model
 
 
@@ -239,3 +244,66 @@ def test_a_diff_of_types_and_names():
     exact = replace(half, weights={name: tensor.astype(mx.float32) for name, tensor in half.weights.items()})
     assert not adapter_diff(half, exact).identical
     assert all(each.is_identical for each in adapter_diff(half, exact).tensors.values())
+
+
+@pytest.fixture
+def shifted() -> ChatSession:
+    """A chat of an adapter with a key shift."""
+    model, tokenizer = load(backbone())
+    attach(model, DeltaMemConfig(rank=4, num_state_heads=2, key_shift=True))
+    randomise(model)
+    chat = ChatSession(model, tokenizer)
+    chat.send("My word is jade!", 4)
+    assert {state.shape for state in chat.memory.values()} == {(1, 2, 5, 4)}
+    return chat
+
+
+def test_the_row_of_a_key_shift_is_held_and_not_measured(shifted, tmp_path):
+    shifted.save(tmp_path / "chat.safetensors")
+    report = session_report(tmp_path / "chat.safetensors")
+    of_adapter = adapter_report(current_adapter(shifted.model))
+    assert (report.state_shape, report.state_bytes) == ([2, 5, 4], 3 * 2 * 5 * 4 * 4)
+    assert (of_adapter.state_shape, of_adapter.state_bytes) == (report.state_shape, report.state_bytes)
+    for state in report.states:
+        matrices = np.array(shifted.memory[state.layer])[0, :, :4]
+        assert state.norm == pytest.approx(np.linalg.norm(matrices), rel=1e-6)
+        assert state.largest == np.abs(matrices).max()
+        assert state.effective_rank == pytest.approx([effective_rank(head) for head in matrices])
+        assert np.array_equal(report.arrays[state.layer], matrices)
+
+
+def test_a_trace_measures_the_matrices_of_a_key_shift(shifted):
+    found = trace_text(shifted.model, shifted.tokenizer, "My name is Anna.", lambda *_: None)
+    assert {state.shape for state in found.states.values()} == {(2, 4, 4)}
+    assert found.norms[:, -1] == pytest.approx([state.norm for state in found.final], rel=1e-6)
+
+
+def test_a_heat_map_shows_the_matrices_of_a_key_shift(shifted):
+    console = Console(file=io.StringIO(), width=100, record=True)
+    states = {layer: mx.zeros_like(state) for layer, state in shifted.memory.items()}
+    for state in states.values():
+        state[:, :, -1] = 7.0
+    console.print(memory_view(states, None, console))
+    shown = console.export_text()
+    assert "the memory is empty" in shown
+    assert shown.count("scale       0") == shown.count("norm        0") == 3
+
+
+def test_a_diff_compares_the_row_of_a_key_shift_too(shifted, tmp_path):
+    paths = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    shifted.save(paths[0])
+    states = shifted.memory
+    states[1][:, :, -1] += 1.0
+    shifted.memory = states
+    shifted.save(paths[1])
+    diff = session_diff(*paths)
+    assert not diff.identical
+    assert [diff.states.relative[layer] > 0 for layer in (0, 1, 2)] == [False, True, False]
+
+
+def test_a_key_shift_writes_where_there_are_no_keys(shifted):
+    found = current_adapter(shifted.model)
+    no_keys = {key: t * (0.0 if key.endswith("memory_k_proj") else 1.0) for key, t in found.weights.items()}
+    assert adapter_report(replace(found, weights=no_keys)).idle_layers == []
+    neither = {key: t * (0.0 if key.endswith("key_shift") else 1.0) for key, t in no_keys.items()}
+    assert adapter_report(replace(found, weights=neither)).idle_layers == [0, 1, 2]

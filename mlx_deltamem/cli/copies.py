@@ -1,0 +1,131 @@
+"""The chats of one terminal, and the files that they are saved to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_deltamem.sessions.session import ChatSession
+
+
+@dataclass
+class _Copy:
+    """One chat.
+
+    Attributes:
+        chat: The chat.
+        file: The file that it is saved to; None if it has none yet.
+        is_saved: Whether the file holds the chat as it is.
+    """
+
+    chat: ChatSession
+    file: Path | None
+    is_saved: bool = False
+
+
+class Copies:
+    """The chats of one terminal. The user talks to one of them, the current one; `/fork` makes others.
+
+    Args:
+        chat: The first chat.
+        file: The file that it is saved to; None if it has none yet.
+        save_kv: Whether the files get the keys and values too.
+
+    Attributes:
+        number: The number of the current chat, from 1 to `len(copies)`. It may be set.
+    """
+
+    def __init__(self, chat: ChatSession, file: Path | None, save_kv: bool):
+        self._copies = [_Copy(chat, file)]
+        self._save_kv = save_kv
+        self.number = 1
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    @property
+    def chat(self) -> ChatSession:
+        """The current chat."""
+        return self._current.chat
+
+    def fork(self) -> None:
+        """Add a copy of the current chat, without a file; it becomes the current one."""
+        self._add(_Copy(self.chat.fork(), None))
+
+    def load(self, file: Path) -> int | None:
+        """Load a saved chat; it becomes the current one. It takes the place of a chat that would lose nothing.
+
+        Returns:
+            The number of the chat before, if that was kept.
+
+        Raises:
+            FileNotFoundError, ValueError: As in `ChatSession.load`; nothing has changed.
+        """
+        before = self._current
+        loaded = _Copy(ChatSession.load(self.chat.model, self.chat.tokenizer, file), file, is_saved=True)
+        if before.is_saved or not before.chat.segments.ids:
+            self._copies[self.number - 1] = loaded
+            return None
+        number = self.number
+        self._add(loaded)
+        return number
+
+    def changed(self) -> None:
+        """Save the current chat, which has changed, if it has a file.
+
+        Raises:
+            ValueError, OSError: As in `ChatSession.save`.
+        """
+        self._current.is_saved = False
+        if self._current.file is not None:
+            self._save(self._current, self._current.file)
+
+    def save(self, file: Path | None) -> Path:
+        """Save the current chat.
+
+        Args:
+            file: The file that it is saved to from here on; None: its present file.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError, OSError: The chat has no file, or as in `ChatSession.save`.
+        """
+        file = file or self._current.file
+        if file is None:
+            raise ValueError("/save needs a file name; this chat has none yet")
+        self._save(self._current, file)
+        return file
+
+    def save_all(self, saved: Callable[[Path], None]) -> list[Exception]:
+        """Save all chats that have a file.
+
+        Args:
+            saved: Called with the file of each chat that is saved.
+
+        Returns:
+            The errors of the chats that could not be saved.
+        """
+        errors: list[Exception] = []
+        for copy in self._copies:
+            if copy.file is None:
+                continue
+            try:
+                if not copy.is_saved:
+                    self._save(copy, copy.file)
+                saved(copy.file)
+            except (ValueError, OSError) as error:
+                errors.append(error)
+        return errors
+
+    @property
+    def _current(self) -> _Copy:
+        return self._copies[self.number - 1]
+
+    def _add(self, copy: _Copy) -> None:
+        self._copies.append(copy)
+        self.number = len(self._copies)
+
+    def _save(self, copy: _Copy, file: Path) -> None:
+        copy.chat.save(file, self._save_kv)
+        copy.file, copy.is_saved = file, True

@@ -1,0 +1,200 @@
+"""The terminal of a chat: what the user types, Ctrl-C, and replies printed as they are generated."""
+
+import contextlib
+import io
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from mlx_lm.generate import GenerationResponse
+from rich.console import Console
+from rich.markup import escape
+
+from mlx_deltamem.cli.chat_commands import ChatCommands, LeavingError, Responses
+from mlx_deltamem.cli.copies import Copies
+from mlx_deltamem.cli.options import ReplyOptions
+from mlx_deltamem.sessions.prefill import Progress
+
+with contextlib.suppress(ImportError):
+    # The import gives `input` a history and line editing.
+    import readline
+
+    if "libedit" not in (readline.__doc__ or ""):
+        # Pasted lines become one message. Python turns this off.
+        readline.parse_and_bind("set enable-bracketed-paste on")
+
+_BLOCK = '"""'
+
+
+class TerminalChat:
+    """A chat in a terminal.
+
+    Args:
+        copies: The chats of the terminal.
+        options: The options of replies.
+        console: The console for everything but the replies.
+    """
+
+    def __init__(self, copies: Copies, options: ReplyOptions, console: Console):
+        self._console = console
+        self._ctrl_c = _CtrlC()
+        self._commands = ChatCommands(copies, options, console, self._show_reply, self._ctrl_c.raising)
+        self._is_interactive = sys.stdin.isatty()
+        self._step = options["prefill_step_size"]
+
+    def run(self) -> None:
+        """Answer until the user leaves.
+
+        Raises:
+            ValueError, OSError: A chat was not saved. On a terminal the user was told, and left all the same.
+        """
+        with self._ctrl_c.handled():
+            refused = False
+            while True:
+                try:
+                    self._do_next()
+                    refused = False
+                except LeavingError:
+                    errors = self._commands.save_all()
+                    if not errors:
+                        return
+                    if refused or not self._is_interactive:
+                        raise errors[0] from None
+                    refused = True
+                    for error in errors:
+                        self._complain(error)
+                    self._commands.say("/save FILE saves the chat elsewhere; /quit or Ctrl-D again leaves all the same")
+
+    def _do_next(self) -> None:
+        """Wait for the user's next message or command, and do it."""
+        try:
+            with self._ctrl_c.raising():
+                text, is_block = self._message()
+        except EOFError:
+            self._end_line()
+            raise LeavingError from None
+        except KeyboardInterrupt:
+            self._end_line()
+            self._commands.say("(/quit or Ctrl-D leaves)")
+            return
+        try:
+            if text.startswith("/") and not is_block:
+                self._commands.do(text)
+            elif text.strip():
+                self._commands.answer(text.strip())
+            elif is_block:
+                self._commands.say("(the message is empty; it was not sent)")
+        except (LeavingError, BrokenPipeError):
+            raise
+        except Exception as error:
+            # No error may end the program: the chat may be in no file.
+            self._complain(error)
+
+    def _message(self) -> tuple[str, bool]:
+        """Read one line or several; the second result is whether they stood between three quotes."""
+        label = self._commands.label
+        lines = [self._line(f"{label}› ")]
+        is_block = lines[0].strip() == _BLOCK
+        # The end of the input ends a message too.
+        with contextlib.suppress(EOFError):
+            if is_block:
+                lines = []
+                while (line := self._line("… ")).strip() != _BLOCK:
+                    lines.append(line)
+            while not is_block and lines[-1].endswith("\\"):
+                lines[-1] = lines[-1][:-1]
+                lines.append(self._line("… "))
+        return "\n".join(lines), is_block
+
+    def _line(self, prompt: str) -> str:
+        return input(prompt if self._is_interactive else "")
+
+    def _end_line(self) -> None:
+        """Begin a new line after the prompt."""
+        if self._is_interactive:
+            self._console.print()
+
+    def _show_reply(self, reply: Callable[[Progress], Responses]) -> bool:
+        """Print a reply as it is generated; it is a `ShowReply`."""
+        self._ctrl_c.pressed = False
+        response = None
+        with self._console.status("") as status:
+
+            def progress(done: int, total: int) -> None:
+                if self._ctrl_c.pressed and done < total:
+                    raise KeyboardInterrupt
+                if total > self._step:
+                    status.update(f"[dim]read {done} of {total} tokens; Ctrl-C stops at the next {self._step}[/]")
+
+            try:
+                with contextlib.closing(reply(progress)) as responses:
+                    for response in responses:
+                        status.stop()
+                        sys.stdout.write(response.text)
+                        sys.stdout.flush()
+                        if self._ctrl_c.pressed:
+                            break
+            except KeyboardInterrupt:
+                return False
+        sys.stdout.write("\n")
+        if response is not None:
+            self._commands.say(_speeds(response) + (" · stopped" if self._ctrl_c.pressed else ""))
+        return True
+
+    def _complain(self, error: Exception) -> None:
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        self._console.print(f"error: {kind}{escape(str(error))}", style="yellow")
+
+
+class _CtrlC:
+    """Ctrl-C. It is recorded, and raises KeyboardInterrupt only in places where that leaves nothing half done.
+
+    Attributes:
+        pressed: Whether Ctrl-C was pressed since this was last set to False.
+    """
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self._raises = False
+
+    @contextlib.contextmanager
+    def handled(self) -> Iterator[None]:
+        """A context in which this class handles Ctrl-C."""
+        before = signal.signal(signal.SIGINT, self._press)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """A context in which Ctrl-C raises KeyboardInterrupt."""
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    def _press(self, _: int, __: FrameType | None) -> None:
+        self.pressed = True
+        if self._raises:
+            self._raises = False
+            raise KeyboardInterrupt
+
+
+def accept_any_text() -> None:
+    """Keep characters that the terminal's encoding lacks from ending the chat.
+
+    Output has `?` in their place. Input with such bytes is refused as a message that is not UTF-8.
+    """
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _speeds(response: GenerationResponse) -> str:
+    parts = [f"{response.generation_tokens} tokens", f"{response.generation_tps:.1f} tok/s"]
+    if response.prompt_tps:
+        parts.append(f"prompt {response.prompt_tps:.1f} tok/s")
+    return " · ".join([*parts, f"peak {response.peak_memory:.2f} GB"])
