@@ -7,7 +7,10 @@ from mlx_deltamem import load_adapter, save_adapter
 from mlx_deltamem.adapters.card.folder import load_with_card, save_with_card
 from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE
 from mlx_deltamem.core.config import CONFIG_FILE
-from tests.conftest import adapter
+from mlx_deltamem.core.model import current_adapter
+from mlx_deltamem.training.prepare import prepare_model
+from mlx_deltamem.training.settings import Settings
+from tests.conftest import adapter, backbone
 
 CARD = "---\nbase_model: Qwen/Qwen3-0.6B\nlicense: mit\n---\nBees.\n"
 
@@ -44,3 +47,10 @@ def test_only_the_commands_functions_read_a_card(tmp_path):
     plain, described = load_adapter(tmp_path).metadata, load_with_card(tmp_path).metadata
     assert described == {**plain, "base_model": "Qwen/Qwen3-0.6B", "license": "mit"}
     assert "license" not in plain
+
+
+def test_training_starts_from_an_adapter_with_its_card(tmp_path):
+    save_adapter(load_adapter(adapter()), tmp_path)
+    (tmp_path / CARD_FILE).write_text(CARD)
+    model, _ = prepare_model(Settings(backbone(), "data", str(tmp_path)))
+    assert current_adapter(model).metadata["license"] == "mit"
