@@ -47,9 +47,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mlx_deltamem.benchmark", description=__doc__.partition("\n")[0])
     models = parser.add_mutually_exclusive_group()
     models.add_argument("--model", help=f"Folder or Hub repo of the model (default: {DEFAULT_MODEL}).")
-    models.add_argument(
-        "--shape", choices=SHAPES, help="A model of this shape with random weights instead, without a download."
-    )
+    models.add_argument("--shape", choices=SHAPES, help="A model of this shape with random weights instead.")
     parser.add_argument("--adapter", help="Folder or Hub repo of the adapter (default: a fresh random one of rank 8).")
     parser.add_argument("--trust-remote-code", action="store_true", help="Run code that comes with the model.")
     parser.add_argument(
@@ -58,7 +56,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="With --shape: the dtype of the weights (default: bfloat16; on a CPU, where bfloat16 is slow, float32).",
     )
     parser.add_argument(
-        "--q-bits", type=int, choices=[2, 3, 4, 5, 6, 8], help="With --shape: quantise the weights to this many bits."
+        "--q-bits", type=int, choices=[2, 3, 4, 5, 6, 8], help="With --shape: bits of quantised weights."
     )
     _add_sizes(parser)
     parser.add_argument("--json", action="store_true", help="Print one JSON document instead of tables.")

@@ -1,1 +1,1 @@
-"""What `mlx_deltamem.benchmark` measures, and how."""
+"""Benchmarks of the cost of a memory: `mlx_deltamem.benchmark`."""

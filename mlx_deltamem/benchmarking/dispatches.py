@@ -1,4 +1,4 @@
-"""Counts what a memory adds to a decode step: the primitives of MLX's graph, each of which is one dispatch."""
+"""Count the primitives that a memory adds to the graph of a decode step. Each primitive is one dispatch."""
 
 import io
 import re
@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_deltamem.core.cache import make_prompt_cache
 from mlx_deltamem.core.use import attachment_of
 
-# Primitives that only look at an array in another way.
+# Primitives that only give another view of an array.
 VIEWS = {
     "Broadcast",
     "BroadcastAxes",
@@ -27,19 +27,19 @@ VIEWS = {
 
 
 def added_primitives(attached: nn.Module, frozen: nn.Module, batch: int = 1) -> dict[str, float]:
-    """What each attached layer adds to the primitives of a decode step, by name, views left out.
+    """Count the primitives that each attached layer adds to a decode step, without views.
 
-    The graph of a first token is built and counted, and not run. A function compiled by `mx.compile` counts as the
-    primitives that it fuses into, whose names begin with `Compiled`. Only the architecture, the dtypes and the
-    configuration of the adapter matter, so tiny models tell it too.
+    The graph of a first token is built but not run. A function compiled by `mx.compile` counts as its fused primitives,
+    which have names that begin with `Compiled`. The result depends only on the architecture, the dtypes and the
+    configuration of the adapter, so a tiny model gives the same numbers as a large one.
 
     Args:
         attached: A model with an adapter.
-        frozen: The same model without.
-        batch: The rows that are decoded at once.
+        frozen: The same model without an adapter.
+        batch: The number of rows that are decoded together.
 
     Returns:
-        Primitives per attached layer, on average; `sum(added_primitives(...).values())` is the total.
+        By the name of the primitive, the mean number per attached layer.
 
     Raises:
         ValueError: `attached` has no adapter.
@@ -54,7 +54,7 @@ def _step_primitives(model: nn.Module, batch: int) -> Counter[str]:
     cache = make_prompt_cache(model)
     mx.eval(model.parameters())
     logits = model(mx.zeros((batch, 1), mx.int32), cache=cache)
-    states = [state for _, state in tree_flatten([entry.state for entry in cache]) if isinstance(state, mx.array)]
+    states = [leaf[1] for leaf in tree_flatten([entry.state for entry in cache]) if isinstance(leaf[1], mx.array)]
     graph = io.StringIO()
     mx.export_to_dot(graph, logits, *states)
     names = re.findall(r'label ="(\w+)", shape=rectangle', graph.getvalue())

@@ -1,4 +1,4 @@
-"""A benchmark as a figure: throughput, and what the memory costs relative to the frozen backbone."""
+"""The figure of a benchmark: throughput, and the cost of the memory relative to the frozen backbone."""
 
 import math
 from collections.abc import Sequence
@@ -9,33 +9,33 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from mlx_deltamem.benchmarking.measure import Comparison
+from mlx_deltamem.benchmarking.measure import PhaseComparison
 from mlx_deltamem.benchmarking.models import DELTA_MEM, FROZEN, FROZEN_AGAIN, READ_ONLY
 from mlx_deltamem.benchmarking.paired import Quartiles
-from mlx_deltamem.benchmarking.report import Report
+from mlx_deltamem.benchmarking.report import BenchmarkReport
 from mlx_deltamem.benchmarking.table import CLOCKS, NAMES
 from mlx_deltamem.show.style import BAND, LINES, WIDTH, add_title, save_figure, styled
 
 _HEIGHT = 4.6
 _MOST_LABELS = 8
 _STYLES = dict(zip((FROZEN, DELTA_MEM, READ_ONLY), LINES, strict=True))
-# On the logarithmic axis of the lengths: how far variants are set apart, so that error bars do not hide each other, the
-# half width of the noise's bars, and the space at both ends.
+# Factors on the logarithmic axis of the lengths: the distance between variants, so that error bars do not hide each
+# other; the half width of the bars of the noise; and the space at both ends.
 _APART, _BAR, _END = 1.05, 1.13, 1.35
 
 
-def draw(report: Report, path: Path) -> None:
+def draw(report: BenchmarkReport, path: Path) -> None:
     """Draw a benchmark to a file.
 
     Raises:
-        OSError: The file cannot be written; what was there is still there.
+        OSError: The file cannot be written. An old file is unchanged.
     """
     save_figure(benchmark_figure(report), path)
 
 
 @styled
-def benchmark_figure(report: Report) -> Figure:
-    """Draw reading prompts above and generating below: throughput at the left, ratios at the right."""
+def benchmark_figure(report: BenchmarkReport) -> Figure:
+    """Draw reading prompts at the top, generating at the bottom, throughput at the left and ratios at the right."""
     figure = Figure(figsize=(WIDTH, _HEIGHT), layout="constrained")
     batch = "" if report.batch_size == 1 else f", {report.batch_size} sequences"
     add_title(figure, f"{report.subject.model}{batch}, on {report.machine}: medians, with quartiles as bars")
@@ -53,7 +53,7 @@ def benchmark_figure(report: Report) -> Figure:
     return figure
 
 
-def _throughput(axes: Axes, comparisons: Sequence[Comparison]) -> None:
+def _throughput(axes: Axes, comparisons: Sequence[PhaseComparison]) -> None:
     axes.set_ylabel("tokens/s")
     speeds = {variant: [each.tokens_per_second(variant) for each in comparisons] for variant in _STYLES}
     for variant, values in speeds.items():
@@ -61,7 +61,7 @@ def _throughput(axes: Axes, comparisons: Sequence[Comparison]) -> None:
     axes.set_ylim(0, 1.08 * max(each.high for values in speeds.values() for each in values))
 
 
-def _costs(axes: Axes, comparisons: Sequence[Comparison], clock: str) -> None:
+def _costs(axes: Axes, comparisons: Sequence[PhaseComparison], clock: str) -> None:
     axes.set_ylabel(f"{CLOCKS[clock]} ÷ frozen")
     lengths = np.array([each.prompt_tokens for each in comparisons])
     noise = np.array([each.ratio(FROZEN_AGAIN, clock).noise for each in comparisons])
@@ -73,7 +73,7 @@ def _costs(axes: Axes, comparisons: Sequence[Comparison], clock: str) -> None:
         _line(axes, comparisons, variant, [each.ratio(variant, clock).quartiles for each in comparisons])
 
 
-def _line(axes: Axes, comparisons: Sequence[Comparison], variant: str, values: Sequence[Quartiles]) -> None:
+def _line(axes: Axes, comparisons: Sequence[PhaseComparison], variant: str, values: Sequence[Quartiles]) -> None:
     place = _APART ** (list(_STYLES).index(variant) - 1)
     lengths = [each.prompt_tokens * place for each in comparisons]
     bars = [[each.median - each.low for each in values], [each.high - each.median for each in values]]
@@ -85,7 +85,7 @@ def _label_lengths(row: Sequence[Axes], lengths: Sequence[int]) -> None:
     left, right = lengths[0] / _END, lengths[-1] * _END
     labelled = [lengths[0]]
     for length in lengths[1:]:
-        # Where there is room for it.
+        # Only if there is room for the label.
         if math.log(length / labelled[-1]) > math.log(right / left) / _MOST_LABELS:
             labelled.append(length)
     for axes in row:

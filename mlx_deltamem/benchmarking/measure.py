@@ -1,29 +1,31 @@
-"""The variants at one task, measured side by side."""
+"""Measure the variants side by side, reading prompts and generating tokens."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import cast
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import generation_stream, wired_limit
 
 from mlx_deltamem.benchmarking.models import FROZEN, FROZEN_AGAIN, VARIANTS, Models
 from mlx_deltamem.benchmarking.paired import Quartiles, Ratio, Sample, compare, interleave
 from mlx_deltamem.benchmarking.workloads import Workload
-from mlx_deltamem.sessions.read import Progress
+from mlx_deltamem.sessions.prefill import Progress
 
 _TIMES = ("wall_seconds", "cpu_seconds")
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The variants at one task.
+class PhaseComparison:
+    """The samples of all variants in one phase.
 
     Attributes:
         phase: `prefill` or `decode`.
-        prompt_tokens: The length of the prompt, which is the context that decoding starts from.
-        tokens: How many tokens a sample is of, over all rows of the batch.
-        samples: By variant, one for each round.
+        prompt_tokens: The length of the prompts. Decoding starts after them.
+        tokens: The number of tokens of a sample, over all rows of the batch.
+        samples: By variant, one sample for each round.
     """
 
     phase: str
@@ -33,31 +35,31 @@ class Comparison:
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """What of a sample can be compared: while tokens are decoded, the contexts of all variants are in memory."""
+        """The attributes of `Sample` to compare. Peak memory has no meaning in `decode`: all contexts are in memory."""
         return (*_TIMES, "peak_bytes") if self.phase == "prefill" else _TIMES
 
     def values(self, variant: str, quantity: str) -> list[float]:
-        """A quantity of each round."""
+        """The values of a quantity, one for each round."""
         return [getattr(sample, quantity) for sample in self.samples[variant]]
 
     def tokens_per_second(self, variant: str) -> Quartiles:
-        """Throughput by the clock on the wall."""
+        """The throughput by wall time."""
         return Quartiles.of([self.tokens / seconds for seconds in self.values(variant, "wall_seconds")])
 
     def ratio(self, variant: str, quantity: str) -> Ratio:
-        """How many times as much as the frozen backbone a variant takes."""
+        """A variant's quantity divided by the frozen backbone's."""
         return compare(*(self.values(name, quantity) for name in (variant, FROZEN, FROZEN_AGAIN)))
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured how.
+    """A measurement of variants in rounds.
 
     Attributes:
         models: The models to compare.
-        rounds: How many samples of each variant are wanted.
-        variants: Which ones; both of the frozen backbone must be among them.
-        warm_up: Whether a round that is not counted comes first.
+        rounds: The number of samples of each variant.
+        variants: The variants to measure; both of the frozen backbone must be among them.
+        warm_up: Whether to run one more round first that does not count.
     """
 
     models: Models
@@ -65,25 +67,25 @@ class Bench:
     variants: tuple[str, ...] = VARIANTS
     warm_up: bool = True
 
-    def prefill(self, workload: Workload, progress: Progress | None = None) -> Comparison:
+    def prefill(self, workload: Workload, progress: Progress | None = None) -> PhaseComparison:
         """Read the prompts with each variant."""
         samples = self._samples(workload.prefill, progress)
         for name in (FROZEN, FROZEN_AGAIN):
-            # As if the adapter were not in this process at all.
+            # The adapter is in the same process, but a frozen backbone would run without it.
             samples[name] = [
                 replace(sample, peak_bytes=sample.peak_bytes - self.models.adapter_bytes) for sample in samples[name]
             ]
-        return Comparison("prefill", workload.prompts.shape[1], workload.prompts.size, samples)
+        return PhaseComparison("prefill", workload.prompts.shape[1], workload.prompts.size, samples)
 
-    def decode(self, workload: Workload, progress: Progress | None = None) -> Comparison:
-        """Generate tokens after the prompts with each variant; each model reads the prompts once."""
+    def decode(self, workload: Workload, progress: Progress | None = None) -> PhaseComparison:
+        """Generate tokens after the prompts with each variant. Each model reads the prompts once."""
         contexts = {id(model): workload.context(model) for model in (self.models.frozen, self.models.attached)}
         samples = self._samples(lambda model: workload.decode(model, contexts[id(model)]), progress)
         batch, length = workload.prompts.shape
-        return Comparison("decode", length, batch * workload.generation_tokens, samples)
+        return PhaseComparison("decode", length, batch * workload.generation_tokens, samples)
 
     def _samples(self, work: Callable[[nn.Module], Sample], progress: Progress | None) -> dict[str, list[Sample]]:
         trials = {name: partial(self.models.run, name, work) for name in self.variants}
-        # As mlx-lm's own commands do.
-        with wired_limit(self.models.frozen, [generation_stream]):
+        # The commands of mlx-lm set the same limit.
+        with wired_limit(self.models.frozen, [cast(mx.Stream, generation_stream)]):
             return interleave(trials, self.rounds, self.warm_up, progress)

@@ -1,4 +1,4 @@
-"""The frozen backbone and the same weights with a memory."""
+"""The frozen backbone, and a copy with a memory that shares its weights."""
 
 import copy
 import gc
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_deltamem.adapters.loading import attach
 from mlx_deltamem.benchmarking.paired import Sample
 from mlx_deltamem.core.config import DeltaMemConfig
-from mlx_deltamem.core.model import attach_adapter
 from mlx_deltamem.core.use import read_only
 
 FROZEN, FROZEN_AGAIN, DELTA_MEM, READ_ONLY = VARIANTS = ("frozen", "frozen_again", "delta_mem", "read_only")
 
-# As the released adapter, but with weights that have an effect from the start.
+# The configuration of the released adapter, with random weights that have an effect at once.
 FRESH_ADAPTER = DeltaMemConfig(rank=8, alpha=16.0, delta_heads=("q", "o"), output_init="random")
 
 
@@ -25,9 +25,9 @@ class Models:
     """A backbone with and without a memory, on one set of weights.
 
     Attributes:
-        frozen: The backbone; it is left alone.
-        attached: Modules of its own around the same arrays, with a memory.
-        adapter_bytes: What the memory's weights take, which lie in the same process beside the frozen backbone.
+        frozen: The backbone, unchanged.
+        attached: A copy of its modules with the same arrays and with a memory.
+        adapter_bytes: The size of the adapter's weights, which are in the same process as the frozen backbone.
     """
 
     frozen: nn.Module
@@ -35,30 +35,30 @@ class Models:
     adapter_bytes: int
 
     def run(self, variant: str, work: Callable[[nn.Module], Sample]) -> Sample:
-        """Do some work with one of `VARIANTS`."""
+        """Measure some work with one of `VARIANTS`."""
         model = self.frozen if variant in (FROZEN, FROZEN_AGAIN) else self.attached
         with read_only(model) if variant == READ_ONLY else nullcontext():
             return work(model)
 
 
 def with_and_without(model: nn.Module, adapter: str | DeltaMemConfig) -> Models:
-    """Give a model a twin that has a memory.
+    """Make a copy of a model with a memory.
 
     Args:
-        model: A model without a memory; it is left as it is.
+        model: A model without a memory. It is not changed.
         adapter: A folder, a Hub repo, or a configuration for a fresh adapter.
 
     Raises:
-        FileNotFoundError: There is no such adapter.
+        FileNotFoundError: The adapter does not exist.
         ValueError: The adapter does not fit, or the model's attention is not supported.
     """
     mx.eval(model.parameters())
-    # What is garbage now must not be freed between the two looks at the memory.
+    # Garbage must not be freed between the two measurements of the memory.
     gc.collect()
     before = mx.get_active_memory()
-    # The arrays of a copy share their numbers with the original's.
+    # A deep copy shares the buffers of its arrays with the original.
     attached = copy.deepcopy(model)
-    attach_adapter(attached, adapter)
+    attach(attached, adapter)
     # The first call packs the adapter's weights.
     mx.eval(attached(mx.array([[0]])))
     return Models(model, attached, mx.get_active_memory() - before)

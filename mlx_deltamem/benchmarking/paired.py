@@ -1,7 +1,7 @@
-"""Measure several variants side by side, round by round, and compare them pair by pair.
+"""Measure several variants in rounds, and compare them by the ratios within each round.
 
-Whatever slows a machine down for a while slows down neighbours alike, so ratios are taken within a round. One variant
-is there twice: how far it is from itself tells what the machine lets anyone see.
+Something that slows the machine down for a while affects neighbouring measurements alike, so ratios are taken within a
+round. One variant is measured twice in each round: its ratios to itself show the noise of the machine.
 """
 
 import math
@@ -13,17 +13,17 @@ from time import perf_counter, process_time
 import mlx.core as mx
 import numpy as np
 
-from mlx_deltamem.sessions.read import Progress
+from mlx_deltamem.sessions.prefill import Progress
 
 
 @dataclass
 class Sample:
-    """One measured stretch of work.
+    """One measurement.
 
     Attributes:
-        wall_seconds: Seconds that went by.
-        cpu_seconds: Seconds of processor time, of all threads of this process.
-        peak_bytes: The most memory that MLX held at a time, whatever was there before included.
+        wall_seconds: Elapsed time, in seconds.
+        cpu_seconds: Processor time of all threads of this process, in seconds.
+        peak_bytes: The most memory that MLX held, including what it held before the measurement.
     """
 
     wall_seconds: float = 0.0
@@ -33,7 +33,7 @@ class Sample:
 
 @contextmanager
 def measured() -> Iterator[Sample]:
-    """Measure what is done within it; the sample it gives is filled in at the end."""
+    """Measure the block. The sample that it yields is filled in when the block ends."""
     sample = Sample()
     mx.reset_peak_memory()
     wall, cpu = perf_counter(), process_time()
@@ -48,10 +48,10 @@ def interleave(
     """Run every trial once in each round.
 
     Args:
-        trials: What to run, by name.
-        rounds: How many samples of each are wanted.
-        warm_up: Whether one more round comes first, which is not counted.
-        progress: Told how many rounds are done, and of how many.
+        trials: The measurements, by name.
+        rounds: The number of samples of each trial.
+        warm_up: Whether to run one more round first that does not count.
+        progress: Called after each round with the number of rounds so far and in all.
 
     Returns:
         By name, one sample for each round.
@@ -66,10 +66,14 @@ def interleave(
 
 
 def round_order(names: Sequence[str], number: int) -> list[str]:
-    """The order of a round, a row of a balanced Latin square (Williams 1949).
+    """The order of the trials in a round: a row of a balanced Latin square (Williams 1949).
 
-    In as many rounds as there are names, each has every place once; where their number is even, each also follows every
-    other one once.
+    In as many rounds as there are names, each name has every place once. If the number of names is even, each also
+    follows every other one once.
+
+    Args:
+        names: The names of the trials.
+        number: The number of the round, counted from 0.
     """
     count = len(names)
     zigzag = [(step + 1) // 2 if step % 2 else -step // 2 for step in range(count)]  # 0, 1, -1, 2, -2 ...
@@ -78,28 +82,31 @@ def round_order(names: Sequence[str], number: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Quartiles:
-    """The median of some values and, as their spread, the interquartile range from `low` to `high`."""
+    """The median of some values, and their interquartile range from `low` to `high`."""
 
     low: float
     median: float
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Quartiles":
-        return cls(*map(float, np.quantile(values, (0.25, 0.5, 0.75))))
+    def of(cls, values: Sequence[float] | np.ndarray) -> "Quartiles":
+        """The quartiles of some values, at least one."""
+        low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+        return cls(low, median, high)
 
     @property
     def range(self) -> float:
+        """The width of the interquartile range."""
         return self.high - self.low
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How a variant compares with another one: the quartiles of its ratios, one for each round.
+    """A variant compared with another one by their ratios, one for each round.
 
     Attributes:
-        quartiles: Of the ratios.
-        noise: How far from the truth their median may be, as this machine goes (`compare`).
+        quartiles: The quartiles of the ratios.
+        noise: The possible error of the median on this machine (see `compare`).
     """
 
     quartiles: Quartiles
@@ -107,19 +114,19 @@ class Ratio:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the median is further from 1 than the noise; otherwise the machine was too noisy to tell."""
+        """Whether the median differs from 1 by more than the noise."""
         return abs(self.quartiles.median - 1.0) > self.noise
 
 
 def compare(values: Sequence[float], base: Sequence[float], base_again: Sequence[float]) -> Ratio:
-    """Compare two variants, given the second one twice.
+    """Compare a variant with a base that was measured twice.
 
-    The noise is the largest of: the uncertainty of the median ratio, that of the second variant's ratios to itself,
-    and how far their median is from 1. The uncertainty of a median of n is 1.57 interquartile ranges / √n, the notch of
-    a box plot (McGill, Tukey and Larsen 1978).
+    The noise is the largest of three numbers: the uncertainty of the median ratio, the uncertainty of the base's median
+    ratio to itself, and the distance of that median from 1. The uncertainty of a median of n values is 1.57
+    interquartile ranges / √n, the notch of a box plot (McGill, Tukey and Larsen 1978).
 
     Args:
-        values, base, base_again: One value above 0 for each round, of the same rounds.
+        values, base, base_again: For each round, a value above 0.
     """
     ratios, same = Quartiles.of(np.divide(values, base)), Quartiles.of(np.divide(base_again, base))
     uncertainty = 1.57 * max(ratios.range, same.range) / math.sqrt(len(base))

@@ -1,16 +1,17 @@
-"""What a benchmark found, with all that is needed to judge it, and as a JSON document."""
+"""The report of a benchmark: the measured models, the machine and the results, also as a JSON document."""
 
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import cast
 
 import mlx.core as mx
-import mlx_lm
 from mlx.utils import tree_flatten
 
 from mlx_deltamem._version import __version__
 from mlx_deltamem.benchmarking.dispatches import added_primitives
-from mlx_deltamem.benchmarking.measure import Comparison
+from mlx_deltamem.benchmarking.measure import PhaseComparison
 from mlx_deltamem.benchmarking.models import DELTA_MEM, FROZEN, READ_ONLY, Models
 from mlx_deltamem.benchmarking.paired import Ratio
 from mlx_deltamem.core.model import current_adapter
@@ -18,18 +19,18 @@ from mlx_deltamem.core.model import current_adapter
 
 @dataclass(frozen=True)
 class Subject:
-    """What was measured.
+    """The model and the adapter that were measured.
 
     Attributes:
-        model: The model's name.
-        model_bytes: What its weights take.
-        layers: How many of its layers have a memory.
-        adapter: The adapter's name.
-        rank, state_heads, delta_heads: Of the adapter.
-        adapter_parameters: How many numbers it is.
+        model: The name of the model.
+        model_bytes: The size of its weights.
+        layers: The number of layers with a memory.
+        adapter: The name of the adapter.
+        rank, state_heads, delta_heads: Settings of the adapter, see `DeltaMemConfig`.
+        adapter_parameters: The number of the adapter's parameters.
         state_bytes: The size of the memory of one sequence.
-        primitives: What each of its layers adds to the graph of a decode step, by name; those are left out that only
-            look at the same numbers in another way.
+        primitives: By name, the primitives that each layer with a memory adds to the graph of a decode step, without
+            views (see `added_primitives`).
     """
 
     model: str
@@ -45,11 +46,17 @@ class Subject:
 
     @classmethod
     def of(cls, models: Models, model: str, adapter: str) -> "Subject":
-        """Look at two models, which have these names."""
+        """Describe two models.
+
+        Args:
+            models: The models.
+            model, adapter: The names of the model and the adapter.
+        """
         attached = current_adapter(models.attached)
+        weights = cast(list[tuple[str, mx.array]], tree_flatten(models.frozen.parameters()))
         return cls(
             model=model,
-            model_bytes=sum(array.nbytes for _, array in tree_flatten(models.frozen.parameters())),
+            model_bytes=sum(array.nbytes for _, array in weights),
             layers=len(attached.weights_by_layer()),
             adapter=adapter,
             rank=attached.config.rank,
@@ -62,14 +69,14 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The figures of a benchmark.
+class BenchmarkReport:
+    """The results of a benchmark.
 
     Attributes:
         machine: The processor, the system and the versions.
-        clock: The quantity that ratios of time are of: `wall_seconds` or `cpu_seconds`.
-        subject: What was measured.
-        batch_size, generation_tokens, prefill_step_size, num_trials: As asked for.
+        clock: The quantity for ratios of time: `wall_seconds` or `cpu_seconds`.
+        subject: The model and the adapter.
+        batch_size, generation_tokens, prefill_step_size, num_trials: The options of the command.
         comparisons: The measurements.
     """
 
@@ -80,17 +87,17 @@ class Report:
     generation_tokens: int
     prefill_step_size: int
     num_trials: int
-    comparisons: Sequence[Comparison]
+    comparisons: Sequence[PhaseComparison]
 
-    def unclear(self) -> list[tuple[Comparison, str, Ratio]]:
-        """What the machine was too noisy for: the ratios of time that cannot be told from 1, and whose they are."""
+    def unclear(self) -> list[tuple[PhaseComparison, str, Ratio]]:
+        """The ratios of time that differ from 1 by no more than the noise, each with its comparison and variant."""
         ratios = [
             (each, name, each.ratio(name, self.clock)) for each in self.comparisons for name in (DELTA_MEM, READ_ONLY)
         ]
         return [(each, name, ratio) for each, name, ratio in ratios if not ratio.is_clear]
 
     def as_document(self) -> dict[str, object]:
-        """The report as `json.dumps` takes it: its fields, and for each comparison its samples and what they say."""
+        """The report for `json.dumps`: its fields, with samples, throughput and ratios for each comparison."""
         return vars(self) | {
             "subject": asdict(self.subject),
             "comparisons": [_comparison_document(each) for each in self.comparisons],
@@ -98,31 +105,33 @@ class Report:
 
 
 def clock() -> str:
-    """The clock that tells most: the one on the wall for a GPU; on a CPU, which others use too, the processor's."""
+    """The clock for ratios: wall time on a GPU, and processor time on a CPU, which other processes use too."""
     return "wall_seconds" if mx.default_device().type == mx.gpu else "cpu_seconds"
 
 
 def machine() -> str:
-    """The processor that MLX computes on, the system and the versions."""
+    """The processor that MLX uses, the system and the versions."""
     device = mx.default_device()
     kind = "GPU" if device.type == mx.gpu else "CPU"
-    versions = f"MLX {mx.__version__}, mlx-lm {mlx_lm.__version__}, mlx_deltamem {__version__}"
+    versions = f"MLX {version('mlx')}, mlx-lm {version('mlx-lm')}, mlx_deltamem {__version__}"
     return f"{mx.device_info(device)['device_name']} ({kind}), {platform.system()} {platform.machine()}, {versions}"
 
 
-def _comparison_document(comparison: Comparison) -> dict[str, object]:
-    variants = {}
-    for name in comparison.samples:
-        variants[name] = {"tokens_per_second": asdict(comparison.tokens_per_second(name))}
-        for quantity in comparison.quantities:
-            variants[name][quantity] = comparison.values(name, quantity)
-            if name != FROZEN:
-                ratio = comparison.ratio(name, quantity)
-                figures = asdict(ratio.quartiles) | {"noise": ratio.noise, "is_clear": ratio.is_clear}
-                variants[name][f"{quantity}_ratio"] = figures
+def _comparison_document(comparison: PhaseComparison) -> dict[str, object]:
     return {
         "phase": comparison.phase,
         "prompt_tokens": comparison.prompt_tokens,
         "tokens": comparison.tokens,
-        "variants": variants,
+        "variants": {name: _variant_document(comparison, name) for name in comparison.samples},
     }
+
+
+def _variant_document(comparison: PhaseComparison, variant: str) -> dict[str, object]:
+    document: dict[str, object] = {"tokens_per_second": asdict(comparison.tokens_per_second(variant))}
+    for quantity in comparison.quantities:
+        document[quantity] = comparison.values(variant, quantity)
+        if variant != FROZEN:
+            ratio = comparison.ratio(variant, quantity)
+            numbers = asdict(ratio.quartiles) | {"noise": ratio.noise, "is_clear": ratio.is_clear}
+            document[f"{quantity}_ratio"] = numbers
+    return document

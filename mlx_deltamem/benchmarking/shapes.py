@@ -1,14 +1,16 @@
-"""Models of known shapes with random weights: as fast as the real ones, with nothing to download."""
+"""Models of known shapes with random weights. They are as fast as the real models and need no download."""
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import qwen3
 
-_COMMON = {"model_type": "qwen3", "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+_Shape = dict[str, str | int | float | bool]
 
-# As in the config.json of Qwen/Qwen3-4B-Instruct-2507 and of Qwen/Qwen3-0.6B, and two of the same kind for machines
-# that those are too large for.
-SHAPES: dict[str, dict[str, str | int | float | bool]] = {
+_COMMON: _Shape = {"model_type": "qwen3", "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
+
+# The first two are from the config.json of Qwen/Qwen3-4B-Instruct-2507 and of Qwen/Qwen3-0.6B. The others have the same
+# architecture and are for smaller machines.
+SHAPES: dict[str, _Shape] = {
     "qwen3-4b": _COMMON
     | {
         "hidden_size": 2560,
@@ -58,18 +60,19 @@ SHAPES: dict[str, dict[str, str | int | float | bool]] = {
         "rope_theta": 1_000_000.0,
     },
 }
+# Weights that share a scale when they are quantised; the default of mlx-lm.
 GROUP_SIZE = 64
 
 
 def random_model(shape: str, dtype: mx.Dtype, bits: int | None = None) -> nn.Module:
-    """A model of mlx-lm's with random weights, on which text is nonsense and speed is real.
+    """Make a model of mlx-lm with random weights. Its text is nonsense and its speed is real.
 
-    Weights are made layer by layer, so that no more than one layer is ever held in float32.
+    The weights are made layer by layer, so that at most one layer is in memory in float32.
 
     Args:
         shape: One of `SHAPES`.
-        dtype: The type of the weights, or of their scales where they are quantised.
-        bits: Quantise to this many bits, in groups of 64 as mlx-lm does.
+        dtype: The dtype of the weights, or of their scales if they are quantised.
+        bits: Quantise to this many bits, in groups of 64 as mlx-lm does; None: do not quantise.
     """
     model = qwen3.Model(qwen3.ModelArgs.from_dict(SHAPES[shape]))
     model.set_dtype(dtype)

@@ -1,26 +1,26 @@
-"""The figures of a benchmark as tables."""
+"""The tables of a benchmark on the terminal."""
 
 from rich.console import RenderableType
 
-from mlx_deltamem.benchmarking.measure import Comparison
+from mlx_deltamem.benchmarking.measure import PhaseComparison
 from mlx_deltamem.benchmarking.models import DELTA_MEM, FROZEN, FROZEN_AGAIN, READ_ONLY
 from mlx_deltamem.benchmarking.paired import Quartiles
-from mlx_deltamem.benchmarking.report import Report
+from mlx_deltamem.benchmarking.report import BenchmarkReport
 from mlx_deltamem.show.tables import columns, count, facts
 
 NAMES = {FROZEN: "frozen", FROZEN_AGAIN: "frozen again", DELTA_MEM: "δ-mem", READ_ONLY: "read-only"}
 CLOCKS = {"wall_seconds": "wall time", "cpu_seconds": "CPU time"}
 
 
-def benchmark_tables(report: Report) -> list[RenderableType]:
-    """What was measured, the figures, and what they are worth."""
+def benchmark_tables(report: BenchmarkReport) -> list[RenderableType]:
+    """The tables of a benchmark: the measured models, the results of both phases, and the noise."""
     tables = [_subject(report)]
     for phase, title in (("prefill", "Reading prompts"), ("decode", "Generating tokens, after prompts")):
         tables.append(_figures(report, phase, title))
     return [*tables, _judgement(report)]
 
 
-def _subject(report: Report) -> RenderableType:
+def _subject(report: BenchmarkReport) -> RenderableType:
     subject = report.subject
     rows = {
         "machine": report.machine,
@@ -36,7 +36,7 @@ def _subject(report: Report) -> RenderableType:
     return facts("Benchmark", rows)
 
 
-def _figures(report: Report, phase: str, title: str) -> RenderableType:
+def _figures(report: BenchmarkReport, phase: str, title: str) -> RenderableType:
     headings = ["prompt\ntokens", "variant", "tokens/s", "IQR", f"{CLOCKS[report.clock]}\n÷ frozen", "quartiles"]
     headings += ["peak\nmemory"] if phase == "prefill" else []
     table = columns(title, *headings, texts=(1,))
@@ -48,8 +48,8 @@ def _figures(report: Report, phase: str, title: str) -> RenderableType:
     return table
 
 
-def _row(comparison: Comparison, variant: str, clock: str) -> list[str]:
-    """One variant: throughput, and what it takes relative to the frozen backbone."""
+def _row(comparison: PhaseComparison, variant: str, clock: str) -> list[str]:
+    """The row of a variant: its throughput, and its cost relative to the frozen backbone."""
     is_first = variant == FROZEN
     speed = comparison.tokens_per_second(variant)
     ratio = comparison.ratio(variant, clock).quartiles
@@ -66,8 +66,8 @@ def _row(comparison: Comparison, variant: str, clock: str) -> list[str]:
     return cells
 
 
-def _judgement(report: Report) -> RenderableType:
-    """Whether the differences are larger than the noise."""
+def _judgement(report: BenchmarkReport) -> RenderableType:
+    """The noise, and the differences that are not larger."""
     rows = {
         f"{each.phase} {each.prompt_tokens:,}": f"±{each.ratio(FROZEN_AGAIN, report.clock).noise:.1%}"
         for each in report.comparisons

@@ -1,9 +1,10 @@
-"""What is measured: prompts of one length read, and tokens generated after them, the way mlx-lm's users do it."""
+"""The measured work: reading prompts of one length and generating tokens after them, in the way of mlx-lm."""
 
 import copy
 from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -15,12 +16,12 @@ from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
 
 @dataclass(frozen=True)
 class Workload(ABC):
-    """Prompts of one length, and how many tokens are to follow each. The sampler is mlx-lm's own, greedy.
+    """Prompts of one length, and the number of tokens to generate after each. Sampling is greedy.
 
     Attributes:
-        prompts: `[B, N]` int, the tokens; N is 1 or more.
-        generation_tokens: How many tokens of each row are timed.
-        prefill_step_size: Prompt tokens to process at a time.
+        prompts: `[B, N]` int, the tokens, with N at least 1.
+        generation_tokens: The number of timed tokens of each row.
+        prefill_step_size: The most prompt tokens in one call of the model.
     """
 
     prompts: mx.array
@@ -29,29 +30,29 @@ class Workload(ABC):
 
     @abstractmethod
     def prefill(self, model: nn.Module) -> Sample:
-        """Read the prompts, until the first token is there."""
+        """Measure reading the prompts up to the first generated token."""
 
     @abstractmethod
     def context(self, model: nn.Module) -> list[PromptCache]:
-        """The prompt caches after the prompts, one for each row, for any number of `decode`."""
+        """The prompt caches after the prompts, one for each row. They can be used in any number of `decode` calls."""
 
     @abstractmethod
     def decode(self, model: nn.Module, context: list[PromptCache]) -> Sample:
-        """Generate tokens from a context, which stays as it is.
+        """Measure generating tokens from a context, which is not changed.
 
-        The first token is not timed: it copies the context, and starts the pipeline in which each token's graph is
-        built while the one before is computed. Nor is the last one, behind which nothing is in the pipeline.
+        The first token is not timed. It copies the context and starts the pipeline, in which the graph of each token is
+        built while the token before is computed. The last token is not timed either, because the pipeline ends with it.
         """
 
 
 def workload(prompts: mx.array, generation_tokens: int, prefill_step_size: int = DEFAULT_PREFILL_STEP_SIZE) -> Workload:
-    """The workload of one prompt or of a batch, as mlx-lm runs it; arguments as in `Workload`."""
+    """The workload of one prompt or of a batch, as mlx-lm runs it. See `Workload` for the arguments."""
     kind = _Sequence if len(prompts) == 1 else _Batch
     return kind(prompts, generation_tokens, prefill_step_size)
 
 
 class _Sequence(Workload):
-    """One prompt, which runs through `generate_step`."""
+    """One prompt, run by `generate_step`."""
 
     def prefill(self, model: nn.Module) -> Sample:
         mx.clear_cache()
@@ -78,7 +79,7 @@ class _Sequence(Workload):
             for _ in range(self.generation_tokens):
                 next(tokens)
         tokens.close()
-        # The step that is under way must not run into the next measurement.
+        # The step in the pipeline must not run into the next measurement.
         mx.synchronize(generation_stream)
         return sample
 
@@ -87,17 +88,17 @@ class _Sequence(Workload):
             self.prompts[0], model, max_tokens=0, prompt_cache=cache, prefill_step_size=self.prefill_step_size
         )
         deque(steps, maxlen=0)
-        # What the last token writes is not part of its logits.
+        # The logits of the last token do not depend on what it writes.
         mx.eval([entry.state for entry in cache])
 
 
 class _Batch(Workload):
-    """Several prompts, which run through a `BatchGenerator` side by side."""
+    """Several prompts, run together by a `BatchGenerator`."""
 
     def prefill(self, model: nn.Module) -> Sample:
         mx.clear_cache()
         generator = self._generator(model)
-        generator.insert(self.prompts.tolist())
+        generator.insert(_tokens(self.prompts))
         with measured() as sample:
             generator.next_generated()
         _finish(generator)
@@ -105,8 +106,8 @@ class _Batch(Workload):
 
     def context(self, model: nn.Module) -> list[PromptCache]:
         generator = self._generator(model)
-        # A row's cache is handed out when the row has all its tokens.
-        generator.insert(self.prompts.tolist(), max_tokens=[1] * len(self.prompts))
+        # The generator returns the cache of a row when the row has all its tokens.
+        generator.insert(_tokens(self.prompts), max_tokens=[1] * len(self.prompts))
         caches = [response.prompt_cache for response in generator.next_generated()]
         mx.eval([entry.state for cache in caches for entry in cache])
         _finish(generator)
@@ -115,7 +116,7 @@ class _Batch(Workload):
     def decode(self, model: nn.Module, context: list[PromptCache]) -> Sample:
         mx.clear_cache()
         generator = self._generator(model)
-        generator.insert(self.prompts[:, -1:].tolist(), caches=context)
+        generator.insert(_tokens(self.prompts[:, -1:]), caches=context)
         generator.next_generated()
         with measured() as sample:
             for _ in range(self.generation_tokens):
@@ -124,7 +125,7 @@ class _Batch(Workload):
         return sample
 
     def _generator(self, model: nn.Module) -> BatchGenerator:
-        """A generator that runs all rows at once, and that no row leaves while it is timed."""
+        """A generator that runs all rows together. No row ends while it is timed."""
         rows = len(self.prompts)
         return BatchGenerator(
             model,
@@ -136,6 +137,10 @@ class _Batch(Workload):
 
 
 def _finish(generator: BatchGenerator) -> None:
-    """Wait for the step that is under way, which must not run into the next measurement."""
+    """Wait for the step in the pipeline, so that it does not run into the next measurement."""
     mx.synchronize(generator.stream)
     generator.close()
+
+
+def _tokens(prompts: mx.array) -> list[list[int]]:
+    return cast(list[list[int]], prompts.tolist())

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_deltamem.benchmarking.measure import Comparison
+from mlx_deltamem.benchmarking.measure import PhaseComparison
 from mlx_deltamem.benchmarking.models import FRESH_ADAPTER, with_and_without
 from mlx_deltamem.benchmarking.paired import Sample
 from mlx_deltamem.benchmarking.shapes import random_model
@@ -56,7 +56,7 @@ def test_a_miss_fails(figures, code, monkeypatch, capsys):
 def test_figures_are_of_the_memory_and_not_of_the_backbone():
     taken = {"frozen": 1.0, "frozen_again": 1.01, "delta_mem": 1.2, "read_only": 3.0}
     samples = {name: [Sample(factor, factor, int(factor * 1000))] for name, factor in taken.items()}
-    comparison = Comparison("prefill", 8, 8, samples)
+    comparison = PhaseComparison("prefill", 8, 8, samples)
     for figure in (bench.time_ratio("x", 1.03, comparison), bench.peak_ratio("x", comparison)):
         assert figure.measured == pytest.approx(1.2)
         assert figure.noise == pytest.approx(0.01)
@@ -65,9 +65,9 @@ def test_figures_are_of_the_memory_and_not_of_the_backbone():
 
 @pytest.mark.parametrize(("batch_time", "verdict"), [(1.05, "pass"), (1.06, "within noise"), (1.08, "MISS")])
 def test_a_batch_is_to_be_like_a_single_sequence(batch_time, verdict, monkeypatch):
-    def decode(_: object, work: Workload) -> Comparison:
+    def decode(_: object, work: Workload) -> PhaseComparison:
         taken = {"frozen": 1.0, "frozen_again": 1.01, "delta_mem": 1.05 if len(work.prompts) == 1 else batch_time}
-        return Comparison("decode", 8, 8, {name: [Sample(factor, factor)] for name, factor in taken.items()})
+        return PhaseComparison("decode", 8, 8, {name: [Sample(factor, factor)] for name, factor in taken.items()})
 
     models = with_and_without(random_model("tiny", mx.float32), FRESH_ADAPTER)
     monkeypatch.setattr(bench, "decode", decode)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_deltamem.benchmarking.dispatches import added_primitives
-from mlx_deltamem.benchmarking.measure import Bench, Comparison
+from mlx_deltamem.benchmarking.measure import Bench, PhaseComparison
 from mlx_deltamem.benchmarking.models import (
     DELTA_MEM,
     FRESH_ADAPTER,
@@ -108,7 +108,7 @@ def gpu_figures() -> Iterator[Figure]:
         yield Figure(f"primitives added per layer, fused path, {kind}", 4, primitives(models))
 
 
-def time_ratio(name: str, target: float | None, comparison: Comparison) -> Figure:
+def time_ratio(name: str, target: float | None, comparison: PhaseComparison) -> Figure:
     """Return the time of the model with δ-mem divided by the time of the frozen backbone."""
     ratio = comparison.ratio(DELTA_MEM, clock())
     return Figure(name, target, ratio.quartiles.median, ratio.noise)
@@ -122,7 +122,7 @@ def batch_ratio(name: str, models: Models) -> Figure:
     return replace(figure, noise=figure.noise + single.noise)
 
 
-def peak_ratio(name: str, comparison: Comparison) -> Figure:
+def peak_ratio(name: str, comparison: PhaseComparison) -> Figure:
     """Return the peak memory of the model with δ-mem divided by that of the frozen backbone."""
     ratio = comparison.ratio(DELTA_MEM, "peak_bytes")
     return Figure(name, 1.01, ratio.quartiles.median, ratio.noise)
@@ -139,19 +139,19 @@ def primitives(models: Models) -> float:
     return sum(added_primitives(models.attached, models.frozen).values())
 
 
-def prefill(models: Models, work: Workload) -> Comparison:
+def prefill(models: Models, work: Workload) -> PhaseComparison:
     """Read the prompts, in several rounds."""
     with reading_progress(f"Reading {work.prompts.size:,} tokens") as progress:
         return Bench(models, _ROUNDS, _VARIANTS).prefill(work, progress)
 
 
-def decode(models: Models, work: Workload) -> Comparison:
+def decode(models: Models, work: Workload) -> PhaseComparison:
     """Decode after the prompts, in several rounds."""
     with reading_progress(f"Generating after {work.prompts.size:,} tokens") as progress:
         return Bench(models, _DECODE_ROUNDS, _VARIANTS).decode(work, progress)
 
 
-def prefill_once(models: Models, work: Workload) -> Comparison:
+def prefill_once(models: Models, work: Workload) -> PhaseComparison:
     """Read the prompts once. Peak memory varies little, so one round is enough for it."""
     with reading_progress(f"Reading {work.prompts.size:,} tokens") as progress:
         return Bench(models, 1, _VARIANTS, warm_up=False).prefill(work, progress)
