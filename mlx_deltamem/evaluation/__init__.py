@@ -1,1 +1,1 @@
-"""Evaluation: questions about a history, with the history in the text, in the memory, or nowhere."""
+"""Evaluation: the same questions under several conditions, with the history in the text, in the memory, or left out."""

@@ -1,15 +1,16 @@
-"""What the records of a task say: means and differences with intervals, by category and by label."""
+"""The results of a task from its records: means and differences with intervals, by category and by label."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from mlx_deltamem.evaluation.records import Row
+from mlx_deltamem.evaluation.records import Record
 from mlx_deltamem.evaluation.statistics import Bootstrap, Estimate
 from mlx_deltamem.evaluation.task import Described
 
-# What is compared, where both were asked: the first ought to be better.
+# The pairs of conditions that are compared if both were asked. The first one is expected to score higher.
 COMPARED = (
     ("full", "base"),
     ("replay", "base"),
@@ -23,18 +24,19 @@ COMPARED = (
     ("chat", "state"),
     ("chat", "base"),
 )
-# Of a curve: each value of a label is a point of its own, or else so many points have equally many questions.
+# A curve has one point for each value of its label. If there are more values, it has this many points, with about the
+# same number of questions each.
 _MOST_POINTS = 8
 
 
 @dataclass(frozen=True)
 class Subset:
-    """The results of some questions.
+    """The results of a subset of the questions.
 
     Attributes:
-        name: Which ones; "" for all.
-        means: By condition and metric.
-        differences: Of the main metric, by two conditions.
+        name: The name of the subset; "" for all questions.
+        means: The mean scores, by condition and metric.
+        differences: The differences of the main score, by the pair of conditions.
     """
 
     name: str
@@ -44,12 +46,12 @@ class Subset:
 
 @dataclass(frozen=True)
 class Curve:
-    """The main score against a label.
+    """The main score as a function of a label.
 
     Attributes:
-        label: Which one.
-        places: The mean of the label at each point.
-        conditions: For each condition the score at each point.
+        label: The name of the label.
+        places: For each point, the mean of the label.
+        conditions: For each condition, the score at each point.
     """
 
     label: str
@@ -63,15 +65,15 @@ class Result:
 
     Attributes:
         task: The task.
-        conditions: Those that were asked, in order.
+        conditions: The conditions that were asked, in order.
         metrics: The names of the scores, the main one first.
-        whole: All questions but those that the task leaves out of its mean.
-        categories: By category, where there are several.
-        breakdowns: By label, and for each of its values.
-        curves: Against labels that are numbers.
-        by_seed: The mean of the main score for each seed, by condition; of all of `whole`.
-        cut: By condition, the share of replies that are as long as they may be.
-        distinct_replies: By two conditions that are compared, the share of questions whose replies differ.
+        whole: The results of all questions, except the categories that the task leaves out of its mean.
+        categories: The results by category; empty if there is only one category.
+        breakdowns: The results by label, for each of its values.
+        curves: The main score as a function of the labels that are numbers.
+        by_seed: By condition, the mean of the main score in percent for each seed, over the questions of `whole`.
+        cut: By condition, the share of replies that reached the longest length.
+        distinct_replies: By pair of compared conditions, the share of questions with different replies.
     """
 
     task: Described
@@ -86,19 +88,21 @@ class Result:
     distinct_replies: Mapping[tuple[str, str], float]
 
 
-class Table:
+class ScoreTable:
     """The scores of a task as an array.
 
     Args:
-        rows: Its records, all questions under all conditions with all seeds.
+        rows: The records of the task: all questions under all conditions with all seeds.
         conditions: The conditions.
+        seed: The seed of the bootstrap.
 
     Attributes:
-        questions: A record of each question.
-        scores: `[C, metrics, Q]`, means over the seeds.
+        questions: One record of each question.
+        metrics: The names of the scores, the main one first.
+        scores: `[C, M, Q]`, for C conditions, M metrics and Q questions; means over the seeds.
     """
 
-    def __init__(self, rows: Sequence[Row], conditions: Sequence[str], seed: int):
+    def __init__(self, rows: Sequence[Record], conditions: Sequence[str], seed: int):
         self.conditions = tuple(conditions)
         self.questions = list({row["id"]: row for row in reversed(rows)}.values())[::-1]
         self.metrics = tuple(self.questions[0]["scores"])
@@ -112,8 +116,8 @@ class Table:
             counts[at] += 1
         self.scores = sums / counts
 
-    def subset(self, name: str, chosen: Callable[[Row], bool]) -> Subset:
-        """The results of the questions that are chosen."""
+    def subset(self, name: str, chosen: Callable[[Record], bool]) -> Subset:
+        """The results of the questions that `chosen` accepts."""
         means: dict[tuple[str, str], Estimate] = {}
         differences: dict[tuple[str, str], Estimate] = {}
         for metric, metric_name in enumerate(self.metrics):
@@ -126,34 +130,34 @@ class Table:
                 }
         return Subset(name, means, differences)
 
-    def bootstrap(self, chosen: Callable[[Row], bool], metric: int = 0) -> Bootstrap:
-        """Resamples of the questions that are chosen."""
+    def bootstrap(self, chosen: Callable[[Record], bool], metric: int = 0) -> Bootstrap:
+        """The bootstrap of a metric over the questions that `chosen` accepts."""
         kept = [index for index, row in enumerate(self.questions) if chosen(row)]
         groups = [self.questions[index]["group"] for index in kept]
         return Bootstrap(self.scores[:, metric, kept], groups, self._seed)
 
     def compared(self) -> list[tuple[str, str]]:
-        """The pairs of conditions to compare."""
+        """The pairs of `COMPARED` that were asked."""
         return [pair for pair in COMPARED if set(pair) <= set(self.conditions)]
 
     def values(self, label: str) -> list[float | str]:
-        """The values of a label, in order."""
-        return sorted({row["labels"][label] for row in self.questions if label in row["labels"]})
+        """The values of a label, ascending."""
+        return sorted({row["labels"][label] for row in self.questions if label in row["labels"]}, key=_order)
 
 
-def analyse(task: Described, rows: Sequence[Row], conditions: Sequence[str], seed: int) -> Result:
-    """The results of a task from its records.
+def analyse(task: Described, rows: Sequence[Record], conditions: Sequence[str], seed: int) -> Result:
+    """Compute the results of a task from its records.
 
     Args:
         task: The task.
-        rows: Its records, of all these conditions.
+        rows: The records of the task under the conditions; at least one.
         conditions: The conditions, in order.
-        seed: Of the bootstrap.
+        seed: The seed of the bootstrap.
     """
-    table = Table(rows, conditions, seed)
+    table = ScoreTable(rows, conditions, seed)
     categories = list(dict.fromkeys(row["category"] for row in table.questions))
     counted = [row for row in rows if row["category"] not in task.outside_mean]
-    # A run of nothing else has no mean otherwise.
+    # If only these categories were asked, they are the mean.
     outside = task.outside_mean if counted else ()
     return Result(
         task=task,
@@ -169,41 +173,45 @@ def analyse(task: Described, rows: Sequence[Row], conditions: Sequence[str], see
     )
 
 
-def _of_category(table: Table, name: str) -> Subset:
+def _of_category(table: ScoreTable, name: str) -> Subset:
     return table.subset(name, lambda row: row["category"] == name)
 
 
-def _by_label(table: Table, label: str) -> tuple[Subset, ...]:
+def _by_label(table: ScoreTable, label: str) -> tuple[Subset, ...]:
     values = table.values(label)
     if len(values) < 2:
         return ()
     return tuple(_of_value(table, label, value) for value in values)
 
 
-def _of_value(table: Table, label: str, value: float | str) -> Subset:
+def _of_value(table: ScoreTable, label: str, value: float | str) -> Subset:
     return table.subset(str(value), lambda row: row["labels"].get(label) == value)
 
 
-def _curve(table: Table, label: str) -> Curve | None:
-    """The curve of a label; None where it has one value only."""
-    numbers = sorted(row["labels"][label] for row in table.questions if label in row["labels"])
+def _curve(table: ScoreTable, label: str) -> Curve | None:
+    """The curve of a label; None if the label has only one value."""
+    numbers = sorted(float(row["labels"][label]) for row in table.questions if label in row["labels"])
     borders = sorted(set(numbers))
     if len(borders) < 2:
         return None
     if len(borders) > _MOST_POINTS:
         borders = sorted({numbers[len(numbers) * point // _MOST_POINTS] for point in range(_MOST_POINTS)})
     bins = list(zip(borders, [*borders[1:], np.inf], strict=True))
-    points = [table.bootstrap(lambda row, span=span: _within(row, label, span)) for span in bins]
+    points = [table.bootstrap(partial(_within, label, span)) for span in bins]
     places = [np.mean([number for number in numbers if low <= number < high]) for low, high in bins]
     conditions = {name: tuple(each.mean(index) for each in points) for index, name in enumerate(table.conditions)}
     return Curve(label, tuple(map(float, places)), conditions)
 
 
-def _within(row: Row, label: str, span: tuple[float, float]) -> bool:
-    return label in row["labels"] and span[0] <= row["labels"][label] < span[1]
+def _within(label: str, span: tuple[float, float], row: Record) -> bool:
+    return label in row["labels"] and span[0] <= float(row["labels"][label]) < span[1]
 
 
-def _by_seed(rows: Sequence[Row], table: Table) -> dict[str, dict[int, float]]:
+def _order(value: float | str) -> tuple[float, str]:
+    return (0.0, value) if isinstance(value, str) else (value, "")
+
+
+def _by_seed(rows: Sequence[Record], table: ScoreTable) -> dict[str, dict[int, float]]:
     found: dict[str, dict[int, list[float]]] = {condition: {} for condition in table.conditions}
     for row in rows:
         found[row["condition"]].setdefault(row["seed"], []).append(row["scores"][table.metrics[0]])
@@ -213,7 +221,7 @@ def _by_seed(rows: Sequence[Row], table: Table) -> dict[str, dict[int, float]]:
     }
 
 
-def _cut(rows: Sequence[Row], conditions: Sequence[str]) -> dict[str, float]:
+def _cut(rows: Sequence[Record], conditions: Sequence[str]) -> dict[str, float]:
     known = {
         condition: [row["ending"] for row in rows if row["condition"] == condition and row["ending"] is not None]
         for condition in conditions
@@ -221,7 +229,7 @@ def _cut(rows: Sequence[Row], conditions: Sequence[str]) -> dict[str, float]:
     return {condition: ends.count("length") / len(ends) for condition, ends in known.items() if ends}
 
 
-def _distinct(rows: Sequence[Row], table: Table) -> dict[tuple[str, str], float]:
+def _distinct(rows: Sequence[Record], table: ScoreTable) -> dict[tuple[str, str], float]:
     replies = {(row["condition"], row["seed"], row["id"]): row["reply"] for row in rows}
     asked = {(row["seed"], row["id"]) for row in rows}
     return {

@@ -1,4 +1,4 @@
-"""Ask a model questions under a condition. Each begins from a cache and a memory of its own."""
+"""Ask a model questions under a condition. Each question starts from a separate prompt cache and memory."""
 
 import copy
 import math
@@ -14,29 +14,27 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
 from mlx_deltamem.core.spans import RunningSpans
-from mlx_deltamem.core.use import observing, read_only, using_spans
+from mlx_deltamem.core.use import attachment_of, observing, read_only, using_spans
 from mlx_deltamem.evaluation.chats import Chats
 from mlx_deltamem.evaluation.conditions import Condition, Memory
-from mlx_deltamem.evaluation.decoding import Reply, Start, generate_replies
-from mlx_deltamem.evaluation.effects import Corrections, WriteGates, corrects_output, mean_norm
-from mlx_deltamem.evaluation.measures import Measures
+from mlx_deltamem.evaluation.decoding import GeneratedReply, Start, generate_replies, seeded_sampler
+from mlx_deltamem.evaluation.effects import Corrections, Measures, WriteGates, corrects_output, mean_norm
 from mlx_deltamem.evaluation.prompts import Prompt, Prompts
 from mlx_deltamem.evaluation.question import Question
-from mlx_deltamem.evaluation.sampling import seeded_sampler
 from mlx_deltamem.evaluation.task import Sampling
-from mlx_deltamem.sessions.read import read, start_length, window, write_text
-from mlx_deltamem.sessions.template import Segments
-from mlx_deltamem.sessions.turn import States
+from mlx_deltamem.sessions.prefill import prefill, window, write_text
+from mlx_deltamem.sessions.restore import States
+from mlx_deltamem.sessions.segments import Segments, start_length
 from mlx_deltamem.sessions.writing import ALL
 
 
 @dataclass(frozen=True)
 class Job:
-    """A question to be asked once.
+    """A question to ask once.
 
     Attributes:
         question: The question.
-        seed: Of the reply's sampling, to which the question's index is added.
+        seed: The sampling seed of the reply, to which the question's index is added.
     """
 
     question: Question
@@ -47,15 +45,18 @@ class Job:
 class Manner:
     """How questions are asked.
 
+    The fields are part of a run's settings file, except `prefill_step_size`.
+
     Attributes:
         sampling: How replies are drawn.
         stop: Texts that end a reply.
-        write: What is written where the condition leaves that open, one of `WRITES`: in chats, of each turn; else `all`
-            writes prompts and replies as well as histories. None: `all` in chats, else `after`.
-        reply_tokens: The longest reply of a chat before the question.
-        prefill_step_size: The most tokens to run at a time.
-        history_tokens: The most tokens of text that are seen while a history is read into the memory; None: as many as
-            the model was made for.
+        write: What to write under conditions that leave it open, one of `WRITES`. In chats it applies to each turn.
+            In other conditions histories are written, and `all` writes prompts and replies too. None means `all` in
+            chats and `after` elsewhere.
+        reply_tokens: The longest reply of a chat before the question, in tokens.
+        prefill_step_size: The most tokens in one call of the model.
+        history_tokens: The most tokens of text that are visible while a history is read into the memory. None: the
+            model's window.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -68,7 +69,13 @@ class Manner:
 
 @dataclass
 class _Beginning:
-    """The last beginning of a prompt that was run: of which group under which condition, and the cache it left."""
+    """The shared beginning of a group's prompts under a condition, and the prompt cache after it.
+
+    Attributes:
+        key: The group and the condition.
+        ids: The tokens.
+        cache: The prompt cache after them.
+    """
 
     key: tuple[str, str]
     ids: list[int]
@@ -76,14 +83,14 @@ class _Beginning:
 
 
 class Asker:
-    """Asks questions of one task.
+    """Asks the questions of one task.
 
     Args:
         model: An attached model.
         tokenizer: Its tokenizer, with a chat template.
         manner: How to ask.
-        histories: For each group a question that has its history.
-        partners: For each group the one whose memory it gets under `shuffled`.
+        histories: For each group, a question with the group's history.
+        partners: For each group, the group that lends its memory under `shuffled`.
     """
 
     def __init__(
@@ -99,7 +106,8 @@ class Asker:
         self._manner = manner
         self._histories = histories
         self.partners = partners
-        self._by_token = model.attachment.config.memory_write_granularity == "token"
+        self._attachment = attachment_of(model)
+        self._by_token = self._attachment.config.memory_write_granularity == "token"
         self._prompts = Prompts(tokenizer, self._by_token)
         self._written: dict[str, tuple[States, WriteGates]] = {}
         self._beginning: _Beginning | None = None
@@ -110,11 +118,11 @@ class Asker:
         """The prompt of a question under a condition."""
         return self._prompts.prompt(question, condition.text, self._writes(condition))
 
-    def ask(self, jobs: Sequence[Job], condition: Condition) -> tuple[list[Reply], Measures]:
-        """Ask some questions, side by side.
+    def ask(self, jobs: Sequence[Job], condition: Condition) -> tuple[list[GeneratedReply], Measures]:
+        """Ask questions as one batch.
 
         Returns:
-            A reply to each, and what was measured on the way.
+            The replies in the order of the jobs, and the measures.
         """
         if condition.chat is not None:
             return self._chats.ask([(job.question, self._sampler(job)) for job in jobs], condition.chat)
@@ -141,14 +149,14 @@ class Asker:
         measures.prompt_seconds += stats.prompt_time
         measures.reply_tokens, measures.reply_seconds = stats.generation_tokens, stats.decode_time
         measures.correction = corrections.sum
-        measures.corrected = count * len(self._model.attachment.paths)
+        measures.corrected = count * len(self._attachment.paths)
         measures.peak_memory = mx.get_peak_memory()
         return replies, measures
 
     def most_at_once(self, condition: Condition, wanted: int) -> int:
-        """How many questions may be asked side by side.
+        """The number of questions that may form a batch, at most `wanted`.
 
-        A pass that writes the means of messages must not be cut by the ends of other prompts.
+        It is 1 if the means of messages are written: the ends of other prompts would cut such a pass.
         """
         return wanted if self._by_token or not self._writes(condition) else 1
 
@@ -169,7 +177,7 @@ class Asker:
         return seeded_sampler(self._manner.sampling, job.seed + job.question.index)
 
     def _cache(self, question: Question, condition: Condition, prompt: Prompt, measures: Measures) -> PromptCache:
-        """A cache of a question's own, in which the beginning of its prompt has been run."""
+        """A separate cache for a question, after the shared beginning of its prompt."""
         if not prompt.shared.ids:
             return self._empty_cache(question, condition, measures)
         key = (question.group, condition.name)
@@ -178,11 +186,11 @@ class Asker:
             cache = self._empty_cache(question, condition, measures)
             measures.add_gates(self._read(cache, prompt.shared, self._writes(condition), measures))
             self._beginning = _Beginning(key, prompt.shared.ids, cache)
-        # Copies share their arrays until one side writes.
+        # A deep copy shares its arrays until one side writes.
         return copy.deepcopy(self._beginning.cache)
 
     def _empty_cache(self, question: Question, condition: Condition, measures: Measures) -> PromptCache:
-        """A cache without text, with the memory that the condition says."""
+        """A cache without text, with the memory of the condition."""
         cache = make_prompt_cache(self._model)
         group = self.partners[question.group] if condition.memory is Memory.OTHER else question.group
         if condition.memory is not Memory.EMPTY:
@@ -192,7 +200,7 @@ class Asker:
         return cache
 
     def _states(self, group: str, measures: Measures) -> States:
-        """The memory after the history of a group, which is read once, from an empty memory."""
+        """The memory after the history of a group. The history is read once, from an empty memory."""
         if group not in self._written:
             history = self._prompts.history(self._histories[group])
             states, gates = make_prompt_cache(self._model)[-1].cache, WriteGates()
@@ -203,30 +211,30 @@ class Asker:
                 measures.prompt_tokens += len(history.ids)
             self._written[group] = states, gates
         states, gates = self._written[group]
-        # Of every question about it, so that it does not matter which condition comes first.
+        # Counted for every batch that uses the history, so that the order of the conditions has no effect.
         measures.add_gates(gates)
         return states
 
     def _seen_of(self, history: Segments) -> int:
-        """The most tokens of a history that are seen at once while it is written, beside the system prompt."""
+        """The most tokens of a history that are visible while it is written, beside the system prompt."""
         if self._manner.history_tokens is not None:
             return self._manner.history_tokens
         longest = window(self._model)
         return max(1, len(history.ids) if longest is None else longest - start_length(history))
 
     def _read(self, cache: PromptCache, segments: Segments, writing: bool, measures: Measures) -> WriteGates:
-        """Run a text that others may share, without any logits; returns the gates of what was written."""
+        """Run the shared beginning of prompts, without computing logits. Returns the gates of the written tokens."""
         gates = WriteGates()
         with observing(self._model, gates):
             step = self._manner.prefill_step_size
-            read(self._model, cache, segments, writing, step, gates.evaluate, want_logits=False)
+            prefill(self._model, cache, segments, writing, step, gates.evaluate, want_logits=False)
         measures.prompt_tokens += len(segments.ids)
         return gates
 
     def _spans(self, job: Job, condition: Condition) -> AbstractContextManager[None]:
-        """Within it, the rest of one prompt is written by its spans, as one pass; a reply, token by token."""
+        """A context in which the rest of a prompt is written as one pass by spans, and the reply token by token."""
         own = self.prompt(job.question, condition).own
         if max(own.message_ids) < 0:
             return nullcontext()
-        spans = RunningSpans([own.message_ids], [own.sentence_ids], self._model.attachment.config)
+        spans = RunningSpans([own.message_ids], [own.sentence_ids], self._attachment.config)
         return using_spans(self._model, spans)

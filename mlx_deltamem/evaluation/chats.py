@@ -1,17 +1,15 @@
-"""Questions asked as a user asks them: in a chat, after the turns that told what they are about."""
+"""Ask questions the way a user does: in a chat, after turns that tell the history."""
 
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.sample_utils import Sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.evaluation.decoding import Reply
-from mlx_deltamem.evaluation.effects import mean_norm
-from mlx_deltamem.evaluation.measures import Measures
+from mlx_deltamem.evaluation.decoding import Ending, GeneratedReply
+from mlx_deltamem.evaluation.effects import Measures, mean_norm
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.sessions.history import History
 from mlx_deltamem.sessions.session import ChatSession
@@ -20,16 +18,16 @@ from mlx_deltamem.sessions.session import ChatSession
 class Chats:
     """Asks questions in chats.
 
-    The user's messages of a question's history are said one after the other, and the model replies to each in its own
-    words, greedily. The replies in the history are used only where the question asks for it
-    (`Question.given_replies`). Then the question is asked; no stop text ends the reply early.
+    The chat gets the user's messages of the question's history one after the other, and the model replies to each
+    greedily. The replies in the history are used only if the question says so (`Question.given_replies`). Then the
+    question is asked. Stop texts have no effect.
 
     Args:
         model: An attached model.
         tokenizer: Its tokenizer, with a chat template.
-        write: What of each turn is written into the memory, one of `WRITES`.
-        reply_tokens: The longest reply before the question.
-        prefill_step_size: The most tokens of a message to run at a time.
+        write: The part of each turn that is written into the memory, one of `WRITES`.
+        reply_tokens: The longest reply before the question, in tokens.
+        prefill_step_size: The most tokens of a message in one call of the model.
     """
 
     def __init__(
@@ -40,18 +38,18 @@ class Chats:
         self._write = write
         self._reply_tokens = reply_tokens
         self._step = prefill_step_size
-        # The last history that was told, and the chat after it: questions of a group follow each other.
+        # The last chat that was told a history. The questions of a group follow each other and share it.
         self._told: tuple[tuple[str, History], ChatSession] | None = None
 
-    def ask(self, asked: Sequence[tuple[Question, Sampler]], history: History) -> tuple[list[Reply], Measures]:
-        """Ask some questions, each in a chat of its own.
+    def ask(self, asked: Sequence[tuple[Question, Sampler]], history: History) -> tuple[list[GeneratedReply], Measures]:
+        """Ask questions, each in a separate chat.
 
         Args:
-            asked: The questions, and what draws the tokens of each reply.
-            history: What the chats see of earlier turns.
+            asked: The questions, each with the sampler of its reply.
+            history: How much of earlier turns the chats see as text.
 
         Returns:
-            A reply to each, and what was measured on the way.
+            The replies in the order of the questions, and the measures.
         """
         measures = Measures(prompts=len(asked))
         mx.reset_peak_memory()
@@ -65,31 +63,31 @@ class Chats:
             measures.prompt_tokens += len(turn.opening.ids)
             measures.reply_tokens += last.generation_tokens
             measures.reply_seconds += time.perf_counter() - begun
-            ending = "length" if last.finish_reason == "length" else "end"
-            replies.append(Reply(turn.reply, last.generation_tokens, ending, turn.reply_ids))
+            ending: Ending = "length" if last.finish_reason == "length" else "end"
+            replies.append(GeneratedReply(turn.reply, last.generation_tokens, ending, turn.reply_ids))
         measures.peak_memory = mx.get_peak_memory()
         return replies, measures
 
     def _chat(self, question: Question, history: History, measures: Measures) -> ChatSession:
-        """The chat in which a question's history has been told."""
+        """The chat after the history of a question."""
         key = (question.group, history)
-        if self._told is None or self._told[0] != key:
-            self._told = None
-            begun = time.perf_counter()
-            chat = self._tell(question, history)
-            measures.prompt_tokens += len(chat.segments.ids)
-            measures.prompt_seconds += time.perf_counter() - begun
-            self._told = key, chat
-        return self._told[1]
+        if self._told is not None and self._told[0] == key:
+            return self._told[1]
+        # Release the old chat before the new one takes memory.
+        self._told = None
+        begun = time.perf_counter()
+        chat = self._tell(question, history)
+        measures.prompt_tokens += len(chat.segments.ids)
+        measures.prompt_seconds += time.perf_counter() - begun
+        self._told = key, chat
+        return chat
 
     def _tell(self, question: Question, history: History) -> ChatSession:
         system = "\n".join(message["content"] for message in question.system) if question.system else None
         chat = ChatSession(self._model, self._tokenizer, system, history, self._write)
-        messages = [*question.history[len(question.system) :], None]
-        for place, (message, following) in enumerate(pairwise(messages), len(question.system)):
-            if message["role"] != "user":
-                continue
-            chat.send(message["content"], self._reply_tokens, prefill_step_size=self._step)
-            if following is not None and place + 1 in question.given_replies:
-                chat.edit(-1, following["content"])
+        for place, message in enumerate(question.history):
+            if message["role"] == "user":
+                chat.send(message["content"], self._reply_tokens, prefill_step_size=self._step)
+            elif place in question.given_replies:
+                chat.edit(-1, message["content"])
         return chat

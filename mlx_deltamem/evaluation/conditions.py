@@ -1,5 +1,7 @@
-"""The conditions of a comparison: each question is asked with its history in the text, in the memory, in both, in a
-chat, or without it."""
+"""The conditions of an evaluation: where the history is when a question is asked.
+
+The history is in the text, in the memory, in both, in a chat, or left out.
+"""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from mlx_deltamem.sessions.history import NONE, History
 
 
 class Memory(Enum):
-    """The memory that a prompt is read with."""
+    """The memory at the beginning of a prompt: empty, the question's own, zeros, or another history's."""
 
     EMPTY = "empty"
     OWN = "own"
@@ -22,17 +24,18 @@ class Memory(Enum):
 
 @dataclass(frozen=True)
 class Condition:
-    """One column of the comparison.
+    """A condition: one column of the report.
 
-    Every question begins from a state of its own, which is given to it anew: nothing is left of the question before.
+    Every question starts from a fresh copy of its memory, so no question affects another one.
 
     Attributes:
-        name: As in `--conditions`.
-        meaning: In a few words, for `--help` and the report.
+        name: The name in `--conditions`.
+        meaning: A short explanation for `--help` and the report.
         text: Whether the history is in the prompt.
-        memory: What is in the memory before the prompt is read.
-        writes: Whether prompt and reply are written into it; None: as `--write` says.
-        chat: The history of the `ChatSession` in which the question is asked; None: it is a prompt of its own.
+        memory: The memory before the prompt is read.
+        writes: Whether the prompt and the reply are written into the memory. None: `--write` decides.
+        chat: The `history` setting of the `ChatSession` in which the question is asked. None: the question is asked
+            in a single prompt, not in a chat.
     """
 
     name: str
@@ -57,7 +60,7 @@ CONDITIONS = {
         Condition("shuffled", "control: as `state`, the memory of another history", False, Memory.OTHER),
         Condition(
             "chat",
-            "a ChatSession as a user has it, told turn by turn with the model's own replies, their text dropped",
+            "a chat: the history turn by turn with the model's own replies; earlier turns are in the memory only",
             False,
             Memory.OWN,
             chat=NONE,
@@ -67,47 +70,57 @@ CONDITIONS = {
 _CHAT_WITH_TEXT = re.compile(r"chat-([1-9][0-9]{0,8})")
 DEFAULT_CONDITIONS = ("base", "full", "state", "none", "zeroed", "shuffled")
 
-
-# Few, so that all memories serve about as often as each other; histories of a kind are often in a row.
+# `shuffled` takes the memory of one of this many preceding groups. The number is small because similar histories often
+# follow each other, and so all memories are used about equally often.
 _NEAR = 8
 
 
 def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
-    """The conditions of these names, in their order.
+    """The conditions with these names, in the same order, each once.
 
     Raises:
-        ValueError: There is no condition of a name.
+        ValueError: A name is not a condition's.
     """
-    found = {name: condition_named(name) for name in dict.fromkeys(names)}
+    found = {name: find_condition(name) for name in names}
     if unknown := [name for name, condition in found.items() if condition is None]:
-        raise ValueError(f"there is no condition {', '.join(unknown)}; there are {', '.join(CONDITIONS)}, chat-N")
-    return tuple(found.values())
+        raise ValueError(f"there is no condition {', '.join(unknown)}; expected {', '.join(CONDITIONS)} or chat-N")
+    return tuple(condition for condition in found.values() if condition is not None)
 
 
-def condition_named(name: str) -> Condition | None:
-    """The condition of a name, `chat-256` and the like among them; None where there is none."""
+def find_condition(name: str) -> Condition | None:
+    """The condition with a name, including `chat-256` and the like; None if there is none."""
     if match := _CHAT_WITH_TEXT.fullmatch(name):
         tokens = int(match[1])
-        meaning = f"as `chat`, the last {tokens:,} tokens of earlier turns kept in the text"
+        meaning = f"as `chat`, with the last {tokens:,} tokens of earlier turns kept in the text"
         return Condition(name, meaning, False, Memory.OWN, chat=tokens)
     return CONDITIONS.get(name)
 
 
-def others(groups: Sequence[str], seed: int) -> dict[str, str]:
-    """For each group one of the few just before it, drawn at random; for the first one, the second.
+def partner_groups(groups: Sequence[str], seed: int) -> dict[str, str]:
+    """Choose the group that lends its memory to each group under `shuffled`.
 
-    Apart from that of the first, it does not depend on what comes later: a run may go on with more questions.
+    It is drawn from the few groups just before it; the first group takes the second. Later groups have no influence
+    (except the second on the first), so a run can be continued with more questions.
+
+    Args:
+        groups: The names of the groups, in order.
+        seed: The seed of the draw.
+
+    Returns:
+        By group, the other group.
 
     Raises:
-        ValueError: There is no other group.
+        ValueError: There is only one group.
     """
     if len(groups) < 2:
         raise ValueError(
-            "shuffled needs the memory of another history, and all questions are about one; ask more questions, or "
-            "leave shuffled out of --conditions"
+            "shuffled needs the memory of another history, but all questions are about the same one; ask more "
+            "questions, or leave shuffled out of --conditions"
         )
     generator = np.random.default_rng(seed)
     drawn = {
-        group: groups[generator.integers(max(0, place - _NEAR), place)] for place, group in enumerate(groups) if place
+        group: groups[int(generator.integers(max(0, place - _NEAR), place))]
+        for place, group in enumerate(groups)
+        if place
     }
     return {groups[0]: groups[1], **drawn}

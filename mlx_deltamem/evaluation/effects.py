@@ -1,16 +1,26 @@
-"""What the memory does while texts are read: how strongly it is written, and how far it turns the layers' outputs."""
+"""Measurements taken while questions are asked: the effect of the memory, and tokens, seconds and bytes.
+
+Observers watch the layers while texts are read. `Measures` are the sums of a batch of questions, and `Costs` are the
+means that a report shows for a condition.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.core.reads import Reads
-from mlx_deltamem.sessions.turn import States
+from mlx_deltamem.core.use import attachment_of
+from mlx_deltamem.evaluation.records import MeasuresRow
+from mlx_deltamem.sessions.restore import States
 
 
 class WriteGates:
-    """An `Observer` of texts that are written: the mean of β, the write gate, over layers and tokens."""
+    """An `Observer` that sums β, the write gate, over the layers and the written tokens."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sum, self._count = mx.zeros(()), mx.zeros(())
 
     def __call__(self, layer: int, reads: Reads, output: mx.array) -> None:
@@ -19,55 +29,139 @@ class WriteGates:
             self._sum, self._count = self._sum + found, self._count + count
 
     def evaluate(self, *_: int) -> None:
-        """Let go of the activations that the sum is made of; also a `Progress`."""
+        """Compute the sums, which releases the activations they depend on. Also usable as a `Progress`."""
         mx.eval(self._sum, self._count)
 
     @property
     def count(self) -> int:
-        """How many tokens and layers were written."""
-        return int(self._count.item())
+        """The number of summands: written tokens times layers."""
+        return int(_number(self._count))
 
     @property
     def sum(self) -> float:
-        """Over tokens and layers; `count` is how many."""
-        return self._sum.item()
+        """The sum of β over written tokens and layers."""
+        return _number(self._sum)
 
 
 class Corrections:
-    """An `Observer` of prompts, side by side: the sum of ‖Δo‖ / ‖o‖ over tokens and layers.
+    """An `Observer` that sums ‖Δo‖ / ‖o‖ over the layers and the tokens of prompts.
 
-    Padding reads nothing and so adds nothing. Single tokens are replies as they are generated, which nothing may slow
-    down; they are not looked at.
+    Padding reads nothing and adds nothing. Calls with a single token are ignored: they are the steps of a reply, which
+    must not become slower.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._sum = mx.zeros(())
 
     def __call__(self, layer: int, reads: Reads, output: mx.array) -> None:
         if output.shape[1] > 1:
-            # Of zeros, so that nothing is lost to rounding beside a large output.
+            # Added to zeros: beside a large output, rounding would lose a small correction.
             delta = reads.correct("o_proj", mx.zeros_like(output))
             self._sum = self._sum + (_row_norms(delta) / _row_norms(output)).sum()
 
     def evaluate(self) -> None:
-        """Let go of the activations that the sum is made of."""
+        """Compute the sum, which releases the activations it depends on."""
         mx.eval(self._sum)
 
     @property
     def sum(self) -> float:
-        return self._sum.item()
+        """The sum of ‖Δo‖ / ‖o‖ over tokens and layers."""
+        return _number(self._sum)
 
 
 def corrects_output(model: nn.Module) -> bool:
     """Whether the adapter of an attached model corrects the attention output."""
-    return "o" in model.attachment.config.delta_heads
+    return "o" in attachment_of(model).config.delta_heads
 
 
 def mean_norm(states: States) -> float:
-    """The mean Frobenius norm of the states of all layers that have one."""
+    """The mean Frobenius norm of the states, over the layers that have a memory; 0 if there is none."""
     norms = [mx.linalg.norm(state) for state in states if state.shape[-1]]
-    return mx.stack(norms).mean().item() if norms else 0.0
+    return _number(mx.stack(norms).mean()) if norms else 0.0
+
+
+@dataclass
+class Measures:
+    """Sums over a batch of questions.
+
+    Attributes:
+        prompt_tokens, prompt_seconds: Tokens of histories and prompts that were run, and the time. A text that
+            questions share counts once.
+        reply_tokens, reply_seconds: Generated tokens, and the time.
+        peak_memory: The most memory in use, in bytes.
+        beyond_window: The number of prompts longer than the model's window.
+        write, written: The sum of β over the written tokens of histories and shared text and over the layers, and the
+            number of summands.
+        correction, corrected: The sum of ‖Δo‖ / ‖o‖ over the tokens of the questions and over the layers, and the
+            number of summands.
+        norm, prompts: The sum over the questions of ‖S‖, the layers' mean norm of the state before the question, and
+            the number of questions.
+    """
+
+    prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
+    reply_tokens: int = 0
+    reply_seconds: float = 0.0
+    peak_memory: int = 0
+    beyond_window: int = 0
+    write: float = 0.0
+    written: int = 0
+    correction: float = 0.0
+    corrected: int = 0
+    norm: float = 0.0
+    prompts: int = 0
+
+    def add_gates(self, gates: WriteGates) -> None:
+        """Add the write gates of a text that was written."""
+        self.write += gates.sum
+        self.written += gates.count
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The cost of a condition, and the effect of the memory under it. None: nothing of the kind was measured.
+
+    Attributes:
+        prompt_tps, reply_tps: Tokens per second, read and generated, over all questions that ran together.
+        peak_memory: The most memory in use, in bytes.
+        beyond_window: The number of prompts longer than the model's window.
+        write: The mean of β, the write gate, over the layers and the written tokens of histories.
+        norm: ‖S‖, the mean Frobenius norm of the layers' states just before a question.
+        correction: ‖Δo‖ / ‖o‖, the mean over the layers and the tokens of questions.
+    """
+
+    prompt_tps: float | None
+    reply_tps: float | None
+    peak_memory: int
+    beyond_window: int
+    write: float | None
+    norm: float | None
+    correction: float | None
+
+
+def sum_up(rows: Iterable[MeasuresRow]) -> Costs:
+    """The costs of a condition from the measures of its batches."""
+    found = list(rows)
+    return Costs(
+        prompt_tps=_ratio((row["prompt_tokens"], row["prompt_seconds"]) for row in found),
+        reply_tps=_ratio((row["reply_tokens"], row["reply_seconds"]) for row in found),
+        peak_memory=max((row["peak_memory"] for row in found), default=0),
+        beyond_window=sum(row["beyond_window"] for row in found),
+        write=_ratio((row["write"], row["written"]) for row in found),
+        norm=_ratio((row["norm"], row["prompts"]) for row in found),
+        correction=_ratio((row["correction"], row["corrected"]) for row in found),
+    )
+
+
+def _ratio(pairs: Iterable[tuple[float, float]]) -> float | None:
+    """The sum of the first numbers divided by the sum of the second; None if that is 0."""
+    above, below = (sum(numbers) for numbers in zip((0.0, 0.0), *pairs, strict=True))
+    return above / below if below else None
 
 
 def _row_norms(x: mx.array) -> mx.array:
     return mx.linalg.norm(x.astype(mx.float32), axis=-1)
+
+
+def _number(scalar: mx.array) -> float:
+    return cast(float, scalar.item())

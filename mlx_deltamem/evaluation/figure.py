@@ -1,4 +1,4 @@
-"""An evaluation as figures: the scores under each condition, and the curves of forgetting."""
+"""The figures of an evaluation: the scores under each condition, and the scores as functions of labels."""
 
 import math
 from collections.abc import Sequence
@@ -10,15 +10,18 @@ from matplotlib.ticker import MaxNLocator
 
 from mlx_deltamem.evaluation.analysis import Curve, Result
 from mlx_deltamem.evaluation.statistics import Estimate
-from mlx_deltamem.show.style import BLUE, GREEN, GREY, VERMILLION, WIDTH, add_title, save_figure, styled
+from mlx_deltamem.show.style import BLUE, GREEN, GREY, VERMILLION, WIDTH, LineStyle, add_title, save_figure, styled
 
-# Inches; the last is the room for names that stand upright.
+# Inches: the height of the figure of scores, of a row of curves, and of the room for names written upright.
 _HEIGHT, _CURVE_HEIGHT, _UPRIGHT = 2.6, 2.4, 1.2
+# Curves in a row.
 _ACROSS = 2
 # More of Okabe and Ito's colours.
 _ORANGE, _SKY, _PURPLE, _BROWN = "#E69F00", "#56B4E9", "#CC79A7", "#8C564B"
-# What is the same in all figures: text solid, memory dashed, controls dotted.
-_STYLES = {
+
+
+# Lines are solid with the history in the text, dashed with the history in the memory, and dotted for controls.
+_STYLES: dict[str, LineStyle] = {
     "base": {"color": "black", "linestyle": "-", "marker": "o"},
     "full": {"color": BLUE, "linestyle": "-", "marker": "s"},
     "replay": {"color": _SKY, "linestyle": "-", "marker": "D"},
@@ -28,23 +31,23 @@ _STYLES = {
     "shuffled": {"color": _PURPLE, "linestyle": ":", "marker": "P"},
     "chat": {"color": _ORANGE, "linestyle": "-.", "marker": "*"},
 }
-# Chats that keep some of their text, whatever they are called.
-_CHAT_WITH_TEXT = {"color": _BROWN, "linestyle": "-.", "marker": "h"}
+# Chats that keep some of their text (`chat-256` and the like).
+_CHAT_WITH_TEXT: LineStyle = {"color": _BROWN, "linestyle": "-.", "marker": "h"}
 _HATCHES = {"zeroed": "//", "shuffled": "\\\\", "none": ".."}
-# Of the room that a group of bars has.
+# The share of a group's room that its bars fill.
 _BARS = 0.8
-# The most groups whose names have room side by side.
+# With more groups, their names are written upright.
 _MOST_LEVEL = 6
 
 
 def draw(result: Result, folder: Path) -> list[str]:
-    """Draw a task's results to files in a folder.
+    """Draw the results of a task to files in a folder.
 
     Returns:
-        Their names.
+        The names of the files.
 
     Raises:
-        OSError: A file cannot be written; what was there is still there.
+        OSError: A file cannot be written. An old file of that name is unchanged.
     """
     figures = {f"{result.task.name}.png": scores_figure(result)}
     if result.curves:
@@ -56,7 +59,7 @@ def draw(result: Result, folder: Path) -> list[str]:
 
 @styled
 def scores_figure(result: Result) -> Figure:
-    """Draw the main score under each condition: of all questions, and of each category and value of a label."""
+    """Draw the main score under each condition, for all questions, each category and each value of a label."""
     groups = [("all", result.whole), *((subset.name, subset) for subset in result.categories)]
     for label, subsets in result.breakdowns.items():
         groups += [(f"{label}\n{subset.name}", subset) for subset in subsets]
@@ -91,10 +94,10 @@ def scores_figure(result: Result) -> Figure:
 
 @styled
 def curves_figure(result: Result) -> Figure:
-    """Draw the main score against each label that is a number."""
+    """Draw the main score as a function of each label that is a number."""
     down = math.ceil(len(result.curves) / _ACROSS)
     figure = Figure(figsize=(WIDTH, _CURVE_HEIGHT * down), layout="constrained")
-    add_title(figure, f"{result.task.title}: what it depends on, with 95 % intervals")
+    add_title(figure, f"{result.task.title}: scores by label, with 95 % intervals")
     grid = figure.subplots(down, min(_ACROSS, len(result.curves)), squeeze=False).flatten()
     for axes, curve in zip(grid, result.curves, strict=False):
         _curve(axes, curve)
@@ -124,7 +127,7 @@ def _curve(axes: Axes, curve: Curve) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
-def _style(condition: str) -> dict[str, str]:
+def _style(condition: str) -> LineStyle:
     return _STYLES.get(condition, _CHAT_WITH_TEXT)
 
 

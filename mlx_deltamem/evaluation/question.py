@@ -1,13 +1,13 @@
-"""A question about a history: what every task gives, and every condition takes."""
+"""Questions about a history: every task produces them, and every condition can ask them."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mlx_deltamem.sessions.template import Message
+from mlx_deltamem.sessions.messages import Message
 
-# Hexadecimal digits.
+# Hexadecimal digits of a digest.
 _DIGEST = 16
 
 Labels = Mapping[str, float | str]
@@ -15,29 +15,28 @@ Labels = Mapping[str, float | str]
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a history. It is asked on its own, as if no other one had been.
+    """A question about a history. Each question is asked independently of all others.
 
-    Its history is given in one of two ways: in the memory, or in the text. In the text it is either the beginning of
-    the user's message (`context`, where a benchmark has a prompt of its own), or messages before the question.
+    The model gets the history in the memory or in the text. In the text, the history is either the beginning of the
+    user's message (`context`, for benchmarks that define their own prompt) or the messages before the question.
 
     Attributes:
-        id: Unique within its task, and the same whenever the task is run with the same settings.
-        group: Questions of one group have the same `history` and the same `context`, which are run once for all of
-            them. A group is one sample of the data: what is resampled together where intervals are computed.
-        history: What came before, oldest first, as messages of a chat; what the memory reads. System prompts at its
-            beginning belong to every prompt, in all conditions; so there may be nothing else in it.
-        context: The history as the text that the user's message begins with where the history is in the text; "": it is
-            given as `history`, messages before the user's.
-        question: The user's message where the history is not in the text.
-        question_with_context: The rest of the user's message where it begins with `context`: the message is
-            `context + question_with_context`. Not used where `context` is "".
-        golds: The accepted answers, at least one. A reply that is any of them has the full score.
-        category: A row of the task's table, for example "temporal" or "updated".
+        id: Unique within the task, and the same in every run of the task with the same settings.
+        group: Questions of one group share `history` and `context`, which are run once for the whole group. A group is
+            one sample of the data: the bootstrap draws its questions together.
+        history: The messages before the question, oldest first. The memory reads them. System prompts at the beginning
+            are part of the prompt in every condition; a history may consist of them alone.
+        context: The history as text at the beginning of the user's message. "" means that a history in the text is
+            given as the messages of `history`.
+        question: The user's message in conditions without the history in the text.
+        question_with_context: The rest of the user's message after `context`. It is not used if `context` is "".
+        golds: The accepted answers, at least one. A reply equal to any of them has the full score.
+        category: The row of the task's table that the question counts in, for example "temporal" or "updated".
         max_tokens: The longest reply, in tokens.
-        labels: What else is known of it, for breakdowns (texts) and curves (numbers): "distance_turns", "level" ...
-        index: Its place in the official order of the data, which seeds of sampling are counted from.
-        given_replies: The places in `history` of replies that are told word for word in a chat too, where the model
-            makes all others itself.
+        labels: Further properties: texts for breakdowns ("level") and numbers for curves ("distance_turns").
+        index: The place in the official order of the data. The sampling seed of a reply is the run's seed plus it.
+        given_replies: The indices in `history` of replies that the chat conditions use word for word. The model writes
+            all other replies of a chat itself.
     """
 
     id: str
@@ -60,14 +59,14 @@ class Question:
 
     @property
     def told(self) -> bool:
-        """Whether there is a history: more than system prompts."""
+        """Whether there is a history beyond the system prompts."""
         return bool(self.context) or len(self.history) > len(self.system)
 
     def messages(self, with_history: bool) -> list[Message]:
-        """The prompt: a chat whose last message is the user's.
+        """The messages of the prompt. The last one is the user's.
 
         Args:
-            with_history: Whether the history is in the text.
+            with_history: Whether the prompt contains the history as text.
         """
         if not with_history:
             return [*self.system, user_message(self.question)]
@@ -75,21 +74,35 @@ class Question:
             return [*self.system, user_message(self.context + self.question_with_context)]
         return [*self.history, user_message(self.question)]
 
+    def text_label(self, name: str) -> str:
+        """The value of a label that is a text.
+
+        Raises:
+            KeyError: The question has no such label.
+        """
+        return str(self.labels[name])
+
 
 def leading_system_prompts(messages: Sequence[Message]) -> int:
-    """How many messages at the beginning of a chat are system prompts."""
+    """The number of system prompts at the beginning of a chat."""
     return next((index for index, message in enumerate(messages) if message["role"] != "system"), len(messages))
 
 
 def digests(questions: Iterable[Question]) -> dict[str, str]:
-    """For each question, by its id, a text that changes with anything in it or in its history."""
-    found, told, history = {}, None, ""
+    """Hash every question together with its history.
+
+    Returns:
+        By question id, 16 hexadecimal digits that depend on every field of the question.
+    """
+    found: dict[str, str] = {}
+    hashed: tuple[object, object] | None = None
+    history = ""
     for question in questions:
         own = dict(vars(question))
         shared = own.pop("history"), own.pop("context")
-        # The same of all questions of a group, and long.
-        if shared != told:
-            told, history = shared, _digest(shared)
+        # Long, and the same for all questions of a group: hashed once per group.
+        if shared != hashed:
+            hashed, history = shared, _digest(shared)
         found[question.id] = _digest((history, own))
     return found
 

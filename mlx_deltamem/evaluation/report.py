@@ -1,153 +1,99 @@
-"""The report of a run: `report.md`, for people, and `results.json`, for programs and for the adapter's model card."""
+"""The results of an evaluation for people: the file `report.md`, and the tables on the terminal."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from rich.table import Table
+
 from mlx_deltamem.evaluation.analysis import Result, Subset
-from mlx_deltamem.evaluation.conditions import condition_named
-from mlx_deltamem.evaluation.costs import Costs
+from mlx_deltamem.evaluation.conditions import parse_conditions
+from mlx_deltamem.evaluation.effects import Costs
 from mlx_deltamem.evaluation.markdown import table
+from mlx_deltamem.evaluation.results import Evaluation
 from mlx_deltamem.evaluation.statistics import RESAMPLES, Estimate
-from mlx_deltamem.evaluation.tasks.health_report import NAME, Health, health_document, health_section
+from mlx_deltamem.evaluation.tasks.health_report import health_section
 from mlx_deltamem.files.atomic import new_file
+from mlx_deltamem.show.tables import columns
 
 REPORT_FILE = "report.md"
-_NOTES = f"""Scores are in percent, with 95 % intervals of a paired bootstrap ({RESAMPLES:,} resamples): what is drawn
-is a group of questions about one history, the same for all conditions. Where all scores are 0, or all 100, the
-interval is that of a binomial distribution. Where all questions are about one history, they are drawn one by one, and
-the intervals hold for that history only. A difference whose interval leaves 0 out is in bold; one that is the same for
-all questions has an interval without width, which tells nothing of other questions.
+_NOTES = f"""Scores are in percent, with 95 % intervals of a paired bootstrap ({RESAMPLES:,} resamples). The bootstrap
+draws groups of questions about one history, the same groups for all conditions. If all scores are 0, or all are 100,
+the interval is that of a binomial distribution. If all questions are about one history, the bootstrap draws single
+questions, and the intervals hold for that history only. A difference is in bold if its interval does not contain 0. A
+difference that is the same for all questions has an interval of width 0, which says nothing about other questions.
 
-Every question begins from a cache and a memory of its own, whatever was asked before it.
+Every question starts with a separate cache and memory. Earlier questions have no effect on it.
 
-Under `base` and `none` the memory is attached and stays empty, where it is an exact no-op: their speeds have its cost
-in them (`mlx_deltamem.benchmark` measures speeds). β is of the tokens of histories as they are written, ‖S‖ of the
-states just before a question, ‖Δo‖ / ‖o‖ of the tokens of questions: means over the layers."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """All results of a run.
-
-    Attributes:
-        model, adapter: Their names.
-        settings: What decides the records, by name.
-        results: By task.
-        costs: By task and condition.
-        pictures: By task, the names of files beside the report.
-        health: What the adapter does to the model; None where that was not asked.
-    """
-
-    model: str
-    adapter: str
-    settings: Mapping[str, object]
-    results: Sequence[Result]
-    costs: Mapping[tuple[str, str], Costs]
-    pictures: Mapping[str, Sequence[str]]
-    health: Health | None = None
+Under `base` and `none` the memory is attached and stays empty. It then changes no output, but the speeds include its
+cost (`mlx_deltamem.benchmark` measures speeds). β is the mean over the tokens of histories as they are written, ‖S‖
+over the states just before a question, and ‖Δo‖ / ‖o‖ over the tokens of questions; all three are means over the
+layers."""
 
 
-def write_results(report: Report, path: Path) -> None:
-    """Write `results.json`, whose `results` a model card shows.
-
-    Raises:
-        OSError: It cannot be written; what was there is still there.
-    """
-    document = {
-        "model": report.model,
-        "adapter": report.adapter,
-        "settings": report.settings,
-        "results": [row for result in report.results for row in _rows(result)],
-        "differences": [row for result in report.results for row in _difference_rows(result)],
-        "costs": [
-            {"task": task, "condition": condition, **asdict(costs)} for (task, condition), costs in report.costs.items()
-        ],
-        "published": [
-            {"task": result.task.name, **asdict(each)} for result in report.results for each in result.task.published
-        ],
-    }
-    if report.health is not None:
-        document[NAME] = health_document(report.health)
-    with new_file(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def write_report(report: Report, path: Path) -> None:
+def write_report(evaluation: Evaluation, pictures: Mapping[str, Sequence[str]], path: Path) -> None:
     """Write `report.md`.
 
+    Args:
+        evaluation: The results.
+        pictures: By task, the names of the picture files in the folder of the report.
+        path: The file.
+
     Raises:
-        OSError: It cannot be written; what was there is still there.
+        OSError: The file cannot be written. An old file is unchanged.
     """
-    parts = [f"# {report.adapter} on {report.model}"]
-    if report.results:
-        parts += [_NOTES, _conditions(report)]
-    for result in report.results:
-        parts += _sections(result, report)
-    if report.health is not None:
-        parts.append(health_section(report.health))
+    parts = [f"# {evaluation.adapter} on {evaluation.model}"]
+    if evaluation.results:
+        parts += [_NOTES, _conditions(evaluation)]
+    for result in evaluation.results:
+        costs = {condition: costs for (task, condition), costs in evaluation.costs.items() if task == result.task.name}
+        parts += _sections(result, costs, pictures.get(result.task.name, ()))
+    if evaluation.health is not None:
+        parts.append(health_section(evaluation.health))
     with new_file(path) as temporary:
         temporary.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
-def _rows(result: Result) -> Iterable[dict[str, object]]:
-    """The means of a task as rows of `results.json`; of subsets the main score only."""
-    for name, subset in _named_subsets(result):
-        for (condition, metric), estimate in subset.means.items():
-            if not name or metric == result.metrics[0]:
-                yield {
-                    "task": f"{result.task.name}, {name}" if name else result.task.name,
-                    "condition": condition,
-                    "metric": metric,
-                    "value": estimate.value,
-                    "interval": [estimate.low, estimate.high],
-                    "questions": estimate.questions,
-                }
+def result_tables(result: Result) -> list[Table]:
+    """The tables of a task on the terminal: the main score under each condition, and the differences."""
+    main = result.metrics[0]
+    subsets = [("all", result.whole), *((subset.name, subset) for subset in result.categories)]
+    subsets += [(f"{label} {each.name}", each) for label, found in result.breakdowns.items() for each in found]
+    scores = columns(f"{result.task.title}: {main}, in percent", "questions", *result.conditions, texts=(0,))
+    for name, subset in subsets:
+        means = [subset.means[condition, main] for condition in result.conditions]
+        cells = [f"{mean.value:.1f}\n{mean.low:.0f}–{mean.high:.0f}" for mean in means]
+        scores.add_row(f"{name}: {means[0].questions:,}", *cells)
+    if not result.whole.differences:
+        return [scores]
+    differences = columns("Differences", "", main, "95 % interval", texts=(0,))
+    for (one, other), each in result.whole.differences.items():
+        differences.add_row(f"{one} − {other}", f"{each.value:+.1f}", f"{each.low:+.1f} to {each.high:+.1f}")
+    return [scores, differences]
 
 
-def _difference_rows(result: Result) -> Iterable[dict[str, object]]:
-    for name, subset in _named_subsets(result):
-        for (one, other), estimate in subset.differences.items():
-            yield {
-                "task": f"{result.task.name}, {name}" if name else result.task.name,
-                "conditions": [one, other],
-                "metric": result.metrics[0],
-                "value": estimate.value,
-                "interval": [estimate.low, estimate.high],
-                "questions": estimate.questions,
-            }
+def _conditions(evaluation: Evaluation) -> str:
+    asked = parse_conditions([name for result in evaluation.results for name in result.conditions])
+    rows = [(condition.name, condition.meaning) for condition in asked]
+    return "## Conditions\n\n" + table(("condition", "what the model is given"), rows)
 
 
-def _named_subsets(result: Result) -> Iterable[tuple[str, Subset]]:
-    yield "", result.whole
-    for subset in result.categories:
-        yield subset.name, subset
-    for label, subsets in result.breakdowns.items():
-        for subset in subsets:
-            yield f"{label} {subset.name}", subset
+def _sections(result: Result, costs: Mapping[str, Costs], pictures: Sequence[str]) -> list[str]:
+    """The report of one task.
 
-
-def _conditions(report: Report) -> str:
-    names = dict.fromkeys(name for result in report.results for name in result.conditions)
-    return "## Conditions\n\n" + table(
-        ("condition", "what the model is given"), [(n, condition_named(n).meaning) for n in names]
-    )
-
-
-def _sections(result: Result, report: Report) -> list[str]:
-    """The report of one task."""
-    task = result.task
-    pictures = [f"![{name}]({name})" for name in report.pictures.get(task.name, ())]
+    Args:
+        result: The results of the task.
+        costs: The costs, by condition.
+        pictures: The names of the picture files.
+    """
     return [
-        f"## {task.title}",
+        f"## {result.task.title}",
         _scores(result),
-        *pictures,
+        *(f"![{name}]({name})" for name in pictures),
         *(_subsets(result, name, subsets) for name, subsets in _tables_of_subsets(result)),
         _differences(result),
-        _costs(result, report),
+        _costs(result, costs),
         _published(result),
-        "\n".join(f"- {sentence}" for sentence in task.differences),
+        "\n".join(f"- {sentence}" for sentence in result.task.differences),
     ]
 
 
@@ -164,7 +110,7 @@ def _scores(result: Result) -> str:
     return table(titles, rows) + note
 
 
-def _tables_of_subsets(result: Result) -> Iterable[tuple[str, Sequence[Subset]]]:
+def _tables_of_subsets(result: Result) -> Iterator[tuple[str, Sequence[Subset]]]:
     if result.categories:
         yield "category", result.categories
     yield from result.breakdowns.items()
@@ -192,33 +138,33 @@ def _differences(result: Result) -> str:
     return f"### Differences\n\n{table(titles, rows)}"
 
 
-def _costs(result: Result, report: Report) -> str:
-    rows = []
-    for condition in result.conditions:
-        costs = report.costs.get((result.task.name, condition))
-        if costs is not None:
-            numbers = (
-                costs.prompt_tps,
-                costs.reply_tps,
-                costs.peak_memory / 1e6,
-                costs.write,
-                costs.norm,
-                costs.correction,
-            )
-            rows.append([condition, *map(_number, numbers)])
+def _costs(result: Result, costs: Mapping[str, Costs]) -> str:
+    known = [(condition, costs[condition]) for condition in result.conditions if condition in costs]
+    if not known:
+        return ""
+    rows = [
+        (
+            condition,
+            _number(each.prompt_tps),
+            _number(each.reply_tps),
+            _number(each.peak_memory / 1e6),
+            _number(each.write),
+            _number(each.norm),
+            _number(each.correction),
+        )
+        for condition, each in known
+    ]
     titles = ("condition", "tokens/s read", "tokens/s generated", "peak memory, MB", "β", "‖S‖", "‖Δo‖ / ‖o‖")
-    return "\n\n".join(["### Cost and effect", table(titles, rows), *_too_long(result, report)]) if rows else ""
-
-
-def _too_long(result: Result, report: Report) -> Iterable[str]:
-    for condition in result.conditions:
-        costs = report.costs.get((result.task.name, condition))
-        if costs is not None and costs.beyond_window:
-            yield f"{costs.beyond_window:,} prompts under `{condition}` were longer than the model's window."
+    too_long = [
+        f"{each.beyond_window:,} prompts under `{condition}` were longer than the model's window."
+        for condition, each in known
+        if each.beyond_window
+    ]
+    return "\n\n".join(["### Cost and effect", table(titles, rows), *too_long])
 
 
 def _published(result: Result) -> str:
-    """Published numbers, and ours of the condition that each is to be compared with."""
+    """The published scores, each beside the score of the condition that it is to be compared with."""
     subsets = {"": result.whole} | {subset.name: subset for subset in result.categories}
     rows = []
     for each in result.task.published:
@@ -230,8 +176,8 @@ def _published(result: Result) -> str:
         return ""
     titles = ("method", "category", "score", "published", "our condition", "ours", "source")
     return (
-        "### Published numbers beside ours\n\nThey are of other models, and not to be compared where protocols differ; "
-        f"see the list below.\n\n{table(titles, rows)}"
+        "### Published numbers beside ours\n\nThey belong to other models. Do not compare them where the protocols "
+        f"differ; the list below says where.\n\n{table(titles, rows)}"
     )
 
 

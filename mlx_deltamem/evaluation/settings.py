@@ -1,8 +1,9 @@
-"""What decides the records of a run, kept beside them, so that a run goes on only where it would give the same ones."""
+"""The settings file of a run. A run can be continued only with settings that give the same records."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypedDict, cast
 
 from mlx_deltamem.adapters.fingerprint import Origin
 from mlx_deltamem.files.atomic import new_file
@@ -10,48 +11,66 @@ from mlx_deltamem.files.atomic import new_file
 SETTINGS_FILE = "settings.json"
 
 
+class RunSettings(TypedDict):
+    """The content of the settings file.
+
+    Keys:
+        backbone, adapter, tokenizer: Their fingerprints, see `Origin`.
+        plan: The settings of all tasks, by name.
+        tasks: The settings of each task, by the task's name.
+    """
+
+    backbone: str
+    adapter: str
+    tokenizer: str
+    plan: object
+    tasks: dict[str, object]
+
+
 def compare_settings(
     folder: Path, origin: Origin, plan: Mapping[str, object], tasks: Mapping[str, object]
-) -> dict[str, object]:
-    """Compare the settings of a run with those that its folder has.
+) -> RunSettings:
+    """Compare the settings of a run with the settings file in its folder, if there is one.
 
     Args:
         folder: The run's folder.
-        origin: The model, the adapter and the tokenizer.
-        plan: What holds for all tasks.
-        tasks: By name, what decides a task's records, beside its questions (see `Run.check`).
+        origin: The fingerprints of the model, the adapter and the tokenizer.
+        plan: The settings that hold for all tasks.
+        tasks: By name, the settings of each task. The questions are compared by `EvaluationRun.check`.
 
     Returns:
-        Those to keep in the folder: with the tasks that are new there, and those that it had.
+        The settings to keep in the folder: those of the file and of the new tasks.
 
     Raises:
-        ValueError: The folder's run has others.
-        OSError: They cannot be read.
+        ValueError: The folder's run has other settings, or the file is damaged.
+        OSError: The file cannot be read.
     """
     path = folder / SETTINGS_FILE
-    present = {
+    present: RunSettings = {
         "backbone": origin.backbone,
         "adapter": origin.adapter,
         "tokenizer": origin.tokenizer,
+        # As they are read from the file: tuples are lists there.
         "plan": json.loads(json.dumps(plan)),
         "tasks": json.loads(json.dumps(tasks)),
     }
     if path.exists():
         earlier = _read(path)
-        for name in ("backbone", "adapter", "tokenizer", "plan"):
-            _compare(folder, name, earlier[name], present[name])
-        for name, settings in earlier["tasks"].items():
-            if name in tasks:
-                _compare(folder, name, settings, present["tasks"][name])
+        _compare(folder, "backbone", earlier["backbone"], present["backbone"])
+        _compare(folder, "adapter", earlier["adapter"], present["adapter"])
+        _compare(folder, "tokenizer", earlier["tokenizer"], present["tokenizer"])
+        _compare(folder, "plan", earlier["plan"], present["plan"])
+        for name in [name for name in earlier["tasks"] if name in tasks]:
+            _compare(folder, name, earlier["tasks"][name], present["tasks"][name])
         present["tasks"] = earlier["tasks"] | present["tasks"]
     return present
 
 
-def keep_settings(folder: Path, settings: Mapping[str, object]) -> None:
+def keep_settings(folder: Path, settings: RunSettings) -> None:
     """Write the settings of a run into its folder.
 
     Raises:
-        OSError: They cannot be written.
+        OSError: The file cannot be written.
     """
     with new_file(folder / SETTINGS_FILE) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -64,15 +83,15 @@ def _compare(folder: Path, name: str, earlier: object, present: object) -> None:
     if isinstance(earlier, dict) and isinstance(present, dict):
         changed = [key for key in {**earlier, **present} if earlier.get(key) != present.get(key)]
         which = f"{name} ({', '.join(changed)})"
-    raise ValueError(f"the run in {folder} has another {which}; leave it as it was, or name a new folder")
+    raise ValueError(f"the run in {folder} has another {which}; use the same, or name a new folder")
 
 
-def _read(path: Path) -> dict:
+def _read(path: Path) -> RunSettings:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         complete = isinstance(found["tasks"], dict) and {"backbone", "adapter", "tokenizer", "plan"} <= found.keys()
     except (ValueError, TypeError, KeyError):
         complete = False
     if not complete:
-        raise ValueError(f"{path} is damaged; expected the settings of a run: remove the folder and begin anew")
-    return found
+        raise ValueError(f"{path} is damaged; expected the settings of a run; remove the folder and start again")
+    return cast(RunSettings, found)

@@ -1,4 +1,4 @@
-"""Means with 95 % intervals, and those of differences, by a paired bootstrap."""
+"""Means and differences with 95 % intervals, by a paired bootstrap."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,19 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 10_000
-# Rows of resamples to hold at a time.
+# Resamples that are held in memory at a time.
 _ROWS = 500
+# The percentiles at the ends of the interval.
 _TAILS = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, or a difference of two, in percent.
+    """A mean, or the difference of two means, in percent.
 
     Attributes:
         value: The estimate.
-        low, high: Its 95 % interval.
-        questions: How many questions it is of.
+        low, high: The 95 % interval.
+        questions: The number of questions.
     """
 
     value: float
@@ -28,19 +29,19 @@ class Estimate:
 
 
 class Bootstrap:
-    """Resampled means of several conditions, the same questions of all in each resample.
+    """Resampled means of several conditions. Each resample has the same questions under all conditions.
 
-    What is resampled are groups of questions, with all of their questions: questions about one history share its luck.
-    Where there is one group only, it is the questions, and what is known is about that one history.
+    Groups of questions are drawn as a whole, because the scores of questions about one history are correlated. If
+    there is only one group, single questions are drawn; the intervals then hold for that history only.
 
-    Where all scores of a condition are 0, or all are 1, resamples are all alike: the interval is then the exact one of
-    a binomial distribution (Clopper and Pearson), each unit that is drawn being one trial.
+    If all scores of a condition are 0, or all are 1, all resamples are equal. The interval is then the exact one of a
+    binomial distribution (Clopper and Pearson), with each drawn unit as one trial.
 
     Args:
-        scores: `[C, Q]`, of C conditions and Q questions, from 0 to 1.
+        scores: `[C, Q]`, the scores of C conditions and Q questions, from 0 to 1.
         groups: The group of each question.
-        seed: Decides the resamples.
-        resamples: How many.
+        seed: The seed of the resamples.
+        resamples: The number of resamples.
     """
 
     def __init__(self, scores: np.ndarray, groups: Sequence[str], seed: int, resamples: int = RESAMPLES):
@@ -56,16 +57,17 @@ class Bootstrap:
         self._resampled = _resample(sums, counts, np.random.default_rng(seed), resamples)
 
     def mean(self, condition: int) -> Estimate:
-        """The mean of a condition."""
+        """The mean of a condition, given by its index."""
         lowest, highest = (float(extreme[condition]) for extreme in self._extremes)
         if lowest == highest and lowest in (0.0, 1.0):
-            # The share at which as many trials come out alike with a chance of 2.5 %.
+            # At this share of successes, all trials succeed with a probability of 2.5 %.
             share = 100 * (_TAILS[0] / 100) ** (1 / self._units)
-            return Estimate(100 * lowest, *((share, 100.0) if lowest else (0.0, 100 - share)), self._questions)
+            low, high = (share, 100.0) if lowest else (0.0, 100 - share)
+            return Estimate(100 * lowest, low, high, self._questions)
         return self._estimate(self._means[condition], self._resampled[condition])
 
     def difference(self, one: int, other: int) -> Estimate:
-        """How much larger the mean of one condition is than that of another."""
+        """The mean of one condition minus the mean of another, both given by their indices."""
         return self._estimate(self._means[one] - self._means[other], self._resampled[one] - self._resampled[other])
 
     def _estimate(self, value: float, resampled: np.ndarray) -> Estimate:
@@ -74,13 +76,13 @@ class Bootstrap:
 
 
 def mean_interval(sums: np.ndarray, counts: np.ndarray, seed: int, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """The 95 % interval of a mean over all members of U units, which are drawn as a whole.
+    """The 95 % interval of a mean over the members of U units. Units are drawn as a whole.
 
     Args:
         sums: `[U]`, the sum over the members of each unit.
-        counts: `[U]`, how many these are.
-        seed: Decides the resamples.
-        resamples: How many.
+        counts: `[U]`, the number of members of each unit.
+        seed: The seed of the resamples.
+        resamples: The number of resamples.
     """
     resampled = _resample(sums[None], counts.astype(float), np.random.default_rng(seed), resamples)[0]
     low, high = np.percentile(resampled, _TAILS)
@@ -88,7 +90,7 @@ def mean_interval(sums: np.ndarray, counts: np.ndarray, seed: int, resamples: in
 
 
 def _resample(sums: np.ndarray, counts: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
-    """`[C, R]` means of units that are drawn with replacement; `sums` is `[C, U]` and `counts` `[U]`."""
+    """Draw units with replacement, R times: from `sums` `[C, U]` and `counts` `[U]` to the means `[C, R]`."""
     parts = []
     for begin in range(0, resamples, _ROWS):
         rows = min(_ROWS, resamples - begin)

@@ -1,40 +1,31 @@
-"""What a task is: questions, the rule that scores replies to them, and what is published about it.
+"""The base class of tasks: questions, the rule that scores the replies, and a description for the report.
 
 A task is a frozen dataclass. Its fields are its options: the field `filler` of the task `recall` is the option
-`--recall-filler` of the command, and all of them decide whether a run may be resumed.
+`--recall-filler` of the command. A run can be continued only with options that give the same questions.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_deltamem.evaluation.published import Published, published_scores
 from mlx_deltamem.evaluation.question import Question
-
-OptionValue = bool | int | float | str | tuple[int, ...] | tuple[str, ...] | None
-
-
-def option(
-    default: OptionValue, text: str, choices: tuple[str, ...] = (), kind: type = str, count: int | None = None
-) -> object:
-    """A field of a task that is an option of the command.
-
-    Args:
-        default: Its default, whose type is the option's. A tuple makes an option of several values.
-        text: The option's help.
-        choices: What it may be, each of several values.
-        kind: The type of its values where the default does not tell: it is None or an empty tuple.
-        count: How many values a tuple has; None: any number.
-    """
-    return field(default=default, metadata={"help": text, "choices": choices, "kind": kind, "count": count})
+from mlx_deltamem.options.option import check_options
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How replies are drawn. A temperature of 0 takes the likeliest token, and nothing else matters then."""
+    """How the tokens of a reply are drawn.
+
+    Attributes:
+        temp: The temperature. At 0 the likeliest token is taken, and `top_p` and `top_k` have no effect.
+        top_p: Draw from the likeliest tokens that reach this total probability; 1 means from all tokens.
+        top_k: Draw from this many likeliest tokens; 0 means from all tokens.
+    """
 
     temp: float = 0.0
     top_p: float = 1.0
@@ -42,33 +33,12 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published number.
-
-    Attributes:
-        method: Whose it is: "backbone", "δ-mem TSW" ...
-        condition: The condition of ours that it is to be compared with, or "" where there is none.
-        category: Of the task's questions; "" for all.
-        metric: The name of the score.
-        value: In percent.
-        source: Where it is published, with the backbone.
-    """
-
-    method: str
-    condition: str
-    category: str
-    metric: str
-    value: float
-    source: str
-
-
-@dataclass(frozen=True)
 class Backbone:
-    """What questions may depend on: how the model counts tokens, and how many it can see.
+    """The properties of the model that questions may depend on.
 
     Attributes:
         tokenizer: mlx-lm's tokenizer.
-        window: The longest text in tokens; None where the model does not tell.
+        window: The longest text in tokens; None if the model does not state it.
     """
 
     tokenizer: TokenizerWrapper
@@ -76,7 +46,7 @@ class Backbone:
 
 
 class Described(Protocol):
-    """What a report tells of a task, and needs to know of it; the attributes are those of `Task`."""
+    """The part of a `Task` that the analysis and the report use."""
 
     @property
     def name(self) -> str: ...
@@ -102,19 +72,18 @@ class Described(Protocol):
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A set of questions, and the rule that scores replies to them.
+    """A set of questions, and the rule that scores the replies.
 
     Attributes:
-        name: As in `--tasks`.
-        title: For the report's heading.
-        source: Where the data come from, for `--help` and the report.
-        sampling: How replies are drawn, unless the command says otherwise.
-        stop: Texts that end a reply, and are no part of it.
-        breakdowns: Labels of questions that get a table each, beside the one of categories.
-        curves: Labels of questions (numbers) that scores are drawn against.
+        name: The name of the task in `--tasks`.
+        title: The heading in the report.
+        source: The origin of the data, for `--help`; "" for a task without data.
+        stop: Texts that end a reply. They are not part of the reply.
+        breakdowns: Labels of the questions. Each gets a table, beside the table of categories.
+        curves: Labels of the questions that are numbers. Scores are plotted against each.
         outside_mean: Categories that the mean over all questions leaves out.
-        data: The file or folder of the data (`--data NAME=PATH`); None where the task needs none or finds its own.
-        seed: Decides what is drawn at random in the questions (`--seed`).
+        data: The file or folder of the data (`--data NAME=PATH`). None: the task has no data, or downloads them.
+        seed: The seed of the random choices in the questions (`--seed`).
     """
 
     name: ClassVar[str]
@@ -128,32 +97,37 @@ class Task(ABC):
     data: Path | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_options(self, f"{self.name}-")
+
     @property
     def sampling(self) -> Sampling:
+        """How replies are drawn, for options that the command does not set."""
         return Sampling()
 
     @property
     def published(self) -> tuple[Published, ...]:
-        """Published numbers of this task, for the report."""
-        return ()
+        """The published scores of this task, for the report."""
+        return published_scores(self.name)
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """What our protocol does otherwise than the published one, a sentence each, with the present options."""
+        """Where the protocol differs from the published one under the options of this task, one sentence each."""
         return ()
 
     @abstractmethod
     def questions(self, backbone: Backbone) -> Iterator[Question]:
-        """The questions, those of a group one after the other.
+        """Yield the questions. The questions of a group follow each other.
 
         Raises:
-            FileNotFoundError: There are no such data.
-            ValueError: The data are damaged or of another kind, or the options cannot be met.
+            FileNotFoundError: The data do not exist.
+            ValueError: The data are damaged or of another kind, or the options are impossible.
         """
 
     @abstractmethod
     def score(self, question: Question, reply: str) -> Mapping[str, float]:
-        """Scores from 0 to 1 by metric. The first is the task's main one; all questions have the same metrics.
+        """Score a reply, by metric, from 0 to 1.
 
-        Every one of a question's golds scores 1, and an empty reply 0.
+        The first metric is the task's main one. All questions have the same metrics. A reply that equals one of the
+        question's golds scores 1, and an empty reply scores 0.
         """

@@ -1,10 +1,14 @@
-"""Small questions, and stand-ins for a model, for tests of the evaluation."""
+"""Small questions, a small task, and ways to ask them, for tests of the evaluation."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from mlx_deltamem import load
+from mlx_deltamem.evaluation.asking import Asker, Job, Manner
+from mlx_deltamem.evaluation.conditions import CONDITIONS, partner_groups
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Backbone, Task
+from tests.conftest import adapter, backbone
 
 
 def chat(*contents: str) -> tuple[dict[str, str], ...]:
@@ -43,7 +47,7 @@ def questions(groups: int = 3, each: int = 2, in_prompt: bool = False, max_token
 
 @dataclass(frozen=True)
 class Small(Task):
-    """A task of such questions; right is a reply that has an e in it, for want of sense in tiny models' replies."""
+    """A task of small questions. A reply with an e in it is right, because replies of tiny models make no sense."""
 
     name = "small"
     title = "A small task"
@@ -55,3 +59,26 @@ class Small(Task):
 
     def score(self, question: Question, reply: str) -> Mapping[str, float]:
         return {"right": float("e" in reply), "length": min(len(reply) / 10, 1.0)}
+
+
+_LOADED: dict[str, tuple] = {}
+
+
+def loaded(name: str = "qwen3_tsw_qo") -> tuple:
+    if name not in _LOADED:
+        _LOADED[name] = load(backbone(), adapter=adapter(name))
+    return _LOADED[name]
+
+
+def asker(asked: list[Question], name: str = "qwen3_tsw_qo", manner: Manner | None = None) -> Asker:
+    model, tokenizer = loaded(name)
+    groups = list(dict.fromkeys(question.group for question in asked))
+    partners = partner_groups(groups, 0) if len(groups) > 1 else {}
+    return Asker(model, tokenizer, manner or Manner(), {each.group: each for each in asked}, partners)
+
+
+def replies(asked: list[Question], condition: str, name: str = "qwen3_tsw_qo", batch: int = 1, **manner) -> list[str]:
+    one = asker(asked, name, Manner(**manner))
+    jobs = [Job(question, 5) for question in asked]
+    parts = [one.ask(jobs[at : at + batch], CONDITIONS[condition])[0] for at in range(0, len(jobs), batch)]
+    return [reply.text for part in parts for reply in part]

@@ -1,6 +1,13 @@
 import pytest
 
-from mlx_deltamem.evaluation.tasks.answers import first_line, locomo_tokens, span_tokens, squad_tokens, token_f1
+from mlx_deltamem.evaluation.tasks.answers import (
+    first_line,
+    locomo_tokens,
+    porter_stem,
+    span_tokens,
+    squad_tokens,
+    token_f1,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +32,9 @@ def test_stems_of_locomo():
     assert locomo_tokens("á la María") == ["a\u0301", "la", "mari\u0301a"]
     assert locomo_tokens("1,000 well-known") == ["1000", "wellknown"]
     assert locomo_tokens("“the” boys") == ["“", "”", "boy"]
+    # NLTK's extensions of Porter's algorithm.
+    words = ("buy", "birthday", "age", "are", "dying", "skies", "was")
+    assert [porter_stem()(word) for word in words] == ["buy", "birthday", "age", "are", "die", "sky", "wa"]
 
 
 def test_f1_of_words():

@@ -1,4 +1,4 @@
-"""How questions are asked: what is drawn, what ends a reply, what is measured, and what goes side by side."""
+"""How questions are asked: sampling, the ends of replies, measures and batches."""
 
 from dataclasses import replace
 
@@ -8,13 +8,11 @@ import pytest
 from mlx_deltamem import load
 from mlx_deltamem.evaluation.asking import Asker, Job, Manner
 from mlx_deltamem.evaluation.conditions import CONDITIONS
-from mlx_deltamem.evaluation.decoding import _Growing
+from mlx_deltamem.evaluation.decoding import _Growing, seeded_sampler
 from mlx_deltamem.evaluation.prompts import Prompts
-from mlx_deltamem.evaluation.sampling import seeded_sampler
 from mlx_deltamem.evaluation.task import Sampling
 from tests.conftest import adapter, backbone
-from tests.evaluation.runs import questions
-from tests.evaluation.test_conditions import asker, loaded, replies
+from tests.evaluation.runs import asker, loaded, questions, replies
 
 
 def test_every_token_is_drawn_anew_from_those_that_may_be():

@@ -1,4 +1,4 @@
-"""Every condition against the plainest way to do the same, and nothing leaks from one question to the next."""
+"""Every condition equals its plainest implementation, and no question affects the next one."""
 
 from dataclasses import replace
 
@@ -10,45 +10,25 @@ from hypothesis import strategies as st
 
 from mlx_deltamem import ChatSession, detach, load, make_prompt_cache, memory, read_only
 from mlx_deltamem.core.cache import PromptCache
-from mlx_deltamem.evaluation.asking import Asker, Job, Manner
-from mlx_deltamem.evaluation.conditions import CONDITIONS, condition_named, others, parse_conditions
+from mlx_deltamem.evaluation.asking import Job, Manner
+from mlx_deltamem.evaluation.conditions import CONDITIONS, find_condition, parse_conditions, partner_groups
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Sampling
-from mlx_deltamem.sessions.read import read, write_text
-from mlx_deltamem.sessions.template import ChatTemplate, Segments
+from mlx_deltamem.sessions.prefill import prefill, write_text
+from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.template import ChatTemplate
 from tests.conftest import adapter, backbone
-from tests.evaluation.runs import questions
+from tests.evaluation.runs import asker, loaded, questions, replies
 
 ADAPTERS = ("qwen3_tsw_qo", "qwen3_msw4", "qwen3_ssw_msg", "qwen3_ssw_sent")
 every_adapter = pytest.mark.parametrize("name", ADAPTERS)
-# What is written where a condition leaves it open, by whether questions are.
+# The mode for conditions that leave open whether the question is written.
 WRITE = {True: "all", False: "after"}
-_LOADED: dict[str, tuple] = {}
-
-
-def loaded(name: str = "qwen3_tsw_qo") -> tuple:
-    if name not in _LOADED:
-        _LOADED[name] = load(backbone(), adapter=adapter(name))
-    return _LOADED[name]
-
-
-def asker(asked: list[Question], name: str = "qwen3_tsw_qo", manner: Manner | None = None) -> Asker:
-    model, tokenizer = loaded(name)
-    groups = list(dict.fromkeys(question.group for question in asked))
-    partners = others(groups, 0) if len(groups) > 1 else {}
-    return Asker(model, tokenizer, manner or Manner(), {each.group: each for each in asked}, partners)
-
-
-def replies(asked: list[Question], condition: str, name: str = "qwen3_tsw_qo", batch: int = 1, **manner) -> list[str]:
-    one = asker(asked, name, Manner(**manner))
-    jobs = [Job(question, 5) for question in asked]
-    parts = [one.ask(jobs[at : at + batch], CONDITIONS[condition])[0] for at in range(0, len(jobs), batch)]
-    return [reply.text for part in parts for reply in part]
 
 
 def plain_reply(model, tokenizer, cache: PromptCache, segments: Segments, writing: bool, question: Question) -> str:
     """Greedy decoding, one call of the model for the prompt and one for each token."""
-    token = read(model, cache, segments, writing).argmax().item()
+    token = prefill(model, cache, segments, writing).argmax().item()
     ids = []
     while token not in tokenizer.eos_token_ids:
         ids.append(token)
@@ -63,22 +43,22 @@ def plain_reply(model, tokenizer, cache: PromptCache, segments: Segments, writin
 
 
 def expected(question: Question, condition: str, name: str, writes: bool, other: Question | None = None) -> str:
-    """What a condition means, in the plainest way."""
+    """The reply under a condition, in the plainest way."""
     model, tokenizer = loaded(name)
     template, kind = ChatTemplate(tokenizer, enable_thinking=False), CONDITIONS[condition]
     cache = make_prompt_cache(model)
     if condition in ("state", "replay", "shuffled"):
         history = template.whole((other or question).history)
-        read(model, cache, history, True, want_logits=False)
+        prefill(model, cache, history, True, want_logits=False)
         states = cache[-1].cache
         cache = make_prompt_cache(model)
         cache[-1].cache = states
     prompt = template.whole(question.messages(kind.text), generation_prompt=True)
     writing = writes if kind.writes is None else kind.writes
     if condition == "full" and not question.context and name.startswith("qwen3_ssw"):
-        # What is written as means is written message by message at most: the history is one pass, the question another.
+        # Means of messages are written in two passes: the history, then the question.
         count = len(template.whole(question.history).ids)
-        read(model, cache, Segments(*(part[:count] for part in vars(prompt).values())), True, want_logits=False)
+        prefill(model, cache, Segments(*(part[:count] for part in vars(prompt).values())), True, want_logits=False)
         prompt = Segments(*(part[count:] for part in vars(prompt).values()))
     return plain_reply(model, tokenizer, cache, prompt, writing, question)
 
@@ -101,7 +81,7 @@ def test_a_condition_is_what_it_says(name, condition, writes, in_prompt):
 def test_shuffled_has_the_memory_of_another_history(name):
     asked = questions()
     by_group = {question.group: question for question in asked}
-    partners = others(list(by_group), 0)
+    partners = partner_groups(list(by_group), 0)
     found = replies(asked, "shuffled", name)
     assert found == [expected(each, "shuffled", name, False, by_group[partners[each.group]]) for each in asked]
     assert found != replies(asked, "state", name)
@@ -143,12 +123,12 @@ def test_the_memory_makes_a_difference(name):
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("in_prompt", [False, True], ids=["messages", "prompt"])
-@pytest.mark.parametrize("batch", [3, 16])
-def test_a_batch_equals_single_questions(condition, in_prompt, batch):
+def test_a_batch_equals_single_questions(condition, in_prompt):
     asked = questions(4, 3, in_prompt)
     sampling = Sampling(temp=1.5, top_p=0.95, top_k=40)
     for options in ({}, {"write": "all"}, {"sampling": sampling}):
-        assert replies(asked, condition, batch=batch, **options) == replies(asked, condition, **options)
+        # Batches that mix groups, and a last one that is not full.
+        assert replies(asked, condition, batch=5, **options) == replies(asked, condition, **options)
 
 
 @settings(max_examples=8, deadline=None)
@@ -165,11 +145,11 @@ def test_any_order_and_any_subset_give_the_same_replies(order, count, condition)
 @pytest.mark.parametrize("condition", ["chat", "chat-30"])
 @pytest.mark.parametrize("write", ["all", "after", "user"])
 def test_a_chat_is_a_chat(name, condition, write):
-    """As a user types it: each message of the history with the model's own reply, then the question."""
+    """A user types each message of the history, the model replies to each, and the user asks the question."""
     model, tokenizer = loaded(name)
     asked = [replace(question, given_replies=(1,)) if at == 1 else question for at, question in enumerate(questions())]
     one = asker(asked, name, Manner(write=write, reply_tokens=5))
-    found, measures = one.ask([Job(question, 0) for question in asked], condition_named(condition))
+    found, measures = one.ask([Job(question, 0) for question in asked], find_condition(condition))
     for question, reply in zip(asked, found, strict=True):
         history = "none" if condition == "chat" else 30
         system = question.history[0]["content"] if question.system else None
@@ -185,16 +165,16 @@ def test_a_chat_is_a_chat(name, condition, write):
     assert measures.prompts == len(asked) and measures.norm > 0 and measures.prompt_tokens > 0
 
 
-def test_chats_are_named_by_the_tokens_that_they_see():
-    found = parse_conditions(("state", "chat-256", "chat"))
+def test_conditions_by_name():
+    found = parse_conditions(("state", "chat-256", "chat", "state"))
     assert [(condition.name, condition.chat) for condition in found] == [
         ("state", None),
         ("chat-256", 256),
         ("chat", "none"),
     ]
     for name in ("chat-0", "chat-", "chat-x", "chat-01", "chats"):
-        with pytest.raises(ValueError, match=f"there is no condition {name}; there are base"):
-            parse_conditions((name,))
+        with pytest.raises(ValueError, match=f"there is no condition {name}, text; expected base, full, .* or chat-N"):
+            parse_conditions(("state", name, "text"))
 
 
 def test_conditions_one_after_the_other_do_not_meet():
@@ -207,14 +187,14 @@ def test_conditions_one_after_the_other_do_not_meet():
     for name in names:
         found, _ = one.ask([Job(question, 0) for question in asked], CONDITIONS[name])
         assert [reply.text for reply in found] == [alone[name][question.id] for question in asked]
-        # So that the next condition begins with the history that this one ended with.
+        # The next condition then begins with the history that this one ended with.
         asked = asked[::-1]
 
 
 def test_histories_and_shared_text_are_run_once(monkeypatch):
     asked = questions(3, 3, in_prompt=True)
     lengths = []
-    for function in (read, write_text):
+    for function in (prefill, write_text):
         monkeypatch.setattr(
             f"mlx_deltamem.evaluation.asking.{function.__name__}",
             lambda model, memory, segments, *rest, function=function, **options: (
@@ -259,7 +239,7 @@ def test_sampling_depends_on_the_seed_and_the_index():
         for seed in (1, 1, 2)
     )
     assert first == again != other
-    # Not the seed alone: questions are the same here, and their indices are not.
+    # These two questions have the same text and different indices.
     assert first[0] != first[2]
 
 
@@ -282,7 +262,7 @@ def test_what_is_measured():
     assert state.correction > 0 and state.corrected == none.corrected
     cache = make_prompt_cache(model)
     history = ChatTemplate(loaded()[1], enable_thinking=False).whole(asked[0].history)
-    read(model, cache, history, True, want_logits=False)
+    prefill(model, cache, history, True, want_logits=False)
     norms = [np.linalg.norm(np.array(each)) for each in memory(cache).values()]
     _, alone = one.ask(jobs[:1], CONDITIONS["state"])
     assert alone.norm == pytest.approx(np.mean(norms), rel=1e-4)
@@ -301,28 +281,22 @@ def test_prompts_beyond_the_window_are_counted(monkeypatch):
     assert measures.beyond_window == 2
 
 
-def test_conditions_by_name():
-    assert [each.name for each in parse_conditions(("none", "state", "none"))] == ["none", "state"]
-    with pytest.raises(ValueError, match="there is no condition memory, text; there are base, full, replay, state"):
-        parse_conditions(("state", "memory", "text"))
-
-
 @given(st.integers(2, 40), st.integers(0, 5))
 def test_every_group_gets_the_memory_of_another_one(count, seed):
     groups = [f"group {number}" for number in range(count)]
-    partners = others(groups, seed)
+    partners = partner_groups(groups, seed)
     assert set(partners) == set(groups) and set(partners.values()) <= set(groups)
     assert all(one != other for one, other in partners.items())
-    # What comes later decides nothing.
-    assert all(others([*groups, *more], seed).items() >= partners.items() for more in (["a"], ["a", "b"]))
+    # Later groups have no influence.
+    assert all(partner_groups([*groups, *more], seed).items() >= partners.items() for more in (["a"], ["a", "b"]))
 
 
 def test_the_seed_decides_whose_memory_it_is():
     groups = [f"group {number}" for number in range(40)]
-    assert others(groups, 0) == others(groups, 0) != others(groups, 1)
-    assert len(set(others(groups, 0).values())) > 10
+    assert partner_groups(groups, 0) == partner_groups(groups, 0) != partner_groups(groups, 1)
+    assert len(set(partner_groups(groups, 0).values())) > 10
 
 
 def test_there_must_be_another_history():
     with pytest.raises(ValueError, match=r"shuffled needs the memory of another history.*; ask more questions, or"):
-        others(["one"], 0)
+        partner_groups(["one"], 0)

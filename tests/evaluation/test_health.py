@@ -1,4 +1,4 @@
-"""What an adapter does to its model: exact where it does nothing, and the definition elsewhere."""
+"""The task `health`: exact for adapters without an effect, and equal to the definition for others."""
 
 import math
 from itertools import pairwise
@@ -17,10 +17,16 @@ from mlx_deltamem.adapters.folder import load_adapter
 from mlx_deltamem.core.cache import make_prompt_cache
 from mlx_deltamem.core.model import attached_attention, detach
 from mlx_deltamem.core.use import current_use
-from mlx_deltamem.evaluation.table import health_tables
 from mlx_deltamem.evaluation.tasks import health
 from mlx_deltamem.evaluation.tasks.health import CARRIED_READ, CARRIED_WRITTEN, WAYS, WRITTEN, Checkup, Losses
-from mlx_deltamem.evaluation.tasks.health_report import STEPS, examine, health_document, health_section, ratios
+from mlx_deltamem.evaluation.tasks.health_report import (
+    STEPS,
+    examine,
+    health_document,
+    health_section,
+    health_tables,
+    ratios,
+)
 from mlx_deltamem.evaluation.tasks.natural import natural_prompts, natural_prose
 from tests.conftest import adapter, backbone, randomise
 from tests.training.runs import same

@@ -128,11 +128,3 @@ def test_damaged_rows_are_told_in_one_line(hotpot, changed, message):
 def test_a_folder_is_told(tmp_path):
     with pytest.raises(ValueError, match=r"is a folder; expected a file that ends with one of \.jsonl"):
         asked(HotpotQA(data=tmp_path))
-
-
-def test_published_numbers_are_of_metrics_and_categories_that_there_are():
-    published = HotpotQA().published
-    assert {number.metric for number in published} == {"em", "f1"}
-    assert {number.category for number in published} <= {"", "bridge", "comparison"}
-    by_metric = {(n.metric, n.category): n.value for n in published if n.condition == "state"}
-    assert by_metric["em", ""] == 6.48 and by_metric["f1", "comparison"] == 31.70

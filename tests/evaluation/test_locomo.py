@@ -243,29 +243,19 @@ def test_without_the_stemmer_there_are_no_scores(locomo, monkeypatch):
     assert porter_stem()("buy") == "buy"
 
 
-def test_stems_are_those_of_nltk_with_its_extensions():
-    words = {
-        "buy": "buy",
-        "birthday": "birthday",
-        "age": "age",
-        "are": "are",
-        "dying": "die",
-        "skies": "sky",
-        "was": "wa",
-    }
-    assert {word: porter_stem()(word) for word in words} == words
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "holds no list of conversations"),
-        ("{}", "holds no list of conversations"),
-        ("[{]", "is no JSON"),
+        ("[]", "is not a list of conversations"),
+        ("{}", "is not a list of conversations"),
+        ("[{]", "is not JSON"),
         ("[{}]", "conversation 1 is damaged \\(no 'conversation'\\)"),
         ("[3]", "conversation 1 is damaged"),
-        (json.dumps([SILENT]), "is damaged \\(nothing was said in it\\)"),
-        (json.dumps([sample({"question": "Who?", "answer": "x", "category": 6})]), "is damaged \\(no 6\\)"),
+        (json.dumps([SILENT]), "is damaged \\(it has no turns\\)"),
+        (
+            json.dumps([sample({"question": "Who?", "answer": "x", "category": 6})]),
+            "category 6, expected 1 to 5",
+        ),
         (json.dumps([sample({"question": "Who?", "category": 1})]), "is damaged \\(no 'answer'\\)"),
     ],
 )
@@ -300,7 +290,7 @@ def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch, content):
         source.write_bytes(content)
     monkeypatch.setattr(locomo_data, "URL", source.as_uri())
     monkeypatch.setattr(locomo_data.constants, "HF_HOME", str(tmp_path / "home"))
-    with pytest.raises(ValueError, match=r"source\.json (cannot be read|is no JSON)"):
+    with pytest.raises(ValueError, match=r"cannot download .*source\.json|source\.json is not JSON"):
         asked(Locomo())
     assert not list((tmp_path / "home").rglob("*.json"))
 
@@ -311,7 +301,7 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(locomo_data.urllib.request, "urlopen", broken)
     monkeypatch.setattr(locomo_data.constants, "HF_HOME", str(tmp_path / "home"))
-    with pytest.raises(ValueError, match=r"locomo10\.json cannot be read \(IncompleteRead.*; download it otherwise"):
+    with pytest.raises(ValueError, match=r"cannot download .* \(IncompleteRead.*; download it in another way"):
         asked(Locomo())
     assert not list((tmp_path / "home").rglob("*.json"))
 
@@ -330,20 +320,9 @@ def test_the_tokens_that_turn_thinking_off_count():
     assert count == len(tokenizer.encode("Who? no thoughts", add_special_tokens=False))
 
 
-def test_published_numbers_are_of_metrics_and_categories_that_there_are():
-    published = Locomo().published
-    assert {number.metric for number in published} == {"f1"}
-    assert {number.category for number in published} <= {"", *NUMBERS}
-    tsw = [number.value for number in published if (number.method, number.condition) == ("δ-mem TSW", "full")]
-    assert tsw[0] == 46.53 and all(number.source and 0 <= number.value <= 100 for number in published)
-    # The micro mean of the categories is the published mean.
-    counts = {"multi_hop": 282, "temporal": 321, "open_domain": 96, "single_hop": 841}
-    msw = {n.category: n.value for n in published if n.method == "δ-mem MSW"}
-    mean = sum(counts[name] * msw[name] for name in counts) / sum(counts.values())
-    assert mean == pytest.approx(msw[""], abs=0.02)
+def test_differences_follow_the_options():
     assert any("seed" in difference for difference in Locomo().differences)
     assert len(Locomo(mode="replay").differences) > len(Locomo().differences)
-    assert Locomo.outside_mean == ("adversarial",)
 
 
 @needs_locomo10

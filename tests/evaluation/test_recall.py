@@ -258,9 +258,9 @@ def test_topic_shifts(facts, filler, switches):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"facts": ()}, "recall needs numbers of facts from 0 on, and questions and tokens from 1 on"),
-        ({"questions_each": 0}, "recall needs numbers of facts"),
-        ({"max_tokens": 0}, "recall needs numbers of facts"),
+        ({"facts": ()}, r"--recall-facts is \(\); expected a list of values, each a whole number from 0 on"),
+        ({"questions_each": 0}, "--recall-questions-each is 0; expected a whole number from 1 on"),
+        ({"max_tokens": 0}, "--recall-max-tokens is 0; expected a whole number from 1 on"),
         ({"facts": (0,)}, "an episode may be without any question"),
         ({"facts": (1,), "deletions": (0, 2)}, "2 deletions are wanted of 1 facts"),
         ({"filler": (3, 1)}, "filler is 3 to 1"),

@@ -1,4 +1,4 @@
-"""Records that survive a kill, and settings that must be the same to go on."""
+"""Records that survive a kill, and settings that must be the same to continue a run."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_the_same_settings_go_on(tmp_path):
     [
         (
             {"origin": Origin("model", "b2", "a1", "t1")},
-            "has another backbone; leave it as it was, or name a",
+            "has another backbone; use the same, or name a",
         ),
         ({"origin": Origin("model", "b1", "a2", "t1")}, "has another adapter;"),
         ({"origin": Origin("model", "b1", "a1", "t2")}, "has another tokenizer;"),

@@ -1,16 +1,17 @@
-"""The report and the figures, of results that were made up."""
+"""The report, the results file and the figures, from made-up results."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mlx_deltamem.evaluation.analysis import Result, analyse
 from mlx_deltamem.evaluation.conditions import CONDITIONS
-from mlx_deltamem.evaluation.costs import Costs
-from mlx_deltamem.evaluation.report import Report, write_report, write_results
-from mlx_deltamem.evaluation.table import result_tables
-from mlx_deltamem.evaluation.task import Published
+from mlx_deltamem.evaluation.effects import Costs
+from mlx_deltamem.evaluation.published import Published
+from mlx_deltamem.evaluation.report import result_tables, write_report
+from mlx_deltamem.evaluation.results import Evaluation, write_results
 from tests.evaluation.runs import Small
 from tests.evaluation.test_statistics import record
 
@@ -28,7 +29,7 @@ SHARES = {
 
 
 class Told(Small):
-    """The small task with published numbers."""
+    """The small task with published scores."""
 
     name = "told"
     outside_mean = ("two",)
@@ -58,19 +59,23 @@ def result(task: Small, questions: int = 200, conditions: tuple[str, ...] = tupl
     return analyse(task, rows, conditions, 0)
 
 
-def report(*results: Result) -> Report:
+def evaluation(*results: Result) -> Evaluation:
     costs = {
         (each.task.name, name): Costs(123.4, 5.6, 10**9, 3, None, 0.0, 0.25)
         for each in results
         for name in each.conditions
     }
-    pictures = {each.task.name: [f"{each.task.name}.png"] for each in results}
-    return Report("a model", "an adapter", {"told": {"questions": 200}}, results, costs, pictures)
+    return Evaluation("a model", "an adapter", {"told": {"questions": 200}}, results, costs)
+
+
+def report(folder: Path, *results: Result) -> str:
+    """The text of the report."""
+    write_report(evaluation(*results), {"told": ["told.png"]}, folder / "report.md")
+    return (folder / "report.md").read_text()
 
 
 def test_published_numbers_stand_beside_ours(tmp_path):
-    write_report(report(result(Told())), tmp_path / "report.md")
-    text = (tmp_path / "report.md").read_text()
+    text = report(tmp_path, result(Told()))
     own = result(Told()).whole.means["base", "right"]
     line = f"| backbone | all | right | 40.79 | base | {own.value:.1f} ({own.low:.1f} to {own.high:.1f}) |"
     assert f"{line} a paper \\| its table |" in text
@@ -86,25 +91,20 @@ def test_published_numbers_stand_beside_ours(tmp_path):
 
 
 def test_clear_differences_are_bold(tmp_path):
-    write_report(report(result(Small())), tmp_path / "report.md")
-    lines = (tmp_path / "report.md").read_text().splitlines()
+    lines = report(tmp_path, result(Small())).splitlines()
     cells = {line.split(" | ")[0]: line.split(" | ")[1] for line in lines if "−" in line}
     assert cells["| state − none"].startswith("**+") and cells["| state − none"].endswith("**")
     assert "**" not in cells["| zeroed − none"]
-
-
-def test_no_difference_is_not_bold(tmp_path):
     rows = [record(q, name, q % 2) for name in ("none", "zeroed") for q in range(20)]
-    write_report(report(analyse(Small(), rows, ["none", "zeroed"], 0)), tmp_path / "report.md")
-    assert "| zeroed − none | +0.0 (+0.0 to +0.0) |" in (tmp_path / "report.md").read_text()
+    same = report(tmp_path, analyse(Small(), rows, ["none", "zeroed"], 0))
+    assert "| zeroed − none | +0.0 (+0.0 to +0.0) |" in same
 
 
 def test_two_tasks_and_few_conditions(tmp_path):
-    both = report(result(Small(), 6, ("state",)), result(Told(), 6, ("state", "none")))
-    write_report(both, tmp_path / "report.md")
-    text = (tmp_path / "report.md").read_text()
+    both = result(Small(), 6, ("state",)), result(Told(), 6, ("state", "none"))
+    text = report(tmp_path, *both)
     assert text.count("## A small task") == 2 and text.count("### Differences") == 1
-    write_results(both, tmp_path / "results.json")
+    write_results(evaluation(*both), tmp_path / "results.json")
     document = json.loads((tmp_path / "results.json").read_text())
     assert {row["task"] for row in document["results"]} >= {"small", "small, one", "told", "told, kind kind 0"}
     assert len(document["published"]) == 5 and len(document["costs"]) == 3

@@ -1,26 +1,29 @@
-"""How much text fits into a model's window, in its own tokens."""
+"""Fit texts into a model's window: count tokens, shorten long texts, and cut them into chunks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from jinja2 import TemplateError
 
 from mlx_deltamem.evaluation.task import Backbone
-from mlx_deltamem.sessions.template import Message
+from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.template import sentences
+
+_MARKER = "\n\n[... context truncated ...]\n\n"
 
 
 def text_tokens(backbone: Backbone, text: str) -> int:
-    """The number of tokens of a text by itself."""
+    """The number of tokens of a text, without special tokens."""
     return len(backbone.tokenizer.encode(text, add_special_tokens=False))
 
 
 def prompt_tokens(backbone: Backbone, messages: Sequence[Message]) -> int:
-    """The number of tokens of a chat that asks for a reply, thinking off.
+    """The number of tokens of a prompt, with the generation prompt and with thinking switched off.
 
     Raises:
-        ValueError: The chat template refuses it.
+        ValueError: The chat template refuses the messages.
     """
     try:
-        # The tokens that turn thinking off count too.
+        # The tokens that switch thinking off count too.
         ids = backbone.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, enable_thinking=False)
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
@@ -31,15 +34,15 @@ def prompt_tokens(backbone: Backbone, messages: Sequence[Message]) -> int:
 
 
 def longest_prompt(backbone: Backbone, messages: Sequence[Message], reply: int) -> int | None:
-    """How many tokens a prompt may have; None where the model does not tell how long its window is.
+    """The most tokens that a prompt may have; None if the model does not state its window.
 
     Args:
-        backbone: Whose window and tokens.
+        backbone: The window and the tokenizer.
         messages: The prompt without its history.
-        reply: Tokens that are kept for the reply.
+        reply: The tokens to keep free for the reply.
 
     Raises:
-        ValueError: A history cannot fit.
+        ValueError: There is no room for a history.
     """
     if backbone.window is None:
         return None
@@ -50,3 +53,70 @@ def longest_prompt(backbone: Backbone, messages: Sequence[Message], reply: int) 
             f"the reply may take {reply}; use a model with a longer window"
         )
     return longest
+
+
+def clip(text: str, longest: int) -> str:
+    """Shorten a text to `longest` characters: its first third, a marker and its last two thirds (facts 4.2)."""
+    if len(text) <= longest:
+        return text
+    head = (longest - len(_MARKER)) // 3
+    tail = longest - len(_MARKER) - head
+    return text[:head].rstrip() + _MARKER + text[-tail:].lstrip()
+
+
+def fit(text: str, longest: int, count: Callable[[str], int]) -> str:
+    """Shorten a text to `longest` tokens, in the way of `clip` and as little as possible.
+
+    Args:
+        text: The text.
+        longest: The most tokens.
+        count: Counts the tokens of a text.
+
+    Raises:
+        ValueError: Even the marker with a few words is too long.
+    """
+    if count(text) <= longest:
+        return text
+    low, high = 3 * len(_MARKER), len(text)
+    if count(clip(text, low)) > longest:
+        raise ValueError(
+            f"a history must fit into {longest} tokens, which is too few; use a model with a longer window"
+        )
+    # More characters may have fewer tokens, so this need not find the longest text, but what it finds fits.
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(clip(text, middle)) <= longest else (low, middle)
+    return clip(text, low)
+
+
+def sentence_chunks(text: str, longest: int, count: Callable[[str], int]) -> Iterator[str]:
+    """Cut a text into chunks of whole sentences. The chunks, joined, are the text.
+
+    Args:
+        text: The text.
+        longest: The most tokens of a chunk. A longer sentence is cut between words.
+        count: Counts the tokens of a text.
+    """
+    chunk: list[str] = []
+    size = 0
+    for sentence in sentences(text):
+        for piece in _pieces(sentence, longest, count):
+            length = count(piece)
+            if chunk and size + length > longest:
+                yield "".join(chunk)
+                chunk, size = [], 0
+            chunk.append(piece)
+            size += length
+    if chunk:
+        yield "".join(chunk)
+
+
+def _pieces(sentence: str, longest: int, count: Callable[[str], int]) -> Iterator[str]:
+    """Halve a sentence until its pieces have at most `longest` tokens."""
+    if len(sentence) < 2 or count(sentence) <= longest:
+        yield sentence
+        return
+    # At the last space of the first half, or in the middle if there is none.
+    cut = sentence.rfind(" ", 1, len(sentence) // 2) if " " in sentence[1 : len(sentence) // 2] else len(sentence) // 2
+    yield from _pieces(sentence[:cut], longest, count)
+    yield from _pieces(sentence[cut:], longest, count)

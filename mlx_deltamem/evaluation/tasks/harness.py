@@ -2,56 +2,59 @@
 
 import difflib
 import functools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import mlx.nn as nn
-import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.adapters.hub_errors import hub_errors
-from mlx_deltamem.evaluation.tasks.extras import evaluate_extra
+from mlx_deltamem.evaluation.conditions import Condition
+from mlx_deltamem.evaluation.published import Published, published_scores
+from mlx_deltamem.evaluation.records import JsonLines, Record
+from mlx_deltamem.evaluation.tasks.harness_results import HarnessResult, harness_records, read_result
+from mlx_deltamem.evaluation.tasks.rows import evaluate_extra
+from mlx_deltamem.files.atomic import one_line
+from mlx_deltamem.show.progress import Counted
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
-Found = Mapping[str, object]  # what the harness says of a run, of a task, of a question
-
-# What these tasks can tell: their history is not apart from their question.
+# The conditions of these tasks, and whether the memory is written. A question is one text with its history, so there
+# are no others.
 HARNESS_CONDITIONS = {"base": False, "full": True}
 
-# Short names of tasks, and those of the harness.
+# The harness's names of tasks with short names.
 _NAMES = {"gpqa_diamond": "gpqa_diamond_cot_zeroshot"}
 _DIFFERENCES = {
-    "ifeval": ("Published runs generated up to 1,500 tokens; the harness up to 1,280.",),
+    "ifeval": ("Published runs generated up to 1,500 tokens, the harness up to 1,280.",),
     "gpqa_diamond": (
-        "Published runs asked for a JSON letter, the options in an order by a hash; the harness asks for steps of "
+        "Published runs asked for a letter in JSON and ordered the options by a hash. The harness asks for steps of "
         "thought and shuffles in its own way.",
     ),
 }
 _GENERAL = (
-    "Adapters that write means of messages write token by token here, since requests have no messages.",
-    "The harness puts a request into the model's chat template, thinking off, and takes the likeliest tokens.",
+    "Adapters that write means of messages write token by token here, because requests are not divided into messages.",
+    "The harness puts a request into the model's chat template, with thinking switched off, and decodes greedily.",
 )
 _PURPOSE = "a task of lm-evaluation-harness"
 
 
 @dataclass(frozen=True)
 class HarnessOptions:
-    """How tasks of the harness are run.
+    """The options of tasks of the harness.
 
     Attributes:
-        limit: At most so many questions of each task; None: all.
-        batch_size: Prompts to run side by side.
-        shots: Examples in a prompt; None: as the task says.
-        max_tokens: The longest reply; None: as the task says.
-        seed: Of what the harness draws at random.
-        include: A folder with tasks of one's own (`.yaml`).
-        run_code: Whether tasks that run what the model wrote may do so.
+        limit: The most questions of each task; None: all.
+        batch_size: The number of prompts in a batch.
+        shots: The number of examples in a prompt; None: the task's.
+        max_tokens: The longest reply; None: the task's.
+        seed: The seed of the harness's random choices.
+        include: A folder of the user's tasks (`.yaml`).
+        run_code: Whether tasks may execute the code that the model writes.
     """
 
     limit: int | None = None
@@ -64,67 +67,106 @@ class HarnessOptions:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What decides the results."""
+        """The options that the records depend on."""
         include = None if self.include is None else str(self.include)
         return {"limit": self.limit, "shots": self.shots, "max_tokens": self.max_tokens, "include": include}
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A question of a task.
+class HarnessTask:
+    """The description of a task for the analysis and the report; see `Described`."""
 
-    Attributes:
-        task: The task or, of a group such as MMLU, the member of it.
-        id: Its place in the task.
-        gold: The right answer, as the harness has it.
-        replies: What the model said or, where endings are compared, how likely each is.
-        scores: By metric; those alone that are a share for each question, whose mean is the harness's own number.
+    name: str
+    breakdowns: ClassVar[tuple[str, ...]] = ()
+    curves: ClassVar[tuple[str, ...]] = ()
+    outside_mean: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} (lm-evaluation-harness)"
+
+    @property
+    def published(self) -> tuple[Published, ...]:
+        return published_scores(self.name)
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        return (*_DIFFERENCES.get(self.name, ()), *_GENERAL)
+
+
+class HarnessRun:
+    """Runs tasks of the harness and keeps their records in a run's folder.
+
+    The harness runs a task as a whole. If a run was killed during a task, the task is run again from its start.
+
+    Args:
+        model: An attached model.
+        tokenizer: Its tokenizer.
+        options: The options of the tasks.
+        records: The records of the run.
     """
 
-    task: str
-    id: int
-    gold: str
-    replies: tuple[str, ...]
-    scores: Mapping[str, float]
+    def __init__(
+        self, model: nn.Module, tokenizer: TokenizerWrapper, options: HarnessOptions, records: JsonLines[Record]
+    ):
+        self._model = model
+        self._tokenizer = tokenizer
+        self._options = options
+        self._records = records
+
+    def ask(self, task: str, conditions: Iterable[Condition], progress: Counted) -> None:
+        """Run a task under those of the conditions that it supports.
+
+        Raises:
+            FileNotFoundError: The data of the task cannot be read.
+            ValueError: lm-eval is not installed or has no such task, the task needs permission to execute code, or its
+                questions have no scores.
+        """
+        for condition in asked_conditions(conditions):
+            progress(f"{task}, {condition}", 0)
+            present = {row["id"] for row in self._of(task, condition)}
+            if condition not in self.complete_conditions(task):
+                result = run_harness_task(self._model, self._tokenizer, task, condition, self._options)
+                first = [each.metric for each in HarnessTask(task).published]
+                rows = harness_records(result, first)
+                self._records.add(row for row in rows if row["id"] not in present)
+            progress(f"{task}, {condition}", 1)
+
+    def complete_conditions(self, task: str) -> list[str]:
+        """The conditions under which all questions of a task have a record."""
+        rows = {condition: self._of(task, condition) for condition in HARNESS_CONDITIONS}
+        return [condition for condition, found in rows.items() if found and len(found) == found[0]["questions"]]
+
+    def rows(self, task: str, conditions: Sequence[str]) -> list[Record]:
+        """The records of a task under some conditions."""
+        return [row for condition in conditions for row in self._of(task, condition)]
+
+    def _of(self, task: str, condition: str) -> list[Record]:
+        return [row for row in self._records.rows if (row["task"], row["condition"]) == (task, condition)]
 
 
-@dataclass(frozen=True)
-class HarnessResult:
-    """What came of a task.
-
-    Attributes:
-        task: Its name, as it was asked for.
-        condition: `base` or `full`.
-        scores: By metric, the harness's own aggregate; of a group, of all its members.
-        questions: How many were asked.
-        samples: Every question.
-    """
-
-    task: str
-    condition: str
-    scores: Mapping[str, float]
-    questions: int
-    samples: tuple[Sample, ...]
-
-
-def harness_differences(name: str) -> tuple[str, ...]:
-    """What the harness does otherwise than the published runs of a task, a sentence each."""
-    return (*_DIFFERENCES.get(name, ()), *_GENERAL)
+def asked_conditions(conditions: Iterable[Condition]) -> list[str]:
+    """The names of the conditions that tasks of the harness support, out of some conditions."""
+    return [condition.name for condition in conditions if condition.name in HARNESS_CONDITIONS]
 
 
 def check_harness_tasks(names: Sequence[str], include: Path | None = None) -> None:
-    """Check names of tasks before anything is run.
+    """Check the names of tasks before anything is run.
+
+    Args:
+        names: The names.
+        include: A folder of the user's tasks.
 
     Raises:
-        ValueError: lm-eval is not installed, or it has no such task.
+        FileNotFoundError: The folder does not exist.
+        ValueError: lm-eval is not installed, or it has no task of a name.
     """
     known = task_manager(include).all_tasks
     for name in names:
         if _NAMES.get(name, name) not in known:
-            near = (
-                ", ".join(difflib.get_close_matches(name, [*_NAMES, *known])) or "others: `lm-eval ls tasks` lists them"
-            )
-            raise ValueError(f"there is no task {name}, here or in lm-evaluation-harness; there are {near}")
+            near = difflib.get_close_matches(name, [*_NAMES, *known])
+            hint = f"there are {', '.join(near)}" if near else "`lm-eval ls tasks` lists the tasks"
+            raise ValueError(f"there is no task {name}, here or in lm-evaluation-harness; {hint}")
 
 
 def run_harness_task(
@@ -135,13 +177,14 @@ def run_harness_task(
     Args:
         model: An attached model.
         tokenizer: Its tokenizer.
-        name: Of the task or group.
-        condition: `base`, the frozen backbone, or `full`, with a memory that each request begins anew.
-        options: How.
+        name: The name of the task or of a group of tasks.
+        condition: `base`, the frozen backbone, or `full`, with a memory that is empty at the start of each request.
+        options: The options.
 
     Raises:
-        FileNotFoundError: The task's data cannot be had.
-        ValueError: lm-eval is not installed, there is no such task, it may not run, or the model has no adapter.
+        FileNotFoundError: The data of the task cannot be read.
+        ValueError: The condition is another one, lm-eval is not installed or has no such task, the task needs
+            permission to execute code, or the model has no adapter.
     """
     if condition not in HARNESS_CONDITIONS:
         raise ValueError(
@@ -151,10 +194,11 @@ def run_harness_task(
     harness = evaluate_extra("lm_eval", _PURPOSE)
     memory_lm = evaluate_extra("mlx_deltamem.evaluation.tasks.harness_model", _PURPOSE).MemoryLM
     lm = memory_lm(model, tokenizer, HARNESS_CONDITIONS[condition], options.batch_size, options.max_tokens)
+    harness_name = _NAMES.get(name, name)
     with _data_errors(name):
-        found = harness.simple_evaluate(
+        output = harness.simple_evaluate(
             model=lm,
-            tasks=[_NAMES.get(name, name)],
+            tasks=[harness_name],
             task_manager=task_manager(options.include),
             num_fewshot=options.shots,
             limit=options.limit,
@@ -165,16 +209,24 @@ def run_harness_task(
             fewshot_random_seed=options.seed,
             confirm_run_unsafe_code=options.run_code,
         )
-    return _result(name, condition, found)
+    return read_result(name, harness_name, condition, output)
 
 
 @functools.cache
 def task_manager(include: Path | None) -> "TaskManager":
-    """What knows the tasks; it reads thousands of files to learn them."""
-    evaluate_extra("lm_eval", _PURPOSE)
+    """The harness's index of tasks. Building it reads thousands of files.
+
+    Args:
+        include: A folder of the user's tasks.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        ValueError: lm-eval is not installed.
+    """
+    tasks = evaluate_extra("lm_eval.tasks", _PURPOSE)
     if include is not None and not include.is_dir():
-        raise FileNotFoundError(f"there is no folder {include} of tasks")
-    return evaluate_extra("lm_eval.tasks", _PURPOSE).TaskManager(include_path=include)
+        raise FileNotFoundError(f"there is no folder {include}; name a folder of tasks (.yaml)")
+    return tasks.TaskManager(include_path=include)
 
 
 @contextmanager
@@ -183,59 +235,6 @@ def _data_errors(name: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise FileNotFoundError(f"the data of {name} cannot be had ({' '.join(str(error).split())})") from None
-
-
-def _result(name: str, condition: str, found: Found) -> HarnessResult:
-    own = _NAMES.get(name, name)
-    results = found["results"]
-    aggregates = dict(results.get(own) or {})
-    if not any(_is_number(value) for value in aggregates.values()):
-        # A tag stands for several tasks, which have no mean.
-        aggregates = {f"{task} {key}": value for task, each in results.items() for key, value in each.items()}
-    scores = {}
-    for key, value in aggregates.items():
-        # "exact_match_stderr,strict-match"; other entries are no scores.
-        metric, comma, chosen = key.partition(",")
-        if comma and _is_number(value) and not metric.endswith("_stderr"):
-            scores[_metric(metric, chosen)] = float(value)
-    samples = tuple(
-        sample for task, rows in found["samples"].items() for sample in _samples(task, rows, results.get(task) or {})
-    )
-    return HarnessResult(name, condition, scores, len(samples), samples)
-
-
-def _samples(task: str, rows: Sequence[Found], aggregates: Found) -> Iterator[Sample]:
-    """The questions of a task; the harness has a row for each way to find the answer in a reply."""
-    by_id: dict[int, list[Found]] = {}
-    found: dict[tuple[str, str], list[object]] = {}
-    for row in rows:
-        by_id.setdefault(row["doc_id"], []).append(row)
-        for metric in row["metrics"]:
-            found.setdefault((metric, row["filter"]), []).append(row[metric])
-    kept = {key for key, values in found.items() if _is_mean(values, aggregates.get(",".join(key)))}
-    for number, same in sorted(by_id.items()):
-        scores = {
-            _metric(metric, row["filter"]): float(row[metric])
-            for row in same
-            for metric in row["metrics"]
-            if (metric, row["filter"]) in kept
-        }
-        replies = tuple(str(reply) for replies in same[0]["resps"] for reply in replies)
-        yield Sample(task, number, str(same[0]["target"]), replies, scores)
-
-
-def _metric(name: str, chosen: str) -> str:
-    """A metric's name, with the way in which the answer is found where there are several."""
-    return name if chosen == "none" else f"{name},{chosen}"
-
-
-def _is_mean(scores: Sequence[object], aggregate: object) -> bool:
-    """Whether the harness's own number is the mean of shares: perplexities and BLEU are no such means."""
-    if not (_is_number(aggregate) and all(_is_number(score) and 0 <= score <= 1 for score in scores)):
-        return False
-    return math.isclose(np.mean(scores), aggregate, abs_tol=1e-6)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, bool | int | float | np.number)
+            raise FileNotFoundError(
+                f"cannot read the data of {name} ({one_line(error)}); check the network, or the files the task names"
+            ) from None

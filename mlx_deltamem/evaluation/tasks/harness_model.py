@@ -1,4 +1,4 @@
-"""mlx-lm's model for lm-evaluation-harness, with a memory. Importing this needs the package lm_eval."""
+"""A model with a memory for lm-evaluation-harness. Importing this module needs the package lm_eval."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -12,20 +12,20 @@ from mlx_deltamem.core.use import read_only
 
 
 class MemoryLM(MLXLM):
-    """A model whose memory is empty at the beginning of each request.
+    """mlx-lm's model for the harness, with a memory that is empty at the beginning of each request.
 
-    mlx-lm makes a prompt cache for each request by asking the model, so each has a memory of its own; where several
-    endings of one prompt are compared, each continues from a copy of it.
+    mlx-lm asks the model for a new prompt cache for each request, and the cache contains the memory. If several endings
+    of one prompt are compared, each continues from a copy of the cache.
 
     Args:
         model: An attached model.
         tokenizer: Its tokenizer.
-        writes: Whether prompts and replies are written. Without, the model is its frozen backbone.
-        batch_size: Prompts to run side by side.
-        max_tokens: The longest reply and, where endings are compared, the longest prompt; None: as the task says.
+        writes: Whether prompts and replies are written. If not, the model behaves like its frozen backbone.
+        batch_size: The number of prompts in a batch.
+        max_tokens: The longest reply, and the longest prompt if endings are compared; None: the task's.
     """
 
-    # As in the reference's runs.
+    # The runs of the reference had thinking switched off.
     apply_chat_template = chat_template_fn(enable_thinking=False)
 
     def __init__(
@@ -36,7 +36,7 @@ class MemoryLM(MLXLM):
         batch_size: int,
         max_tokens: int | None = None,
     ):
-        # Not that of MLXLM, which loads a model.
+        # MLXLM's own __init__ would load a model.
         LM.__init__(self)
         self._model = model
         self.tokenizer = tokenizer

@@ -1,7 +1,7 @@
 """Measure the harm that an adapter does to its model.
 
 The model with the adapter is compared with the frozen model: how well both predict plain English, and how both reply to
-everyday prompts when nothing was told. The texts and prompts are the hand-written ones of natural.yaml.
+everyday prompts when nothing was told before. `natural.yaml` has the texts and prompts.
 """
 
 import hashlib
@@ -21,26 +21,27 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.core.cache import make_prompt_cache, memory_alone
 from mlx_deltamem.core.spans import RunningSpans
 from mlx_deltamem.core.use import attachment_of, using_spans, writing
-from mlx_deltamem.evaluation.decoding import Reply, Start, generate_replies
+from mlx_deltamem.evaluation.decoding import GeneratedReply, Start, generate_replies
 from mlx_deltamem.evaluation.question import user_message
 from mlx_deltamem.evaluation.tasks.natural import natural_prompts, natural_prose, natural_questions
 from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.read import read, write_text
-from mlx_deltamem.sessions.template import ChatTemplate, Segments
-from mlx_deltamem.sessions.turn import States, part
+from mlx_deltamem.sessions.prefill import prefill, write_text
+from mlx_deltamem.sessions.restore import States
+from mlx_deltamem.sessions.segments import Segments, part
+from mlx_deltamem.sessions.template import ChatTemplate
 
-# How a text may meet the memory, by name.
+# The ways in which a text is read, by name.
 WRITTEN, CARRIED_READ, CARRIED_WRITTEN = WAYS = ("written", "carried_read", "carried_written")
 MEANINGS = {
     WRITTEN: "written as it is read, from an empty memory on",
     CARRIED_READ: "only read, with a chat's facts in the memory",
     CARRIED_WRITTEN: "written as it is read, with a chat's facts in the memory",
 }
-# Greedy replies.
+# The longest reply.
 REPLY_TOKENS = 24
-# Texts side by side: the logits of all of their tokens are in memory at once.
+# Texts in a batch. The logits of all their tokens are in memory at once.
 _AT_ONCE = 4
-# Of the hand-written questions, those whose chats tell most.
+# The category of the hand-written questions whose chats tell the most facts.
 _CHATS = "four"
 
 
@@ -49,9 +50,9 @@ class Losses:
     """Cross-entropies of N texts, in nats, each the sum over its tokens.
 
     Attributes:
-        tokens: `[N]`, how many tokens are predicted.
-        frozen: `[N]`, the losses of the frozen model.
-        adapted: For each of `WAYS`, `[N]`, the losses of the model with the adapter.
+        tokens: `[N]` int, the number of predicted tokens.
+        frozen: `[N]` float64, the losses of the frozen model.
+        adapted: For each of `WAYS`, `[N]` float64, the losses of the model with the adapter.
     """
 
     tokens: np.ndarray
@@ -60,7 +61,7 @@ class Losses:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """For each of `WAYS`, the perplexity of all texts divided by the frozen model's; infinite if not a number."""
+        """For each of `WAYS`, the perplexity of all texts divided by the frozen model's; `inf` if not finite."""
         return {
             way: perplexity_ratio((losses - self.frozen).sum() / self.tokens.sum())
             for way, losses in self.adapted.items()
@@ -73,32 +74,32 @@ class Answered:
 
     Attributes:
         prompt: The prompt.
-        frozen, adapted: The replies.
+        frozen, adapted: The replies without and with the adapter.
     """
 
     prompt: str
-    frozen: Reply
-    adapted: Reply
+    frozen: GeneratedReply
+    adapted: GeneratedReply
 
     @property
     def equal(self) -> bool:
-        """Whether they are the same, token by token."""
+        """Whether the replies have the same tokens and the same ending."""
         return (self.frozen.ids, self.frozen.ending) == (self.adapted.ids, self.adapted.ending)
 
 
 class Checkup:
-    """Compares a model that has an adapter with the frozen model. It can measure again while the adapter is trained.
+    """Compares a model that has an adapter with the frozen model. It can measure repeatedly during training.
 
-    The frozen model is the attached model with an empty memory that is only read: there the adapter has no effect. It
-    is run once, and its figures are kept. A measurement changes neither the model's mode nor its adapter.
+    The frozen model is the attached model with an empty memory that is only read: the adapter has no effect there. Its
+    results are computed once and kept. A measurement changes neither the model's mode nor its adapter.
 
-    A text is not a message of a chat. So adapters that write means of messages write it token by token. Where a text is
-    read with a chat's memory, each text has the memory of another chat.
+    The texts are not messages of a chat, so adapters that write means of messages write them token by token. Each text
+    that is read with a chat's memory has a different chat.
 
     Args:
         model: An attached model.
         tokenizer: Its tokenizer. Without a chat template, prompts and chats are plain text.
-        texts, prompts: At most so many of the paragraphs and of the prompts, the first ones; None: all.
+        texts, prompts: The number of paragraphs and of prompts to use, from the first on; None: all.
 
     Raises:
         ValueError: The model has no adapter, or its chat template refuses the prompts.
@@ -107,7 +108,8 @@ class Checkup:
     def __init__(
         self, model: nn.Module, tokenizer: TokenizerWrapper, texts: int | None = None, prompts: int | None = None
     ):
-        self._by_token = attachment_of(model).config.memory_write_granularity == "token"
+        self._config = attachment_of(model).config
+        self._by_token = self._config.memory_write_granularity == "token"
         self._model = model
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer, enable_thinking=False) if tokenizer.has_chat_template else None
@@ -119,7 +121,7 @@ class Checkup:
 
     @property
     def settings(self) -> dict[str, object]:
-        """The settings that the figures depend on, beside the model and the adapter."""
+        """The settings that the results depend on, beside the model and the adapter."""
         content = json.dumps([[each.ids for each in (*self._asked, *self._chats)], self._texts])
         return {
             "texts": len(self._texts),
@@ -129,7 +131,7 @@ class Checkup:
         }
 
     def losses(self) -> Losses:
-        """The losses of the texts, by both models."""
+        """Compute the losses of the texts, by both models."""
         with _evaluating(self._model):
             empty = [mx.zeros((len(self._texts), *state.shape[1:])) for state in self._empty()]
             carried = self._carried()
@@ -141,7 +143,7 @@ class Checkup:
             return Losses(np.array([len(ids) - 1 for ids in self._texts]), self._frozen_sums, adapted)
 
     def replies(self) -> list[Answered]:
-        """Greedy replies to the prompts, each in a chat of its own, all of it written as it is read."""
+        """Generate greedy replies to the prompts, each in a separate chat that is written as it is read."""
         with _evaluating(self._model):
             pairs = zip(self._prompts, self._frozen_replies, self._replies(True), strict=True)
             return [Answered(*each) for each in pairs]
@@ -152,7 +154,8 @@ class Checkup:
         Both models read the prompt and the frozen model's reply up to that place.
 
         Returns:
-            For each prompt, and for each token of the reply with the one that ends it, whether they are the same.
+            For each prompt, one value for each token of the reply, including the token that ended it: whether both
+            models have the same likeliest token there.
         """
         with _evaluating(self._model):
             found = []
@@ -171,17 +174,22 @@ class Checkup:
         return make_prompt_cache(self._model)[-1].cache
 
     def _carried(self) -> States:
-        """The memory of each text's chat, `[N, H, r, r]` by layer index."""
+        """For each layer index, `[N, H, r, r]`: the memory after the chat of each text."""
         states = [write_text(self._model, self._empty(), chat) for chat in self._chats]
-        return [mx.concatenate(layer) for layer in zip(*states, strict=True)]
+        return [mx.concatenate(list(layer)) for layer in zip(*states, strict=True)]
 
     @cached_property
     def _frozen_sums(self) -> np.ndarray:
         return self._sums(self._empty(), False)
 
     def _sums(self, states: States, written: bool) -> np.ndarray:
-        """The loss of each text, `[N]` float64, read with its row of the states, or with the one that serves all."""
-        sums = []
+        """The loss of each text, `[N]` float64.
+
+        Args:
+            states: The memory by layer index: a row for each text, or one row for all texts.
+            written: Whether the texts are written as they are read.
+        """
+        sums: list[float] = []
         for begin in range(0, len(self._texts), _AT_ONCE):
             rows = slice(begin, begin + _AT_ONCE)
             cache = memory_alone(make_prompt_cache(self._model))
@@ -190,15 +198,15 @@ class Checkup:
             with writing(self._model, written):
                 logits = self._model(ids, cache=cache)[:, :-1].astype(mx.float32)
             losses = mx.where(counted[:, 1:], nn.losses.cross_entropy(logits, ids[:, 1:]), 0.0)
-            sums += losses.sum(axis=1).tolist()
+            sums += np.array(losses.sum(axis=1)).tolist()
         return np.array(sums)
 
     @cached_property
-    def _frozen_replies(self) -> list[Reply]:
+    def _frozen_replies(self) -> list[GeneratedReply]:
         return self._replies(False)
 
-    def _replies(self, written: bool) -> list[Reply]:
-        # A pass that writes the means of messages must not be cut by the ends of other prompts.
+    def _replies(self, written: bool) -> list[GeneratedReply]:
+        # In a batch, the ends of other prompts would cut a pass that writes the means of messages.
         batches = [self._asked] if self._by_token or not written else [[each] for each in self._asked]
         replies = []
         for batch in batches:
@@ -208,31 +216,34 @@ class Checkup:
         return replies
 
     def _spans(self, asked: Segments, written: bool) -> AbstractContextManager[None]:
-        """Within it, a prompt is written by its spans, and what follows it token by token."""
+        """A context in which a prompt is written by its spans, and the reply token by token."""
         if self._by_token or not written:
             return nullcontext()
-        spans = RunningSpans([asked.message_ids], [asked.sentence_ids], self._model.attachment.config)
+        spans = RunningSpans([asked.message_ids], [asked.sentence_ids], self._config)
         return using_spans(self._model, spans) if spans.has_units else nullcontext()
 
-    def _likeliest(self, asked: Segments, reply: Reply, written: bool) -> list[int]:
-        """The likeliest token at the place of each of a reply's tokens."""
+    def _likeliest(self, asked: Segments, reply: GeneratedReply, written: bool) -> list[int]:
+        """The likeliest token at the place of each token of a reply."""
         cache = make_prompt_cache(self._model)
-        read(self._model, cache, part(asked, slice(0, -1)), written, want_logits=False)
+        prefill(self._model, cache, part(asked, slice(0, -1)), written, want_logits=False)
         rest = [asked.ids[-1], *reply.ids][: reply.tokens]
         with writing(self._model, written):
             return self._model(mx.array([rest]), cache=cache)[0].argmax(axis=-1).tolist()
 
 
 def perplexity_ratio(difference: float) -> float:
-    """The ratio of two perplexities from the difference of mean losses, in nats; infinite where it is no number."""
+    """The ratio of two perplexities from the difference of the mean losses, in nats; `inf` if it is not finite."""
     with np.errstate(over="ignore"):
         ratio = float(np.exp(difference))
     return ratio if np.isfinite(ratio) else float("inf")
 
 
 def _filled(texts: Sequence[list[int]]) -> tuple[mx.array, mx.array]:
-    """Texts as one array `[N, T]`, padded at the right, and `[N, T]` bool, False for padding. Padding comes after the
-    text, so it cannot change the text's logits."""
+    """Pad texts at the right, where padding cannot change the logits of a text.
+
+    Returns:
+        The tokens `[N, T]`, and a mask `[N, T]` bool that is False for padding.
+    """
     longest = max(map(len, texts))
     ids = mx.array([text + [0] * (longest - len(text)) for text in texts])
     return ids, mx.arange(longest) < mx.array([[len(text)] for text in texts])
@@ -240,7 +251,7 @@ def _filled(texts: Sequence[list[int]]) -> tuple[mx.array, mx.array]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it, the model is not in training."""
+    """A context in which the model is in evaluation mode."""
     training = model.training
     model.eval()
     try:

@@ -1,33 +1,35 @@
-"""The findings of the task `health`, with intervals: as a part of `results.json`, and as a section of `report.md`."""
+"""The results of the task `health` with intervals: for `results.json`, for `report.md` and for the terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich.table import Table
 
 from mlx_deltamem.evaluation.markdown import table
 from mlx_deltamem.evaluation.statistics import Bootstrap, Estimate, mean_interval
 from mlx_deltamem.evaluation.tasks.health import MEANINGS, REPLY_TOKENS, Answered, Checkup, Losses, perplexity_ratio
 from mlx_deltamem.show.progress import Counted
+from mlx_deltamem.show.tables import columns
 
 NAME = "health"
-# What `examine` tells of as it goes on.
+# The steps of `examine`, for the progress bar.
 STEPS = ("perplexity", "replies", "likeliest tokens")
-_NOTES = """At a ratio of 1 the model foretells these texts as well as without the adapter; above it, worse. Replies
-are greedy and of at most {tokens} tokens, to everyday prompts with nothing told before. The likeliest tokens are
-compared at each place of the frozen model's replies. The 95 % intervals are of a bootstrap over texts and over
-prompts; where all replies are alike or none is, of a binomial distribution."""
+_NOTES = """A ratio of 1 means that the model predicts these texts as well as without the adapter; a larger ratio means
+worse. Replies are greedy and of at most {tokens} tokens, to everyday prompts with nothing told before. The likeliest
+tokens are compared at each place of the frozen model's replies. The 95 % intervals are of a bootstrap over texts and
+over prompts; if all replies are alike or none is, they are of a binomial distribution."""
 
 
 @dataclass(frozen=True)
-class Ratio:
+class PerplexityRatio:
     """The perplexity of some texts divided by the frozen model's.
 
     Attributes:
-        value: The ratio; infinite where the model says numbers that are not finite.
-        low, high: Its 95 % interval.
-        texts: How many there are.
+        value: The ratio; infinite if the model's logits are not finite.
+        low, high: The 95 % interval.
+        texts: The number of texts.
     """
 
     value: float
@@ -38,35 +40,40 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Health:
-    """What an adapter does to its model.
+    """The effect of an adapter on its model.
 
     Attributes:
-        ratios: By way, see `MEANINGS`.
-        equal: Replies that are the frozen model's, in percent of the prompts.
-        alike: Tokens of the frozen model's replies that are the likeliest with the adapter too, in percent.
+        ratios: The ratios of perplexities, by way (`health.WAYS`).
+        equal: The share of replies that equal the frozen model's, in percent of the prompts.
+        alike: The share of places in the frozen model's replies where both models have the same likeliest token, in
+            percent.
         replies: All replies.
     """
 
-    ratios: Mapping[str, Ratio]
+    ratios: Mapping[str, PerplexityRatio]
     equal: Estimate
     alike: Estimate
     replies: Sequence[Answered]
 
 
 def examine(checkup: Checkup, seed: int, progress: Counted) -> Health:
-    """Measure all of it.
+    """Do all measurements of a checkup.
 
     Args:
-        checkup: Of the model.
-        seed: Of the bootstrap.
-        progress: Told what is going on, one step for each of `STEPS`.
+        checkup: The measurements of the model.
+        seed: The seed of the bootstrap.
+        progress: Called with the name of the step, and 0 before and 1 after each of `STEPS`.
     """
-    found = []
-    for step, measure in zip(STEPS, (checkup.losses, checkup.replies, checkup.alike), strict=True):
-        progress(f"{NAME}, {step}", 0)
-        found.append(measure())
-        progress(f"{NAME}, {step}", 1)
-    losses, replies, alike = found
+    perplexity, reply, likeliest = (f"{NAME}, {step}" for step in STEPS)
+    progress(perplexity, 0)
+    losses = checkup.losses()
+    progress(perplexity, 1)
+    progress(reply, 0)
+    replies = checkup.replies()
+    progress(reply, 1)
+    progress(likeliest, 0)
+    alike = checkup.alike()
+    progress(likeliest, 1)
     return Health(
         ratios=ratios(losses, seed),
         equal=_share([[each.equal] for each in replies], seed),
@@ -75,17 +82,17 @@ def examine(checkup: Checkup, seed: int, progress: Counted) -> Health:
     )
 
 
-def ratios(losses: Losses, seed: int) -> dict[str, Ratio]:
-    """The ratios by way, with intervals by a bootstrap over texts."""
+def ratios(losses: Losses, seed: int) -> dict[str, PerplexityRatio]:
+    """The ratios of perplexities by way, with intervals of a bootstrap over the texts."""
     found = {}
     for way, value in losses.ratios.items():
-        interval = mean_interval(losses.adapted[way] - losses.frozen, losses.tokens, seed)
-        found[way] = Ratio(value, *map(perplexity_ratio, interval), len(losses.tokens))
+        low, high = mean_interval(losses.adapted[way] - losses.frozen, losses.tokens, seed)
+        found[way] = PerplexityRatio(value, perplexity_ratio(low), perplexity_ratio(high), len(losses.tokens))
     return found
 
 
 def health_document(health: Health) -> dict[str, object]:
-    """The findings for `results.json`; a ratio that is infinite is null."""
+    """The results for `results.json`. An infinite ratio is null there."""
     return {
         "perplexity": [
             {
@@ -97,8 +104,8 @@ def health_document(health: Health) -> dict[str, object]:
             }
             for way, ratio in health.ratios.items()
         ],
-        "replies_equal": _shown(health.equal, len(health.replies)),
-        "tokens_alike": _shown(health.alike, len(health.replies)),
+        "replies_equal": _share_document(health.equal, len(health.replies)),
+        "tokens_alike": _share_document(health.alike, len(health.replies)),
         "replies": [
             {"prompt": each.prompt, "frozen": each.frozen.text, "adapted": each.adapted.text, "equal": each.equal}
             for each in health.replies
@@ -107,7 +114,7 @@ def health_document(health: Health) -> dict[str, object]:
 
 
 def health_section(health: Health) -> str:
-    """The findings for `report.md`."""
+    """The results for `report.md`."""
     rows = [
         (MEANINGS[way], f"{each.value:.3f} ({each.low:.3f} to {each.high:.3f})", each.texts)
         for way, each in health.ratios.items()
@@ -129,13 +136,27 @@ def health_section(health: Health) -> str:
     )
 
 
+def health_tables(health: Health) -> list[Table]:
+    """The results for the terminal."""
+    perplexity = columns(
+        "Perplexity of plain English ÷ the frozen model's", "a text that is", "ratio", "95 %", texts=(0,)
+    )
+    for way, ratio in health.ratios.items():
+        perplexity.add_row(MEANINGS[way], f"{ratio.value:.3f}", f"{ratio.low:.2f}–{ratio.high:.2f}")
+    title = f"Greedy replies to {len(health.replies)} prompts with nothing told, in percent"
+    replies = columns(title, "as the frozen model", "", "95 %", texts=(0,))
+    for name, share in (("whole replies", health.equal), ("the likeliest token at each place", health.alike)):
+        replies.add_row(name, f"{share.value:.1f}", f"{share.low:.0f}–{share.high:.0f}")
+    return [perplexity, replies]
+
+
 def _share(groups: Sequence[Sequence[bool]], seed: int) -> Estimate:
-    """The share of all members that are True, in percent; groups are drawn as a whole."""
+    """The share of all members that are True, in percent. The bootstrap draws groups as a whole."""
     names = [f"{number:04}" for number, group in enumerate(groups) for _ in group]
     return Bootstrap(np.array([[float(each) for group in groups for each in group]]), names, seed).mean(0)
 
 
-def _shown(share: Estimate, prompts: int) -> dict[str, object]:
+def _share_document(share: Estimate, prompts: int) -> dict[str, object]:
     return {"value": share.value, "interval": [share.low, share.high], "prompts": prompts}
 
 
@@ -143,5 +164,6 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _lines(each: Answered) -> tuple[str, ...]:
-    return tuple(" ".join(text.split()) for text in (each.prompt, each.frozen.text, each.adapted.text))
+def _lines(each: Answered) -> list[str]:
+    """The prompt and both replies, each on one line."""
+    return [" ".join(text.split()) for text in (each.prompt, each.frozen.text, each.adapted.text)]

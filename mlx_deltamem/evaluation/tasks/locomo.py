@@ -1,4 +1,7 @@
-"""LoCoMo: questions about conversations of months (facts 4.1), https://github.com/snap-research/locomo."""
+"""The task `locomo`, LoCoMo: questions about conversations over months (facts 4.1).
+
+Data: https://github.com/snap-research/locomo.
+"""
 
 import hashlib
 import math
@@ -8,24 +11,24 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlx_deltamem.evaluation.question import Question, user_message
-from mlx_deltamem.evaluation.task import Backbone, Published, Sampling, Task, option
+from mlx_deltamem.evaluation.task import Backbone, Sampling, Task
 from mlx_deltamem.evaluation.tasks.answers import first_line, locomo_tokens, porter_stem, token_f1
 from mlx_deltamem.evaluation.tasks.fitting import longest_prompt, prompt_tokens, text_tokens
 from mlx_deltamem.evaluation.tasks.locomo_data import (
     CATEGORIES,
-    Asked,
     Conversation,
-    Turn,
+    DialogQuestion,
+    DialogTurn,
     downloaded,
     load_conversations,
 )
-from mlx_deltamem.evaluation.tasks.published import LOCOMO
-from mlx_deltamem.sessions.template import Message
+from mlx_deltamem.options.option import option
+from mlx_deltamem.sessions.messages import Message
 
 _NO_INFORMATION = "No information available"
 _MAX_TOKENS = 50
 
-# The wording of the benchmark, its misspelling too: scores are only comparable under the same prompts.
+# The wording of the benchmark, with its misspelling: scores are comparable only with the same prompts.
 _SYSTEM = (
     "You are a helpful, respectful and honest assistant whose job is to understand the following conversation and "
     "answer questions based on the conversation. If you don't know the answer to a question, please don't share false "
@@ -46,21 +49,23 @@ _CHOICE = " (a) {} (b) {}. Select the correct answer by writing (a) or (b)."
 
 @dataclass(frozen=True)
 class Locomo(Task):
-    """Questions about ten long conversations, answered in a few words."""
+    """Questions about ten long conversations, with answers of a few words."""
 
     name: ClassVar[str] = "locomo"
     title: ClassVar[str] = "LoCoMo"
-    source: ClassVar[str] = "locomo10.json of snap-research/locomo (CC BY-NC 4.0); downloaded if no file is named"
+    source: ClassVar[str] = "locomo10.json of snap-research/locomo (CC BY-NC 4.0), downloaded if --data names no file"
     outside_mean: ClassVar[tuple[str, ...]] = ("adversarial",)
     curves: ClassVar[tuple[str, ...]] = ("distance_sessions",)
 
     mode: str = option(
         "official",
-        "Where the history is in the text: in the user's prompt, newest session first, as in the published runs "
+        "The form of a history in the text: in the user's message, newest session first, as in the published runs "
         "(official), or as messages, oldest first (replay).",
         ("official", "replay"),
     )
-    message: str = option("session", "What is one message of a history.", ("session", "turn"))
+    message: str = option(
+        "session", "The part of a conversation that is one message of a history.", ("session", "turn")
+    )
     categories: tuple[str, ...] = option(
         tuple(CATEGORIES.values()), "The kinds of questions to ask.", tuple(CATEGORIES.values())
     )
@@ -70,32 +75,28 @@ class Locomo(Task):
         return Sampling(temp=0.4, top_p=0.9, top_k=10)
 
     @property
-    def published(self) -> tuple[Published, ...]:
-        return LOCOMO
-
-    @property
     def differences(self) -> tuple[str, ...]:
         always = (
-            "Published means are over categories 1 to 4, without the adversarial questions, as ours are.",
-            "Published runs are of one seed (42) and of PyTorch's random numbers; mlx-lm also cuts to top-p before it "
-            "applies the temperature, and the reference after it.",
-            "No script of the published runs without the text is public: ours asks with the same prompt, the "
-            "conversation left out, and the memory has read the sessions as messages, oldest first.",
-            "Where a conversation is longer than the model's window, its newest sessions are left out, as in the "
-            "reference; ours counts the headers of sessions too, and leaves out the same for all questions.",
-            "Letters of choices are taken from replies only where they stand alone: the reference also takes the last "
-            'two characters of "(Natarajasana)".',
+            "Published means are over categories 1 to 4, without the adversarial questions. So are ours.",
+            "Published runs have one seed (42) and PyTorch's random numbers. mlx-lm cuts to top-p before it applies "
+            "the temperature, the reference after it.",
+            "No script of the published runs without the text is public. Ours asks with the same prompt without the "
+            "conversation, and the memory reads the sessions as messages, oldest first.",
+            "If a conversation is longer than the model's window, the newest sessions are left out, as in the "
+            "reference. Ours counts the headers of sessions too, and leaves out the same sessions for all questions.",
+            "The letter of a choice counts only if it stands alone in the reply. The reference also takes the last two "
+            'characters of "(Natarajasana)".',
         )
-        return always if self.mode == "official" else (*always, "Published runs had the text in the user's prompt.")
+        return always if self.mode == "official" else (*always, "Published runs have the text in the user's message.")
 
     def questions(self, backbone: Backbone) -> Iterator[Question]:
         """See `Task`.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It is damaged, it cannot be downloaded, or the stemmer is not installed.
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is damaged or cannot be downloaded, or NLTK is not installed.
         """
-        # Not only when the first reply is scored.
+        # Checked before the run, not only when the first reply is scored.
         porter_stem()
         for conversation in load_conversations(self.data or downloaded()):
             asked = [each for each in conversation.questions if each.category in self.categories]
@@ -120,7 +121,7 @@ class Locomo(Task):
                 )
 
     def score(self, question: Question, reply: str) -> Mapping[str, float]:
-        """The F1 of stems; of an adversarial question, whether the reply finds no information."""
+        """The F1 of stems. For an adversarial question, 1 if the reply says that there is no information."""
         line = first_line(reply).lower()
         if question.category == "adversarial":
             return {"f1": float(_finds_nothing(line, question.golds))}
@@ -129,11 +130,11 @@ class Locomo(Task):
 
 
 def history_messages(conversation: Conversation, unit: str) -> Iterator[Message]:
-    """A conversation as messages, oldest first, after the system prompt; each has the date of its session.
+    """A conversation as messages after the system prompt, oldest first. Each message has the date of its session.
 
     Args:
-        conversation: What was said.
-        unit: What is one message: a "session" or a "turn".
+        conversation: The conversation.
+        unit: The part of the conversation in one message: "session" or "turn".
     """
     yield {"role": "system", "content": _SYSTEM}
     for session in conversation.sessions:
@@ -143,13 +144,18 @@ def history_messages(conversation: Conversation, unit: str) -> Iterator[Message]
 
 
 def official_context(conversation: Conversation, prompts: list[str], backbone: Backbone) -> str:
-    """A conversation as the text that the official prompt begins with: newest session first.
+    """A conversation as the text at the beginning of the official prompt, newest session first.
+
+    If the conversation is too long for the window, the newest sessions are left out. A session that fits in part keeps
+    its last turns.
 
     Args:
-        conversation: What was said.
-        prompts: What is asked after it; the longest of them must fit too.
-        backbone: Decides how much fits. On overflow the newest sessions are left out, and of the session that fits in
-            part the first turns.
+        conversation: The conversation.
+        prompts: The questions that follow the text. There is room for the longest.
+        backbone: The window and the tokenizer.
+
+    Raises:
+        ValueError: There is no room for a history.
     """
     introduction = _INTRODUCTION.format(*conversation.speakers)
     last = "\n\n" + max(prompts, key=lambda prompt: text_tokens(backbone, prompt))
@@ -161,14 +167,14 @@ def official_context(conversation: Conversation, prompts: list[str], backbone: B
     if longest is None:
         return introduction + _newest_first(conversation, backbone, math.inf)
     budget = longest - prompt_tokens(backbone, prompt(""))
-    # Tokens of parts are not quite those of the whole.
+    # The parts of a text may have fewer tokens than the whole.
     while (excess := prompt_tokens(backbone, prompt(_newest_first(conversation, backbone, budget))) - longest) > 0:
         budget -= excess
     return introduction + _newest_first(conversation, backbone, budget)
 
 
 def _newest_first(conversation: Conversation, backbone: Backbone, budget: float) -> str:
-    """The oldest sessions that fit into so many tokens, and of the next one the last turns."""
+    """The text of the oldest sessions that fit into `budget` tokens, and of the last turns of the next session."""
     text = ""
     for session in conversation.sessions:
         header = f"\nDATE: {session.date}\nCONVERSATION:\n"
@@ -183,18 +189,18 @@ def _newest_first(conversation: Conversation, backbone: Backbone, budget: float)
     return text
 
 
-def _turn_text(turn: Turn) -> str:
+def _turn_text(turn: DialogTurn) -> str:
     shared = f" and shared {turn.caption}." if turn.caption else ""
     return f'{turn.speaker} said, "{turn.text}"\n{shared}\n'
 
 
 def _no_information_first(seed: int, conversation: str, index: int) -> bool:
-    """Whether (a) is the right choice of an adversarial question: by the reference's hash."""
+    """Whether (a) is the right choice of an adversarial question, by the hash of the reference."""
     digest = hashlib.sha256(f"{seed}|{conversation}|{index}|cat5".encode()).digest()
     return int.from_bytes(digest[:8]) % 2 == 0
 
 
-def _wording(seed: int, conversation: str, index: int, asked: Asked) -> str:
+def _wording(seed: int, conversation: str, index: int, asked: DialogQuestion) -> str:
     if asked.category == "temporal":
         return asked.text + _TEMPORAL
     if asked.category == "adversarial":
@@ -205,15 +211,15 @@ def _wording(seed: int, conversation: str, index: int, asked: Asked) -> str:
     return asked.text
 
 
-def _golds(seed: int, conversation: str, index: int, asked: Asked) -> tuple[str, ...]:
+def _golds(seed: int, conversation: str, index: int, asked: DialogQuestion) -> tuple[str, ...]:
     if asked.category == "adversarial":
         return _NO_INFORMATION, "(a)" if _no_information_first(seed, conversation, index) else "(b)"
-    # What follows a semicolon is the reason for the answer.
+    # The text after a semicolon is the reason for the answer.
     return (asked.answer.partition(";")[0].strip() if asked.category == "open_domain" else asked.answer,)
 
 
-def _labels(conversation: Conversation, asked: Asked) -> dict[str, float | str]:
-    """How many sessions ago the oldest that the answer is found in was; 0 for the last one."""
+def _labels(conversation: Conversation, asked: DialogQuestion) -> dict[str, float | str]:
+    """The distance of the answer: the number of sessions after the oldest session that contains it."""
     last = conversation.sessions[-1].number
     return {"distance_sessions": float(last - asked.sessions[0])} if asked.sessions else {}
 
@@ -230,7 +236,10 @@ def _f1(predicted: str, gold: str) -> float:
 
 
 def _best_parts_f1(predicted: str, gold: str) -> float:
-    """The mean over the parts of the gold answer, cut at commas, of the F1 of the best part of the reply."""
+    """The F1 of an answer whose parts are separated by commas.
+
+    For each part of the answer the best part of the reply counts. The result is the mean over the parts of the answer.
+    """
     guesses, parts = _parts(predicted), _parts(gold)
     if not guesses or not parts:
         return 0.0

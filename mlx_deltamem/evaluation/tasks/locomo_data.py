@@ -1,4 +1,4 @@
-"""LoCoMo's conversations: two people over months, in dated sessions, and questions about them (facts 4.1)."""
+"""The data of LoCoMo (facts 4.1): conversations of two people over months, in dated sessions, and questions."""
 
 import re
 import urllib.request
@@ -9,10 +9,11 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from mlx_deltamem.evaluation.tasks.rows import Json, parsed
+from mlx_deltamem.evaluation.tasks.rows import expect_list, expect_object, expect_text, parse_json
 from mlx_deltamem.files.atomic import new_file
+from mlx_deltamem.files.jsonl import Json
 
-# CC BY-NC 4.0: downloaded by its user, and no part of this project.
+# The licence is CC BY-NC 4.0: users download the file themselves, and it is not part of this project.
 URL = "https://raw.githubusercontent.com/snap-research/locomo/main/data/locomo10.json"
 
 CATEGORIES = {1: "multi_hop", 2: "temporal", 3: "open_domain", 4: "single_hop", 5: "adversarial"}
@@ -24,8 +25,14 @@ _TIMEOUT_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What somebody said, and the caption of the picture that came with it, or ""."""
+class DialogTurn:
+    """A turn of a conversation.
+
+    Attributes:
+        speaker: The name of the speaker.
+        text: The words of the speaker.
+        caption: The caption of the picture that the speaker shared; "" if there is none.
+    """
 
     speaker: str
     text: str
@@ -33,30 +40,30 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Session:
-    """A talk on one day.
+class DialogSession:
+    """The part of a conversation on one day.
 
     Attributes:
-        number: Its place in the conversation, counted from 1.
-        date: When it was, as LoCoMo writes it: "1:56 pm on 8 May, 2023".
-        turns: What was said, in order.
+        number: The place in the conversation, counted from 1.
+        date: The date as LoCoMo writes it, for example "1:56 pm on 8 May, 2023".
+        turns: The turns, in order.
     """
 
     number: int
     date: str
-    turns: tuple[Turn, ...]
+    turns: tuple[DialogTurn, ...]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question as it stands in the file.
+class DialogQuestion:
+    """A question of the file.
 
     Attributes:
-        place: Its place among all questions about the conversation, counted from 0.
+        place: The place among all questions about the conversation, counted from 0.
         text: The question.
-        category: By name.
-        answer: The answer; of an adversarial question, the wrong one that is offered.
-        sessions: The sessions that the answer is found in, ascending; empty if the file does not tell.
+        category: The name of the category.
+        answer: The answer. For an adversarial question it is the wrong answer that the question offers.
+        sessions: The numbers of the sessions that contain the answer, ascending; empty if the file does not say.
     """
 
     place: int
@@ -68,39 +75,46 @@ class Asked:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One of the ten conversations, its sessions oldest first."""
+    """A conversation.
+
+    Attributes:
+        id: The name in the file, for example "conv-26".
+        speakers: The names of both speakers.
+        sessions: The sessions, oldest first.
+        questions: The questions about the conversation.
+    """
 
     id: str
     speakers: tuple[str, str]
-    sessions: tuple[Session, ...]
-    questions: tuple[Asked, ...]
+    sessions: tuple[DialogSession, ...]
+    questions: tuple[DialogQuestion, ...]
 
 
 def load_conversations(path: Path) -> Iterator[Conversation]:
     """The conversations of a file.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is damaged or of another kind.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is damaged or of another kind.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; {_EXPECTED}, from {URL}")
-    samples = parsed(str(path), path.read_bytes())
+    samples = parse_json(str(path), path.read_bytes())
     if not isinstance(samples, list) or not samples:
-        raise ValueError(f"{path} holds no list of conversations; {_EXPECTED}")
+        raise ValueError(f"{path} is not a list of conversations; {_EXPECTED}")
     for number, sample in enumerate(samples, 1):
         try:
-            yield _conversation(sample)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            yield _conversation(expect_object(sample))
+        except (KeyError, ValueError) as error:
             problem = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path}, conversation {number} is damaged ({problem}); {_EXPECTED}") from None
 
 
 def downloaded() -> Path:
-    """LoCoMo from its public source, downloaded once into the folder of the Hugging Face caches.
+    """The file of LoCoMo, downloaded once from its public source into the folder of the Hugging Face caches.
 
     Raises:
-        ValueError: It cannot be downloaded.
+        ValueError: The file cannot be downloaded.
     """
     path = Path(constants.HF_HOME) / "mlx_deltamem" / "locomo10.json"
     if not path.exists():
@@ -108,39 +122,51 @@ def downloaded() -> Path:
             with urllib.request.urlopen(URL, timeout=_TIMEOUT_SECONDS) as answer:
                 content = answer.read()
         except (OSError, HTTPException) as error:
-            raise ValueError(f"{URL} cannot be read ({error}); download it otherwise, and name the file") from None
-        parsed(URL, content)
+            raise ValueError(
+                f"cannot download {URL} ({error}); download it in another way, and name it with --data locomo=PATH"
+            ) from None
+        parse_json(URL, content)
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path) as temporary:
             temporary.write_bytes(content)
     return path
 
 
-def _conversation(sample: Json) -> Conversation:
-    told = sample["conversation"]
-    # The file also has dates of sessions that never were.
-    numbers = sorted(int(match[1]) for key in told if (match := _SESSION.fullmatch(key)))
-    read = [
-        Session(number, told[f"session_{number}_date_time"], _turns(told[f"session_{number}"])) for number in numbers
-    ]
-    sessions = tuple(session for session in read if session.turns)
+def _conversation(sample: dict[str, Json]) -> Conversation:
+    content = expect_object(sample["conversation"])
+    # The file also has dates of sessions that do not exist.
+    numbers = sorted(int(match[1]) for key in content if (match := _SESSION.fullmatch(key)))
+    sessions = tuple(session for number in numbers if (session := _session(content, number)).turns)
     if not sessions:
-        raise ValueError("nothing was said in it")
+        raise ValueError("it has no turns")
     return Conversation(
-        id=sample["sample_id"],
-        speakers=(told["speaker_a"], told["speaker_b"]),
+        id=expect_text(sample["sample_id"]),
+        speakers=(expect_text(content["speaker_a"]), expect_text(content["speaker_b"])),
         sessions=sessions,
-        questions=tuple(_asked(place, question) for place, question in enumerate(sample["qa"])),
+        questions=tuple(
+            _question(place, expect_object(question)) for place, question in enumerate(expect_list(sample["qa"]))
+        ),
     )
 
 
-def _turns(turns: Json) -> tuple[Turn, ...]:
-    return tuple(Turn(turn["speaker"], turn["text"], turn.get("blip_caption") or "") for turn in turns)
+def _session(content: dict[str, Json], number: int) -> DialogSession:
+    turns = [expect_object(turn) for turn in expect_list(content[f"session_{number}"])]
+    date = expect_text(content[f"session_{number}_date_time"])
+    return DialogSession(number, date, tuple(map(_turn, turns)))
 
 
-def _asked(place: int, question: Json) -> Asked:
-    category = CATEGORIES[question["category"]]
-    # Two adversarial questions have an answer of their own, which the reference offers as the wrong one.
+def _turn(turn: dict[str, Json]) -> DialogTurn:
+    caption = turn.get("blip_caption") or ""
+    return DialogTurn(expect_text(turn["speaker"]), expect_text(turn["text"]), expect_text(caption))
+
+
+def _question(place: int, question: dict[str, Json]) -> DialogQuestion:
+    number = question["category"]
+    if not isinstance(number, int) or number not in CATEGORIES:
+        raise ValueError(f"category {number!r}, expected 1 to 5")
+    category = CATEGORIES[number]
+    # Two adversarial questions also have a right answer, which the reference offers as the wrong one.
     answer = question.get("answer", question["adversarial_answer"]) if category == "adversarial" else question["answer"]
-    sessions = {int(number) for number in _DIALOG.findall(" ".join(question.get("evidence", ())))}
-    return Asked(place, question["question"], category, str(answer), tuple(sorted(sessions)))
+    evidence = [expect_text(text) for text in expect_list(question.get("evidence", []))]
+    sessions = {int(number) for number in _DIALOG.findall(" ".join(evidence))}
+    return DialogQuestion(place, expect_text(question["question"]), category, str(answer), tuple(sorted(sessions)))

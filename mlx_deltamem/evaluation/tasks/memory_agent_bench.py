@@ -1,4 +1,7 @@
-"""MemoryAgentBench: questions about long contexts (facts 4.2), https://huggingface.co/datasets/ai-hyz/MemoryAgentBench."""
+"""The task `mab`, MemoryAgentBench: questions about long contexts (facts 4.2).
+
+Data: https://huggingface.co/datasets/ai-hyz/MemoryAgentBench.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,14 +9,12 @@ from functools import partial
 from typing import ClassVar
 
 from mlx_deltamem.evaluation.question import Question, user_message
-from mlx_deltamem.evaluation.task import Backbone, Published, Task, option
+from mlx_deltamem.evaluation.task import Backbone, Task
 from mlx_deltamem.evaluation.tasks.answers import first_line, span_tokens, token_f1
-from mlx_deltamem.evaluation.tasks.chunks import clip, fit, sentence_chunks
-from mlx_deltamem.evaluation.tasks.fitting import longest_prompt, prompt_tokens, text_tokens
-from mlx_deltamem.evaluation.tasks.mab_data import REPO, ContextRow, load_rows
-from mlx_deltamem.evaluation.tasks.mab_sources import SPLITS, find_source
+from mlx_deltamem.evaluation.tasks.fitting import clip, fit, longest_prompt, prompt_tokens, sentence_chunks, text_tokens
+from mlx_deltamem.evaluation.tasks.mab_data import REPO, SPLITS, ContextRow, find_source, load_rows
 from mlx_deltamem.evaluation.tasks.movies import as_list, from_list, load_films, recall_at_5
-from mlx_deltamem.evaluation.tasks.published import MEMORY_AGENT_BENCH
+from mlx_deltamem.options.option import option
 
 _SHORT = (
     "Reply with a short entity, phrase, number, or sentence only.\n"
@@ -21,7 +22,7 @@ _SHORT = (
 )
 # The wording of the published runs.
 _CONTEXT = "Use only the memory context below to answer the question.\n" + _SHORT.format("the context")
-# Ours, where the context is not in the text.
+# The wording of this project, for conditions without the context in the text.
 _NO_CONTEXT = "Use only what you were told before to answer the question.\n" + _SHORT.format("it")
 _QUESTION = "Question: {}\nAnswer:"
 _PUBLISHED_CHARACTERS = 120_000
@@ -30,7 +31,7 @@ _FEWEST_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class MemoryAgentBench(Task):
-    """Questions about contexts of up to 421k tokens: retrieval, learning, understanding, conflicting facts."""
+    """Questions about contexts of up to 421k tokens: retrieval, learning, understanding and conflicting facts."""
 
     name: ClassVar[str] = "mab"
     title: ClassVar[str] = "MemoryAgentBench"
@@ -39,57 +40,50 @@ class MemoryAgentBench(Task):
 
     ingest: str = option(
         "clipped",
-        "What the memory reads where the context is not in the text: the text that the prompt would have had "
-        "(clipped), or the whole context, one chunk a turn (chunks).",
+        "The text that the memory reads in conditions without the context in the prompt: the context as the prompt "
+        "would have it (clipped), or the whole context, one chunk a turn (chunks).",
         ("clipped", "chunks"),
     )
     characters: int = option(
-        _PUBLISHED_CHARACTERS, "The longest context in the text, in characters; what is in its middle is left out."
+        _PUBLISHED_CHARACTERS,
+        "The longest context in the text, in characters; the middle of a longer one is left out.",
+        least=_FEWEST_CHARACTERS,
     )
-    chunk_tokens: int = option(4096, "The longest chunk, in tokens; it ends where a sentence does.")
+    chunk_tokens: int = option(4096, "The longest chunk, in tokens; a chunk ends with a sentence.", least=1)
     splits: tuple[str, ...] = option(tuple(SPLITS), "The splits to ask about.", tuple(SPLITS))
-    sources: tuple[str, ...] = option((), "What the names of sources must begin with.")
-
-    @property
-    def published(self) -> tuple[Published, ...]:
-        return MEMORY_AGENT_BENCH
+    sources: tuple[str, ...] = option((), "Prefixes of the names of the sources to ask about.")
 
     @property
     def differences(self) -> tuple[str, ...]:
-        always = (
-            "The score is that of the published runs: a reply is right where it contains the answer, also within a "
-            "word. It cannot be compared with the benchmark's own leaderboard, which has other prompts and scores, and "
-            "for LongMemEval and summaries a language model as judge.",
-            "What fits into the model's window is the same text for all questions of a row; published runs fitted it "
-            "for each question.",
-            "Blank lines are no recommended films, and names of films may begin with a number; in the published score "
-            "blank lines are films, and such a number is lost.",
+        always: tuple[str, ...] = (
+            "The score is that of the published runs: a reply is right if it contains the answer, even within a word. "
+            "Do not compare it with the benchmark's leaderboard, which uses other prompts and scores, and a language "
+            "model as judge for LongMemEval and summaries.",
+            "The context is shortened to the model's window once for all questions of a row. Published runs shortened "
+            "it for each question.",
+            "Blank lines do not count as recommended films, and a film keeps a number at the beginning of its name. In "
+            "the published score, blank lines are films and such a number is lost.",
         )
         if self.characters != _PUBLISHED_CHARACTERS:
-            clipped = (
-                f"Published runs cut the context to {_PUBLISHED_CHARACTERS:,} characters, ours to {self.characters:,}."
+            always += (
+                f"Published runs cut the context to {_PUBLISHED_CHARACTERS:,} characters, ours to {self.characters:,}.",
             )
-            always = (*always, clipped)
         if self.ingest == "clipped":
             return always
         return (
             *always,
-            "Published runs never read the context chunk by chunk. Ours ends chunks at its own breaks of sentences, "
-            f"counts {self.chunk_tokens:,} tokens of the model's own, and puts no words of the benchmark around them.",
+            "Published runs never read the context chunk by chunk. Ours ends chunks at the ends of sentences, as this "
+            f"project finds them, after at most {self.chunk_tokens:,} tokens of the model, and adds no words of the "
+            "benchmark to them.",
         )
 
     def questions(self, backbone: Backbone) -> Iterator[Question]:
         """See `Task`.
 
         Raises:
-            FileNotFoundError: There are no such data.
+            FileNotFoundError: The data do not exist.
             ValueError: The data are damaged or of another kind, or a package that reads them is not installed.
         """
-        if self.characters < _FEWEST_CHARACTERS or self.chunk_tokens < 1:
-            raise ValueError(
-                f"the context is to have {self.characters} characters and chunks {self.chunk_tokens} tokens; "
-                f"expected at least {_FEWEST_CHARACTERS} and 1"
-            )
         index = 0
         for row in load_rows(self.data, self.splits, self.sources):
             prompts = [_QUESTION.format(question) for question, _ in row.questions]
@@ -113,8 +107,8 @@ class MemoryAgentBench(Task):
                 index += 1
 
     def score(self, question: Question, reply: str) -> Mapping[str, float]:
-        """The source's own score: accuracy, the F1 of words, or the recall@5 of films."""
-        metric = find_source(str(question.labels["source"])).metric
+        """The score of the row's source: accuracy, the F1 of words, or the recall@5 of films."""
+        metric = find_source(question.text_label("source")).metric
         if metric == "recall@5":
             return {"score": recall_at_5(reply, from_list(question.golds[0]), list(self._films().values()))}
         if metric == "f1":
@@ -122,7 +116,7 @@ class MemoryAgentBench(Task):
         return {"score": float(any(_is_right(reply, gold) for gold in question.golds))}
 
     def _fitted(self, row: ContextRow, prompts: list[str], backbone: Backbone) -> str:
-        """The context as it goes into the prompt."""
+        """The context of a row, shortened for the prompt of its longest question."""
         context = clip(row.context, self.characters)
         if not prompts:
             return context
@@ -140,7 +134,7 @@ class MemoryAgentBench(Task):
         films = self._films()
         if unknown := [answer for answer in answers if answer not in films]:
             raise ValueError(
-                f"{row.id} names the films {', '.join(unknown)}, which have no name; expected their numbers"
+                f"{row.id} has the films {', '.join(unknown)}, which are not in entity2id.json; use files that match"
             )
         return (as_list([films[answer] for answer in answers]),)
 
@@ -152,11 +146,12 @@ class MemoryAgentBench(Task):
 def _is_right(reply: str, gold: str) -> bool:
     """Whether a reply contains a gold answer, compared without articles and punctuation.
 
-    The published rule also takes a reply or first line that equals the answer; such a one contains it too.
+    The published rule also accepts a reply or a first line that equals the answer. Such a reply contains the answer, so
+    this rule covers it.
     """
     said, wanted = " ".join(span_tokens(reply)), " ".join(span_tokens(gold))
     if not wanted:
-        # A choice "A" is an article as well.
+        # The answer is nothing but articles, such as the choice "A".
         return first_line(reply).lower() == gold.lower()
     return wanted in said
 

@@ -1,4 +1,4 @@
-"""Recommended films by their names: recall@5 of MemoryAgentBench's ReDial dialogues (facts 4.2)."""
+"""Score recommended films by their names: recall@5 of MemoryAgentBench's ReDial dialogues (facts 4.2)."""
 
 import functools
 import re
@@ -8,13 +8,12 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 
 from mlx_deltamem.adapters.hub_errors import hub_errors
-from mlx_deltamem.evaluation.tasks.extras import evaluate_extra
-from mlx_deltamem.evaluation.tasks.rows import parsed
+from mlx_deltamem.evaluation.tasks.rows import evaluate_extra, parse_json
 
 FILE = "entity2id.json"
 
 _BRACKETS = re.compile(r"\([^()]*\)")
-# Names that begin with a number ("12 Angry Men") keep it.
+# The numbering of a list. It must not match a number in a name ("12 Angry Men").
 _NUMBERING = re.compile(r"\s*\d+[.)、]\s*(?:[-—–]\s*)?")
 _RECOMMENDED = 5
 _PURPOSE = "recall@5 of films"
@@ -25,14 +24,14 @@ def load_films(folder: Path | None, repo: str) -> Mapping[str, str]:
     """The names of films by their numbers.
 
     Args:
-        folder: Where the file `entity2id.json` is; None: it is downloaded.
-        repo: The data set on the Hub that has it.
+        folder: The folder of the file `entity2id.json`; None: the file is downloaded.
+        repo: The data set on the Hub that contains the file.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is damaged, or the package that measures how near names are is not installed.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is damaged, or the package rapidfuzz, which compares names, is not installed.
     """
-    # Not only when the first reply is scored.
+    # Checked before the run, not only when the first reply is scored.
     evaluate_extra("rapidfuzz", _PURPOSE)
     if folder is None:
         with hub_errors(repo):
@@ -41,32 +40,32 @@ def load_films(folder: Path | None, repo: str) -> Mapping[str, str]:
         path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no file {path}, which has the names of the films; expected it beside the data"
+            f"there is no file {path} with the names of the films; put MemoryAgentBench's {FILE} beside the data"
         )
-    numbers = parsed(str(path), path.read_bytes())
+    numbers = parse_json(str(path), path.read_bytes())
     if not isinstance(numbers, dict) or not numbers:
-        raise ValueError(f"{path} holds no numbers of films by name; expected MemoryAgentBench's {FILE}")
+        raise ValueError(f"{path} does not map names of films to numbers; expected MemoryAgentBench's {FILE}")
     return {str(number): film_name(entity) for entity, number in numbers.items()}
 
 
 def film_name(entity: str) -> str:
-    """A film's name from that of its entity: ".../Heat_(1995_film)>" is "Heat"."""
+    """The name of a film from the name of its entity: ".../Heat_(1995_film)>" gives "Heat"."""
     name = entity.rpartition("/")[2]
     return " ".join(_BRACKETS.sub("", re.sub("[_>-]", " ", name)).split())
 
 
 def as_list(names: Sequence[str]) -> str:
-    """Films as the numbered list that is asked for."""
+    """Write films as a numbered list, the form that the benchmark asks for."""
     return "\n".join(f"{number}. {name}" for number, name in enumerate(names, 1))
 
 
 def from_list(text: str) -> list[str]:
-    """The films of a list that `as_list` made."""
+    """Read the films from a list that `as_list` wrote."""
     return [line.partition(". ")[2] for line in text.split("\n")]
 
 
 def listed(reply: str) -> list[str]:
-    """What a reply lists: the lines from "1." on; without numbers, what is between its commas and line ends."""
+    """The items of a reply: the lines from "1." on or, without numbers, the parts between commas and line ends."""
     start = reply.find("1.")
     lines = (reply[start:] if start >= 0 else reply.replace(",", "\n")).splitlines()
     items = (" ".join(_BRACKETS.sub("", _without_number(line)).split()) for line in lines)
@@ -79,12 +78,17 @@ def _without_number(line: str) -> str:
 
 
 def recall_at_5(reply: str, gold: Sequence[str], films: Sequence[str]) -> float:
-    """The share of the right films that is among the first five of a reply, each read as the film it is nearest to.
+    """The share of the right films among the first five items of a reply.
+
+    Each item counts as the film with the nearest name, by edit distance.
 
     Args:
-        reply: The model's.
+        reply: The reply of the model.
         gold: The names of the right films.
         films: The names of all films.
+
+    Raises:
+        ValueError: The package rapidfuzz is not installed.
     """
     process = evaluate_extra("rapidfuzz.process", _PURPOSE)
     distance = evaluate_extra("rapidfuzz.distance.Levenshtein", _PURPOSE).distance

@@ -1,17 +1,17 @@
-"""Whether a reply names a value: the name counts, not the sentence around it.
+"""Decide whether a reply names a value. Only the name counts, not the sentence around it.
 
-A reply is right where it names the value that was asked for and nothing else that could be meant:
+A reply is right if it names the value that was asked for and no rival of it:
 
-- Only its first line with something in it counts. Case, punctuation and the articles a, an and the do not.
-- The value must be there as whole words: "Ann" is not in "Anna", and "green" is in "dark green".
-- None of the rivals may be there (other values that the question could be about, and what else was told in the chat),
-  so that neither a list of guesses nor an old value beside the new one is right. A rival within the value or the
-  question itself does not count. One that is written with a capital must have one in the reply ("will" is no name),
-  unless the reply has no capitals at all.
-- A reply that says that it does not know, or that denies, is wrong, whatever it names.
+- Only the first line that is not blank counts. Case, punctuation and the articles a, an and the are ignored.
+- The value must occur as whole words: "Ann" does not occur in "Anna", but "green" occurs in "dark green".
+- No rival may occur. Rivals are the other values of the same list and the other facts told in the chat, so neither a
+  list of guesses nor an old value beside the new one is right. A rival that is part of the value or of the question is
+  ignored. A rival with a capital letter must have the capital in the reply too ("will" is not the name Will), unless
+  the reply has no capitals at all.
+- A reply that denies, or says that it does not know, is wrong even if it names the value.
 
-Where nothing can be recalled (it was never told, or is to be forgotten), a reply is right where it says that it does
-not know, or must not, and names no rival.
+If nothing can be recalled, because it was never told or must be forgotten, a reply is right if it says that it does not
+know and names no rival.
 """
 
 import functools
@@ -33,28 +33,28 @@ _UNKNOWN = re.compile(
 
 
 def names_only(reply: str, value: str, rivals: Iterable[str], question: str) -> bool:
-    """Whether a reply names a value and no rival of it.
+    """Whether a reply names a value and no rival.
 
     Args:
         reply: The reply.
         value: The value that was asked for.
-        rivals: Other values; the value itself may be among them.
-        question: What was asked, which a reply may repeat.
+        rivals: The rivals. The value itself may be among them.
+        question: The text of the question, which a reply may repeat.
     """
     line = first_line(reply)
-    # Some values look like a denial ("forget-me-nots").
+    # Without the value, because some values look like a denial ("forget-me-nots").
     if says_unknown(re.sub(re.escape(value), " ", line, flags=re.IGNORECASE)) or not names(line, value):
         return False
     return not names_any(line, rivals, f"{value}\n{question}")
 
 
 def names(reply: str, value: str) -> bool:
-    """Whether the first line of a reply has a value in it, as whole words."""
+    """Whether a value occurs in the first line of a reply, as whole words."""
     return _inside(_folded(value), _folded(first_line(reply)))
 
 
 def names_any(reply: str, rivals: Iterable[str], allowed: str) -> bool:
-    """Whether the first line of a reply names one of the rivals that are not in `allowed`."""
+    """Whether a rival occurs in the first line of a reply. Rivals that occur in the text `allowed` are ignored."""
     words, allowed_words = _words(first_line(reply)), _folded(allowed)
     folded = tuple(word.casefold() for word in words)
     capitals = any(word != word.casefold() for word in words)
@@ -66,21 +66,22 @@ def names_any(reply: str, rivals: Iterable[str], allowed: str) -> bool:
 
 
 def says_unknown(reply: str) -> bool:
-    """Whether the first line of a reply says that something is not known, not told, not so, or forgotten."""
+    """Whether the first line of a reply denies something, or says that something is unknown, not told or forgotten."""
     return bool(_UNKNOWN.search(first_line(reply).translate(_APOSTROPHES).casefold()))
 
 
 @functools.lru_cache(maxsize=10_000)
 def _words(text: str) -> tuple[str, ...]:
-    """The words of a text without its articles, as they are written."""
+    """The words of a text without articles, in their spelling."""
     words = _WORD.findall(unicodedata.normalize("NFKC", text))
     return tuple(word for word in words if word.casefold() not in _ARTICLES)
 
 
 def _folded(text: str) -> tuple[str, ...]:
+    """The words of a text without articles, ignoring case."""
     return tuple(word.casefold() for word in _words(text))
 
 
 def _inside(part: tuple[str, ...], words: tuple[str, ...]) -> bool:
-    """Whether words follow each other somewhere in others."""
+    """Whether words occur in other words in the same order, one directly after the other."""
     return bool(part) and any(words[at : at + len(part)] == part for at in range(len(words) - len(part) + 1))

@@ -1,29 +1,51 @@
-"""The hand-written texts of natural.yaml: the questions of `--recall-natural`, everyday prompts, and prose."""
+"""The hand-written texts of `natural.yaml`: questions for `--recall-natural`, everyday prompts, and plain English."""
 
 import functools
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
+from typing import TypedDict
 
 import yaml
 
 from mlx_deltamem.evaluation.question import Question, user_message
 from mlx_deltamem.evaluation.tasks.naming import names, names_any, says_unknown
-from mlx_deltamem.sessions.template import Message
+from mlx_deltamem.sessions.messages import Message
 
-# What the history has for a reply where the model makes its own in a chat.
+# The reply in the history to a message without a given reply. In a chat, the model writes its own instead.
 _ACKNOWLEDGED = "Okay."
-# A reply in free speech takes its time to get to the point.
+# Replies in free speech may have some words before the answer.
 REPLY_TOKENS = 40
 _NOT_TOLD = "You have not told me that."
 
 
+class _Reply(TypedDict):
+    assistant: str
+
+
+class _Item(TypedDict):
+    """A question of the file, which says what the fields are."""
+
+    id: str
+    kind: str
+    told: list[str | _Reply]
+    ask: str
+    answers: list[str]
+    rivals: list[str]
+
+
+class _File(TypedDict):
+    items: list[_Item]
+    prompts: list[str]
+    prose: list[str]
+
+
 def natural_questions(system: tuple[Message, ...]) -> Iterator[Question]:
-    """The questions, each about a chat of its own, by turns of all kinds, so that the first few are of all kinds.
+    """Yield the questions, each about a different chat. The kinds take turns, so the first questions are of all kinds.
 
     Args:
-        system: System prompts that every chat begins with.
+        system: System prompts at the beginning of every chat.
     """
-    kinds: dict[str, list[dict[str, object]]] = {}
+    kinds: dict[str, list[_Item]] = {}
     for item in _written()["items"]:
         kinds.setdefault(item["kind"], []).append(item)
     while any(kinds.values()):
@@ -33,12 +55,12 @@ def natural_questions(system: tuple[Message, ...]) -> Iterator[Question]:
 
 
 def natural_score(question: Question, reply: str) -> Mapping[str, float]:
-    """Whether a reply names an accepted answer, as whole words anywhere in it, and no wrong one.
+    """Score a reply: `named` if it names an accepted answer as whole words, `exact` if it also names no rival.
 
-    Where nothing was told, a reply is right that says so and names nothing that was told of something else.
+    The whole reply counts, not only its first line. If nothing was told, `named` means that the reply says so.
     """
     reply = " ".join(reply.split())
-    rivals = str(question.labels["rivals"]).split("\n")
+    rivals = question.text_label("rivals").split("\n")
     if question.category == "absent":
         unknown = says_unknown(reply)
         return {"exact": float(unknown and not names_any(reply, rivals, question.question)), "named": float(unknown)}
@@ -48,7 +70,7 @@ def natural_score(question: Question, reply: str) -> Mapping[str, float]:
 
 
 def natural_prompts() -> tuple[str, ...]:
-    """Everyday prompts that have nothing to do with memory."""
+    """Everyday prompts that do not need a memory."""
     return tuple(_written()["prompts"])
 
 
@@ -58,12 +80,14 @@ def natural_prose() -> tuple[str, ...]:
 
 
 @functools.cache
-def _written() -> Mapping[str, list]:
+def _written() -> _File:
     text = files(__package__).joinpath("natural.yaml").read_text(encoding="utf-8")
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    # The C loader is ten times as fast, but not in every build of PyYAML.
+    content: _File = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return content
 
 
-def _question(item: Mapping[str, object], system: tuple[Message, ...]) -> Question:
+def _question(item: _Item, system: tuple[Message, ...]) -> Question:
     history, given = list(system), []
     for message in item["told"]:
         if isinstance(message, str):

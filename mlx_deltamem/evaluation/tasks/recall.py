@@ -1,6 +1,6 @@
 """The task `recall`: facts told in a chat and asked for later. It needs no data.
 
-Values are held out from training. What is scored is the value, not the sentence around it (`naming`).
+Values are held out from training. A score depends on the value in the reply, not on the sentence around it (`naming`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,25 +8,27 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mlx_deltamem.evaluation.question import Question
-from mlx_deltamem.evaluation.task import Backbone, Task, option
+from mlx_deltamem.evaluation.task import Backbone, Task
 from mlx_deltamem.evaluation.tasks.naming import names, names_any, names_only, says_unknown
 from mlx_deltamem.evaluation.tasks.natural import natural_questions, natural_score
+from mlx_deltamem.options.option import option
 from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode
 from mlx_deltamem.recall import Question as Asked
 from mlx_deltamem.recall.vocabulary import keys, values
-from mlx_deltamem.sessions.template import ChatTemplate, Message
+from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.template import ChatTemplate
 
+# The keys of facts by name, and the family of keys that tell an instruction instead of a fact.
 _KEYS = {key.name: key for key in keys()}
 _INSTRUCTIONS = "code_word"
-_FIELDS_OF_SETTINGS = ("filler", "gap", "updates", "deletions", "absent")
 
 
 @dataclass(frozen=True)
 class Recall(Task):
-    """Questions about facts told in made-up chats, as many for each number of facts.
+    """Questions about facts told in generated chats, equally many for each number of facts.
 
-    The main score, `exact`, is strict: the value and no rival of it. `named` is lenient: the value is there, whatever
-    else is (where nothing can be recalled: the reply says so).
+    The main score `exact` requires the value and no rival. The score `named` requires the value only. If nothing can be
+    recalled, `named` requires that the reply says so, and `exact` also that it names no rival.
     """
 
     name: ClassVar[str] = "recall"
@@ -35,31 +37,36 @@ class Recall(Task):
     breakdowns: ClassVar[tuple[str, ...]] = ("facts", "kind")
     curves: ClassVar[tuple[str, ...]] = ("distance_tokens", "distance_turns", "topic_shifts", "facts")
 
-    facts: tuple[int, ...] = option((1, 2, 4), "Facts told in a chat; so many questions for each of these numbers.")
-    questions_each: int = option(500, "Questions for each number of facts.")
-    filler: tuple[int, ...] = option((0, 6), "Turns about other things, anywhere.", count=2)
-    gap: tuple[int, ...] = option((0, 0), "Such turns just before the question.", count=2)
-    topic_shifts: tuple[int, ...] = option((), "How often these turns change their topic.", kind=int, count=2)
-    updates: tuple[int, ...] = option((0, 0), "Facts told anew with another value.", count=2)
-    deletions: tuple[int, ...] = option((0, 0), "Facts that are to be forgotten.", count=2)
-    absent: tuple[int, ...] = option((0, 0), "Questions about what was not told, for each chat.", count=2)
+    facts: tuple[int, ...] = option((1, 2, 4), "Facts told in a chat; several numbers are asked separately.", least=0)
+    questions_each: int = option(500, "Questions for each number of facts.", least=1)
+    filler: tuple[int, ...] = option(
+        (0, 6), "Turns about other things, anywhere in the chat: the least and the most.", count=2
+    )
+    gap: tuple[int, ...] = option((0, 0), "Turns about other things just before the question.", count=2)
+    topic_shifts: tuple[int, ...] = option(
+        (), "How often the turns about other things change their topic.", kind=int, count=2
+    )
+    updates: tuple[int, ...] = option((0, 0), "Facts that are told again with another value.", count=2)
+    deletions: tuple[int, ...] = option((0, 0), "Facts that the user takes back.", count=2)
+    absent: tuple[int, ...] = option((0, 0), "Questions about facts that were not told, in each chat.", count=2)
     keys: tuple[str, ...] = option((), "Only these keys: a key (dog_name), a family (pet_name) or a list of values.")
-    held_out_keys: bool = option(False, "Keys that are not trained on.")
-    held_out_phrasings: bool = option(False, "Phrasings that are not trained on.")
-    system_prompt: str | None = option(None, "Begin every chat with it; an empty one keeps a template's own away.")
-    max_tokens: int = option(16, "The longest reply.")
+    held_out_keys: bool = option(False, "Ask for keys that training does not use.")
+    held_out_phrasings: bool = option(False, "Use phrasings that training does not use.")
+    system_prompt: str | None = option(
+        None, "The system prompt of every chat; an empty one suppresses the default of the chat template."
+    )
+    max_tokens: int = option(16, "The longest reply, in tokens.", least=1)
     natural: bool = option(
-        False, "Questions in free wording, written by hand; of the other options only the system prompt counts then."
+        False, "Ask the hand-written questions in free wording. Of the other options, only the system prompt applies."
     )
 
     def __post_init__(self) -> None:
-        if not self.facts or min(self.facts) < 0 or self.questions_each < 1 or self.max_tokens < 1:
-            raise ValueError("recall needs numbers of facts from 0 on, and questions and tokens from 1 on")
+        super().__post_init__()
         for count in self.facts:
             self._settings(count)
 
     def questions(self, backbone: Backbone) -> Iterator[Question]:
-        """The chats with each number of facts in turn, so that the first few questions are of all kinds."""
+        """See `Task`. The numbers of facts take turns, so the first questions are of all kinds."""
         if self.natural:
             yield from natural_questions(tuple(self._system))
             return
@@ -75,13 +82,14 @@ class Recall(Task):
             index += 1
 
     def score(self, question: Question, reply: str) -> Mapping[str, float]:
+        """The scores `exact` and `named` of a reply."""
         if self.natural:
             return natural_score(question, reply)
-        labels = question.labels
-        rivals = (*values(labels["values"]), *labels["told"].split("\n"))
+        rivals = (*values(question.text_label("values")), *question.text_label("told").split("\n"))
         if question.category in ("told", "updated"):
-            exact = names_only(reply, labels["value"], rivals, question.question)
-            return {"exact": float(exact), "named": float(names(reply, labels["value"]))}
+            value = question.text_label("value")
+            exact = names_only(reply, value, rivals, question.question)
+            return {"exact": float(exact), "named": float(names(reply, value))}
         unknown = says_unknown(reply)
         exact = unknown and not names_any(reply, rivals, question.question)
         return {"exact": float(exact), "named": float(unknown)}
@@ -91,31 +99,37 @@ class Recall(Task):
         return [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
 
     def _settings(self, facts: int) -> EpisodeSettings:
-        given = {name: tuple(getattr(self, name)) for name in _FIELDS_OF_SETTINGS if getattr(self, name)}
-        if self.topic_shifts:
-            given["topic_switches"] = tuple(self.topic_shifts)
         split = Split(
             values="held_out",
             keys="held_out" if self.held_out_keys else "train",
             phrasings="held_out" if self.held_out_phrasings else "train",
         )
-        return EpisodeSettings(facts=(facts, facts), keys=tuple(self.keys), split=split, **given)
+        return EpisodeSettings(
+            facts=(facts, facts),
+            filler=_range(self.filler),
+            gap=_range(self.gap),
+            updates=_range(self.updates),
+            deletions=_range(self.deletions),
+            absent=_range(self.absent),
+            topic_switches=_range(self.topic_shifts) if self.topic_shifts else None,
+            keys=self.keys,
+            split=split,
+        )
 
     def _questions(
         self, template: ChatTemplate, episode: Episode, asked: tuple[Asked, ...], group: str, facts: int
     ) -> Iterator[Question]:
-        history = (*self._system, *(dict(message) for message in episode.history))
+        told_before = [Message(role=message["role"], content=message["content"]) for message in episode.history]
+        history = (*self._system, *told_before)
         message_ids = template.whole(history).message_ids if history else []
         told = "\n".join(each.value for each in episode.questions if each.value is not None)
         for number, each in enumerate(asked):
             key = _KEYS[each.key]
             kind = "instruction" if key.family.name == _INSTRUCTIONS else "fact"
-            labels = {"facts": facts, "kind": kind, "key": key.name, "values": key.values, "told": told}
+            labels: dict[str, float | str] = {"facts": facts, "kind": kind, "key": key.name}
+            labels |= {"values": key.values, "told": told}
             if each.value is not None:
-                # From the end of the message that told it, or updated it, to the question.
-                since = sum(message > 2 * each.turn for message in message_ids)
-                distances = {"distance_turns": each.distance, "distance_tokens": since}
-                labels |= {"value": each.value, "topic_shifts": each.topic_switches, **distances}
+                labels |= {"value": each.value, **_distances(each, message_ids)}
             yield Question(
                 id=f"{group}, question {number}",
                 group=group,
@@ -126,3 +140,22 @@ class Recall(Task):
                 max_tokens=self.max_tokens,
                 labels=labels,
             )
+
+
+def _distances(asked: Asked, message_ids: list[int]) -> dict[str, float | str]:
+    """The labels for the distance from the message that told or updated a fact to the question.
+
+    Args:
+        asked: A question about a fact that was told.
+        message_ids: The message of each token of the history, counted without system prompts.
+    """
+    if asked.turn is None or asked.distance is None or asked.topic_switches is None:
+        return {}
+    # The message of the user in turn N is message 2N.
+    since = sum(message > 2 * asked.turn for message in message_ids)
+    return {"topic_shifts": asked.topic_switches, "distance_turns": asked.distance, "distance_tokens": since}
+
+
+def _range(numbers: tuple[int, ...]) -> tuple[int, int]:
+    low, high = numbers
+    return low, high

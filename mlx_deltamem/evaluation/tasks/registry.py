@@ -1,4 +1,4 @@
-"""The tasks that there are, by name."""
+"""All tasks, by name."""
 
 from mlx_deltamem.evaluation.task import Task
 from mlx_deltamem.evaluation.tasks.hotpotqa import HotpotQA

@@ -1,0 +1,94 @@
+"""The results of a whole evaluation, and their file `results.json` for programs and for the adapter's model card."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mlx_deltamem.evaluation.analysis import Result, Subset
+from mlx_deltamem.evaluation.effects import Costs
+from mlx_deltamem.evaluation.statistics import Estimate
+from mlx_deltamem.evaluation.tasks.health_report import NAME, Health, health_document
+from mlx_deltamem.files.atomic import new_file
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of a run.
+
+    Attributes:
+        model, adapter: The names of the model and the adapter.
+        settings: The settings that the records depend on, by task.
+        results: The results of each task.
+        costs: The costs, by task and condition.
+        health: The effect of the adapter on the model itself; None if it was not measured.
+    """
+
+    model: str
+    adapter: str
+    settings: Mapping[str, object]
+    results: Sequence[Result]
+    costs: Mapping[tuple[str, str], Costs]
+    health: Health | None = None
+
+
+def write_results(evaluation: Evaluation, path: Path) -> None:
+    """Write `results.json`. Model cards show its entry `results`.
+
+    Raises:
+        OSError: The file cannot be written. An old file is unchanged.
+    """
+    document: dict[str, object] = {
+        "model": evaluation.model,
+        "adapter": evaluation.adapter,
+        "settings": evaluation.settings,
+        "results": [row for result in evaluation.results for row in _mean_rows(result)],
+        "differences": [row for result in evaluation.results for row in _difference_rows(result)],
+        "costs": [
+            {"task": task, "condition": condition, **asdict(costs)}
+            for (task, condition), costs in evaluation.costs.items()
+        ],
+        "published": [
+            {"task": result.task.name, **asdict(score)}
+            for result in evaluation.results
+            for score in result.task.published
+        ],
+    }
+    if evaluation.health is not None:
+        document[NAME] = health_document(evaluation.health)
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _mean_rows(result: Result) -> Iterator[dict[str, object]]:
+    """The means of a task: all metrics of all questions, and the main metric of each subset."""
+    for task, subset in _named_subsets(result):
+        for (condition, metric), estimate in subset.means.items():
+            if subset is result.whole or metric == result.metrics[0]:
+                yield {"task": task, "condition": condition, "metric": metric, **_numbers(estimate)}
+
+
+def _difference_rows(result: Result) -> Iterator[dict[str, object]]:
+    for task, subset in _named_subsets(result):
+        for conditions, estimate in subset.differences.items():
+            yield {
+                "task": task,
+                "conditions": list(conditions),
+                "metric": result.metrics[0],
+                **_numbers(estimate),
+            }
+
+
+def _named_subsets(result: Result) -> Iterator[tuple[str, Subset]]:
+    """All questions, each category and each value of a label, under the name of the task and of the subset."""
+    name = result.task.name
+    yield name, result.whole
+    for subset in result.categories:
+        yield f"{name}, {subset.name}", subset
+    for label, subsets in result.breakdowns.items():
+        for subset in subsets:
+            yield f"{name}, {label} {subset.name}", subset
+
+
+def _numbers(estimate: Estimate) -> dict[str, object]:
+    return {"value": estimate.value, "interval": [estimate.low, estimate.high], "questions": estimate.questions}
