@@ -1,4 +1,4 @@
-"""What can be checked of a figure: that every text in it can be read."""
+"""Checks that all texts in a figure can be read."""
 
 from itertools import combinations
 
@@ -9,7 +9,7 @@ from matplotlib.transforms import Bbox
 
 
 def drawn_texts(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> list[Text]:
-    """The texts that are drawn, in whatever part of the figure."""
+    """All texts that a figure draws."""
     drawn: dict[int, Text] = {}
     original = Text.draw
 
@@ -25,7 +25,11 @@ def drawn_texts(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> list[Text]:
 
 
 def assert_readable(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """No text is small, cut off, or written over another one; returns the texts."""
+    """Check that no text is too small, cut off, or written over another one.
+
+    Returns:
+        The texts.
+    """
     texts = drawn_texts(figure, monkeypatch)
     assert min(text.get_fontsize() for text in texts) >= 7
     extents = [(text.get_text(), text.get_window_extent()) for text in texts]
@@ -41,7 +45,7 @@ def _inside(inner: Bbox, outer: Bbox) -> bool:
 
 
 def _overlap(one: Bbox, other: Bbox) -> bool:
-    # Less than a pixel of 72 to the inch is the air around the letters.
+    # An extent has some empty room around the letters; one point (1/72 inch) is not an overlap.
     pixel = 1.0
     across = min(one.x1, other.x1) - max(one.x0, other.x0)
     down = min(one.y1, other.y1) - max(one.y0, other.y0)

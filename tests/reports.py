@@ -1,4 +1,4 @@
-"""Reports of any size, made of random numbers."""
+"""Reports of any size with random numbers, for tests of figures."""
 
 import numpy as np
 

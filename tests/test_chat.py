@@ -25,14 +25,14 @@ from tests.conftest import adapter, backbone
 if sys.platform == "win32":
     pytest.skip("it has no such terminals", allow_module_level=True)
 
-# All need a process of their own, which takes a second or two.
+# Each test starts a process, which takes a second or two.
 pytestmark = pytest.mark.slow
 
 PROMPT = "› "
 CTRL_C, CTRL_D, UP = "\x03", "\x04", "\x1b[A"
-# The slowest thing that is waited for is a process that loads a model, beside others.
+# Seconds; the slowest wait is for a process that loads a model while others run.
 PATIENCE = 60.0
-# The program runs with the terminal as its own, so that Ctrl-C reaches it.
+# The terminal becomes the controlling terminal of the program, so that Ctrl-C reaches it.
 PROGRAM = "import os, runpy; os.login_tty(0); runpy.run_module('mlx_deltamem.chat', run_name='__main__')"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 TINY = ["--model", backbone(), "--adapter", adapter()]
@@ -78,12 +78,12 @@ class Terminal:
         return ESCAPES.sub("", self._raw).replace("\r", "")
 
     def type(self, keys: str) -> None:
-        """Type without waiting for what comes of it."""
+        """Type without waiting for the answer."""
         self._raw = ""
         os.write(self._terminal, keys.encode())
 
     def say(self, line: str) -> str:
-        """Type a line and wait until the chat is ready for the next; what was shown meanwhile."""
+        """Type a line and wait until the chat is ready for the next; returns the output in between."""
         self.type(line + "\r")
         return self.wait_for_prompt()
 
@@ -99,11 +99,11 @@ class Terminal:
         return self.output
 
     def wait(self, done: Callable[[], object], what: str) -> None:
-        """Read until `done()`; it is an error if that never comes."""
+        """Read until `done()`; fails if that takes too long."""
         assert self._is_soon(done, PATIENCE), f"{what} did not come after {self.output!r}"
 
     def press_ctrl_c(self) -> None:
-        """Press Ctrl-C at the prompt, again if need be, until the chat has something to say to it.
+        """Press Ctrl-C at the prompt, again if need be, until the chat answers.
 
         Python overlooks a signal that comes when the prompt is there but the wait for a key has not begun.
         """
@@ -113,24 +113,24 @@ class Terminal:
             assert time.monotonic() < end, "Ctrl-C has no effect"
             os.write(self._terminal, CTRL_C.encode())
             self._is_soon(lambda: "(/quit or Ctrl-D leaves)" in self.output, 1.0)
-        # All that one Ctrl-C too many may have done comes before the answer to this.
+        # The output of one Ctrl-C too many comes before the answer to this command.
         self.wait_for_prompt()
         self.type("/fork 0\r")
         self.wait(lambda: "there is no copy 0" in self.output and self.output.endswith(PROMPT), "an answer")
 
     def leave(self, keys: str = CTRL_D) -> tuple[int, str]:
-        """Leave; the exit code, and what was shown."""
+        """Leave; returns the exit code and the output."""
         self.type(keys)
         while self._read():
             pass
         return self.process.wait(PATIENCE), self.output
 
     def messages(self) -> list[str]:
-        """What /messages lists, a line each."""
+        """The lines that /messages prints, one for each message."""
         return [line for line in self.say("/messages").splitlines() if re.match(r"\d+ \w+:", line)]
 
     def _is_soon(self, done: Callable[[], object], seconds: float) -> bool:
-        """Read until `done()`, or until so much time has gone."""
+        """Read until `done()`, or until the time is over; returns whether it was `done()`."""
         end = time.monotonic() + seconds
         while not done():
             ready, _, _ = select.select([self._terminal], [], [], max(0.0, end - time.monotonic()))
@@ -143,7 +143,7 @@ class Terminal:
         try:
             data = os.read(self._terminal, 65536)
         except OSError:
-            # How Linux says that nobody has the other side open.
+            # Linux raises this when no process has the other side open.
             return False
         self._raw += self._decoder.decode(data)
         return bool(data)
@@ -171,7 +171,7 @@ def told(empty: Terminal) -> Terminal:
 
 
 def replies(*texts: str, system: str | None = "Be brief.") -> list[str]:
-    """What the model says to some messages."""
+    """The replies of the model to some messages."""
     chat = ChatSession(*load(backbone(), adapter=adapter()), system=system)
     return [chat.send(text, 6) for text in texts]
 
@@ -202,7 +202,7 @@ def test_help_names_every_command(terminal):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/nonsense", "/nonsense is no command; /help lists them"),
+        ("/nonsense", "there is no command /nonsense; /help lists them"),
         ("/undo now", "/undo takes nothing after it, but got 'now'"),
         ("/reset 1", "/reset takes nothing after it"),
         ("/edit", "/edit got ''; expected the number of a message"),
@@ -399,7 +399,7 @@ def test_a_chat_that_is_in_no_file_is_kept_when_another_is_loaded(told, tmp_path
 
 
 def test_a_chat_goes_on_token_for_token_in_another_process(tmp_path):
-    """Also where the reply was stopped, and the process killed in the middle of the next one."""
+    """The first reply was stopped, and the process was killed in the middle of the second one."""
     file = tmp_path / "chat.safetensors"
     with Terminal("--max-tokens", 2000, "--session", file) as terminal:
         terminal.type("Hi\r")
@@ -454,7 +454,7 @@ def test_a_pipe_instead_of_a_terminal():
     result = run_command("chat", *TINY, "--max-tokens", 6, stdin=lines, PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
     assert "0 user: Hello there." in result.stdout
-    assert "error: /nonsense is no command" in result.stdout
+    assert "error: there is no command /nonsense" in result.stdout
     assert "error: the message is not UTF-8" in result.stdout
     assert len(re.findall(r"^\d tokens", result.stdout, re.MULTILINE)) == 2
 

@@ -20,7 +20,7 @@ SECRET = "My word is jade!"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Chats and texts to look into."""
+    """A folder with chats and texts."""
     folder = tmp_path_factory.mktemp("inspect")
     told().save(folder / "chat.safetensors", save_kv=True)
     told().save(folder / "same.safetensors", save_kv=False)
@@ -33,7 +33,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def inspected(monkeypatch, capsys, folder):
-    """Run the command in this process, in the folder; gives what it prints."""
+    """A function that runs the command in this process and in the folder, and returns its output."""
     monkeypatch.chdir(folder)
 
     def run(*arguments: object) -> str:
@@ -51,7 +51,7 @@ def document(inspected):
 
 @pytest.fixture
 def refused(inspected, capsys):
-    """Run the command, which must end with one line; gives the line."""
+    """A function that runs the command, checks that it fails with one line, and returns the line."""
 
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit) as exit_:
@@ -71,7 +71,7 @@ def words(output: str) -> str:
 
 
 def test_as_a_user_runs_it(folder):
-    """A figure and one JSON document, with a backend chosen that has windows and a terminal without most signs."""
+    """In a process, with a matplotlib backend that needs windows and an encoding that lacks most characters."""
     plot = folder / "out.png"
     arguments = (adapter(), "--model", backbone(), "--text", folder / "text.txt", "--plot", plot)
     result = run_command("inspect", *arguments, MPLBACKEND="TkAgg", PYTHONIOENCODING="ascii", NO_COLOR="1")
@@ -159,7 +159,7 @@ def test_every_field_of_a_document_is_named(document):
         assert unnamed == set()
 
 
-# The names of what is in them are data; those of layers, which are numbers, are so anywhere.
+# Objects with names that are data; names that are numbers stand for layers everywhere.
 BY_NAME = ("config", "fields", "metadata", "strengths", "template_options", "tensors", "types")
 
 

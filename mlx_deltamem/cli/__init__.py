@@ -1,1 +1,1 @@
-"""What the commands share: the list of commands, their options and errors, and the terminal chat."""
+"""Parts that commands share: the list of commands, options and errors; and the terminal chat."""

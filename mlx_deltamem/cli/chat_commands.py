@@ -112,7 +112,9 @@ class ChatCommands:
         if name in self._actions_on:
             self._actions_on[name](rest.strip())
         elif name not in self._actions:
-            raise ValueError(f'{name} is no command; /help lists them (between """ lines, a message may begin with /)')
+            raise ValueError(
+                f'there is no command {name}; /help lists them (between """ lines, a message may begin with /)'
+            )
         elif rest:
             raise ValueError(f"{name} takes nothing after it, but got {rest!r}")
         else:

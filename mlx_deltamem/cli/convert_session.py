@@ -40,7 +40,7 @@ def convert_session(source: str | Path, target: Path, to: str, dtype: mx.Dtype |
     """
     if to == "mlx":
         raise ValueError(
-            f"{source} becomes a session file only with its model, whose fingerprints go into it: use "
+            f"{source} cannot become a session file without its model, because the file holds its fingerprints: use "
             f"ChatSession.load(model, tokenizer, {str(source)!r}).save(FILE), or convert it --to torch or --to npz"
         )
     if to == "npz" and dtype is not None and dtype != mx.float32:

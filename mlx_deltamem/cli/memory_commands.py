@@ -1,4 +1,4 @@
-"""The commands of the terminal chat about the memory: what is written, what the model sees, and the memory itself."""
+"""The commands of the terminal chat about the memory: they write it, show it, and set what the model sees beside it."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

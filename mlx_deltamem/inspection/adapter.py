@@ -31,7 +31,7 @@ class AdapterReport:
         state_shape: The shape of one layer's state, float32: `[H, r, r]`, with a key shift `[H, r + 1, r]`.
         state_bytes: The size of the states of all layers for one sequence.
         tensors: The tensors in the order of their names.
-        idle_layers: The layers whose memory has no effect, whatever is written.
+        idle_layers: The layers in which the memory has no effect, whatever is written.
         idle_state_heads: By layer, the state heads that have no effect, whatever is written.
         metadata: The origin of the adapter, from the metadata of its file.
     """
@@ -113,7 +113,7 @@ def idle_state_heads(config: DeltaMemConfig, tensors: Mapping[str, mx.array]) ->
     """
     queries, keys, values = (_used(tensors[f"memory_{name}_proj"], axis=0) for name in "qkv")
     if config.key_shift:
-        # A key holds a part of the query of the token before, so a head without keys of its own may still be written.
+        # A key holds a part of the query of the token before. So it may differ from zero though its projection is zero.
         keys = keys | (queries & _used(tensors["key_shift"][:, None], axis=0))
     corrections = [_used(tensors[f"delta_{head}_proj"], axis=1) for head in _live_heads(config, tensors)]
     corrected = np.logical_or.reduce([np.zeros(config.width, bool), *corrections])

@@ -89,7 +89,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> Distance:
 
 
 def fields_that_differ(a: Mapping[str, object], b: Mapping[str, object]) -> dict[str, tuple[object, object]]:
-    """The values of a and b, by the names of the fields whose values differ. Both have the same fields."""
+    """The fields that differ: the values of a and b by name. Both have the same fields."""
     return {name: (a[name], b[name]) for name in a if a[name] != b[name]}
 
 

@@ -1,4 +1,4 @@
-"""The kinds of files, for errors about files that are no session files."""
+"""The kinds of files, for errors about files that are not session files."""
 
 import codecs
 import json
@@ -39,7 +39,7 @@ def check_session(path: Path) -> None:
 
 
 def _kind(path: Path, header: dict | None) -> str:
-    """The kind of a file that is no session file, in words; `header` is its header if it is a safetensors file."""
+    """The kind of a file that is not a session file, in words; `header` is its header if it is a safetensors file."""
     if path.name in (WEIGHTS_FILE, TORCH_FILE, NPZ_FILE, PLAIN_FILE, CONFIG_FILE):
         return f"a file of the adapter in {path.parent}, which is inspected as a folder"
     if header is not None:

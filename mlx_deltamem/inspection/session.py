@@ -94,7 +94,7 @@ def read_session(path: Path) -> tuple[StoredChat, str]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no session file, or it is damaged, altered, or of a newer format.
+        ValueError: The file is not a session file, or it is damaged, altered, or of a newer format.
     """
     check_session(path)
     return read_chat(path)

@@ -76,7 +76,7 @@ class Trace:
             "states": f"measured after every {count(self.places[0], 'tokens').removeprefix('1 ')}",
         }
         if granularity != "token":
-            rows["written"] = f"token by token: it is no message, of which this adapter writes a {granularity}"
+            rows["written"] = f"token by token: this adapter writes a {granularity} of messages only"
         return [facts("The text", rows), _layer_table(self), _token_table(self)]
 
 

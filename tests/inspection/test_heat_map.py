@@ -14,14 +14,14 @@ def console(width: int = 100, colours: str | None = "truecolor", **options: obje
 
 
 def view(states: dict[int, mx.array], drift: Drift | None = None, styles: bool = False, **options: object) -> str:
-    """What is shown of the states; with `styles`, with colours in escape sequences."""
+    """The view of some states as text; `styles` keeps the escape sequences of the colours."""
     shown = console(**options)
     shown.print(memory_view(states, drift, shown))
     return "\n".join(line.rstrip() for line in shown.export_text(styles=styles).splitlines())
 
 
 def picture(heads: int, rank: int, **options: object) -> list[str]:
-    """The lines of the heat map of a layer whose numbers are all alike."""
+    """The lines of the heat map of a layer of ones."""
     text = view({0: mx.ones((1, heads, rank, rank))}, **options)
     lines = text.split("layer 0\n")[1].splitlines()
     return [line.split("  scale")[0].split("  norm")[0] for line in lines]

@@ -122,7 +122,7 @@ def test_tokens_can_be_seen(text, label):
 
 
 def changed(name: str = "qwen3_tsw_qo", **replaced: float | mx.array) -> Adapter:
-    """A golden adapter; tensors whose names end with a key are multiplied by its value."""
+    """A golden adapter with some tensors multiplied, by the ends of their names."""
     found = load_adapter(adapter(name))
     factors = {key: next((replaced[end] for end in replaced if key.endswith(end)), 1.0) for key in found.weights}
     return replace(found, weights={key: tensor * factors[key] for key, tensor in found.weights.items()})
@@ -199,7 +199,7 @@ def test_a_model(family, bits):
     fresh = tiny_model(family, bits)
     report = attach_and_report(fresh, trained, "a model")
     total = sum(weight.size for _, weight in tree_flatten(tiny_model(family).parameters()))
-    # mlx-lm's count leaves a few numbers of qwen3_next out.
+    # mlx-lm does not count a few weights of qwen3_next.
     assert report.backbone_parameters == pytest.approx(total, rel=1e-3 if family == "qwen3_next" else 0)
     assert report.share == report.adapter.parameters_in_use / report.backbone_parameters
     assert sorted(report.strengths) == ["o", "q"]

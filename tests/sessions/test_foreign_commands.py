@@ -19,7 +19,7 @@ from tests.sessions.test_session import told
 
 @pytest.fixture(scope="module")
 def chat(tmp_path_factory) -> tuple[ChatSession, Path]:
-    """A chat of ours and its file."""
+    """A chat and its session file."""
     path = tmp_path_factory.mktemp("ours") / "chat.safetensors"
     chat = told()
     chat.save(path)
@@ -28,7 +28,7 @@ def chat(tmp_path_factory) -> tuple[ChatSession, Path]:
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path) -> Callable[..., str]:
-    """Run a command in this process; gives what it prints, or the one line that it ends with."""
+    """Run a command in this process. It returns the printed text, or the error line."""
     monkeypatch.chdir(tmp_path)
 
     def run(module: object, *arguments: object, code: int = 0) -> str:
@@ -85,7 +85,7 @@ def test_a_chat_between_others(chat, run):
 def test_what_cannot_be_converted_is_refused(chat, run):
     path = chat[1]
     reference_folder(Path("four"), named(states(4)))
-    assert "only with its model, whose fingerprints go into it: use ChatSession.load" in refused(
+    assert "without its model, because the file holds its fingerprints: use ChatSession.load" in refused(
         run, convert, "--session", "four", "ours.safetensors"
     )
     assert "has 4 state heads" in refused(run, convert, "--session", "four", "a.npz", "--to", "npz")
