@@ -22,7 +22,7 @@ def reply_to(
 ) -> Iterator[GenerationResponse]:
     """Read the messages of a new turn and generate the reply.
 
-    If the iterator is closed early, the reply ends there. If an error comes, the chat is as it was.
+    If the iterator is closed early, the reply ends there. If an error comes, the chat is unchanged.
 
     Yields:
         mlx-lm's responses.
@@ -36,7 +36,7 @@ def reply_to(
 def reply_again(
     state: ChatState, tokenizer: TokenizerWrapper, write: str, settings: ReplySettings
 ) -> Iterator[GenerationResponse]:
-    """Take the last reply back and generate another one. If an error comes, the chat is as it was.
+    """Take the last reply back and generate another one. If an error comes, the chat is unchanged.
 
     Args:
         state: The chat. Its last turn has a reply.

@@ -213,7 +213,7 @@ class ChatSession:
         """Send a message and get the reply as it is generated.
 
         If the iterator is closed early, or the loop over it is left, the reply ends there. If an error or Ctrl-C comes
-        while the turn runs, the chat is as it was before.
+        while the turn runs, the chat is unchanged.
 
         Args:
             text: The user's message; or messages in OpenAI's form, for example the results of tools.
@@ -232,7 +232,7 @@ class ChatSession:
 
         Raises:
             ValueError: The message is empty, refused by the chat template or longer than the model's window; an option
-                is out of range; or another reply is being generated. The chat is as it was.
+                is out of range; or another reply is being generated. The chat is unchanged.
         """
         self._state.check_idle()
         settings = ReplySettings(max_tokens, stop, sampler, prefill_step_size, prompt_progress_callback, options)
@@ -266,7 +266,7 @@ class ChatSession:
 
         Raises:
             ValueError: The text is empty or refused by the chat template, `write` is another one, a reply is being
-                generated, or the model is read only (`with read_only(model)`). After any error the chat is as it was.
+                generated, or the model is read only (`with read_only(model)`). After any error the chat is unchanged.
         """
         self._state.check_idle()
         check_step(prefill_step_size)
@@ -315,7 +315,7 @@ class ChatSession:
 
         Raises:
             ValueError: There is no turn, the last turn has no reply, an option is out of range, or a reply is being
-                generated. After any error the reply is as it was.
+                generated. After any error the reply is unchanged.
         """
         last = self._last_turn("regenerate")
         if last.remembered:
@@ -333,7 +333,7 @@ class ChatSession:
 
         Raises:
             ValueError: There is no such message, the text is empty or does not fit into the model's window, or a reply
-                is being generated. The chat is as it was.
+                is being generated. The chat is unchanged.
         """
         self._state.check_idle()
         count = len(self.messages)
@@ -381,7 +381,7 @@ class ChatSession:
         Raises:
             FileNotFoundError: The folder does not exist.
             ValueError: The name has another ending, a reply is being generated, or someone else has saved the file.
-            OSError: The file cannot be written. An old file stays as it was.
+            OSError: The file cannot be written. An existing file is left unchanged.
         """
         self._state.check_idle()
         path = user_path(path).resolve()

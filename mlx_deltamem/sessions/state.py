@@ -178,7 +178,7 @@ class ChatState:
 
     @contextmanager
     def turn_or_nothing(self) -> Iterator[None]:
-        """Within it, a turn is run. If an error comes before the turn is added, the chat is as it was."""
+        """A context to run a turn in. If an error comes before the turn is added, the chat is unchanged."""
         count = len(self.turns)
         try:
             yield
@@ -191,7 +191,10 @@ class ChatState:
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Within it, the chat is changed. After an error it is as it was; to close a reply early is not an error."""
+        """A context to change the chat in. After an error the chat is unchanged.
+
+        Closing a reply early is not an error.
+        """
         before = list(self.turns), self.states, self.memory_set, self.system
         try:
             yield

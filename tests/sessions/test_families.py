@@ -1,4 +1,4 @@
-"""Chats on models whose caches cannot all be cut: sliding windows, and recurrent layers."""
+"""Chats on models with caches that cannot all be cut: sliding windows, and recurrent layers."""
 
 import pytest
 
@@ -12,7 +12,7 @@ UNEVEN = ["gemma3_text", "gpt_oss", "olmo3", "qwen3_next", "llama"]
 
 @pytest.fixture(params=UNEVEN)
 def model(request, monkeypatch):
-    # The golden tokenizer's.
+    # The vocabulary of the golden tokenizer.
     monkeypatch.setitem(FAMILIES, request.param, FAMILIES[request.param] | {"vocab_size": 288})
     made = tiny_model(request.param)
     attach(made, DeltaMemConfig(rank=4, delta_heads=("q", "o")))

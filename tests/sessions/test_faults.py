@@ -1,20 +1,13 @@
-"""What a chat is asked for wrongly: one ValueError, on one line, and the chat is as it was."""
+"""Wrong arguments and calls: a ValueError with one line, and the chat is unchanged."""
 
-import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import closing
-from copy import deepcopy
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
 from mlx_deltamem import ChatSession, load, read_only
-from mlx_deltamem.sessions.stored.file import _checksum, _metadata
 from tests.conftest import adapter, backbone, distance
 from tests.sessions.test_session import every_history, every_kind, loaded, new_chat, same_memory, told
 
@@ -23,13 +16,8 @@ NO_COUNTS = [0, -1, -7, 2.5, "x", "3", None, True, float("nan"), [1], 10.0]
 GO_ON = "What is it, then?"
 
 
-@pytest.fixture
-def path(tmp_path) -> Path:
-    return tmp_path / "chat.safetensors"
-
-
 def refused(chat: ChatSession, call: Callable[[], object], match: str | None = None) -> None:
-    """The call is refused, and the chat is bit for bit what it was."""
+    """Check that a call raises ValueError and leaves the chat unchanged, bit for bit."""
     messages, memory, segments = chat.messages, chat.memory, chat.segments
     with pytest.raises(ValueError, match=match) as error:
         call()
@@ -41,7 +29,7 @@ def refused(chat: ChatSession, call: Callable[[], object], match: str | None = N
 @every_history
 @pytest.mark.parametrize("index", range(5))
 def test_an_edit_past_the_window(history, index, monkeypatch):
-    """Of any message: what follows from it would not fit either."""
+    """For every message: the turns after it would not fit either."""
     chat = told("qwen3_tsw_qo", history)
     monkeypatch.setattr(chat.model.args, "max_position_embeddings", 150)
     refused(chat, lambda: chat.edit(index, "too long " * 40), "the model's window is 150")
@@ -60,7 +48,7 @@ def test_an_edit_past_the_window_whatever_is_written(write, monkeypatch):
 
 
 @pytest.mark.parametrize("count", NO_COUNTS)
-def test_steps_that_are_none(count):
+def test_steps_that_are_refused(count):
     chat = told()
     for call in (
         lambda: chat.send("x", 2, prefill_step_size=count),
@@ -73,7 +61,7 @@ def test_steps_that_are_none(count):
 
 
 @pytest.mark.parametrize("count", [count for count in NO_COUNTS if count != -1])
-def test_lengths_of_replies_that_are_none(count):
+def test_reply_lengths_that_are_refused(count):
     chat = told()
     for call in (
         lambda: chat.send("x", count),
@@ -89,7 +77,7 @@ def test_a_stop_text_is_not_its_letters():
     stop = whole[5:8]
     for given_as in (stop, [stop], (stop,)):
         assert new_chat().send("Hello there. How are you?", 30, stop=given_as) == whole[: whole.index(stop)]
-    # The letters in another order, so that each of them is in the reply and the text is not.
+    # The same letters in another order: each letter is in the reply, and the text is not.
     absent = next(text for text in (stop[::-1], whole[7] + "\x00") if text not in whole)
     assert new_chat().send("Hello there. How are you?", 30, stop=absent) == whole
     chat = told()
@@ -97,14 +85,14 @@ def test_a_stop_text_is_not_its_letters():
 
 
 @pytest.mark.parametrize("stop", ["", [""], ["a", ""], 5, None, b"ab", [5], [None], {"a": 1}, iter(["a"])])
-def test_stop_texts_that_are_none(stop):
+def test_stop_texts_that_are_refused(stop):
     chat = told()
     refused(chat, lambda: chat.send("x", 2, stop=stop), "stop is")
     refused(chat, lambda: chat.regenerate(2, stop=stop), "stop is")
 
 
 @pytest.mark.parametrize("text", NO_TEXTS, ids=repr)
-def test_texts_that_are_none(text):
+def test_texts_that_are_refused(text):
     chat = told()
     for call in (
         lambda: chat.send(text, 2),
@@ -113,7 +101,7 @@ def test_texts_that_are_none(text):
         lambda: chat.remember([{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]),
         *(lambda index=index: chat.edit(index, text) for index in range(len(chat.messages))),
     ):
-        # A list and a dict may be messages; of these here, none is.
+        # A list or a dict may be messages, but none of these is.
         refused(chat, call)
     if text is not None:
         with pytest.raises(ValueError, match="the system prompt is"):
@@ -121,7 +109,7 @@ def test_texts_that_are_none(text):
 
 
 @pytest.mark.parametrize("tools", ["abc", 5, [1], ["ab"], {"a": 1}, [{"a": {1}}], [{"a": "\ud800"}]], ids=repr)
-def test_tools_that_are_none(tools):
+def test_tools_that_are_refused(tools):
     with pytest.raises(ValueError, match="the tools are not a list of JSON objects"):
         ChatSession(*loaded(), tools=tools)
 
@@ -134,13 +122,13 @@ def test_tools_are_copied():
 
 
 @pytest.mark.parametrize("index", [1.5, "a", None, True, 5, -6, [0]])
-def test_places_that_are_none(index):
+def test_message_indices_that_are_refused(index):
     chat = told()
     refused(chat, lambda: chat.edit(index, "x"), "there is no message")
 
 
 @pytest.mark.parametrize("write", [5, ["all"], "ALL", "", b"all"], ids=repr)
-def test_ways_of_writing_that_are_none(write):
+def test_write_modes_that_are_refused(write):
     chat = told()
     refused(chat, lambda: chat.send("x", 2, write=write), "write is")
     refused(chat, lambda: chat.remember("x", write=write), "write is")
@@ -164,7 +152,7 @@ def test_ways_of_writing_that_are_none(write):
     ],
     ids=repr,
 )
-def test_memories_that_are_none(memory):
+def test_memories_that_are_refused(memory):
     chat = told()
     refused(chat, lambda: setattr(chat, "memory", memory))
     with pytest.raises(ValueError, match=r"memory|state"):
@@ -172,7 +160,7 @@ def test_memories_that_are_none(memory):
 
 
 def overflowing() -> tuple:
-    """A model of which one layer writes values that no float32 holds."""
+    """A model with a layer that writes values too large for float32."""
     model, tokenizer = load(backbone(), adapter=adapter())
     layer = model.layers[1].self_attn["delta_mem"]
     layer.memory_v_proj = layer["memory_v_proj"] * 3e38 * 1e3
@@ -181,7 +169,7 @@ def overflowing() -> tuple:
 
 @pytest.mark.parametrize("history", ["full", "none", 20])
 @pytest.mark.parametrize("call", ["send", "after", "remember", "edit"])
-def test_a_memory_that_is_not_finite_is_told_with_what_to_do(history, call):
+def test_a_memory_that_is_not_finite_gives_a_warning(history, call):
     chat = ChatSession(*overflowing(), history=history)
     chat.send("Fine so far.", 2, read_only=True)
     before = chat.memory
@@ -272,7 +260,7 @@ def test_a_reply_that_was_asked_for_before_the_system_prompt_was_changed():
 @every_kind
 @every_history
 def test_within_read_only_what_is_run_again_is_written_as_it_was(kind, history):
-    """`with read_only(model)` is about what is said within it."""
+    """`with read_only(model)` has an effect on new turns only."""
     chats = [told(kind, history), told(kind, history)]
     with read_only(chats[0].model):
         chats[0].edit(1, "Changed.")
@@ -292,7 +280,7 @@ def test_within_read_only_what_is_run_again_is_written_as_it_was(kind, history):
 
 
 class ChatBefore:
-    """A memory as it was, where a chat is expected."""
+    """A memory in the place of a chat."""
 
     def __init__(self, memory: dict[int, mx.array]):
         self.memory = memory
@@ -300,7 +288,7 @@ class ChatBefore:
 
 @every_kind
 def test_undo_goes_back_to_the_memory_that_was_whatever_history_came_between(kind):
-    """Text that is run again for another history does not change what is known of the memory."""
+    """Running text again for another history does not change the memories between turns."""
     chat = new_chat(kind, "none")
     memories = []
     for text in ("One is jade.", "Two.", "Three!"):
@@ -314,242 +302,6 @@ def test_undo_goes_back_to_the_memory_that_was_whatever_history_came_between(kin
     for memory in reversed(memories):
         chat.undo()
         assert all(mx.array_equal(state, memory[layer]) for layer, state in chat.memory.items())
-
-
-def rewrite(path: Path, change: Callable[[dict], object], to: Path | None = None) -> Path:
-    """Change the JSON of a session file and give it the checksum of what it is now."""
-    metadata, entries = _metadata(path), load_prompt_cache(str(path))
-    session = json.loads(metadata["session"])
-    changed = change(session)
-    text = json.dumps(session if changed is None else changed)
-    to = path if to is None else to
-    save_prompt_cache(str(to), entries, {"session": text, "checksum": _checksum(text, entries)})
-    return to
-
-
-def with_everything() -> ChatSession:
-    chat = ChatSession(*loaded(), system="Be brief.", tools=[{"type": "function", "function": {"name": "look"}}])
-    chat.send("Hello.", 3)
-    chat.remember([{"role": "user", "content": "My cat is Tom."}, {"role": "assistant", "content": "Good."}])
-    chat.memory = {0: mx.ones((1, 1, 8, 8)) * 0.01}
-    chat.send([{"role": "tool", "content": "42"}, {"role": "user", "content": "So?"}], 3, write="user")
-    return chat
-
-
-def set_at(keys: tuple[str | int, ...], value: object) -> Callable[[dict], None]:
-    def change(session: dict) -> None:
-        value_at(session, keys[:-1])[keys[-1]] = value
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("keys", "value"),
-    [
-        *((("system",), value) for value in (5, [], {}, True, "\ud800")),
-        *((("history",), value) for value in ("some", 0, -3, None, [], 2.5, True)),
-        *((("write",), value) for value in ("some", None, ["all"], 5)),
-        *((("turns", 0, "write"), value) for value in ("some", None, [], True)),
-        *((("turns", 0, "messages"), value) for value in ([], "x", None, [{}], {"role": "user", "content": "x"}, [5])),
-        *((("turns", 0, "messages", 0, "role"), value) for value in ("assistant", "nobody", None, 5)),
-        *((("turns", 0, "messages", 0, "content"), value) for value in ("", None, 5, "\udc00", [5])),
-        *((("turns", 0, "reply"), value) for value in (None, 5, ["x"], "\ud800")),
-        *((("turns", 0, "tool_calls"), value) for value in (None, {}, "", [5], [{}], [{"function": {"name": ""}}])),
-        *((("turns", 0, "remembered"), value) for value in (True, None, 1, "yes")),
-        *((("turns", 0, "memory_set"), value) for value in (None, 1, "yes")),
-        *((("memory_set",), value) for value in (None, 0, "yes")),
-        *((("keeps_text",), value) for value in (None, 1, "yes", True)),
-        *((("turns",), value) for value in (None, {}, [], "x", 5)),
-        *((("template_options",), value) for value in (None, [], "x", {"chat_template": "{{ messages }}"})),
-        *(
-            (("template_options", name), value)
-            for name, value in (
-                *((name, None) for name in ("self", "model", "tokenizer", "system", "history", "write", "memory")),
-                ("tokenize", True),
-                ("messages", []),
-                ("tools", "x"),
-                ("tools", [5]),
-                ("documents", "\ud800"),
-                ("depth", float("nan")),
-                ("chat_template", 5),
-                ("chat_template", {"default": "x"}),
-            )
-        ),
-        *((("origin",), value) for value in (None, {}, [], {"name": "x"})),
-        *((("origin", "adapter"), value) for value in (None, 5, "0" * 16)),
-        (("origin", "more"), "x"),
-        *((("file_id",), value) for value in (None, 5, [])),
-        *((("format_version",), value) for value in (True, 2.0, "2", None, 3, 0, [])),
-    ],
-    ids=repr,
-)
-def test_an_altered_session_file_with_a_right_checksum(keys, value, path):
-    with_everything().save(path)
-    rewrite(path, set_at(keys, value))
-    with pytest.raises(ValueError, match=f"(?s){path.name}|template option") as error:
-        ChatSession.load(*loaded(), path)
-    assert "\n" not in str(error.value)
-
-
-def test_a_chat_template_in_a_file_is_used_only_if_it_is_the_tokenizers(path):
-    model, tokenizer = loaded()
-    chat = ChatSession(model, tokenizer, chat_template=tokenizer.chat_template)
-    chat.send("Hello.", 3)
-    chat.save(path)
-    again = ChatSession.load(model, tokenizer, path)
-    assert again.send(GO_ON, 3) == chat.send(GO_ON, 3)
-    ran = tokenizer.chat_template + "{{- raise_exception('run') -}}"
-    rewrite(path, set_at(("template_options", "chat_template"), ran))
-    with pytest.raises(ValueError, match="brings a chat template that is not the tokenizer's"):
-        ChatSession.load(model, tokenizer, path)
-
-
-def test_options_that_no_file_holds_are_refused_when_it_is_saved(path):
-    chat = ChatSession(*loaded(), today=object())
-    chat.send("Hello.", 2)
-    refused(chat, lambda: chat.save(path), "the template option 'today' is not JSON")
-    assert list(path.parent.iterdir()) == []
-
-
-def places(value: object, keys: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """The place of every value within JSON."""
-    if keys:
-        yield keys
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in inner:
-        yield from places(each, (*keys, key))
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-3, 300)
-    | st.sampled_from([10**30, -1e300, float("inf"), "", "x", "user", "all", "none", "full", "\ud800", "<|im_end|>"])
-    | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner),
-    max_leaves=4,
-)
-
-
-@st.composite
-def alterations(draw: st.DrawFn) -> Callable[[dict], None]:
-    """Something done to one value of a session file: another one, one from elsewhere in it, one less, one more."""
-    kind, seed = draw(st.sampled_from(["replace", "remove", "copy", "add"])), draw(st.randoms(use_true_random=False))
-    value, name = draw(json_values), draw(st.sampled_from(["x", "tools", "write", "model", "chat_template"]))
-
-    def change(session: dict) -> None:
-        *outer, key = seed.choice(list(places(session)))
-        parent = value_at(session, outer)
-        if kind == "remove":
-            del parent[key]
-        elif kind == "add" and isinstance(parent, dict):
-            parent[name] = value
-        elif kind == "add":
-            parent.insert(key, deepcopy(parent[key]))
-        else:
-            elsewhere = value_at(session, seed.choice(list(places(session))))
-            parent[key] = value if kind == "replace" else deepcopy(elsewhere)
-
-    return change
-
-
-def value_at(session: dict, keys: Sequence[str | int]) -> object:
-    value = session
-    for key in keys:
-        value = value[key]
-    return value
-
-
-@pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(change=alterations())
-def test_any_altered_json_is_refused_or_a_chat(change, path):
-    """What cannot be told from a chat goes on, back and into another file; all else is one ValueError."""
-    if not path.exists():
-        with_everything().save(path, save_kv=True)
-    altered = rewrite(path, change, to=path.with_name("altered.safetensors"))
-    try:
-        chat = ChatSession.load(*loaded(), altered)
-    except ValueError as error:
-        assert "\n" not in str(error)
-        return
-    assert all(isinstance(message["content"], str) for message in chat.messages)
-    assert len(chat.turns) == 3
-    again = altered.with_name("again.safetensors")
-    again.unlink(missing_ok=True)
-    chat.save(again)
-    assert ChatSession.load(*loaded(), again).messages == chat.messages
-    try:
-        chat.send(GO_ON, 2)
-        chat.edit(-2, "Go on.")
-        for _ in range(4):
-            chat.undo()
-    except ValueError as error:
-        # Of what the template or a window of tokens makes of it.
-        assert "\n" not in str(error)
-
-
-def save_as_version_1(chat: ChatSession, path: Path, with_text: bool) -> None:
-    """A session file as the first version wrote it: one message a turn, of which all or nothing was written."""
-    chat.save(path)
-    entries = load_prompt_cache(str(path))
-    if with_text:
-        entries = [*chat._state.cache[:-1], *entries]
-    session = json.loads(_metadata(path)["session"])
-    session["format_version"] = 1
-    session["keeps_text"] = with_text
-    session["turns"] = [
-        {"user": turn["messages"][0]["content"], "reply": turn["reply"], "writing": turn["write"] == "all"}
-        for turn in session["turns"]
-    ]
-    del session["write"], session["memory_set"]
-    text = json.dumps(session, ensure_ascii=False)
-    save_prompt_cache(str(path), entries, {"session": text, "checksum": _checksum(text, entries)})
-
-
-@every_kind
-@every_history
-@pytest.mark.parametrize("with_text", [False, True])
-def test_a_file_of_the_first_version_loads_goes_on_and_back(kind, history, with_text, path):
-    chat = new_chat(kind, history)
-    chat.send("Hello there. How are you?", 6)
-    chat.send("Not written.", 4, read_only=True)
-    chat.send("My word is jade!", 6)
-    save_as_version_1(chat, path, with_text)
-    again = ChatSession.load(*loaded(kind), path)
-    assert (again.messages, again.segments, again.history) == (chat.messages, chat.segments, chat.history)
-    assert [turn.write for turn in again.turns] == ["all", "none", "all"]
-    assert again.write == "all"
-    assert all(mx.array_equal(state, chat.memory[layer]) for layer, state in again.memory.items())
-    again.save(path)
-    again = ChatSession.load(*loaded(kind), path)
-    assert again.send(GO_ON, 8) == chat.send(GO_ON, 8)
-    assert same_memory(again, chat, 2e-5)
-    for _ in range(4):
-        assert again.undo() == chat.undo()
-        assert same_memory(again, chat, 2e-5)
-    assert again.send(GO_ON, 8) == chat.send(GO_ON, 8)
-
-
-@pytest.mark.parametrize(
-    ("keys", "value"),
-    [
-        (("turns", 0, "user"), ""),
-        (("turns", 0, "user"), None),
-        (("turns", 0, "user"), "\ud800"),
-        (("turns", 0, "writing"), "all"),
-        (("turns", 0, "writing"), 1),
-        (("turns", 0, "reply"), 5),
-        (("turns", 0), {"user": "x"}),
-        (("turns",), []),
-    ],
-    ids=repr,
-)
-def test_an_altered_file_of_the_first_version(keys, value, path):
-    save_as_version_1(told(), path, with_text=False)
-    rewrite(path, set_at(keys, value))
-    with pytest.raises(ValueError, match=path.name):
-        ChatSession.load(*loaded(), path)
 
 
 def test_a_reply_that_is_closed_before_it_began_was_never_asked_for():

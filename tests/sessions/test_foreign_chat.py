@@ -1,4 +1,4 @@
-"""Chats of other implementations go on here."""
+"""Chats that other implementations saved go on in a `ChatSession`."""
 
 import mlx.core as mx
 import pytest
@@ -52,7 +52,7 @@ def test_there_and_back(kind, tmp_path):
 def test_tokens_that_are_not_the_templates_give_way_to_those_that_are(tmp_path):
     model, tokenizer = load(backbone(), adapter=adapter())
     folder = reference_folder(tmp_path / "theirs")
-    # Random states of rank 4 do not fit this adapter, whose rank is 8.
+    # The states have rank 4, this adapter has rank 8.
     with pytest.raises(ValueError, match="theirs"):
         ChatSession.load(model, tokenizer, folder)
     write_reference_session(tmp_path / "fits", MESSAGES, states(rank=8), ids=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""Chats of the reference and of the other MLX port: read and written, and refused where they are something else."""
+"""Files of the reference and of the other MLX port: reading, writing, and refusing anything else."""
 
 import json
 import shutil
@@ -128,7 +128,7 @@ def test_the_states_of_the_other_port_keep_every_bit(tmp_path):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_file_of_the_other_port_is_read_to_the_bit(dtype, tmp_path):
-    """As that port writes it: with MLX, in any order of layers."""
+    """The file is as that port writes it: with MLX, and with the layers in any order."""
     kept = {layer: state.astype(dtype) for layer, state in states(layers=(10, 2)).items()}
     mx.savez(str(tmp_path / "delta_state.npz"), **{f"layer_{layer}": state[:, 0] for layer, state in kept.items()})
     found = read_sidecar_states(tmp_path / "delta_state.npz")

@@ -1,9 +1,6 @@
-import mlx.core as mx
 import pytest
-from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 
 from mlx_deltamem.sessions.history import parse_history
-from mlx_deltamem.sessions.restore import go_back, mark, mark_at
 
 
 @pytest.mark.parametrize(("given", "expected"), [("full", "full"), ("none", "none"), (7, 7), ("12", 12)])
@@ -12,36 +9,6 @@ def test_histories(given, expected):
 
 
 @pytest.mark.parametrize("given", ["some", "", 0, -3, "0", "-1", "1.5", 1.5, True, None, "\u00b2"])
-def test_what_is_no_history(given):
+def test_histories_that_are_refused(given):
     with pytest.raises(ValueError, match="expected 'full', 'none' or a number of tokens >= 1"):
         parse_history(given)
-
-
-def keys(start: int, count: int) -> mx.array:
-    """Keys that tell their own position."""
-    return mx.broadcast_to(mx.arange(start, start + count, dtype=mx.float32)[None, None, :, None], (1, 1, count, 4))
-
-
-def test_going_back():
-    plain, window, memory = KVCache(), RotatingKVCache(max_size=4), ArraysCache(1)
-    cache = [plain, window, memory]
-
-    def run(start: int, count: int) -> None:
-        for entry in (plain if cache[0] is plain else cache[0], cache[1]):
-            entry.update_and_fetch(keys(start, count), keys(start, count))
-
-    run(0, 3)
-    place = mark(cache)
-    run(3, 1)
-    run(4, 1)
-    assert go_back(cache, place)
-    assert [entry.offset for entry in cache[:2]] == [3, 3]
-    run(3, 1)
-    assert sorted(cache[1].keys[0, 0, :, 0].tolist()) == [0, 1, 2, 3]
-    # A mark serves more than once.
-    assert go_back(cache, place)
-    assert [entry.offset for entry in cache[:2]] == [3, 3]
-    assert not go_back(cache, place.without_copies())
-    assert not go_back(cache, None)
-    assert [entry.offset for entry in cache[:2]] == [3, 3]
-    assert not go_back([plain, memory], mark_at([plain, memory], 99))

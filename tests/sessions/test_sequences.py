@@ -1,4 +1,4 @@
-"""Anything one may do to a chat, in any order, against the definition of what a chat is.
+"""Random sequences of all operations on a chat, checked against a plain definition of a chat.
 
 `Replay` is the definition: a chat as a list of plain data, each turn run from caches made anew. It uses nothing of
 ChatSession, of its state or of the way it runs tokens. `DELTAMEM_SEQUENCES=500` tries so many sequences for each kind
@@ -52,12 +52,12 @@ class Span:
 
     @classmethod
     def unread(cls, ids: Sequence[int]) -> "Span":
-        """Tokens of no message."""
+        """Tokens that belong to no message."""
         return cls(tuple(ids), (-1,) * len(ids), (-1,) * len(ids))
 
     @property
     def start(self) -> int:
-        """How many tokens come before the first message."""
+        """The number of tokens before the first message."""
         return next((place for place, message in enumerate(self.messages) if message >= 0), 0)
 
 
@@ -93,7 +93,7 @@ class Told:
 
     @property
     def whole(self) -> Span:
-        """The turn as one text, in which the reply is a message of one sentence."""
+        """All tokens of the turn. The reply is a message of one sentence."""
         message, sentence = max(self.opening.messages, default=-1) + 1, max(self.opening.sentences, default=-1) + 1
         count = len(self.reply)
         return Span(
@@ -103,20 +103,20 @@ class Told:
         )
 
     def flags(self, write: str) -> list[bool]:
-        """Which tokens of the opening are written."""
+        """For each token of the opening, whether it is written."""
         if write == "all" and not self.remembered:
             return [True] * len(self.opening.ids)
         ids = self.opening.messages
         roles = [message["role"] for message in self.dicts if message["role"] != "system"]
         role_of = dict(zip(sorted(set(ids) - {-1}), roles, strict=True))
         last = max((place for place, index in enumerate(ids) if index >= 0), default=-1)
-        # What comes after the last message asks for the reply.
+        # The tokens after the last message are the generation prompt.
         found = [role_of[index] if index >= 0 else "assistant" * (place > last) for place, index in enumerate(ids)]
         return [bool(role) and write in ("all", role) for role in found]
 
 
 class Replay:
-    """What a chat is, by definition: its turns, each run with caches made anew.
+    """The definition of a chat: its turns, each run with new caches.
 
     Args:
         kind: The name of the golden adapter.
@@ -131,7 +131,7 @@ class Replay:
         self._texts: dict[tuple[Told, ...], list] = {}
 
     def before(self, turns: tuple[Told, ...]) -> States:
-        """The memory that the last turn begins from."""
+        """The memory before the last turn."""
         return self.after(turns[:-1]) if turns[-1].set_to is None else self.sets[turns[-1].set_to]
 
     def after(self, turns: tuple[Told, ...]) -> States:
@@ -148,7 +148,7 @@ class Replay:
         return self._after[turns]
 
     def view(self, turns: tuple[Told, ...]) -> list:
-        """A cache with the memory and with the text that the last turn sees before its own."""
+        """A cache with the memory before the last turn, and with the text that this turn sees."""
         *earlier, turn = turns
         said = [each for each in earlier if not each.remembered]
         if turn.history == "full" and not turn.remembered:
@@ -166,7 +166,7 @@ class Replay:
         return cache
 
     def text(self, turns: tuple[Told, ...]) -> list:
-        """A cache with the keys and values of all turns, each read with the memory that it began from."""
+        """A cache with the keys and values of all turns, each read with the memory before it."""
         if turns not in self._texts:
             cache = copy.deepcopy(self.text(turns[:-1])) if turns else make_prompt_cache(self.model)
             if turns and not turns[-1].remembered:
@@ -185,7 +185,7 @@ class Replay:
             self.run(cache, span, [replying] * len(span.ids))
 
     def run(self, cache: list, span: Span, flags: list[bool]) -> mx.array | None:
-        """One call of the model for one pass: written by token, or the means of the spans that are written."""
+        """Run tokens in one call of the model. Single tokens are written, or the means of spans."""
         if not span.ids:
             return None
         messages = [index if flag else -1 for index, flag in zip(span.messages, flags, strict=True)]
@@ -203,7 +203,7 @@ class Replay:
         return logits[0, -1]
 
     def furthest_from_the_likeliest(self, turns: tuple[Told, ...], generated: Sequence[int]) -> float:
-        """How far below the likeliest token one is, at most, that was generated in the last turn."""
+        """The largest distance, in logits, of a token generated in the last turn from the most likely token."""
         cache, turn = self.view(turns), turns[-1]
         reading = turn.write if turn.write in ("all", "user", "assistant") else "none"
         logits, worst = self.run(cache, turn.opening, turn.flags(reading)), 0.0
@@ -213,10 +213,10 @@ class Replay:
         return worst
 
     def opening(self, system: list[dict], said: list[Told], turn: Told) -> Span:
-        """The tokens of a turn's messages, rendered behind all messages that it sees."""
+        """The tokens of a turn's messages, rendered behind all messages that the turn sees."""
         before = loop(said, turn) if turn.history == "none" else said
         known = [*system, *(message for each in before for message in spoken(each))]
-        # As many as there are so far, or more: what counts is the order within one pass.
+        # Any number that is not smaller than the number of sentences: only the order within one pass matters.
         sentences = 100 * len(said)
         segments = self.template.opening([*known, *turn.dicts], sentences, new=len(turn.messages))
         if said and not before:
@@ -233,7 +233,7 @@ class Replay:
 
 
 def loop(said: Sequence[Told], turn: Told) -> list[Told]:
-    """The turns that a turn's tool results belong to."""
+    """The turns that a turn's tool results answer."""
     found: list[Told] = []
     for earlier in reversed(said):
         if turn.dicts[0]["role"] != "tool":
@@ -251,7 +251,7 @@ _LOADED: dict[str, tuple] = {}
 
 
 def loaded(kind: str) -> tuple:
-    """A golden model whose replies may end with a token that is not the one of its template."""
+    """A golden model. Its replies may also end with a token that the template does not use."""
     if kind not in _LOADED:
         model, tokenizer = load(backbone(), adapter=adapter(kind))
         tokenizer.add_eos_token(str(OTHER_END))
@@ -263,12 +263,12 @@ OTHER_END = 17
 
 
 class ModelError(RuntimeError):
-    """An error that comes out of the model."""
+    """An error in the model."""
 
 
 @contextmanager
 def failing(model: object, at: int | None, error: type[BaseException]) -> Iterator[None]:
-    """Within it, call number `at` of the model raises an error, and all later ones do."""
+    """A context in which call number `at` of the model, and all later calls, raise an error."""
     model_class, calls = type(model), 0
     original = model_class.__call__
 
@@ -288,7 +288,7 @@ def failing(model: object, at: int | None, error: type[BaseException]) -> Iterat
 
 @dataclass(frozen=True)
 class Manner:
-    """How a reply is asked for.
+    """The way in which a reply is asked for.
 
     Attributes:
         tokens: Its greatest length.
@@ -318,7 +318,7 @@ class Manner:
             steps += 1
             if self.end is not None and steps == self.end[0]:
                 return mx.array([own_end if self.end[1] else OTHER_END])
-            # Ties are no ties, so that the same token is taken whatever the last bit is.
+            # A full order, so that rounding does not decide between equally likely tokens.
             return mx.argsort(-logprobs, axis=-1)[:, self.rank]
 
         return sample
@@ -370,7 +370,7 @@ which = st.integers(0, 2)
 
 
 def place_in_turns(turns: Sequence[Told], place: int) -> tuple[int, int]:
-    """The turn of a message, and its place in the turn; the one after the turn's messages is the reply."""
+    """The turn of a message and its place in the turn. The reply comes after the turn's messages."""
     places = [
         (index, inner)
         for index, turn in enumerate(turns)
@@ -381,7 +381,7 @@ def place_in_turns(turns: Sequence[Told], place: int) -> tuple[int, int]:
 
 
 def plain(given: str | list[dict]) -> tuple[tuple[tuple[str, str], ...], ...]:
-    """Messages as they are kept."""
+    """Messages in the form in which a chat keeps them."""
     if isinstance(given, str):
         given = [{"role": "user", "content": given}]
     named = [each | {"role": "system"} if each["role"] == "developer" else each for each in given]
@@ -390,7 +390,7 @@ def plain(given: str | list[dict]) -> tuple[tuple[tuple[str, str], ...], ...]:
 
 @dataclass
 class Pair:
-    """A chat, and what it is to be."""
+    """A chat, and its expected content."""
 
     chat: ChatSession
     system: list[dict]
@@ -434,7 +434,7 @@ class ChatMachine(RuleBasedStateMachine):
         messages = [] if system is None else [{"role": "system", "content": system}]
         self.pairs = [Pair(chat, messages, history, write)]
         self.files = 0
-        # The memory of each chat as it was last, to the bit.
+        # The exact memory of each chat after the last step.
         self.seen: dict[int, States] = {}
         for text, seed in beginning:
             if seed is not None:
@@ -452,7 +452,7 @@ class ChatMachine(RuleBasedStateMachine):
         return self.replay.after(pair.turns) if pair.set_to is None else self.replay.sets[pair.set_to]
 
     def attempt(self, fault: tuple[int, type[BaseException]] | None, call: Callable[[], object]) -> object:
-        """What a call gives; False where the fault that was planted came out of it."""
+        """The result of a call; False if the planted fault came out of it."""
         at, error = (None, ModelError) if fault is None else fault
         try:
             with failing(self.replay.model, at, error):
@@ -462,7 +462,7 @@ class ChatMachine(RuleBasedStateMachine):
             return False
 
     def changed(self, pair: Pair, **changes: object) -> None:
-        """The others are bit for bit as they were, and this one is as its replay."""
+        """Check that the other chats are unchanged, bit for bit, and that this one equals its replay."""
         others = [(other, other.chat.memory) for other in self.pairs if other is not pair]
         for name, value in changes.items():
             setattr(pair, name, value)
@@ -487,12 +487,12 @@ class ChatMachine(RuleBasedStateMachine):
             assert distance(state, expected[layer]) <= TOLERANCE
 
     def run_stream(self, pair: Pair, stream: Callable[..., Iterator], manner: Manner) -> tuple[int, ...] | bool | None:
-        """The tokens of a reply, and of its end; None where it was closed before it began, False where it failed."""
+        """The tokens of a reply and of its end; None if it was closed before it began, False if it failed."""
         own_end = self.replay.tokenizer.encode("<|im_end|>", add_special_tokens=False)[0]
         tokens: list[int] = []
 
         def call() -> bool:
-            # What is asked for within read_only is what counts; so it is read within it, too.
+            # `stream` looks at read_only when it is called. The reply is generated within read_only too.
             with read_only(self.replay.model) if manner.reading else nullcontext():
                 responses = stream(
                     max_tokens=manner.tokens, sampler=manner.sampler(own_end), prefill_step_size=manner.step
@@ -512,7 +512,7 @@ class ChatMachine(RuleBasedStateMachine):
         return tuple(tokens)
 
     def replied(self, pair: Pair, turn: Told, tokens: tuple[int, ...], manner: Manner) -> Told:
-        """The turn with its reply, which is checked."""
+        """The turn with its reply, after a check of the reply."""
         generated, ends = tokens, self.replay.tokenizer.eos_token_ids
         tokens = tokens[:-1] if tokens[-1] in ends else tokens
         text = self.replay.tokenizer.decode(list(tokens), skip_special_tokens=True)
@@ -652,7 +652,7 @@ class ChatMachine(RuleBasedStateMachine):
         number=which, change=st.one_of(histories, histories, st.sampled_from(WRITES[:4]).map(str.upper), st.just(None))
     )
     def change(self, number, change):
-        """Another history, another way of writing, or all anew."""
+        """Change the history or the write mode, or reset the chat."""
         pair = self.pair(number)
         if change is None:
             pair.chat.reset()
@@ -665,7 +665,7 @@ class ChatMachine(RuleBasedStateMachine):
             self.changed(pair, history=change)
 
     def teardown(self):
-        """What a chat sees of its text shows in the next turn."""
+        """Say something in each chat: the next turn shows whether the chat sees the right text."""
         if not hasattr(self, "pairs"):
             return
         for pair in self.pairs:
@@ -683,7 +683,7 @@ def test_any_sequence(kind):
             stateful_step_count=STEPS,
             deadline=None,
             suppress_health_check=list(HealthCheck),
-            # To shrink a sequence takes minutes: for whoever looks for its cause.
+            # Shrinking takes minutes, so it is only done on request.
             phases=[phase for phase in Phase if phase != Phase.shrink or "DELTAMEM_SHRINK" in os.environ],
             report_multiple_bugs=False,
         ),

@@ -304,7 +304,7 @@ while True:
 
 @pytest.mark.slow
 def test_kills_while_saving_lose_no_session(path):
-    """A few here; tools/measure/kill_saves.py does hundreds."""
+    """A few kills. tools/measure/kill_saves.py does hundreds."""
     chat = told()
     chat.save(path)
     random = np.random.default_rng(0)
@@ -318,7 +318,7 @@ def test_kills_while_saving_lose_no_session(path):
         assert ChatSession.load(*loaded(), path).messages == chat.messages
     again = ChatSession.load(*loaded(), path)
     again.save(path)
-    # What the killed processes left is gone.
+    # The files that the killed processes left are removed.
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 

@@ -1,4 +1,4 @@
-"""Segments: the golden chats and sessions exactly, templates of many habits, and any text whatsoever."""
+"""Chat templates: golden chats, templates with many habits, tools, tokenizers, and random texts."""
 
 import json
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def golden_tokenizer(name: str = "qwen3-tiny") -> TokenizerWrapper:
 
 
 def written(text: str) -> str:
-    """The text with special tokens in full."""
+    """Replace <S>, <E> and <B> by special tokens."""
     return text.replace("<S>", "<|im_start|>").replace("<E>", "<|im_end|>").replace("<B>", "<|endoftext|>")
 
 
@@ -43,7 +43,7 @@ def chat_template(source: str, **options: object) -> ChatTemplate:
 
 
 def chat(*contents: str, system: str | None = None) -> list[Message]:
-    """A chat that a user begins, after a system prompt where one is given."""
+    """A chat of user and assistant in turn, after a system prompt if there is one."""
     turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
     return turns if system is None else [{"role": "system", "content": system}, *turns]
 
@@ -129,7 +129,7 @@ def test_golden_sessions(name: str):
 
 
 def joined(*pieces: Segments) -> Segments:
-    """The segments of a chat from its pieces, in which a generation prompt belongs to the reply it asked for."""
+    """The segments of a chat from its pieces. A generation prompt belongs to the reply after it."""
     ids, message_ids, sentence_ids = [], [], []
     for piece in pieces:
         ids += piece.ids
@@ -168,7 +168,7 @@ CHATML = TURNS + ASK
 
 @dataclass
 class Habit:
-    """A template, and what it makes of the turns " Hi. ", "<think>So</think>Ok." and "Why?".
+    """A template, and the expected text of the turns " Hi. ", "<think>So</think>Ok." and "Why?".
 
     `appends`: the pieces, with the reply between them, are the whole chat.
     """

@@ -1,4 +1,4 @@
-"""Tool calls in replies, with mlx-lm's parsers, markers that are special tokens and such that are not."""
+"""Tool calls in replies: mlx-lm's parsers, with markers that are special tokens or plain tokens."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ CALLED = ("add", {"a": "é", "b": 2})
 
 @cache
 def tokenizer_with(parser: ModuleType | None, special: bool = True) -> TokenizerWrapper:
-    """The golden tokenizer with a parser of mlx-lm, whose markers are tokens, special or not."""
+    """The golden tokenizer with a parser of mlx-lm. The markers are tokens, special or plain."""
     made = AutoTokenizer.from_pretrained(backbone())
     if parser is None:
         return TokenizerWrapper(made)
@@ -40,7 +40,7 @@ def tokenizer_with(parser: ModuleType | None, special: bool = True) -> Tokenizer
 
 
 def read(tokenizer: TokenizerWrapper, text: str) -> tuple[str, list[tuple[str, object]]]:
-    """What is left of a reply, and the names and arguments of its calls."""
+    """The text of a reply without its calls, and the names and arguments of the calls."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     rest, calls = find_tool_calls(tokenizer, ids, TOOLS)
     again, same = find_tool_calls(tokenizer, text, TOOLS)

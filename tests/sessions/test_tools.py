@@ -1,4 +1,4 @@
-"""Tools in a chat: the model calls them, their results are said, and the memory and the ways back go on."""
+"""Tools in a chat: the model calls them and gets their results, and turns can be saved and taken back."""
 
 import json
 from itertools import count
@@ -32,7 +32,7 @@ def chat_with_tools(history: str | int = "full", **options: object) -> ChatSessi
 
 
 def scripted(chat: ChatSession, text: str) -> dict[str, object]:
-    """Options of `send` that make the model say a text: its likeliest tokens are those of the script."""
+    """Options of `send` that make the model say a text."""
     ids = [*chat.tokenizer.encode(text, add_special_tokens=False), chat.tokenizer.eos_token_id]
     # mlx-lm asks for one token more than it needs.
     place = count()
@@ -58,7 +58,7 @@ def test_a_tool_is_called_and_its_results_are_said(history, tmp_path):
     assert [message["role"] for message in chat.messages] == ["user", "assistant", "tool", "tool", "assistant"]
     assert chat.messages[3]["content"] == "17 degrees"
     assert chat.tool_calls == []
-    # The results are read with the question and the calls that they belong to, whatever the history.
+    # Whatever the history, the model sees the question and the calls before the results.
     seen = chat._state.cache[0].offset
     assert seen >= len(chat.segments.ids)
     chat.save(tmp_path / "chat.safetensors")
@@ -97,7 +97,7 @@ def test_without_tools_a_call_is_text():
     assert chat.tool_calls == []
 
 
-def test_a_message_of_openais_form_is_the_text():
+def test_a_message_in_openais_form_equals_its_text():
     chats = [chat_with_tools(tools=None) for _ in range(2)]
     chats[0].send("Hello there.", 6)
     chats[1].send([{"role": "user", "content": [{"type": "text", "text": "Hello there."}]}], 6)
@@ -114,7 +114,7 @@ def test_a_message_of_openais_form_is_the_text():
         ([], "the list of messages is empty"),
     ],
 )
-def test_what_cannot_be_said(messages, problem):
+def test_messages_that_are_refused(messages, problem):
     chat = chat_with_tools()
     with pytest.raises(ValueError, match=problem) as error:
         chat.send(messages)

@@ -1,4 +1,4 @@
-"""What is in the memory after a turn, against the definition: for each way of writing and each kind of adapter."""
+"""The memory after a turn equals its definition, for each write mode and each kind of adapter."""
 
 import functools
 import itertools
@@ -35,7 +35,7 @@ States = dict[int, mx.array]
 
 
 def chat_of(kind: str, history: str | int, write: str = "all") -> ChatSession:
-    """A chat with a memory in which something is."""
+    """A chat with a memory that is not empty."""
     chat = ChatSession(*loaded(kind), system=SYSTEM, history=history, write=write)
     for key, text in zip(("all", "user"), ("My cat is Tom. He is grey!", "Yes."), strict=True):
         chat.send(text, 4, write=key)
@@ -43,7 +43,7 @@ def chat_of(kind: str, history: str | int, write: str = "all") -> ChatSession:
 
 
 def seen_by(chat: ChatSession, turn: Turn, history: str | int) -> list[int]:
-    """The tokens before a turn's own, without the whole text: the start and the last ones."""
+    """The tokens that are seen before a turn, with another history than `full`: the visible start and the last ones."""
     ids = [token for earlier in chat.turns[: chat.turns.index(turn)] for token in earlier.segments.ids]
     start = next(place for place, index in enumerate(chat.turns[0].opening.message_ids) if index >= 0)
     wanted = 0 if history == "none" else history
@@ -51,7 +51,7 @@ def seen_by(chat: ChatSession, turn: Turn, history: str | int) -> list[int]:
 
 
 def cache_before(chat: ChatSession, history: str | int) -> list:
-    """A cache as it is when the last turn begins, made anew."""
+    """A new cache with the content that the chat's cache has when the last turn begins."""
     *earlier, turn = chat.turns
     cache = make_prompt_cache(chat.model)
     if history == "full":
@@ -70,7 +70,7 @@ def by_layer(states: Sequence[mx.array]) -> States:
 
 
 def run_turn(model: object, cache: list, turn: Turn) -> None:
-    """A turn that is written as it is read: the messages, token by token the reply, its ending."""
+    """Run a turn that is written as it is read: the messages, each token of the reply, the ending."""
     roles = token_roles(turn.opening, turn.messages, min(i for i in turn.opening.message_ids if i >= 0))
     written = [turn.write in ("all", role) for role in roles]
     replying = turn.write in ("all", "assistant")
@@ -81,7 +81,7 @@ def run_turn(model: object, cache: list, turn: Turn) -> None:
 
 
 def call(model: object, cache: list, segments: Segments, written: Sequence[bool]) -> None:
-    """One call of the model, by what write_mask and write_spans mean."""
+    """Run tokens in one call of the model, with write_mask and write_spans."""
     messages = [index if flag else -1 for index, flag in zip(segments.message_ids, written, strict=True)]
     sentences = [s if m >= 0 else -1 for m, s in zip(messages, segments.sentence_ids, strict=True)]
     kind = model.attachment.config.memory_write_granularity
@@ -94,8 +94,8 @@ def call(model: object, cache: list, segments: Segments, written: Sequence[bool]
 @every_kind
 @every_history
 @pytest.mark.parametrize("write", ["all", "user", "assistant"])
-def test_what_is_written_as_it_is_read(kind, history, write):
-    """All tokens; or those of the user's messages; or those of the reply, and what asks for it and ends it."""
+def test_a_turn_that_is_written_as_it_is_read(kind, history, write):
+    """All tokens; or those of the user's messages; or the reply, the generation prompt and the ending."""
     chat = chat_of(kind, history, write)
     chat.send("What is it called, then? Tell me.", 5)
     cache = cache_before(chat, history)
@@ -118,7 +118,7 @@ def test_nothing_is_written(kind, history):
 @every_kind
 @every_history
 def test_a_turn_that_is_written_when_it_has_ended(kind, history):
-    """Read with the memory as it was, then written in one pass from there."""
+    """It is read with the memory from before it, and then written in one pass that begins with that memory."""
     chat = chat_of(kind, history, "after")
     other = chat.fork()
     reply = chat.send("What is it called, then? Tell me.", 5)
@@ -131,7 +131,7 @@ def test_a_turn_that_is_written_when_it_has_ended(kind, history):
 @every_kind
 @pytest.mark.parametrize("write", WRITES)
 def test_the_first_turn_begins_with_the_visible_start(kind, write):
-    """Which is a part of it for `all` and `after`, and of no message."""
+    """With `all` and `after` the visible start is written; it belongs to no message."""
     chat = ChatSession(*loaded(kind), system=SYSTEM, write=write)
     chat.send("Hello there. How are you?", 4)
     cache, turn = make_prompt_cache(chat.model), chat.turns[0]
@@ -143,7 +143,7 @@ def test_the_first_turn_begins_with_the_visible_start(kind, write):
 
 
 def test_a_message_without_sentences_is_written_by_token_and_alone():
-    """As by a sentence adapter where the template's text cuts the content's tokens otherwise: other roles stay out."""
+    """A sentence adapter has no sentences if the template changes the content's tokens. Other roles are not written."""
     model, _ = loaded("qwen3_ssw_sent")
     segments = Segments(list(range(3, 12)), [-1, -1, 0, 0, 0, 0, -1, -1, -1], [-1] * 9)
     flags = [index >= 0 for index in segments.message_ids]
@@ -156,8 +156,8 @@ def test_a_message_without_sentences_is_written_by_token_and_alone():
 
 @every_kind
 @pytest.mark.parametrize("history", ["none", 20])
-def test_the_visible_start_is_read_with_the_memory_of_now(kind, history):
-    """Its keys and values in the second turn are those of a fresh cache that is read with the memory."""
+def test_the_visible_start_is_read_again_with_the_memory(kind, history):
+    """In the second turn, its keys and values are those of a new cache that is read with the memory from before it."""
     chat = ChatSession(*loaded(kind), system=SYSTEM, history=history)
     chat.send("My cat is Tom.", 4)
     now = chat.memory
@@ -168,7 +168,7 @@ def test_the_visible_start_is_read_with_the_memory_of_now(kind, history):
     with read_only(chat.model):
         for cache in (fresh, empty):
             chat.model(mx.array([chat.turns[0].opening.ids[:start]]), cache=cache)
-    # The first layer reads the tokens themselves, all others what the memory made of them.
+    # The first layer's keys and values do not depend on the memory, those of later layers do.
     for layer, (found, expected, before) in enumerate(zip(chat._state.cache[:-1], fresh, empty, strict=False)):
         keys, values = (each[:, :, :start] for each in found.state[:2])
         assert distance(keys, expected.state[0][:, :, :start]) <= TOLERANCE
@@ -185,7 +185,7 @@ TRANSCRIPT = [
 
 
 def in_stretches(kind: str, segments: Segments, written: list[bool], seen: int, states: States) -> States:
-    """A text read in stretches, each behind the start that is read with the memory of now: one token at a time."""
+    """The memory after a text in stretches, one token at a time. Each begins with the visible start."""
     model, _ = loaded(kind)
     start = next(place for place, index in enumerate(segments.message_ids) if index >= 0)
     borders = [0, *range(start + seen, len(segments.ids), seen), len(segments.ids)]
@@ -202,7 +202,7 @@ def in_stretches(kind: str, segments: Segments, written: list[bool], seen: int, 
 
 
 def remembered_segments(messages: list[dict]) -> tuple[Segments, list[str]]:
-    """The tokens of a transcript behind the chat's system prompt, and the role of each."""
+    """The tokens of a transcript behind the chat's system prompt, and the role of each token."""
     segments = ChatTemplate(loaded()[1], enable_thinking=False).whole(
         [{"role": "system", "content": SYSTEM}, *messages]
     )
@@ -233,7 +233,7 @@ def test_a_remembered_text_is_written_in_stretches(kind, write, stretch, history
 @pytest.mark.parametrize("kind", ["qwen3_ssw_msg", "qwen3_ssw_sent"])
 @pytest.mark.parametrize("write", ["all", "user", "assistant"])
 def test_a_remembered_text_is_written_in_the_means_of_its_messages_or_sentences(kind, write, monkeypatch):
-    """In one pass where it is seen as a whole; and where it is not, the means go across the stretches."""
+    """A short text is written in one pass. In a long text, means go across stretches."""
     chat = chat_of(kind, "full")
     before = chat.memory
     segments, roles = remembered_segments(TRANSCRIPT)
@@ -243,7 +243,7 @@ def test_a_remembered_text_is_written_in_the_means_of_its_messages_or_sentences(
     chat.remember(TRANSCRIPT, write=write, prefill_step_size=9)
     assert all(distance(state, chat.memory[layer]) <= TOLERANCE for layer, state in memory(cache).items())
     chat.undo()
-    # The first layer's memory is of the tokens themselves, so that it does not matter what is seen of the others.
+    # The first layer's input is the tokens themselves: its memory does not depend on what is seen.
     monkeypatch.setattr(prefill_module, "_STRETCH", 7)
     chat.remember(TRANSCRIPT, write=write, prefill_step_size=4)
     assert distance(memory(cache)[0], chat.memory[0]) <= TOLERANCE
@@ -252,7 +252,7 @@ def test_a_remembered_text_is_written_in_the_means_of_its_messages_or_sentences(
 
 
 def test_stretches_keep_within_the_window(monkeypatch):
-    """The start and a stretch are never more than the model was made for."""
+    """The visible start and a stretch are together no longer than the model's window."""
     chat = chat_of("qwen3_tsw_qo", "none")
     monkeypatch.setattr(chat.model.args, "max_position_embeddings", 40)
     lengths = []
@@ -270,8 +270,8 @@ def test_stretches_keep_within_the_window(monkeypatch):
 
 @every_kind
 @every_history
-def test_what_is_remembered_is_no_text(kind, history):
-    """The model sees the same before and after; and a chat that remembers first goes on as any other."""
+def test_a_remembered_text_is_not_seen(kind, history):
+    """The text that the model sees is the same before and after."""
     chat = chat_of(kind, history)
     messages, segments, before = chat.messages, chat.segments, chat.memory
     chat.remember("A note.")
@@ -297,7 +297,7 @@ def test_two_memories_are_swapped_between_topics_in_two_lines(kind, history):
     assert all(mx.array_equal(state, topics["cats"][layer]) for layer, state in alone.memory.items())
     begun = ChatSession(*loaded(kind), system=SYSTEM, history=history, memory=topics["cats"])
     assert begun.send("Who is Tom?", 4) == alone.send("Who is Tom?", 4)
-    # Back to the memory that was set for it, which is what the first text led to.
+    # The chat is back at the memory that was set, which the first text led to.
     chat.undo()
     assert all(mx.array_equal(state, alone.turns[1].before.states[layer]) for layer, state in chat.memory.items())
 
@@ -327,13 +327,13 @@ def batch_of(layer: DeltaMemory, dtype: mx.Dtype, rows: int = 4) -> tuple[mx.arr
 
 
 def reads_of(layer: DeltaMemory, x: mx.array, state: mx.array, access: Access) -> tuple[mx.array, mx.array]:
-    """What tokens read, as the correction of a projection, and the state after them."""
+    """The reads of some tokens, as the correction of a projection, and the state after them."""
     reads, state = layer.read_and_write(x, state, access)
     return reads.correct("o_proj", mx.zeros((*x.shape[:2], SHAPE.o), x.dtype)), state
 
 
 def check_rows(layer: DeltaMemory, dtype: mx.Dtype, padded: bool) -> None:
-    """Rows that only read, rows of which some tokens write, and rows that write, beside each other and alone."""
+    """Rows that only read, rows in which some tokens write, and rows that write: in one batch and alone."""
     x, state = batch_of(layer, dtype)
     pads = [0, 2, 3, 1] if padded else [0] * 4
     mask = mx.arange(LENGTH) >= mx.array(pads)[:, None] if padded else None
@@ -365,7 +365,7 @@ def test_tokens_that_only_read_beside_tokens_that_write(variant, dtype, padded):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(VARIANTS)))
 def test_the_same_through_the_fused_kernels(number, kernels_on_host):
-    """Each variant in one type, with and without padding in turn, since each kernel takes a second to compile."""
+    """Each variant in one type, in turn with and without padding: each kernel takes a second to compile."""
     dtype, padded = (mx.float32, mx.float16, mx.bfloat16)[number % 3], number // 2 % 2 == 0
     layer = make_memory(DeltaMemConfig(rank=4, delta_heads=("o",), **VARIANTS[number])).eval()
     assert isinstance(engine_for(layer.variant, dtype, training=False, masked=padded), FusedEngine)
@@ -375,7 +375,7 @@ def test_the_same_through_the_fused_kernels(number, kernels_on_host):
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 10**6), length=st.integers(1, 300))
 def test_a_row_that_writes_nothing_keeps_its_state_bit_for_bit(data, seed, length):
-    """Whatever is beside it, over short and long texts, by token and by spans."""
+    """Whatever the other rows do, in short and long texts, by token and by spans."""
     mx.random.seed(seed)
     variant = data.draw(st.sampled_from(VARIANTS))
     layer = make_memory(DeltaMemConfig(rank=4, **variant)).eval()
@@ -398,7 +398,7 @@ def test_a_row_that_writes_nothing_keeps_its_state_bit_for_bit(data, seed, lengt
 @every_kind
 @pytest.mark.parametrize("padding", [None, [0, 3, 5]])
 def test_read_only_rows_beside_writing_ones_in_a_model(kind, padding):
-    """In batches with padding, with spans: as each row alone."""
+    """In batches with padding and with spans, each row gives the same as alone."""
     model, _ = loaded(kind)
     pads = padding or [0, 0, 0]
     tokens = mx.random.randint(3, 250, (3, 14))
@@ -417,7 +417,7 @@ def test_read_only_rows_beside_writing_ones_in_a_model(kind, padding):
         masked = write_mask(model, mx.array([flags[row][pad:]])) if any(flags[row]) else nullcontext()
         with how, masked:
             expected = model(tokens[row : row + 1, pad:], cache=alone)
-        # Padded attention sums in another order; logits are some tens.
+        # Attention with padding sums in another order, and the logits are as large as 50.
         assert distance(logits[row : row + 1, pad:], expected) <= 2e-3
         for layer, state in memory(cache).items():
             if not any(flags[row]):
@@ -427,7 +427,7 @@ def test_read_only_rows_beside_writing_ones_in_a_model(kind, padding):
 
 @every_kind
 def test_a_mask_of_rows_holds_for_every_call(kind):
-    """`[B, 1]`: prefill and single tokens, as a server runs them."""
+    """A mask `[B, 1]`, for prefill and for single tokens, as in a server."""
     model, _ = loaded(kind)
     cache = make_prompt_cache(model, left_padding=[0, 0])
     first = {layer: mx.random.normal(state.shape) * 0.2 for layer, state in memory(cache).items()}

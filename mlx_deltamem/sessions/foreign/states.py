@@ -56,7 +56,7 @@ def write_sidecar_states(path: Path, states: Mapping[int, mx.array]) -> None:
         FileNotFoundError: The folder does not exist.
         ValueError: The name has another ending; there are no states; there is more than one state head, or a key
             shift, which that port does not know; or the states are not those of one chat.
-        OSError: The file cannot be written. An old file stays as it was.
+        OSError: The file cannot be written. An existing file is left unchanged.
     """
     if path.suffix != STATES_SUFFIX:
         raise ValueError(f"{path} does not end in {STATES_SUFFIX}; name a file of states so")
@@ -152,7 +152,9 @@ def fitted_states(path: Path, states: Mapping[int, mx.array], shapes: Sequence[t
     layers = [layer for layer, shape in enumerate(shapes) if shape[-1]]
     advice = "load it with the adapter it was made with"
     if states and any(shape[1] == shape[2] + 1 for shape in shapes):
-        raise ValueError(f"{path} cannot be the memory of an adapter with key_shift, which only we have; {advice}")
+        raise ValueError(
+            f"{path} has square states, but this model's adapter has key_shift: its states have one more row; {advice}"
+        )
     if states and sorted(states) != layers:
         raise ValueError(
             f"{path} has states for {layer_list(sorted(states))}, but this model has a memory in {layer_list(layers)}; "

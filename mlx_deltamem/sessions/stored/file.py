@@ -1,4 +1,4 @@
-"""Read and write session files: checksums, and whose file it is."""
+"""Read and write session files, with a checksum, and without overwriting a file that someone else saved."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def write_chat(path: Path, chat: StoredChat, expected: str | None) -> str:
     Raises:
         FileNotFoundError: The folder does not exist.
         ValueError: The name has another ending; or another file is there: someone else has saved it.
-        OSError: The file cannot be written. An old file stays as it was.
+        OSError: The file cannot be written. An existing file is left unchanged.
     """
     check_place(path)
     with locked(path.parent):
