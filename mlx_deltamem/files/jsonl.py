@@ -71,15 +71,20 @@ def json_lines(path: Path) -> Iterator[JsonRecord]:
                 yield JsonRecord(f"line {number}", *_parsed(line.rstrip()))
 
 
-def write_json_lines(path: Path, records: Iterable[object]) -> None:
-    """Write a file with one record per line. If this fails, the file is as it was before.
+def write_json_lines(path: Path, records: Iterable[object]) -> int:
+    """Write a file with one record per line, and return the number of records.
+
+    If this fails, an earlier file is unchanged.
 
     Raises:
         OSError: The file cannot be written.
     """
+    count = 0
     with new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            count += 1
+    return count
 
 
 def _parsed(text: bytes) -> tuple[Json, str]:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
@@ -12,6 +11,7 @@ from urllib.parse import unquote
 
 from mlx_deltamem.core.adapter import CURVES_FILE, METRICS_FILE, RESULTS_FILE, WEIGHTS_FILE, Adapter, dtype_name
 from mlx_deltamem.core.config import CONFIG_FILE
+from mlx_deltamem.files.jsonl import json_lines
 
 PAPER = "2605.12357"
 
@@ -124,10 +124,11 @@ def _training(folder: Path, adapter: Adapter) -> str:
 
 def _training_seconds(path: Path) -> float | None:
     """Return the duration of a run in seconds, from the last of its reports."""
-    with suppress(OSError, ValueError, TypeError, StopIteration):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return float(next(row["seconds"] for row in reversed(rows) if "seconds" in row))
-    return None
+    if not path.is_file():
+        return None
+    rows = [record.value for record in json_lines(path)]
+    seconds = [row["seconds"] for row in rows if isinstance(row, dict) and "seconds" in row]
+    return float(seconds[-1]) if seconds and isinstance(seconds[-1], int | float) else None
 
 
 def _results(path: Path) -> str:
