@@ -1,12 +1,12 @@
-"""Makes training data: `mlx_deltamem.data recall|speech|records|chat-logs|qasper ...`."""
+"""The command that makes training data: `mlx_deltamem.data recall|speech|records|chat-logs|qasper ...`."""
 
 import importlib
 import sys
 
 _MAKERS = {
-    "recall": "facts in a few fixed wordings, and questions about them",
-    "speech": "conversations in which facts are told as people tell them",
-    "records": "training records of such conversations",
+    "recall": "synthetic chats with facts in a few fixed wordings, and questions about them",
+    "speech": "synthetic conversations in which facts are told as people tell them",
+    "records": "training records of the conversations of speech",
     "chat-logs": "training records of a chat log in OpenAI's form",
     "qasper": "training records of the papers and questions of QASPER",
 }
@@ -24,7 +24,7 @@ _USAGE = "\n".join(
 
 
 def main() -> None:
-    """Run a maker of training data; an unknown name ends with exit code 2."""
+    """Run the maker that the first argument names; an unknown name exits with code 2."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in _MAKERS:
         sys.argv[:2] = [f"mlx_deltamem.data {name}"]
@@ -32,5 +32,5 @@ def main() -> None:
     elif name in ("-h", "--help"):
         print(_USAGE)
     else:
-        print(f"error: there is no maker {name or 'nothing'!r}\n{_USAGE}", file=sys.stderr)
+        print(f"error: there is no maker {name!r}; expected one of these\n{_USAGE}", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,7 @@
-"""Turn a chat log into episodes to train on: `mlx_deltamem.data chat-logs LOG OUTPUT`.
+"""Make training records of a chat log: `mlx_deltamem.data chat-logs LOG OUTPUT`.
 
-The log is in OpenAI's form, an object with `messages` for each chat: one a line (JSONL), or a JSON list. The last
-answer of a chat is trained on, the message before it is the question, and what is earlier goes into the memory.
+The log has an object with `messages` in OpenAI's form for each chat, as JSON lines or a JSON list. A record trains on
+the last answer of a chat. The message before it is the question, and earlier messages go into the memory.
 """
 
 import argparse
@@ -12,9 +12,9 @@ from pathlib import Path
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.data.episode_files import BAD, Found, Unusable, add_file_options, checked_text, write_episodes
 from mlx_deltamem.files.jsonl import Json, json_records
-from mlx_deltamem.recall import Message
+from mlx_deltamem.sessions.messages import Message
 
-NOT_TEXT = "not text: an image, a sound, a file"
+NOT_TEXT = "with content other than text"
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _TOOL_ROLES = ("tool", "function")
@@ -22,12 +22,12 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 class NotTextError(Exception):
-    """A message holds something that is not text."""
+    """A message has content other than text, such as an image."""
 
 
 @dataclass
 class ToolMessages:
-    """How many messages were left out of chats that may be kept: calls of tools, and what the tools said."""
+    """The number of messages that were left out of chats: tool calls, and the results of tools."""
 
     left_out: int = 0
 
@@ -37,12 +37,12 @@ def chats(path: Path, answers: str, tools: ToolMessages) -> Iterator[Found | Unu
 
     Args:
         path: A .json or .jsonl file.
-        answers: "last", or "all" to train on each answer that has something before its question.
+        answers: "last", or "all" to train on each answer whose question is not the first message.
         tools: Counts the messages of tools.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is one JSON text, and a broken one.
+        ValueError: The file is a single JSON text that is not valid.
     """
     for record in json_records(path):
         if record.problem:
@@ -64,7 +64,7 @@ def _episodes(place: str, messages: list[Message], answers: str) -> Iterator[Fou
         return
     last = len(messages)
     ends = [end for end, message in enumerate(messages, start=1) if message["role"] == "assistant" or end == last]
-    # Nothing is before the question of the first.
+    # The first question has nothing before it.
     for end in ends[1:] or [last]:
         yield Found(f"{place}, message {end}", messages[:end])
 
@@ -73,14 +73,15 @@ def _messages(record: Json, tools: ToolMessages) -> list[Message]:
     """Return the messages of a record, without those of tools.
 
     Raises:
-        NotTextError: One holds something that is not text.
-        ValueError: It is no chat.
+        NotTextError: A message has content other than text.
+        ValueError: The record is not a chat.
     """
-    if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
+    entries = record.get("messages") if isinstance(record, dict) else None
+    if not isinstance(entries, list):
         raise ValueError("not an object with a list of messages")
     messages: list[Message] = []
     after_tool = False
-    for number, entry in enumerate(record["messages"], start=1):
+    for number, entry in enumerate(entries, start=1):
         try:
             message = _message(entry)
         except ValueError as error:
@@ -94,14 +95,14 @@ def _messages(record: Json, tools: ToolMessages) -> list[Message]:
 
 
 def _message(entry: Json) -> Message | None:
-    """Return a message as text, or None for one of a tool."""
+    """Return a message with its content as text; None for a message of a tool."""
     if not isinstance(entry, dict):
         raise ValueError("not an object")
     role = entry.get("role")
     if role in _TOOL_ROLES:
         return None
     if not isinstance(role, str) or role not in _ROLES:
-        raise ValueError(f"its role is none of {', '.join((*_ROLES, *_TOOL_ROLES))}")
+        raise ValueError(f"its role is not one of {', '.join((*_ROLES, *_TOOL_ROLES))}")
     text = _text(entry.get("content"))
     if not text.strip() and (entry.get("tool_calls") or entry.get("function_call")):
         return None
@@ -123,13 +124,18 @@ def _part(part: Json) -> str:
         raise ValueError("a part of its content is not an object with a type")
     if part["type"] not in _TEXT_PARTS:
         raise NotTextError
-    if not isinstance(part.get("text"), str):
+    text = part.get("text")
+    if not isinstance(text, str):
         raise ValueError("a part of its content is a text without text")
-    return checked_text(part["text"])
+    return checked_text(text)
 
 
 def _append(messages: list[Message], message: Message, after_tool: bool) -> None:
-    """Add a message, to the last one if both are the system's, or one role's with only messages of tools between."""
+    """Add a message to a chat.
+
+    It is joined to the last message if both are system prompts, or if both have the same role and there are only
+    messages of tools between them.
+    """
     is_system = message["role"] == "system"
     if is_system and not message["content"].strip():
         return
@@ -142,12 +148,12 @@ def _append(messages: list[Message], message: Message, after_tool: bool) -> None
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
     parser = argparse.ArgumentParser(prog="mlx_deltamem.data chat-logs", description=__doc__)
-    add_file_options(parser, "A chat log: .jsonl with a chat a line, or .json with a list of chats.")
+    add_file_options(parser, "A chat log: .jsonl with one chat per line, or .json with a list of chats.")
     parser.add_argument(
         "--answers",
         choices=("last", "all"),
         default="last",
-        help="Train on the last answer of each chat, or on all that have something before their question "
+        help="Train on the last answer of each chat, or on all whose question is not the first message "
         "(default: last).",
     )
     return parser

@@ -1,7 +1,6 @@
-"""Write converted chats as episodes, and count those that cannot be used: nothing is dropped silently."""
+"""Write converted chats as training records, and count the chats that are left out."""
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -13,15 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlx_deltamem.cli.options import count_from
-from mlx_deltamem.files.atomic import new_file, user_path
-from mlx_deltamem.recall import Message
+from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.files.jsonl import write_json_lines
+from mlx_deltamem.sessions.messages import Message
 
-# Why a chat is not written. Only the first is an error in the file, which `--on-error` is about.
+# The reasons for leaving a chat out. Only the first is an error in the file, for `--on-error`.
 BAD = "bad records"
 EMPTY = "empty: a message without text"
 NO_HISTORY = "nothing before the question"
-ROLE_BROKEN = "role-broken: not user and assistant in turn"
-OVER_LONG = "over-long"
+WRONG_ROLES = "wrong roles: not user and assistant in turn"
+TOO_LONG = "too long"
 
 _PLACES_SHOWN = 5
 _LONGEST_NAME = 60
@@ -30,7 +30,7 @@ _DEFAULT_MAX_WORDS = 6_000
 
 @dataclass(frozen=True)
 class Found:
-    """A chat that may be an episode: the last message is the answer, the one before it the question."""
+    """A chat that may become a record: the last message is the answer, the message before it the question."""
 
     place: str
     messages: list[Message]
@@ -38,12 +38,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Unusable:
-    """Something that is no episode, and why.
+    """A part of a file that cannot become a record.
 
     Attributes:
-        place: Where it is.
-        reason: What it is counted as.
-        problem: What is wrong with a bad record; empty otherwise.
+        place: Its place in the file.
+        reason: The reason that it is counted under.
+        problem: The problem with a bad record; otherwise empty.
     """
 
     place: str
@@ -53,7 +53,7 @@ class Unusable:
 
 @dataclass
 class Counts:
-    """What became of the chats of a file: `left_out` gives the places of those not written, by reason."""
+    """The counts of a file's chats. `left_out` has the places of those that were not written, by reason."""
 
     written: int = 0
     words: int = 0
@@ -61,11 +61,11 @@ class Counts:
 
 
 def add_file_options(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add what every converter needs: the files, the longest chat, and what to do about a bad record.
+    """Add the options of all converters: the files, the longest chat, and what to do with a bad record.
 
     Args:
-        parser: Where to.
-        what: What is read.
+        parser: The parser.
+        what: The help text of the input file.
     """
     parser.add_argument("input", type=user_path, help=what)
     parser.add_argument("output", type=user_path, help="The .jsonl file to write.")
@@ -73,26 +73,26 @@ def add_file_options(parser: argparse.ArgumentParser, what: str) -> None:
         "--max-words",
         type=count_from(1),
         default=_DEFAULT_MAX_WORDS,
-        help=f"Leave out chats of more words, all messages together (default: {_DEFAULT_MAX_WORDS:,}).",
+        help=f"Leave out chats with more words in all their messages (default: {_DEFAULT_MAX_WORDS:,}).",
     )
     parser.add_argument(
         "--on-error",
         choices=("skip", "stop"),
         default="stop",
-        help="Leave a bad record out and go on, or stop and write nothing (default: stop).",
+        help="Leave bad records out, or stop and write nothing (default: stop).",
     )
 
 
 def write_episodes(found: Iterable[Found | Unusable], args: argparse.Namespace) -> Counts:
-    """Write the usable chats to `args.output`, name each bad record on stderr, and print what was left out.
+    """Write the usable chats to `args.output`, name each bad record on stderr, and print the counts.
 
     Args:
-        found: The chats of a file, and what is none.
+        found: The chats of a file, and its unusable parts.
         args: The options of `add_file_options`.
 
     Raises:
-        ValueError: A record is bad and `--on-error stop` was asked for, no chat can be used, or the output is the
-            input or a folder. Nothing is written then.
+        ValueError: There is a bad record and `--on-error` is `stop`, no chat is usable, or the output is the input or a
+            folder. Nothing is written then.
     """
     if args.output.is_dir():
         raise ValueError(f"{args.output} is a folder; name a .jsonl file in it")
@@ -100,22 +100,25 @@ def write_episodes(found: Iterable[Found | Unusable], args: argparse.Namespace) 
         raise ValueError(f"{args.output} would replace what is read; name another file")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     counts = Counts()
-    with new_file(args.output) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for episode in _usable(found, counts, args):
+
+    def records() -> Iterator[dict[str, list[Message]]]:
+        for chat in _usable(found, counts, args):
             counts.written += 1
-            counts.words += _words(episode.messages)
-            file.write(json.dumps({"messages": episode.messages}, ensure_ascii=False) + "\n")
+            counts.words += _words(chat.messages)
+            yield {"messages": chat.messages}
         Console(width=110, highlight=False).print(summary(args.output, counts))
         if not counts.written:
-            raise ValueError("no episode is left; nothing was written")
+            raise ValueError("no chat is left; nothing was written")
+
+    write_json_lines(args.output, records())
     return counts
 
 
 def summary(path: Path, counts: Counts) -> Table:
-    """Return a table of what was written and what was not."""
+    """Return a table of the counts."""
     table = Table(title=escape(str(path)))
     table.add_column("")
-    table.add_column("episodes", justify="right")
+    table.add_column("records", justify="right")
     table.add_column("where")
     mean = f"{counts.words // counts.written:,} words each on average" if counts.written else ""
     table.add_row("written", f"{counts.written:,}", mean)
@@ -127,42 +130,45 @@ def summary(path: Path, counts: Counts) -> Table:
 
 def _usable(found: Iterable[Found | Unusable], counts: Counts, args: argparse.Namespace) -> Iterator[Found]:
     for item in found:
-        unusable = item if isinstance(item, Unusable) else check(item, args.max_words)
-        if unusable is None:
-            yield item
-            continue
+        if isinstance(item, Found):
+            unusable = check(item, args.max_words)
+            if unusable is None:
+                yield item
+                continue
+        else:
+            unusable = item
         if unusable.reason == BAD:
             if args.on_error == "stop":
-                raise ValueError(f"{unusable.place}: {unusable.problem}; mend it, or go on with --on-error skip")
+                raise ValueError(f"{unusable.place}: {unusable.problem}; correct it, or use --on-error skip")
             print(f"{unusable.place}: {unusable.problem}; left out", file=sys.stderr)
         counts.left_out[unusable.reason].append(unusable.place)
 
 
 def check(found: Found, max_words: int) -> Unusable | None:
-    """Return why a chat is no episode, or None if it is one."""
+    """Return the reason that a chat cannot become a record; None if it can."""
     roles = [message["role"] for message in found.messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if any(not message["content"].strip() for message in found.messages) or not turns:
         return Unusable(found.place, EMPTY)
     if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
-        return Unusable(found.place, ROLE_BROKEN)
+        return Unusable(found.place, WRONG_ROLES)
     if len(turns) < 4:
         return Unusable(found.place, NO_HISTORY)
     if _words(found.messages) > max_words:
-        return Unusable(found.place, OVER_LONG)
+        return Unusable(found.place, TOO_LONG)
     return None
 
 
 def shown(name: object) -> str:
-    """Return a name from a file as it can be printed: on one line, without control characters, not too long."""
+    """Return a name from a file for printing: on one line, without control characters, not too long."""
     return repr(name)[:_LONGEST_NAME]
 
 
 def checked_text(text: str) -> str:
-    """Return a text that can be written.
+    """Return the text, if it can be written as UTF-8.
 
     Raises:
-        ValueError: It holds half a character, as a JSON escape can.
+        ValueError: The text has half a character, which a JSON escape can produce.
     """
     try:
         text.encode()

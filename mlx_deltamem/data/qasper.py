@@ -1,8 +1,8 @@
-"""Turn QASPER into episodes to train on: `mlx_deltamem.data qasper qasper-train-v0.3.json train.jsonl`.
+"""Make training records of QASPER: `mlx_deltamem.data qasper qasper-train-v0.3.json train.jsonl`.
 
-QASPER holds questions about research papers (https://allenai.org/data/qasper, CC BY 4.0). A paper is told in chunks,
-one a turn of the user, and each question about it is a record. The file is the public one, an object of papers by their
-id, or has the rows of the Hugging Face form, as JSON or JSONL.
+QASPER has questions about research papers (https://allenai.org/data/qasper, CC BY 4.0). Each question becomes a record.
+Its history is the paper in chunks, one in each turn of the user. The file is the public one, an object of papers by
+their id, or has the rows of the Hugging Face form, as JSON or JSONL.
 """
 
 import argparse
@@ -18,11 +18,12 @@ from mlx_deltamem.data.qasper_papers import (
     Paragraph,
     answer_text,
     entries,
+    paper_of,
     paragraphs,
     question_text,
     questions,
 )
-from mlx_deltamem.recall import Message
+from mlx_deltamem.sessions.messages import Message
 
 NO_QUESTION = "a paper without questions"
 UNANSWERABLE = "unanswerable questions"
@@ -34,7 +35,7 @@ _DEFAULT_CHUNK_WORDS = 300
 
 
 def episodes(path: Path, chunk_words: int, answerable_only: bool) -> Iterator[Found | Unusable]:
-    """Yield an episode for each question of a file; those about one paper follow each other.
+    """Yield a chat for each question of a file. The questions about one paper follow each other.
 
     Args:
         path: A .json or .jsonl file.
@@ -43,15 +44,15 @@ def episodes(path: Path, chunk_words: int, answerable_only: bool) -> Iterator[Fo
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is one JSON text, and a broken one.
+        ValueError: The file is a single JSON text that is not valid.
     """
     for entry in entries(path):
         if entry.problem:
             yield Unusable(entry.place, BAD, entry.problem)
             continue
         try:
-            told = paragraphs(entry.value)
-            asked = questions(entry.value)
+            paper = paper_of(entry.value)
+            told, asked = paragraphs(paper), questions(paper)
         except ValueError as error:
             yield Unusable(entry.place, BAD, str(error))
             continue
@@ -65,7 +66,9 @@ def episodes(path: Path, chunk_words: int, answerable_only: bool) -> Iterator[Fo
 def chunks(told: Iterable[Paragraph], words: int) -> Iterator[str]:
     """Cut a paper into chunks, each with the names of its sections.
 
-    A chunk ends before the paragraph that would take it over so many words. A paragraph is never cut.
+    Args:
+        told: The paragraphs of the paper. A paragraph is never cut.
+        words: The most words in a chunk, unless one paragraph has more.
     """
     chunk: list[Paragraph] = []
     size = 0
@@ -112,12 +115,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--chunk-words",
         type=count_from(1),
         default=_DEFAULT_CHUNK_WORDS,
-        help=f"Words told in one turn, cut between paragraphs (default: {_DEFAULT_CHUNK_WORDS}).",
+        help=f"Most words of a turn, cut between paragraphs (default: {_DEFAULT_CHUNK_WORDS}).",
     )
     parser.add_argument(
         "--answerable-only",
         action="store_true",
-        help=f"Leave out questions that the paper does not answer (otherwise their answer is '{NO_ANSWER}').",
+        help=f"Leave out questions that the paper does not answer (default: their answer is '{NO_ANSWER}').",
     )
     return parser
 

@@ -1,8 +1,8 @@
-"""The papers of a QASPER file, in its public form or in the rows of its Hugging Face form.
+"""Reads the papers of a QASPER file, in its public form or in the rows of its Hugging Face form.
 
 Public: {id: {title, abstract, full_text: [{section_name, paragraphs}], figures_and_tables: [{caption, file}],
 qas: [{question, question_id, answers: [{answer: {unanswerable, extractive_spans, free_form_answer, yes_no}}]}]}}.
-A row is such a paper with its `id`, and each list of objects may be an object of lists.
+A row is such a paper with its `id`. Each list of objects may also be an object of lists.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ JsonObject = dict[str, Json]
 
 @dataclass(frozen=True)
 class Entry:
-    """A paper of a file as it stands; `problem` says what is wrong with the line it should be on."""
+    """A paper of a file before it is checked. `problem` is the problem with its JSON, or empty."""
 
     place: str
     value: Json
@@ -30,7 +30,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph, and the name of its section, empty if it has none."""
+    """A paragraph, and the name of its section, which may be empty."""
 
     section: str
     text: str
@@ -41,7 +41,7 @@ def entries(path: Path) -> Iterator[Entry]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is one JSON text, and a broken one.
+        ValueError: The file is a single JSON text that is not valid.
     """
     for record in json_records(path):
         value = record.value
@@ -54,14 +54,23 @@ def entries(path: Path) -> Iterator[Entry]:
             yield Entry(record.place, value, record.problem)
 
 
-def paragraphs(paper: Json) -> list[Paragraph]:
+def paper_of(value: Json) -> JsonObject:
+    """Return a paper from a JSON value.
+
+    Raises:
+        ValueError: The value is not an object.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("not an object with a paper")
+    return value
+
+
+def paragraphs(paper: JsonObject) -> list[Paragraph]:
     """Return a paper's title, abstract, sections and captions.
 
     Raises:
-        ValueError: It is no paper.
+        ValueError: A part of the paper has another form.
     """
-    if not isinstance(paper, dict):
-        raise ValueError("not an object with a paper")
     found = [Paragraph("", _text(paper, "title")), Paragraph("Abstract", _text(paper, "abstract"))]
     for section in _rows(paper, "full_text"):
         name = _text(section, "section_name").replace(_SUBSECTION, ": ")
@@ -71,27 +80,27 @@ def paragraphs(paper: Json) -> list[Paragraph]:
 
 
 def questions(paper: JsonObject) -> list[JsonObject]:
-    """Return the questions about a paper as they stand.
+    """Return the questions about a paper.
 
     Raises:
-        ValueError: They are no objects.
+        ValueError: They are not objects.
     """
     return _rows(paper, "qas")
 
 
 def question_text(question: JsonObject) -> str:
-    """Return what a question asks.
+    """Return the text of a question.
 
     Raises:
-        ValueError: It is no text.
+        ValueError: It is not a text.
     """
     return _text(question, "question")
 
 
 def answer_text(question: JsonObject) -> str | None:
-    """Return the first answer of a question, None where it says that the paper gives none.
+    """Return the first answer of a question; None if the question has no answer in the paper.
 
-    The order of the kinds is that of QASPER's own scores: spans, free form, yes or no.
+    The kinds of answers have the order of QASPER's own scores: spans, free form, yes or no.
 
     Raises:
         ValueError: There is no answer.
@@ -128,15 +137,16 @@ def _texts(row: JsonObject, name: str) -> list[str]:
 
 
 def _rows(row: JsonObject, name: str) -> list[JsonObject]:
-    """Return a list of objects, whether it is one or an object of lists."""
+    """Return a list of objects, which may have the form of an object of lists."""
     value = row.get(name)
     if value is None:
         return []
     if isinstance(value, dict):
-        value = _rows_of_columns(value, name)
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        return _rows_of_columns(value, name)
+    objects = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else None
+    if objects is None or not isinstance(value, list) or len(objects) < len(value):
         raise ValueError(f"its {name} is not a list of objects")
-    return value
+    return objects
 
 
 def _rows_of_columns(columns: JsonObject, name: str) -> list[JsonObject]:

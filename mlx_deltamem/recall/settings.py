@@ -1,4 +1,4 @@
-"""How hard an episode is."""
+"""The settings of an episode."""
 
 from dataclasses import dataclass, field
 
@@ -9,25 +9,25 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class EpisodeSettings:
-    """What an episode is made of. A range (low, high) is drawn from evenly, both ends included.
+    """The settings of an episode. A number is drawn evenly from a range (low, high), both ends included.
 
     Attributes:
-        facts: Facts told, each in a turn of its own.
-        filler: Turns that tell nothing, anywhere in the history.
-        gap: Such turns after all others: the question is at least so far from what it asks for.
-        updates: Turns that give a fact a new value. A fact may be updated more than once.
-        deletions: Facts taken back.
-        absent: Questions about what was never told.
-        questions: At most so many questions about what was told; None asks for every fact.
-        topic_switches: How often the topic of the filler changes; None draws every topic at random.
-        keys: Which keys, by the name of a key, a family or a list of values; none means all.
-        words: What invented values are made of.
-        invented: About this share of the values is invented rather than taken from their list. Numbers and dates never
-            are, nor where what was invented overlaps another value of the episode.
-        split: What values, keys and phrasings are drawn from.
+        facts: The number of facts, each told in a separate turn.
+        filler: The number of turns that tell no fact, anywhere in the history.
+        gap: The number of such turns after all others. Each question is at least this far from its fact.
+        updates: The number of turns that give a fact a new value. A fact may be updated more than once.
+        deletions: The number of facts that are deleted.
+        absent: The number of questions about facts that were never told.
+        questions: The most questions about facts that were told; None: one question for each fact.
+        topic_switches: The number of changes of topic among filler turns; None: each turn has a random topic.
+        keys: The names of keys, families or lists of values to use; empty: all.
+        words: The words that invented values are made of.
+        invented: The share of invented values; the others come from lists. Numbers and dates are never invented, and an
+            invented value that overlaps another value of the episode is replaced by one from the list.
+        split: The sides of the values, keys and phrasings to use.
 
     Raises:
-        ValueError: The settings cannot be met.
+        ValueError: No episode can have these settings.
     """
 
     facts: Range = (1, 1)
@@ -48,30 +48,30 @@ class EpisodeSettings:
             if getattr(self, name) is not None:
                 self._check_range(name)
         if self.questions is not None and self.questions < 0:
-            raise ValueError(f"questions is {self.questions}; it must not be negative")
+            raise ValueError(f"questions is {self.questions}; expected 0 or more")
         if not 0 <= self.invented <= 1:
-            raise ValueError(f"invented is {self.invented}; it is a share, from 0 to 1")
+            raise ValueError(f"invented is {self.invented}; expected a share from 0 to 1")
         if self.invented and not self.words:
-            raise ValueError(f"a share of {self.invented} of the values is to be invented; give words to make them of")
+            raise ValueError(f"invented is {self.invented}, and there are no words to invent values from; give words")
         self._check_fit()
 
     def _check_range(self, name: str) -> None:
         low, high = getattr(self, name)
         if not 0 <= low <= high:
-            raise ValueError(f"{name} is {low} to {high}; give a range that starts at 0 or more and does not fall")
+            raise ValueError(f"{name} is {low} to {high}; expected two numbers from 0 on, the smaller one first")
 
     def _check_fit(self) -> None:
         if self.facts[0] < 1 and (self.updates[1] or self.deletions[1]):
-            raise ValueError("an episode may be without facts to update or delete; tell at least 1 fact")
+            raise ValueError("an episode may have no facts to update or delete; use at least 1 fact")
         if self.deletions[1] > self.facts[0]:
-            raise ValueError(f"{self.deletions[1]} deletions are wanted of {self.facts[0]} facts; tell more facts")
+            raise ValueError(f"there may be {self.deletions[1]} deletions of {self.facts[0]} facts; use more facts")
         if self.updates[1] and self.deletions[1] >= self.facts[0]:
-            raise ValueError("every fact may be deleted, and updates are wanted; tell more facts than are deleted")
+            raise ValueError("all facts may be deleted, so that none is left to update; use more facts than deletions")
         if self.topic_switches and self.topic_switches[1] and self.topic_switches[1] >= self.filler[0] + self.gap[0]:
             raise ValueError(
-                f"{self.topic_switches[1]} topic switches are wanted in {self.filler[0] + self.gap[0]} turns of filler;"
-                " use more filler"
+                f"there may be {self.topic_switches[1]} topic switches in {self.filler[0] + self.gap[0]} filler turns; "
+                "use more filler"
             )
         asked = self.facts[0] if self.questions is None else min(self.facts[0], self.questions)
         if not asked + self.absent[0]:
-            raise ValueError("an episode may be without any question; want at least 1 about a fact or what is absent")
+            raise ValueError("an episode may have no question; use at least 1 question about a fact or an absent fact")

@@ -1,4 +1,4 @@
-"""Which values, keys and phrasings a model is trained on, and which are kept to test it."""
+"""The split of values, keys and phrasings into those for training and those held out for tests."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -13,9 +13,12 @@ HELD_OUT_SHARE = 0.15
 
 @dataclass(frozen=True)
 class Split:
-    """The side of values, of keys and of phrasings, each chosen on its own.
+    """The sides that values, keys and phrasings are drawn from, chosen separately.
 
-    Keys and phrasings are on the side that `keys.yaml` and `shared.yaml` give them; values are on `side_of(value)`.
+    `keys.yaml` and `shared.yaml` give the sides of keys and phrasings; `side_of` gives the side of a value.
+
+    Raises:
+        ValueError: A side is neither `train` nor `held_out`.
     """
 
     values: Side = "train"
@@ -27,25 +30,26 @@ class Split:
 
 
 def check_sides(sides: Mapping[str, str]) -> None:
-    """Check the sides of a split, by the name of what is split.
+    """Check the sides of a split.
 
     Raises:
-        ValueError: One is no side.
+        ValueError: A side is neither `train` nor `held_out`.
     """
     for name, side in sides.items():
         if side not in SIDES:
-            raise ValueError(f"{name} of a split is {side!r}; it must be one of {', '.join(SIDES)}")
+            raise ValueError(f"{name} of a split is {side!r}; expected one of {', '.join(SIDES)}")
 
 
 def side_of(value: str) -> Side:
-    """Return the side of a value: a hash of the value alone, so that no list can move it, whatever it is listed with.
+    """Return the side of a value.
 
-    About `HELD_OUT_SHARE` of all values are held out.
+    It depends on a hash of the value alone, so that it stays the same when lists change. About `HELD_OUT_SHARE` of all
+    values are held out.
     """
     number = int.from_bytes(hashlib.sha256(value.casefold().encode()).digest()[:8])
     return "held_out" if number < HELD_OUT_SHARE * 2**64 else "train"
 
 
 def on_side(values: Iterable[str], side: Side) -> tuple[str, ...]:
-    """Return those of `values` that are on a side, in their order."""
+    """Return the values that are on a side, in order."""
     return tuple(value for value in values if side_of(value) == side)

@@ -1,4 +1,4 @@
-"""What episodes are made of, read from the files beside this one: values, keys, phrasings, filler."""
+"""The vocabulary of episodes, read from the files in this folder: values, keys, phrasings and filler turns."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -16,15 +16,15 @@ Phrasings = dict[Side, tuple[str, ...]]
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A way of talking about some keys.
+    """The phrasings of a group of keys.
 
     Attributes:
-        name: Its name in `keys.yaml`.
-        my, your: What the key is, as the user and as the assistant call it ("my dog's name").
+        name: The name in `keys.yaml`.
+        my, your: The key in the words of the user and of the assistant ("my dog's name").
         fact: A clause that tells a value ("my dog is called {value}").
-        answer: The answer to every question about it. It ends in the value and a full stop.
-        tell, ask: Phrasings of each side.
-        lasting: Whether it is a fact that cannot change, only have been told wrongly.
+        answer: The answer to every question about a key. It ends with the value and a full stop.
+        tell, ask: The phrasings of each side.
+        lasting: Whether the fact cannot change, so that an update corrects an error.
     """
 
     name: str
@@ -37,20 +37,20 @@ class Family:
     lasting: bool
 
     def update(self, side: Side) -> tuple[str, ...]:
-        """Return the phrasings that give its keys a new value."""
+        """Return the phrasings that give a key a new value."""
         return shared().correct[side] if self.lasting else (*shared().change[side], *shared().correct[side])
 
 
 @dataclass(frozen=True, eq=False)
 class Key:
-    """Something that can be told.
+    """A kind of fact.
 
     Attributes:
-        name: For example "dog_name".
-        family: How it is talked about.
-        values: The name of its list of values. Keys that share a list share the held-out values.
-        side: Whether it is trained on.
-        blanks: What the family's phrasings need to talk about this key.
+        name: The name, for example "dog_name".
+        family: The family with its phrasings.
+        values: The name of its list of values. Keys with the same list have the same held-out values.
+        side: The side of the split.
+        blanks: The words for this key in the family's phrasings.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Key:
     blanks: dict[str, str]
 
     def say(self, phrasing: str, value: str = "") -> str:
-        """Fill a phrasing in, as a sentence of the user."""
+        """Fill in a phrasing, as a sentence with a capital."""
         text = self.fill(phrasing, value)
         return text[:1].upper() + text[1:]
 
@@ -69,7 +69,7 @@ class Key:
         return self.fill(self.family.answer, value)
 
     def fill(self, phrasing: str, value: str = "") -> str:
-        """Fill a phrasing in, as it stands."""
+        """Fill in a phrasing, without changing its first letter."""
         blanks = {"value": value, "a_value": with_article(value)}
         for name, text in self.blanks.items():
             blanks |= {name: text, name.capitalize(): text[:1].upper() + text[1:], f"a_{name}": with_article(text)}
@@ -80,12 +80,12 @@ class Key:
 
 @dataclass(frozen=True)
 class Shared:
-    """What is said alike of every key.
+    """The phrasings for all keys.
 
     Attributes:
-        change, correct, delete: Phrasings of each side, for a fact that has changed, was told wrongly, is taken back.
-        absent, deleted: The answers to a question about what was never told, and about what was taken back.
-        acknowledge, forget: Replies to a fact, and to the wish to forget one.
+        change, correct, delete: The phrasings of each side to change, correct and delete a fact.
+        absent, deleted: The answers to questions about a fact that was never told, and about a deleted fact.
+        acknowledge, forget: The replies to a fact, and to the wish to forget a fact.
     """
 
     change: Phrasings
@@ -98,22 +98,23 @@ class Shared:
 
 
 def with_article(noun: str) -> str:
-    """Return a noun after "a" or "an". No noun of the lists is one whose sound and first letter disagree;
-    invented ones may be.
+    """Return a noun with "a" or "an", by its first letter.
+
+    This is right for all nouns of the lists. For an invented noun it may be wrong.
     """
     return f"{'an' if noun[:1].lower() in tuple('aeiou') else 'a'} {noun}"
 
 
 @cache
 def values(name: str) -> tuple[str, ...]:
-    """Return a list of values by its name.
+    """Return the list of values with this name.
 
     Raises:
         ValueError: There is no such list.
     """
     names = value_lists()
     if name not in names:
-        raise ValueError(f"there is no list of values {name!r}; there are {', '.join(names)}")
+        raise ValueError(f"there is no list of values {name!r}; expected one of {', '.join(names)}")
     return tuple(_FILES.joinpath("values", f"{name}.txt").read_text(encoding="utf-8").splitlines())
 
 
@@ -151,7 +152,7 @@ def keys() -> tuple[Key, ...]:
 
 @cache
 def shared() -> Shared:
-    """Return what is said alike of every key."""
+    """Return the phrasings for all keys."""
     entry = _read("shared.yaml")
     return Shared(
         change=_phrasings(entry["change"]),
@@ -166,15 +167,15 @@ def shared() -> Shared:
 
 @cache
 def filler() -> dict[str, tuple[tuple[str, str], ...]]:
-    """Return turns that tell nothing about the user, by topic: what the user says, and the reply."""
+    """Return the filler turns by topic, each as the user's message and the reply."""
     return {topic: tuple((said, reply) for said, reply in turns) for topic, turns in _read("filler.yaml").items()}
 
 
 def choose_keys(names: tuple[str, ...], side: Side) -> tuple[Key, ...]:
-    """Return the keys of a side that are named: by key, by family, or by list of values; no name means all.
+    """Return the keys of a side by the names of keys, families or lists of values; without names, all keys.
 
     Raises:
-        ValueError: A name is none of these, or the side has no key of that name.
+        ValueError: There is no such name, or no key of that name is on the side.
     """
     if not names:
         return tuple(key for key in keys() if key.side == side)

@@ -1,10 +1,10 @@
-"""A conversation: turns, and questions that are asked when it has ended."""
+"""Conversations: turns, and questions that are asked at the end."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from mlx_deltamem.recall import Message
+from mlx_deltamem.sessions.messages import Message
 
 Kind = Literal["fact", "two_facts", "assistant", "update", "deletion", "absent", "aggregated", "reverse"]
 Style = Literal["plain", "small_talk", "buried", "with_request", "two_facts", "assistant"]
@@ -16,11 +16,11 @@ class Turn:
     """A message of the user and the reply to it.
 
     Attributes:
-        user: What the user says.
-        assistant: The reply; None stands for what a model would reply.
-        kind: What happens in it.
-        relations: What it tells, updates or takes back, by the name of the relation.
-        wordings: The names of the wordings that do.
+        user: The message of the user.
+        assistant: The reply; None stands for the reply of a model.
+        kind: What the turn does.
+        relations: The names of the relations that the turn tells, updates or deletes.
+        wordings: The names of the wordings that it uses for that.
     """
 
     user: str
@@ -32,24 +32,26 @@ class Turn:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a conversation, asked when it has ended, as if the others had not been.
+    """A question about a conversation, asked at its end, without the other questions.
 
     Attributes:
-        text, answer: What the user asks, and what the assistant should say.
-        value: The part of the answer that has to be recalled, as it is written there; None where there is nothing
+        text, answer: The question of the user, and the expected answer of the assistant.
+        value: The part of the answer that must be recalled, as it is written there; None if there is nothing to recall
             (`deletion` and `absent`).
-        kind: How it was told, or what became of it since. `two_facts`: with another in one message; `assistant`: by the
-            assistant; `aggregated`: all that was told of a relation; `reverse`: from the value to whose it is.
-        relation, theme: What it asks for, and the theme of that.
-        subject: Whose or what's it is; "" where the relation has no subjects.
-        value_kind: The kind of its value: a name of `kinds.yaml`, or of a relation that has its own.
-        told_in: The name of the wording that told it last; "" where it was not told.
+        kind: How the fact was told, or what happened to it later. `two_facts`: with another fact in one message;
+            `assistant`: by the assistant; `aggregated`: asks for all facts of a relation; `reverse`: asks for the
+            subject of a value.
+        relation, theme: The relation of the fact, and the theme of the relation.
+        subject: The person or thing that the fact is about; "" if the relation has no subjects.
+        value_kind: The kind of the value: a name in `kinds.yaml`, or of a relation with its own patterns.
+        told_in: The name of the wording that told the fact last; "" if it was not told.
         asked_in: The name of the wording of the question.
-        style: How it was told; None where it was not.
-        sibling: Whether the same was told of another subject, or a neighbour of its theme.
-        turn: The turn, counted from 0, that last told, updated or took it back; None if absent.
-        distance: Turns from there to the question; 1 if nothing is in between; None if absent.
-        pieces: Tokens of the value, where a tokenizer was given; 0 where there is no value.
+        style: How the fact was told first; None if it was not told.
+        sibling: Whether a fact of the same relation with another subject was told, or, for an absent fact, one of the
+            same theme.
+        turn: The turn, counted from 0, that last told, updated or deleted the fact; None if absent.
+        distance: The number of turns from that turn to the question, at least 1; None if absent.
+        pieces: The number of tokens of the value, if a tokenizer was given; 0 if there is no value.
     """
 
     text: str
@@ -76,28 +78,21 @@ class Conversation:
     turns: tuple[Turn, ...]
     questions: tuple[Question, ...]
 
-    def filled(self, reply: Callable[[list[Message]], str]) -> "Conversation":
-        """The conversation with every reply: `reply` is given the messages so far, the last of them the user's."""
-        turns: list[Turn] = []
-        for turn in self.turns:
-            given = turn.assistant
-            if given is None:
-                given = reply([*_messages(turns), {"role": "user", "content": turn.user}])
-            turns.append(replace(turn, assistant=given))
-        return replace(self, turns=tuple(turns))
-
     def history(self) -> list[Message]:
-        """The messages of the turns.
+        """Return the messages of the turns.
 
         Raises:
             ValueError: A reply is missing.
         """
-        if missing := [str(at) for at, turn in enumerate(self.turns) if turn.assistant is None]:
-            raise ValueError(f"turns without a reply: {', '.join(missing)}; fill them with a model's replies first")
-        return _messages(self.turns)
+        messages: list[Message] = []
+        for number, turn in enumerate(self.turns):
+            if turn.assistant is None:
+                raise ValueError(f"turn {number} has no reply; add the replies of a model to the conversation first")
+            messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.assistant}]
+        return messages
 
     def records(self) -> Iterator[dict[str, object]]:
-        """A record of training data for each question, as `mlx_deltamem.train` reads them.
+        """Yield a training record for each question, in the form that `mlx_deltamem.train` reads.
 
         Raises:
             ValueError: A reply is missing.
@@ -109,19 +104,14 @@ class Conversation:
             yield record if question.value is None else {**record, "value": question.value}
 
     def as_json(self) -> dict[str, object]:
-        """All of it, as JSON has it."""
+        """Return the conversation as a JSON value."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, found: dict[str, list[dict]]) -> "Conversation":
-        """The conversation that `as_json` gave."""
+    def from_json(cls, found: Mapping[str, Any]) -> "Conversation":
+        """Make a conversation from the result of `as_json`."""
         turns = (
             Turn(**{**turn, "relations": tuple(turn["relations"]), "wordings": tuple(turn["wordings"])})
             for turn in found["turns"]
         )
         return cls(tuple(turns), tuple(Question(**question) for question in found["questions"]))
-
-
-def _messages(turns: Iterable[Turn]) -> list[Message]:
-    pairs = ((("user", turn.user), ("assistant", turn.assistant)) for turn in turns)
-    return [{"role": role, "content": content} for pair in pairs for role, content in pair]

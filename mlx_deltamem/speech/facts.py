@@ -1,4 +1,4 @@
-"""Draw what a conversation tells: relations, whose they are, and their values."""
+"""Draws the facts of a conversation: relations, their subjects, and their values."""
 
 import random
 from dataclasses import dataclass, field
@@ -15,15 +15,17 @@ _TRIES = 300
 
 @dataclass(eq=False)
 class Fact:
-    """A relation of a subject, and what has become of it.
+    """A relation of a subject, with its values so far.
 
     Attributes:
-        values: All that it has been; the last is what it is.
-        wording: The name of the wording that said the last of it.
-        turn: The turn that did.
+        relation: The relation.
+        subject: The person or thing that the fact is about; None if the relation has no subjects.
+        values: All values so far; the last one is the present value.
+        wording: The name of the wording that told, updated or deleted it last.
+        turn: The turn that did so.
         style: How it was told first.
-        deleted: Whether it was taken back.
-        by_name: Whether who has a name and a role is asked for by name.
+        deleted: Whether it was deleted.
+        by_name: Whether a person with a name and a role is asked for by name.
     """
 
     relation: Relation
@@ -36,7 +38,7 @@ class Fact:
     by_name: bool = True
 
     def blanks(self, use: str) -> dict[str, str]:
-        """The texts for the slots of its wordings, to `tell`, to `ask` and to `answer`."""
+        """Return the texts for the slots of its wordings. `use` is `tell`, `ask` or `answer`."""
         found = self.subject.blanks(use, self.by_name) if self.subject else {}
         if self.values:
             found["value"] = self.values[-1]
@@ -45,19 +47,24 @@ class Fact:
         return found
 
     def called(self, name: str, use: str) -> str:
-        """Its `topic` or `about`, as the user says it, or to `answer` as the assistant does."""
+        """Return its `topic` or `about` in the words of the user, or with use `answer` in those of the assistant."""
         text = fill(getattr(self.relation, name), self.blanks(use))
         return second_person(text) if use == "answer" else text
 
     def same_as(self, other: "Fact") -> bool:
+        """Whether both have the same relation and subject."""
         return self.relation is other.relation and self.subject == other.subject
 
 
 class FactDrawer:
-    """Draws facts that differ, with values that cannot be taken for each other.
+    """Draws facts that differ, with values that cannot be confused.
+
+    Args:
+        rng: The source of random choices.
+        settings: The settings of the conversation.
 
     Raises:
-        ValueError: No relation that is wanted is on the sides of the split.
+        ValueError: No relation is left on the sides of the split.
     """
 
     def __init__(self, rng: random.Random, settings: SpeechSettings):
@@ -67,11 +74,11 @@ class FactDrawer:
         self._said: list[tuple[str, ...]] = []
 
     def fact(self, absent: bool = False) -> Fact | None:
-        """A fact without a value, other than those before; None if all that was tried are told."""
+        """Draw a fact without a value, different from those before; None if no such fact is found."""
         for _ in range(_TRIES):
             relation = self._relation(absent)
             taken = self._taken(relation)
-            if relation.of not in (None, PERSON) and set(relation.of) <= taken:
+            if isinstance(relation.of, tuple) and set(relation.of) <= taken:
                 continue
             fact = Fact(relation, self._subject(relation, taken))
             if not any(fact.same_as(other) for other in self._drawn):
@@ -81,10 +88,10 @@ class FactDrawer:
         return None
 
     def value(self, fact: Fact) -> bool:
-        """Give a fact a value that shares no word with what the conversation names, or with its questions.
+        """Give a fact a value that overlaps no name or value of the conversation, and no wording of its questions.
 
         Returns:
-            Whether one was found: a relation may have few of a side.
+            Whether such a value was found. A relation may have few values on a side.
         """
         asked = [words(text) for use in ("ask", "about", "topic") for text in _texts(fact.relation, use)]
         for _ in range(_TRIES):
@@ -119,7 +126,7 @@ class FactDrawer:
         return {fact.subject.it for fact in self._drawn if fact.relation is relation and fact.subject}
 
     def _subject(self, relation: Relation, taken: set[str]) -> Subject | None:
-        """Somebody or something new; or somebody of whom something else was told."""
+        """Draw a new subject, or a person of another fact."""
         known = [fact.subject for fact in self._drawn if fact.relation.of == PERSON and fact.relation is not relation]
         if relation.of == PERSON and known and self._rng.random() < 0.4:
             return self._rng.choice(known)

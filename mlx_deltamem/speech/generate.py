@@ -1,17 +1,17 @@
-"""Make conversations: `make_conversation` gives the same one for the same settings, seed and index on every machine."""
+"""Makes conversations. The same settings, seed and index give the same conversation on every machine."""
 
 import random
 from dataclasses import replace
 
 from .conversation import Conversation, Question, Turn
 from .facts import Fact, FactDrawer
-from .messages import forget, tell, tell_two, update, wish
+from .messages import Written, forget, tell, tell_two, update, wish
 from .ordinary import ordinary_message
 from .questions import Asker, Encode
 from .settings import SpeechSettings
 from .talk import talk
 
-# Relations that are tried for a fact, where a side has few values.
+# The number of relations to try for a fact, since a side may have few values.
 _TRIES = 20
 
 
@@ -21,24 +21,25 @@ def make_conversation(
     """Make one conversation.
 
     Args:
-        settings: What it is made of.
-        seed, index: Which one of all that the settings allow.
-        encode: A tokenizer's, by which the pieces of values are counted.
+        settings: The settings of the conversation.
+        seed, index: The choice among the conversations that the settings allow.
+        encode: A tokenizer's function, to count the tokens of values.
 
     Raises:
-        ValueError: There are fewer relations or values than the settings want, or a library is not installed.
+        ValueError: The settings need more relations or values than there are, or a library is not installed.
     """
-    # A text is hashed with SHA-512, not with Python's own hash, which differs from run to run.
+    # Random hashes a text with SHA-512, which gives the same result in every process, unlike hash().
     rng = random.Random(f"{seed}/{index}")
     drawer = FactDrawer(rng, settings)
     facts = []
     for _ in range(rng.randint(*settings.facts)):
         for _ in range(_TRIES):
             fact = drawer.fact()
-            if fact is None or drawer.value(fact):
+            if fact is None:
                 break
-        if fact is not None and fact.values:
-            facts.append(fact)
+            if drawer.value(fact):
+                facts.append(fact)
+                break
     turns = _place_ordinary(rng, settings, _Teller(rng, settings, drawer, facts).turns())
     _note_turns(facts, turns)
     absent = [drawer.fact(absent=True) for _ in range(rng.randint(*settings.absent))]
@@ -53,7 +54,7 @@ _Said = tuple[Turn, tuple[Fact, ...]]
 
 
 class _Teller:
-    """Writes the turns that tell, update and take back facts, in an order in which each is told first."""
+    """Writes the turns that tell, update and delete facts. Each fact is told before it is updated or deleted."""
 
     def __init__(self, rng: random.Random, settings: SpeechSettings, drawer: FactDrawer, facts: list[Fact]):
         self._rng, self._settings, self._drawer, self._facts = rng, settings, drawer, facts
@@ -78,13 +79,14 @@ class _Teller:
         """Tell the next fact, or the next two."""
         fact = waiting.pop()
         if fact.relation.by_assistant:
-            asked, written = wish(self._rng, self._settings, fact)
-            fact.style, fact.wording = "assistant", written.wordings[0]
-            return Turn(asked, written.text, "assistant", (fact.relation.name,), written.wordings), (fact,)
-        facts, written = (fact,), None
+            asked, told = wish(self._rng, self._settings, fact)
+            fact.style, fact.wording = "assistant", told.wordings[0]
+            return Turn(asked, told.text, "assistant", (fact.relation.name,), told.wordings), (fact,)
+        facts: tuple[Fact, ...] = (fact,)
+        written: Written | None = None
         mates = [each for each in waiting if not each.relation.by_assistant]
         if mates and self._rng.random() < self._settings.two_facts:
-            # Rather one of the same relation, which can be told in the same breath.
+            # Prefer a fact of the same relation, which may have a wording for two facts.
             mate = next((each for each in mates if each.relation is fact.relation), mates[-1])
             if written := tell_two(self._rng, self._settings, fact, mate):
                 waiting.remove(mate)
@@ -92,13 +94,13 @@ class _Teller:
         written = written or tell(self._rng, self._settings, fact)
         for each, name in zip(facts, written.wordings, strict=True):
             each.style, each.wording = written.style, name
-        # What is asked beside it is for a model to answer.
+        # A model answers the request in the message.
         reply = None if written.style == "with_request" else self._reply("acknowledge")
         names = tuple(each.relation.name for each in facts)
         return Turn(written.text, reply, "told", names, written.wordings), facts
 
     def _fates(self, facts: tuple[Fact, ...]) -> list[tuple[Fact, str]]:
-        """What will become of facts that were just told or updated."""
+        """Draw the updates and deletions of facts that were just told or updated."""
         found = []
         for fact in facts:
             drawn = self._rng.random()
@@ -131,7 +133,7 @@ class _Teller:
 
 
 def _place_ordinary(rng: random.Random, settings: SpeechSettings, said: list[_Said]) -> list[_Said]:
-    """Put ordinary turns anywhere, and after all others."""
+    """Insert ordinary turns anywhere, and after all others."""
     between, after = rng.randint(*settings.ordinary), rng.randint(*settings.gap)
     seen: set[str] = set()
     turns = list(said)
@@ -151,8 +153,8 @@ def _note_turns(facts: list[Fact], turns: list[_Said]) -> None:
 
 
 def _questions(rng: random.Random, settings: SpeechSettings, asker: Asker, facts: list[Fact]) -> list[Question]:
-    """The questions about what was told."""
-    found = []
+    """The questions about facts that were told."""
+    found: list[Question | None] = []
     for fact in facts:
         sibling = any(each.relation is fact.relation for each in facts if each is not fact)
         found.append(replace(asker.about(fact), sibling=sibling))
@@ -162,7 +164,7 @@ def _questions(rng: random.Random, settings: SpeechSettings, asker: Asker, facts
         live = [fact for fact in facts if fact.relation is relation and not fact.deleted]
         if len(live) > 1 and "all" in relation.texts and rng.random() < settings.aggregated:
             found.append(asker.together(sorted(live, key=lambda fact: fact.turn)))
-    found = [question for question in found if question is not None]
-    if settings.questions is not None and len(found) > settings.questions:
-        found = rng.sample(found, settings.questions)
-    return found
+    questions = [question for question in found if question is not None]
+    if settings.questions is not None and len(questions) > settings.questions:
+        questions = rng.sample(questions, settings.questions)
+    return questions

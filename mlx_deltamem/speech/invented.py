@@ -1,4 +1,4 @@
-"""Invented words that can be spoken: no model knows them, so that they can only be recalled."""
+"""Invented words that can be pronounced. No model knows them, so that they can only be recalled."""
 
 import random
 
@@ -16,13 +16,13 @@ KINDS = tuple(_ENDINGS)
 
 
 def invent(rng: random.Random, kind: str) -> str:
-    """Make a word up, of two to four syllables, that sounds like a `kind`.
+    """Invent a word of two to four syllables that sounds like a `kind`, one of `KINDS`.
 
     Raises:
         ValueError: There is no such kind.
     """
     if kind not in _ENDINGS:
-        raise ValueError(f"no word can be invented for {kind!r}; there are {', '.join(KINDS)}")
+        raise ValueError(f"there is no kind {kind!r} of invented words; expected one of {', '.join(KINDS)}")
     ending = rng.choice(_ENDINGS[kind])
     syllables = rng.choice((1, 2, 2)) if ending else rng.choice((2, 2, 3))
     stem = "".join(_syllable(rng, last=at == syllables - 1 and not ending) for at in range(syllables))

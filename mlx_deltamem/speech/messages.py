@@ -1,4 +1,4 @@
-"""Write the messages that tell, update and take back facts."""
+"""Writes the messages that tell, update and delete facts."""
 
 import random
 import re
@@ -21,7 +21,7 @@ _LONG = 110
 
 @dataclass(frozen=True)
 class Written:
-    """A message, with the wordings in it and the way it tells."""
+    """A message, with the names of its wordings and its style."""
 
     text: str
     wordings: tuple[str, ...]
@@ -29,14 +29,14 @@ class Written:
 
 
 def declares(template: str) -> bool:
-    """Whether a template is one plain statement, which can follow other words in the same sentence."""
+    """Whether a template is one plain statement, which can follow other words in a sentence."""
     if re.search(r"[?!:;]|\.\.|[.] |\n", template) or len(template) > _LONG:
         return False
     return bool(_DECLARES.match(template))
 
 
 def tell(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written:
-    """A message that tells one fact."""
+    """Write a message that tells one fact."""
     template = rng.choice(fact.relation.wordings("tell", settings.split.wordings))
     text, style = _in_talk(rng, settings, template)
     text = _typed(rng, settings, text)
@@ -45,14 +45,15 @@ def tell(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written:
 
 
 def tell_two(rng: random.Random, settings: SpeechSettings, one: Fact, other: Fact) -> Written | None:
-    """A message that tells two facts in a sentence; None where their wordings cannot be joined."""
+    """Write a message that tells two facts in a sentence; None if their wordings cannot be joined."""
     pairs = one.relation.wordings("pair", settings.split.wordings) if one.relation is other.relation else ()
     if pairs:
         template = rng.choice(pairs)
         blanks = one.blanks("tell") | {f"{slot}2": text for slot, text in other.blanks("tell").items()}
         name = one.relation.wording_id("pair", template)
         return Written(fill(_typed(rng, settings, template), blanks), (name, name), "two_facts")
-    drawn, ids = [], []
+    drawn: list[tuple[str, dict[str, str]]] = []
+    ids = []
     for fact in (one, other):
         told = [template for template, _ in drawn]
         found = [each for each in fact.relation.wordings("tell", settings.split.wordings) if declares(each)]
@@ -72,7 +73,7 @@ def tell_two(rng: random.Random, settings: SpeechSettings, one: Fact, other: Fac
 
 
 def update(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written | None:
-    """A message that gives a fact the last of its values; None where there are no such words."""
+    """Write a message that gives a fact its new value; None if there is no wording for it."""
     side = settings.split.wordings
     own = fact.relation.wordings("update", side)
     again = [each for each in fact.relation.wordings("tell", side) if declares(each)]
@@ -90,14 +91,14 @@ def update(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written 
 
 
 def forget(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written:
-    """A message that takes a fact back."""
+    """Write a message that deletes a fact."""
     template = rng.choice(talk("forget", settings.split.wordings))
     text = _typed(rng, settings, template)
     return Written(fill(text, {"topic": fact.called("topic", "ask")}), (talk_id("forget", template),), "plain")
 
 
 def wish(rng: random.Random, settings: SpeechSettings, fact: Fact) -> tuple[str, Written]:
-    """A message that asks the assistant for a value, and the reply that has it."""
+    """Write a message that asks the assistant for a value, and the reply with the value."""
     asked = _typed(rng, settings, rng.choice(fact.relation.texts["wish"]))
     template = rng.choice(fact.relation.wordings("tell", settings.split.wordings))
     reply = fill(template, fact.blanks("answer"))
@@ -105,20 +106,21 @@ def wish(rng: random.Random, settings: SpeechSettings, fact: Fact) -> tuple[str,
 
 
 def _inner(template: str, blanks: dict[str, str]) -> str:
-    """A statement as it stands after another one."""
+    """Fill in a statement that follows another one in a sentence."""
     return fill(f"x {within(template)}", blanks)[2:]
 
 
 def _typed(rng: random.Random, settings: SpeechSettings, text: str, lower: bool = False) -> str:
-    """A template as it is typed: in lower case throughout, or as it stands."""
+    """Return a template unchanged or, at random or with `lower`, in lower case."""
     if lower or (is_sentence(text) and rng.random() < settings.lower):
         return lower_case(text, apostrophes=rng.random() < 0.7)
     return text
 
 
 def _in_talk(rng: random.Random, settings: SpeechSettings, template: str) -> tuple[str, Style]:
-    """A template with talk around it, or alone."""
+    """Return a template with talk around it, or alone, and the style."""
     drawn, lower = rng.random(), not is_sentence(template)
+    style: Style
     if drawn < settings.small_talk:
         text, style = _small_talk(rng, template), "small_talk"
     elif drawn < settings.small_talk + settings.buried:
@@ -143,7 +145,7 @@ def _small_talk(rng: random.Random, template: str) -> str:
 
 
 def _like(template: str, use: str) -> list[str]:
-    """The lines of a use that are typed as the template is."""
+    """The lines of a use with the same typing as the template: as sentences, or in lower case."""
     return [each for each in talk(use, "train") if each[:1].islower() != is_sentence(template)]
 
 

@@ -1,4 +1,4 @@
-"""Ordinary messages, which have nothing to do with memory: `ordinary.yaml` lists them, whole or to be combined."""
+"""Ordinary messages, which have nothing to do with memory. `ordinary.yaml` has whole messages and patterns."""
 
 import random
 import re
@@ -15,9 +15,9 @@ _SHORT = 110
 
 @cache
 def ordinary_messages() -> tuple[str, ...]:
-    """Every ordinary message, those that are combined after those that are whole."""
+    """Return every ordinary message: the whole ones, then all combinations of patterns and parts."""
     whole, patterns, parts = _read()
-    combined = []
+    combined: list[str] = []
     for pattern in patterns:
         names = _SLOT.findall(pattern)
         for drawn in product(*(parts[name] for name in names)):
@@ -26,7 +26,7 @@ def ordinary_messages() -> tuple[str, ...]:
 
 
 def ordinary_message(rng: random.Random) -> str:
-    """Draw an ordinary message: one that is whole, or one of a pattern."""
+    """Draw an ordinary message: a whole one, or one from a pattern."""
     whole, patterns, parts = _read()
     if rng.random() < len(whole) / (len(whole) + 6 * len(patterns)):
         return rng.choice(whole)
@@ -35,7 +35,7 @@ def ordinary_message(rng: random.Random) -> str:
 
 
 def short_request(rng: random.Random) -> str:
-    """Draw a question or a request that may stand beside something else in a message."""
+    """Draw a short question that can be added to another message."""
     return rng.choice(_short())
 
 
@@ -56,5 +56,5 @@ def _read() -> tuple[tuple[str, ...], tuple[str, ...], dict[str, tuple[str, ...]
     whole, patterns = lists.pop("whole"), lists.pop("patterns")
     for pattern in patterns:
         if unknown := set(_SLOT.findall(pattern)) - set(lists):
-            raise ValueError(f"ordinary.yaml has {pattern!r}, with {sorted(unknown)}, which it does not list")
+            raise ValueError(f"ordinary.yaml has {pattern!r} with {sorted(unknown)}; expected names of its lists")
     return whole, patterns, lists

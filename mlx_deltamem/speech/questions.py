@@ -1,4 +1,4 @@
-"""Write the questions about what was told, and about what was not."""
+"""Writes the questions about facts that were told, and about absent facts."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -14,13 +14,20 @@ Encode = Callable[[str], Sequence[int]]
 
 
 class Asker:
-    """Writes questions of a conversation of so many turns."""
+    """Writes the questions of a conversation.
+
+    Args:
+        rng: The source of random choices.
+        settings: The settings of the conversation.
+        turns: The number of turns of the conversation.
+        encode: A tokenizer's function, to count the tokens of values.
+    """
 
     def __init__(self, rng: random.Random, settings: SpeechSettings, turns: int, encode: Encode | None):
         self._rng, self._settings, self._turns, self._encode = rng, settings, turns, encode
 
     def about(self, fact: Fact) -> Question:
-        """A question about a fact that was told."""
+        """Write a question about a fact that was told."""
         kind: Kind = "fact"
         if fact.deleted:
             kind = "deletion"
@@ -36,7 +43,7 @@ class Asker:
         return self._question(fact, kind, text, answer, value, asked_in)
 
     def absent(self, fact: Fact, told: Sequence[Fact]) -> Question:
-        """A question about what was not told, while others were."""
+        """Write a question about an absent fact, given the facts that were told."""
         near = [each for each in told if not each.deleted and each.relation is fact.relation]
         text, asked_in = self._ask(fact)
         blanks, use = self._named(fact), "absent"
@@ -48,7 +55,7 @@ class Asker:
         return replace(self._question(fact, "absent", text, answer, None, asked_in), sibling=sibling)
 
     def together(self, facts: Sequence[Fact]) -> Question | None:
-        """A question about all that was told of a relation; None where it has no such wording."""
+        """Write a question for all facts of a relation; None if it has no wording for this."""
         templates = facts[0].relation.wordings("all", self._settings.split.wordings)
         if not templates:
             return None
@@ -62,7 +69,7 @@ class Asker:
         return replace(question, subject="", sibling=True)
 
     def back(self, fact: Fact) -> Question | None:
-        """A question from the value to whose or what's it is; None where there is no such wording."""
+        """Write a question for the subject of a value; None if the relation has no wording for this."""
         templates = fact.relation.wordings("back", self._settings.split.wordings)
         if not templates or fact.subject is None:
             return None
@@ -75,7 +82,7 @@ class Asker:
         return self._question(fact, "reverse", text, answer, value, fact.relation.wording_id("back", template))
 
     def _ask(self, fact: Fact) -> tuple[str, str]:
-        """A question and the name of its wording."""
+        """Draw a question; return it and the name of its wording."""
         fact.by_name = self._rng.random() < 0.75
         shared = talk("ask", self._settings.split.wordings)
         if shared and not fact.relation.by_assistant and self._rng.random() < self._settings.shared:
@@ -89,7 +96,7 @@ class Asker:
         return fill(self._typed(template), blanks), name
 
     def _typed(self, template: str) -> str:
-        """A question with a few words before or after it, or alone; in lower case throughout, or as it stands."""
+        """Add a few words to a question or not, and type it in lower case or not, at random."""
         sentence, form = is_sentence(template), self._rng.random()
         if form < 0.08 and not (template[:1] == "{" and not sentence):
             template = f"{self._rng.choice(_like(sentence, 'ask_lead'))} {within(template)}"
@@ -99,7 +106,7 @@ class Asker:
         return lower_case(template, apostrophes=self._rng.random() < 0.7) if lower else template
 
     def _answer(self, fact: Fact) -> tuple[str, str]:
-        """An answer, and the value as it is written in it."""
+        """Draw an answer; return it and the value as it is written there."""
         value = fact.values[-1]
         answer = fill(self._rng.choice(fact.relation.texts["answer"]), fact.blanks("answer"))
         return answer, value if value in answer else capital(value)

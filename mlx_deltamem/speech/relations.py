@@ -1,20 +1,21 @@
-"""The relations that facts can be told about: those of the files in `relations/`, one file a theme.
+"""The relations of facts, from the files in `relations/`, one file for each theme.
 
-A relation has these entries; a text has a wording on each of its lines:
+A relation has these entries. A text has one wording on each of its lines:
 
-- `value`: the kind of its values (kinds.yaml), or patterns of its own.
-- `of`: whose or what's it is, if there are several: "person", or a list of things ([ladder, drill]).
-- `topic`: it in the first person, as a noun: "my {it}". `about`: as a clause that is asked for: "who has my {it}".
-- `tell`, `ask`, `update`: statements, questions, and statements that give it another value (`{old}` is what it was).
-- `answer`: to a question, in the second person.
-- `wish`: only where the assistant says the value: what it is asked for, and `tell` is what it replies.
-- `all`: questions about all that was told of it, and `all_answer`, where `{values}` are named one after the other.
-- `back`: questions from the value to what it is of, and `back_answer`.
-- `pair`: statements that tell two of it in one sentence, whose second has the slots `{value2}`, `{it2}`, `{who2}` ...
-- `lasting`: true if it cannot change, but can have been told wrongly.
+- `value`: the kind of its values (a name in kinds.yaml), or patterns.
+- `of`: its subjects, if it has any: "person", or a list of things ([ladder, drill]).
+- `topic`: the fact as a noun in the first person, "my {it}". `about`: the fact as a clause, "who has my {it}".
+- `tell`, `ask`, `update`: statements, questions, and statements with a new value (`{old}` is the value before).
+- `answer`: answers to the questions, in the second person.
+- `wish`: requests for the value, if the assistant tells it. `tell` then has the replies.
+- `all`: questions for all facts of the relation. `all_answer`: the answers, with `{values}`.
+- `back`: questions for the subject of a value. `back_answer`: the answers.
+- `pair`: statements of two facts in one sentence. The second fact has the slots `{value2}`, `{it2}`, `{who2}` ...
+- `lasting`: true if the fact cannot change, so that an update corrects an error.
 
-Slots: `{value}` and, of a person, `{who}`, `{whose}`, `{he}`, `{his}`, `{him}`; of a thing, `{it}`. Any of them may
-follow its article: `{a_value}`. A statement that begins in lower case is typed so; the others are typed in either way.
+Slots: `{value}`; for a person `{who}`, `{whose}`, `{he}`, `{his}`, `{him}`; for a thing `{it}`. `{a_value}` puts the
+article before the value, and likewise for the others. A statement that begins in lower case is always typed like that;
+others are typed either way.
 """
 
 import re
@@ -33,7 +34,7 @@ _PERSON_SLOTS = {"who", "whose", "he", "his", "him"}
 _TEXTS = ("tell", "ask", "answer", "update", "wish", "all", "all_answer", "back", "back_answer", "pair")
 _NEEDED = {"value", "topic", "about", "tell", "ask", "answer"}
 _ALLOWED = _NEEDED | set(_TEXTS) | {"of", "lasting"}
-# The slot that each text is about: it has to be there, or must not.
+# Whether each text must have the slot {value}, or must not have it.
 _WITH_VALUE = {
     "tell": True,
     "ask": False,
@@ -49,15 +50,15 @@ _LEAST = {"tell": 10, "ask": 8, "answer": 2}
 
 @dataclass(frozen=True, eq=False)
 class Relation:
-    """Something that can be told; see this module.
+    """A relation, as the docstring of this module describes it.
 
     Attributes:
-        name, theme: Its own name and that of its file.
-        value_kind: The name of its kind of values: its own name, if it has its own patterns.
-        patterns: How its values are made.
-        of: None; or a tuple of things, or "person".
-        topic, about, lasting: As in its file.
+        name, theme: The name of the relation, and the name of its file.
+        value_kind: The name of its kind of values; the relation's name if it has its own patterns.
+        patterns: The patterns of its values.
+        topic, about, lasting: As in the file.
         texts: The wordings of each use.
+        of: The subjects: a tuple of things, or "person"; None if it has no subjects.
     """
 
     name: str
@@ -72,24 +73,25 @@ class Relation:
     _sides: dict[tuple[str, Side], tuple[str, ...]] = field(default_factory=dict)
 
     def wordings(self, use: str, side: Side) -> tuple[str, ...]:
-        """The wordings of a use that are on a side of the split."""
+        """Return the wordings of a use that are on a side of the split."""
         if (use, side) not in self._sides:
             found = self.texts.get(use, ())
             self._sides[use, side] = tuple(template for template in found if side_of(template) == side)
         return self._sides[use, side]
 
     def wording_id(self, use: str, template: str) -> str:
+        """Return the name of a wording."""
         return wording_id(self.name, use, template)
 
     @property
     def by_assistant(self) -> bool:
-        """Whether the assistant says the value."""
+        """Whether the assistant tells the value."""
         return "wish" in self.texts
 
 
 @cache
 def relations() -> tuple[Relation, ...]:
-    """All relations, by theme and in the order of their files.
+    """Return all relations, by theme and in the order of their files.
 
     Raises:
         ValueError: A file has a mistake.
@@ -100,18 +102,18 @@ def relations() -> tuple[Relation, ...]:
         if path.name.endswith(".yaml"):
             for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
                 if name in found:
-                    raise ValueError(f"{path.name} has {name}, which {found[name].theme}.yaml has, too; rename one")
+                    raise ValueError(f"{path.name} and {found[name].theme}.yaml both have {name}; rename one")
                 found[name] = _relation(path.name.removesuffix(".yaml"), name, entry)
     return tuple(found.values())
 
 
 @cache
 def relations_on(relation_side: Side, wording_side: Side, only: tuple[str, ...] = ()) -> tuple[Relation, ...]:
-    """The relations on a side that can be told and asked for with wordings of a side.
+    """Return the relations on a side that have wordings on a side.
 
     Args:
         relation_side, wording_side: The sides.
-        only: The names of relations or themes that are wanted; all, if there are none.
+        only: The names of relations or themes to use; empty: all.
 
     Raises:
         ValueError: There is no such name, or no relation is left.
@@ -119,7 +121,8 @@ def relations_on(relation_side: Side, wording_side: Side, only: tuple[str, ...] 
     themes = dict.fromkeys(each.theme for each in relations())
     if unknown := set(only) - set(themes) - {each.name for each in relations()}:
         raise ValueError(
-            f"there is no relation {', '.join(sorted(unknown))}; name relations, or these themes: {', '.join(themes)}"
+            f"there is no relation {', '.join(sorted(unknown))}; "
+            f"expected the names of relations, or of these themes: {', '.join(themes)}"
         )
     found = tuple(
         each
@@ -129,16 +132,14 @@ def relations_on(relation_side: Side, wording_side: Side, only: tuple[str, ...] 
         and (not only or not {each.name, each.theme}.isdisjoint(only))
     )
     if not found:
-        raise ValueError(
-            f"none of the wanted relations is {relation_side} and has {wording_side} wordings; want others"
-        )
+        raise ValueError(f"none of the named relations is {relation_side} and has {wording_side} wordings; name others")
     return found
 
 
 def _relation(theme: str, name: str, entry: dict) -> Relation:
     where = f"{theme}.yaml, {name},"
     if wrong := (set(entry) - _ALLOWED) | (_NEEDED - set(entry)):
-        raise ValueError(f"{where} lacks or should not have {', '.join(sorted(wrong))}")
+        raise ValueError(f"{where} has missing or unknown entries: {', '.join(sorted(wrong))}")
     texts = {use: tuple(entry[use].strip().splitlines()) for use in _TEXTS if use in entry}
     _check_texts(where, texts)
     of = entry.get("of")
@@ -147,7 +148,7 @@ def _relation(theme: str, name: str, entry: dict) -> Relation:
     value = entry["value"]
     own = value not in kinds()
     if own and not {"\n", "{"} & set(value):
-        raise ValueError(f"{where} has values of the kind {value!r}, which kinds.yaml lacks")
+        raise ValueError(f"{where} has values of the kind {value!r}, which is not in kinds.yaml")
     return Relation(
         name=name,
         theme=theme,
@@ -181,18 +182,19 @@ def _check_texts(where: str, texts: dict[str, tuple[str, ...]]) -> None:
 def _check_slots(where: str, of: tuple[str, ...] | str | None, texts: dict[str, tuple[str, ...]]) -> None:
     if isinstance(of, str) and of != PERSON:
         raise ValueError(f"{where} is of {of!r}; write {PERSON}, or a list of things")
-    known = {None: set(), PERSON: _PERSON_SLOTS}.get(of, {"it"}) | {"value", "values", "old"}
+    subject_slots = _PERSON_SLOTS if of == PERSON else set() if of is None else {"it"}
+    known = subject_slots | {"value", "values", "old"}
     known |= {f"{name}2" for name in known}
-    # What the assistant says follows what it was asked, which tells whose it is.
+    # A reply of the assistant follows a request that names the subject.
     told = ("wish", "ask") if "wish" in texts else ("tell", "ask", "update")
     for use, lines in texts.items():
         for line in lines:
             if use in told and of is not None and not _named(line) & ({"who", "whose"} if of == PERSON else {"it"}):
-                raise ValueError(f"{where} has {line!r} in {use}, which does not say whose or what's it is")
+                raise ValueError(f"{where} has {line!r} in {use}, which does not name the subject")
             if strange := _named(line) - known or {"{"} & set(re.sub(r"\{\w+\}", "", line)):
                 raise ValueError(f"{where} has {line!r} in {use}, with {sorted(strange)}; it may have {sorted(known)}")
 
 
 def _named(line: str) -> set[str]:
-    """The slots of a line, without the article before them."""
+    """The slots of a line, without the prefix for an article."""
     return {name.removeprefix("a_") for name in slots(line)}

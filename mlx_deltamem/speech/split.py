@@ -1,7 +1,7 @@
-"""Which values, relations and wordings a model is trained on, and which are kept to test it, each on its own.
+"""The split of values, relations and wordings into those for training and those held out for tests.
 
-The side of each is a hash of its text alone (`side_of`), so that nothing moves when others are added. A value is on the
-side that it has in `mlx_deltamem.recall`, so that both kinds of data can be trained on together.
+The side depends on a hash of the text alone (`side_of`), so that it stays the same when others are added. A value has
+the same side in `mlx_deltamem.recall`, so that a model can be trained on both kinds of data.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,13 @@ from mlx_deltamem.recall.split import SIDES, Side, check_sides, side_of
 
 @dataclass(frozen=True)
 class Split:
-    """The side of values, of relations and of wordings (of statements, questions, updates and wishes to forget).
+    """The sides that values, relations and wordings are drawn from, chosen separately.
 
-    Subjects, such as the cousin whose birthday it is, small talk and ordinary turns are the same on every side.
+    Wordings are those of statements, questions, updates and deletions. Subjects, small talk and ordinary turns are the
+    same on both sides.
 
     Raises:
-        ValueError: One is neither `train` nor `held_out`.
+        ValueError: A side is neither `train` nor `held_out`.
     """
 
     values: Side = "train"

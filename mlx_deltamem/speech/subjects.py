@@ -1,4 +1,4 @@
-"""Whose or what's a fact is: a person with a name, a relative, or a thing."""
+"""The subjects of facts: a person with a name, a relative, or a thing."""
 
 import random
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from importlib.resources import files
 import yaml
 
 from . import invented, libraries
-from .relations import PERSON, Relation
+from .relations import Relation
 from .split import side_of
 from .wording import second_person
 
@@ -20,10 +20,10 @@ class Subject:
     """A person or a thing.
 
     Attributes:
-        it: A thing, as a noun without an article.
-        name: A person's name, or "".
-        role: What a person is to the user ("my aunt"), or "".
-        gender: Of a person: "female" or "male".
+        it: The noun of a thing, without an article; "" for a person.
+        name: The name of a person, or "".
+        role: The relation of a person to the user ("my aunt"), or "".
+        gender: The gender of a person: "female" or "male".
     """
 
     it: str = ""
@@ -33,13 +33,13 @@ class Subject:
 
     @property
     def key(self) -> str:
-        """A text that names it, for records."""
+        """The name of the subject in records."""
         return self.it or self.name or self.role
 
     def blanks(self, use: str, by_name: bool = True) -> dict[str, str]:
-        """The texts for its slots, to `tell` of it, to `ask` and to `answer`.
+        """Return the texts for the slots. `use` is `tell`, `ask` or `answer`.
 
-        Who has a name and a role is told of by both, and asked for by one of them: `by_name`, or by role.
+        A person with a name and a role is told with both, and asked for by name (`by_name`) or by role.
         """
         if self.it:
             return {"it": second_person(self.it) if use == "answer" else self.it}
@@ -55,23 +55,23 @@ class Subject:
 
 @cache
 def people() -> dict[str, dict[str, tuple[str, ...]]]:
-    """Names and roles by gender, as `names.yaml` lists them."""
+    """Return the names and roles by gender, from `names.yaml`."""
     read = yaml.safe_load(files(__package__).joinpath("names.yaml").read_text(encoding="utf-8"))
     return {gender: {what: tuple(text.split("\n")) for what, text in lists.items()} for gender, lists in read.items()}
 
 
 def draw_subject(rng: random.Random, relation: Relation, taken: set[str], from_libraries: bool) -> Subject | None:
-    """Draw whose or what's it is, other than those taken; None where the relation is of nothing.
+    """Draw a subject that is not taken; None if the relation has no subjects.
 
     Raises:
-        ValueError: All are taken.
+        ValueError: All subjects are taken.
     """
     if relation.of is None:
         return None
-    if relation.of != PERSON:
+    if isinstance(relation.of, tuple):
         free = [it for it in relation.of if it not in taken]
         if not free:
-            raise ValueError(f"{relation.name} is wanted of more than its {len(relation.of)} things; tell fewer facts")
+            raise ValueError(f"{relation.name} needs more than its {len(relation.of)} things; use fewer facts")
         return Subject(it=rng.choice(free))
     while True:
         subject = _draw_person(rng, from_libraries)
@@ -90,7 +90,7 @@ def _draw_person(rng: random.Random, from_libraries: bool) -> Subject:
 
 
 def _draw_name(rng: random.Random, gender: str, from_libraries: bool) -> str:
-    """Draw a name that training may see: a name that is held out is for values."""
+    """Draw a name on the training side: held-out names are kept for values."""
     while True:
         if rng.random() < 0.15:
             name = invented.invent(rng, "name")

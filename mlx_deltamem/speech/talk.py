@@ -1,4 +1,4 @@
-"""Sentences around facts, the same for all relations; `talk.yaml` lists them."""
+"""Sentences around facts, for all relations, from `talk.yaml`."""
 
 from functools import cache
 from importlib.resources import files
@@ -9,7 +9,7 @@ from .split import Side, side_of
 from .wording import slots, wording_id
 
 SHARED = "shared"
-# What must be learned, and is on a side of the split; the rest is the same on both.
+# The uses with wordings that are split; the others are the same on both sides.
 _SPLIT = {"forget", "ask", "change", "correct"}
 _SLOTS = {"forget": {"topic"}, "ask": {"about", "topic"}, "absent": {"about"}, "deleted": {"about"}}
 _SLOTS["absent_sibling"] = {"about", "sibling"}
@@ -17,17 +17,13 @@ _SLOTS["absent_sibling"] = {"about", "sibling"}
 
 @cache
 def talk(use: str, side: Side) -> tuple[str, ...]:
-    """The lines of a use, on a side where they are split."""
+    """Return the lines of a use; those of a side, if the use is split."""
     lines = _all()[use]
     return tuple(line for line in lines if side_of(line) == side) if use in _SPLIT else lines
 
 
-def shared_questions() -> tuple[str, ...]:
-    """The questions that can be asked about any relation."""
-    return _all()["ask"]
-
-
 def talk_id(use: str, template: str) -> str:
+    """Return the name of a wording for all relations."""
     return wording_id(SHARED, use, template)
 
 
@@ -39,6 +35,6 @@ def _all() -> dict[str, tuple[str, ...]]:
         for line in lines:
             if not slots(line) <= _SLOTS.get(use, set()):
                 raise ValueError(
-                    f"talk.yaml, {use}, has {line!r}; it may have the slots {sorted(_SLOTS.get(use, set()))}"
+                    f"talk.yaml, {use}, has {line!r}; expected only the slots {sorted(_SLOTS.get(use, set()))}"
                 )
     return found

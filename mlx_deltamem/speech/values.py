@@ -1,4 +1,4 @@
-"""Draw values: names, codes, times, prices ... as `kinds.yaml` says how they are made."""
+"""Draws values from patterns: names, codes, times, prices ... `kinds.yaml` has the patterns."""
 
 import random
 import re
@@ -19,14 +19,18 @@ _SIGNS = {"L": "ABCDEFGHJKLMNPRSTUVWXYZ", "D": "0123456789", "l": "abcdefghjkmnp
 
 
 class Patterns:
-    """Ways to make a value: one a line, its weight after it (" *3").
+    """Patterns of a value: one on each line, with an optional weight at its end (" *3").
 
-    A slot is another kind; a number of a range (`{10-90}`, in steps `{10-90/5}`, with commas `{1000-9000,}`, with
-    as many digits as the highest `{0-59p}`); signs (`{LLD}`: two letters and a digit); a list of mlx_deltamem.recall
-    (`{list:foods}`); or an invented word (`{invented:name}`).
+    A slot is another kind; a number from a range (`{10-90}`, in steps `{10-90/5}`, with commas `{1000-9000,}`, padded
+    with zeros `{0-59p}`); signs (`{LLD}`: two letters and a digit); a list of mlx_deltamem.recall (`{list:foods}`); or
+    an invented word (`{invented:name}`).
+
+    Args:
+        name: The name for error messages.
+        text: The patterns.
 
     Raises:
-        ValueError: A slot is none of these.
+        ValueError: There is no pattern, or a slot is none of these.
     """
 
     def __init__(self, name: str, text: str):
@@ -38,10 +42,10 @@ class Patterns:
         for pattern, _ in self._patterns:
             for slot in _SLOT.findall(pattern):
                 if not _known(slot):
-                    raise ValueError(f"{name} has {{{slot}}}, which is no kind of value, number, list or signs")
+                    raise ValueError(f"{name} has {{{slot}}}, which is not a kind of value, a range, a list or signs")
 
     def draw(self, rng: random.Random, from_libraries: bool) -> str:
-        """Draw a value of either side."""
+        """Draw a value, which may be on either side of the split."""
         patterns, weights = zip(*self._patterns, strict=True)
         pattern = rng.choices(patterns, weights)[0]
         return _SLOT.sub(lambda match: _drawn(rng, match[1], from_libraries), pattern)
@@ -49,7 +53,7 @@ class Patterns:
 
 @cache
 def kinds() -> dict[str, Patterns]:
-    """Every kind of value, by its name."""
+    """Return every kind of value by its name."""
     return {name: Patterns(name, text) for name, text in _texts().items()}
 
 

@@ -1,4 +1,4 @@
-"""Fill in what is written with slots, `{who} has my {it}`, and mend what the filling breaks."""
+"""Fills in templates with slots, `{who} has my {it}`, with the right articles and capitals."""
 
 import hashlib
 import re
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _STARTS = re.compile(r"(?:^|(?<=[.!?] ))([a-zA-Z])")
-# Words that begin with a vowel's letter and a consonant's sound, and the other way round.
+# Words that begin with a vowel letter and a consonant sound, and the other way round.
 _CONSONANT = re.compile(r"(uni|use|usu|ukulele|eu|one\b|once|ute)", re.IGNORECASE)
 _VOWEL = re.compile(r"(hour|honest|heir|8|11\b|18\b|1[18],)", re.IGNORECASE)
 _PROPER = re.compile(
@@ -38,32 +38,32 @@ _CONTRACTED = re.compile(r"\b(\w+n't|I'm|i'm|[Tt]hat's|[Ii]t's|[Ww]hat's|[Ww]ho'
 
 
 def slots(template: str) -> set[str]:
-    """The names of a template's slots."""
+    """Return the names of a template's slots."""
     return set(_SLOT.findall(template))
 
 
 def article(noun: str) -> str:
-    """ "a" or "an", as the noun begins."""
+    """Return "a" or "an", by the first sound of the noun."""
     if _CONSONANT.match(noun):
         return "a"
     return "an" if _VOWEL.match(noun) or noun[:1].lower() in tuple("aeiou") else "a"
 
 
 def capital(text: str) -> str:
-    """The text with a capital at its beginning; codes, passwords and addresses stay as they are."""
+    """Return the text with a capital first letter; codes, passwords and addresses do not change."""
     return text if re.match(r"\S*[\d_@]|\S+\.\S", text) else text[:1].upper() + text[1:]
 
 
 def is_sentence(template: str) -> bool:
-    """Whether it is written as sentences are: a capital, or a slot that may get one, and a mark at the end."""
+    """Whether a template begins with a capital, or with a slot and ends with a punctuation mark."""
     return template[:1] != template[:1].lower() or (template[:1] == "{" and template[-1:] in ".!?")
 
 
 def fill(template: str, blanks: Mapping[str, str]) -> str:
-    """Fill a template's slots in; `{a_value}` is `{value}` after its article. What begins a sentence gets a capital.
+    """Fill in a template. `{a_value}` is `{value}` with its article. The beginning of a sentence gets a capital.
 
     Raises:
-        ValueError: There is nothing for a slot.
+        ValueError: A slot has no text.
     """
     sentence = is_sentence(template)
 
@@ -75,7 +75,7 @@ def fill(template: str, blanks: Mapping[str, str]) -> str:
             noun = blanks[name[2:]]
             text = f"{article(noun)} {noun}"
         else:
-            raise ValueError(f"nothing is given for {{{name}}} in {template!r}")
+            raise ValueError(f"{template!r} has the slot {{{name}}}, and there is no text for it")
         begins = match.start() == 0 or template[max(match.start() - 2, 0) : match.start()] in (". ", "! ", "? ")
         return capital(text) if sentence and begins else text
 
@@ -83,12 +83,12 @@ def fill(template: str, blanks: Mapping[str, str]) -> str:
 
 
 def second_person(text: str) -> str:
-    """What the user calls "my" or "I" as the assistant calls it, "your" or "you"."""
+    """Change the first person to the second: "my" to "your", "I" to "you"."""
     return _FIRST_PERSON.sub(lambda match: _SECOND[match[1].lower()], text)
 
 
 def lower_case(template: str, apostrophes: bool = True) -> str:
-    """A template as somebody in a hurry types it: no capitals at the beginning, no full stop at the end."""
+    """Return a template in hurried typing: without capitals at the beginning of sentences and without a full stop."""
     text = _STARTS.sub(
         lambda match: match[1].lower() if not _PROPER.match(template, match.start()) else match[1], template
     )
@@ -98,22 +98,22 @@ def lower_case(template: str, apostrophes: bool = True) -> str:
 
 
 def within(template: str) -> str:
-    """A template as it is written after other words of the same sentence."""
+    """Return a template as it is written after other words of a sentence."""
     if re.match(r"I\b|\{", template) or _PROPER.match(template) or template[:2].isupper():
         return template
     return template[:1].lower() + template[1:]
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words and numbers of a text, in lower case, by which two texts are compared."""
+    """Return the words and numbers of a text in lower case, to compare texts."""
     return tuple(re.findall(r"[^\W_]+", text.casefold()))
 
 
 def contains(text: tuple[str, ...], part: tuple[str, ...]) -> bool:
-    """Whether the words of one text follow each other in another's."""
+    """Whether the words of `part` follow each other in `text`."""
     return bool(part) and any(text[at : at + len(part)] == part for at in range(len(text) - len(part) + 1))
 
 
 def wording_id(owner: str, use: str, template: str) -> str:
-    """The name of a wording: whose it is, what for, and a hash of its text, which stays when others are added."""
+    """Return the name of a wording: its owner, its use, and a hash of its text."""
     return f"{owner}/{use}/{hashlib.sha256(template.encode()).hexdigest()[:8]}"

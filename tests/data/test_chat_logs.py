@@ -72,7 +72,7 @@ def test_all_answers_can_be_trained_on(convert):
         [line([*messages, {"role": "user", "content": "?"}]), line(messages[:3])], "--answers", "all"
     )
     assert records == [messages[:5], messages]
-    assert rows(ended)["left out, role-broken: not user and assistant in turn"] == ("1", "line 1, message 8")
+    assert rows(ended)["left out, wrong roles: not user and assistant in turn"] == ("1", "line 1, message 8")
     assert rows(ended)["left out, nothing before the question"] == ("1", "line 2, message 3")
 
 
@@ -113,7 +113,7 @@ UNUSABLE = {
         [{"role": "user", "content": None}, *TALK[1:]],
         [{"role": "system", "content": "Be kind."}],
     ],
-    "role-broken: not user and assistant in turn": [
+    "wrong roles: not user and assistant in turn": [
         TALK[:3],
         TALK[1:],
         [*TALK, *TALK[2:3], *TALK[2:4]],
@@ -121,8 +121,8 @@ UNUSABLE = {
         [TALK[0], TALK[0], TALK[1], TALK[1]],
     ],
     "nothing before the question": [TALK[:2], [{"role": "system", "content": "Be kind."}, *TALK[:2]]],
-    "over-long": [chat("word " * 6000, "Nice!", "What?", "Max.")],
-    "not text: an image, a sound, a file": [
+    "too long": [chat("word " * 6000, "Nice!", "What?", "Max.")],
+    "with content other than text": [
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}, *TALK[1:]],
     ],
 }
@@ -153,7 +153,7 @@ def test_the_longest_chat_is_chosen(convert):
     assert convert([line(TALK)], "--max-words", 16)[1] == [TALK]
     ended, records = convert([line(TALK)], "--max-words", 15)
     assert records is None
-    assert ended.code == 2 and "no episode is left" in ended.errors
+    assert ended.code == 2 and "no chat is left" in ended.errors
 
 
 BAD_LINES = {
@@ -164,7 +164,7 @@ BAD_LINES = {
     "3": "not an object with a list of messages",
     '{"messages": {}}': "not an object with a list of messages",
     '{"messages": [3]}': "message 1: not an object",
-    '{"messages": [{"content": "x"}]}': "message 1: its role is none of system, developer, user",
+    '{"messages": [{"content": "x"}]}': "message 1: its role is not one of system, developer, user",
     '{"messages": [{"role": "user", "content": "x"}, {"role": ["user"], "content": "x"}]}': "message 2: its role",
     '{"messages": [{"role": "bot", "content": "x"}]}': "message 1: its role",
     '{"messages": [{"role": "user", "content": 3}]}': "neither a text nor a list of parts",
@@ -181,7 +181,7 @@ def test_a_bad_line_stops_or_is_skipped(convert, bad):
     ended, records = convert(lines)
     assert (ended.code, records) == (2, None)
     assert ended.errors.startswith("error: line 3: ") and BAD_LINES[bad] in ended.errors
-    assert ended.errors.endswith("; mend it, or go on with --on-error skip\n") and ended.errors.count("\n") == 1
+    assert ended.errors.endswith("; correct it, or use --on-error skip\n") and ended.errors.count("\n") == 1
     ended, records = convert(lines, "--on-error", "skip")
     assert (ended.code, records) == (0, [TALK, TALK])
     assert ended.errors.startswith("line 3: ") and BAD_LINES[bad] in ended.errors
@@ -208,7 +208,7 @@ def test_a_log_without_a_chat_writes_nothing(convert):
     for lines in ([], [line([])], ["[]"]):
         ended, records = convert(lines)
         assert (ended.code, records) == (2, None)
-        assert ended.errors == "error: no episode is left; nothing was written\n"
+        assert ended.errors == "error: no chat is left; nothing was written\n"
 
 
 def test_many_places_are_not_all_shown(convert):

@@ -143,7 +143,7 @@ def test_papers_that_cannot_be_used_are_counted(convert):
     assert rows(ended)["left out, a paper without questions"] == ("1", "paper 'unasked'")
     ended, records = convert({"good": PAPER, "long": PAPER | {"abstract": "word " * 100}}, "--max-words", 60)
     assert len(records) == 6
-    assert rows(ended)["left out, over-long"][0] == "6"
+    assert rows(ended)["left out, too long"][0] == "6"
 
 
 BAD_PAPERS = {

@@ -7,7 +7,7 @@ import pytest
 from mlx_deltamem.data import recall as recall_data
 from mlx_deltamem.recall.split import side_of
 from mlx_deltamem.recall.vocabulary import keys, values
-from mlx_deltamem.sessions.turn import NO_SEGMENTS
+from mlx_deltamem.sessions.segments import NO_SEGMENTS
 from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
 from mlx_deltamem.training.records import read_file
 from tests.conftest import backbone
@@ -144,14 +144,14 @@ def test_the_summary_says_what_was_written(write, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--facts", 3, 2), "facts is 3 to 2"),
+        (("--facts", 3, 2), "facts is 3 to 2; expected two numbers from 0 on"),
         (("--invent", 0.5), "give --invent SHARE and --words-of MODEL together"),
         (("--words-of", backbone()), "give --invent SHARE and --words-of MODEL together"),
         (("--invent", 0.5, "--words-of", "no-such-model-here"), "no-such-model-here"),
         (("--written", 0.6, "--kept", 0.5), "--written 0.6 and --kept 0.5 are more than 1"),
         (("--keys", "wings"), "there is no key 'wings'"),
         (("--keys", "dog_name", "--held-out-keys"), "has no held_out key"),
-        (("--keys", "dog_name", "--facts", 2, 2), "2 keys are wanted"),
+        (("--keys", "dog_name", "--facts", 2, 2), "2 keys are needed"),
         (("--keys", "favourite_drink", "--updates", 40, 40), "more held_out drinks than there are"),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_folder_is_not_overwritten(write, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     run = write(tmp_path, *SMALL)
     assert run.code == 2
-    assert "name a new folder" in run.errors
+    assert "name another folder" in run.errors
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

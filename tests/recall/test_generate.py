@@ -351,14 +351,14 @@ def test_records_share_their_history():
         ({"gap": (-1, 2)}, "gap is -1 to 2"),
         ({"topic_switches": (2, 1)}, "topic_switches is 2 to 1"),
         ({"questions": -1}, "questions is -1"),
-        ({"facts": (0, 0)}, "without any question"),
-        ({"questions": 0}, "without any question"),
-        ({"facts": (0, 3), "absent": (1, 1), "updates": (0, 1)}, "without facts to update"),
-        ({"facts": (1, 3), "deletions": (2, 2)}, "2 deletions are wanted of 1 facts"),
-        ({"facts": (2, 2), "deletions": (0, 2), "updates": (0, 1)}, "every fact may be deleted"),
+        ({"facts": (0, 0)}, "may have no question"),
+        ({"questions": 0}, "may have no question"),
+        ({"facts": (0, 3), "absent": (1, 1), "updates": (0, 1)}, "may have no facts to update"),
+        ({"facts": (1, 3), "deletions": (2, 2)}, "there may be 2 deletions of 1 facts"),
+        ({"facts": (2, 2), "deletions": (0, 2), "updates": (0, 1)}, "all facts may be deleted"),
         ({"invented": 1.5, "words": ("lamp",)}, r"invented is 1\.5"),
         ({"invented": 0.5}, "give words"),
-        ({"filler": (1, 3), "gap": (1, 1), "topic_switches": (0, 2)}, "2 topic switches are wanted in 2 turns"),
+        ({"filler": (1, 3), "gap": (1, 1), "topic_switches": (0, 2)}, "there may be 2 topic switches in 2 filler turns"),
     ],
 )
 def test_settings_that_cannot_be_met_are_refused(wrong, message):
@@ -366,13 +366,13 @@ def test_settings_that_cannot_be_met_are_refused(wrong, message):
         EpisodeSettings(**wrong)
 
 
-def test_a_split_that_is_none_is_refused():
+def test_a_split_with_another_side_is_refused():
     with pytest.raises(ValueError, match="keys of a split is 'test'"):
         Split(keys="test")
 
 
-def test_more_than_there_is_is_refused():
-    with pytest.raises(ValueError, match=r"2 keys are wanted .* there are 1 train keys"):
+def test_more_keys_or_values_than_there_are_is_refused():
+    with pytest.raises(ValueError, match=r"2 keys are needed .* there are 1 train keys"):
         make_episode(EpisodeSettings(facts=(2, 2), keys=("dog_name",)), 0, 0)
     few = EpisodeSettings(updates=(30, 30), keys=("favourite_drink",), split=Split("held_out"))
     with pytest.raises(ValueError, match="more held_out drinks than there are"):
