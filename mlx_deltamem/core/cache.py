@@ -10,13 +10,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import cache as mlx_lm_cache
 from mlx_lm.models.cache import ArraysCache, CacheList
 
-PromptCache = list  # of mlx-lm's cache classes, which have no common public base
+# The entries are mlx-lm's cache classes. They have no common public base class, so the entry type is Any.
+PromptCache: TypeAlias = list[Any]
 
 
 @dataclass(frozen=True)
