@@ -1,15 +1,17 @@
 """The commands of the terminal chat about the memory: they write it, show it, and set what the model sees beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.options import ReplyOptions
 from mlx_deltamem.cli.remembered import to_remember
 from mlx_deltamem.inspection.heat_map import memory_view
-from mlx_deltamem.sessions.comparison import compare, side_by_side
+from mlx_deltamem.sessions.comparison import compare
 from mlx_deltamem.sessions.history import FULL, History
 from mlx_deltamem.sessions.history import NONE as NO_TEXT
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, NONE
@@ -98,9 +100,16 @@ class MemoryCommands:
         except KeyboardInterrupt:
             self._say("(stopped)")
             return
-        self._console.print(side_by_side(replies))
+        self._console.print(_side_by_side(replies))
 
     def show(self) -> None:
         """Run `/memory`."""
         chat = self._copies.chat
         self._console.print(memory_view(chat.memory, chat.drift[-1] if chat.drift else None, self._console))
+
+
+def _side_by_side(replies: Mapping[str, str]) -> Table:
+    """A table with a column for each reply."""
+    table = Table(*map(escape, replies))
+    table.add_row(*(escape(reply.strip()) for reply in replies.values()))
+    return table

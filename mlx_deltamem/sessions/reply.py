@@ -36,12 +36,6 @@ class RegenerateOptions(GenerateOptions, total=False):
     prompt_progress_callback: Progress | None
 
 
-class ReplyOptions(RegenerateOptions, total=False):
-    """Options of `compare`, which are described in `ChatSession.stream`."""
-
-    max_tokens: int
-
-
 class SendOptions(RegenerateOptions, total=False):
     """Options of `ChatSession.send`, which are described in `ChatSession.stream`."""
 

@@ -212,8 +212,10 @@ def _run_all(state: ChatState) -> PromptCache:
                 again = state.turns[-1]
                 state.turns[-1] = replace(again, drift=turn.drift or again.drift)
             if after is not None:
-                # The turn may have been run with another history, which led to another memory.
+                # The next turn is read with the known memory. The cache may hold another one: a remembered text did
+                # not run, and a turn may have run with another history before.
                 state.states = list(after.states)
+                state.filled_cache[-1].cache = list(after.states)
         state.states, state.memory_set = states, memory_set
     return state.filled_cache
 

@@ -28,7 +28,7 @@ class ChatState:
     such cache, or if it cannot be taken back, it is made again by running the turns' tokens. With any other history,
     each turn makes a new cache, in which the visible start and the last tokens are read again.
 
-    This class keeps the data and takes turns off. `running` runs turns.
+    This class keeps the data and removes turns. The module `running` runs turns.
 
     Args:
         model: An attached model.

@@ -60,6 +60,20 @@ def test_a_loaded_chat_can_go_back(kind, history, save_kv, path):
     assert again.send(GO_ON, 10) == never.send(GO_ON, 10)
 
 
+@every_kind
+def test_text_after_a_remembered_text_is_run_again_with_its_memory(kind, path):
+    chat = new_chat(kind)
+    chat.remember("My cat is Tom. He is grey.")
+    chat.send("Hello there. How are you?", 6)
+    chat.save(path)
+    again = ChatSession.load(*loaded(kind), path)
+    for each in (chat, again):
+        each.send(GO_ON, 1, read_only=True)
+    for found, expected in zip(again._state.cache[:-1], chat._state.cache[:-1], strict=True):
+        assert distance(found.keys, expected.keys) <= 2e-5
+        assert distance(found.values, expected.values) <= 2e-5
+
+
 _CONTINUE = """
 import sys
 import tools.openblas
