@@ -143,7 +143,7 @@ def test_a_limit_may_be_raised(run, tmp_path):
         (["--tasks", "recall,chess"], "there is no task chess"),
         (["--conditions", "state,text"], "there is no condition text; expected base, "),
         (["--recall-facts", "1", "--recall-questions", "1"], "shuffled needs the memory of another history"),
-        (["--recall-deletions", "0", "2"], "2 deletions are wanted of 1 facts"),
+        (["--recall-deletions", "0", "2"], "2 deletions of 1 facts"),
         (["--recall-keys", "wings"], "there is no key 'wings'"),
         (["--data", "mab=a.json"], "--data is of mab, which is not among --tasks"),
         (["--harness-shots", "0"], "none is among --tasks"),

@@ -1,4 +1,4 @@
-"""What a decode step costs, counted in its graph: on the CPU, and on a GPU, whose kernels need not run for that."""
+"""The primitives of a decode step, counted in its graph: on the CPU, and on a GPU, which counting does not need."""
 
 import mlx.core as mx
 import mlx.nn as nn

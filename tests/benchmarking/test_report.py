@@ -1,4 +1,4 @@
-"""What a benchmark runs: on tiny models, and nothing about how long it takes."""
+"""The work of a benchmark, on tiny models. Nothing here depends on how long it takes."""
 
 import gc
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def same(one: list[mx.array], other: list[mx.array]) -> bool:
 
 @pytest.fixture
 def timed_calls(models, monkeypatch) -> list[tuple[int, int]]:
-    """The shapes of the tokens that the frozen model is called with while the clock runs."""
+    """The shapes of the tokens in calls of the frozen model that are timed."""
     calls, running = [], []
     call = type(models.frozen).__call__
 
@@ -78,7 +78,7 @@ def timed_calls(models, monkeypatch) -> list[tuple[int, int]]:
 def test_the_whole_prompt_is_timed(models, timed_calls, batch):
     work_of(batch).prefill(models.frozen)
     assert timed_calls[:3] == [(batch, 4), (batch, 4), (batch, 1)]
-    # A batch is under way to its second token when the first one is there.
+    # A batch begins its second token before it returns the first one.
     assert timed_calls[3:] == ([] if batch == 1 else [(batch, 1)])
 
 
@@ -128,7 +128,7 @@ def test_the_backbone_is_left_alone(models):
     assert not is_attached(model)
     assert is_attached(pair.attached)
     assert mx.array_equal(model(tokens), logits)
-    # Nothing but the adapter has been added: the twin's weights are the backbone's own.
+    # Only the adapter was added: the copy shares the weights of the backbone.
     weights = sum(value.nbytes for _, value in tree_flatten(model.parameters()))
     assert 0 < pair.adapter_bytes <= mx.get_active_memory() - memory_before < weights / 2
 
@@ -172,7 +172,7 @@ def test_comparisons(models):
 
 def test_the_adapter_beside_the_frozen_backbone_does_not_count(models):
     gc.collect()
-    # As large as the whole backbone, to be seen.
+    # As large as the whole backbone, so that the difference is clear.
     large = Models(models.frozen, models.attached, 1_000_000)
     peaks = [Bench(each, 1, warm_up=False).prefill(work_of(1)).values(FROZEN, "peak_bytes") for each in (models, large)]
     assert peaks[0][0] - peaks[1][0] == pytest.approx(1_000_000 - models.adapter_bytes, abs=300_000)

@@ -1,4 +1,4 @@
-"""Hand-written tables of replies and the scores that the rules give them, and what tests of tasks share."""
+"""Hand-written tables of replies with their scores, and helpers for the tests of tasks."""
 
 import json
 from fractions import Fraction
@@ -15,7 +15,7 @@ _TABLES = Path(__file__).parent / "pairs"
 
 
 def table(name: str) -> list[dict]:
-    """The rows of a table; each says in `why` how its score was worked out."""
+    """The rows of a table. The field `why` of a row says how its score was worked out."""
     return [json.loads(line) for line in (_TABLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -33,7 +33,7 @@ def asked(task: Task, window: int | None = None) -> list[Question]:
 
 
 def oracle_and_mute(task: Task, questions: list[Question]) -> None:
-    """Whoever answers with a gold answer has the full score, and who says nothing has none."""
+    """A gold answer has the full score, and an empty reply scores 0."""
     for question in questions:
         for gold in question.golds:
             assert set(task.score(question, gold).values()) == {1.0}, (question.id, gold)
@@ -41,7 +41,7 @@ def oracle_and_mute(task: Task, questions: list[Question]) -> None:
 
 
 def check_questions(questions: list[Question]) -> None:
-    """What every task promises of its questions."""
+    """Check the rules for the questions of every task."""
     assert len({question.id for question in questions}) == len(questions)
     groups = [question.group for question in questions]
     assert [group for i, group in enumerate(groups) if i == 0 or groups[i - 1] != group] == list(dict.fromkeys(groups))

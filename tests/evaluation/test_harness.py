@@ -93,7 +93,7 @@ def tasks(tmp_path_factory):
 
 @pytest.fixture
 def loaded():
-    """A tiny model whose memory matters."""
+    """A tiny model with a memory that changes its replies."""
     model, tokenizer = load(backbone(), adapter=adapter())
     randomise(model, 0.5)
     return model, tokenizer
@@ -266,7 +266,7 @@ def test_the_command_refuses_what_the_harness_cannot_do(tasks, tmp_path):
     assert_refused(
         command(tasks, tmp_path, "--tasks", "tiny_choise"), "there is no task tiny_choise, here or in lm-eval"
     )
-    # No question of it has a perplexity of its own.
+    # Its perplexity is of all questions together.
     without = command(tasks, tmp_path, "--tasks", "tiny_text")
     assert_refused(without, "tiny_text has no score for each of its 3 questions (in all: {'word_perplexity': ")
 

@@ -100,7 +100,7 @@ def test_the_losses_are_those_of_single_tokens(attached):
     model, tokenizer = attached
     checkup = Checkup(model, tokenizer, TEXTS, 1)
     losses = checkup.losses()
-    # The last one is in a batch of its own, and no text is as long as all others.
+    # The last text is alone in its batch. All texts have different lengths.
     for place in (1, TEXTS - 1):
         ids = tokenizer.encode(health.natural_prose()[place])
         carried = [state[place : place + 1] for state in checkup._carried()]

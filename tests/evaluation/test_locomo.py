@@ -71,7 +71,7 @@ def locomo(tmp_path):
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """The task whose questions are those of the table, and they."""
+    """A task with the questions of the table, and the questions."""
     path = tmp_path_factory.mktemp("pairs") / "locomo.json"
     questions = [qa(row["category"], row["question"], row["gold"]) for row in table("locomo")]
     path.write_text(json.dumps([sample(*questions)]))

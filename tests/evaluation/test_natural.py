@@ -1,4 +1,4 @@
-"""The form of the benchmark of free speech, `mlx_deltamem/evaluation/natural.yaml`."""
+"""The form of the hand-written questions in `mlx_deltamem/evaluation/tasks/natural.yaml`, and their scores."""
 
 import re
 from collections import Counter
@@ -21,7 +21,7 @@ LEAST = {
     "four": 15,
     "sibling": 20,
 }
-# How many messages an item of each kind tells: the least and the most.
+# The least and the most messages of an item of each kind.
 MESSAGES = {
     "fact": (1, 1),
     "update": (2, 4),

@@ -249,7 +249,7 @@ def test_keys_and_phrasings_can_be_held_out_and_named():
 def test_topic_shifts(facts, filler, switches):
     options = {"facts": (facts + 1,), "questions_each": 3, "filler": (filler, filler)}
     if switches >= filler:
-        with pytest.raises(ValueError, match="topic switches are wanted in"):
+        with pytest.raises(ValueError, match="topic switches in"):
             made(**options, topic_shifts=(0, max(switches, filler, 1)))
     else:
         assert len(made(**options, topic_shifts=(switches, switches))) == 3
@@ -261,8 +261,8 @@ def test_topic_shifts(facts, filler, switches):
         ({"facts": ()}, r"--recall-facts is \(\); expected a list of values, each a whole number from 0 on"),
         ({"questions_each": 0}, "--recall-questions-each is 0; expected a whole number from 1 on"),
         ({"max_tokens": 0}, "--recall-max-tokens is 0; expected a whole number from 1 on"),
-        ({"facts": (0,)}, "an episode may be without any question"),
-        ({"facts": (1,), "deletions": (0, 2)}, "2 deletions are wanted of 1 facts"),
+        ({"facts": (0,)}, "an episode may have no question"),
+        ({"facts": (1,), "deletions": (0, 2)}, "there may be 2 deletions of 1 facts"),
         ({"filler": (3, 1)}, "filler is 3 to 1"),
     ],
 )

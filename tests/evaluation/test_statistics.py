@@ -46,7 +46,7 @@ def test_questions_of_a_group_are_drawn_together():
     groups = [str(index // 10) for index in range(400)]
     clustered, independent = (Bootstrap(scores, each, seed=0).mean(0) for each in (groups, alone(400)))
     assert clustered.value == independent.value
-    # All questions of a group are alike, so 400 of them tell as much as 40: the interval is wider by a root of 10.
+    # All questions of a group are alike, so 400 are worth 40: the interval is wider by the root of 10.
     assert (clustered.high - clustered.low) / (independent.high - independent.low) == pytest.approx(10**0.5, rel=0.1)
 
 
@@ -92,7 +92,7 @@ def test_the_mean_is_within_its_interval(scores, groups):
     assert found.low - 1e-9 <= found.value <= found.high + 1e-9 or len(scores) < 8
 
 
-# What records say.
+# Results from records.
 
 
 def record(question: int, condition: str, right: float, seed: int = 0, **other) -> dict:
