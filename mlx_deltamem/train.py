@@ -1,4 +1,4 @@
-"""Train a δ-mem adapter for a frozen model: the history of a chat goes into the memory, the answer is read from it."""
+"""Train a δ-mem adapter for a frozen model: the history of a chat is written into the memory, its answer read from it."""
 
 import argparse
 import os
@@ -9,95 +9,81 @@ from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
-import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.cli_ui import make_console, print_header_panel, rprint
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import get_total_parameters
 from rich.markup import escape
 
 from mlx_deltamem.adapters.card.folder import load_with_card, refresh_card
-from mlx_deltamem.adapters.loading import LoadOptions, load
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.core.config import DeltaMemConfig
-from mlx_deltamem.core.model import attach_adapter
-from mlx_deltamem.core.use import attachment_of
 from mlx_deltamem.evaluation.tasks.health import Checkup
 from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.options.arguments import add_option, add_options
+from mlx_deltamem.options.option import Rule
 from mlx_deltamem.training import processes
-from mlx_deltamem.training.best import BEST, BEST_FOLDER
+from mlx_deltamem.training.best import BEST_FOLDER
 from mlx_deltamem.training.counts import Counts
-from mlx_deltamem.training.curves import draw_curves
-from mlx_deltamem.training.data import ON_ERROR, load_episodes
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.health import PROMPTS
 from mlx_deltamem.training.keeper import RunStoppedError
-from mlx_deltamem.training.option import flag
-from mlx_deltamem.training.options import GROUPS, Options
-from mlx_deltamem.training.prepare import tie_output
+from mlx_deltamem.training.monitor import draw_curves
+from mlx_deltamem.training.prepare import ON_ERROR, load_episodes, prepare_model
 from mlx_deltamem.training.recipes import PAPER_DATA, RECIPES
 from mlx_deltamem.training.run import Run
-from mlx_deltamem.training.settings import RECIPE, Settings
+from mlx_deltamem.training.run_options import GROUPS, RunOptions
+from mlx_deltamem.training.settings import BEST, DEFAULT_ADAPTER
 
 _USAGE = """mlx_deltamem.train --model MODEL --data DATA --adapter-path FOLDER [-c FILE.yaml] [options]
        mlx_deltamem.train --recipe tsw --model MODEL --adapter-path FOLDER [options]
        mlx_deltamem.train --resume --adapter-path FOLDER"""
 
+# The header lists at most this many errors of records.
 _FEW_ERRORS = 5
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser. Options that are not given are None."""
     parser = argparse.ArgumentParser(prog="mlx_deltamem.train", usage=_USAGE, description=__doc__)
-    parser.add_argument("--model", help="Folder or Hub repo of the model; it stays as it is.")
+    parser.add_argument("--model", help="Folder or Hub repo of the model; it is not changed.")
     parser.add_argument("--data", help="Folder with train.jsonl and perhaps valid.jsonl, or a data set on the Hub.")
     parser.add_argument("--adapter-path", type=user_path, help="Folder for the adapter and the run.")
-    parser.add_argument("--start", "--adapter", help="Folder or Hub repo of an adapter to go on from.")
+    parser.add_argument("--start", "--adapter", help="Folder or Hub repo of an adapter to train further.")
     parser.add_argument(
-        "-c", "--config", type=user_path, help="YAML file of options, as in train_config.yaml; these here come first."
+        "-c", "--config", type=user_path, help="YAML file of options, like train_config.yaml; the command line wins."
     )
     parser.add_argument(
         "--recipe",
         choices=RECIPES,
-        help="Train as the paper's authors did, TSW, SSW or MSW: their adapter, schedule, episodes and loss, and their "
-        f"data set, {PAPER_DATA}. Options given here or in the file come first.",
+        help="Train as the paper's authors did, TSW, SSW or MSW: with their adapter, schedule, episodes, loss and data "
+        f"set, {PAPER_DATA}. Options on the command line and in the YAML file win.",
     )
-    parser.add_argument("--resume", action="store_true", help="Go on with the run in --adapter-path.")
+    parser.add_argument("--resume", action="store_true", help="Resume the run in --adapter-path.")
     parser.add_argument(
-        "--on-error", choices=ON_ERROR, help=f"For records that cannot be used (default: {ON_ERROR[0]})."
+        "--on-error", choices=ON_ERROR, help=f"What to do with unusable records (default: {ON_ERROR[0]})."
     )
     parser.add_argument("--trust-remote-code", action="store_true", help="Run code that comes with the model.")
     for title, kind in GROUPS.items():
-        group = parser.add_argument_group(title)
-        for each in fields(kind):
-            _add_option(group, each.name, each.default, each.metadata["help"], each.metadata["choices"])
-    group = parser.add_argument_group("adapter", "Of a new adapter, as in delta_mem_config.json.")
+        add_options(parser.add_argument_group(title), kind)
+    group = parser.add_argument_group("adapter", "The configuration of a new adapter, as in delta_mem_config.json.")
     for each in fields(DeltaMemConfig):
-        _add_option(group, each.name, getattr(RECIPE, each.name), "")
+        default = getattr(DEFAULT_ADAPTER, each.name)
+        add_option(group, each.name, default, _config_rule(each.name, default), empty="all")
     return parser
 
 
-def _add_option(
-    group: argparse._ArgumentGroup, name: str, default: object, text: str, choices: tuple[str, ...] = ()
-) -> None:
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    text = f"{text} (default: {'all' if shown == '' else shown})".strip()
-    if isinstance(default, bool):
-        group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=None, help=text)
-    elif isinstance(default, tuple):
-        kind = int if name == "target_layers" else str
-        group.add_argument(flag(name), type=kind, nargs="*", metavar=name.upper()[:-1], help=text)
-    elif choices:
-        group.add_argument(flag(name), choices=choices, help=text)
-    else:
-        group.add_argument(flag(name), type=type(default), metavar=type(default).__name__.upper(), help=text)
+def _config_rule(name: str, default: object) -> Rule:
+    """The rule of an option of the adapter's configuration, whose values `DeltaMemConfig` checks."""
+    several = isinstance(default, tuple)
+    kind = type(default) if not several else int if name == "target_layers" else str
+    return Rule("", kind, several, count="*")
 
 
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
-    options = Options.of(args)
+    options = RunOptions.of(args)
     _check_folder(options.folder, args.resume)
     model, tokenizer = prepare_model(options.settings, args.trust_remote_code)
     data = load_episodes(options.settings, tokenizer, options.on_error)
@@ -110,55 +96,32 @@ def main() -> None:
             _train(run, options, data, args)
     except RunStoppedError:
         if not processes.is_first():
-            # The first one says it.
+            # The first process prints the error.
             sys.exit(2)
         raise
 
 
 def _train(
-    run: Run, options: Options, data: Mapping[str, tuple[list[Episode], Counts]], args: argparse.Namespace
+    run: Run, options: RunOptions, data: Mapping[str, tuple[list[Episode], Counts]], args: argparse.Namespace
 ) -> None:
-    """Train to the end, and tell of it."""
+    """Train to the last step, and print the progress."""
     done = run.resume() if args.resume else 0
     if processes.is_first():
         options.save()
-        _show_header(options, run.model, {split: counts for split, (_, counts) in data.items()})
+        _print_header(options, run.model, {split: counts for split, (_, counts) in data.items()})
         if args.resume:
-            _tell_resumed(options.folder, done, options.settings.schedule.iters)
+            _print_resumed(options.folder, done, options.settings.schedule.iters)
     try:
         run.train(data["train"][0], data["valid"][0])
     except KeyboardInterrupt:
-        _tell_stopped(run, args.trust_remote_code)
+        _print_stopped(run, args.trust_remote_code)
         raise
     if processes.is_first():
         _finish(run)
 
 
-def prepare_model(settings: Settings, trust_remote_code: bool = False) -> tuple[nn.Module, TokenizerWrapper]:
-    """The backbone of a run with the adapter that it starts from, the same for the same settings.
-
-    Raises:
-        OSError: There is no such model or adapter, or it cannot be had.
-        ValueError: They do not fit, or the adapter corrects nothing.
-    """
-    options: LoadOptions = (
-        {"tokenizer_config": {"trust_remote_code": True}, "trust_remote_code": True} if trust_remote_code else {}
-    )
-    model, tokenizer = load(settings.model, load_with_card(settings.start) if settings.start else None, **options)
-    mx.random.seed(settings.schedule.seed)
-    if not settings.start:
-        attach_adapter(model, settings.adapter)
-        if settings.schedule.tie_output:
-            tie_output(model)
-    if not attachment_of(model).config.delta_heads:
-        raise ValueError(
-            f"{settings.start} has no delta_heads: it corrects nothing and learns nothing; start elsewhere"
-        )
-    return model, tokenizer
-
-
 def _check_folder(folder: Path, resume: bool) -> None:
-    """Refuse a folder that the run cannot be kept in, before any work."""
+    """Check, before any work, that the run can be kept in its folder."""
     if not processes.is_first():
         return
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -166,14 +129,14 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise ValueError(f"{there} is a file; expected a folder for the adapter and its run")
     if not os.access(there, os.W_OK):
         raise PermissionError(f"the folder {there} is read-only; name another --adapter-path")
-    # Hidden files are left by Finder, and by processes that were killed.
+    # Finder and killed processes leave hidden files.
     if not resume and there == folder and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty; name a new folder, or go on with the run in it with --resume")
 
 
-def _show_header(options: Options, model: nn.Module, counts: Mapping[str, Counts]) -> None:
+def _print_header(options: RunOptions, model: nn.Module, counts: Mapping[str, Counts]) -> None:
     settings, schedule = options.settings, options.settings.schedule
-    trained = sum(weight.size for _, weight in tree_flatten(model.trainable_parameters()))
+    trained = sum(weight.size for weight in dict(tree_flatten(model.trainable_parameters())).values())
     frozen = get_total_parameters(model) - trained
     update = f", an update every {schedule.grad_accumulation_steps}" if schedule.grad_accumulation_steps > 1 else ""
     rows = [
@@ -193,9 +156,9 @@ def _show_header(options: Options, model: nn.Module, counts: Mapping[str, Counts
         print(f"Left out: {len(errors) - _FEW_ERRORS:,} more")
 
 
-def _followed(options: Options) -> str:
-    """The recipe of a run, and what is not done of it."""
-    left_out = " · what it says of a new adapter is left out" if options.settings.start else ""
+def _followed(options: RunOptions) -> str:
+    """The recipe of a run, and the part of it that is not used."""
+    left_out = " · without its configuration of a new adapter" if options.settings.start else ""
     return f"{options.recipe}{left_out}"
 
 
@@ -203,16 +166,16 @@ def _described(counts: Counts) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in counts.rows()) or "none"
 
 
-def _tell_resumed(folder: Path, done: int, iters: int) -> None:
+def _print_resumed(folder: Path, done: int, iters: int) -> None:
     if done == iters:
         print(f"The run in {folder} is finished: all {iters:,} steps are done.")
     elif done:
         print(f"Resuming after step {done:,} of {iters:,}; mlx-lm counts from here, its iter 1 is step {done + 1:,}.")
     else:
-        print(f"The run in {folder} has no checkpoint yet; it begins anew.")
+        print(f"The run in {folder} has no checkpoint yet; it starts again from the first step.")
 
 
-def _tell_stopped(run: Run, trust_remote_code: bool) -> None:
+def _print_stopped(run: Run, trust_remote_code: bool) -> None:
     again = ["mlx_deltamem.train", "--resume", "--adapter-path", str(run.folder)]
     again += ["--trust-remote-code"] if trust_remote_code else []
     rprint(f"Stopped; {run.kept}. Go on with: {shlex.join(again)}")
@@ -223,13 +186,13 @@ def _finish(run: Run) -> None:
     use = shlex.join(["mlx_deltamem.chat", "--model", run.settings.model, "--adapter", str(folder)])
     print(f"Trained in {took}. Talk to it: {use}")
     if (folder / BEST_FOLDER).is_dir() and run.reporting.keep != BEST:
-        print(f"The best adapter, by held-out recall and health, is in {folder / BEST_FOLDER}")
+        print(f"The best adapter, by health and held-out answers, is in {folder / BEST_FOLDER}")
     picture = draw_curves(folder)
     if picture is None:
         print("The curves are not drawn: matplotlib is not installed (pip install 'mlx-deltamem[plot]')")
         return
     print(f"The curves are in {picture}")
-    # The card shows them.
+    # The card shows the curves.
     refresh_card(folder, load_with_card(folder))
 
 

@@ -50,9 +50,8 @@ MLX_LM_INTERNALS = {
     "train",
     "training.monitor",
     "training.optimizer",
-    "training.options",
     "training.run",
-    "training.screen",
+    "training.run_options",
     "training.segments.cache",
     "training.segments.write_pass",
 }

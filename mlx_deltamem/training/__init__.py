@@ -1,1 +1,1 @@
-"""Train an adapter: what is written, what is read, what is minimised, and how a run survives."""
+"""Training an adapter: data, episodes, batches, the loss, the run and its checkpoints."""

@@ -1,142 +1,33 @@
-"""Batches of episodes: arrays of one shape, filled up where need be."""
+"""Makes batches of episodes, and feeds them to mlx-lm's trainer."""
 
-from collections.abc import Sequence
-from itertools import zip_longest
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, zip_longest
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.spans import unit_shares
+from mlx_deltamem.training import processes
+from mlx_deltamem.training.batch import Asked, Batch, Frozen, Pass
 from mlx_deltamem.training.episode import Episode, Question
+from mlx_deltamem.training.order import BatchOrder
 from mlx_deltamem.training.records import ANSWER, FROZEN
-from mlx_deltamem.training.told import Written
+from mlx_deltamem.training.settings import Schedule
+from mlx_deltamem.training.written import Written
 
-# Lengths are rounded up to one of this many steps per octave, so that few shapes are ever compiled.
-_STEPS_PER_OCTAVE = 4
+# Lengths are rounded up to one of a few sizes per octave, so that MLX compiles few shapes.
+_SIZES_PER_OCTAVE = 4
 _LEAST_STEP, _LEAST_STEP_OF_TOKENS, _LEAST_STEP_OF_ROWS = 8, 16, 4
 
 
-class Asked(NamedTuple):
-    """The texts of N questions, with T tokens at most, A of them of the answer.
-
-    Attributes:
-        ids: `[N, T]` int32, padded at the right.
-        mask: `[N, T]` bool, False for padding, and for a whole text that fills up a batch.
-        positions: `[N, A]` int32, where the logits of each answer token are.
-        targets: `[N, A]` int32, the answer tokens.
-        weights: `[N, A]` float32, of the answer tokens in the loss; 0 for padding, for a text that fills up, and where
-            the target is what the frozen model would say.
-        values: `[N, A]` bool, the tokens of the value.
-        written: `[N, T]` bool, the tokens that are written where any are; None: all.
-        alone: `[N]` bool, the questions that are learned from their answer alone; None: none.
-        kinds: `[N]` int32, the number of each question's kind, 0 where it has none that counts; None: all 0.
-    """
-
-    ids: mx.array
-    mask: mx.array
-    positions: mx.array
-    targets: mx.array
-    weights: mx.array
-    values: mx.array
-    written: mx.array | None = None
-    alone: mx.array | None = None
-    kinds: mx.array | None = None
-
-    def of_rows(self, rows: mx.array) -> "Asked":
-        """Some of the questions, `[F]` int32, in that order."""
-        return Asked(*(None if array is None else array[rows] for array in self))
-
-
-class Frozen(NamedTuple):
-    """Of N questions, F whose target is what the frozen model would say after the same text.
-
-    Attributes:
-        rows: `[F]` int32, their places.
-        weights: `[F, A]` float32, of the answer tokens in the loss; 0 for padding, and for a question that fills up.
-    """
-
-    rows: mx.array
-    weights: mx.array
-
-
-class Pass(NamedTuple):
-    """What is read of B histories in one pass; each pass over them is as wide as its longest text needs.
-
-    Attributes:
-        ids: `[B, W]` int32, padded at the right; W is 0 where no episode has a history.
-        lengths: `[B]` int32, the tokens of each row.
-        written: `[B, W]` bool, the tokens that are written; None: all.
-    """
-
-    ids: mx.array
-    lengths: mx.array
-    written: mx.array | None
-
-    @property
-    def mask(self) -> mx.array:
-        """`[B, W]` bool, False for padding."""
-        return mx.arange(self.ids.shape[1]) < self.lengths[:, None]
-
-    @property
-    def written_mask(self) -> mx.array:
-        """`[B, W]` bool, True for what is written: False for padding, too."""
-        return self.mask if self.written is None else self.mask & self.written
-
-
-class Batch(NamedTuple):
-    """B episodes with their N questions, which are filled up with copies that do not count.
-
-    Attributes:
-        history: The passes over the histories, one after the other; at least one.
-        shares: `[B, U, W]` float32, the share of each token of the one pass in its unit (a message or a sentence), for
-            adapters that write means, which know from it what is written; else None. Units that fill up have no tokens.
-        rows: `[N]` int32, the episode of each question, or of the copy that fills up.
-        writes: Whether the questions are written into the memory as they are read; all of a batch are, or none.
-        asked: The questions.
-        context: The same questions with the whole chat as text, for a teacher; else None.
-        frozen: Those whose target is the frozen model; None where there are none.
-    """
-
-    history: tuple[Pass, ...]
-    shares: mx.array | None
-    rows: mx.array
-    writes: bool
-    asked: Asked
-    context: Asked | None
-    frozen: Frozen | None
-
-    @property
-    def count(self) -> int:
-        """B."""
-        return self.history[0].lengths.shape[0]
-
-    @property
-    def told(self) -> bool:
-        """Whether any episode has a history."""
-        return self.history[0].ids.size > 0
-
-    @property
-    def history_tokens(self) -> int:
-        """The tokens of all histories, without padding."""
-        return sum(each.lengths.sum().item() for each in self.history)
-
-    @classmethod
-    def of(cls, *values: mx.array | bool | tuple | None) -> "Batch":
-        """A batch from its fields, where a function transformation has made named tuples plain ones."""
-        history, *fields, asked, context, frozen = values
-        more = None if context is None else Asked(*context), None if frozen is None else Frozen(*frozen)
-        return cls(tuple(Pass(*each) for each in history), *fields, Asked(*asked), *more)
-
-
 class BatchMaker:
-    """Turns episodes into batches for an adapter.
+    """Makes batches for an adapter.
 
     Args:
         config: The adapter's configuration.
-        value_weight: The weight of a value's tokens in the loss; other tokens of an answer have 1.
-        kinds: The kinds of questions that count, which are numbered from 1 on.
+        value_weight: The loss weight of the tokens of a value; other answer tokens have weight 1.
+        kinds: The kinds of questions that are counted separately. They are numbered from 1.
     """
 
     def __init__(self, config: DeltaMemConfig, value_weight: float = 1.0, kinds: Sequence[str] = ()):
@@ -145,21 +36,24 @@ class BatchMaker:
         self._kinds = {kind: number for number, kind in enumerate(kinds, 1)}
 
     def batch(self, episodes: Sequence[Episode]) -> Batch:
-        """A batch of episodes, at least one; all with a context for the teacher or none, and all of which the questions
-        are written, or none."""
-        history = _histories(episodes)
-        slots = [(row, index) for row, each in enumerate(episodes) for index in range(len(each.questions))]
-        counted = len(slots)
+        """Make a batch of one or more episodes.
+
+        Either all episodes or none must have a context for the teacher, and likewise questions that are written.
+        """
+        history = tuple(_pass(rows) for rows in zip_longest(*(each.passes for each in episodes), fillvalue=([], True)))
+        places = [(row, index) for row, each in enumerate(episodes) for index in range(len(each.questions))]
+        counted = len(places)
         most = len(episodes) * max(len(each.questions) for each in episodes)
-        slots += slots[:1] * (min(_rounded(counted, _LEAST_STEP_OF_ROWS), most) - counted)
-        asked = [(episodes[row].questions[index], at < counted) for at, (row, index) in enumerate(slots)]
+        # Copies of the first question fill the batch up.
+        places += places[:1] * (min(_rounded(counted, _LEAST_STEP_OF_ROWS), most) - counted)
+        asked = [(episodes[row].questions[index], at < counted) for at, (row, index) in enumerate(places)]
         context = None
         if episodes[0].context:
-            context = [(episodes[row].context[index], at < counted) for at, (row, index) in enumerate(slots)]
+            context = [(episodes[row].context[index], at < counted) for at, (row, index) in enumerate(places)]
         return Batch(
             history,
             self._shares(episodes, history[0].ids.shape[1]),
-            mx.array([row for row, _ in slots], mx.int32),
+            mx.array([row for row, _ in places], mx.int32),
             episodes[0].writes_questions,
             self._asked(asked),
             None if context is None else self._asked(context),
@@ -175,11 +69,12 @@ class BatchMaker:
             units = history.message_ids if self._granularity == "message_mean" else history.sentence_ids
             ids[row, : len(units)] = np.where(episode.written, units, -1)
         shares = unit_shares(ids)
-        if shares is None:  # sentences that the tokenizer does not tell apart from what is around them
+        if shares is None:  # The tokenizer separates no sentence from the text around it.
             return mx.zeros((len(episodes), 1, width))
         return mx.array(np.pad(shares, [(0, 0), (0, _rounded(shares.shape[1]) - shares.shape[1]), (0, 0)]))
 
     def _asked(self, questions: Sequence[tuple[Question, bool]]) -> Asked:
+        """The arrays of questions, each with whether it counts."""
         ids, lengths = _padded([question.ids for question, _ in questions])
         answers = [len(question.ids) - question.answer for question, _ in questions]
         lengths = np.where([counted for _, counted in questions], lengths, 0)
@@ -194,23 +89,19 @@ class BatchMaker:
                 weights[row, :answer] = question.weight
                 weights[row, begin:end] = self._value_weight * question.weight
                 values[row, begin:end] = True
-        mask = np.arange(ids.shape[1]) < lengths[:, None]
-        written = _flags([question.written for question, _ in questions], ids.shape[1])
         alone = [question.target == ANSWER for question, _ in questions]
-        arrays = map(mx.array, (ids, mask, positions, targets, weights, values))
         kinds = [self._kinds.get(question.kind, 0) for question, _ in questions]
         return Asked(
-            *arrays,
-            written,
+            mx.array(ids),
+            mx.array(np.arange(ids.shape[1]) < lengths[:, None]),
+            mx.array(positions),
+            mx.array(targets),
+            mx.array(weights),
+            mx.array(values),
+            _flags([question.written for question, _ in questions], ids.shape[1]),
             mx.array(alone) if any(alone) else None,
             mx.array(kinds, mx.int32) if self._kinds else None,
         )
-
-
-def _histories(episodes: Sequence[Episode]) -> tuple[Pass, ...]:
-    """The passes over the histories of some episodes. A row with fewer of them waits for the others."""
-    passes = zip_longest(*(episode.passes for episode in episodes), fillvalue=([], True))
-    return tuple(_pass(rows) for rows in passes)
 
 
 def _pass(rows: Sequence[tuple[Sequence[int], Written]]) -> Pass:
@@ -219,7 +110,6 @@ def _pass(rows: Sequence[tuple[Sequence[int], Written]]) -> Pass:
 
 
 def _frozen(questions: Sequence[tuple[Question, bool]]) -> Frozen | None:
-    """Those of N questions whose target is the frozen model."""
     rows = [row for row, (question, counted) in enumerate(questions) if counted and question.target == FROZEN]
     if not rows:
         return None
@@ -232,7 +122,7 @@ def _frozen(questions: Sequence[tuple[Question, bool]]) -> Frozen | None:
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Sequences padded at the right, `[sequences, length]` int32, and their lengths, int32."""
+    """Pad sequences at the right: `[sequences, length]` int32. Also return their lengths, int32."""
     lengths = np.array([len(sequence) for sequence in sequences], np.int32)
     padded = np.zeros((len(sequences), _rounded(int(lengths.max()), _LEAST_STEP_OF_TOKENS)), np.int32)
     for row, sequence in enumerate(sequences):
@@ -241,8 +131,8 @@ def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _flags(written: Sequence[Written], width: int) -> mx.array | None:
-    """`[rows, width]` bool, the tokens that are written; None where that is so for all tokens, or for none."""
-    if all(isinstance(each, bool) for each in written) and len(set(written)) == 1:
+    """`[rows, width]` bool, True for tokens to write; None if all rows write everything, or all write nothing."""
+    if all(isinstance(each, bool) for each in written) and len({each is True for each in written}) == 1:
         return None
     flags = np.zeros((len(written), width), bool)
     for row, each in enumerate(written):
@@ -251,8 +141,92 @@ def _flags(written: Sequence[Written], width: int) -> mx.array | None:
 
 
 def _rounded(length: int, least_step: int = _LEAST_STEP) -> int:
-    """The length rounded up: by a quarter at most, or to a multiple of `least_step`."""
+    """Round a length up: by a quarter at most, or to a multiple of `least_step`."""
     if length == 0:
         return 0
-    step = max(least_step, 2 ** (length - 1).bit_length() // (2 * _STEPS_PER_OCTAVE))
+    step = max(least_step, 2 ** (length - 1).bit_length() // (2 * _SIZES_PER_OCTAVE))
     return -(-length // step) * step
+
+
+class Feed:
+    """Gives batches to mlx-lm's trainer, as its `iterate_batches`, for training data and held-out data.
+
+    When the trainer asks for a batch, the step before it is complete.
+
+    Args:
+        maker: Makes the batches.
+        seed: The seed of the order of the training data.
+        first: The number of the first training batch.
+        held_out: The number of held-out batches, -1 for all. If a batch is too short for all processes, those without a
+            share take part in the communication between batches only.
+        between: Called before each batch with the number of training batches that are done.
+
+    Attributes:
+        tokens: The number of tokens in this process's share of the training batches so far.
+    """
+
+    def __init__(self, maker: BatchMaker, seed: int, first: int, held_out: int, between: Callable[[int], None]):
+        self._maker = maker
+        self._seed = seed
+        self._first = first
+        self._held_out = None if held_out < 0 else held_out
+        self._between = between
+        self._done = first
+        self.tokens = 0
+
+    def __call__(
+        self,
+        dataset: Sequence[Episode],
+        batch_size: int,
+        max_seq_length: int,
+        loop: bool = False,
+        comm_group: mx.distributed.Group | None = None,
+    ) -> Iterator[Batch]:
+        """Yield batches, each with this process's share of its rows.
+
+        Args:
+            dataset: The training episodes, or held-out ones.
+            batch_size: The number of episodes in a batch, over all processes.
+            max_seq_length: An argument of mlx-lm's. It has no effect: episodes have their final length.
+            loop: Whether these are the training episodes, which repeat without an end.
+            comm_group: The processes.
+        """
+        rank, size = (comm_group.rank(), comm_group.size()) if comm_group else (0, 1)
+        order = BatchOrder(dataset, batch_size, self._seed if loop else None)
+        batches = order.indices(self._first) if loop else islice(order.indices(), self._held_out)
+        for indices in batches:
+            self._between(self._done)
+            if mine := indices[rank::size]:
+                batch = self._maker.batch([dataset[index] for index in mine])
+                self.tokens += loop * (batch.history_tokens + int(batch.asked.mask.sum()))
+                yield batch
+            self._done += loop
+
+
+def check_data(
+    episodes: Sequence[Episode], held_out: Sequence[Episode], schedule: Schedule, config: DeltaMemConfig
+) -> None:
+    """Check that batches can be made of episodes, and that the adapter can write them.
+
+    Raises:
+        ValueError: There are too few episodes, or the processes cannot share a batch evenly, or an adapter that writes
+            means would have to write questions or single turns.
+    """
+    if schedule.batch_size % processes.count():
+        raise ValueError(
+            f"--batch-size is {schedule.batch_size}; expected a multiple of the {processes.count()} processes"
+        )
+    BatchOrder(episodes, schedule.batch_size, schedule.seed)
+    granularity = config.memory_write_granularity
+    if granularity == "token":
+        return
+    if any(episode.writes_questions for episode in (*episodes, *held_out)):
+        raise ValueError(
+            f"the adapter writes by {granularity}, and only an adapter that writes by token can write questions as "
+            "they are read; expected --write after or none, and no other write in records"
+        )
+    if any(episode.turns for episode in (*episodes, *held_out)):
+        raise ValueError(
+            f"the adapter writes by {granularity}, and only an adapter that writes by token can write a history turn "
+            "by turn; leave out --turn-by-turn, also in records"
+        )

@@ -1,4 +1,4 @@
-"""Which look at the held-out data found the best adapter."""
+"""Finds the evaluation with the best adapter of a run."""
 
 import math
 from collections.abc import Iterable
@@ -6,38 +6,39 @@ from pathlib import Path
 
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.health import largest_ratio
-from mlx_deltamem.training.metrics import Metrics, Row
+from mlx_deltamem.training.monitor import Metrics, Row
 
-# Beside the last checkpoints; a folder of an adapter.
+# The best adapter's folder, within the run's folder.
 BEST_FOLDER = "best"
-LAST, BEST = KEEPS = ("last", "best")
-# In the metrics, of a look that was the best so far: `best/` holds the adapter of the last one that has it.
+# The name in the metrics that marks an evaluation that was the best so far. `best/` holds the adapter of the last one.
 _MARK = "best"
 _Score = tuple[float, float, float]
 
 
 class Best:
-    """The best look so far: of those that are healthy the one with the most held-out values right, or answers where
-    records name no values; of two alike, the one with the smaller loss. While no look is healthy, the one that is
-    nearest to it.
+    """The best evaluation on the held-out data so far.
+
+    A healthy adapter is better than an unhealthy one. Of two healthy adapters, the one with more held-out values right
+    is better (with more answers right, if the records name no values), then the one with the smaller loss. Of two
+    unhealthy adapters, the one with the smaller health ratio is better.
 
     Args:
-        folder: Of the run. What it has gone on from is known from its metrics, which the first process has.
-        limit: A look is healthy where no ratio of perplexities is above it; None: all are.
+        folder: The run's folder. A resumed run continues from its metrics, which only the first process has.
+        limit: The largest health ratio of a healthy adapter; None: every adapter is healthy.
     """
 
     def __init__(self, folder: Path, limit: float | None = None):
         self._limit = limit
         rows = Metrics(folder).rows() if processes.is_first() and (folder / BEST_FOLDER).is_dir() else []
-        # The limit may have been another one then.
+        # The marked row is scored again, since the limit may differ from the earlier one.
         marked = [row for row in rows if row.get(_MARK)]
         self._score = self._best_of(marked[-1:] or rows)
 
     def note(self, row: Row) -> bool:
-        """Note the numbers of a look, as in the metrics, and mark it there where it is the best so far.
+        """Compare an evaluation with the best one so far, and mark its row if it is better.
 
         Returns:
-            Whether it is, in all processes.
+            In all processes, whether it is the best.
         """
         score = self._best_of([row])
         is_best = processes.is_first() and score is not None and (self._score is None or score > self._score)
@@ -48,12 +49,14 @@ class Best:
         return is_best
 
     def _best_of(self, rows: Iterable[Row]) -> _Score | None:
-        return max(
-            (self._score_of(row) for row in rows if math.isfinite(row.get("val_loss") or math.nan)), default=None
-        )
+        scores = (self._score_of(row) for row in rows)
+        return max((score for score in scores if score is not None), default=None)
 
-    def _score_of(self, row: Row) -> _Score:
-        recall = row.get("val_values", row.get("val_answers"))
-        # How far it is from being healthy comes first.
+    def _score_of(self, row: Row) -> _Score | None:
+        """The score of an evaluation, larger is better; None for a row without a finite loss."""
+        loss = row.get("val_loss")
+        if loss is None or not math.isfinite(loss):
+            return None
+        right = row.get("val_values", row.get("val_answers"))
         excess = 0.0 if self._limit is None else max(0.0, largest_ratio(row) - self._limit)
-        return -excess, (0.0 if recall is None else recall), -row["val_loss"]
+        return -excess, (0.0 if right is None else right), -loss

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: all that its next step depends on, in one file that is there whole or not at all."""
+"""Checkpoints: everything that the next step of a run depends on, in one file that is always complete."""
 
 import hashlib
 import io
@@ -6,8 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_deltamem.adapters.fingerprint import update_with_arrays
@@ -18,20 +20,20 @@ from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.optimizer import ClippedAdamW
 
 FOLDER = "checkpoints"
-# The last one and the one before.
+# The newest checkpoint, and the one before in case the newest is damaged.
 _KEPT = 2
 _NAME = re.compile(r"(\d{7,})\.safetensors")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-        iteration: Steps done; the data's position too, since the order of batches depends on the seed alone.
-        seconds: The time they took.
-        episodes: How many the training data has.
-        data: The fingerprint of the training data.
+        iteration: The number of steps done. It is also the position in the data, as the seed fixes the order.
+        seconds: The time that the steps took.
+        episodes: The number of training episodes.
+        data: The fingerprint of the training episodes.
     """
 
     iteration: int = 0
@@ -41,17 +43,17 @@ class Progress:
 
     @classmethod
     def read(cls, texts: Mapping[str, str]) -> "Progress":
-        """From its fields as texts."""
+        """Make a progress from its fields as texts."""
         return cls(int(texts["iteration"]), float(texts["seconds"]), int(texts["episodes"]), texts["data"])
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run between two steps. MLX's arrays never change, so that it costs no copy and stays as it is.
+    """The state of a run between two steps. It shares the run's arrays, which MLX never changes in place.
 
     Attributes:
-        progress: How far it is.
-        arrays: The adapter's weights, the optimizer's state with the schedule's step, and the random key.
+        progress: The progress of the run.
+        arrays: The adapter's weights, the optimizer's state with the step of its schedule, and the random key.
         config: The adapter's configuration, as JSON.
     """
 
@@ -61,41 +63,41 @@ class Checkpoint:
 
     @classmethod
     def of(cls, module: EpisodeModel, optimizer: ClippedAdamW, progress: Progress) -> "Checkpoint":
-        """What a run is just now."""
-        arrays = {f"adapter.{name}": weight for name, weight in tree_flatten(module.trainable_parameters())}
-        arrays |= {f"optimizer.{name}": array for name, array in tree_flatten(optimizer.state)}
-        (arrays["random"],) = mx.random.state
+        """Make the checkpoint of a run's present state."""
+        arrays = {f"adapter.{name}": weight for name, weight in _named_arrays(module.trainable_parameters()).items()}
+        arrays |= {f"optimizer.{name}": array for name, array in _named_arrays(optimizer.state).items()}
+        (arrays["random"],) = cast(list[mx.array], mx.random.state)
         return cls(progress, arrays, attachment_of(module.model).config.to_json())
 
     def restore(self, module: EpisodeModel, optimizer: ClippedAdamW) -> None:
-        """Put a run back to it.
+        """Put a run back into this state.
 
         Raises:
-            ValueError: It is of another adapter.
+            ValueError: The checkpoint belongs to another adapter.
         """
         adapter, state = self._part("adapter"), self._part("optimizer")
-        expected = {name: weight.shape for name, weight in tree_flatten(module.trainable_parameters())}
+        expected = {name: weight.shape for name, weight in _named_arrays(module.trainable_parameters()).items()}
         shapes = {name: weight.shape for name, weight in adapter.items()}
         if expected != shapes or self.config != attachment_of(module.model).config.to_json():
             raise ValueError(
-                f"the checkpoint after step {self.progress.iteration} is of another adapter than this one; "
+                f"the checkpoint after step {self.progress.iteration} belongs to another adapter than this run; "
                 "name another folder"
             )
         module.update(tree_unflatten(list(adapter.items())))
         optimizer.state = tree_unflatten(list(state.items()))
-        high, low = self.arrays["random"].tolist()
+        high, low = (int(half) for half in np.array(self.arrays["random"]))
         mx.random.seed(high << 32 | low)
 
     def check(self) -> None:
-        """Raise ValueError where a number is not finite, so that a run could not go on from it."""
+        """Raise ValueError if a number is not finite. A run could not continue from such a checkpoint."""
         if broken := [name for name, array in self.arrays.items() if not mx.isfinite(array).all().item()]:
             raise ValueError(f"{broken[0]} holds NaN or Inf")
 
     def save(self, folder: Path) -> Path:
-        """Write it into a run's folder and remove all but the last ones.
+        """Write the checkpoint into a run's folder, and remove all but the newest ones.
 
         Raises:
-            OSError: It cannot be written; those that are there stay.
+            OSError: It cannot be written. The earlier checkpoints are still there.
         """
         target = folder / FOLDER / f"{self.progress.iteration:07d}.safetensors"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,7 @@ class Checkpoint:
 
     @classmethod
     def last(cls, folder: Path) -> "Checkpoint | None":
-        """The newest checkpoint in the folder of a run's first process, if there is one.
+        """Read the newest checkpoint in the folder of the first process; None if there is none.
 
         Raises:
             ValueError: It is damaged.
@@ -121,7 +123,8 @@ class Checkpoint:
             return None
         content = processes.from_first(path.read_bytes() if found else b"")
         try:
-            arrays, metadata = mx.load(io.BytesIO(content), format="safetensors", return_metadata=True)
+            loaded = mx.load(io.BytesIO(content), format="safetensors", return_metadata=True)
+            arrays, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
             mx.eval(arrays)
             if metadata.pop("checksum") != _checksum(metadata, arrays):
                 raise ValueError("its checksum is wrong")
@@ -139,9 +142,13 @@ class Checkpoint:
 
 
 def remove_unfinished_checkpoints(folder: Path) -> None:
-    """Remove what killed processes left of checkpoints; nobody may be writing one now."""
+    """Remove the unfinished checkpoints of killed processes. No other process may be writing to the folder."""
     for path in (folder / FOLDER).glob(".*.safetensors"):
         path.unlink(missing_ok=True)
+
+
+def _named_arrays(tree: object) -> dict[str, mx.array]:
+    return dict(tree_flatten(tree))
 
 
 def _checksum(metadata: Mapping[str, str], arrays: Mapping[str, mx.array]) -> str:

@@ -1,11 +1,12 @@
-"""Counts of the records of a data set that are used, and of those that are refused."""
+"""Counts of the records of a data set: those that are used, and those that are left out."""
 
 from collections import Counter
 from dataclasses import dataclass, field
 
 from mlx_deltamem.training.records import RecordError
 
-_FORMS = ("unreadable", "role-broken", "empty", "over-long", "refused by the chat template")
+# The kinds of faults of records, and the notes on questions that are used, in the order of the printed counts.
+_FAULTS = ("unreadable", "wrong roles", "empty", "too long", "refused by the chat template")
 _NOTES = (
     "with the history cut to its end",
     "with the text cut to its end",
@@ -16,25 +17,26 @@ _NOTES = (
 
 @dataclass
 class Counts:
-    """Counts of a data set's records. Each answer becomes a question of an episode, or is refused.
+    """Counts of a data set's records. Each answer becomes a question of an episode, or is left out.
 
     Attributes:
-        found: Episodes, their questions, questions of some kinds, and refused records by the kind of fault.
-        errors: What was refused and why, each with its place.
+        found: The numbers of episodes and questions, of questions by note, and of unusable records by fault.
+        errors: The error of each unusable record.
     """
 
     found: Counter[str] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
 
     def refuse(self, error: RecordError) -> None:
+        """Count an unusable record."""
         self.found[error.kind] += 1
         self.errors.append(str(error))
 
-    def note(self, *cases: bool) -> None:
-        """Count what befalls a question that is used, in the order of `_NOTES`."""
-        self.found.update(name for name, holds in zip(_NOTES, cases, strict=True) if holds)
+    def note(self, *holds: bool) -> None:
+        """Count a question under those of `_NOTES` that hold, given in this order."""
+        self.found.update(name for name, each in zip(_NOTES, holds, strict=True) if each)
 
     def rows(self) -> list[tuple[str, int]]:
-        """The counts to show to the user, the most important first."""
-        order = ("episodes", "questions", *_FORMS, *_NOTES)
+        """Return the counts to print, the most important first."""
+        order = ("episodes", "questions", *_FAULTS, *_NOTES)
         return [(name, self.found[name]) for name in order if self.found[name]]

@@ -1,24 +1,26 @@
-"""An episode: a history that is written into the memory, and questions that are answered from it."""
+"""An episode: a history that is written into the memory, and questions that are answered from the memory."""
 
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from mlx_deltamem.sessions.template import Segments
-from mlx_deltamem.training.told import Written, part_of
+from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.training.written import Written, part_of
 
 
 @dataclass(frozen=True)
 class Question:
-    """A text with its answer.
+    """A text that ends with an answer.
 
     Attributes:
-        ids: The tokens: system prompt, what is still visible, and the answer.
-        answer: Where the answer begins: after the template's tokens that ask for it. Those that end it belong to it.
-        value: The tokens `[begin, end)` that hold the value; empty where there is none.
-        written: Whether the tokens are written into the memory as they are read, each question after the history alone.
-        target: What alone the answer is learned from: see `Record`.
-        weight: Of the answer's tokens in the loss.
-        kind: What the answer is counted under, too.
+        ids: The tokens: the system prompt, the messages that stay visible, and the answer.
+        answer: The position of the answer's first token. It follows the template's generation prompt. The template's
+            tokens at the end of the answer belong to the answer.
+        value: The tokens `[begin, end)` that hold the value; empty if there is no value.
+        written: Which tokens are written into the memory as they are read. Each question starts from the memory of the
+            history, without other questions.
+        target: The only thing that the answer is trained on, as in `Record`.
+        weight: The weight of the answer tokens in the loss.
+        kind: The kind that the answer is counted under separately.
     """
 
     ids: list[int]
@@ -30,12 +32,13 @@ class Question:
     kind: str = ""
 
     def last(self, length: int) -> "Question":
-        """The question cut to its last tokens, among them the whole answer."""
+        """Return the last tokens of the question; they must hold the whole answer."""
         cut = max(len(self.ids) - length, 0)
         begin, end = self.value
         written = part_of(self.written, slice(cut, None))
-        where = {"answer": self.answer - cut, "value": (begin - cut, end - cut)}
-        return replace(self, ids=self.ids[cut:], written=written, **where)
+        return replace(
+            self, ids=self.ids[cut:], answer=self.answer - cut, value=(begin - cut, end - cut), written=written
+        )
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,12 @@ class Episode:
     """A history and questions about it.
 
     Attributes:
-        history: Its tokens and their spans; there may be none.
-        questions: What is asked and answered; all of them are written as they are read, or none is.
-        context: For each question, the whole chat as its text, which a teacher may read; empty where nobody wants it.
-        written: Whether the history's tokens are written; the others are only read.
-        turns: Where the history is written in several passes, none of which sees the text of another, their lengths.
+        history: The tokens of the history with their message and sentence ids; may be empty.
+        questions: The questions. Either all of them are written as they are read, or none.
+        context: For each question, the whole chat as its text, for a teacher; empty if there is no teacher.
+        written: Which tokens of the history are written. The others are only read.
+        turns: The lengths of the passes over a history that is read in several passes. A pass does not see the text of
+            another. Empty for a history that is read in one pass.
     """
 
     history: Segments
@@ -58,7 +62,7 @@ class Episode:
 
     @property
     def passes(self) -> list[tuple[list[int], Written]]:
-        """The tokens of each pass over the history, and which of them are written; where it is empty, an empty one."""
+        """For each pass over the history, its tokens and which of them are written; one empty pass without history."""
         borders = [0, *accumulate(self.turns or (len(self.history.ids),))]
         return [
             (self.history.ids[begin:end], part_of(self.written, slice(begin, end))) for begin, end in pairwise(borders)
@@ -70,7 +74,7 @@ class Episode:
         return self.questions[0].written is not False
 
     def shares_history(self, other: "Episode") -> bool:
-        """Whether one pass over a history serves both."""
+        """Whether the same passes over a history serve both episodes."""
         return (
             bool(self.history.ids)
             and self.history == other.history
@@ -79,5 +83,5 @@ class Episode:
         )
 
     def joined(self, other: "Episode") -> "Episode":
-        """One episode of two about the same history."""
+        """Join two episodes about the same history."""
         return replace(self, questions=self.questions + other.questions, context=self.context + other.context)

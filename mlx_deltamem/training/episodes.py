@@ -1,68 +1,81 @@
-"""Episodes: a history that is written into the memory, and questions that are answered from it (facts 3.2).
+"""Makes episodes of chats: a history that is written into the memory, and questions about it (facts 3.2).
 
-The end of a record's history is what the model still sees when it answers; everything earlier is only in the memory.
+Only the last messages before an answer stay visible. Everything earlier goes into the memory.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.sessions.template import ChatTemplate, Message, shared_length
+from mlx_deltamem.options.option import check_options, option
+from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.segments import shared_length
+from mlx_deltamem.sessions.template import ChatTemplate
 from mlx_deltamem.sessions.writing import AFTER, NONE, WRITES
+from mlx_deltamem.training.cached_tokenizer import CachedTokenizer
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode, Question
-from mlx_deltamem.training.option import check_options, option
-from mlx_deltamem.training.records import Record, RecordError, listed
-from mlx_deltamem.training.remembering_tokenizer import RememberingTokenizer
-from mlx_deltamem.training.told import Told, Written, without_start, written_text
+from mlx_deltamem.training.records import Record, RecordError
+from mlx_deltamem.training.turns import exchanges, split_system, wrong_roles
+from mlx_deltamem.training.written import WrittenHistory, written_flags
 
 
 @dataclass(frozen=True)
 class EpisodeRules:
-    """How a chat becomes episodes.
+    """The rules for making episodes of a chat.
 
     Raises:
         ValueError: A number is out of range.
     """
 
-    recent_messages: int = option(1, "So many messages before the answer stay in the text.", least=1)
-    final_assistant_only: bool = option(True, "Learn only the last answer of a chat, instead of each one.")
-    max_write_length: int = option(8192, "Tokens of a history; of a longer one, the last are kept.", least=1)
-    max_seq_length: int = option(512, "Tokens of a text with its answer; of a longer one, the last are kept.", least=2)
-    write: str = option(AFTER, "What of a chat is written into the memory, as `--write` of a chat.", choices=WRITES)
-    turn_by_turn: bool = option(False, "Write a history turn by turn, as a chat that does not see its earlier turns.")
-    questions_per_write: int = option(4, "Questions in a row about one history that share one pass over it.", least=1)
+    recent_messages: int = option(1, "Messages before the answer that stay in the text.", least=1)
+    final_assistant_only: bool = option(True, "Train on the last answer of a chat only, not on every answer.")
+    max_write_length: int = option(8192, "Longest history in tokens; a longer one is cut to its end.", least=1)
+    max_seq_length: int = option(
+        512, "Longest text with its answer in tokens; a longer one is cut to its end.", least=2
+    )
+    write: str = option(AFTER, "The part of a chat that is written into the memory, as `--write` of a chat.", WRITES)
+    turn_by_turn: bool = option(
+        False, "Write the turns of a history one by one, as a chat does that does not see its earlier turns."
+    )
+    questions_per_write: int = option(
+        4, "Most questions in a row about one history that share the passes over it.", least=1
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
 
 
 class EpisodeMaker:
-    """Makes episodes of one tokenizer's chats.
+    """Makes episodes of chats for one tokenizer.
 
     Args:
         tokenizer: mlx-lm's tokenizer, with a chat template.
-        rules: How a chat becomes episodes.
-        context: Whether the whole chats are wanted as well, for a teacher.
-        strict: Raise the error of a record that cannot be used, instead of counting it.
+        rules: The rules for making episodes.
+        context: Whether to add the whole chats, for a teacher.
+        strict: Raise the error of an unusable record, instead of counting the record.
+
+    Attributes:
+        counts: The numbers of episodes, questions and unusable records so far.
     """
 
     def __init__(self, tokenizer: TokenizerWrapper, rules: EpisodeRules, context: bool = False, strict: bool = False):
         self.counts = Counts()
         self._tokenizer = tokenizer
-        # As in a ChatSession.
-        self._template = ChatTemplate(RememberingTokenizer(tokenizer), enable_thinking=False)
+        # Thinking is off, as in ChatSession.
+        self._template = ChatTemplate(cast(TokenizerWrapper, CachedTokenizer(tokenizer)), enable_thinking=False)
         self._rules = rules
         self._context = context
         self._strict = strict
 
     def episodes(self, records: Iterable[Record | RecordError]) -> list[Episode]:
-        """The episodes of records, in their order; `counts` tells what was left out.
+        """Make the episodes of records, in order, and update `counts`.
 
         Raises:
-            RecordError: A record cannot be used, and the maker is strict.
+            RecordError: A record is unusable, and the maker is strict.
         """
         made: list[Episode] = []
         for record in records:
@@ -81,8 +94,8 @@ class EpisodeMaker:
     def _of_record(self, record: Record | RecordError) -> Iterator[Episode]:
         if isinstance(record, RecordError):
             self._refuse(record)
-        elif problem := _broken(record.messages):
-            self._refuse(RecordError(f"{record.where} {problem}", "role-broken"))
+        elif problem := wrong_roles(record.messages):
+            self._refuse(RecordError(f"{record.where} {problem}", "wrong roles"))
         else:
             for index in self._answers(record.messages):
                 try:
@@ -96,33 +109,32 @@ class EpisodeMaker:
         self.counts.refuse(error)
 
     def _answers(self, messages: tuple[Message, ...]) -> list[int]:
-        """The messages that are learned: answers to a user."""
+        """The indices of the messages to train on: answers to a user."""
         pairs = enumerate(pairwise(message["role"] for message in messages), 1)
         answers = [index for index, roles in pairs if roles == ("user", "assistant")]
         return answers[-1:] if self._rules.final_assistant_only else answers
 
     def _of_answer(self, record: Record, index: int) -> Episode:
-        """The episode of one answer: `record.messages[index]`.
+        """Make the episode of one answer, `record.messages[index]`.
 
         Raises:
-            RecordError: It cannot be used.
+            RecordError: It is unusable.
         """
         where, rules = f"{record.where}, message {index},", self._rules
-        system, chat = _split(record.messages[: index + 1])
+        system, chat = split_system(record.messages[: index + 1])
         if not chat[-1]["content"].strip():
             raise RecordError(f"{where} is empty; expected an answer", "empty")
         visible = (rules.recent_messages if record.recent is None else record.recent) + 1
         write = rules.write if record.write is None else record.write
-        # What is not written has no effect, and need not be read.
+        # If nothing is written, the history has no effect and is left out.
         earlier = [] if write == NONE else chat[:-visible]
         turn_by_turn = rules.turn_by_turn if record.turn_by_turn is None else record.turn_by_turn
         is_last = index == len(record.messages) - 1
         value, cut = (record.value, record.cut) if is_last else ("", False)
         try:
-            begun = turn_by_turn and bool(earlier)
-            text = self._question([*system, *chat[-visible:]], value, write, begun)
+            text = self._question([*system, *chat[-visible:]], value, write, turn_by_turn and bool(earlier))
             text = self._without_end(text, chat) if cut else text
-            told = self._told(system, earlier, write, turn_by_turn)
+            history = self._history(system, earlier, write, turn_by_turn)
             whole = self._question([*system, *chat], value) if self._context else None
             whole = self._without_end(whole, chat) if cut and whole else whole
         except ValueError as error:
@@ -131,119 +143,90 @@ class EpisodeMaker:
             raise RecordError(
                 f"{where} is an answer of {len(text.ids) - text.answer} tokens; expected fewer than --max-seq-length, "
                 f"which is {rules.max_seq_length}",
-                "over-long",
+                "too long",
             )
         if whole is not None and whole.ids[whole.answer :] != text.ids[text.answer :]:
             raise RecordError(
-                f"{where} is written in another way after the whole chat, which a teacher cannot follow",
+                f"{where} has other tokens after the whole chat, so that a teacher cannot be compared with it",
                 "refused by the chat template",
             )
-        self._note(told, text, value)
+        self._count(history, text, value)
         context = () if whole is None else (whole.last(rules.max_write_length + rules.max_seq_length),)
-        told = told.last(rules.max_write_length)
+        history = history.last(rules.max_write_length)
         text = replace(text.last(rules.max_seq_length), target=record.target, weight=record.weight, kind=record.kind)
-        return Episode(told.history, (text,), context, told.written, told.turns)
+        return Episode(history.history, (text,), context, history.written, history.turns)
 
-    def _told(self, system: list[Message], earlier: list[Message], write: str, turn_by_turn: bool) -> Told:
-        """What is written before a text.
+    def _history(self, system: list[Message], earlier: list[Message], write: str, turn_by_turn: bool) -> WrittenHistory:
+        """Make the history that is written before a text.
 
         Raises:
             ValueError: The chat template refuses the messages.
         """
-        exchanges = _exchanges(earlier) if turn_by_turn else [earlier] if earlier else []
         parts = []
-        for exchange in exchanges:
+        for exchange in exchanges(earlier) if turn_by_turn else [earlier] if earlier else []:
             messages = [*system, *exchange]
-            parts.append(Told.in_one_pass(write, self._template.whole(messages), messages))
-        return Told.turn_by_turn(parts) if turn_by_turn and parts else parts[0] if parts else Told()
+            parts.append(WrittenHistory.in_one_pass(write, self._template.whole(messages), messages))
+        return WrittenHistory.turn_by_turn(parts) if turn_by_turn and parts else parts[0] if parts else WrittenHistory()
 
-    def _note(self, told: Told, text: Question, value: str) -> None:
-        """Count what befalls a question that is used."""
+    def _count(self, history: WrittenHistory, text: Question, value: str) -> None:
+        """Count a usable question by what happens to it."""
         self.counts.note(
-            len(told.history.ids) > self._rules.max_write_length,
+            len(history.history.ids) > self._rules.max_write_length,
             len(text.ids) > self._rules.max_seq_length,
-            not told.history.ids,
+            not history.history.ids,
             bool(value) and text.value[0] == text.value[1],
         )
 
-    def _question(self, messages: list[Message], value: str, write: str = AFTER, begun: bool = False) -> Question:
-        """A chat that ends with an answer, whole.
+    def _question(self, messages: list[Message], value: str, write: str = AFTER, started: bool = False) -> Question:
+        """Make a question of a chat that ends with an answer.
 
         Args:
             messages: The chat.
             value: The part of the answer that matters, or "".
-            write: What is written as it is read.
-            begun: The visible start is only read, since an earlier turn has written it.
+            write: The part of the chat that is written as it is read.
+            started: Whether an earlier turn has written the tokens before the first message.
 
         Raises:
             ValueError: The chat template refuses the messages.
         """
         chat = self._template.whole(messages)
-        # Shared, since the first token of an answer may take in the end of what asks for it.
+        # Not the length of the prompt: the answer's first token may include the end of the prompt.
         answer = shared_length(chat.ids, self._template.ids(messages[:-1], generation_prompt=True))
         if not answer:
             raise ValueError(
-                "the chat template writes no token before the answer, so that nothing foretells its first one; put "
-                "text into the question, or give the tokenizer another chat template"
+                "the chat template writes no token before the answer, and a model cannot predict the first token of a "
+                "text; add text to the question, or give the tokenizer another chat template"
             )
-        # Without the template's tokens at the end, in whose text a value may be, too.
+        # The template's tokens at the end are left out, as their text may contain the value as well.
         content = [at for at in range(answer, len(chat.ids)) if chat.sentence_ids[at] >= 0]
         begin, end = (content[0], content[-1] + 1) if content else (answer, len(chat.ids))
         first, last = self._value_tokens(chat.ids[begin:end], value)
-        written: Written = written_text(write, chat, messages)
-        if begun and written is True:
-            written = without_start(written, chat)
+        written = written_flags(write, chat, messages, started)
         return Question(chat.ids, answer, (begin + first, begin + last), written)
 
     def _without_end(self, question: Question, messages: list[Message]) -> Question:
-        """A question whose answer stops where it was cut, before what the template ends it with.
+        """Cut the template's tokens off the end of a question whose answer was cut by length.
 
         Raises:
-            ValueError: The chat does not end with that, or there is no answer besides.
+            ValueError: The question does not end with these tokens, or nothing of the answer would be left.
         """
         ending = self._template.ending(messages).ids
         count = len(question.ids) - len(ending)
         if question.ids[count:] != ending or count <= question.answer:
-            raise ValueError("it is said to be cut, and its end is not to be told apart from its text; leave out cut")
+            raise ValueError(
+                "it has cut: true, and the tokens that end its answer cannot be separated from it; leave out cut"
+            )
         written = question.written if isinstance(question.written, bool) else question.written[:count]
         return replace(question, ids=question.ids[:count], written=written)
 
     def _value_tokens(self, ids: list[int], value: str) -> tuple[int, int]:
-        """The tokens `[first, last)` that hold the last mention of a value; nothing where there is none."""
+        """Find the tokens `[first, last)` of the last mention of a value; `(0, 0)` if there is none."""
         text = self._tokenizer.decode(ids)
         begin = text.rfind(value) if value else -1
         if begin < 0:
             return 0, 0
         beginnings = [self._tokenizer.decode(ids[:count]) for count in range(len(ids) + 1)]
-        # Where a token ends within a character, the tokens so far are no beginning of the text.
+        # If a token ends within a character, the text of the tokens so far is not a beginning of the whole text.
         first = max(count for count, part in enumerate(beginnings) if text[:begin].startswith(part))
         last = min(count for count, part in enumerate(beginnings) if part.startswith(text[: begin + len(value)]))
         return first, last
-
-
-def _split(messages: tuple[Message, ...]) -> tuple[list[Message], list[Message]]:
-    """The leading system prompts, and the rest."""
-    leading = next((index for index, message in enumerate(messages) if message["role"] != "system"), len(messages))
-    return list(messages[:leading]), list(messages[leading:])
-
-
-def _exchanges(messages: list[Message]) -> list[list[Message]]:
-    """The turns of a chat: what was said, up to and with the reply."""
-    exchanges: list[list[Message]] = [[]]
-    for message in messages:
-        exchanges[-1].append(message)
-        if message["role"] == "assistant":
-            exchanges.append([])
-    return [exchange for exchange in exchanges if exchange]
-
-
-def _broken(messages: tuple[Message, ...]) -> str:
-    """What is wrong with the roles of a chat, or ""."""
-    roles = [message["role"] for message in _split(messages)[1]]
-    if strange := set(roles) - {"user", "assistant"}:
-        return f"has messages of {listed(sorted(strange))}; expected system (first), user and assistant"
-    if roles[-1:] != ["assistant"]:
-        return "does not end with an answer; expected an assistant's message last"
-    if roles[-2:-1] != ["user"]:
-        return "answers nothing; expected a user's message before the last one"
-    return ""

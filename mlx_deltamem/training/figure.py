@@ -1,4 +1,4 @@
-"""A training run: its losses, held-out recall, gates, states, gradients, learning rate and health by step."""
+"""The figure of a training run: losses, held-out answers, gates, states, gradients, learning rate and health."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import HashableList
 
 from mlx_deltamem.show.style import LINES, SMALL, WIDTH, add_title, limits, marked, save_figure, styled
 
 _HEIGHT = 6.5
-# The least room below and above a line, as a share of its largest number.
+# The least margin below and above a line, as a share of its largest number.
 _LEAST_ROOM = 0.02
 
 Row = Mapping[str, float | None]
@@ -20,13 +21,13 @@ Row = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class _Chart:
-    """What is drawn on one pair of axes.
+    """The lines on one pair of axes.
 
     Attributes:
-        title: With the unit.
-        lines: By the name of a number in the metrics, its label.
-        limits: Of the axis; None: as the numbers need.
-        nothing: What is said where there are no numbers.
+        title: The title with the unit.
+        lines: The labels of the lines, by the name of their number in the metrics.
+        limits: The limits of the vertical axis; None: chosen to fit the numbers.
+        nothing: The text that is shown if there are no numbers.
     """
 
     title: str
@@ -57,15 +58,15 @@ _CHARTS = (
         nothing="not measured",
     ),
 )
-# By their numbers, row by row; the last one is as wide as two.
-_PLACES = [[0, 1], [2, 3], [4, 5], [6, 6]]
+# The charts by their index, row by row; the last one is as wide as two.
+_PLACES = ((0, 1), (2, 3), (4, 5), (6, 6))
 
 
 def draw(rows: Sequence[Row], name: str, path: Path) -> None:
     """Draw the metrics of a run to a file.
 
     Raises:
-        OSError: The file cannot be written; what was there is still there.
+        OSError: The file cannot be written. An earlier file is still there.
     """
     save_figure(training_figure(rows, name), path)
 
@@ -75,17 +76,18 @@ def training_figure(rows: Sequence[Row], name: str) -> Figure:
     """Draw the metrics of a run.
 
     Args:
-        rows: Numbers by name, with their `iteration`; None for one that was not finite.
-        name: Of the run.
+        rows: Numbers by name, with their `iteration`; None for a number that was not finite.
+        name: The name of the run.
     """
     figure = Figure(figsize=(WIDTH, _HEIGHT), layout="constrained")
-    last = max((row["iteration"] for row in rows), default=0)
+    last = max((row["iteration"] or 0 for row in rows), default=0)
     add_title(figure, f"{name}: training, {last:,} steps")
-    placed = figure.subplot_mosaic(_PLACES, sharex=True)
+    mosaic: list[HashableList[int]] = [list(row) for row in _PLACES]
+    placed = figure.subplot_mosaic(mosaic, sharex=True)
     for number, chart in enumerate(_CHARTS):
         _draw_chart(placed[number], chart, rows)
     for number in _PLACES[-2]:
-        # A chart of another width is below them.
+        # matplotlib hides these labels, but the chart below has another width.
         placed[number].tick_params(labelbottom=True)
     lowest = placed[_PLACES[-1][0]]
     lowest.set_xlabel("steps")
@@ -115,6 +117,6 @@ def _draw_chart(axes: Axes, chart: _Chart, rows: Sequence[Row]) -> None:
 
 
 def _largest(drawn: Sequence[np.ndarray]) -> float:
-    """The size of the largest number, so that one that never changes has room above and below it."""
+    """The largest absolute value, so that a number that never changes has a margin above and below it."""
     sizes = np.abs(np.concatenate(drawn))
     return float(sizes[np.isfinite(sizes)].max(initial=0.0)) or 1.0

@@ -1,47 +1,47 @@
-"""Measure and report the model's health at each look at the held-out data."""
+"""Measures the model's health during training, at each evaluation on the held-out data."""
 
 import math
 
 from rich.markup import escape
 
 from mlx_deltamem.evaluation.tasks.health import CARRIED_READ, CARRIED_WRITTEN, WAYS, WRITTEN, Answered, Checkup
-from mlx_deltamem.training.metrics import Row
-from mlx_deltamem.training.screen import tell
+from mlx_deltamem.training.monitor import Row, print_below
 
-# Prompts that are replied to at each look.
+# An evaluation replies to this many prompts.
 PROMPTS = 3
-# The ratios in the metrics, and on the screen.
+# The conditions whose perplexity ratios are in the metrics, by the name there.
 RATIOS = {f"health_{way}": way for way in WAYS}
 _WORDS = {WRITTEN: "written", CARRIED_READ: "carried and read", CARRIED_WRITTEN: "carried and written"}
 
 
-def look(checkup: Checkup, limit: float) -> Row:
-    """Measure the ratios of perplexities, let the model reply to its prompts, and tell both on the screen.
+def measure_health(checkup: Checkup, limit: float) -> Row:
+    """Measure the perplexity ratios, generate the replies, and print both.
 
     Args:
-        checkup: Of the model in training.
-        limit: The largest ratio of a healthy adapter, for the screen.
+        checkup: The checkup of the trained model.
+        limit: The largest ratio of a healthy adapter, for the printed line.
 
     Returns:
-        The ratios, for the metrics.
+        The ratios, under their names in the metrics.
     """
     ratios = checkup.losses().ratios
-    row = {name: ratios[way] for name, way in RATIOS.items()}
+    row: Row = {name: ratios[way] for name, way in RATIOS.items()}
     described = ", ".join(f"{ratio:.3f} {_WORDS[way]}" for way, ratio in ratios.items())
-    tell(f"perplexity ÷ frozen: {described}{'' if is_healthy(row, limit) else f' · not healthy, above {limit:g}'}")
+    verdict = "" if is_healthy(row, limit) else f" · not healthy, above {limit:g}"
+    print_below(f"perplexity ÷ frozen: {described}{verdict}")
     for answered in checkup.replies():
-        tell(f"  {escape(_described(answered))}")
+        print_below(f"  {escape(_described(answered))}")
     return row
 
 
 def largest_ratio(row: Row) -> float:
-    """The largest ratio of a look; infinite where one is no number or none was measured."""
+    """Return the largest ratio of an evaluation; infinity if a ratio is missing or is not a number."""
     ratios = [row.get(name) for name in RATIOS]
     return max(math.inf if ratio is None or math.isnan(ratio) else ratio for ratio in ratios)
 
 
 def is_healthy(row: Row, limit: float) -> bool:
-    """Whether no ratio of a look is above the limit."""
+    """Whether all ratios of an evaluation are within the limit."""
     return largest_ratio(row) <= limit
 
 

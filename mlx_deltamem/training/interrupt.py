@@ -1,4 +1,4 @@
-"""Ctrl-C, and SIGTERM, as a wish to stop soon, noticed while MLX computes."""
+"""Notices Ctrl-C and SIGTERM while MLX computes, so that a run can stop after its present step."""
 
 import os
 import signal
@@ -13,12 +13,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def noticed_interrupts(first: Callable[[], None], second: Callable[[], None]) -> Iterator[None]:
-    """Within it, Ctrl-C or SIGTERM calls `first`, and once more `second` and ends the process at once, with exit code
-    130.
+    """Within it, the first Ctrl-C or SIGTERM calls `first`; the second calls `second` and exits with code 130.
 
-    Python lets a signal wait until it gets to run, and one evaluation of MLX's may take minutes; so both are called in
-    a thread of their own. A process that was started with Ctrl-C ignored, as shells start background jobs of a script,
-    notices it too. Nothing is noticed outside of the main thread, where Python takes no signals.
+    Python runs a signal handler only between its own instructions, and an evaluation by MLX may take minutes. So both
+    functions are called in another thread. A process that was started with Ctrl-C ignored, like the background jobs of
+    a shell script, notices it as well. Outside the main thread nothing is noticed, since Python delivers no signals
+    there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -42,7 +42,7 @@ def noticed_interrupts(first: Callable[[], None], second: Callable[[], None]) ->
 
 def _watch(reader: socket.socket, first: Callable[[], None], second: Callable[[], None]) -> None:
     seen = 0
-    # Each signal is a byte, its number.
+    # Python writes one byte for each signal: its number.
     while number := reader.recv(1):
         if number[0] in _SIGNALS:
             seen += 1

@@ -1,7 +1,7 @@
-"""Logits at a few positions of a text only: the head is the largest part of a short pass over a small model.
+"""Computes logits at a few positions of a text only: in a short pass over a small model, the head costs the most.
 
-In mlx-lm, a language model is a head on an inner module that has the same layers. That module's output is cut down to
-the positions that are asked for, before the head sees it.
+In mlx-lm, a language model is a head on an inner module that has the same layers. The output of that module is cut down
+to the wanted positions before the head reads it.
 """
 
 import functools
@@ -18,7 +18,7 @@ from mlx_deltamem.core.cache import PromptCache
 
 @dataclass
 class _Request:
-    """The positions that a call of the model is to give logits at, `[N, A]` int, and whether the trunk saw to it."""
+    """The positions `[N, A]` int of the logits that a call of the model must return, and whether the trunk did so."""
 
     positions: mx.array
     met: bool = False
@@ -32,8 +32,8 @@ class _Request:
 _REQUEST: ContextVar[_Request | None] = ContextVar("_REQUEST", default=None)
 
 
-class _Trunk:
-    """The part of an inner module's class that is not mlx-lm's: its class becomes (_Trunk, Original)."""
+class _Trunk(nn.Module):
+    """The mixin that cuts an inner module's output down: the module's class becomes (_Trunk, Original)."""
 
     def __call__(self, *args: object, **kwargs: object) -> mx.array:
         hidden = super().__call__(*args, **kwargs)
@@ -43,9 +43,9 @@ class _Trunk:
 
 @contextmanager
 def head_at_positions(model: nn.Module) -> Iterator[None]:
-    """Within it, `logits_at` runs the head at the positions that it is asked for only, where the model allows it.
+    """Within it, `logits_at` runs the head only at the wanted positions, if the model's structure allows it.
 
-    Other calls of the model, those from other threads too, are as ever.
+    Other calls of the model do not change, including those from other threads.
     """
     trunk = _find_trunk(model)
     if trunk is None or isinstance(trunk, _Trunk):
@@ -60,12 +60,12 @@ def head_at_positions(model: nn.Module) -> Iterator[None]:
 
 
 def logits_at(model: nn.Module, ids: mx.array, cache: PromptCache, positions: mx.array) -> mx.array:
-    """Run texts and give the logits at some positions; without `head_at_positions`, the head runs at all of them.
+    """Run texts and return the logits at some positions. Outside `head_at_positions` the head runs at all positions.
 
     Args:
         model: The model.
-        ids: `[N, T]` int.
-        cache: Its prompt cache.
+        ids: `[N, T]` int, the tokens.
+        cache: A prompt cache of the model.
         positions: `[N, A]` int.
 
     Returns:
@@ -81,10 +81,10 @@ def logits_at(model: nn.Module, ids: mx.array, cache: PromptCache, positions: mx
 
 
 def _find_trunk(model: nn.Module) -> nn.Module | None:
-    """The inner module that has the model's layers, if there is one."""
+    """The inner module that has the model's layers; None if there is none."""
     first = model.layers[0]
     inner = [module for module in model.modules() if module is not model and _holds(module, first)]
-    # The innermost: outside it there may be other modules that hand its output on to a head of theirs.
+    # The innermost one: outer modules may pass its output on to a head of their own.
     return min(inner, key=lambda module: len(module.modules()), default=None)
 
 

@@ -1,33 +1,91 @@
-"""What a run tells on its way: on the screen, beside mlx-lm's own lines, and in `metrics.jsonl`."""
+"""Reports of a training run: lines on the screen below mlx-lm's, the file `metrics.jsonl`, and the figure of curves."""
 
+import importlib.util
+import json
+import math
+import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
+from mlx_lm.cli_ui import make_console
 from mlx_lm.tuner.callbacks import TrainingCallback
 from rich.markup import escape
 
+from mlx_deltamem.core.adapter import CURVES_FILE, METRICS_FILE
+from mlx_deltamem.files.atomic import new_file
+from mlx_deltamem.files.jsonl import json_lines
+from mlx_deltamem.show.plot import load_figures
 from mlx_deltamem.training import processes
+from mlx_deltamem.training.batches import Feed
 from mlx_deltamem.training.checkpoint import Progress
-from mlx_deltamem.training.feed import Feed
 from mlx_deltamem.training.loss import EpisodeModel
-from mlx_deltamem.training.metrics import Metrics, Row
 from mlx_deltamem.training.optimizer import ClippedAdamW
-from mlx_deltamem.training.screen import tell
+
+# The numbers of one report or one evaluation, by name; None for a number that is not finite.
+Row = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The file `metrics.jsonl`: a line for each report, and a line for each evaluation on the held-out data.
+
+    Attributes:
+        folder: The run's folder.
+    """
+
+    folder: Path
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / METRICS_FILE
+
+    def add(self, row: Mapping[str, float | None]) -> None:
+        """Append the numbers after a step, `iteration`. Numbers that are not finite become null, as JSON requires.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        finite = {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rows(self) -> list[Row]:
+        """Return all rows. A line that is not a row, such as the unfinished line of a killed process, is left out."""
+        if not self._path.is_file():
+            return []
+        found = (record.value for record in json_lines(self._path))
+        return [cast(Row, row) for row in found if isinstance(row, dict) and isinstance(row.get("iteration"), int)]
+
+    def go_back(self, iteration: int) -> None:
+        """Remove the rows that a run resumed after this step will add again: all later ones, and its evaluation."""
+        if not self._path.is_file():
+            return
+        kept = [row for row in self.rows() if _step(row) < iteration + ("train_loss" in row)]
+        with new_file(self._path) as path:
+            path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def _step(row: Row) -> float:
+    return cast(float, row["iteration"])
 
 
 class Monitor(TrainingCallback):
-    """Reports of mlx-lm's trainer, with what it does not know.
+    """Receives the reports of mlx-lm's trainer, completes them, prints them and adds them to the metrics.
 
     Args:
-        folder: The run's folder; the first process alone writes there, and on the screen.
-        module, optimizer, feed: Of the run.
-        first: How far the run was before; mlx-lm counts from there.
-        iters: Steps of the whole run.
-        steps_per_report: As mlx-lm was told.
-        looked: Called with the numbers of each look at the held-out data, in all processes, and adds its own; returns
-            whether it is the best.
+        folder: The run's folder. Only the first process writes to it and prints.
+        module, optimizer, feed: The run's module, optimizer and source of batches.
+        first: The progress of the run when it was resumed. mlx-lm counts its steps from there.
+        iters: The steps of the whole run.
+        steps_per_report: The number given to mlx-lm.
+        evaluated: Called in all processes with the row of each evaluation, to which it may add numbers; returns
+            whether the adapter is the best so far.
     """
 
     def __init__(
@@ -39,7 +97,7 @@ class Monitor(TrainingCallback):
         first: Progress,
         iters: int,
         steps_per_report: int,
-        looked: Callable[[Row], bool],
+        evaluated: Callable[[Row], bool],
     ):
         self._metrics = Metrics(folder)
         self._module = module
@@ -48,7 +106,7 @@ class Monitor(TrainingCallback):
         self._first = first
         self._iters = iters
         self._steps_per_report = steps_per_report
-        self._looked = looked
+        self._evaluated = evaluated
         self._began = time.perf_counter()
         self._reported = first.iteration
         self._tokens = 0
@@ -56,10 +114,10 @@ class Monitor(TrainingCallback):
     def on_train_loss_report(self, train_info: dict) -> None:
         iteration, watch = self._first.iteration + train_info["iteration"], self._module.watch
         steps, self._reported = iteration - self._reported, iteration
-        # mlx-lm takes every report to be of that many steps; the last one may be of fewer.
+        # mlx-lm divides by steps_per_report steps, but the last report may cover fewer.
         seconds = self._steps_per_report / train_info["iterations_per_second"]
         read, self._tokens = self._feed.tokens - self._tokens, self._feed.tokens
-        tokens, gate, norm = processes.sum_of(read, watch.write_gate.item(), watch.state_norm.item())
+        tokens, gate, norm = processes.sum_of(read, watch.write_gate, watch.state_norm)
         row = {
             "iteration": iteration,
             "train_loss": train_info["train_loss"],
@@ -74,40 +132,56 @@ class Monitor(TrainingCallback):
         }
         if processes.is_first():
             self._metrics.add(row)
-            tell(
+            print_below(
                 f"{iteration:,} of {self._iters:,} · β {row['write_gate']:.3f} · ‖S‖ {row['state_norm']:.2f} · "
                 f"gradient {row['gradient_norm']:.3g} · {row['tokens_per_second']:,.0f} tokens/s read · "
-                f"{self._left(iteration)} left"
+                f"{self._time_left(iteration)} left"
             )
 
     def on_val_loss_report(self, val_info: dict) -> None:
-        recall = self._module.recall.take()
-        row = {"iteration": self._first.iteration + val_info["iteration"], "val_loss": val_info["val_loss"]}
-        row |= {f"val_{name}": value for name, value in recall.items()}
-        is_best = self._looked(row)
+        accuracy = self._module.accuracy.take()
+        row: Row = {"iteration": self._first.iteration + val_info["iteration"], "val_loss": val_info["val_loss"]}
+        row |= {f"val_{name}": value for name, value in accuracy.items()}
+        is_best = self._evaluated(row)
         if not processes.is_first():
             return
         self._metrics.add(row)
         best = " · the best so far" if is_best else ""
-        if recall:
-            tell(f"held out: {_described(recall)}{best}")
-        for kind in dict.fromkeys(name.partition(":")[2] for name in recall if ":" in name):
-            own = {name.partition(":")[0]: value for name, value in recall.items() if name.partition(":")[2] == kind}
-            tell(f"  {escape(kind)}: {_described(own)}")
+        if accuracy:
+            print_below(f"held out: {_described(accuracy)}{best}")
+        for kind in dict.fromkeys(name.partition(":")[2] for name in accuracy if ":" in name):
+            own = {name.partition(":")[0]: value for name, value in accuracy.items() if name.partition(":")[2] == kind}
+            print_below(f"  {escape(kind)}: {_described(own)}")
 
-    def _left(self, iteration: int) -> timedelta:
-        """The time that the rest of the run takes, with looks at the held-out data and all, if it goes on like this."""
+    def _time_left(self, iteration: int) -> timedelta:
+        """The expected time of the remaining steps, evaluations included, at the pace since the run was resumed."""
         each = (time.perf_counter() - self._began) / (iteration - self._first.iteration)
         return timedelta(seconds=round(each * (self._iters - iteration)))
 
 
-def _described(recall: Mapping[str, float]) -> str:
-    """What was counted, in words."""
+def _described(accuracy: Mapping[str, float]) -> str:
     parts = []
-    if "answers" in recall:
-        parts.append(f"{recall['answers']:.1%} of {recall['questions']:,} answers right")
-    if "values" in recall:
-        parts.append(f"{recall['values']:.1%} of their values")
-    if "alike" in recall:
-        parts.append(f"{recall['alike']:.1%} of tokens as the frozen model")
+    if "answers" in accuracy:
+        parts.append(f"{accuracy['answers']:.1%} of {accuracy['questions']:,} answers right")
+    if "values" in accuracy:
+        parts.append(f"{accuracy['values']:.1%} of their values")
+    if "alike" in accuracy:
+        parts.append(f"{accuracy['alike']:.1%} of tokens as the frozen model")
     return ", ".join(parts)
+
+
+def print_below(text: str) -> None:
+    """Print a line below one of mlx-lm's, indented as its columns are. Brackets are rich's markup."""
+    make_console().print(f"          [ui.muted]{text}[/ui.muted]")
+
+
+def draw_curves(folder: Path) -> Path | None:
+    """Draw the metrics of the run in a folder; return the figure's path, or None if matplotlib is not installed.
+
+    Raises:
+        OSError: The figure cannot be written.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    load_figures("training").draw(Metrics(folder).rows(), folder.absolute().name, folder / CURVES_FILE)
+    return folder / CURVES_FILE

@@ -1,23 +1,23 @@
-"""AdamW with gradients clipped by their norm, and the learning rate over a run (facts 3.5)."""
+"""AdamW with clipped gradients, and the learning rate schedule of a run (facts 3.5)."""
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx_lm.tuner.utils import build_schedule
 
-# Of the learning rate, where the cosine ends.
+# The cosine decay ends at this share of the peak learning rate.
 _LAST_SHARE = 0.01
 
 
 class ClippedAdamW(optim.AdamW):
-    """AdamW that first clips the gradients by their common norm, and keeps that norm in its state.
+    """AdamW that clips the gradients by their global norm first, and keeps that norm in its state.
 
     Args:
-        learning_rate: The highest learning rate.
-        steps: The updates of the whole run: the rate rises for `warmup` of them, then falls along a cosine.
-        warmup: See `steps`.
-        weight_decay: Of AdamW.
-        max_norm: The largest norm let through.
+        learning_rate: The peak learning rate.
+        steps: The updates of the whole run. The rate rises linearly for `warmup` of them, then decays along a cosine.
+        warmup: The updates of the warm-up.
+        weight_decay: The weight decay of AdamW.
+        max_norm: The gradients are scaled down to this norm.
     """
 
     def __init__(self, learning_rate: float, steps: int, warmup: int, weight_decay: float, max_norm: float):
@@ -27,17 +27,17 @@ class ClippedAdamW(optim.AdamW):
             "arguments": [learning_rate, falling, learning_rate * _LAST_SHARE],
             "warmup": warmup,
         }
-        # MLX leaves the correction out by default: early steps would then be several times too large.
+        # By default MLX does not correct the bias of the moments, and the early steps are several times too large.
         super().__init__(build_schedule(schedule), weight_decay=weight_decay, bias_correction=True)
         self._max_norm = max_norm
 
     def update(self, model: nn.Module, gradients: dict) -> None:
         clipped, norm = optim.clip_grad_norm(gradients, self._max_norm)
         super().update(model, clipped)
-        # In the state, which a compiled step gives back.
+        # A compiled step returns the optimizer's state.
         self.state["gradient_norm"] = norm
 
     @property
     def gradient_norm(self) -> float:
-        """The norm of the last update's gradients before they were clipped; 0 before the first one."""
-        return self.state.get("gradient_norm", mx.array(0.0)).item()
+        """The norm of the gradients of the last update before clipping; 0 before the first update."""
+        return float(self.state.get("gradient_norm", mx.array(0.0)))

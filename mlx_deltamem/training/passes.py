@@ -10,19 +10,19 @@ from mlx_deltamem.core.attention import Observer
 from mlx_deltamem.core.cache import PromptCache, make_prompt_cache, memory_alone
 from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.use import observing, read_only, write_mask
-from mlx_deltamem.training.batches import Asked, Batch
+from mlx_deltamem.training.batch import Asked, Batch
 from mlx_deltamem.training.logits import logits_at
 from mlx_deltamem.training.segments.write_pass import write_states
 
-States = list[mx.array]  # by layer of the model, [B, H, r, r] float32, or [B, 0, 0, 0] where a layer has no memory
+# The states by layer of the model, `[B, H, r, r]` float32, or `[B, 0, 0, 0]` for a layer without a memory.
+States = list[mx.array]
 
 
 class GateMeans:
-    """An observer of one pass, or of several over a history: the mean write gate β of each layer, over the tokens that
-    are no padding.
+    """Computes the mean write gate β of each layer over the tokens of one or more passes, as an `Observer`.
 
     Args:
-        masks: Of each pass, `[B, T]` bool, False for padding.
+        masks: For each pass, `[B, T]` bool, False for tokens that do not count.
     """
 
     def __init__(self, *masks: mx.array):
@@ -39,43 +39,42 @@ class GateMeans:
 
     @property
     def by_layer(self) -> mx.array:
-        """`[attached layers]` float32; a single 0 where nothing ran."""
+        """`[attached layers]` float32; a single 0 if no layer has run."""
         return mx.stack(list(self._sums.values())) if self._sums else mx.zeros(1)
 
 
 def write(model: nn.Module, batch: Batch, watch: Observer, segment: int = 0) -> States:
-    """Read histories from an empty memory and give the states they leave, which gradients flow through.
+    """Read the histories of a batch from an empty memory, and return the resulting states, with gradients.
 
     Args:
         model: An attached model.
-        batch: Whose histories.
-        watch: Told of each layer's gates.
-        segment: Keep of each layer and so many tokens only what goes into them for the gradient; 0 keeps everything.
+        batch: The batch.
+        watch: Called for each layer.
+        segment: Checkpoint the gradient per layer and this many tokens; 0 keeps all activations.
 
     Returns:
-        States of the B episodes; `empty(model)` where no episode has a history.
+        The states of the B episodes; `empty(model)` if no episode has a history.
     """
-    if not batch.told:
-        return empty(model)
     states = None
-    with observing(model, watch):
-        for ids, lengths, written in batch.history:
-            states = write_states(model, ids, lengths, batch.shares, segment or None, written, states)
-    return states
+    if batch.has_history:
+        with observing(model, watch):
+            for ids, lengths, written in batch.history:
+                states = write_states(model, ids, lengths, batch.shares, segment or None, written, states)
+    return empty(model) if states is None else states
 
 
 def read(
     model: nn.Module, states: States, asked: Asked, watch: Observer | None = None, writes: bool = False
 ) -> mx.array:
-    """The logits of answers, each text read with its state.
+    """Read each text with its state, and return the logits of the answers.
 
     Args:
         model: An attached model.
-        states: Of the N texts, or of one that serves all.
+        states: The states of the N texts, or of one row that serves all of them.
         asked: The texts.
-        watch: Told of each layer's gates.
-        writes: Whether each text, or what is to be of it, is also written into a copy of its state as it is read, as in
-            a chat. What fills it up comes after it, and so cannot matter.
+        watch: Called for each layer.
+        writes: Whether the texts are also written, each into a copy of its state, as in a chat. Padding follows the
+            text and has no effect.
 
     Returns:
         `[N, A, vocabulary]` in the model's dtype.
@@ -91,25 +90,29 @@ def _writing(model: nn.Module, written: mx.array | None) -> AbstractContextManag
 
 
 def empty(model: nn.Module) -> States:
-    """States in which nothing was written, of one row that serves all."""
+    """Return the states of an empty memory, in one row that serves all texts."""
     return _cache(model)[-1].cache
 
 
 def corrupted(states: States) -> States:
-    """States of the same size that belong to no history: heads and rows rolled by one, columns reversed (facts 3.4)."""
-    return [mx.roll(state, (1, 1), axis=(1, 2))[..., ::-1] if state.size else state for state in states]
+    """Return states of the same size that belong to no history.
+
+    Heads and rows are rolled by one, and columns are reversed (facts 3.4).
+    """
+    return [mx.roll(mx.roll(state, 1, 1), 1, 2)[..., ::-1] if state.size else state for state in states]
 
 
 def of_rows(states: States, rows: mx.array) -> States:
-    """The states of N questions.
+    """Return the states of N questions.
 
     Args:
-        states: Of B episodes.
-        rows: `[N]` int32, the episode of each question; it has no effect where there is one row, which serves all.
+        states: The states of B episodes. A single row serves all questions and is returned as it is.
+        rows: `[N]` int32, the episode of each question.
     """
     return [state[rows] if state.size and state.shape[0] > 1 else state for state in states]
 
 
 def _cache(model: nn.Module) -> PromptCache:
-    # Each pass is one call, and copying keys and values into a cache costs time, once more for the gradient.
+    # Each text is read in one call, so that its keys and values need no cache. A cache would copy them, once more for
+    # the gradient.
     return memory_alone(make_prompt_cache(model))

@@ -1,23 +1,77 @@
-"""A start for adapters that are to repeat what they were told: what is read goes back to where it came from."""
+"""Prepares a training run: loads its model with the adapter, and makes episodes of its data."""
 
+import importlib
+import importlib.util
 import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+from huggingface_hub import snapshot_download
+from mlx.utils import tree_map
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_deltamem.adapters.card.folder import load_with_card
+from mlx_deltamem.adapters.hub import is_repo_name
+from mlx_deltamem.adapters.hub_errors import first_line, hub_errors
+from mlx_deltamem.adapters.loading import LoadOptions, load
 from mlx_deltamem.core.layer import DeltaMemory
-from mlx_deltamem.core.model import attached_attention, attachment_of
+from mlx_deltamem.core.model import attach_adapter, attached_attention
+from mlx_deltamem.core.use import attachment_of
+from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.training.counts import Counts
+from mlx_deltamem.training.episode import Episode
+from mlx_deltamem.training.episodes import EpisodeMaker
+from mlx_deltamem.training.records import SPLITS, Record, RecordError, find_file, read_file, records_of_rows
+from mlx_deltamem.training.settings import Settings
+
+# What to do with an unusable record.
+ON_ERROR = ("stop", "skip")
+# The names of the splits in data sets on the Hub.
+_HUB_NAMES = {"train": ("train",), "valid": ("valid", "validation")}
+# The card is among the files, since huggingface_hub warns if no file matches.
+_HUB_FILES = [
+    "README.md",
+    *(f"{name}.{ending}" for names in _HUB_NAMES.values() for name in names for ending in ("jsonl", "json")),
+]
+
+
+def prepare_model(settings: Settings, trust_remote_code: bool = False) -> tuple[nn.Module, TokenizerWrapper]:
+    """Load the backbone of a run with the adapter that it starts from. The same settings give the same weights.
+
+    Raises:
+        OSError: The model or the adapter does not exist or cannot be read.
+        ValueError: They do not fit together, or the adapter corrects nothing.
+    """
+    options: LoadOptions = {}
+    if trust_remote_code:
+        options = {"tokenizer_config": {"trust_remote_code": True}, "trust_remote_code": True}
+    # With its card, so that the card of the trained adapter keeps the licence.
+    start = load_with_card(settings.start) if settings.start else None
+    model, tokenizer = load(settings.model, start, **options)
+    mx.random.seed(settings.schedule.seed)
+    if not settings.start:
+        attach_adapter(model, settings.adapter)
+        if settings.schedule.tie_output:
+            tie_output(model)
+    if not attachment_of(model).config.delta_heads:
+        raise ValueError(
+            f"{settings.start} has no delta_heads, so it corrects nothing and cannot be trained; name another adapter"
+        )
+    return model, tokenizer
 
 
 def tie_output(model: nn.Module) -> None:
-    """Make the output's correction head the transpose of the value projection, times the adapter's `online_gain`.
+    """Set each layer's value projection to a random one, and the output's correction head to its transpose.
 
-    A layer's value projection becomes a random one whose rows have norm 1 on average. A value that was written whole is
-    then read back as its own projection onto these rows: from the first step on, a reply leans towards what was
-    written, and training has to find when and how much, not in which directions.
+    The rows of the value projection have a mean norm of 1, and the correction head is scaled by `online_gain`. A token
+    that was written is then read back as its projection onto these rows, so that a reply leans towards what was
+    written from the first step on. Training has to find when and how much, but not in which directions.
 
     Raises:
-        ValueError: The model has no adapter, or one that does not correct the output.
+        ValueError: The model has no adapter, or the adapter does not correct the output, or the attention's input and
+            output have different widths.
     """
     config = attachment_of(model).config
     if "o" not in config.delta_heads:
@@ -32,3 +86,101 @@ def tie_output(model: nn.Module) -> None:
         layer_memory.memory_v_proj = values
         layer_memory.delta_o_proj = values.T * config.online_gain
         mx.eval(layer_memory.parameters())
+
+
+def freeze_all_but_adapter(model: nn.Module) -> None:
+    """Make only the adapter's weights trainable, and convert them to float32."""
+    model.freeze()
+    for attention in attached_attention(model).values():
+        attention.delta_mem.update(tree_map(lambda weight: weight.astype(mx.float32), attention.delta_mem.parameters()))
+        attention.delta_mem.unfreeze()
+
+
+def load_episodes(
+    settings: Settings, tokenizer: TokenizerWrapper, on_error: str
+) -> dict[str, tuple[list[Episode], Counts]]:
+    """Load the data of a run: a folder with `train.jsonl` and perhaps `valid.jsonl`, or a data set on the Hub.
+
+    A data set with such files at its top level is read without the `datasets` library; others need it.
+
+    Args:
+        settings: The run's settings.
+        tokenizer: The backbone's tokenizer.
+        on_error: What to do with an unusable record: `stop` raises an error, `skip` counts the record.
+
+    Returns:
+        For the splits `train` and `valid`, the episodes and the counts of the records.
+
+    Raises:
+        FileNotFoundError: The data does not exist, or has no training data.
+        ValueError: A record is unusable, or no training episode is left.
+    """
+    loaded = {}
+    for split in SPLITS:
+        context = settings.terms.teacher_kl > 0
+        maker = EpisodeMaker(tokenizer, settings.rules, context, strict=on_error == "stop")
+        try:
+            episodes = maker.episodes(_records(settings.data, split))
+        except RecordError as error:
+            raise ValueError(f"{error} (--on-error skip leaves such records out)") from None
+        if split == "train" and not episodes:
+            raise ValueError(f"{settings.data} has no training episode ({_summary(maker.counts)}); expected some")
+        loaded[split] = (episodes, maker.counts)
+    return loaded
+
+
+def _records(data: str, split: str) -> Iterable[Record | RecordError]:
+    folder = user_path(data)
+    if folder.is_dir():
+        path = find_file(folder, split)
+        if path is None and split == "train":
+            raise FileNotFoundError(f"{folder} has no train.jsonl (or train.json); expected a folder of records")
+        return () if path is None else read_file(path)
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; expected the folder of train.jsonl and perhaps valid.jsonl")
+    if not is_repo_name(data):
+        raise FileNotFoundError(f"there is no folder {folder}; expected one with train.jsonl, or a data set on the Hub")
+    return _hub_records(data, split)
+
+
+def _hub_records(name: str, split: str) -> Iterable[Record | RecordError]:
+    """The records of a split of a data set on the Hub: from its files, or from the `datasets` library."""
+    has_library = importlib.util.find_spec("datasets") is not None
+    try:
+        with hub_errors(name):
+            folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=_HUB_FILES))
+    except FileNotFoundError:
+        # The library may have the data set in its own cache.
+        if not has_library:
+            raise
+    else:
+        if find_file(folder, "train") is not None:
+            path = next(filter(None, (find_file(folder, each) for each in _HUB_NAMES[split])), None)
+            return () if path is None else read_file(path)
+    if not has_library:
+        raise ValueError(
+            f"the data set {name} has no train.jsonl (or train.json), and for other files it needs: "
+            "pip install 'mlx-deltamem[datasets]'"
+        )
+    return _library_records(name, split)
+
+
+def _library_records(name: str, split: str) -> Iterator[Record | RecordError]:
+    # The library is optional, and takes long to import.
+    datasets = importlib.import_module("datasets")
+    with hub_errors(name):
+        try:
+            splits = datasets.load_dataset(name)
+        except datasets.exceptions.DatasetNotFoundError as error:
+            raise FileNotFoundError(f"there is no folder and no data set {name} ({first_line(error)})") from None
+        # RuntimeError: the data set is a program, which the library does not run.
+        except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
+            raise ValueError(f"the data set {name} cannot be read ({first_line(error)}); try another one") from None
+    found = next((each for each in _HUB_NAMES[split] if each in splits), None)
+    if found is None and split == "train":
+        raise ValueError(f"{name} has the splits {', '.join(splits)}; expected one named train")
+    return records_of_rows(f"{name} {found}", () if found is None else splits[found])
+
+
+def _summary(counts: Counts) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.rows()) or "no records"

@@ -1,17 +1,18 @@
 """The recipes that the reference's authors trained their adapters with, as options of a run.
 
-The numbers are those of their launch scripts (facts 3.5) and of the configuration that these write (facts 1.6); a text
-is read with writes off (facts 3.3). Options that the reference does not have are as by default: `segment`,
-`value_weight`, `tie_output`, `turn_by_turn`, and what is reported and kept on the way. Where the two trainers differ:
+The numbers are from the authors' launch scripts (facts 3.5) and from the configuration that these write (facts 1.6). A
+text is read with writes off (facts 3.3). Options that the reference does not have keep their defaults. The two trainers
+differ as follows:
 
-- A micro-batch of 1 on 8 GPUs, accumulated 4 times, is 32 episodes an update, each counting alike, however long its
-  answer is. Here that is a batch of 1, accumulated 32 times: the same mean on one machine, in the least memory.
-- An epoch of 2,219 records in updates of 32 is 70 updates, so 2,240 steps here: the last of them begin a second epoch.
-  Of a data set of another size, it is not one epoch. The warm-up is a tenth of the updates, 7 of these.
-- The reference makes an episode of each question. So questions about one history do not share a pass over it.
-- bf16 is what the adapter is stored as; it is trained in float32, and the cosine ends at a hundredth of its rate.
-- For SmolLM3 the scripts turn the gate's penalty off (facts 3.4). For other models than Qwen3, for which there are no
-  scripts, the weight is Qwen3's.
+- The reference accumulates a micro-batch of 1 on 8 GPUs over 4 steps. That is 32 episodes an update, with equal weights
+  whatever the lengths of their answers. Here it is a batch of 1, accumulated over 32 steps: the same mean on one
+  machine, with the least memory.
+- An epoch of 2,219 records with 32 an update is 70 updates, so 2,240 steps here. The last of them begin a second epoch.
+  For a data set of another size it is not one epoch. The warm-up is a tenth of the updates, 7 here.
+- The reference makes an episode of each question, so questions about one history do not share a pass over it.
+- The adapter is stored in bf16 but trained in float32, and the cosine ends at a hundredth of the peak rate.
+- For SmolLM3 the scripts turn the penalty of the gate off (facts 3.4). For models other than Qwen3 and SmolLM3 there
+  are no scripts; the penalty is then Qwen3's.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -22,9 +23,9 @@ from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.settings import Schedule
 
-# What the authors' launch scripts name (facts 8.5).
+# The data set in the authors' launch scripts (facts 8.5).
 PAPER_DATA = "huaXiaKyrie/delta-mem-qasper-data"
-# The backbones without a penalty of the gate, by the model_type in their config.json.
+# The backbones without a penalty of the gate, by `model_type` in their config.json.
 _WITHOUT_PENALTY = ("smollm3",)
 _ADAPTER = DeltaMemConfig(
     rank=8,
@@ -66,10 +67,10 @@ class Recipe:
     Attributes:
         adapter: The configuration of a new adapter.
         data: The data set on the Hub.
-        rules: How chats become episodes.
-        terms: What is minimised besides the cross-entropy, for Qwen3.
-        schedule: How the run goes on.
-        dtype: What the adapter's weights are stored as.
+        rules: The rules for making episodes.
+        terms: The terms of the loss besides the cross-entropy, for Qwen3.
+        schedule: The steps and the optimizer.
+        dtype: The dtype of the stored adapter weights.
     """
 
     adapter: DeltaMemConfig
@@ -80,18 +81,18 @@ class Recipe:
     dtype: str = "bfloat16"
 
     def options(self, model_type: str, new_adapter: bool = True) -> dict[str, object]:
-        """The recipe as options: one level, the names of the command line.
+        """Return the recipe as one level of options, under their names on the command line.
 
         Args:
-            model_type: Of the backbone, as in its config.json (`qwen3`, `smollm3` ...).
-            new_adapter: Whether the run begins with a new adapter; else what shapes one is left out.
+            model_type: The backbone's `model_type` in its config.json (`qwen3`, `smollm3` ...).
+            new_adapter: Whether the run begins with a new adapter. If not, the adapter's configuration is left out.
         """
         terms = replace(self.terms, sparsity=0.0) if model_type in _WITHOUT_PENALTY else self.terms
         options = {"data": self.data, **asdict(self.rules), **asdict(terms), **asdict(self.schedule)}
         return options | {"dtype": self.dtype} | (asdict(self.adapter) if new_adapter else {})
 
 
-# By the names of the paper: a write for each token, for each message, and by four state heads (facts 1.8).
+# By the names of the paper: TSW writes each token, SSW each message, and MSW has four state heads (facts 1.8).
 RECIPES = {
     "tsw": Recipe(_ADAPTER),
     "ssw": Recipe(replace(_ADAPTER, memory_write_granularity="message_mean")),
@@ -100,10 +101,10 @@ RECIPES = {
 
 
 def find_recipe(name: object) -> Recipe:
-    """The recipe of that name.
+    """Return the recipe with this name.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such recipe.
     """
     if not isinstance(name, str) or name not in RECIPES:
         raise ValueError(f"--recipe is {name!r}; expected {' or '.join(RECIPES)}")

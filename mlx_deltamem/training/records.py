@@ -1,23 +1,21 @@
-"""The records that an adapter is trained on, in mlx-lm's formats: `messages`, or `prompt` and `completion`."""
+"""Reads training records in mlx-lm's formats: `messages`, or `prompt` and `completion`."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_deltamem.files.jsonl import json_records
-from mlx_deltamem.sessions.template import Message
+from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.writing import WRITES
 
 SPLITS = ("train", "valid")
-# The second is the reference's name for it.
+# The reference calls a completion `response`.
 _COMPLETIONS = ("completion", "response")
-_LONGEST_LIST = 100
-# The answer, or what the frozen model would say after the same visible text.
+# What an answer is trained on: on itself alone, or on the frozen model's prediction.
 ANSWER, FROZEN = TARGETS = ("answer", "frozen")
+_LONGEST_LIST = 100
 _LARGEST_WEIGHT = 1e6
 _LONGEST_NAME = 40
-# For records and options of earlier versions.
-RENAMED = "put write: all for writes: true, and write: after for writes: false"
 
 
 @dataclass(frozen=True)
@@ -25,16 +23,17 @@ class Record:
     """One chat of a data set.
 
     Attributes:
-        where: Its place, for messages to the user: file and line.
-        messages: The chat; its last message is an answer.
-        value: The part of that answer that matters, or "".
-        recent: So many messages before an answer stay in the text, instead of as many as everywhere.
-        write: What of the chat is written into the memory, one of `WRITES`, where that is not as everywhere.
-        turn_by_turn: Whether the history is written turn by turn, where that is not as everywhere.
-        target: What alone the answer is learned from, one of `TARGETS`, or "": the answer, and what else the loss has.
-        weight: Of the answer's tokens in the loss.
-        cut: The last answer was cut by length, so that its end is not to be learned.
-        kind: What its answer is counted under, too, where it is held out.
+        where: The place for error messages: file and line.
+        messages: The chat. The last message is an answer.
+        value: The part of the last answer that matters, or "".
+        recent: The number of messages before an answer that stay in the text; None: as the rules of the run say.
+        write: The part of the chat that is written into the memory, one of `WRITES`; None: as the rules say.
+        turn_by_turn: Whether the history is written turn by turn; None: as the rules say.
+        target: The only thing that the answer is trained on, one of `TARGETS`. "" stands for the answer together with
+            the other terms of the loss.
+        weight: The weight of the answer tokens in the loss.
+        cut: Whether the last answer was cut by length. Its end is then not trained.
+        kind: The kind that a held-out answer is counted under separately.
     """
 
     where: str
@@ -50,11 +49,11 @@ class Record:
 
 
 class RecordError(ValueError):
-    """A record, or an answer in one, that cannot be used.
+    """A record, or an answer in a record, is unusable.
 
     Args:
-        message: What is wrong, beginning with the record's place.
-        kind: In a few words, the kind of fault: such records are counted together.
+        message: The problem, beginning with the record's place.
+        kind: The kind of fault in a few words. Records are counted by it.
     """
 
     def __init__(self, message: str, kind: str = "unreadable"):
@@ -63,21 +62,21 @@ class RecordError(ValueError):
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names out of a file as a message may show them: on one line, without control characters, not too long."""
+    """Join names from a file for an error message: on one line, without control characters, not too long."""
     text = "".join(character if character.isprintable() else "?" for character in ", ".join(names))
     return text if len(text) <= _LONGEST_LIST else f"{text[:_LONGEST_LIST]}..."
 
 
 def find_file(folder: Path, split: str) -> Path | None:
-    """The file of a split in a data folder: `train.jsonl`, or else `train.json`; None where there is neither."""
+    """Find the file of a split in a data folder: `train.jsonl`, else `train.json`; None if there is neither."""
     return next((path for ending in ("jsonl", "json") if (path := folder / f"{split}.{ending}").is_file()), None)
 
 
 def read_file(path: Path) -> Iterator[Record | RecordError]:
-    """The records of a file, one a line or in a JSON list. What cannot be used comes as an error in its place.
+    """Yield the records of a file, in JSON lines or a JSON list. An unusable record gives an error in its place.
 
     Raises:
-        ValueError: The file is one JSON text, and a broken one.
+        ValueError: The file is a single JSON text that is not valid.
     """
     for found in json_records(path):
         where = f"{path.name} {found.place}"
@@ -85,7 +84,7 @@ def read_file(path: Path) -> Iterator[Record | RecordError]:
 
 
 def records_of_rows(source: str, rows: Iterable[object]) -> Iterator[Record | RecordError]:
-    """The records of rows that were read already, the first of which is record 1, as `read_file` gives them."""
+    """Yield the records of rows, as `read_file` does. Their places begin with `source` and count from 1."""
     return (_record_or_error(f"{source} record {number}", row) for number, row in enumerate(rows, 1))
 
 
@@ -97,14 +96,14 @@ def _record_or_error(where: str, row: object) -> Record | RecordError:
 
 
 def make_record(where: str, row: object) -> Record:
-    """A record from what was read.
+    """Make a record from a JSON value.
 
     Raises:
-        RecordError: It has neither form.
+        RecordError: The value has neither form, or a field of it has a value that is not allowed.
     """
     if not isinstance(row, dict):
         raise RecordError(f"{where} is {_kind(row)}; expected an object")
-    # Where some rows of a data set have a field, the Hub's library gives it to all, filled with None.
+    # If some rows of a data set have a field, the `datasets` library adds it to all rows, with None as its value.
     given = {name: found for name, found in row.items() if found is not None}
     completion = next((name for name in _COMPLETIONS if name in given), None)
     if "messages" in given:
@@ -114,13 +113,10 @@ def make_record(where: str, row: object) -> Record:
         messages = tuple(_message(f"{where}, {name},", role, given[name]) for role, name in turns)
     else:
         raise RecordError(f"{where} has {listed(given) or 'no fields'}; expected messages, or prompt and completion")
-    if "writes" in given:
-        raise RecordError(f"{where} has writes, which is now called write; {RENAMED}")
-    value = _value(where, given.get("value", ""), messages[-1]["content"])
     return Record(
         where,
         messages,
-        value,
+        _value(where, given.get("value", ""), messages[-1]["content"]),
         _recent(where, given),
         _one_of(where, given, "write", WRITES),
         _flag(where, given, "turn_by_turn"),
@@ -143,14 +139,17 @@ def _messages(where: str, found: object) -> tuple[Message, ...]:
 
 
 def _message(where: str, role: object, content: object) -> Message:
-    for name, text in (("role", role), ("content", content)):
-        if not isinstance(text, str):
-            raise RecordError(f"{where} has {_kind(text)} for its {name}; expected a text")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise RecordError(f"{where} has half a character in its {name} (a lone surrogate); expected text") from None
-    return {"role": role, "content": content}
+    return {"role": _text(where, "role", role), "content": _text(where, "content", content)}
+
+
+def _text(where: str, name: str, text: object) -> str:
+    if not isinstance(text, str):
+        raise RecordError(f"{where} has {_kind(text)} for its {name}; expected a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RecordError(f"{where} has half a character in its {name} (a lone surrogate); expected text") from None
+    return text
 
 
 def _value(where: str, found: object, answer: str) -> str:
@@ -159,23 +158,25 @@ def _value(where: str, found: object, answer: str) -> str:
     return found
 
 
-def _recent(where: str, given: dict[str, object]) -> int | None:
+def _recent(where: str, given: Mapping[str, object]) -> int | None:
     found = given.get("recent_messages")
-    # Not isinstance, by which True is an int, too.
-    if found is not None and (type(found) is not int or found < 1):
+    if found is None:
+        return None
+    # In Python, True is an int as well.
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
         raise RecordError(f"{where} has {_kind(found)} for recent_messages; expected a whole number, 1 or more")
     return found
 
 
-def _one_of(where: str, given: dict[str, object], name: str, choices: Sequence[str]) -> str | None:
+def _one_of(where: str, given: Mapping[str, object], name: str, choices: Sequence[str]) -> str | None:
     found = given.get(name)
-    if found is not None and found not in choices:
-        what = listed([found]) if isinstance(found, str) else _kind(found)
-        raise RecordError(f"{where} has {what} for {name}; expected one of {', '.join(choices)}")
-    return found
+    if found is None or (isinstance(found, str) and found in choices):
+        return found
+    what = listed([found]) if isinstance(found, str) else _kind(found)
+    raise RecordError(f"{where} has {what} for {name}; expected one of {', '.join(choices)}")
 
 
-def _weight(where: str, given: dict[str, object]) -> float:
+def _weight(where: str, given: Mapping[str, object]) -> float:
     found = given.get("weight", 1.0)
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found <= _LARGEST_WEIGHT:
         what = f"{found:g}" if isinstance(found, float) else _kind(found)
@@ -183,7 +184,7 @@ def _weight(where: str, given: dict[str, object]) -> float:
     return float(found)
 
 
-def _name(where: str, given: dict[str, object], name: str) -> str:
+def _name(where: str, given: Mapping[str, object], name: str) -> str:
     found = given.get(name, "")
     if not isinstance(found, str) or not found.isprintable() or len(found) > _LONGEST_NAME:
         what = _kind(found)
@@ -191,7 +192,7 @@ def _name(where: str, given: dict[str, object], name: str) -> str:
     return found
 
 
-def _flag(where: str, given: dict[str, object], name: str) -> bool | None:
+def _flag(where: str, given: Mapping[str, object], name: str) -> bool | None:
     found = given.get(name)
     if not isinstance(found, bool | None):
         raise RecordError(f"{where} has {_kind(found)} for {name}; expected true or false")
@@ -199,5 +200,6 @@ def _flag(where: str, given: dict[str, object], name: str) -> bool | None:
 
 
 def _kind(found: object) -> str:
+    """The kind of a JSON value, in words."""
     kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
     return "an empty list" if found == [] else kinds.get(type(found), "a number")

@@ -1,4 +1,4 @@
-"""A training run, from its first step or from a checkpoint on."""
+"""A training run, from its first step or from a checkpoint."""
 
 import math
 import tempfile
@@ -7,33 +7,31 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map
 from mlx_lm.cli_ui import make_console
 from mlx_lm.tuner.trainer import TrainingArgs
 from mlx_lm.tuner.trainer import train as train_with_mlx_lm
 
-from mlx_deltamem.core.model import attached_attention
 from mlx_deltamem.evaluation.tasks.health import Checkup
-from mlx_deltamem.training import health, processes
-from mlx_deltamem.training.batches import Batch, BatchMaker
-from mlx_deltamem.training.best import BEST, Best
+from mlx_deltamem.training import processes
+from mlx_deltamem.training.accuracy import Accuracy
+from mlx_deltamem.training.batch import Batch
+from mlx_deltamem.training.batches import BatchMaker, Feed, check_data
+from mlx_deltamem.training.best import Best
 from mlx_deltamem.training.checkpoint import Progress
-from mlx_deltamem.training.checks import check_data
 from mlx_deltamem.training.episode import Episode
-from mlx_deltamem.training.feed import Feed
+from mlx_deltamem.training.health import measure_health
 from mlx_deltamem.training.interrupt import noticed_interrupts
-from mlx_deltamem.training.keeper import Keeper, RunStoppedError
+from mlx_deltamem.training.keeper import Keeper, RunStoppedError, episodes_fingerprint
 from mlx_deltamem.training.logits import head_at_positions
 from mlx_deltamem.training.loss import EpisodeModel
-from mlx_deltamem.training.metrics import Metrics, Row
-from mlx_deltamem.training.monitor import Monitor
+from mlx_deltamem.training.monitor import Metrics, Monitor, Row
 from mlx_deltamem.training.optimizer import ClippedAdamW
-from mlx_deltamem.training.origin import episodes_fingerprint
-from mlx_deltamem.training.recall import Recall
-from mlx_deltamem.training.settings import Reporting, Settings
+from mlx_deltamem.training.prepare import freeze_all_but_adapter
+from mlx_deltamem.training.settings import BEST, Reporting, Settings
 
 
 @dataclass
@@ -41,11 +39,11 @@ class Run:
     """A training run of an attached model.
 
     Args:
-        model: The attached model; its adapter is trained, in float32, and nothing else of it changes.
-        settings: What decides the weights.
-        reporting: What is told and kept on the way.
-        folder: Where the run keeps its checkpoints, its metrics and the adapter.
-        checkup: Measures the model's health at each look at the held-out data; None: nothing does.
+        model: The attached model. Its adapter is trained in float32; its other weights do not change.
+        settings: The settings that decide the trained weights.
+        reporting: The settings of reports and checkpoints.
+        folder: The folder for the checkpoints, the metrics and the adapter.
+        checkup: Measures the model's health at each evaluation; None: no such check.
     """
 
     model: nn.Module
@@ -67,7 +65,7 @@ class Run:
         )
         dtype = getattr(mx, self.reporting.dtype)
         self._keeper = Keeper(self.folder, self._module, self._optimizer, self.settings, dtype)
-        # How far it was when it was resumed, and what it is trained on.
+        # The progress when the run was resumed, and the fingerprint and number of the training episodes.
         self._first = Progress()
         self._data, self._episodes = "", 0
         self._began = time.perf_counter()
@@ -75,58 +73,59 @@ class Run:
 
     @property
     def kept(self) -> str:
-        """What can be gone on from, in words."""
+        """The checkpoint that the run can be resumed from, in words for a message."""
         return self._keeper.kept
 
     @property
     def seconds(self) -> float:
-        """The time it took so far, with that before a resumption."""
+        """The time that the run took so far, including the time before it was resumed."""
         return self._first.seconds + time.perf_counter() - self._began
 
     def check(self, episodes: Sequence[Episode], held_out: Sequence[Episode]) -> None:
-        """Check that batches can be made of the training data.
+        """Check that the run can train on these episodes.
 
         Raises:
-            ValueError: As `check_data`, or the best adapter is wanted and there is nothing to tell it by.
+            ValueError: As `check_data`; or the best adapter is wanted and there is no held-out data.
         """
         check_data(episodes, held_out, self.settings.schedule, self.model.attachment.config)
         if self.reporting.keep == BEST and not held_out:
-            raise ValueError("--keep best needs held-out data to tell it by; expected a valid.jsonl, or --keep last")
+            raise ValueError("--keep best needs held-out data; expected a valid.jsonl, or --keep last")
 
     def alone(self, resumed: bool) -> AbstractContextManager[None]:
-        """Within it, no other process trains in the folder, which is made where there is none.
+        """Lock the folder, which is created if needed, so that no other process trains in it.
 
         Args:
-            resumed: Whether the run is one that was begun there already.
+            resumed: Whether the run was begun in this folder earlier.
 
         Raises:
-            RunStoppedError: One does, or has begun a run that is not this one, or nobody can tell.
+            RunStoppedError: Another process trains in the folder or has begun another run there, or the folder cannot
+                be locked.
         """
         return self._keeper.alone(resumed)
 
     def resume(self) -> int:
-        """Go back to the last checkpoint in the folder, if there is one; returns the steps done.
+        """Go back to the last checkpoint in the folder, if there is one, and return the number of steps done.
 
         Raises:
-            ValueError: It is damaged, or of another adapter.
+            ValueError: The checkpoint is damaged, or belongs to another adapter.
         """
         self._first = self._keeper.resume()
         return self._first.iteration
 
     def train(self, episodes: Sequence[Episode], held_out: Sequence[Episode]) -> None:
-        """Train to the end; where that is reached already, nothing is done but that the adapter is written again.
+        """Train to the last step. A run that is complete only writes its adapter again.
 
         Raises:
-            RunStoppedError: A loss or a gradient is not finite, or nothing can be saved; the last checkpoint is kept.
-            KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint and the adapter as it is were saved.
-            ValueError: As `check`, or the data is another one than before the run was resumed.
+            RunStoppedError: A loss or a gradient is not finite, or nothing can be saved. The last checkpoint is kept.
+            KeyboardInterrupt: Ctrl-C or SIGTERM. A checkpoint and the adapter as it is are saved.
+            ValueError: As `check`; or a resumed run has other data than at its beginning.
         """
         self.check(episodes, held_out)
         self._data, self._episodes = episodes_fingerprint(episodes), len(episodes)
         if self._first.data not in ("", self._data):
             raise ValueError(
-                f"{self.settings.data} is not what the run in {self.folder} was begun with (or it was begun by another "
-                "version of mlx_deltamem); bring that back to go on"
+                f"the data of {self.settings.data} differs from the data that the run in {self.folder} was begun with "
+                "(or another version of mlx_deltamem began it); restore that data to go on"
             )
         self._began, iters = time.perf_counter(), self.settings.schedule.iters
         with noticed_interrupts(self._notice_interrupt, self._give_up):
@@ -142,7 +141,7 @@ class Run:
     def _take_steps(self, episodes: Sequence[Episode], held_out: Sequence[Episode]) -> None:
         schedule = self.settings.schedule
         kinds = sorted({question.kind for each in held_out for question in each.questions} - {""})
-        self._module.recall = Recall(kinds)
+        self._module.accuracy = Accuracy(kinds)
         maker = BatchMaker(self.model.attachment.config, schedule.value_weight, kinds)
         feed = Feed(maker, schedule.seed, self._first.iteration, self.reporting.val_batches, self._between)
         monitor = Monitor(
@@ -153,11 +152,11 @@ class Run:
             self._first,
             schedule.iters,
             self.reporting.steps_per_report,
-            self._looked,
+            self._evaluated,
         )
         self._best = Best(self.folder, None if self.checkup is None else self.reporting.health_limit)
-        with tempfile.TemporaryDirectory() as unused, head_at_positions(self.model), self._keeper.told_of_memory():
-            # mlx-lm keeps weights of its own making; ours are in the checkpoints.
+        with tempfile.TemporaryDirectory() as unused, head_at_positions(self.model), self._keeper.stopped_by_memory():
+            # mlx-lm writes a file of weights at the end. It is not used: the weights are in the checkpoints.
             train_with_mlx_lm(
                 self._module,
                 self._optimizer,
@@ -184,7 +183,7 @@ class Run:
         )
 
     def _between(self, done: int) -> None:
-        """What happens after each step, and before each held-out batch."""
+        """Check the numbers and keep checkpoints. This runs after each step, and before each held-out batch."""
         stopping = self._check(done)
         new = self._complete(done) > self._keeper.saved
         if new and done % self.reporting.save_every == 0:
@@ -194,19 +193,19 @@ class Run:
                 self._keeper.keep(self._progress(done))
             raise KeyboardInterrupt
 
-    def _looked(self, row: Row) -> bool:
-        """Measure the model's health at a look at the held-out data, and keep the adapter if it is the best so far."""
+    def _evaluated(self, row: Row) -> bool:
+        """Complete an evaluation: measure the model's health, and keep the adapter if it is the best so far."""
         if self.checkup is not None and processes.is_first():
-            # The others wait for what the first one makes of it.
-            row |= health.look(self.checkup, self.reporting.health_limit)
+            # The other processes wait for the verdict in `note`.
+            row |= measure_health(self.checkup, self.reporting.health_limit)
         is_best = self._best.note(row)
         if is_best:
-            self._keeper.keep_best(self._progress(row["iteration"]))
+            self._keeper.keep_best(self._progress(cast(int, row["iteration"])))
         return is_best
 
     def _check(self, done: int) -> bool:
-        """Stop the run where numbers are not finite; returns whether it is to end, in whatever process."""
-        loss, norm = self._module.watch.loss.item(), self._optimizer.gradient_norm
+        """Stop the run if the loss or the gradient is not finite; return whether any process was interrupted."""
+        loss, norm = float(self._module.watch.loss), self._optimizer.gradient_norm
         broken, stopping = processes.any_of(not (math.isfinite(loss) and math.isfinite(norm)), self._stopping)
         if broken:
             where = f"step {done}" if self._module.training else f"the held-out data after step {done}"
@@ -219,8 +218,10 @@ class Run:
         return stopping
 
     def _complete(self, done: int) -> int:
-        """The steps that the weights are made of: the gradients of an update's first steps are in mlx-lm's trainer
-        only, so that these steps will be done again."""
+        """The number of steps that are part of the weights.
+
+        Only mlx-lm's trainer has the gradients of an update that is not complete. A resumed run repeats these steps.
+        """
         return done - done % self.settings.schedule.grad_accumulation_steps
 
     def _progress(self, done: int) -> Progress:
@@ -228,22 +229,14 @@ class Run:
 
     def _notice_interrupt(self) -> None:
         self._stopping = True
-        _say("Stopping after this step; Ctrl-C once more stops at once.")
+        _print("Stopping after this step; Ctrl-C once more stops at once.")
 
     def _give_up(self) -> None:
-        # The progress bar has hidden it.
+        # The progress bar has hidden the cursor.
         make_console().show_cursor(True)
-        _say(f"Stopped at once; {self.kept}.")
+        _print(f"Stopped at once; {self.kept}.")
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     if processes.is_first():
         make_console().print(f"  {text}", markup=False)
-
-
-def freeze_all_but_adapter(model: nn.Module) -> None:
-    """Leave only the adapter's weights trainable, and make them float32, whatever they were stored as."""
-    model.freeze()
-    for attention in attached_attention(model).values():
-        attention.delta_mem.update(tree_map(lambda weight: weight.astype(mx.float32), attention.delta_mem.parameters()))
-        attention.delta_mem.unfreeze()

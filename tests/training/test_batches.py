@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_deltamem import DeltaMemConfig
-from mlx_deltamem.sessions.template import Segments
-from mlx_deltamem.sessions.turn import NO_SEGMENTS
-from mlx_deltamem.training.batches import Asked, Batch, BatchMaker, _rounded
+from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments
+from mlx_deltamem.training.batch import Asked, Batch
+from mlx_deltamem.training.batches import BatchMaker, Feed, _rounded
 from mlx_deltamem.training.episode import Episode, Question
-from mlx_deltamem.training.feed import Feed
 from mlx_deltamem.training.order import BatchOrder
 from tests.training.cases import VARIANTS, as_read, episode, half_written, in_turns, towards
 
@@ -130,7 +129,7 @@ def test_kinds_as_numbers():
 def test_batches_without_histories():
     batch = BatchMaker(VARIANTS["SSW"]).batch([Episode(NO_SEGMENTS, (Question([1, 2], 1, (1, 1)),))] * 2)
     (nothing,) = batch.history
-    assert nothing.ids.shape == (2, 0) and nothing.lengths.tolist() == [0, 0] and not batch.told
+    assert nothing.ids.shape == (2, 0) and nothing.lengths.tolist() == [0, 0] and not batch.has_history
     assert batch.shares is None
 
 
@@ -250,7 +249,9 @@ def test_kinds_are_mixed_within_an_epoch():
 
 def test_too_few_episodes_of_a_kind():
     episodes = [as_read(_plain(3), index < 3) for index in range(9)]
-    with pytest.raises(ValueError, match="there are 3 episodes whose texts are written, fewer than a batch of 4"):
+    with pytest.raises(
+        ValueError, match="3 episodes with questions that are written, fewer than a batch of 4"
+    ):
         BatchOrder(episodes, 4, 0)
     with pytest.raises(ValueError, match="there are 0 episodes, fewer than a batch of 4"):
         BatchOrder([], 4, 0)

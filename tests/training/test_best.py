@@ -9,11 +9,11 @@ import pytest
 
 from mlx_deltamem import load_adapter
 from mlx_deltamem.core.model import current_adapter
+from mlx_deltamem.training.accuracy import Accuracy
 from mlx_deltamem.training.best import Best
 from mlx_deltamem.training.health import RATIOS
 from mlx_deltamem.training.keeper import RunStoppedError
-from mlx_deltamem.training.metrics import Metrics
-from mlx_deltamem.training.recall import Recall
+from mlx_deltamem.training.monitor import Metrics
 from tests.training.runs import Watched, same, toy_episodes, toy_run
 
 EPISODES, HELD_OUT = toy_episodes(10), toy_episodes(2, seed=1)
@@ -104,16 +104,16 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
 def test_the_best_adapter_is_kept_beside_the_last(tmp_path, monkeypatch):
     run = toy_run(tmp_path / "run", steps_per_eval=2, learning_rate=0.1, warmup=0)
     scores = {0: 0.1, 1: 0.2, 3: 0.6, 5: 0.6, 7: 0.3, 9: 0.5, 11: 0.4}
-    monkeypatch.setattr(Recall, "take", lambda _: {"questions": 2, "answers": scores[seen.pop(0)]})
+    monkeypatch.setattr(Accuracy, "take", lambda _: {"questions": 2, "answers": scores[seen.pop(0)]})
     seen, kept = sorted(scores), {}
-    note = run._looked
+    note = run._evaluated
 
     def looked(row: dict[str, float | None]) -> bool:
         kept[row["iteration"]] = dict(current_adapter(run.model).weights)
         row["val_loss"] = 1.0
         return note(row)
 
-    run._looked = looked
+    run._evaluated = looked
     run.train(EPISODES, HELD_OUT)
     best = load_adapter(tmp_path / "run" / "best")
     assert same(dict(best.weights), kept[3]) and not same(dict(best.weights), kept[5])
@@ -145,7 +145,7 @@ def test_a_run_that_ends_with_its_best_is_the_same_when_it_was_resumed(tmp_path)
 
 def test_the_best_needs_held_out_data_and_a_place(tmp_path):
     run = toy_run(tmp_path / "run", keep="best")
-    with pytest.raises(ValueError, match="--keep best needs held-out data to tell it by; expected a"):
+    with pytest.raises(ValueError, match="--keep best needs held-out data; expected a"):
         run.check(EPISODES, [])
     (tmp_path / "run" / "best").touch()
     with pytest.raises(RunStoppedError, match=r"the best adapter, after step 0, cannot be saved \(.*; there is no"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mlx_deltamem.training.checkpoint import Checkpoint, Progress, remove_unfinished_checkpoints
 from mlx_deltamem.training.loss import EpisodeModel, LossTerms
 from mlx_deltamem.training.optimizer import ClippedAdamW
-from mlx_deltamem.training.run import freeze_all_but_adapter
+from mlx_deltamem.training.prepare import freeze_all_but_adapter
 from tests.training.runs import CONFIG, same, toy_model, weights_of
 
 PROGRESS = Progress(7, 1.25, 20, "0123")
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(changes, tmp_path):
     saved(tmp_path)
     module, optimizer = parts(replace(CONFIG, **changes))
     before = weights_of(module.model)
-    with pytest.raises(ValueError, match="the checkpoint after step 7 is of another adapter than this one"):
+    with pytest.raises(ValueError, match="the checkpoint after step 7 belongs to another adapter than this run"):
         Checkpoint.last(tmp_path).restore(module, optimizer)
     assert same(weights_of(module.model), before)
 

@@ -3,9 +3,8 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from mlx_deltamem.core.adapter import CURVES_FILE
-from mlx_deltamem.training.curves import draw_curves
 from mlx_deltamem.training.figure import training_figure
-from mlx_deltamem.training.metrics import Metrics
+from mlx_deltamem.training.monitor import Metrics, draw_curves
 from tests.figures import assert_readable
 
 NUMBERS = ("train_loss", "write_gate", "state_norm", "gradient_norm", "learning_rate")

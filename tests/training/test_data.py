@@ -6,9 +6,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from mlx_deltamem.training.data import load_episodes
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
+from mlx_deltamem.training.prepare import load_episodes
 from mlx_deltamem.training.settings import Settings
 from tests.conftest import REPO
 from tests.hub import fixture as hub_fixture
@@ -172,7 +172,7 @@ def test_a_data_set_on_the_hub_that_may_not_be_read(hub, monkeypatch):
     hub.create("stranger/gated", {"train.jsonl": b"{}"}, kind="datasets", gated=True)
     hub.create("user/model", {"train.jsonl": b"{}"})
     for name in ("stranger/set", "user/model"):
-        with pytest.raises(FileNotFoundError, match=f"^{name} is not a folder on this machine and not a repo on the Hub"):
+        with pytest.raises(FileNotFoundError, match=f"^{name} is not a folder on this machine and not a repo"):
             loaded(name)
     with pytest.raises(ValueError, match=r"^stranger/gated is gated: accept its terms"):
         loaded("stranger/gated")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
-from mlx_deltamem.sessions.template import ChatTemplate, Message
-from mlx_deltamem.sessions.turn import NO_SEGMENTS
+from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.segments import NO_SEGMENTS
+from mlx_deltamem.sessions.template import ChatTemplate
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
@@ -246,7 +247,7 @@ def test_an_answer_is_cut_at_neither_end():
     assert episode.questions[0].answer == 1
     episodes, counts = make(record(TALK), max_seq_length=answer)
     assert episodes == []
-    assert counts.rows() == [("over-long", 1)]
+    assert counts.rows() == [("too long", 1)]
     assert counts.errors == [
         f"here, message 6, is an answer of {answer} tokens; expected fewer than --max-seq-length, which is {answer}"
     ]
@@ -353,13 +354,17 @@ def test_questions_in_a_row_about_one_history_share_it():
 @pytest.mark.parametrize(
     ("messages", "kind", "problem"),
     [
-        (TALK[:-1], "role-broken", "here does not end with an answer; expected an assistant's message last"),
-        (TALK[:1], "role-broken", "here does not end with an answer"),
-        ([*TALK, TALK[-1]], "role-broken", "here answers nothing; expected a user's message before the last one"),
-        (TALK[:1] + TALK[-1:], "role-broken", "here answers nothing"),
-        ([*TALK[1:3], TALK[0], *TALK[3:]], "role-broken", "here has messages of system; expected system (first)"),
-        ([{"role": "tool", "content": "x"}, *TALK], "role-broken", "here has messages of system, tool; expected"),
-        ([{"role": "a\nb", "content": "x"}, *TALK[1:]], "role-broken", "here has messages of a?b; expected"),
+        (TALK[:-1], "wrong roles", "here does not end with an answer; expected an assistant's message last"),
+        (TALK[:1], "wrong roles", "here does not end with an answer"),
+        (
+            [*TALK, TALK[-1]],
+            "wrong roles",
+            "here has no question before its last answer; expected a user",
+        ),
+        (TALK[:1] + TALK[-1:], "wrong roles", "here has no question before its last answer"),
+        ([*TALK[1:3], TALK[0], *TALK[3:]], "wrong roles", "here has messages of system; expected system (first)"),
+        ([{"role": "tool", "content": "x"}, *TALK], "wrong roles", "here has messages of system, tool; expected"),
+        ([{"role": "a\nb", "content": "x"}, *TALK[1:]], "wrong roles", "here has messages of a?b; expected"),
         (
             [*TALK[:-1], {"role": "assistant", "content": " \n"}],
             "empty",
@@ -398,7 +403,7 @@ def test_an_answer_that_the_template_writes_in_another_way_after_the_whole_chat(
     source = f"{{% for m in messages %}}<S>{{{{ m.role }}}} {long}{{{{ m.content }}}}<E>{{% endfor %}}"
     maker = EpisodeMaker(with_template(source), EpisodeRules(), context=True)
     assert maker.episodes([record(TALK)]) == []
-    assert "is written in another way after the whole chat" in maker.counts.errors[0]
+    assert "has other tokens after the whole chat" in maker.counts.errors[0]
 
 
 def test_thinking_is_off_as_in_a_chat_session():

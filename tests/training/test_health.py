@@ -13,14 +13,13 @@ import pytest
 
 from mlx_deltamem import load_adapter
 from mlx_deltamem.core.model import current_adapter
-from mlx_deltamem.evaluation.decoding import Reply
+from mlx_deltamem.evaluation.decoding import GeneratedReply
 from mlx_deltamem.evaluation.tasks.health import WAYS, Answered, Checkup, Losses
-from mlx_deltamem.train import prepare_model
 from mlx_deltamem.training import health, processes
-from mlx_deltamem.training.data import load_episodes
+from mlx_deltamem.training.accuracy import Accuracy
 from mlx_deltamem.training.health import RATIOS, is_healthy, largest_ratio
-from mlx_deltamem.training.metrics import Metrics
-from mlx_deltamem.training.recall import Recall
+from mlx_deltamem.training.monitor import Metrics
+from mlx_deltamem.training.prepare import load_episodes, prepare_model
 from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.settings import Reporting, Schedule, Settings
 from tests.conftest import backbone, randomise
@@ -36,7 +35,7 @@ def stand_in(ratio: Callable[[], float]) -> SimpleNamespace:
     def losses() -> Losses:
         return Losses(np.array([2]), np.array([4.0]), dict.fromkeys(WAYS, np.array([4.0 + 2 * math.log(ratio())])))
 
-    frozen, other = Reply("So.", 2, "end", (1, 2)), Reply("\n a\n[b]", 2, "length", (1, 3))
+    frozen, other = GeneratedReply("So.", 2, "end", (1, 2)), GeneratedReply("\n a\n[b]", 2, "length", (1, 3))
     return SimpleNamespace(
         losses=losses, replies=lambda: [Answered(PROMPTS[0], frozen, frozen), Answered(PROMPTS[1], frozen, other)]
     )
@@ -48,12 +47,12 @@ def printed(capsys) -> str:
 
 
 def test_what_a_look_notes_and_tells(capsys):
-    row = health.look(stand_in(lambda: 1.2), 1.1)
+    row = health.measure_health(stand_in(lambda: 1.2), 1.1)
     assert row == {name: pytest.approx(1.2) for name in ("health_written", *RATIOS)}
     text = printed(capsys)
     assert "÷ frozen: 1.200 written, 1.200 carried and read, 1.200 carried and written · not healthy, above 1.1" in text
     assert "Why [so]? → So. (as the frozen model) And? → a [b]" in text
-    health.look(stand_in(lambda: 1.1), 1.2)
+    health.measure_health(stand_in(lambda: 1.1), 1.2)
     assert "not healthy" not in printed(capsys)
 
 
@@ -67,7 +66,7 @@ def test_the_largest_ratio_decides():
 def test_a_damaged_adapter_is_not_the_best_though_it_recalls_more(tmp_path, monkeypatch, capsys):
     answers, ratios = [0.0, 0.5, 0.9, 0.4], [1.0, 1.05, 3.0, 1.0]
     looks = []
-    monkeypatch.setattr(Recall, "take", lambda _: {"questions": 2, "answers": answers[len(looks) - 1]})
+    monkeypatch.setattr(Accuracy, "take", lambda _: {"questions": 2, "answers": answers[len(looks) - 1]})
     kept = []
 
     def ratio() -> float:
@@ -75,15 +74,15 @@ def test_a_damaged_adapter_is_not_the_best_though_it_recalls_more(tmp_path, monk
 
     run = toy_run(tmp_path / "run", steps_per_eval=4, learning_rate=0.1, warmup=0, keep="best")
     run.checkup = stand_in(ratio)
-    note = run._looked
+    note = run._evaluated
 
     def looked(row: dict[str, float | None]) -> bool:
         kept.append(dict(current_adapter(run.model).weights))
         return note(row)
 
-    take = Recall.take
-    monkeypatch.setattr(Recall, "take", lambda self: (looks.append(0), take(self))[1])
-    run._looked = looked
+    take = Accuracy.take
+    monkeypatch.setattr(Accuracy, "take", lambda self: (looks.append(0), take(self))[1])
+    run._evaluated = looked
     run.train(EPISODES, HELD_OUT)
     assert len(kept) == 4
     assert same(dict(load_adapter(tmp_path / "run").weights), kept[1])
@@ -125,7 +124,7 @@ def test_the_first_process_alone_measures(tmp_path, monkeypatch):
     run._best = SimpleNamespace(note=lambda row: False)
     monkeypatch.setattr(processes, "is_first", lambda: False)
     row = {"iteration": 0, "val_loss": 1.0}
-    run._looked(row)
+    run._evaluated(row)
     assert row == {"iteration": 0, "val_loss": 1.0}
 
 

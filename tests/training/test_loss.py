@@ -20,18 +20,19 @@ from mlx_deltamem.core.use import observing, write_mask
 from mlx_deltamem.recall import EpisodeSettings, make_episode
 from mlx_deltamem.recurrence import ops
 from mlx_deltamem.recurrence.definition import delta_scan_reference
-from mlx_deltamem.sessions.turn import NO_SEGMENTS
-from mlx_deltamem.training.batches import Batch, BatchMaker, Pass
+from mlx_deltamem.sessions.segments import NO_SEGMENTS
+from mlx_deltamem.training.batch import Batch, Pass
+from mlx_deltamem.training.batches import BatchMaker
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
 from mlx_deltamem.training.logits import head_at_positions
 from mlx_deltamem.training.loss import EpisodeModel, LossTerms, answer_losses, divergence
 from mlx_deltamem.training.optimizer import ClippedAdamW
 from mlx_deltamem.training.passes import corrupted
+from mlx_deltamem.training.prepare import freeze_all_but_adapter
 from mlx_deltamem.training.records import records_of_rows
-from mlx_deltamem.training.run import freeze_all_but_adapter
-from mlx_deltamem.training.settings import RECIPE
-from mlx_deltamem.training.told import Written
+from mlx_deltamem.training.settings import DEFAULT_ADAPTER
+from mlx_deltamem.training.written import Written
 from tests.conftest import backbone, distance
 from tests.double import use_float64
 from tests.families import tiny_model
@@ -412,10 +413,10 @@ def test_losses_of_16_bit_logits_are_computed_in_float32():
 def test_recall_is_counted_while_it_does_not_train():
     module = episode_model()
     module(batch_of(module))
-    assert module.recall.take() == {}
+    assert module.accuracy.take() == {}
     module.eval()
     module(batch_of(module))
-    assert module.recall.take()["questions"] == 4
+    assert module.accuracy.take()["questions"] == 4
 
 
 def test_only_the_adapter_is_trained():
@@ -473,7 +474,7 @@ def test_episodes_without_a_history(monkeypatch):
     module = episode_model()
     none = [episode(0, (6, 2)), episode(0, (5, 3), (4, 2))]
     batch = batch_of(module, none)
-    assert not batch.told
+    assert not batch.has_history
     assert module(batch)[0].item() == pytest.approx(PlainLoss(module, none).loss().item(), rel=1e-5)
     check_single_episodes(monkeypatch, module, [*none, EPISODES[0]])
 
@@ -527,7 +528,7 @@ def test_frozen_weights_do_not_change_by_a_bit(kind):
 def test_steps_are_the_same_bit_for_bit(name):
     def trained() -> dict[str, mx.array]:
         mx.random.seed(3)
-        module = in_training(load(backbone(name))[0], RECIPE, EVERYTHING)
+        module = in_training(load(backbone(name))[0], DEFAULT_ADAPTER, EVERYTHING)
         losses = train(module, batch_of(module), adamw(2), 2)
         return dict(tree_flatten(module.trainable_parameters())) | {"losses": mx.array(losses)}
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_deltamem.core.adapter import METRICS_FILE
-from mlx_deltamem.training.metrics import Metrics
+from mlx_deltamem.training.monitor import Metrics
 
 
 def noted(folder, *rows) -> Metrics:

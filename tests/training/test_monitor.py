@@ -3,11 +3,9 @@
 import time
 from datetime import timedelta
 
-from mlx_deltamem.training.batches import BatchMaker
+from mlx_deltamem.training.batches import BatchMaker, Feed
 from mlx_deltamem.training.checkpoint import Progress
-from mlx_deltamem.training.feed import Feed
-from mlx_deltamem.training.metrics import Metrics
-from mlx_deltamem.training.monitor import Monitor
+from mlx_deltamem.training.monitor import Metrics, Monitor
 from tests.training.runs import CONFIG, toy_run
 
 
@@ -23,7 +21,7 @@ def test_the_time_left_is_that_of_the_rest_at_the_pace_since_the_run_was_resumed
     now[0], feed.tokens = 72.0, 1000
     # The last report of a run, of 5 steps, which mlx-lm takes for 20 in 10 seconds.
     monitor.on_train_loss_report(report | {"iteration": 15})
-    assert monitor._left(110) == timedelta(seconds=1078)  # 22 seconds for 10 steps, 490 are left
+    assert monitor._time_left(110) == timedelta(seconds=1078)  # 22 seconds for 10 steps, 490 are left
     first, second = Metrics(run.folder).rows()
     assert [row["iteration"] for row in (first, second)] == [110, 115]
     assert [row["seconds"] for row in (first, second)] == [5020.0, 5022.0]

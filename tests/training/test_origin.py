@@ -2,15 +2,15 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from mlx_deltamem.training.metrics import Metrics
-from mlx_deltamem.training.origin import episodes_fingerprint, training_metadata
 
 from mlx_deltamem import load_adapter, save_adapter
 from mlx_deltamem.adapters.card.card import make_card
 from mlx_deltamem.core.adapter import CURVES_FILE, METRICS_FILE, SETTINGS_FILE
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.training.checkpoint import Progress
-from mlx_deltamem.training.episodes import Episode, Question
+from mlx_deltamem.training.episode import Episode, Question
+from mlx_deltamem.training.keeper import episodes_fingerprint, training_metadata
+from mlx_deltamem.training.monitor import Metrics
 from mlx_deltamem.training.settings import Schedule, Settings
 from tests.conftest import adapter
 from tests.training.cases import as_read, towards

@@ -8,10 +8,11 @@ from mlx_lm.models.cache import KVCache
 
 from mlx_deltamem import DeltaMemConfig, attach, make_prompt_cache, memory, read_only, write_spans
 from mlx_deltamem.core.use import observing
-from mlx_deltamem.sessions.template import Segments
+from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.training import passes
-from mlx_deltamem.training.batches import Batch, BatchMaker
-from mlx_deltamem.training.episodes import Episode
+from mlx_deltamem.training.batch import Batch
+from mlx_deltamem.training.batches import BatchMaker
+from mlx_deltamem.training.episode import Episode
 from tests.conftest import distance
 from tests.core.test_model import attached_model, every_family
 from tests.families import tiny_model

@@ -13,8 +13,8 @@ from mlx_deltamem.adapters.publish import pack
 from mlx_deltamem.core.adapter import CARD_FILE, CURVES_FILE, METRICS_FILE, SETTINGS_FILE, WEIGHTS_FILE, Adapter
 from mlx_deltamem.core.config import CONFIG_FILE
 from mlx_deltamem.core.model import current_adapter
-from mlx_deltamem.train import prepare_model
-from mlx_deltamem.training.metrics import Metrics
+from mlx_deltamem.training.monitor import Metrics
+from mlx_deltamem.training.prepare import prepare_model
 from mlx_deltamem.training.settings import Settings
 from tests.conftest import backbone, distance
 from tests.training.command import Train, last_checkpoint, tiny_options, two_processes

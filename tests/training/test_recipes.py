@@ -15,12 +15,12 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem import load_adapter, train
 from mlx_deltamem.core.adapter import SETTINGS_FILE
-from mlx_deltamem.training.data import load_episodes
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.loss import EpisodeModel
-from mlx_deltamem.training.options import Options
+from mlx_deltamem.training.prepare import freeze_all_but_adapter, load_episodes, prepare_model
 from mlx_deltamem.training.recipes import PAPER_DATA, RECIPES
-from mlx_deltamem.training.run import Run, freeze_all_but_adapter
+from mlx_deltamem.training.run import Run
+from mlx_deltamem.training.run_options import RunOptions
 from tests.conftest import adapter, backbone
 from tests.hub import fixture as hub_fixture
 from tests.sessions.test_template import chat
@@ -90,7 +90,7 @@ def arguments(*options: object) -> Namespace:
 
 
 def flat(*options: object, model: str = "qwen3-tiny") -> dict[str, object]:
-    return Options.of(arguments("--model", backbone(model), *options)).settings.flat()
+    return RunOptions.of(arguments("--model", backbone(model), *options)).settings.flat()
 
 
 # Numbers
@@ -101,7 +101,7 @@ def test_the_numbers_are_those_of_the_facts(recipe):
     options = flat("--recipe", recipe)
     assert {name: options[name] for name in NUMBERS} == NUMBERS
     assert (options["num_state_heads"], options["memory_write_granularity"]) == HEADS_AND_WRITES[recipe]
-    parsed = Options.of(arguments("--model", backbone(), "--recipe", recipe))
+    parsed = RunOptions.of(arguments("--model", backbone(), "--recipe", recipe))
     schedule = parsed.settings.schedule
     assert schedule.batch_size * schedule.grad_accumulation_steps == 32
     assert (schedule.updates, schedule.warmup_updates) == (70, 7)
@@ -119,12 +119,12 @@ def test_smollm3_has_no_penalty_of_the_gate():
 def test_the_model_of_a_recipe_may_be_on_the_hub(hub):
     config = (Path(backbone("smollm3-tiny")) / "config.json").read_bytes()
     hub.create("user/model", {"config.json": config, "model.safetensors": b"not read"})
-    assert Options.of(arguments("--model", "user/model", "--recipe", "ssw")).settings.terms.sparsity == 0
+    assert RunOptions.of(arguments("--model", "user/model", "--recipe", "ssw")).settings.terms.sparsity == 0
     hub.create("user/broken", {"config.json": b"[]"})
-    with pytest.raises(ValueError, match=r"config\.json is damaged; expected an object of JSON"):
-        Options.of(arguments("--model", "user/broken", "--recipe", "ssw"))
-    with pytest.raises(FileNotFoundError, match=r"^user/none is not a folder on this machine and not a repo on the Hub"):
-        Options.of(arguments("--model", "user/none", "--recipe", "ssw"))
+    with pytest.raises(ValueError, match=r"config\.json is damaged; expected a JSON object"):
+        RunOptions.of(arguments("--model", "user/broken", "--recipe", "ssw"))
+    with pytest.raises(FileNotFoundError, match=r"^user/none is not a folder on this machine and not a repo"):
+        RunOptions.of(arguments("--model", "user/none", "--recipe", "ssw"))
 
 
 # What comes before a recipe
@@ -154,7 +154,7 @@ def test_a_run_by_a_recipe_is_kept_as_any_run_and_resumed(trained, tmp_path, dat
     code, _, err = trained("--recipe", "msw", "--resume", "--adapter-path", "run")
     assert (code, err) == (
         2,
-        "error: --recipe is for a new run, and that in run has its options; leave it out to go on\n",
+        "error: --recipe is for a new run, and the run in run has its options; leave it out\n",
     )
     # What a run writes is a file of options for the next one.
     assert trained("-c", f"run/{SETTINGS_FILE}", "--adapter-path", "again")[0] == 0
@@ -164,7 +164,7 @@ def test_a_run_by_a_recipe_is_kept_as_any_run_and_resumed(trained, tmp_path, dat
 def test_with_an_adapter_to_start_from_its_shape_is_kept_and_that_is_said(trained, tmp_path, data):
     asked = ("--recipe", "tsw", "--model", backbone(), "--data", data, "--start", adapter("qwen3_msw4"))
     code, out, err = trained(*asked, "--iters", 2, "--grad-accumulation-steps", 2, "--adapter-path", "run")
-    assert (code, err) == (0, "") and "tsw · what it says of a new adapter is left out" in out
+    assert (code, err) == (0, "") and "tsw · without its configuration of a new adapter" in out
     assert load_adapter(tmp_path / "run").config == load_adapter(adapter("qwen3_msw4")).config
     code, _, err = trained(*asked, "--rank", 4, "--adapter-path", "other")
     assert (code, err.count("\n")) == (2, 1) and "--rank would shape a new adapter" in err
@@ -200,11 +200,11 @@ def test_the_authors_data_set_is_the_default_in_every_shape(hub, trained, monkey
     assert yaml.safe_load((tmp_path / "run" / SETTINGS_FILE).read_text())["data"] == PAPER_DATA
 
 
-def prepared(recipe: str, name: str, data: Path) -> tuple[Options, nn.Module, TokenizerWrapper, list[Episode]]:
+def prepared(recipe: str, name: str, data: Path) -> tuple[RunOptions, nn.Module, TokenizerWrapper, list[Episode]]:
     """A run by a recipe that ends after one update, of all the data."""
     shorter = ("--iters", len(CHATS), "--grad-accumulation-steps", len(CHATS))
-    options = Options.of(arguments("--recipe", recipe, "--model", backbone(name), "--data", data, *shorter))
-    model, tokenizer = train.prepare_model(options.settings)
+    options = RunOptions.of(arguments("--recipe", recipe, "--model", backbone(name), "--data", data, *shorter))
+    model, tokenizer = prepare_model(options.settings)
     return options, model, tokenizer, load_episodes(options.settings, tokenizer, "stop")["train"][0]
 
 

@@ -114,13 +114,6 @@ def test_a_record_may_say_what_is_written(write):
             "here has true or false for write; expected one of all, after, user, assistant, none",
         ),
         ({"messages": CHAT, "write": "y\nes"}, "here has y?es for write; expected one of all, after"),
-        *(
-            (
-                {"messages": CHAT, "writes": old},
-                "here has writes, which is now called write; put write: all for writes: true, and write: after for",
-            )
-            for old in (True, False)
-        ),
     ],
 )
 def test_what_is_wrong_with_a_record(row, problem):
@@ -192,7 +185,6 @@ JSON = st.recursive(
                     "response",
                     "value",
                     "recent_messages",
-                    "writes",
                     "write",
                     "turn_by_turn",
                     "target",

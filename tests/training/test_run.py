@@ -18,8 +18,7 @@ from mlx_deltamem.training import processes
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.loss import LossTerms
-from mlx_deltamem.training.metrics import Metrics
-from mlx_deltamem.training.monitor import Monitor
+from mlx_deltamem.training.monitor import Metrics, Monitor
 from tests.families import tiny_model
 from tests.training.cases import as_read, episode, in_turns, towards
 from tests.training.runs import (
@@ -237,7 +236,7 @@ def test_other_data_is_refused(tmp_path):
     rows = Metrics(tmp_path / "run").rows()
     again = toy_run(tmp_path / "run")
     again.resume()
-    with pytest.raises(ValueError, match=r"toy is not what the run in .* was begun with"):
+    with pytest.raises(ValueError, match=r"the data of toy differs from the data that the run in .* was begun with"):
         again.train(EPISODES[:-1], [])
     assert Metrics(tmp_path / "run").rows() == rows
 
@@ -256,7 +255,7 @@ def test_a_folder_that_cannot_be_had_alone_is_refused(tmp_path, monkeypatch):
     (run.folder / SETTINGS_FILE).touch()
     with run.alone(resumed=True):
         pass
-    with pytest.raises(RunStoppedError, match=r"a run was begun in .* meanwhile; name another"):
+    with pytest.raises(RunStoppedError, match=r"another process has begun a run in .*; name another"):
         run.alone(resumed=False).__enter__()
     # Where the first of several processes is refused, all are.
     with monkeypatch.context() as patch, pytest.raises(RunStoppedError, match="see the first process"):
@@ -274,10 +273,12 @@ def test_texts_are_written_by_token_only(tmp_path):
     model = toy_model(replace(CONFIG, memory_write_granularity="message_mean"))
     run = toy_run(tmp_path / "run", model)
     for train, held_out in ((written, []), (EPISODES, written)):
-        with pytest.raises(ValueError, match="the adapter writes by message_mean, and texts can be written as"):
+        with pytest.raises(
+            ValueError, match="by message_mean, and only an adapter that writes by token can"
+        ):
             run.check(train, held_out)
     turned = [replace(each, turns=(4, 4)) for each in EPISODES]
-    with pytest.raises(ValueError, match="histories can be written turn by turn by token only; leave out --turn-by"):
+    with pytest.raises(ValueError, match="can write a history turn by turn; leave out --turn-by"):
         run.check(turned, [])
 
 

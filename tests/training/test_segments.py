@@ -19,10 +19,10 @@ from mlx_lm.tuner.trainer import grad_checkpoint
 from mlx_deltamem import DeltaMemConfig, attach, detach, make_prompt_cache, memory, read_only, write_spans
 from mlx_deltamem.core.model import attached_attention
 from mlx_deltamem.core.use import observing, write_mask
-from mlx_deltamem.training.run import freeze_all_but_adapter
+from mlx_deltamem.training.prepare import freeze_all_but_adapter
 from mlx_deltamem.training.segments import write_pass as segments
 from mlx_deltamem.training.segments.cache import SegmentKeys
-from mlx_deltamem.training.segments.layer_calls import running_layers
+from mlx_deltamem.training.segments.diverted import running_layers
 from mlx_deltamem.training.segments.write_pass import write_states
 from tests.conftest import distance, randomise
 from tests.families import FAMILIES, tiny_model
@@ -405,7 +405,7 @@ def test_other_caches_are_refused_by_name_and_read_in_one_piece():
         ({"units": mx.zeros((2, 3, 4))}, r"units have shape \(2, 3, 4\); expected \(2, 'U', 18\)"),
         ({"units": mx.zeros((2, 0, TOKENS))}, r"units have shape \(2, 0, 18\)"),
         ({"written": mx.ones((2, 3), mx.bool_)}, r"is mlx.core.bool of shape \(2, 3\); expected bool, \(2, 18\)"),
-        ({"written": mx.ones((2, TOKENS))}, r"what is written of the history is mlx.core.float32 of shape \(2, 18\)"),
+        ({"written": mx.ones((2, TOKENS))}, r"the history's written mask is mlx.core.float32 of shape \(2, 18\)"),
         ({"segment": 0}, "segment is 0 tokens; expected 1 or more"),
     ],
 )
@@ -419,7 +419,7 @@ def test_what_cannot_be_written_is_said():
     with pytest.raises(ValueError, match="the model has no adapter; call attach"):
         write_states(tiny_model("qwen3"), *histories())
     model = training_model()
-    with read_only(model), pytest.raises(ValueError, match="leave read_only"):
+    with read_only(model), pytest.raises(ValueError, match=r"outside of read_only\(model\)"):
         write_states(model, *histories())
 
 

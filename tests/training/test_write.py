@@ -8,11 +8,13 @@ import pytest
 from mlx_lm.generate import GenerationResponse
 
 from mlx_deltamem import ChatSession
-from mlx_deltamem.sessions.read import write_text
-from mlx_deltamem.sessions.template import ChatTemplate, Message
+from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.prefill import write_text
+from mlx_deltamem.sessions.template import ChatTemplate
 from mlx_deltamem.sessions.writing import WRITES
 from mlx_deltamem.training import passes
-from mlx_deltamem.training.batches import Batch, BatchMaker
+from mlx_deltamem.training.batch import Batch
+from mlx_deltamem.training.batches import BatchMaker
 from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
 from mlx_deltamem.training.records import Record
 from mlx_deltamem.training.segments.write_pass import write_states

@@ -23,7 +23,7 @@ from mlx_deltamem.benchmarking.paired import measured
 from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.options import count_from
-from mlx_deltamem.training.run import freeze_all_but_adapter
+from mlx_deltamem.training.prepare import freeze_all_but_adapter
 from mlx_deltamem.training.segments.write_pass import write_states
 
 MEASURED = "small"

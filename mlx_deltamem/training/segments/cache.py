@@ -1,7 +1,9 @@
-"""What a layer keeps of the earlier segments of a history, in arrays that never change: gradients go through them.
+"""Caches for a layer's earlier segments of a history, in arrays that never change, so that gradients flow through.
 
-mlx-lm's caches write into large arrays, of which every segment would leave a version behind.
+mlx-lm's caches write into large arrays. For the gradient, MLX would keep a version of such an array for each segment.
 """
+
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -9,17 +11,20 @@ from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache, create_at
 
 from mlx_deltamem.core.cache import PromptCache, make_backbone_cache
 
-Chunks = list[tuple[mx.array, mx.array]]  # of keys and values, [B, heads, tokens, width]
+Arrays = list[mx.array | None]
+# Keys and values by segment, each `[B, heads, tokens, width]`.
+Chunks = list[tuple[mx.array, mx.array]]
 
 
 class SegmentKeys:
-    """Keys and values, by segment; to a layer it is what mlx-lm's KVCache or RotatingKVCache is.
+    """Keys and values by segment, in the place of mlx-lm's KVCache or RotatingKVCache.
 
     Args:
-        window: So many tokens are seen, the one that looks included; None: all.
-    """
+        window: The number of tokens that a token attends to, itself included; None: all.
 
-    own = ()
+    Attributes:
+        offset: The number of tokens so far.
+    """
 
     def __init__(self, window: int | None = None):
         self.offset = 0
@@ -32,7 +37,7 @@ class SegmentKeys:
         if len(self._chunks) == 1:
             return keys, values
         all_keys, all_values = zip(*self._chunks, strict=True)
-        return mx.concatenate(all_keys, axis=2), mx.concatenate(all_values, axis=2)
+        return mx.concatenate(list(all_keys), axis=2), mx.concatenate(list(all_values), axis=2)
 
     def make_mask(
         self,
@@ -46,10 +51,11 @@ class SegmentKeys:
 
     @property
     def shared(self) -> Chunks:
-        """What every later segment reads, too: the chunks, without tokens that are out of sight by then."""
+        """The arrays that every later segment reads as well: the chunks, without tokens outside of the window."""
         if self._window is None:
             return self._chunks
-        seen, chunks = self._window - 1, []
+        seen = self._window - 1
+        chunks: Chunks = []
         for keys, values in reversed(self._chunks):
             if seen > 0:
                 chunks.insert(0, (keys[:, :, -seen:], values[:, :, -seen:]))
@@ -57,64 +63,79 @@ class SegmentKeys:
         return chunks
 
     @property
-    def left(self) -> tuple[mx.array, mx.array]:
-        """What a call of the layer added."""
-        return self._chunks[-1]
+    def own(self) -> Arrays:
+        """The arrays that only the next segment reads: none."""
+        return []
 
-    def copy(self, shared: Chunks, own: tuple) -> "SegmentKeys":
-        """One for another run of the same segment."""
+    @property
+    def left(self) -> Arrays:
+        """The arrays that a call of the layer added."""
+        return list(self._chunks[-1])
+
+    def copy(self, shared: Chunks, own: Arrays) -> "SegmentKeys":
+        """Return a cache with other arrays, to run the same segment again."""
         other = SegmentKeys(self._window)
         other.offset, other._chunks = self.offset, shared
         return other
 
-    def take(self, shared: Chunks, left: tuple[mx.array, mx.array]) -> None:
-        """Go on to the next segment, with what a copy's call left."""
-        self._chunks = [*shared, left]
-        self.offset += left[0].shape[2]
+    def take(self, shared: Chunks, left: Arrays) -> None:
+        """Go on to the next segment with the arrays that a copy's call left."""
+        keys, values = cast(list[mx.array], left)
+        self._chunks = [*shared, (keys, values)]
+        self.offset += keys.shape[2]
 
 
 class SegmentArrays(ArraysCache):
-    """The state of a layer without keys and values, in the same terms."""
-
-    shared = ()
+    """The state of a layer that has no keys and values, such as a recurrent one, with the methods of `SegmentKeys`."""
 
     @property
-    def own(self) -> list[mx.array | None]:
-        """What only the next segment reads."""
-        return self.cache
+    def shared(self) -> Chunks:
+        """The arrays that every later segment reads as well: none."""
+        return []
 
-    left = own
+    @property
+    def own(self) -> Arrays:
+        """The arrays that only the next segment reads."""
+        return list(self.cache)
 
-    def copy(self, shared: tuple, own: list[mx.array | None]) -> "SegmentArrays":
+    @property
+    def left(self) -> Arrays:
+        """The arrays that a call of the layer left."""
+        return list(self.cache)
+
+    def copy(self, shared: Chunks, own: Arrays) -> "SegmentArrays":
+        """Return a cache with other arrays, to run the same segment again."""
         other = SegmentArrays(len(own))
-        other.cache = list(own)
+        other.take(shared, own)
         return other
 
-    def take(self, shared: tuple, left: list[mx.array | None]) -> None:
-        self.cache = left
+    def take(self, shared: Chunks, left: Arrays) -> None:
+        """Go on to the next segment with the arrays that a copy's call left."""
+        for index, array in enumerate(left):
+            self[index] = array
 
 
 SegmentCache = SegmentKeys | SegmentArrays
 
 
 def make_write_cache(model: nn.Module, in_segments: bool) -> PromptCache:
-    """A cache for an attached model without its memory, for a history that is only written.
+    """Make the cache of an attached model, without its memory entry, for a history that is only written.
 
     Raises:
-        ValueError: The history is to be read in segments, and a layer has a cache that is not known.
+        ValueError: The history is read in segments, and a layer has another kind of cache.
     """
     entries = make_backbone_cache(model, model.memory_layout.frozen_class)
     known = [_segment_cache(entry) for entry in entries]
     if in_segments and None in known:
         raise ValueError(
-            f"a layer of this model has a {type(entries[known.index(None)]).__name__}, and a history is read in "
-            "segments with KVCache, RotatingKVCache and ArraysCache only; leave the segment size out"
+            f"a layer of this model has a {type(entries[known.index(None)]).__name__}, and a history can be read in "
+            "segments only with KVCache, RotatingKVCache and ArraysCache; leave the segment size out"
         )
     return [own if new is None else new for own, new in zip(entries, known, strict=True)]
 
 
 def _segment_cache(entry: object) -> SegmentCache | None:
-    # Exact classes, since a subclass may hold more.
+    # Exact classes, since a subclass may keep other arrays as well.
     if type(entry) is KVCache:
         return SegmentKeys()
     if type(entry) is RotatingKVCache and not entry.keep:

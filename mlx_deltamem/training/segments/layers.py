@@ -1,6 +1,6 @@
-"""The layers of an attached model that reads a history in segments, with gradient checkpointing by layer and segment.
+"""Runs the layers of an attached model with gradient checkpointing, by layer and segment of a history.
 
-What is kept of a layer for the gradient is its input, its keys and values, and its state before each segment.
+Of each layer, only its input, its keys and values, and its state before each segment are kept for the gradient.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
-from mlx_deltamem.core.attention import FORWARD_PASS, ForwardPass
 from mlx_deltamem.core.access import Access
+from mlx_deltamem.core.attention import FORWARD_PASS, ForwardPass
 from mlx_deltamem.core.layer import DeltaMemory
 from mlx_deltamem.core.model import attached_attention
-from mlx_deltamem.training.segments.cache import SegmentArrays, SegmentCache, SegmentKeys
-from mlx_deltamem.training.segments.recompute import Recomputed
-from mlx_deltamem.training.segments.trees import Tree, put_together, replace_leaf, take_apart
+from mlx_deltamem.core.reads import Reads
+from mlx_deltamem.training.segments.cache import Arrays, Chunks, SegmentArrays, SegmentCache, SegmentKeys
+from mlx_deltamem.training.segments.recompute import Recomputed, leaves, put_together, replace_leaf, take_apart
 
-# Given a layer's index and, of one segment, what `Reads.arrays` gives and the layer's output before the correction.
+# Called with a layer's index and, of one segment, the arrays of its `Reads` and its output before the correction.
 Note = Callable[[int, list[mx.array]], None]
 
 
@@ -27,11 +26,11 @@ class CheckpointedLayers:
     """Runs the layers of one pass over a history, as a `RunLayer`.
 
     Args:
-        model: The attached model; its cache is of `make_write_cache`.
-        note: Told what someone who observes the pass will want to know; None: nobody does.
+        model: The attached model. Its cache is from `make_write_cache`.
+        note: Called for each layer and segment if the pass is observed; else None.
 
     Attributes:
-        tokens: B and T of the segment that is read now.
+        tokens: B and T of the present segment.
     """
 
     def __init__(self, model: nn.Module, note: Note | None):
@@ -42,23 +41,24 @@ class CheckpointedLayers:
         }
         self._note = note
         self._recomputed = Recomputed()
-        # By layer, as the segment before has handed them on.
-        self._parameters: dict[int, Tree] = {}
+        # The parameters of each layer, as its call for the segment before has passed them on.
+        self._parameters: dict[int, dict] = {}
 
-    def __call__(self, layer: nn.Module, own_call: Callable[..., Tree], args: tuple, kwargs: dict) -> Tree:
+    def __call__(self, layer: nn.Module, own_call: Callable[..., object], args: tuple, kwargs: dict) -> object:
         cache = _cache_among((args, kwargs))
         memory = self._memory_of(layer)
         before = None if memory is None else memory.before()
         own, own_outline = take_apart(((args, kwargs), cache.own, before))
         parameters = self._parameters.get(id(layer), layer.trainable_parameters())
         shared, shared_outline = take_apart((parameters, cache.shared))
-        # The cache will have gone on to later segments when this runs again.
-        call = _LayerCall(layer, own_call, cache, cache.copy((), ()), memory)
-        outlines = []
+        # A copy, since the cache holds later segments when the call runs again.
+        call = _LayerCall(layer, own_call, cache, cache.copy([], []), memory)
+        outlines: list[_LeftByCall] = []
 
         def function(arrays: list[mx.array]) -> list[mx.array]:
-            own_tree = put_together(arrays[: len(own)], own_outline)
-            results, outline = take_apart(call.run(*own_tree, *put_together(arrays[len(own) :], shared_outline)))
+            call_arguments, cache_own, before = put_together(arrays[: len(own)], own_outline)
+            parameters, cache_shared = put_together(arrays[len(own) :], shared_outline)
+            results, outline = take_apart(call.run(call_arguments, cache_own, before, parameters, cache_shared))
             outlines.append(outline)
             return results
 
@@ -66,21 +66,35 @@ class CheckpointedLayers:
         output, left, after = put_together(results, outlines[0])
         self._parameters[id(layer)], chunks = put_together(shared, shared_outline)
         cache.take(chunks, left)
-        if memory is not None:
+        if memory is not None and after is not None:
             memory.keep(*after)
         return output
 
     def _memory_of(self, layer: nn.Module) -> "_MemoryCall | None":
-        if id(layer) not in self._memories:
+        forward = FORWARD_PASS.get()
+        if id(layer) not in self._memories or forward is None:
             return None
         index, memory = self._memories[id(layer)]
-        forward = FORWARD_PASS.get()
         return _MemoryCall(index, memory, forward, forward.access(*self.tokens), self._note)
+
+
+# The arguments of `_MemoryCall.keep`.
+_LeftByMemory = tuple[mx.array | None, mx.array | None, list[mx.array]]
+# A layer's output, the arrays that its call left in its cache, and the arguments of `_MemoryCall.keep`.
+_LeftByCall = tuple[object, Arrays, _LeftByMemory | None]
 
 
 @dataclass(frozen=True)
 class _MemoryCall:
-    """What a layer's memory has to do with one segment; `forward` is the whole model's pass over it."""
+    """The memory of one layer during one segment.
+
+    Attributes:
+        index: The layer's index.
+        memory: The layer's memory.
+        forward: The pass of the whole model over the segment.
+        access: What the tokens of the segment may do.
+        note: As in `CheckpointedLayers`.
+    """
 
     index: int
     memory: DeltaMemory
@@ -89,61 +103,88 @@ class _MemoryCall:
     note: Note | None
 
     def before(self) -> tuple[mx.array, mx.array | None]:
-        """The state, and the sums over the tokens of units that are still to be written."""
-        units = self.access.units
-        return self.forward.states[self.index], None if units is None else units.carried.pop(id(self.memory), None)
+        """The state before the segment, and the sums over the tokens of units that are not complete."""
+        return self.forward.states[self.index], _carried(self.access).pop(id(self.memory), None)
 
-    def run(self, call: Callable[[], Tree], state: mx.array, sums: mx.array | None) -> tuple[Tree, tuple]:
-        """Call the layer in a pass of its own; also returns what `keep` takes."""
-        access, carried, notes = self.access, {} if sums is None else {id(self.memory): sums}, []
+    def run(self, call: Callable[[], object], state: mx.array, sums: mx.array | None) -> tuple[object, "_LeftByMemory"]:
+        """Call the layer within a forward pass of its own; return its output and the arguments of `keep`."""
+        access = self.access
+        notes: list[mx.array] = []
+        carried = {} if sums is None else {id(self.memory): sums}
         if access.units is not None:
             access = replace(access, units=replace(access.units, carried=carried))
-        observe = None if self.note is None else lambda _, reads, output: notes.extend([*reads.arrays(), output])
-        # Not a plain pass: where mlx-lm's gradient checkpointing is on, it would begin from an empty memory here.
-        forward = ForwardPass([state] * (self.index + 1), lambda *_: access, observe, plain=False)
+
+        def observe(_: int, reads: Reads, output: mx.array) -> None:
+            notes.extend([*reads.arrays(), output])
+
+        # The pass is not plain: with mlx-lm's gradient checkpointing a plain pass would begin from an empty memory.
+        states = [state] * (self.index + 1)
+        forward = ForwardPass(states, lambda *_: access, None if self.note is None else observe, plain=False)
         token = FORWARD_PASS.set(forward)
         try:
             output = call()
         finally:
             FORWARD_PASS.reset(token)
-        state = forward.states[self.index] if forward.layers_run else None
-        return output, (state, carried.get(id(self.memory)), notes)
+        after = forward.states[self.index] if forward.layers_run else None
+        return output, (after, carried.get(id(self.memory)), notes)
 
     def keep(self, state: mx.array | None, sums: mx.array | None, notes: list[mx.array]) -> None:
-        """Go on with what the segment left; the model's pass misses a state that is None."""
+        """Pass the results of the segment on. Without a state, the model's pass reports that the layer did not run."""
         if state is not None:
             self.forward.has_run(self.index, state)
         if sums is not None:
-            self.access.units.carried[id(self.memory)] = sums
+            _carried(self.access)[id(self.memory)] = sums
         if self.note is not None:
             self.note(self.index, notes)
 
 
+def _carried(access: Access) -> dict[int, mx.array]:
+    """The sums of units over the segments so far, by the identity of the memory; empty if there are no units."""
+    return {} if access.units is None or access.units.carried is None else access.units.carried
+
+
 @dataclass(frozen=True)
 class _LayerCall:
-    """A call of a layer that is the same whenever it runs."""
+    """A call of a layer that gives the same result each time it runs.
+
+    Attributes:
+        layer: The layer.
+        own_call: The layer's own call, bound to it.
+        cache: The cache among the arguments of the call.
+        cache_before: A copy of the cache, without its arrays.
+        memory: The layer's memory during the segment; None for a layer without a memory.
+    """
 
     layer: nn.Module
-    own_call: Callable[..., Tree]
+    own_call: Callable[..., object]
     cache: SegmentCache
     cache_before: SegmentCache
     memory: _MemoryCall | None
 
-    def run(self, arguments: Tree, cache_own: Tree, before: tuple | None, parameters: Tree, cache_shared: Tree) -> Tree:
-        """The layer's output, what it left in its cache, and what its memory keeps; all arrays come from arguments."""
+    def run(
+        self,
+        arguments: tuple[tuple, dict],
+        cache_own: Arrays,
+        before: tuple[mx.array, mx.array | None] | None,
+        parameters: dict,
+        cache_shared: Chunks,
+    ) -> _LeftByCall:
+        """Call the layer. All arrays come from the arguments of this method."""
         cache = self.cache_before.copy(cache_shared, cache_own)
         args, kwargs = replace_leaf(arguments, self.cache, cache)
 
-        def call() -> Tree:
+        def call() -> object:
             return self.own_call(*args, **kwargs)
 
         with _parameters(self.layer, parameters):
-            output, after = (call(), None) if self.memory is None else self.memory.run(call, *before)
-        return output, cache.left, after
+            if self.memory is None or before is None:
+                return call(), cache.left, None
+            output, after = self.memory.run(call, *before)
+            return output, cache.left, after
 
 
 @contextmanager
-def _parameters(layer: nn.Module, parameters: Tree) -> Iterator[None]:
+def _parameters(layer: nn.Module, parameters: dict) -> Iterator[None]:
     """Within it, the layer has other parameters."""
     before = layer.trainable_parameters()
     layer.update(parameters)
@@ -153,7 +194,7 @@ def _parameters(layer: nn.Module, parameters: Tree) -> Iterator[None]:
         layer.update(before)
 
 
-def _cache_among(arguments: Tree) -> SegmentCache:
-    """The cache that a layer is called with; an empty one where it has none."""
-    leaves = (leaf for _, leaf in tree_flatten(arguments))
-    return next((leaf for leaf in leaves if isinstance(leaf, SegmentKeys | SegmentArrays)), SegmentArrays(0))
+def _cache_among(arguments: object) -> SegmentCache:
+    """The cache among the arguments of a layer; an empty one if there is none."""
+    found = (leaf for leaf in leaves(arguments) if isinstance(leaf, SegmentKeys | SegmentArrays))
+    return next(found, SegmentArrays(0))

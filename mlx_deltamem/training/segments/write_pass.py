@@ -1,4 +1,4 @@
-"""The write pass of training: a history is read into a memory, a long one in segments (facts 3.3)."""
+"""The write pass of training: reads histories into the memory, long ones in segments (facts 3.3)."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -7,14 +7,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache
 
+from mlx_deltamem.core.access import WriteUnits
 from mlx_deltamem.core.attention import Observer
 from mlx_deltamem.core.cache import PromptCache
-from mlx_deltamem.core.access import WriteUnits
 from mlx_deltamem.core.model import attached_attention
 from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.use import attachment_of, current_use, is_writing, observing, using_spans, write_mask
 from mlx_deltamem.training.segments.cache import make_write_cache
-from mlx_deltamem.training.segments.layer_calls import running_layers
+from mlx_deltamem.training.segments.diverted import running_layers
 from mlx_deltamem.training.segments.layers import CheckpointedLayers
 
 
@@ -27,30 +27,30 @@ def write_states(
     written: mx.array | None = None,
     states: Sequence[mx.array] | None = None,
 ) -> list[mx.array]:
-    """Read histories from a memory, with writes, and give the states they leave; keys and values are dropped.
+    """Read histories with writes and return the resulting states; keys and values are dropped.
 
-    It is for a loss: gradients go through the whole pass, also under `mx.compile`. With `segment`, the model reads so
-    many tokens at a time, and of each layer and segment only what goes into it is kept for the gradient; the rest is
-    computed again. States and gradients are those of the pass in one piece, to rounding. The last layer that has a
-    memory is run for its memory alone, later ones and the head not at all. Whoever is `observing` is told of each layer
-    once, of all tokens.
+    Gradients flow through the whole pass, also under `mx.compile`. With `segment`, the model reads that many tokens at
+    a time, and only the inputs of each layer and segment are kept for the gradient; the rest is computed again. States
+    and gradients equal those of the pass in one piece, up to rounding. Of the last layer with a memory only the memory
+    is run; later layers and the head are not run. An observer (`observing`) is called once for each layer, with all
+    tokens.
 
     Args:
-        model: An attached model; as after `model.train()`, where gradients are taken.
+        model: An attached model, in training mode (`model.train()`) if gradients are computed.
         ids: `[B, T]` int, padded at the right.
-        lengths: `[B]` int, the tokens of each row that are no padding; the others neither read nor write.
-        units: For adapters that write means: `[B, U, T]` float32, the share of each token in each unit, in the order of
-            writing; a row of zeros is no unit. None: they write token by token. Others ignore it.
-        segment: Tokens per segment; None: keep everything for the gradient.
-        written: `[B, T]` bool, the tokens that are written; the others only read. None: all. It says nothing of units.
-        states: The states to begin from, as returned; None: an empty memory.
+        lengths: `[B]` int, the number of tokens of each row without padding. Padding neither reads nor writes.
+        units: `[B, U, T]` float32, the share of each token in each unit, in the order of writing, for adapters that
+            write means. A row of zeros is padding. None: such an adapter writes token by token. Others ignore it.
+        segment: The number of tokens in a segment; None: keep all activations for the gradient.
+        written: `[B, T]` bool, True for tokens to write; None: all. It does not apply to units.
+        states: The states to begin with, in the form of the result; None: an empty memory.
 
     Returns:
-        By layer, `[B, H, r, r]` float32; `[B, 0, 0, 0]` for a layer without a memory.
+        The states by layer, `[B, H, r, r]` float32; `[B, 0, 0, 0]` for a layer without a memory.
 
     Raises:
-        ValueError: The model has no adapter or is only read now, the shapes do not fit together, or the model has
-            a cache that cannot be cut into segments.
+        ValueError: The model has no adapter or is read only, the shapes do not fit together, or a cache of the model
+            cannot be cut into segments.
     """
     attachment_of(model)
     _check(model, ids, lengths, units, segment)
@@ -59,22 +59,23 @@ def write_states(
     shapes = model.memory_layout.shapes
     entry = ArraysCache(len(shapes))
     if states is None:
-        # One array for all layers of a shape: MLX 0.32 fails to compile a gradient beside two equal results.
+        # Layers of one shape share an array: MLX 0.32 fails to compile a gradient beside two equal results.
         empty = {shape: mx.zeros((ids.shape[0], *shape)) for shape in shapes}
         states = [empty[shape] for shape in shapes]
-    entry.cache = list(states)
+    for layer, state in enumerate(states):
+        entry[layer] = state
     with nullcontext() if units is None else using_spans(model, _RunningUnits(units)):
         if segment is not None:
             _read_in_segments(model, ids, lengths, [*cache, entry], segment, written)
         elif ids.shape[1]:
             _read(model, ids, lengths, [*cache, entry], written)
-    return entry.cache
+    return [entry[layer] for layer in range(len(shapes))]
 
 
 def _read(
     model: nn.Module, ids: mx.array, lengths: mx.array, cache: PromptCache, written: mx.array | None = None
 ) -> None:
-    # A new array, since the model counts it down in place.
+    # A copy, since the model changes the array in place.
     cache[-1].lengths = lengths + 0
     with nullcontext() if written is None else write_mask(model, written):
         model(ids, cache=cache)
@@ -91,20 +92,20 @@ def _read_in_segments(
     observe = current_use(model).observe
     notes = None if observe is None else _Notes()
     layers = CheckpointedLayers(model, None if notes is None else notes.add)
-    # Of the last one only its memory is ever run, which is little to keep.
+    # Not the last layer: only its memory is run, whose activations are small.
     checkpointed = model.layers[: max(model.attachment.paths)]
     with running_layers(checkpointed, layers), observing(model, None if notes is None else notes.layer_ran):
         for begin in range(0, ids.shape[1], segment):
             part = ids[:, begin : begin + segment]
-            layers.tokens = part.shape
+            layers.tokens = ids.shape[0], part.shape[1]
             flags = None if written is None else written[:, begin : begin + segment]
             _read(model, part, lengths - begin, cache, flags)
-    if notes is not None:
-        notes.tell(observe, model)
+    if notes is not None and observe is not None:
+        notes.call(observe, model)
 
 
 class _RunningUnits:
-    """The units of a pass that may be run in several calls (a `UnitSource`).
+    """The units of a pass that may consist of several calls, as a `UnitSource`.
 
     Args:
         shares: `[B, U, T]` float32, the share of each token in each unit.
@@ -123,7 +124,7 @@ class _RunningUnits:
 
 
 class _Notes:
-    """What was seen of each layer in each segment, for someone who observes the pass."""
+    """Collects the arrays of each layer and segment for an observer of the pass."""
 
     def __init__(self):
         self._segments: dict[int, list[list[mx.array]]] = {}
@@ -132,15 +133,15 @@ class _Notes:
         self._segments.setdefault(layer, []).append(arrays)
 
     def layer_ran(self, layer: int, reads: Reads, output: mx.array) -> None:
-        """An `Observer`."""
+        """Add the arrays of a layer. It is an `Observer`."""
         self.add(layer, [*reads.arrays(), output])
 
-    def tell(self, observe: Observer, model: nn.Module) -> None:
-        """Tell of each layer as if all tokens had been read at once."""
+    def call(self, observe: Observer, model: nn.Module) -> None:
+        """Call an observer once for each layer, with the arrays of all segments joined."""
         for layer, attention in attached_attention(model).items():
             segments = self._segments.get(layer)
             if segments:
-                *reads, output = (mx.concatenate(parts, axis=1) for parts in zip(*segments, strict=True))
+                *reads, output = (mx.concatenate(list(parts), axis=1) for parts in zip(*segments, strict=True))
                 weights = attention.delta_mem.packed_weights(output.dtype)
                 observe(layer, Reads.from_arrays(reads, weights), output)
 
@@ -148,13 +149,13 @@ class _Notes:
 def _check_written(ids: mx.array, written: mx.array | None) -> None:
     if written is not None and (written.shape != ids.shape or written.dtype != mx.bool_):
         raise ValueError(
-            f"what is written of the history is {written.dtype} of shape {written.shape}; expected bool, {ids.shape}"
+            f"the history's written mask is {written.dtype} of shape {written.shape}; expected bool, {ids.shape}"
         )
 
 
 def _check(model: nn.Module, ids: mx.array, lengths: mx.array, units: mx.array | None, segment: int | None) -> None:
     if not is_writing(model):
-        raise ValueError("a history is written while the model is only read; leave read_only(model) for it")
+        raise ValueError("the model is read only, and a history must be written; call this outside of read_only(model)")
     batch, length = ids.shape if ids.ndim == 2 else (0, 0)
     if not batch:
         raise ValueError(f"the history's ids have shape {ids.shape}; expected [B, T]")

@@ -1,4 +1,4 @@
-"""What a run was asked to be: on the command line, in a YAML file, or when it was begun."""
+"""The options of a training run, collected from the command line, a YAML file, a recipe and an earlier run."""
 
 import argparse
 from collections.abc import Mapping
@@ -9,19 +9,20 @@ import yaml
 from mlx_lm.lora import yaml_loader
 
 from mlx_deltamem.adapters.loading import load_model_type
+from mlx_deltamem.adapters.publish import PLACES
 from mlx_deltamem.core.adapter import SETTINGS_FILE
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.files.atomic import new_file, user_path
+from mlx_deltamem.options.option import flag, taken_from
 from mlx_deltamem.training import processes
-from mlx_deltamem.training.data import ON_ERROR
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
-from mlx_deltamem.training.option import flag
+from mlx_deltamem.training.prepare import ON_ERROR
 from mlx_deltamem.training.recipes import find_recipe
-from mlx_deltamem.training.records import RENAMED, listed
-from mlx_deltamem.training.settings import PLACES, Reporting, Schedule, Settings, taken_from
+from mlx_deltamem.training.records import listed
+from mlx_deltamem.training.settings import Reporting, Schedule, Settings
 
-# The groups of options, by their titles.
+# The groups of options, by their titles in the help text.
 GROUPS = {"run": Schedule, "reports": Reporting, "episodes": EpisodeRules, "loss": LossTerms}
 _KNOWN = {
     *PLACES,
@@ -33,15 +34,15 @@ _KNOWN = {
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a run was asked to be.
+class RunOptions:
+    """All options of a run.
 
     Attributes:
-        folder: Where the run is kept.
-        settings: What decides the weights.
-        reporting: What is told and kept on the way.
-        on_error: What to do with records that cannot be used.
-        recipe: The recipe that it was asked to follow, or "".
+        folder: The run's folder.
+        settings: The settings that decide the trained weights.
+        reporting: The settings of reports and checkpoints.
+        on_error: What to do with an unusable record, one of `ON_ERROR`.
+        recipe: The name of the recipe, or "".
     """
 
     folder: Path
@@ -51,13 +52,16 @@ class Options:
     recipe: str = ""
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> "Options":
-        """From the command line, then the YAML file, then the recipe or the run that is resumed, then the defaults.
+    def of(cls, args: argparse.Namespace) -> "RunOptions":
+        """Collect the options of a command line.
+
+        An option comes from the first of these that has it: the command line, the YAML file, the recipe or the run to
+        resume, the defaults.
 
         Raises:
-            FileNotFoundError: There is no such file, no run to resume, or no such model to follow a recipe with.
-            ValueError: An option is unknown, missing or out of range, or another one than in the run resumed; or a
-                recipe is named for such a run.
+            FileNotFoundError: The YAML file, the run to resume, or the model of a recipe does not exist.
+            ValueError: An option is unknown, missing or out of range, or differs from the run to resume, or a recipe is
+                named for such a run.
         """
         asked = _of_file(args.config) if args.config is not None else {}
         asked |= {name: value for name, value in vars(args).items() if name in _KNOWN and value is not None}
@@ -65,16 +69,16 @@ class Options:
         folder = _folder(asked.pop("adapter_path", None))
         recipe = asked.pop("recipe", None)
         if recipe is not None and args.resume:
-            raise ValueError(f"--recipe is for a new run, and that in {folder} has its options; leave it out to go on")
+            raise ValueError(f"--recipe is for a new run, and the run in {folder} has its options; leave it out")
         earlier = _of_run(folder) if args.resume else {} if recipe is None else _of_recipe(recipe, asked)
         options = earlier | asked
         settings = Settings.from_flat(options)
         if args.resume and (changed := _changes(Settings.from_flat(earlier), settings)):
             raise ValueError(f"the run in {folder} was begun with {', '.join(changed)}; leave it out to go on")
         on_error = options.get("on_error", ON_ERROR[0])
-        if on_error not in ON_ERROR:
+        if not isinstance(on_error, str) or on_error not in ON_ERROR:
             raise ValueError(f"--on-error is {on_error!r}; expected {' or '.join(ON_ERROR)}")
-        return cls(folder, settings, taken_from(options, Reporting), on_error, recipe or "")
+        return cls(folder, settings, taken_from(options, Reporting), on_error, "" if recipe is None else str(recipe))
 
     def save(self) -> None:
         """Write the options into the run's folder."""
@@ -90,15 +94,15 @@ def _of_file(path: Path) -> dict[str, object]:
 
 
 def _of_recipe(name: object, asked: Mapping[str, object]) -> dict[str, object]:
-    """The options of a recipe, for the model and the adapter that are asked for."""
+    """The options of a recipe, which depend on the model and on whether there is a `start`."""
     recipe, model = find_recipe(name), asked.get("model")
-    # Without one, the settings say so.
+    # Settings reports a missing model.
     model_type = load_model_type(model) if isinstance(model, str) and model else ""
     return recipe.options(model_type, new_adapter=not asked.get("start"))
 
 
 def _of_run(folder: Path) -> dict[str, object]:
-    """The options of the run in a folder of the first process."""
+    """The options of the run in a folder, which the first process reads."""
     path = folder / SETTINGS_FILE
     content = processes.from_first(path.read_bytes() if path.is_file() else b"")
     if not content:
@@ -107,19 +111,22 @@ def _of_run(folder: Path) -> dict[str, object]:
 
 
 def parse(content: bytes, path: Path) -> dict[str, object]:
-    """The options in a YAML file, those left out that are empty; `path` is for messages.
+    """Parse a YAML file of options; options without a value are left out.
+
+    Args:
+        content: The content of the file.
+        path: The path for error messages.
 
     Raises:
-        ValueError: It is no YAML, or has options that there are not, or are no more.
+        ValueError: The content is not valid YAML, or has unknown options.
     """
     try:
         options = yaml.load(content.decode("utf-8-sig"), yaml_loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML ({' '.join(str(error).split())}); expected options, one a line") from None
+        problem = " ".join(str(error).split())
+        raise ValueError(f"{path} is not valid YAML ({problem}); expected options, one a line") from None
     if not isinstance(options, dict):
         raise ValueError(f"{path} holds no options; expected lines like `batch_size: 4`")
-    if "writes" in options:
-        raise ValueError(f"{path} has the option writes, which is now called write; {RENAMED}")
     if unknown := sorted(str(name) for name in options if name not in _KNOWN):
         raise ValueError(
             f"{path} has unknown options {listed(unknown)}; expected those of mlx_deltamem.train --help, written "
@@ -129,7 +136,7 @@ def parse(content: bytes, path: Path) -> dict[str, object]:
 
 
 def _located(name: object) -> object:
-    """A folder on this machine in full, so that a run can be resumed from anywhere; other names as they are."""
+    """The full path of an existing folder, so that a run can be resumed from anywhere; other names as they are."""
     if isinstance(name, str) and name and user_path(name).exists():
         return str(user_path(name).absolute())
     return name
@@ -144,6 +151,6 @@ def _folder(name: object) -> Path:
 
 
 def _changes(begun: Settings, asked: Settings) -> list[str]:
-    """The options of a run that are another now, as they were."""
-    after: Mapping[str, object] = asked.flat()
+    """The options that a run began with and that differ from those asked for."""
+    after = asked.flat()
     return [f"{flag(name)} {value}" for name, value in begun.flat().items() if after.get(name) != value]

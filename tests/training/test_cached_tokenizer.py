@@ -1,13 +1,15 @@
+"""The tokenizer with a cache: the same results, with fewer calls."""
+
 from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.training import remembering_tokenizer
-from mlx_deltamem.training.remembering_tokenizer import RememberingTokenizer
+from mlx_deltamem.training import cached_tokenizer
+from mlx_deltamem.training.cached_tokenizer import CachedTokenizer
 from tests.sessions.test_template import chat, golden_tokenizer
 
 TALK = chat("I am Ann.", "Hello.", "Who am I?", "You are Ann.", system="Be brief.")
 
 
 class Counting:
-    """The golden tokenizer, with the number of texts that it was asked for."""
+    """The golden tokenizer, with counts of its calls."""
 
     def __init__(self):
         self.rendered = self.encoded = 0
@@ -24,9 +26,9 @@ class Counting:
         return golden_tokenizer().encode(*args, **options)
 
 
-def test_what_comes_again_is_not_done_again(monkeypatch):
+def test_a_text_that_comes_again_is_not_tokenised_again(monkeypatch):
     counting = Counting()
-    template, plain = ChatTemplate(RememberingTokenizer(counting)), ChatTemplate(golden_tokenizer())
+    template, plain = ChatTemplate(CachedTokenizer(counting)), ChatTemplate(golden_tokenizer())
     for prompt in (False, True):
         assert template.whole(TALK, prompt) == plain.whole(TALK, prompt)
         assert template.ids(TALK, prompt) == plain.whole(TALK, prompt).ids
@@ -34,14 +36,14 @@ def test_what_comes_again_is_not_done_again(monkeypatch):
     template.whole(TALK).ids.append(7)
     assert template.whole(TALK) == plain.whole(TALK)
     assert (counting.rendered, counting.encoded) == done
-    monkeypatch.setattr(remembering_tokenizer, "_REMEMBERED", 2)
+    monkeypatch.setattr(cached_tokenizer, "_CACHED", 2)
     assert template.whole(TALK[:3]) == plain.whole(TALK[:3])
     assert template.whole(TALK) == plain.whole(TALK)
     assert counting.rendered > done[0]
 
 
-def test_texts_that_differ_in_options_are_other_texts():
-    tokenizer, messages = RememberingTokenizer(golden_tokenizer()), TALK[:2]
+def test_options_are_part_of_the_key():
+    tokenizer, messages = CachedTokenizer(golden_tokenizer()), TALK[:2]
     texts = [
         tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         for prompt in (False, True)

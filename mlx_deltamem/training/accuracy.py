@@ -1,25 +1,25 @@
-"""Held-out recall: how many answers a model gets right from its memory, measured along with the held-out loss."""
+"""Counts the held-out answers that a model gets right, along with the held-out loss."""
 
 from collections.abc import Sequence
 
 import mlx.core as mx
+import numpy as np
 
-from mlx_deltamem.training.batches import Asked, Frozen
+from mlx_deltamem.training.batch import Asked, Frozen
 
-# What is counted of each question.
+# The columns of the counts.
 _COUNTED = ("questions", "right answers", "questions with a value", "right values", "tokens alike", "tokens")
 
 
-class Recall:
-    """Counts of right answers.
+class Accuracy:
+    """Counts right answers.
 
-    An answer is right where every token is the model's first choice given those before it: greedy decoding gives that
-    answer, and the template's tokens after it. A value is right where that holds for its tokens, given what the answer
-    says before them. Where the target is the frozen model, it is counted how many tokens of an answer are places where
-    both models' first choices are alike.
+    An answer is right if each of its tokens has the largest logit, given the tokens before it: greedy decoding then
+    generates this answer. A value is right if this holds for its tokens, given the tokens of the answer before it. If
+    the target is the frozen model, the tokens are counted for which both models have the same largest logit.
 
     Args:
-        kinds: Kinds of questions that are also counted each by itself, numbered from 1 on.
+        kinds: The kinds of questions that are also counted separately. They are numbered from 1.
     """
 
     def __init__(self, kinds: Sequence[str] = ()):
@@ -30,8 +30,8 @@ class Recall:
         """Count the answers of N questions.
 
         Args:
-            logits: `[N, A, vocabulary]`, of their answers.
-            asked: The questions; those that weigh nothing are left out.
+            logits: `[N, A, vocabulary]`, the logits of their answers.
+            asked: The questions. Tokens with weight 0 do not count.
         """
         right = logits.argmax(axis=-1) == asked.targets
         counted = asked.weights > 0
@@ -41,12 +41,12 @@ class Recall:
         self._add(asked, [asked_for, answers, of_value, values, mx.zeros_like(answers), mx.zeros_like(answers)])
 
     def add_frozen(self, logits: mx.array, teacher: mx.array, asked: Asked, frozen: Frozen) -> None:
-        """Count the answers whose target is the frozen model.
+        """Count the answers of F questions whose target is the frozen model.
 
         Args:
-            logits, teacher: `[F, A, vocabulary]`, of their answers: the model's, and the frozen one's.
+            logits, teacher: `[F, A, vocabulary]`, the logits of their answers: the model's, and the frozen model's.
             asked: These F questions.
-            frozen: Their weights; those that weigh nothing are left out.
+            frozen: Their weights. Tokens with weight 0 do not count.
         """
         counted = frozen.weights > 0
         alike = (logits.argmax(axis=-1) == teacher.argmax(axis=-1)) & counted
@@ -54,17 +54,17 @@ class Recall:
         self._add(asked, [nothing] * 4 + [alike.sum(axis=-1), counted.sum(axis=-1)])
 
     def take(self) -> dict[str, float]:
-        """What was counted in all processes, and counting starts again.
+        """Return the shares over all processes, and set the counts back to 0.
 
         Returns:
-            `questions`, their number; `answers`, the share that is right; where records name values, `values`, the
-            share of these; where the target is the frozen model, `alike`, the share of tokens. The same for each kind,
-            as `answers:kind`. Nothing where nothing was counted.
+            `questions`, their number; `answers`, the share that is right; `values`, the share of right values, if
+            records name values; `alike`, the share of tokens, if the target is the frozen model. The same for each
+            kind, as `answers:kind`. Numbers of which nothing was counted are missing.
         """
-        by_kind = mx.distributed.all_sum(self._counts, stream=mx.cpu).tolist()
+        by_kind = np.array(mx.distributed.all_sum(self._counts, stream=mx.cpu))
         self._counts = self._none()
-        found = _shares([sum(column) for column in zip(*by_kind, strict=True)])
-        for kind, counts in zip(self._kinds[1:], by_kind[1:], strict=True):
+        found = _shares(by_kind.sum(axis=0).tolist())
+        for kind, counts in zip(self._kinds[1:], by_kind[1:].tolist(), strict=True):
             found |= {f"{name}:{kind}": share for name, share in _shares(counts).items()}
         return found
 
@@ -81,6 +81,6 @@ class Recall:
 
 def _shares(counts: list[int]) -> dict[str, float]:
     questions, answers, valued, values, alike, tokens = counts
-    shares = {"questions": questions, "answers": answers / questions} if questions else {}
+    shares: dict[str, float] = {"questions": questions, "answers": answers / questions} if questions else {}
     shares |= {"values": values / valued} if valued else {}
     return shares | ({"alike": alike / tokens} if tokens else {})

@@ -6,10 +6,12 @@ from mlx_lm.generate import generate_step
 
 from mlx_deltamem import load, make_prompt_cache, read_only
 from mlx_deltamem.training import passes
-from mlx_deltamem.training.batches import Asked, BatchMaker, Frozen
-from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules, Question
+from mlx_deltamem.training.accuracy import Accuracy
+from mlx_deltamem.training.batch import Asked, Frozen
+from mlx_deltamem.training.batches import BatchMaker
+from mlx_deltamem.training.episode import Question
+from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
 from mlx_deltamem.training.logits import head_at_positions
-from mlx_deltamem.training.recall import Recall
 from mlx_deltamem.training.records import Record
 from tests.conftest import adapter, backbone
 from tests.sessions.test_template import chat
@@ -36,7 +38,7 @@ def test_what_is_counted():
         [3, 3, 2, 2, 0],
         [[NO, YES, YES], [NO, YES, NO], [NO, NO, NO], [YES, NO, NO], [NO, NO, NO]],
     )
-    recall = Recall()
+    recall = Accuracy()
     # Right; right in its value; right but for the padding; wrong; and one that fills up.
     recall.add(choosing([[1, 2, 3], [1, 2, 0], [4, 5, 7], [0, 7, 0], [1, 1, 1]]), questions)
     assert recall.take() == {"questions": 4, "answers": 2 / 4, "values": 2 / 3}
@@ -44,7 +46,7 @@ def test_what_is_counted():
 
 
 def test_batches_add_up():
-    recall = Recall()
+    recall = Accuracy()
     plain = asked([[1, 2]], [2], [[NO, NO]])
     recall.add(choosing([[1, 2]]), plain)
     recall.add(choosing([[1, 3]]), plain)
@@ -52,7 +54,7 @@ def test_batches_add_up():
 
 
 def test_kinds_are_counted_each_by_itself():
-    recall = Recall(["absent", "names"])
+    recall = Accuracy(["absent", "names"])
     plain = asked([[1, 2], [1, 2], [3, 4], [5, 6]], [2] * 4, [[NO, YES], [NO, NO], [NO, NO], [NO, NO]])
     recall.add(choosing([[1, 2], [1, 0], [3, 4], [5, 6]]), plain._replace(kinds=mx.array([2, 2, 1, 0])))
     assert recall.take() == {
@@ -68,7 +70,7 @@ def test_kinds_are_counted_each_by_itself():
 
 
 def test_where_the_target_is_the_frozen_model_tokens_are_counted():
-    recall = Recall(["talk"])
+    recall = Accuracy(["talk"])
     plain = asked([[1, 2, 3], [1, 2, 3]], [3, 3], [[NO] * 3] * 2)._replace(kinds=mx.array([1, 0]))
     weights = mx.array([[2.0, 2.0, 0.0], [1.0, 1.0, 1.0]])
     frozen = Frozen(mx.array([0, 1]), weights)
@@ -92,13 +94,13 @@ def test_an_answer_is_right_where_greedy_decoding_gives_it():
     batch = BatchMaker(model.attachment.config).batch([replace(episode, questions=questions)])
     with head_at_positions(model):
         states = passes.of_rows(passes.write(model, batch, lambda *_: None), batch.rows)
-        recall = Recall()
+        recall = Accuracy()
         recall.add(passes.read(model, states, batch.asked), batch.asked)
     assert recall.take() == {"questions": 3, "answers": 2 / 3}
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
 def test_logits_of_any_precision(dtype):
-    recall = Recall()
+    recall = Accuracy()
     recall.add(choosing([[1, 2]]).astype(dtype), asked([[1, 2]], [2], [[NO, YES]]))
     assert recall.take() == {"questions": 1, "answers": 1.0, "values": 1.0}

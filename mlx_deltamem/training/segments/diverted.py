@@ -1,4 +1,4 @@
-"""Run the layers of a model in a way of one's own, for a while."""
+"""Diverts the calls of a model's layers to another function for a while."""
 
 import functools
 from collections import Counter
@@ -9,18 +9,18 @@ from threading import Lock
 
 import mlx.nn as nn
 
-# Given the layer, its own call (bound to it), and the arguments.
-RunLayer = Callable[[nn.Module, Callable, tuple, dict], object]
+# Called with a layer, its own call (bound to it), and the arguments.
+RunLayer = Callable[[nn.Module, Callable[..., object], tuple, dict], object]
 
 _RUN: ContextVar[RunLayer | None] = ContextVar("_RUN", default=None)
-# By the identity of a layer, how many threads run it in ways of their own just now.
+# The number of threads that divert a layer, by the identity of the layer.
 _USERS: Counter[int] = Counter()
 _LOCK = Lock()
 
 
 @contextmanager
 def running_layers(layers: Sequence[nn.Module], run: RunLayer) -> Iterator[None]:
-    """Within it, calls of these layers from this thread go to `run`; its result is theirs."""
+    """Within it, calls of these layers from this thread go to `run`, which returns their result."""
     _take(layers)
     token = _RUN.set(run)
     try:
@@ -30,8 +30,10 @@ def running_layers(layers: Sequence[nn.Module], run: RunLayer) -> Iterator[None]
         _give_back(layers)
 
 
-class _Diverted:
-    """The part of such a layer's class that is not mlx-lm's: its class becomes (_Diverted, Original)."""
+class _Diverted(nn.Module):
+    """The mixin that diverts the calls of a layer: the layer's class becomes (_Diverted, Original)."""
+
+    own_class: type[nn.Module]
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         own_call = functools.partial(self.own_class.__call__, self)
