@@ -1,45 +1,48 @@
-"""The recurrence from MLX's operations: chunks of a sequence side by side, with a gradient that runs backwards.
+"""The recurrence from MLX's operations: chunks of a sequence side by side, with a custom gradient.
 
-T tokens are cut into N chunks of C, and the chunks become one more batch axis. What a chunk does to a row of the state
-is an affine map, row @ linear + constant:
+The T tokens are cut into N chunks of C tokens, and the chunks become a part of the batch. A chunk changes each row of a
+state by an affine map, row @ linear + constant. The scan has four steps:
 
-1. C steps on the r unit rows give the linear part of every chunk's map;
-2. C steps from a state of zeros give the constant part;
-3. a tree of products of these maps, log2(N) deep, gives the state at the start of every chunk;
-4. C steps from those states give the state before every token.
+1. Run C tokens on the r unit rows, with nothing written: this gives the linear part of the map of every chunk.
+2. Run C tokens on a state of zeros: this gives the constant part.
+3. Combine the maps in a tree of products, log2(N) deep: this gives the state at the start of every chunk.
+4. Run C tokens from these states: this gives the state before every token.
 
-All of it is products of `keep`, never quotients, so that `keep` may be 0. Backwards in time, as the gradient goes, the
-linear part is the same, transposed: that of one token, keep * I - erase * k kᵀ, is symmetric.
+The maps are products of `keep` and never quotients, so `keep` may be 0. The gradient is the same scan backwards in time
+(`token_gradients`), with the linear parts transposed: the map of one token, keep * I - erase * k kᵀ for each row, is
+symmetric.
 
-The steps work on arrays packed as `[C, r, M]` with M = B * H * N last, because MLX's operations are fast along a long
-axis and slow along many of length r.
+The arrays are packed as `[C, r, M]` with M = B * H * N last, because MLX's operations are fast along one long axis and
+slow along many axes of length r.
 """
 
 import math
 
 import mlx.core as mx
 
+from mlx_deltamem.recurrence.custom_gradient import custom_gradient
 from mlx_deltamem.recurrence.definition import token_gradients
 
-# All measured on a CPU. Where the linear maps of all sequences, at one chunk each, hold more numbers than this, making
-# them costs more than the steps they save.
+# These numbers were measured on a CPU.
+# The most numbers that the linear maps of one chunk of all sequences may hold. For larger maps, step 1 costs more than
+# the chunks save.
 _LARGEST_MAPS = 40_000
-# Shorter chunks are fewer steps, but more maps to keep and to multiply: the larger this, the shorter the chunks.
+# Shorter chunks mean fewer steps, but more maps to keep and to multiply. A larger value gives shorter chunks.
 _MAP_COST = 8_000
 _SHORTEST_CHUNK = 4
-# What needs the states of tokens takes as many at a time as hold this many numbers: MLX allocates ahead of what it has
-# computed, and intermediate results for all tokens at once would take most of the memory.
+# How many numbers of the states before tokens are processed at a time. MLX allocates memory ahead of the computation,
+# so intermediate results for all tokens at once would take most of it.
 _BLOCK = 2**15
 
 
 def chunked_scan(
     state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """Read and write the states of a batch of sequences.
+    """Read and write the states of a batch of sequences; differentiable in every argument.
 
     Args:
         state: `[B, H, r, r]`, the states before the first token.
-        queries, keys, written, keep, erase: `[B, T, H, r]` with T > 0; `written` are the values times their gate.
+        queries, keys, written, keep, erase: `[B, T, H, r]` with T > 0; `written` is `write * v`.
 
     Returns:
         The reads `[B, T, H, r]` and the states after the last token. All arrays are float32.
@@ -53,17 +56,17 @@ def chunked_scan(
 
 
 def _chunk_count(shape: tuple[int, ...]) -> int:
-    """N, a power of two for the tree; 1 where one step after the other is faster."""
+    """N, a power of two so that the tree is complete; 1 where a loop over all tokens is faster."""
     batch, length, heads, rank = shape
     maps = batch * heads * rank**3
     if maps > _LARGEST_MAPS:
         return 1
     chunk = max(_SHORTEST_CHUNK, math.sqrt(length * maps / _MAP_COST))
-    return 2 ** max(0, round(math.log2(length / chunk)))
+    return 1 << max(0, round(math.log2(length / chunk)))
 
 
 def _pack(x: mx.array, chunks: int, fill: float) -> mx.array:
-    """`[B, T, H, r]` to `[C, r, M]`, the last chunk filled up with tokens that do nothing."""
+    """`[B, T, H, r]` to `[C, r, M]`; `fill` is the value of the tokens that fill up the last chunk."""
     batch, length, heads, rank = x.shape
     missing = -length % chunks
     if missing:
@@ -73,17 +76,36 @@ def _pack(x: mx.array, chunks: int, fill: float) -> mx.array:
 
 
 def _unpack(x: mx.array, shape: tuple[int, ...]) -> mx.array:
-    """The way back from `_pack` to `[B, T, H, r]`."""
+    """The inverse of `_pack`: `[C, r, M]` to `[B, T, H, r]`."""
     batch, length, heads, rank = shape
     x = x.reshape(x.shape[0], rank, batch, heads, -1).transpose(2, 4, 0, 3, 1)
     return x.reshape(batch, -1, heads, rank)[:, :length]
 
 
-@mx.custom_function
+def _gradients(
+    primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+) -> tuple[mx.array, ...]:
+    """The gradients of `_packed_scan`: a scan backwards, in which the queries are the keys that are written."""
+    _, queries, keys, written, keep, erase = primals
+    read_gradient, final_gradient, *_ = cotangents
+    _, _, linear, *history = outputs
+    backwards = (keys, keep, erase, queries, read_gradient)
+    after, state_gradient = _history(final_gradient, linear.swapaxes(-1, -2), backwards, direction=-1)
+    gradients = [
+        token_gradients(gradient, before, read_gradient[some], keys[some], written[some], erase[some], axes=(2, 1))
+        for (some, gradient), before in zip(_blocks(after), history, strict=True)
+    ]
+    return state_gradient, *(mx.concatenate(list(parts)) for parts in zip(*gradients, strict=True))
+
+
+@custom_gradient(_gradients)
 def _packed_scan(
     state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
 ) -> tuple[mx.array, ...]:
-    """Reads `[C, r, M]` and the final state; for the gradient, the linear maps and blocks of states before tokens."""
+    """The reads `[C, r, M]` and the final state; then, for the gradient, the linear maps and the states before tokens.
+
+    The states come in the blocks of `_blocks`.
+    """
     batch, heads = state.shape[:2]
     chunks = keys.shape[-1] // (batch * heads)
     linear = _linear_maps(keys, keep, erase, batch, heads) if chunks > 1 else mx.zeros((0, 0))
@@ -93,25 +115,8 @@ def _packed_scan(
     return mx.concatenate(reads), state, linear, *(before for _, before in blocks)
 
 
-@_packed_scan.vjp
-def _gradients(
-    primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
-) -> tuple[mx.array, ...]:
-    """From the recurrence run backwards, with the query as the key that is written (`token_gradients`)."""
-    _, queries, keys, written, keep, erase = primals
-    read_gradient, final_gradient, *_ = cotangents
-    _, _, linear, *history = outputs
-    backwards = (keys, keep, erase, queries, read_gradient)
-    after, state_gradient = _history(final_gradient, linear.swapaxes(-1, -2), backwards, direction=-1)
-    gradients = []
-    for (some, gradient), before in zip(_blocks(after), history, strict=True):
-        tokens = (x[some] for x in (read_gradient, keys, written, erase))
-        gradients.append(token_gradients(gradient, before, *tokens, axes=(2, 1)))
-    return state_gradient, *(mx.concatenate(parts) for parts in zip(*gradients, strict=True))
-
-
 def _blocks(states: list[mx.array]) -> list[tuple[slice, mx.array]]:
-    """The states of some tokens at a time, `[C, j, i, M]`, and which tokens these are."""
+    """The states cut into blocks of a few tokens: which tokens, and their states `[tokens, j, i, M]`."""
     length = max(1, _BLOCK // states[0].size)
     slices = [slice(t, t + length) for t in range(0, len(states), length)]
     return [(some, mx.stack(states[some])) for some in slices]
@@ -120,13 +125,18 @@ def _blocks(states: list[mx.array]) -> list[tuple[slice, mx.array]]:
 def _history(
     state: mx.array, linear: mx.array, packed: tuple[mx.array, ...], direction: int = 1
 ) -> tuple[list[mx.array], mx.array]:
-    """The states before each token `[j, i, M]` (j = column, i = row) and those after the last `[B, H, r, r]`.
+    """The packed states before each token, and the final states: steps 2 to 4.
 
     Args:
         state: `[B, H, r, r]`, the states to begin with.
-        linear: The chunks' linear maps, as `_linear_maps` returns them; empty for one chunk.
-        packed: The keys that are erased, `keep`, `erase`, the keys that are written and what is written, `[C, r, M]`.
-        direction: -1 begins with the last token, and returns the state after every token and before the first.
+        linear: The linear maps of the chunks, as `_linear_maps` returns them; empty for one chunk.
+        packed: The keys that are erased, `keep`, `erase`, the keys that are written and the values that are written,
+            each `[C, r, M]`.
+        direction: 1, or -1 to begin with the last token.
+
+    Returns:
+        A list of the states before (with -1: after) each token of a chunk, `[j, i, M]` with j = column and i = row; and
+        the states after the last (with -1: before the first) token, `[B, H, r, r]`.
     """
     keys, keep, erase, write_keys, written = packed
     batch, heads, rank, _ = state.shape
@@ -135,7 +145,7 @@ def _history(
     if linear.size:
         *_, constant = _states(mx.zeros((rank, rank, keys.shape[-1])), tokens)
         constant = _rows(constant[:, None], batch, heads)
-        # MLX documents that some GPUs multiply float32 matrices with less precision than that.
+        # On the CPU, because some GPUs multiply float32 matrices with less precision than float32 (MLX's manual).
         with mx.stream(mx.cpu):
             starts = _starts(starts[0], linear[::direction], constant[::direction])[::direction]
     *history, ends = _states(_lanes(starts), tokens)
@@ -144,9 +154,14 @@ def _history(
 
 
 def _starts(rows: mx.array, linear: mx.array, constant: mx.array) -> mx.array:
-    """What becomes of rows `[..., 1, r]` before each of N maps `[N, ..., r, r]` and `[N, ..., 1, r]` in turn.
+    """The rows at the start of each of N chunks, `[N, ..., 1, r]`: step 3.
 
-    The first of every two maps begins with what all pairs before it make; the second with what the first makes of that.
+    The maps are combined in pairs, and the function calls itself with the N / 2 combined maps to find the rows at the
+    start of each pair. The second chunk of a pair starts with those rows as the first one changes them.
+
+    Args:
+        rows: `[..., 1, r]`, the rows at the start of the first chunk.
+        linear, constant: `[N, ..., r, r]` and `[N, ..., 1, r]`, the map of each chunk.
     """
     if len(linear) == 1:
         return rows[None]
@@ -157,7 +172,7 @@ def _starts(rows: mx.array, linear: mx.array, constant: mx.array) -> mx.array:
 
 
 def _linear_maps(keys: mx.array, keep: mx.array, erase: mx.array, batch: int, heads: int) -> mx.array:
-    """What every chunk makes of the r unit rows when nothing is written: `[N, B, H, i, r, j]`."""
+    """The linear part of the map of every chunk for each row i, `[N, B, H, i, r, j]`: step 1."""
     rank, lanes = keys.shape[1:]
     images = mx.broadcast_to(mx.eye(rank)[:, :, None, None], (rank, rank, rank, lanes))
     for key, keep_t, erase_t in _tokens(keys[:, :, None, None], keep, erase):
@@ -166,7 +181,7 @@ def _linear_maps(keys: mx.array, keep: mx.array, erase: mx.array, batch: int, he
 
 
 def _states(states: mx.array, tokens: list[tuple[mx.array, ...]]) -> list[mx.array]:
-    """The packed states `[j, i, M]` before each token and after the last."""
+    """The packed states `[j, i, M]` before each token of the chunks and after the last one."""
     all_states = [states]
     for key, keep, erase, write_key, written in tokens:
         states = _updated(states, (states * key).sum(axis=0), key, keep, erase, write_key, written)
@@ -193,17 +208,17 @@ def _erased(states: mx.array, recalled: mx.array, key: mx.array, keep: mx.array,
 
 
 def _tokens(*packed: mx.array) -> list[tuple[mx.array, ...]]:
-    """The packed arrays of one token after the other."""
+    """For each token of the chunks, the arrays of it."""
     return list(zip(*([x.squeeze(0) for x in mx.split(array, len(array))] for array in packed), strict=True))
 
 
 def _rows(packed: mx.array, batch: int, heads: int) -> mx.array:
-    """Packed states `[j, n, i, M]` as rows `[N, B, H, i, n, j]`, for products with maps."""
+    """Packed states `[j, n, i, M]` as rows `[N, B, H, i, n, j]`, to be multiplied by maps."""
     columns, count, rank, _ = packed.shape
     return packed.reshape(columns, count, rank, batch, heads, -1).transpose(5, 3, 4, 2, 1, 0)
 
 
 def _lanes(rows: mx.array) -> mx.array:
-    """The way back from `_rows` for single rows `[N, B, H, i, 1, j]`: `[j, i, M]`."""
+    """The inverse of `_rows` for single rows: `[N, B, H, i, 1, j]` to `[j, i, M]`."""
     rank = rows.shape[-1]
     return rows.squeeze(-2).transpose(4, 3, 1, 2, 0).reshape(rank, rank, -1)

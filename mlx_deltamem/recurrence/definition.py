@@ -1,11 +1,12 @@
-"""The recurrence of δ-mem as it is defined: a state read and then written by the delta rule, token after token.
+"""The recurrence of δ-mem as it is defined: each token reads the state and then writes it by the delta rule.
 
 For each token, with `S` the state of one head (row = value, column = key) and gates that act on rows:
 
     read = S q
     S    = keep * S - erase * (S k) kᵀ + write * v kᵀ
 
-(arXiv 2605.12357, section 3; facts.md 1.3: a token reads before it writes.) Every faster form is compared with it.
+Source: arXiv 2605.12357, section 3; facts.md 1.3 (a token reads before it writes). The tests compare every faster form
+of the recurrence with `delta_scan_reference`.
 """
 
 import mlx.core as mx
@@ -21,7 +22,7 @@ def delta_scan_reference(
     write: mx.array,
     mask: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """The reads and the last states, one token after the other; arguments and results are those of `delta_scan`."""
+    """Run the recurrence in a loop over the tokens; arguments, results and errors are those of `delta_scan`."""
     state, tokens = check_inputs(state, (q, k, v, keep, erase, write), mask)
     reads = [mx.zeros_like(tokens[0][:, :0])]
     for t in range(tokens[0].shape[1]):
@@ -31,47 +32,14 @@ def delta_scan_reference(
     return mx.concatenate(reads, axis=1), state
 
 
-def check_inputs(
-    state: mx.array, tokens: tuple[mx.array, ...], mask: mx.array | None
-) -> tuple[mx.array, tuple[mx.array, ...]]:
-    """Check the shapes of `delta_scan`'s arguments.
-
-    Returns:
-        The state and q, k, v, keep, erase, write `[B, T, H, r]`, all float32; a masked token reads and writes nothing.
-
-    Raises:
-        ValueError: The shapes do not fit together.
-    """
-    shape = tokens[1].shape
-    if len(shape) != 4:
-        raise ValueError(f"delta_scan got keys of shape {shape}; expected [B, T, H, r]")
-    batch, length, heads, rank = shape
-    if state.shape != (batch, heads, rank, rank):
-        raise ValueError(
-            f"delta_scan got a state of shape {state.shape} and keys of shape {shape}; "
-            f"expected the state to be {(batch, heads, rank, rank)}"
-        )
-    if mask is not None and mask.shape != (batch, length):
-        raise ValueError(f"delta_scan got a mask of shape {mask.shape}; expected {(batch, length)}, as the keys have")
-    try:
-        tokens = tuple(mx.broadcast_to(x, shape).astype(mx.float32) for x in tokens)
-    except ValueError:
-        raise ValueError(f"delta_scan got inputs of shapes {[x.shape for x in tokens]}; expected all {shape}") from None
-    if mask is not None:
-        written = mask.astype(mx.bool_)[:, :, None, None]
-        idle = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
-        tokens = tuple(mx.where(written, x, nothing) for x, nothing in zip(tokens, idle, strict=True))
-    return state.astype(mx.float32), tokens
-
-
 def step(
     state: mx.array, query: mx.array, key: mx.array, written: mx.array, keep: mx.array, erase: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """Read and write one token.
+    """Read and write one token: `S q` and `keep * S + (written - erase * (S k)) kᵀ`.
 
     Args:
         state: `[B, H, r, r]` float32.
-        query, key, written, keep, erase: `[B, H, r]` float32; `written` is the value times its gate.
+        query, key, written, keep, erase: `[B, H, r]` float32; `written` is `write * v`, the value times its gate.
 
     Returns:
         The read `[B, H, r]` and the new state.
@@ -92,17 +60,29 @@ def token_gradients(
     erase: mx.array,
     axes: tuple[int, int],
 ) -> tuple[mx.array, ...]:
-    """The gradients of the queries, keys, written values, keep and erase gates of some tokens.
+    """Compute the gradients of tokens from the states before them and the gradients of the states after them.
 
-    The gradient of the state obeys the recurrence run backwards, with the query as the key that is written:
+    With `G` the gradient of the state after a token and `g` the gradient of its read, the chain rule applied to `step`
+    gives, for one token:
 
-    gradient before = keep * gradient after - erase * (gradient after k) kᵀ + (gradient of the read) qᵀ
+        query:   Sᵀ g
+        key:     Gᵀ (written - erase * (S k)) - Sᵀ (erase * (G k))
+        written: G k
+        keep:    the sums of the rows of G * S
+        erase:   -(S k) * (G k)
+        state:   keep * G - erase * (G k) kᵀ + g qᵀ
+
+    The last line is the recurrence again, run backwards, with `q` as the key that is written and `g` as the value. So
+    whoever calls this function gets `G` for all tokens from the scan that computes the states.
 
     Args:
-        after: The gradients of the states after the tokens.
-        before: The states before the tokens, in the same layout.
-        read_gradient, keys, written, erase: One row or one column for each token: the same layout with one axis less.
+        after: `G`, the gradients of the states after the tokens.
+        before: `S`, the states before the tokens, in the same layout.
+        read_gradient, keys, written, erase: One vector for each token, in the same layout with one axis less.
         axes: The axes of the rows and of the columns of a state in that layout.
+
+    Returns:
+        The gradients of the queries, the keys, the written values, `keep` and `erase`.
     """
     rows, columns = axes
     row_key = mx.expand_dims(keys, rows)
@@ -117,3 +97,40 @@ def token_gradients(
         (after * before).sum(axis=columns),
         -recalled * written_gradient,
     )
+
+
+def check_inputs(
+    state: mx.array, tokens: tuple[mx.array, ...], mask: mx.array | None
+) -> tuple[mx.array, tuple[mx.array, ...]]:
+    """Check the arguments of `delta_scan` and bring them to one shape and dtype.
+
+    Returns:
+        The state and the tuple q, k, v, keep, erase, write, each `[B, T, H, r]`; all float32. A masked token has a
+        `keep` of 1 and zeros for the rest, so that it reads zeros and leaves the state as it is.
+
+    Raises:
+        ValueError: The shapes do not fit together.
+    """
+    shape = tokens[1].shape
+    if len(shape) != 4:
+        raise ValueError(f"delta_scan got keys of shape {shape}; expected [B, T, H, r]")
+    batch, length, heads, rank = shape
+    if state.shape != (batch, heads, rank, rank):
+        raise ValueError(
+            f"delta_scan got a state of shape {state.shape} and keys of shape {shape}; "
+            f"expected the state to be {(batch, heads, rank, rank)}"
+        )
+    if mask is not None and mask.shape != (batch, length):
+        raise ValueError(
+            f"delta_scan got a mask of shape {mask.shape} and keys of shape {shape}; "
+            f"expected the mask to be {(batch, length)}"
+        )
+    try:
+        tokens = tuple(mx.broadcast_to(x, shape).astype(mx.float32) for x in tokens)
+    except ValueError:
+        raise ValueError(f"delta_scan got inputs of shapes {[x.shape for x in tokens]}; expected all {shape}") from None
+    if mask is not None:
+        seen = mask.astype(mx.bool_)[:, :, None, None]
+        idle = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0)
+        tokens = tuple(mx.where(seen, x, idle_value) for x, idle_value in zip(tokens, idle, strict=True))
+    return state.astype(mx.float32), tokens

@@ -1,4 +1,4 @@
-"""Which engine runs the memory: fused kernels on a GPU that they work on, MLX's own operations everywhere else."""
+"""The choice of the engine: fused kernels on a GPU where they work, MLX's own operations everywhere else."""
 
 import functools
 
@@ -15,13 +15,13 @@ ops_engine = functools.cache(OpsEngine)
 
 
 def engine_for(variant: Variant, dtype: mx.Dtype, training: bool, masked: bool = False) -> Engine:
-    """The engine for what is computed now.
+    """Choose the engine for one pass of one layer.
 
     Args:
-        variant: What the adapter's configuration asks for.
-        dtype: Of the tokens' projections.
-        training: Whether gradients are to be taken, which are cheaper from operations.
-        masked: Whether some tokens may be padding.
+        variant: The adapter's variant of the recurrence.
+        dtype: The dtype of the tokens' projections.
+        training: Whether gradients will be taken; they are cheaper with `OpsEngine`.
+        masked: Whether the pass has a mask of padding. The kernels for masked tokens are tried out separately.
     """
     if training or not on_gpu():
         return ops_engine(variant)
@@ -30,6 +30,6 @@ def engine_for(variant: Variant, dtype: mx.Dtype, training: bool, masked: bool =
 
 @functools.cache
 def _fused_engine(variant: Variant, dtype: mx.Dtype, masked: bool) -> FusedEngine | None:
-    """The fused engine, if it can be used."""
+    """The fused engine, or None where there is no kernel for the dtype and rank or the kernels do not work."""
     engine = FusedEngine(variant)
     return engine if engine.supports(dtype) and engine.works(dtype, masked) else None

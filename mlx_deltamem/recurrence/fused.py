@@ -1,35 +1,38 @@
-"""The memory of one layer over a stretch of tokens, as fused kernels on a GPU."""
+"""The engine that runs a layer's memory with fused kernels on a GPU."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import mlx.core as mx
 
+from mlx_deltamem.recurrence.custom_gradient import custom_gradient
 from mlx_deltamem.recurrence.gates import Variant
 from mlx_deltamem.recurrence.kernels import launch
 from mlx_deltamem.recurrence.kernels.build import LARGEST_RANK
 from mlx_deltamem.recurrence.kernels.trial import trial
 from mlx_deltamem.recurrence.ops import OpsEngine
 
-# From this many tokens on they are cut into chunks that run side by side.
+# Sequences of at least this many tokens are cut into chunks that run side by side.
 _FEWEST_TOKENS = 64
-# What a chunk makes of a state is r + 1 times as large as the state, so with more rows one token after the other is
-# better.
+# The map of a chunk is r + 1 times as large as a state. For larger ranks, a loop over all tokens is faster.
 _LARGEST_CHUNKED_RANK = 16
 
-# Metal passes arrays of fewer than 8 numbers in another way, as the mask of one token is.
+# Small, so that the mask of one token has fewer than 8 numbers: Metal passes such arrays in another way.
 _TRIAL_BATCH = 2
 
 _DTYPES = (mx.float32, mx.bfloat16, mx.float16)
 
+R = TypeVar("R")
+
 
 @dataclass(frozen=True)
 class FusedEngine:
-    """Reads and writes states as `OpsEngine` does, in one kernel, or three for long stretches of tokens.
+    """Reads and writes states as `OpsEngine` does, in one kernel, or in three for long sequences.
 
-    For more than one token, gradients are those of `OpsEngine`, which is run for them. For one token, where that would
-    cost more than the token does, there are none, and MLX raises a ValueError.
+    For more than one token, it has gradients: it runs `OpsEngine` to take them. For one token it has none, because
+    preparing for them would cost more than the token itself; MLX raises a ValueError if a gradient is taken.
     """
 
     variant: Variant
@@ -39,20 +42,20 @@ class FusedEngine:
         return self.variant.rank <= LARGEST_RANK and dtype in _DTYPES
 
     def works(self, dtype: mx.Dtype, masked: bool) -> bool:
-        """Try the kernels out for projections of this dtype; a warning says if they cannot be used.
+        """Try the kernels for projections of this dtype, and warn if they cannot be used.
 
-        With a mask they are other kernels.
+        `masked` selects the kernels to try: those that take a mask or those that do not.
         """
         variant, ops = self.variant, OpsEngine(self.variant)
         chunked = variant.rank <= _LARGEST_CHUNKED_RANK
         keys = mx.random.split(mx.random.key(0), 3)
-        # Small enough for a state without normalised keys to stay so.
+        # Small numbers, because a state that is written with keys that are not normalised may grow without bounds.
         shape = (_TRIAL_BATCH, _FEWEST_TOKENS + 1, variant.columns)
         projected = mx.random.normal(shape, scale=0.1, key=keys[0]).astype(dtype)
         bias = mx.random.normal((variant.columns - 3 * variant.width,), key=keys[1])
         state = mx.random.normal((_TRIAL_BATCH, variant.heads, variant.rank, variant.rank), key=keys[2])
         mask = mx.arange(shape[1]) != mx.arange(_TRIAL_BATCH)[:, None] if masked else None
-        inputs = [(projected, mask), (projected[:, :1], mask[:, :1] if masked else None)]
+        inputs = [(projected, mask), (projected[:, :1], None if mask is None else mask[:, :1])]
 
         def fused() -> list[mx.array]:
             results: list[mx.array] = []
@@ -73,6 +76,7 @@ class FusedEngine:
     def scan(
         self, projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None = None
     ) -> tuple[mx.array, mx.array]:
+        """Read and write the state with each token; arguments and results are those of `OpsEngine.scan`."""
         if projected.size == 0:
             return self._no_reads(projected), state
         if projected.shape[1] == 1:
@@ -80,6 +84,7 @@ class FusedEngine:
         return _differentiable_scan(self.variant)(projected, gate_bias, state, *_if_any(mask))
 
     def read(self, projected: mx.array, state: mx.array, mask: mx.array | None = None) -> mx.array:
+        """Read the state with each token and leave it as it is; arguments and result are those of `OpsEngine.read`."""
         if projected.size == 0:
             return self._no_reads(projected)
         if projected.shape[1] == 1:
@@ -91,7 +96,7 @@ class FusedEngine:
 
 
 def _if_any(mask: mx.array | None) -> list[mx.array]:
-    # Functions with a gradient take arrays only.
+    # The arguments of a custom function must be arrays.
     return [] if mask is None else [mask]
 
 
@@ -105,18 +110,18 @@ def _differentiable_read(variant: Variant) -> Callable[..., mx.array]:
     return _with_gradient(functools.partial(launch.read, variant), OpsEngine(variant).read, floats=2)
 
 
-def _with_gradient(fused: Callable, ops: Callable, floats: int) -> Callable:
-    """A function whose gradient is that of another one, in its first arguments; the last one may be a mask."""
-    function = mx.custom_function(fused)
+def _with_gradient(fused: Callable[..., R], ops: Callable[..., R], floats: int) -> Callable[..., R]:
+    """`fused` with the gradient of `ops` in the first `floats` arguments; one more argument may be a mask."""
 
-    @function.vjp
-    def gradient(primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], _: object) -> tuple[mx.array, ...]:
+    def gradient(
+        primals: Sequence[mx.array], cotangents: Sequence[mx.array] | mx.array, _: object
+    ) -> tuple[mx.array, ...]:
         mask = primals[floats:]
-        cotangents = cotangents if isinstance(cotangents, tuple | list) else [cotangents]
-        _, gradients = mx.vjp(lambda *arrays: ops(*arrays, *mask), list(primals[:floats]), list(cotangents))
+        of_outputs = [cotangents] if isinstance(cotangents, mx.array) else list(cotangents)
+        _, gradients = mx.vjp(lambda *arrays: ops(*arrays, *mask), list(primals[:floats]), of_outputs)
         return (*gradients, *(mx.zeros_like(x) for x in mask))
 
-    return function
+    return custom_gradient(gradient)(fused)
 
 
 def _long_scan(

@@ -1,10 +1,25 @@
-"""From the raw projections of tokens to what the recurrence takes: unit vectors, values and gates."""
+"""From the projections of tokens to the inputs of the recurrence: unit vectors, values and gates.
+
+The adapter projects each input of the attention layer to a raw query, key and value and to raw gates. For each head:
+
+    q, k = tanh(raw) / |tanh(raw)|           (or the raw vectors, if the adapter does not normalise)
+    β    = sigmoid(raw β + bias)
+    λ    = 1 - β                             (or sigmoid(raw λ + bias), if λ is free)
+
+The gates of the recurrence follow from β and λ by `state_update_mode`; `write` is β in all modes:
+
+    standard         keep = λ    erase = β
+    lambda_outside   keep = λ    erase = λ β
+    no_lambda        keep = 1    erase = β
+
+Source: arXiv 2605.12357, section 3; facts.md 1.3.
+"""
 
 from dataclasses import dataclass
 
 import mlx.core as mx
 
-# The floor on the norm of memory queries and keys.
+# Memory queries and keys are divided by their norm, or by this where the norm is smaller.
 SMALLEST_NORM = 1e-6
 
 
@@ -13,11 +28,12 @@ class Variant:
     """The part of an adapter's configuration that the recurrence needs.
 
     Attributes:
-        rank, heads: r and H.
-        normalized: Queries and keys pass through tanh and an L2 norm.
-        rankwise: One gate for each row of a state; else one for each head.
-        free_lambda: λ has a gate of its own; else it is 1 - β.
-        mode: `state_update_mode` of the configuration.
+        rank: r, the width of a state.
+        heads: H, the number of states in a layer.
+        normalized: Whether queries and keys pass through tanh and an L2 norm.
+        rankwise: Whether there is one gate for each row of a state; otherwise there is one for each head.
+        free_lambda: Whether λ has its own projection; otherwise it is 1 - β.
+        mode: `state_update_mode` of the configuration: `standard`, `lambda_outside` or `no_lambda`.
     """
 
     rank: int
@@ -29,22 +45,22 @@ class Variant:
 
     @property
     def width(self) -> int:
-        """W = H * r, the columns of the queries, of the keys and of the values."""
+        """W = H * r, the number of columns of the queries, of the keys and of the values."""
         return self.heads * self.rank
 
     @property
     def gates(self) -> int:
-        """G, the columns of each gate: W or H."""
+        """G, the number of columns of β, and of λ: W or H."""
         return self.width if self.rankwise else self.heads
 
     @property
     def columns(self) -> int:
-        """P = 3 W + G or 2 G, the columns of a token's projection: query, key, value, β and, if it is free, λ."""
+        """P = 3 W + G (or 2 G), the columns of a token's projection: query, key, value, β and, if it is free, λ."""
         return 3 * self.width + (2 if self.free_lambda else 1) * self.gates
 
 
 def unit_vectors(raw: mx.array, variant: Variant) -> mx.array:
-    """Memory queries or keys `[B, T, H, r]` float32 from their projections `[B, T, W]`."""
+    """Memory queries or keys `[B, T, H, r]` float32, from their projections `[B, T, W]`."""
     x = by_head(raw, variant)
     if not variant.normalized:
         return x
@@ -53,17 +69,29 @@ def unit_vectors(raw: mx.array, variant: Variant) -> mx.array:
 
 
 def norm(square: mx.array) -> mx.array:
-    """The norm that vectors are divided by, from its square; its gradient is finite for vectors of zeros too."""
+    """The number to divide a vector by, from its squared norm: the norm, or `SMALLEST_NORM` where it is smaller.
+
+    The maximum is taken before the root, so that the gradient is finite for vectors of zeros too.
+    """
     return mx.sqrt(mx.maximum(square, SMALLEST_NORM**2))
 
 
 def by_head(raw: mx.array, variant: Variant) -> mx.array:
-    """`[..., H, n]` float32 from `[..., H * n]`."""
+    """`[..., H * n]` split by head: `[..., H, n]` float32."""
     return raw.astype(mx.float32).reshape(*raw.shape[:-1], variant.heads, -1)
 
 
 def gates(raw: mx.array, bias: mx.array, variant: Variant) -> tuple[mx.array, mx.array, mx.array]:
-    """The gates keep, erase and write `[B, T, H, r or 1]` float32, from their projections `[B, T, G or 2 G]`."""
+    """The gates keep, erase and write of the recurrence.
+
+    Args:
+        raw: `[B, T, G or 2 G]`, the projections to β and, if it is free, λ.
+        bias: `[G or 2 G]` float32.
+        variant: The adapter's variant of the recurrence.
+
+    Returns:
+        Three arrays `[B, T, H, r or 1]` float32.
+    """
     opened = mx.sigmoid(raw.astype(mx.float32) + bias)
     beta = by_head(opened[..., : variant.gates], variant)
     lambda_ = by_head(opened[..., variant.gates :], variant) if variant.free_lambda else 1.0 - beta
@@ -72,7 +100,7 @@ def gates(raw: mx.array, bias: mx.array, variant: Variant) -> tuple[mx.array, mx
 
 
 def keep_and_erase(beta: mx.array, lambda_: mx.array, variant: Variant) -> tuple[mx.array, mx.array]:
-    """What the gates β and λ make of the state, by `state_update_mode`."""
+    """The gates keep and erase, from β and λ by `Variant.mode`; a keep of 1 for all tokens is a scalar."""
     if variant.mode == "standard":
         return lambda_, beta
     return (lambda_, lambda_ * beta) if variant.mode == "lambda_outside" else (mx.array(1.0), beta)

@@ -1,4 +1,4 @@
-"""The memory of one layer over a stretch of tokens, from MLX's own operations: for the CPU and for gradients."""
+"""The engine that runs a layer's memory with MLX's own operations: for the CPU and for gradients."""
 
 import functools
 from collections.abc import Callable
@@ -12,20 +12,20 @@ from mlx_deltamem.recurrence.scan import delta_scan
 
 @dataclass(frozen=True)
 class OpsEngine:
-    """Reads and writes states, differentiable in every float argument."""
+    """Reads and writes the states of one layer; differentiable in every float argument."""
 
     variant: Variant
 
     def scan(
         self, projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None = None
     ) -> tuple[mx.array, mx.array]:
-        """Read and write the state token by token.
+        """Read and write the state with each token.
 
         Args:
-            projected: `[B, T, P]`, the raw projections of the tokens (`Variant.columns`).
+            projected: `[B, T, P]`, the projections of the tokens (`Variant.columns`).
             gate_bias: `[G or 2 G]` float32.
             state: `[B, H, r, r]` float32, the states before the first token.
-            mask: `[B, T]` bool; a token that is False reads 0 and writes nothing. Default: all True.
+            mask: `[B, T]` bool; a token that is False reads zeros and writes nothing. Default: all True.
 
         Returns:
             The reads `[B, T, W]` in the dtype of `projected`, and the states after the last token, float32.
@@ -33,7 +33,7 @@ class OpsEngine:
         if projected.shape[1] == 1:
             return _one_token(self.variant)(projected, gate_bias, state, mask)
         projected, width = _masked(projected, mask), self.variant.width
-        # Slices, since MLX 0.32 fails to compile the gradient of `mx.split` within a custom one.
+        # Slices, because MLX 0.32 fails to compile the gradient of `mx.split` within a custom gradient.
         queries, keys, values = (projected[..., n * width : (n + 1) * width] for n in range(3))
         reads, state = delta_scan(
             state,
@@ -46,9 +46,9 @@ class OpsEngine:
         return reads.reshape(*projected.shape[:2], -1).astype(projected.dtype), state
 
     def read(self, projected: mx.array, state: mx.array, mask: mx.array | None = None) -> mx.array:
-        """What tokens read from a state that stays as it is; arguments and result as in `scan`.
+        """Read the state with each token and leave it as it is; arguments and result are as in `scan`.
 
-        `projected` needs its first W columns only, those of the queries.
+        Only the first W columns of `projected` are needed, the queries.
         """
         if projected.shape[1] == 1:
             return _one_read(self.variant)(projected, state, mask)
@@ -62,19 +62,25 @@ def _constant_reads(projected: mx.array, state: mx.array, mask: mx.array | None,
 
 
 def _masked(x: mx.array, mask: mx.array | None) -> mx.array:
-    """`[B, T, n]` with zeros for padding; done before anything else, since a gradient of NaN times zero is NaN."""
+    """`x` `[B, T, n]` with zeros for padding.
+
+    Projections are masked before any other operation: padding may hold NaN, and a gradient of NaN times zero is NaN.
+    """
     return x if mask is None else mx.where(mask[..., None], x, 0.0)
 
 
 @functools.cache
 def _one_read(variant: Variant) -> Callable[..., mx.array]:
-    """`OpsEngine.read` of one token, compiled."""
+    """`OpsEngine.read` for one token, compiled."""
     return mx.compile(functools.partial(_constant_reads, variant=variant))
 
 
 @functools.cache
 def _one_token(variant: Variant) -> Callable[..., tuple[mx.array, mx.array]]:
-    """`OpsEngine.scan` of one token, compiled; in few operations, since each costs more than its arithmetic."""
+    """`OpsEngine.scan` for one token, compiled.
+
+    It uses as few operations as possible, because for one token each operation costs more than its arithmetic.
+    """
 
     def step(
         projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None
@@ -87,7 +93,7 @@ def _one_token(variant: Variant) -> Callable[..., tuple[mx.array, mx.array]]:
         read, recalled = mx.split(state @ columns, 2, axis=-1)
         key = vectors[..., 1:, :]
         if variant.normalized:
-            # Dividing what was read and recalled is cheaper than dividing the vectors; their squares are on a diagonal.
+            # It is cheaper to divide the products with the state than the vectors. The diagonal has the squared norms.
             squares = vectors @ columns
             key_norm = norm(squares[..., 1:, 1:])
             read, recalled, key = read / norm(squares[..., :1, :1]), recalled / key_norm, key / key_norm
@@ -98,26 +104,26 @@ def _one_token(variant: Variant) -> Callable[..., tuple[mx.array, mx.array]]:
         keep, erase = keep_and_erase(beta, lambda_, variant)
         new_state = keep * state + (beta * _rows(value, variant) - erase * recalled) * key
         if mask is not None:
-            written = mask[..., None, None]
-            read, new_state = mx.where(written, read, 0.0), mx.where(written, new_state, state)
+            seen = mask[..., None, None]
+            read, new_state = mx.where(seen, read, 0.0), mx.where(seen, new_state, state)
         return read.astype(projected.dtype).reshape(-1, 1, variant.width), new_state
 
     return mx.compile(step)
 
 
 def _borders(variant: Variant) -> list[int]:
-    """Where the columns of a token's projection are cut: query and key, value, β and, if it is free, λ."""
+    """The columns where a token's projection is cut: query and key, value, β and, if it is free, λ."""
     borders = [2 * variant.width, 3 * variant.width]
     return [*borders, 3 * variant.width + variant.gates] if variant.free_lambda else borders
 
 
 def _side_by_side(vectors: mx.array, variant: Variant) -> mx.array:
-    """`[B, H, 2, r]`, each head's query and key, from those of one token `[B, 1, 2 W]`."""
+    """The query and the key of each head, `[B, H, 2, r]`, from those of one token `[B, 1, 2 W]`."""
     if variant.heads == 1:
         return vectors.reshape(-1, 1, 2, variant.rank)
     return vectors.reshape(-1, 2, variant.heads, variant.rank).swapaxes(1, 2)
 
 
 def _rows(raw: mx.array, variant: Variant) -> mx.array:
-    """`[B, H, n, 1]` float32, for the rows of the states, from `[B, ..., H * n]`."""
+    """`[B, ..., H * n]` as a column for each state, `[B, H, n, 1]` float32."""
     return raw.reshape(raw.shape[0], variant.heads, -1, 1).astype(mx.float32)

@@ -1,4 +1,4 @@
-"""The recurrence in the fastest form for the device: a GPU kernel, or chunks of tokens side by side."""
+"""`delta_scan`: the recurrence in the fastest form for the device."""
 
 import functools
 import math
@@ -25,14 +25,20 @@ def delta_scan(
 ) -> tuple[mx.array, mx.array]:
     """Read and write the states of a batch of sequences; differentiable in every float argument.
 
+    Each token reads the state `S` of its head and then writes it (arXiv 2605.12357, section 3):
+
+        read = S q
+        S    = keep * S - erase * (S k) kᵀ + write * v kᵀ
+
     Args:
         state: `[B, H, r, r]`, the states before the first token (row = value, column = key).
         q, k, v: `[B, T, H, r]`, memory queries, keys and values.
-        keep, erase, write: Gates, `[B, T, H, r]` or anything that broadcasts to it; `keep` may be 0.
-        mask: `[B, T]` bool; a token that is False reads 0 and writes nothing. Default: all True.
+        keep, erase, write: Gates on the rows of the state, `[B, T, H, r]` or anything that broadcasts to it; `keep` may
+            be 0.
+        mask: `[B, T]` bool; a token that is False reads zeros and writes nothing. Default: all True.
 
     Returns:
-        The reads `[B, T, H, r]` and the states after the last token `[B, H, r, r]`, float32 whatever the inputs are.
+        The reads `[B, T, H, r]` and the states after the last token `[B, H, r, r]`; float32 for inputs of any dtype.
 
     Raises:
         ValueError: The shapes do not fit together.
@@ -54,17 +60,18 @@ def delta_scan(
 
 @functools.cache
 def _has_kernel(rank: int) -> bool:
-    """Whether the fused scan can be used for states of this rank; a warning says if it cannot where it should."""
-    keys = mx.random.split(mx.random.key(0), 6)
-    state = mx.random.normal((1, 1, rank, rank), key=keys[0])
-    tokens = [mx.random.uniform(shape=(1, 3, 1, rank), key=key) / math.sqrt(rank) for key in keys[1:]]
+    """Whether the GPU kernel works for states of this rank; if there is a kernel and it does not, a warning says so."""
+    seeds = mx.random.split(mx.random.key(0), 6)
+    state = mx.random.normal((1, 1, rank, rank), key=seeds[0])
+    tokens = [mx.random.uniform(shape=(1, 3, 1, rank), key=seed) / math.sqrt(rank) for seed in seeds[1:]]
 
     def with_gradients(scan: Callable[..., Sequence[mx.array]]) -> list[mx.array]:
         outputs, gradients = mx.vjp(lambda *arrays: scan(*arrays)[:2], [state, *tokens], [tokens[0], state])
         return outputs + gradients
 
     def by_definition(*arrays: mx.array) -> tuple[mx.array, mx.array]:
-        return delta_scan_reference(*arrays, mx.ones_like(tokens[0]))
+        start, query, key, written, keep, erase = arrays
+        return delta_scan_reference(start, query, key, written, keep, erase, write=mx.ones_like(written))
 
     return supports(rank) and trial.passes(
         lambda: with_gradients(history_scan), lambda: with_gradients(by_definition), tolerance=1e-3

@@ -199,7 +199,7 @@ def test_gradient_of_a_compiled_function():
         ({"k": (2, 5, 4)}, "expected \\[B, T, H, r\\]"),
         ({"state": (2, 1, 4, 8)}, "expected the state to be \\(2, 1, 4, 4\\)"),
         ({"v": (2, 6, 1, 4)}, "expected all \\(2, 5, 1, 4\\)"),
-        ({"mask": (2, 6)}, "expected \\(2, 5\\)"),
+        ({"mask": (2, 6)}, "expected the mask to be \\(2, 5\\)"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change, message):

@@ -1,43 +1,45 @@
-"""Builds the fused kernels for the GPU at hand, from one source."""
+"""Builds the kernels for the machine's GPU, from one source for Metal and CUDA."""
 
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import cast
 
 import mlx.core as mx
 
-# A kernel holds one row of a state in the registers of one thread.
+# A thread keeps one row of a state in its registers, so the rank is limited.
 LARGEST_RANK = 64
 _THREADS_PER_GROUP = 64
 
+# MLX's function for one kernel, called with the keyword arguments of `Kernel.__call__`.
 Launch = Callable[..., Sequence[mx.array]]
-# Names and values of a kernel's constants.
+# The names and values of a kernel's template constants.
 Template = tuple[tuple[str, int | bool | mx.Dtype], ...]
 
 
 @functools.cache
 def gpu_language() -> str | None:
-    """`metal` or `cuda`, what this build of MLX can compile for the machine's GPU; None without one."""
+    """The language that this build of MLX compiles for the machine's GPU, `metal` or `cuda`; None without a GPU."""
     if mx.metal.is_available():
         return "metal"
     return "cuda" if mx.cuda.is_available() else None
 
 
 def on_gpu() -> bool:
-    """Whether what is computed now goes to a GPU that the kernels can be built for."""
+    """Whether MLX's default device is a GPU that the kernels can be built for."""
     return gpu_language() is not None and mx.default_device() == mx.gpu
 
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """A kernel: a source file of this folder and how it is used. It is compiled when a first result is evaluated.
+    """A GPU kernel from a source file of this folder. MLX compiles it when it first evaluates a result.
 
     Attributes:
-        file: The source's name without its ending.
-        inputs, outputs: The names of the arrays, in their order.
-        definitions: Macros on which the source and its arrays depend.
+        file: The name of the source file, without `.h`.
+        inputs, outputs: The names of the arrays, in the order of the arguments and results.
+        definitions: Names and values of macros that select a part of the source.
     """
 
     file: str
@@ -47,18 +49,18 @@ class Kernel:
 
     @property
     def header(self) -> str:
-        """What comes before the kernel's function."""
+        """The text before the kernel's function: the macros and `names.h`."""
         lines = [f"#define {name} {value}\n" for name, value in self.definitions]
         return "".join(lines) + _text("names")
 
     @property
     def body(self) -> str:
-        """What is in the kernel's function; MLX writes the signature around it."""
+        """The body of the kernel's function; MLX writes the signature."""
         return _text(self.file)
 
     @property
     def name(self) -> str:
-        """A name for this text and no other: MLX may find compiled CUDA kernels by name and template alone."""
+        """A name with a hash of the text, because MLX may look up compiled CUDA kernels by name and template alone."""
         digest = hashlib.sha256((self.header + self.body).encode()).hexdigest()[:12]
         return f"deltamem_{self.file}_{digest}"
 
@@ -72,10 +74,10 @@ class Kernel:
         """Add the kernel to the graph.
 
         Args:
-            inputs: The arrays, as `self.inputs` names them.
-            template: Constants of the source; the dtypes of inputs that vary are among them.
-            threads: How many there are at least.
-            outputs: Shape and dtype of each output.
+            inputs: The arrays, in the order of `self.inputs`.
+            template: The template constants of the source, which include the dtype of the activations.
+            threads: The number of threads. CUDA rounds it up to whole groups.
+            outputs: The shape and dtype of each output.
         """
         return launch(self, gpu_language())(
             inputs=inputs,
@@ -89,15 +91,17 @@ class Kernel:
 
 @functools.cache
 def launch(kernel: Kernel, language: str) -> Launch:
-    """MLX's function for a kernel; without a GPU there is none, so that it is made when it is needed."""
+    """MLX's function for a kernel. It is made at the first use, because MLX makes none without a GPU."""
     make = mx.fast.metal_kernel if language == "metal" else mx.fast.cuda_kernel
-    return make(
+    function = make(
         name=kernel.name,
         input_names=kernel.inputs,
         output_names=kernel.outputs,
         source=kernel.body,
         header=kernel.header,
     )
+    # MLX's type stubs say only that it is an `object`.
+    return cast(Launch, function)
 
 
 @functools.cache

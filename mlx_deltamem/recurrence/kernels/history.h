@@ -1,8 +1,11 @@
 // The recurrence alone, over prepared tokens, with the state before every token kept: for training. With REVERSED it
-// runs from the last token to the first, which gives the gradient of the state after every token (see gradients.py).
-// state [B, HEADS, RANK, RANK], keys, write_keys, written, keep, erase [B, T, HEADS, RANK],
-// history [B, T, HEADS, RANK, RANK], last_state [B, HEADS, RANK, RANK]; all float32.
-// One thread has one row of one head's state in registers.
+// runs from the last token to the first, which gives the gradient of the state after every token (`token_gradients` in
+// definition.py).
+//
+// Inputs:  state [B, HEADS, RANK, RANK]; keys, write_keys, written, keep, erase [B, T, HEADS, RANK].
+// Outputs: history [B, T, HEADS, RANK, RANK], last_state [B, HEADS, RANK, RANK]. All arrays are float32.
+//
+// One thread keeps one row of the state of one head in registers.
 const int length = keys_shape[1];
 const unsigned lane = DELTA_THREAD(thread_position_in_grid);
 const int row = lane % RANK;

@@ -1,7 +1,8 @@
-"""The recurrence on a GPU with a gradient: fused scans that keep the state before every token."""
+"""The recurrence on a GPU with a gradient: a fused scan that keeps the state before every token."""
 
 import mlx.core as mx
 
+from mlx_deltamem.recurrence.custom_gradient import custom_gradient
 from mlx_deltamem.recurrence.definition import token_gradients
 from mlx_deltamem.recurrence.kernels.build import LARGEST_RANK, Kernel
 
@@ -14,37 +15,40 @@ def supports(rank: int) -> bool:
     return rank <= LARGEST_RANK
 
 
-@mx.custom_function
-def history_scan(
-    state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Read and write the states of a batch of sequences, token after token.
-
-    Args:
-        state: `[B, H, r, r]`, the states before the first token.
-        queries, keys, written, keep, erase: `[B, T, H, r]` with T > 0; `written` are the values times their gate.
-
-    Returns:
-        The reads `[B, T, H, r]`, the states after the last token, and those before every token `[B, T, H, r, r]`. The
-        gradient takes the third for a constant. All arrays are float32.
-    """
-    history, state = _history(state, keys, keys, written, keep, erase, reverse=False)
-    return (history * queries[..., None, :]).sum(axis=-1), state, history
-
-
-@history_scan.vjp
 def _gradients(
     primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
 ) -> tuple[mx.array, ...]:
-    """From the recurrence run backwards, with the query as the key that is written (`token_gradients`)."""
+    """The gradients of `history_scan`: a scan backwards, in which the queries are the keys that are written."""
     _, queries, keys, written, keep, erase = primals
     read_gradient, final_gradient, _ = cotangents
     after, state_gradient = _history(final_gradient, keys, queries, read_gradient, keep, erase, reverse=True)
     return state_gradient, *token_gradients(after, outputs[2], read_gradient, keys, written, erase, axes=(-2, -1))
 
 
+@custom_gradient(_gradients)
+def history_scan(
+    state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Read and write the states of a batch of sequences.
+
+    Args:
+        state: `[B, H, r, r]`, the states before the first token.
+        queries, keys, written, keep, erase: `[B, T, H, r]` with T > 0; `written` is `write * v`.
+
+    Returns:
+        The reads `[B, T, H, r]`, the states after the last token `[B, H, r, r]`, and the states before every token
+        `[B, T, H, r, r]`. The gradient treats the third result as a constant. All arrays are float32.
+    """
+    history, state = _history(state, keys, keys, written, keep, erase, reverse=False)
+    return (history * queries[..., None, :]).sum(axis=-1), state, history
+
+
 def _history(*arrays: mx.array, reverse: bool) -> tuple[mx.array, mx.array]:
-    """The state before (in reverse: after) every token `[B, T, H, r, r]`, and the one at the end `[B, H, r, r]`."""
+    """Run the kernel over the arrays `_INPUTS`.
+
+    Returns:
+        The state before (in reverse: after) every token, `[B, T, H, r, r]`, and the final state `[B, H, r, r]`.
+    """
     batch, length, heads, rank = arrays[1].shape
     state_shape = (batch, heads, rank, rank)
     history, state = _HISTORY(

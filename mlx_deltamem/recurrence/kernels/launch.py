@@ -1,12 +1,12 @@
-"""The memory of one layer over a stretch of tokens, as launches of the kernels of tokens.h and starts.h.
+"""Launches the kernels of `tokens.h` and `starts.h`, which run a layer's memory.
 
-In all functions `projected` `[B, T, P]` are the raw projections of the tokens (`Variant.columns`), `gate_bias` the
-biases of the gates and `state` `[B, H, r, r]` the states before the first token, both float32, and `mask` `[B, T]` bool
-tells the tokens that read and write.
+The arguments of all functions are those of `OpsEngine.scan`: `projected` `[B, T, P]`, `gate_bias` `[G or 2 G]` float32,
+`state` `[B, H, r, r]` float32 and `mask` `[B, T]` bool.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 
 import mlx.core as mx
 
@@ -17,7 +17,7 @@ from mlx_deltamem.recurrence.kernels.build import Kernel, Template
 def scan(
     variant: Variant, projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """The reads `[B, T, W]` and the new states: one token after the other, in one kernel."""
+    """The reads `[B, T, W]` and the new states, with one kernel that loops over the tokens."""
     batch, length, _ = projected.shape
     outputs = [((batch, length, variant.width), projected.dtype), (state.shape, mx.float32)]
     arrays = [projected, gate_bias, state]
@@ -26,7 +26,7 @@ def scan(
 
 
 def read(variant: Variant, projected: mx.array, state: mx.array, mask: mx.array | None = None) -> mx.array:
-    """The reads `[B, T, W]` of a state that stays as it is; each token by threads of its own."""
+    """The reads `[B, T, W]` of a state that stays as it is; all tokens run side by side."""
     batch, length, _ = projected.shape
     outputs = [((batch, length, variant.width), projected.dtype)]
     threads = batch * length * variant.width
@@ -36,10 +36,14 @@ def read(variant: Variant, projected: mx.array, state: mx.array, mask: mx.array 
 def chunked_scan(
     variant: Variant, projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None
 ) -> tuple[mx.array, mx.array]:
-    """`scan` in three kernels: what chunks of tokens make of a state row, the state before each chunk, the reads."""
+    """`scan` with three kernels: the map of each chunk of tokens, the state at the start of each chunk, the reads.
+
+    The maps are those of `recurrence/chunked.py`.
+    """
     batch, length, _ = projected.shape
     rank, heads = variant.rank, variant.heads
-    # About as many chunks as two passes over one of them have tokens.
+    # The first and the third kernel loop over the tokens of a chunk, the second over the chunks. Together that is
+    # 2 * chunk + length / chunk steps, which is least for sqrt(length / 2).
     chunk = 2 ** round(math.log2(math.sqrt(length / 2)))
     chunks = -(-length // chunk)
     rows = batch * chunks * variant.width
@@ -59,7 +63,7 @@ def chunked_scan(
 
 @functools.cache
 def _integer(value: int) -> mx.array:
-    # An array, since CUDA kernels get pointers only.
+    # An array, because CUDA kernels take only pointers.
     array = mx.array([value], mx.int32)
     mx.eval(array)
     return array
@@ -68,17 +72,18 @@ def _integer(value: int) -> mx.array:
 def _run(
     task: str,
     variant: Variant,
-    arrays: list[mx.array],
+    arrays: Sequence[mx.array],
     mask: mx.array | None,
-    outputs: list[tuple[tuple[int, ...], mx.Dtype]],
+    outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
     threads: int,
-) -> list[mx.array]:
+) -> Sequence[mx.array]:
     kernel = _tokens_kernel(task, mask is not None)
     arrays = arrays if mask is None else [*arrays, mask.astype(mx.bool_)]
     return kernel(arrays, _template(variant, arrays[0].dtype), threads, outputs)
 
 
 _STARTS = Kernel("starts", ("maps", "state"), ("starts", "new_state"))
+# The inputs and outputs of each task of tokens.h.
 _ARRAYS = {
     "scan": (("projected", "gate_bias", "state"), ("reads", "new_state")),
     "read": (("projected", "state"), ("reads",)),
@@ -91,7 +96,8 @@ _ARRAYS = {
 def _tokens_kernel(task: str, masked: bool) -> Kernel:
     inputs, outputs = _ARRAYS[task]
     tasks = {f"DELTA_{name.upper()}": number for number, name in enumerate(_ARRAYS)}
-    definitions = tasks | {
+    definitions: dict[str, int | str] = {
+        **tasks,
         "DELTA_TASK": f"DELTA_{task.upper()}",
         "DELTA_MASKED": int(masked),
         "DELTA_SMALLEST_NORM": f"{SMALLEST_NORM}f",

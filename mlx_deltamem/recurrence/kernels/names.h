@@ -1,6 +1,6 @@
-// What the kernels need of a GPU's language. Their sources use these names and plain C++ that Metal and CUDA share:
-// no helper functions, since a pointer to an argument has another type where MLX passes it as a constant, and only 32
-// and 64 bit integers and floats.
+// Names for the parts of Metal and CUDA that differ. Apart from these names, the sources of the kernels are plain C++
+// that both languages share. They have no helper functions, because a pointer to an argument has another type where MLX
+// passes the argument as a constant. They use only floats and integers of 32 and 64 bits.
 #if defined(__METAL_VERSION__)
 #define DELTA_THREAD(position) (position.x)
 #define DELTA_TANH(x) metal::precise::tanh(x)

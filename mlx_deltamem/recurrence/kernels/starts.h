@@ -1,6 +1,10 @@
-// From what each stretch of tokens makes of a row (maps [B, N, HEADS, RANK, RANK + 1, RANK], see tokens.h), the states
-// before each stretch, starts [B, N, HEADS, RANK, RANK], and after the last, new_state [B, HEADS, RANK, RANK].
-// All float32; one thread has one row of one head's state.
+// The state at the start of each chunk of tokens, from the maps of the chunks (see tokens.h).
+//
+// Inputs:  maps [B, N, HEADS, RANK, RANK + 1, RANK], state [B, HEADS, RANK, RANK].
+// Outputs: starts [B, N, HEADS, RANK, RANK], the states at the start of the chunks; new_state [B, HEADS, RANK, RANK],
+//          the states after the last chunk. All arrays are float32.
+//
+// One thread keeps one row of the state of one head in registers.
 const int chunks = maps_shape[1];
 const unsigned lane = DELTA_THREAD(thread_position_in_grid);
 const int row = lane % RANK;

@@ -1,18 +1,18 @@
-// The memory of one layer over a stretch of tokens: tanh, norm, gates, read, write. One thread has one row of one
-// head's state in registers and goes from token to token.
+// The memory of one layer over the tokens of sequences: tanh, norm, gates, read, write. One thread keeps one row of the
+// state of one head in registers and loops over the tokens.
 //
-// projected [B, T, P]: memory queries, keys and values (HEADS * RANK columns each), then the gates before their bias:
-//                      beta and, with FREE_LAMBDA, lambda. A pass that only reads needs the queries alone.
-// gate_bias [gates] float32, state [B, HEADS, RANK, RANK] float32, mask [B, T] bool with DELTA_MASKED.
-// reads [B, T, HEADS * RANK], in the type of `projected`.
+// Inputs:  projected [B, T, P]: memory queries, keys and values (HEADS * RANK columns each), then the gates before their
+//          bias: beta and, with FREE_LAMBDA, lambda. DELTA_READ needs the queries only.
+//          gate_bias [gates] float32, state [B, HEADS, RANK, RANK] float32, with DELTA_MASKED mask [B, T] bool.
+// Outputs: reads [B, T, HEADS * RANK], in the dtype of `projected`, and the output of the task.
 //
-// What is done is told by DELTA_TASK:
-//   DELTA_SCAN    reads and writes, from `state`, and gives new_state.
-//   DELTA_READ    reads the `state`, which stays as it is; each token by threads of its own.
-// and over N chunks of chunk_length[0] tokens side by side:
-//   DELTA_MAPS    gives what each chunk makes of a row: maps [B, N, HEADS, RANK, RANK + 1, RANK], the images of the
-//                 RANK unit rows with nothing written, and of the zero row.
-//   DELTA_CHUNKS  reads and writes, each chunk from its own state: state is [B, N, HEADS, RANK, RANK].
+// DELTA_TASK selects the task. Two tasks run over all tokens of a sequence:
+//   DELTA_SCAN    reads and writes, starting from `state`, and outputs new_state [B, HEADS, RANK, RANK].
+//   DELTA_READ    reads `state` and leaves it as it is; each token has its own threads.
+// Two tasks run over N chunks of chunk_length[0] tokens side by side:
+//   DELTA_MAPS    outputs maps [B, N, HEADS, RANK, RANK + 1, RANK] and no reads: for each row of the state, the RANK unit
+//                 rows as the chunk changes them when it writes nothing, then the zero row as the chunk changes it.
+//   DELTA_CHUNKS  reads and writes, each chunk starting from its own state: state is [B, N, HEADS, RANK, RANK].
 constexpr int width = HEADS * RANK;
 constexpr int images = DELTA_TASK == DELTA_MAPS ? RANK + 1 : 1;
 
@@ -118,7 +118,7 @@ for (int t = begin; t < end; ++t) {
   }
 #endif
 #if DELTA_TASK != DELTA_MAPS
-  // Last, so that all that a token needs can be loaded at once.
+  // At the end of the loop, so that the GPU can load all numbers of a token at once.
   reads[token * width + head * RANK + row] = static_cast<Activation>(read);
 #endif
 }
