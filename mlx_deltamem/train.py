@@ -26,6 +26,7 @@ from mlx_deltamem.training import processes
 from mlx_deltamem.training.best import BEST_FOLDER
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode
+from mlx_deltamem.training.fit import fit_adapter
 from mlx_deltamem.training.health import PROMPTS
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.monitor import draw_curves
@@ -87,6 +88,9 @@ def main() -> None:
     _check_folder(options.folder, args.resume)
     model, tokenizer = prepare_model(options.settings, args.trust_remote_code)
     data = load_episodes(options.settings, tokenizer, options.on_error)
+    if options.settings.schedule.fit and not args.resume:
+        used = fit_adapter(model, data["train"][0], options.settings.schedule.fit, options.settings.schedule.seed)
+        print(f"The first weights are fitted to {used:,} questions")
     texts = options.reporting.health_texts
     checkup = Checkup(model, tokenizer, texts, PROMPTS) if texts and data["valid"][0] else None
     run = Run(model, options.settings, options.reporting, options.folder, checkup)

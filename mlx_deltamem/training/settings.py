@@ -41,6 +41,12 @@ class Schedule:
     tie_output: bool = option(
         False, "Start a new adapter so that a reply repeats what was written: the output head is the value projection."
     )
+    fit: int = option(
+        0,
+        "Compute the first weights of a new adapter from what the frozen model does with its text in view, at this many "
+        "questions of the training data that have a value; 0: random ones. It needs --key-shift.",
+        least=0,
+    )
     segment: int = option(
         0, "Checkpoint the gradient of the write pass per layer and this many tokens; 0: keep all activations.", least=0
     )
@@ -173,7 +179,7 @@ class Settings:
         model, data, start = (_place(options, name) for name in PLACES)
         schedule = taken_from(options, Schedule)
         new = {each.name: options[each.name] for each in fields(DeltaMemConfig) if each.name in options}
-        shaping = [*new, *(["tie_output"] if schedule.tie_output else [])]
+        shaping = [*new, *(name for name in ("tie_output", "fit") if getattr(schedule, name))]
         if start and shaping:
             more = f" and {len(shaping) - _LISTED} more" if len(shaping) > _LISTED else ""
             raise ValueError(
