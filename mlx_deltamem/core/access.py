@@ -1,4 +1,4 @@
-"""What the tokens of a forward pass may do with the memory: read it, write it, or be written as means of several."""
+"""What the tokens of a forward pass may do: read the memory, write it, or be written as the mean of several tokens."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ import mlx.core as mx
 
 @dataclass(frozen=True)
 class WriteUnits:
-    """Groups of tokens that are written as one, their mean, when the last of them has been read.
+    """Groups of tokens (units) that are written as one: the mean of their projections, after all tokens have read.
 
     Attributes:
-        weights: `[B, U, T]` float32, 1 / size for the tokens of a unit, 0 for others.
-        mask: `[B, U]` bool, False where a row has fewer units.
-        carried: Where a long pass is run in several calls, the sums so far of each layer; else None.
-        complete: False for a call that others of the same pass follow; it writes nothing.
+        weights: `[B, U, T]` float32, 1 / size for the tokens of a unit, 0 for other tokens.
+        mask: `[B, U]` bool, False where a row has fewer units than U.
+        carried: For a pass that is split into several calls, the sums over the calls so far, by layer; else None.
+        complete: False if more calls of the same pass follow. Such a call writes nothing.
     """
 
     weights: mx.array
@@ -28,9 +28,9 @@ class Access:
 
     Attributes:
         mask: `[B, T]` bool, False for padding, which neither reads nor writes; None: no padding.
-        writing: False leaves the state as it is.
-        units: Write the means of these units instead of tokens; all tokens then read the state from before the pass.
-        written: `[B, T]` bool, False for tokens that read and do not write; None: all write. Not used with `units`.
+        writing: Whether the pass writes; if not, the state stays as it is.
+        units: The units to write instead of single tokens. All tokens then read the state from before the pass.
+        written: `[B, T]` bool, False for tokens that only read; None: all tokens write. Not used with `units`.
     """
 
     mask: mx.array | None = None

@@ -1,4 +1,4 @@
-"""Adapters in memory: their configuration and their tensors, under the names of the reference."""
+"""An adapter in memory: its configuration and its tensors, under the names that the reference uses."""
 
 import math
 import re
@@ -11,11 +11,11 @@ import mlx.core as mx
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.shapes import AttentionShape, inactive_parameters, parameter_shapes
 
-# The files of an adapter's folder, beside its config.
+# The files in an adapter's folder, beside its configuration.
 WEIGHTS_FILE = "delta_mem_adapter.safetensors"
 CARD_FILE = "README.md"
 RESULTS_FILE = "results.json"
-# And of the run that trained it.
+# The files of the training run, in the same folder.
 SETTINGS_FILE = "train_config.yaml"
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
@@ -28,11 +28,11 @@ class Adapter:
     """An adapter in memory.
 
     Attributes:
-        config: What it computes.
-        weights: Its tensors, named `model.layers.N.self_attn.NAME` (names: `memory.parameter_shapes`).
-        metadata: Where it came from, as kept in the safetensors file.
-        source: The folder or repo it was read from, for messages.
-        file: The name of the weights file it was read from, which tells its format.
+        config: The configuration.
+        weights: The tensors, named `model.layers.N.self_attn.NAME` (for the names, see `shapes.parameter_shapes`).
+        metadata: Where the adapter comes from, as stored in the safetensors file.
+        source: The folder or repository that it was read from, for messages.
+        file: The name of the weights file that it was read from; the ending is the file format.
     """
 
     config: DeltaMemConfig
@@ -43,16 +43,16 @@ class Adapter:
 
     @property
     def parameters(self) -> int:
-        """How many numbers its weights are, heads without an effect included."""
+        """The number of parameters, including correction heads that are not in use."""
         return sum(tensor.size for tensor in self.weights.values())
 
     @property
     def state_bytes(self) -> int:
-        """The bytes of the memory of one sequence: a float32 state for each layer."""
+        """The size of the memory of one sequence, in bytes: one float32 state for each layer."""
         return len(self.weights_by_layer()) * math.prod(self.config.state_shape) * 4
 
     def weights_by_layer(self) -> dict[int, dict[str, mx.array]]:
-        """The tensors of each layer by their own name, those of no layer left out."""
+        """For each layer, the tensors by name (`memory_q_proj`, ...); tensors that belong to no layer are left out."""
         layers: dict[int, dict[str, mx.array]] = defaultdict(dict)
         for key, tensor in self.weights.items():
             if (match := _KEY.fullmatch(key)) and match["path"].rpartition(".")[2] in self.config.target_modules:
@@ -61,28 +61,33 @@ class Adapter:
 
 
 def changed(metadata: Mapping[str, str], done: str) -> str:
-    """What an adapter's file tells under `changed` when, after what its metadata tell, this was done to it."""
+    """The new value of the metadata entry `changed`, the list of changes to an adapter, with `done` at its end."""
     return f"{metadata['changed']}, then {done}" if "changed" in metadata else done
 
 
 def dtype_name(dtype: mx.Dtype) -> str:
-    """`float32`, not `mlx.core.float32`."""
+    """The short name of a dtype: `float32`, not `mlx.core.float32`."""
     return str(dtype).rpartition(".")[2]
 
 
 def weight_key(layer: int, path: str, name: str) -> str:
-    """The name of a tensor in an adapter: `path` is the attention module's name within the layer."""
+    """The full name of a tensor in an adapter; `path` is the name of the attention module within the layer."""
     return f"model.layers.{layer}.{path}.{name}"
 
 
 def check_weights(
     adapter: Adapter, shapes: Mapping[int, AttentionShape] | None = None, num_layers: int | None = None
 ) -> None:
-    """Check an adapter against itself or, given its layers' shapes, against a model.
+    """Check that the tensors of an adapter fit its configuration and, if `shapes` are given, a model.
+
+    Args:
+        adapter: The adapter to check.
+        shapes: By layer index, the attention layers of the model that get a memory.
+        num_layers: The number of layers of the model.
 
     Raises:
-        ValueError: Tensors are missing, unknown, misshapen, not finite or not of a float type, or there are none at
-            all, or the model lacks layers; one line that lists everything.
+        ValueError: The adapter has no tensors; or tensors are missing, unknown, of a wrong shape, not finite or not of
+            a float type; or the model does not have a layer. The message is one line that lists all problems.
     """
     layers = adapter.weights_by_layer()
     if not layers:
@@ -92,14 +97,14 @@ def check_weights(
         if num_layers is not None and layer >= num_layers:
             problems[f"the model has {num_layers} layers"].append(layer)
         elif shapes is not None and layer not in shapes:
-            problems["no memory goes there in this model"].append(layer)
+            problems["this model has no attention layer for a memory there"].append(layer)
         else:
             tensors = layers.get(layer, {})
             shape = _shape_of(tensors) if shapes is None else shapes[layer]
             for problem in _layer_problems(adapter.config, tensors, shape):
                 problems[problem].append(layer)
     strays = len(adapter.weights) - sum(map(len, layers.values()))
-    listed = [f"{strays} tensors have names of no δ-mem layer"] if strays else []
+    listed = [f"{strays} tensors belong to no δ-mem layer"] if strays else []
     listed += [f"{problem} ({layer_list(found)})" for problem, found in problems.items()]
     if listed:
         raise ValueError(f"{adapter.source} does not fit: {'; '.join(listed)}")
@@ -108,7 +113,7 @@ def check_weights(
 def _layer_problems(config: DeltaMemConfig, tensors: Mapping[str, mx.array], shape: AttentionShape) -> list[str]:
     expected, optional = parameter_shapes(config, shape), inactive_parameters(config)
     problems = [f"{name} is missing" for name in expected if name not in tensors and name not in optional]
-    problems += [f"{name} is unknown to its config" for name in tensors if name not in expected]
+    problems += [f"{name} is not a tensor of its configuration" for name in tensors if name not in expected]
     queries = tensors.get("memory_q_proj")
     if queries is not None and queries.ndim == 2 and queries.shape[1] != shape.hidden:
         problems.append(f"it belongs to a backbone of hidden size {queries.shape[1]}, not {shape.hidden}")
@@ -117,22 +122,26 @@ def _layer_problems(config: DeltaMemConfig, tensors: Mapping[str, mx.array], sha
         if tensor.shape != expected[name]:
             problems.append(f"{name} has shape {tensor.shape}, expected {expected[name]}")
         elif not mx.issubdtype(tensor.dtype, mx.floating):
-            problems.append(f"{name} is of {tensor.dtype}, expected a float type")
+            problems.append(f"{name} has dtype {dtype_name(tensor.dtype)}, expected a float dtype")
         elif not mx.isfinite(tensor).all():
             problems.append(f"{name} holds NaN or infinite values")
     return sorted(problems)
 
 
 def _shape_of(tensors: Mapping[str, mx.array]) -> AttentionShape:
-    """The attention layer that an adapter's tensors are made for, as far as they tell."""
+    """The attention layer that the tensors of an adapter were made for; 0 for a width that they do not show."""
     queries = tensors.get("memory_q_proj")
-    hidden = queries.shape[-1] if queries is not None else 0
-    heads = {head: tensors.get(f"delta_{head}_proj") for head in "qkvo"}
-    return AttentionShape(hidden, **{head: 0 if tensor is None else tensor.shape[0] for head, tensor in heads.items()})
+
+    def width(head: str) -> int:
+        tensor = tensors.get(f"delta_{head}_proj")
+        return 0 if tensor is None else tensor.shape[0]
+
+    hidden = 0 if queries is None else queries.shape[-1]
+    return AttentionShape(hidden, q=width("q"), k=width("k"), v=width("v"), o=width("o"))
 
 
 def layer_list(layers: Iterable[int]) -> str:
-    """`layers 0-3, 7`"""
+    """A list of layer indices in ascending order as text: `layers 0-3, 7`."""
     ranges: list[list[int]] = []
     for layer in layers:
         if ranges and layer == ranges[-1][1] + 1:

@@ -1,10 +1,15 @@
-"""An attention layer of mlx-lm with a memory: how the memory gets into its call."""
+"""An attention layer of mlx-lm with a memory: how the memory gets into the call of the layer.
+
+A call of an attached model is a `ForwardPass`. Within it, each attached layer (`DeltaAttention`) reads and writes its
+state before the backbone's own call, and adds the corrections to the projections during and after that call.
+"""
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,18 +25,18 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj")
 
 
 class ForwardPass:
-    """One call of an attached model: the states of its layers before and, once they ran, after it.
+    """One call of an attached model. It holds the states of the layers: before they run, then after.
 
     Args:
-        states: By layer index, `[B, H, r, r]` float32; a batch of 1 serves a pass over any batch.
-        access_for: Called once, with B and T: what the tokens of this pass may do.
-        observe: Told the index of each layer, what its tokens read, and its output before the correction.
-        plain: Whether this is what a call of the model without a cache or anything else around it does.
+        states: By layer index, `[B, H, r, r]` float32; states of a batch of 1 serve a batch of any size.
+        access_for: Returns what the tokens `[B, T]` of this pass may do; called once, with B and T.
+        observe: Called for each layer with its index, its reads and its output before the correction.
+        plain: Whether the call has no cache and no context (`read_only`, ...) around it.
     """
 
     def __init__(
         self,
-        states: list[mx.array],
+        states: Sequence[mx.array],
         access_for: Callable[[int, int], Access],
         observe: Observer | None = None,
         plain: bool = True,
@@ -45,35 +50,41 @@ class ForwardPass:
         self._access: Access | None = None
 
     def run(self, layer: int, layer_memory: DeltaMemory, x: mx.array) -> Reads:
-        """Run a layer's tokens through its memory and keep the new state.
+        """Run the inputs `x` `[B, T, hidden]` of a layer through its memory and keep the new state.
 
         Raises:
-            ValueError: The layer has run in this pass already, or the state is of another batch.
+            ValueError: The layer has run in this pass before, or the state has another batch size than the tokens.
         """
         access, state = self.access(*x.shape[:2]), self.states[layer]
         if state.shape[0] != x.shape[0]:
             if state.shape[0] != 1:
-                raise ValueError(f"the memory in the cache is of {state.shape[0]} rows, the tokens are of {x.shape[0]}")
+                raise ValueError(
+                    f"the memory in the cache has {state.shape[0]} rows and the tokens have {x.shape[0]}; "
+                    "expected the same number, or a memory of one row"
+                )
             state = mx.broadcast_to(state, (x.shape[0], *state.shape[1:]))
         reads, state = layer_memory.read_and_write(x, state, access)
         self.has_run(layer, state)
         return reads
 
     def access(self, batch: int, length: int) -> Access:
-        """What the tokens `[batch, length]` of this pass may do."""
+        """What the tokens `[batch, length]` of this pass may do; computed by the first layer that asks."""
         if self._access is None:
             self._access = self._access_for(batch, length)
             self.length = length
         return self._access
 
     def has_run(self, layer: int, state: mx.array) -> None:
-        """Keep the state that a layer left.
+        """Keep the new state of a layer.
 
         Raises:
-            ValueError: The layer has run in this pass already.
+            ValueError: The layer has run in this pass before.
         """
         if layer in self.layers_run:
-            raise ValueError(f"layer {layer} runs twice in one pass of this model, which a memory cannot follow")
+            raise ValueError(
+                f"layer {layer} runs twice in one pass of this model; a memory needs layers that run once, so use an "
+                "adapter whose target_layers leave it out"
+            )
         self.layers_run.add(layer)
         self.states[layer] = state
 
@@ -83,7 +94,13 @@ FORWARD_PASS: ContextVar[ForwardPass | None] = ContextVar("FORWARD_PASS", defaul
 
 @dataclass
 class _Steering:
-    """The call of an attention layer that is under way: which layer, and what its tokens read."""
+    """The running call of an attached layer.
+
+    Attributes:
+        attention: The layer.
+        reads: What its tokens read.
+        applied: The projections that have been corrected so far, by name.
+    """
 
     attention: nn.Module
     reads: Reads
@@ -93,22 +110,37 @@ class _Steering:
 _STEERING: ContextVar[_Steering | None] = ContextVar("_STEERING", default=None)
 
 
-class DeltaAttention:
-    """The part of an attached attention layer's class that is not mlx-lm's.
+class DeltaAttention(nn.Module):
+    """The part of the class of an attached attention layer that does not come from mlx-lm.
 
-    The layer's class becomes a subclass (DeltaAttention, Original). The projections that are corrected are class
-    properties: within a call of the layer they give the backbone's projection followed by the correction, at any other
-    time the projection itself. So the module's parameters, and whatever walks over them, stay as they were.
+    The class of the layer becomes a subclass of (DeltaAttention, Original). The projections to correct become
+    properties of that class. During a call of the layer, they return the backbone's projection followed by the
+    correction, and at any other time the projection itself. So the parameters of the module, and the results of walking
+    over them, stay as they were.
+
+    Attributes:
+        delta_mem: The memory of the layer.
+        delta_layer: The index of the layer.
+        delta_plain: `ForwardPass.plain` of the last pass in training mode; missing before the first one.
+        input_name: The name of the first argument of the original call.
+        frozen_class: The original class.
     """
 
-    def __call__(self, *args: object, **kwargs: object) -> mx.array | tuple:
-        layer_memory: DeltaMemory = self.delta_mem
-        x = args[0] if args else kwargs[self.input_name]
+    delta_mem: DeltaMemory
+    delta_layer: int
+    delta_plain: bool
+    input_name: ClassVar[str]
+    frozen_class: ClassVar[type[nn.Module]]
+
+    # The arguments are those of the original call, which differ from model to model.
+    def __call__(self, *args: Any, **kwargs: Any) -> mx.array | tuple[mx.array, ...]:
+        layer_memory = self.delta_mem
+        x: mx.array = args[0] if args else kwargs[self.input_name]
         forward = self._forward_pass(args, kwargs)
         steering = _Steering(self, forward.run(self.delta_layer, layer_memory, x), set())
         token = _STEERING.set(steering)
         try:
-            output = super().__call__(*args, **kwargs)
+            output: mx.array | tuple[mx.array, ...] = super().__call__(*args, **kwargs)
         finally:
             _STEERING.reset(token)
         self._check_applied(steering)
@@ -120,8 +152,12 @@ class DeltaAttention:
             return steering.reads.correct("o_proj", output[0]), *output[1:]
         return steering.reads.correct("o_proj", output)
 
-    def _forward_pass(self, args: tuple, kwargs: dict) -> ForwardPass:
-        """The pass this call belongs to; for a call from outside the model, one that starts from an empty memory."""
+    def _forward_pass(self, args: Sequence[object], kwargs: Mapping[str, object]) -> ForwardPass:
+        """The pass that this call belongs to; a call from outside the model gets a new pass with an empty memory.
+
+        Raises:
+            ValueError: The call comes from outside the model and cannot have an empty memory.
+        """
         forward = FORWARD_PASS.get()
         if forward is not None:
             if self.training:
@@ -129,29 +165,32 @@ class DeltaAttention:
             return forward
         if self.training and not getattr(self, "delta_plain", True):
             raise ValueError(
-                "an attached layer is run again for its gradient (gradient checkpointing) after a pass that began from "
-                "a memory, read it only or had spans, which are not known here; turn gradient checkpointing off"
+                "gradient checkpointing runs an attached layer again, and this layer cannot know the memory, the spans "
+                "or the read_only of the pass; turn gradient checkpointing off, or call the model without a cache and "
+                "outside of read_only, write_spans and write_mask"
             )
         if any(hasattr(value, "update_and_fetch") for value in (*args, *kwargs.values())):
             raise ValueError(
-                "an attached layer was called with a cache and without its model, so its memory is out of reach; "
+                "an attached layer was called with a cache and not by its model, so it has no access to its memory; "
                 "call the model itself, or detach(model) first"
             )
         states = [mx.zeros((1, *self.delta_mem.state_shape))] * (self.delta_layer + 1)
         return ForwardPass(states, lambda *_: Access())
 
     def _check_applied(self, steering: _Steering) -> None:
-        # The output's correction is added after the call, by this class itself.
+        # `__call__` itself corrects o_proj, after the original call.
         if missed := self.delta_mem.corrected - steering.applied - {"o_proj"}:
             raise ValueError(
                 f"layer {self.delta_layer} ({self.frozen_class.__name__}) never called {', '.join(sorted(missed))}, so "
-                "its correction was lost; use an adapter whose delta_heads or target_layers leave it out"
+                "the correction was not applied; use an adapter whose delta_heads or target_layers leave it out"
             )
 
 
 def _projection(name: str) -> property:
-    def get(self: nn.Module) -> nn.Module:
-        projection = self[name]
+    """A property that returns a projection of the backbone, with its correction during a call of the layer."""
+
+    def get(self: nn.Module) -> nn.Module | Callable[[mx.array], mx.array]:
+        projection: nn.Module = self[name]
         steering = _STEERING.get()
         if steering is None or steering.attention is not self:
             return projection
@@ -163,21 +202,20 @@ def _projection(name: str) -> property:
 
 
 def delta_attention_class(attention: nn.Module, corrected: frozenset[str]) -> type[nn.Module]:
-    """The class that a layer gets with a memory that corrects these projections."""
+    """The class for an attention layer with a memory that corrects the projections `corrected`."""
     return _delta_attention_class(type(attention), tuple(name for name in _PROJECTIONS if name in corrected))
 
 
 @functools.cache
 def _delta_attention_class(frozen_class: type[nn.Module], projections: tuple[str, ...]) -> type[nn.Module]:
-    members = {name: _projection(name) for name in projections}
+    members: dict[str, object] = {name: _projection(name) for name in projections}
     members["input_name"] = list(inspect.signature(frozen_class.__call__).parameters)[1]
-    return type(
-        f"DeltaMem{frozen_class.__name__}", (DeltaAttention, frozen_class), members | {"frozen_class": frozen_class}
-    )
+    members["frozen_class"] = frozen_class
+    return type(f"DeltaMem{frozen_class.__name__}", (DeltaAttention, frozen_class), members)
 
 
 def _held_rows(linear: nn.Module) -> slice | None:
-    """The rows of its output that a linear layer spread over several processes holds in this one."""
+    """For a linear layer that is split over several processes, the part of its output in this process; else None."""
     if shards(linear) == 1:
         return None
     rank, held = linear.group.rank(), linear.weight.shape[0]

@@ -1,16 +1,16 @@
-"""The memory inside mlx-lm's prompt cache: one more entry at the end of the list, an `ArraysCache` of states.
+"""The memory in mlx-lm's prompt cache: one more entry at the end of the list, an `ArraysCache` with the states.
 
-The entry holds one array for each layer of the model: the states `[B, H, r, r]` float32 of an attached layer, and an
-empty `[B, 0, 0, 0]` for a layer without a memory. So an index in the entry is a layer's index, and everything mlx-lm
-does with caches (saving, quantising, batching, splitting) carries the memory along.
+The entry holds one array for each layer of the model: the states `[B, H, r, r]` float32 of a layer with a memory (for
+the shape with a key shift, see `DeltaMemConfig.state_shape`), and an empty `[B, 0, 0, 0]` for a layer without one. So
+the index of an array is the index of its layer. mlx-lm's own functions for caches (saving, quantising, batching,
+splitting) carry the memory along.
 """
 
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,14 +21,26 @@ from mlx_lm.models.cache import ArraysCache, CacheList
 PromptCache: TypeAlias = list[Any]
 
 
+class MemoryEntry(Protocol):
+    """The entry of the memory in a prompt cache: the part of mlx-lm's `ArraysCache` that is used here, with types."""
+
+    cache: list[mx.array]
+
+    def make_mask(self, length: int, /) -> mx.array | None:
+        """The mask `[B, length]` of the next tokens, False for padding; None: no padding."""
+
+    def advance(self, length: int, /) -> None:
+        """Count these tokens as read, for the padding of the next call."""
+
+
 @dataclass(frozen=True)
 class MemoryLayout:
-    """What an attached model tells about its caches (`model.memory_layout`).
+    """The layout of the caches of an attached model (`model.memory_layout`).
 
     Attributes:
-        frozen_class: The model's class without a memory.
-        shapes: By layer, `(H, r, r)`, or `(0, 0, 0)` for a layer without a memory.
-        backbone_entries: The length of the backbone's own prompt cache.
+        frozen_class: The class of the model without a memory.
+        shapes: By layer index, `(H, r, r)`, or `(0, 0, 0)` for a layer without a memory.
+        backbone_entries: The length of the backbone's prompt cache.
     """
 
     frozen_class: type[nn.Module]
@@ -39,15 +51,15 @@ class MemoryLayout:
 def make_prompt_cache(
     model: nn.Module, max_kv_size: int | None = None, left_padding: Sequence[int] | None = None
 ) -> PromptCache:
-    """Make a prompt cache with an empty memory; for a model without a memory, mlx-lm's own cache.
+    """Make a prompt cache with an empty memory; for a model without an adapter, make mlx-lm's own cache.
 
-    Use it instead of mlx-lm's function of the same name wherever `max_kv_size` or `left_padding` is needed.
+    Use it instead of mlx-lm's function of the same name if you need `max_kv_size` or `left_padding`.
 
     Args:
-        model: A model, attached or not.
-        max_kv_size: Keep this many tokens of keys and values (and the first 4), as in mlx-lm: a model that brings
-            caches of its own keeps those. The memory has no such limit.
-        left_padding: The number of padding tokens at the left of each row of a batch; they neither read nor write.
+        model: A model with or without an adapter.
+        max_kv_size: The number of tokens for which keys and values are kept (and the first 4), as in mlx-lm. It has no
+            effect on the memory, nor on a model that defines its own caches.
+        left_padding: The number of padding tokens at the left of each row of a batch. They neither read nor write.
 
     Raises:
         ValueError: `left_padding` is not a list of counts.
@@ -64,14 +76,18 @@ def make_prompt_cache(
 
 
 def make_backbone_cache(model: nn.Module, frozen_class: type[nn.Module], max_kv_size: int | None = None) -> PromptCache:
-    """The cache that mlx-lm makes for `model` where it is of `frozen_class`."""
+    """Make the prompt cache that mlx-lm makes for `model` without a memory; `frozen_class` is its class then."""
     if hasattr(frozen_class, "make_cache"):
-        return frozen_class.make_cache(model)
-    return mlx_lm_cache.make_prompt_cache(SimpleNamespace(layers=model.layers), max_kv_size)
+        cache: PromptCache = frozen_class.make_cache(model)
+        return cache
+    # mlx-lm calls the model's `make_cache` if it has one, and that of an attached model would come back here.
+    layers_only = nn.Module()
+    layers_only.layers = list(model.layers)
+    return mlx_lm_cache.make_prompt_cache(layers_only, max_kv_size)
 
 
 def memory(cache: PromptCache) -> dict[int, mx.array]:
-    """The states in a prompt cache, by layer index: `[B, H, r, r]` float32 (row = value, column = key).
+    """Get the states in a prompt cache, by layer index: `[B, H, r, r]` float32 (row = value, column = key).
 
     Raises:
         ValueError: The cache has no memory.
@@ -80,43 +96,47 @@ def memory(cache: PromptCache) -> dict[int, mx.array]:
 
 
 def set_memory(cache: PromptCache, states: Mapping[int, mx.array]) -> None:
-    """Replace the states of some layers; the others stay.
+    """Replace the states of some layers; the states of the other layers stay as they are.
 
     Args:
         cache: A prompt cache of an attached model.
-        states: By layer index, `[B, H, r, r]` (or `[B, r, r]` where H is 1), as `memory` gives them.
+        states: By layer index, `[B, H, r, r]` (or `[B, r, r]` if H is 1), as `memory` returns them.
 
     Raises:
-        ValueError: The cache has no memory, or not for such a layer or of such a shape; nothing is changed then.
+        ValueError: The cache has no memory, a layer has no memory, or a state has a wrong shape. The cache is then
+            unchanged.
     """
     entry = _memory_entry(cache)
     entry.cache = _replaced(entry.cache, states)
 
 
 def check_states(present: Sequence[mx.array], states: Mapping[int, mx.array]) -> list[mx.array]:
-    """The memory of one sequence with the states of some layers replaced.
+    """Replace the states of some layers in the memory of one sequence.
 
     Args:
         present: By layer index, `[1, H, r, r]` float32, or `[1, 0, 0, 0]` for a layer without a memory.
-        states: By layer index, `[1, H, r, r]` (or `[1, r, r]` where H is 1), as `memory` gives them.
+        states: By layer index, `[1, H, r, r]` (or `[1, r, r]` if H is 1), as `memory` returns them.
 
     Returns:
-        By layer index, as `present`, which stays as it is.
+        A new list in the form of `present`.
 
     Raises:
-        ValueError: A layer has no memory, or a state another shape, several rows or numbers that are not finite.
+        ValueError: A layer has no memory, or a state has a wrong shape, several rows or numbers that are not finite.
     """
     replaced = _replaced(present, states)
     for layer in states:
         if replaced[layer].shape[0] != 1:
             raise ValueError(f"the state for layer {layer} has {replaced[layer].shape[0]} rows; expected one")
         if not mx.isfinite(replaced[layer]).all():
-            raise ValueError(f"the state for layer {layer} has numbers that are not finite; use another memory")
+            raise ValueError(
+                f"the state for layer {layer} has numbers that are not finite; expected finite numbers, so use a state "
+                "from another memory"
+            )
     return replaced
 
 
 def _replaced(present: Sequence[mx.array], states: Mapping[int, mx.array]) -> list[mx.array]:
-    """States by layer index, some of them replaced, all evaluated."""
+    """A copy of the list `present` with some states replaced, evaluated."""
     layers = [layer for layer, state in enumerate(present) if state.shape[-1]]
     replaced = list(present)
     for layer, state in states.items():
@@ -138,7 +158,7 @@ def _replaced(present: Sequence[mx.array], states: Mapping[int, mx.array]) -> li
 
 
 def reset_memory(cache: PromptCache) -> None:
-    """Make every state zero, as at the start of a session; keys and values stay.
+    """Set all states to zero, as at the start of a session; the keys and values of the backbone stay.
 
     Raises:
         ValueError: The cache has no memory.
@@ -149,46 +169,52 @@ def reset_memory(cache: PromptCache) -> None:
 
 
 def memory_alone(cache: PromptCache) -> PromptCache:
-    """The same memory in a prompt cache that keeps no keys and values, for texts that are run in a single call each."""
+    """A prompt cache with the same memory and without keys and values, for texts that take a single call each."""
     return [*[None] * (len(cache) - 1), cache[-1]]
 
 
-def split_memory(cache: PromptCache, layout: MemoryLayout) -> tuple[PromptCache | None, ArraysCache]:
-    """The backbone's part of a prompt cache, None where it is to keep no keys and values, and the memory entry.
+def split_memory(cache: PromptCache, layout: MemoryLayout) -> tuple[PromptCache | None, MemoryEntry]:
+    """Split a prompt cache into the backbone's part and the memory.
+
+    Returns:
+        The backbone's part, or None if it keeps no keys and values (`memory_alone`); and the entry of the memory.
 
     Raises:
-        ValueError: The cache has no memory, or the memory of another adapter.
+        ValueError: The cache has no memory, or it has the memory of another adapter.
     """
     expected = layout.backbone_entries
-    if len(cache) != expected + 1 or not _is_memory(cache[-1]):
+    entry: object = cache[-1] if len(cache) == expected + 1 else None
+    if not _is_memory(entry):
         raise ValueError(
             f"the prompt cache has {len(cache)} entries and no memory; expected {expected} and a memory: make it with "
             "mlx_deltamem.make_prompt_cache(model) (mlx-lm's speculative decoding cannot be used with a memory)"
         )
-    found = [state.shape[1:] for state in cache[-1].cache]
+    found = [state.shape[1:] for state in entry.cache]
     if found != layout.shapes:
         raise ValueError(
             f"the prompt cache holds the memory of another adapter: states {_by_shape(found)}, while the attached one "
             f"has {_by_shape(layout.shapes)}; make a new cache with mlx_deltamem.make_prompt_cache(model)"
         )
-    # Not a list of None, which some models take for caches.
-    return (None if all(entry is None for entry in cache[:-1]) else cache[:-1]), cache[-1]
+    # Not a list of None, because some models treat its items as caches.
+    return (None if all(backbone is None for backbone in cache[:-1]) else cache[:-1]), entry
 
 
-def _by_shape(shapes: list[tuple[int, ...]]) -> str:
+def _by_shape(shapes: Sequence[tuple[int, ...]]) -> str:
+    """For messages: the shapes of the states, and the number of layers that have each shape."""
     counts = Counter(shapes)
     return ", ".join(f"{shape} in {count} of {len(shapes)} layers" for shape, count in counts.items() if shape[-1])
 
 
-def _memory_entry(cache: PromptCache) -> ArraysCache:
-    if not cache or not _is_memory(cache[-1]):
-        raise ValueError(
-            "the prompt cache has no memory; attach an adapter and make it with mlx_deltamem.make_prompt_cache(model)"
-        )
-    return cache[-1]
+def _memory_entry(cache: PromptCache) -> MemoryEntry:
+    entry: object = cache[-1] if cache else None
+    if _is_memory(entry):
+        return entry
+    raise ValueError(
+        "the prompt cache has no memory; attach an adapter and make it with mlx_deltamem.make_prompt_cache(model)"
+    )
 
 
-def _is_memory(entry: object) -> bool:
+def _is_memory(entry: object) -> TypeGuard[MemoryEntry]:
     return isinstance(entry, ArraysCache) and all(
         isinstance(state, mx.array)
         and state.ndim == 4
@@ -198,17 +224,18 @@ def _is_memory(entry: object) -> bool:
     )
 
 
-def _empty_memory(shapes: list[tuple[int, int, int]], left_padding: list[int] | None) -> ArraysCache:
+def _empty_memory(shapes: Sequence[tuple[int, int, int]], left_padding: list[int] | None) -> ArraysCache:
     batch = 1 if left_padding is None else len(left_padding)
     entry = ArraysCache(len(shapes), left_padding)
-    entry.cache = [mx.zeros((batch, *shape)) for shape in shapes]
-    # What is evaluated can be used by any thread.
+    for layer, shape in enumerate(shapes):
+        entry[layer] = mx.zeros((batch, *shape))
+    # Any thread can use arrays that are evaluated.
     mx.eval(entry.cache)
     return entry
 
 
-def _left_padded(entry: object, left_padding: list[int]) -> object:
-    """The batch form of an empty cache entry."""
+def _left_padded(entry: Any, left_padding: list[int]) -> Any:
+    """The form for padded batches of an empty entry of a prompt cache."""
     if isinstance(entry, ArraysCache):
         return ArraysCache(len(entry.cache), left_padding)
     if isinstance(entry, CacheList):

@@ -1,89 +1,51 @@
-"""The configuration of a δ-mem adapter: the live fields of the reference's `delta_mem_config.json`."""
+"""The configuration of a δ-mem adapter: the fields of the reference's `delta_mem_config.json` that it uses."""
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
+from mlx_deltamem.core.fields import HEADS, problems_of_fields, problems_of_names
 from mlx_deltamem.recurrence.gates import Variant
 
 CONFIG_FILE = "delta_mem_config.json"
-HEADS = ("q", "k", "v", "o")
-# Fields that the reference does not have, and refuses by name; off where a file does not have them.
+# Fields that the reference does not have. It refuses them by name, so a file has them only where they are true.
 OWN_FIELDS = ("read_gate", "key_shift")
 
-# Far beyond any use; over much larger states MLX crashes, rather than to say that there is no memory for them.
-_LARGEST = 1024
-
-# Options the reference has given up: each must hold this value, since no other one has a meaning any more.
-_ARCHIVED: dict[str, object] = {
-    "num_memory_partitions": 1,
-    "num_global_memory_partitions": 0,
-    "memory_partition_routing": "soft",
-    "memory_partition_basis": "shared",
-    "tie_memory_partition_read_write": False,
-    "memory_partition_read_mode": "softmax",
-    "slot_read_top_k": 0,
-    "global_memory_mode": "shared_rw",
-    "global_memory_read_top_k": 0,
-    "global_memory_merge_mode": "gated_residual",
-    "memory_reader_layers": [],
-    "memory_readout_mode": "delta",
-    "memory_write_source": "learned_hidden",
-    "memory_write_proposals_per_message": 2,
-    "synthetic_memory_slots": 1,
-    "latent_memory_layers": [],
-}
-
-# Options the reference still reads and never uses.
-_INERT = {
-    "memory_reader_hidden_size",
-    "memory_reader_residual_scale",
-    "memory_reader_read_only",
-    "latent_memory_hidden_size",
-    "latent_memory_residual_scale",
-    "latent_memory_slots",
-    "latent_memory_init_std",
-    "latent_gate_init",
-    "memory_partition_sigmoid_gate_bias_init",
-    "global_memory_gate_bias_init",
-    "global_memory_read_logit_bias",
-}
+_PREFIX = "δ-mem config: "
 
 
 @dataclass(frozen=True)
 class DeltaMemConfig:
-    """What a δ-mem adapter computes (arXiv 2605.12357; the reference's own field names and defaults).
+    """What a δ-mem adapter computes (arXiv 2605.12357). Names and defaults of the fields are the reference's.
 
     Attributes:
-        rank: r, the width of one state (r x r per state head and layer).
+        rank: r, the width of a state (r x r for each state head and layer).
         alpha: The corrections are scaled by alpha / rank.
-        beta_bias_init: Initial bias of the write gate; read at initialisation only.
-        normalize_qk: Pass memory queries and keys through tanh and an L2 norm over each state head.
-        couple_lambda: keep = 1 - beta; otherwise the adapter has a gate of its own for it.
-        state_update_mode: `standard` (keep = lambda, erase = write = beta), `lambda_outside` (erase = lambda * beta)
-            or `no_lambda` (keep = 1).
-        rankwise_gates: One gate per state row; otherwise one per state head.
+        beta_bias_init: The initial bias of the write gate β.
+        normalize_qk: Pass memory queries and keys through tanh and an L2 norm for each state head.
+        couple_lambda: λ = 1 - β; otherwise λ has its own projection.
+        state_update_mode: `standard` (keep = λ, erase = β), `lambda_outside` (erase = λ * β) or `no_lambda` (keep = 1).
+        rankwise_gates: One gate for each row of a state; otherwise one for each state head.
         output_init: How the correction heads start: `zero`, `random`, `base_slice`, `base_slice_fixed`.
-        base_slice_ref_width: Columns that `base_slice_fixed` fills.
-        online_gain: Size of the initial correction heads.
-        num_state_heads: H, the number of states per layer.
+        base_slice_ref_width: The number of columns that `base_slice_fixed` fills.
+        online_gain: The size of the correction heads at the start.
+        num_state_heads: H, the number of states in a layer.
         memory_write_granularity: What is written: every `token`, `message_mean` or `sentence_mean`.
-        target_modules: Names of the attention modules in a layer.
-        target_layers: Layers that get a memory; empty means all of them.
-        delta_heads: Which of q, k, v, o are corrected; may be empty.
-        delta_o_rmsnorm: Normalise the correction of the attention output, with `delta_o_rmsnorm_eps`.
-        trainable_delta_scale: A learned factor in (0, delta_scale_max) on the corrections, starting at
-            `delta_scale_init`, one per `layer` or per `head` (`delta_scale_granularity`).
-        read_gate: A gate on what each token reads, one per state head, by which the memory can be silent. It is no
-            field of the reference's; where it is false, files do not have it.
-        key_shift: The key of a token is mixed with the memory query of the token written before it, by a learned
-            factor for each of its numbers: a query from a like place then finds what came next. A short convolution
-            (facts.md 8.3) whose second tap is the query's projection. No field of the reference's either.
+        target_modules: The names of the attention modules in a layer.
+        target_layers: The layers that get a memory; empty: all of them.
+        delta_heads: The projections that are corrected, of q, k, v, o; may be empty.
+        delta_o_rmsnorm: Normalise the correction of the attention output, with the epsilon `delta_o_rmsnorm_eps`.
+        trainable_delta_scale: Multiply the corrections by a learned factor in (0, `delta_scale_max`) that starts at
+            `delta_scale_init`. There is one factor for each `layer` or `head` (`delta_scale_granularity`).
+        read_gate: Multiply the reads by a gate for each token and state head. It lets the memory stay silent. The
+            reference does not have this field.
+        key_shift: Add to the key of a token the memory query of the token written before it, multiplied by a learned
+            factor for each number (`core/key_shift.py`, facts.md 8.3). The reference does not have this field.
 
     Raises:
-        ValueError: A field has a value that is not allowed; all such fields are named.
+        ValueError: A field has a value that is not allowed; the message names all such fields.
     """
 
     rank: int = 8
@@ -112,14 +74,9 @@ class DeltaMemConfig:
     key_shift: bool = False
 
     def __post_init__(self) -> None:
-        problems = []
-        for field in fields(self):
-            rule = _RULES[field.name]
-            value = getattr(self, field.name)
-            try:
-                object.__setattr__(self, field.name, rule.parse(value))
-            except (TypeError, ValueError, OverflowError):
-                problems.append(f"{field.name} is {value!r}, allowed is {rule.allowed}")
+        parsed, problems = problems_of_fields((field.name, getattr(self, field.name)) for field in fields(self))
+        for name, value in parsed.items():
+            object.__setattr__(self, name, value)
         if not problems and not self.delta_scale_init < self.delta_scale_max:
             problems.append(
                 f"delta_scale_init is {self.delta_scale_init}, allowed is a number below delta_scale_max, "
@@ -129,12 +86,12 @@ class DeltaMemConfig:
 
     @property
     def width(self) -> int:
-        """R = r * H: the width of all state heads side by side."""
+        """W = H * r, the width of all state heads side by side."""
         return self.rank * self.num_state_heads
 
     @property
     def variant(self) -> Variant:
-        """The fields that the recurrence needs."""
+        """The part of the configuration that the recurrence needs."""
         return Variant(
             rank=self.rank,
             heads=self.num_state_heads,
@@ -146,30 +103,27 @@ class DeltaMemConfig:
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """`(H, r, r)`, the shape of a layer's state; with a key shift `(H, r + 1, r)`: the last row is then the memory
-        query of the token written last."""
+        """The shape of a layer's state: `(H, r, r)`, or `(H, r + 1, r)` with a key shift.
+
+        With a key shift, the last row is the memory query of the token written last.
+        """
         return self.num_state_heads, self.rank + self.key_shift, self.rank
 
     @property
     def gate_width(self) -> int:
-        """G: the number of gate values of one token, R or H."""
+        """G, the number of values of each gate for one token: W or H."""
         return self.width if self.rankwise_gates else self.num_state_heads
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "DeltaMemConfig":
-        """Read the reference's fields: missing ones take the defaults, inert ones are dropped.
+        """Make a configuration from the reference's fields. Missing fields take the defaults; inert ones are dropped.
 
         Raises:
-            ValueError: An unknown field, an archived field off its fixed value, or a value that is not allowed.
+            ValueError: A field is unknown, an archived field does not have its only value, or a value is not allowed.
         """
-        live = {field.name for field in fields(cls)}
-        problems = []
-        for name, value in values.items():
-            if name in _ARCHIVED and not _same(value, _ARCHIVED[name]):
-                problems.append(f"{name} is {value!r}, allowed is only {_ARCHIVED[name]!r} (an archived option)")
-            elif name not in live | _INERT | _ARCHIVED.keys():
-                problems.append(f"{name} is {value!r}, which is no field of a δ-mem config (allowed: {_listing(live)})")
-        known = {name: value for name, value in values.items() if name in live}
+        problems = problems_of_names(values.items())
+        # Any, because the constructor itself checks the types of the values.
+        known: dict[str, Any] = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         try:
             config = cls(**known)
         except ValueError as error:
@@ -182,8 +136,8 @@ class DeltaMemConfig:
         """Read a `delta_mem_config.json`.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: It is not a JSON object, or as in `from_dict`; the message names the file.
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is not a JSON object, or `from_dict` refuses its fields. The message names the file.
         """
         path = Path(path)
         try:
@@ -191,120 +145,21 @@ class DeltaMemConfig:
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON ({error}); expected the config of a δ-mem adapter") from None
         if not isinstance(values, dict):
-            raise ValueError(f"{path} holds a JSON {type(values).__name__}; expected an object with δ-mem's fields")
+            raise ValueError(
+                f"{path} holds a JSON {type(values).__name__}; expected an object with the fields of δ-mem"
+            )
         try:
             return cls.from_dict(values)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def to_json(self) -> str:
-        """The text of a `delta_mem_config.json`; the reference reads it too, where no field of `OWN_FIELDS` is set."""
+        """The text of a `delta_mem_config.json`. The reference reads it too, unless a field of `OWN_FIELDS` is true."""
         left_out = {name for name in OWN_FIELDS if not getattr(self, name)}
         values = {name: value for name, value in asdict(self).items() if name not in left_out}
         return json.dumps(values, indent=2) + "\n"
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """How a field's value is read (ValueError or TypeError: it is not allowed) and what to say then."""
-
-    parse: Callable[[object], object]
-    allowed: str
-
-
-def _integer(least: int, most: float = math.inf) -> _Rule:
-    allowed = f"an integer >= {least}" if most == math.inf else f"an integer, {least} to {most}"
-    return _Rule(lambda value: _checked(value, type(value) is int and least <= value <= most), allowed)
-
-
-def _number(above: float = -math.inf) -> _Rule:
-    def parse(value: object) -> float:
-        if type(value) not in (int, float):
-            raise TypeError
-        number = float(value)
-        return _checked(number, math.isfinite(number) and number > above)
-
-    return _Rule(parse, "a finite number" if above == -math.inf else f"a finite number > {above:g}")
-
-
-def _boolean() -> _Rule:
-    return _Rule(lambda value: _checked(value, type(value) is bool), "true or false")
-
-
-def _choice(*choices: str) -> _Rule:
-    return _Rule(lambda value: _checked(value, isinstance(value, str) and value in choices), _listing(choices))
-
-
-def _items(item: Callable[[object], bool], allowed: str, least: int = 0) -> _Rule:
-    def parse(value: object) -> tuple[object, ...]:
-        if not isinstance(value, list | tuple):
-            raise TypeError
-        distinct = len(value) >= least and all(item(v) for v in value) and len(set(value)) == len(value)
-        return _checked(tuple(value), distinct)
-
-    return _Rule(parse, allowed)
-
-
-def _heads(value: object) -> tuple[str, ...]:
-    chosen = () if value in ("none", "", ["none"], ("none",)) else value
-    if not isinstance(chosen, list | tuple):
-        raise TypeError
-    _checked(chosen, all(isinstance(head, str) and head in HEADS for head in chosen))
-    return tuple(head for head in HEADS if head in chosen)
-
-
-def _checked(value: object, fine: bool) -> object:
-    if not fine:
-        raise ValueError
-    return value
-
-
-def _same(value: object, fixed: object) -> bool:
-    """Equality that tells False from 0 and 1.0 from 1, as JSON does."""
-    return type(value) is type(fixed) and value == fixed
-
-
-def _listing(names: set[str] | tuple[str, ...]) -> str:
-    return ", ".join(sorted(names) if isinstance(names, set) else names)
-
-
-_PREFIX = "δ-mem config: "
-
-
-def _raise_all(problems: list[str]) -> None:
+def _raise_all(problems: Sequence[str]) -> None:
     if problems:
         raise ValueError(_PREFIX + "; ".join(problems))
-
-
-_RULES: dict[str, _Rule] = {
-    "rank": _integer(1, _LARGEST),
-    "alpha": _number(),
-    "beta_bias_init": _number(),
-    "normalize_qk": _boolean(),
-    "couple_lambda": _boolean(),
-    "state_update_mode": _choice("standard", "lambda_outside", "no_lambda"),
-    "rankwise_gates": _boolean(),
-    "output_init": _choice("zero", "random", "base_slice", "base_slice_fixed"),
-    "base_slice_ref_width": _integer(1),
-    "online_gain": _number(),
-    "num_state_heads": _integer(1, _LARGEST),
-    "memory_write_granularity": _choice("token", "message_mean", "sentence_mean"),
-    "target_modules": _items(
-        lambda name: isinstance(name, str) and bool(name) and "." not in name,
-        "a list of one or more distinct module names without dots",
-        least=1,
-    ),
-    "target_layers": _items(
-        lambda layer: type(layer) is int and layer >= 0, "a list of distinct layer indices >= 0 (empty: all layers)"
-    ),
-    "delta_heads": _Rule(_heads, "a list drawn from q, k, v, o (may be empty)"),
-    "delta_o_rmsnorm": _boolean(),
-    "delta_o_rmsnorm_eps": _number(above=0),
-    "trainable_delta_scale": _boolean(),
-    "delta_scale_init": _number(above=0),
-    "delta_scale_max": _number(above=0),
-    "delta_scale_granularity": _choice("layer", "head"),
-    "delta_scale_parameterization": _choice("alpha_over_rank"),
-    "read_gate": _boolean(),
-    "key_shift": _boolean(),
-}

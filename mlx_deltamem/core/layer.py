@@ -1,38 +1,48 @@
-"""The memory of one attention layer: adapter weights, projections, gates, what is read and what is written."""
+"""The memory of one attention layer: it projects the inputs, reads the state with each token and writes it.
+
+For the input `x` of each token, with the weights of the adapter and the state `S` of each head (facts.md 1.2 and 1.3):
+
+    raw q, k, v, β, λ = x times `memory_q_proj`, `memory_k_proj`, `memory_v_proj`, `beta_proj`, `lambda_proj`
+    read, S           = the recurrence over q, k, v and the gates (`recurrence/gates.py`, `recurrence/definition.py`)
+    corrections       = alpha / rank * (read times `delta_q_proj`, ... `delta_o_proj`)
+
+The corrections are added to the outputs of the backbone's projections (`reads.py`, `attention.py`).
+"""
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.core.access import Access, WriteUnits
-from mlx_deltamem.core.config import HEADS, DeltaMemConfig
+from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.core.fields import HEADS
 from mlx_deltamem.core.key_shift import token_before
 from mlx_deltamem.core.reads import Gates, PackedWeights, Reads
 from mlx_deltamem.core.shapes import AttentionShape, inactive_parameters, parameter_shapes
 from mlx_deltamem.recurrence.engines import Engine, engine_for
 from mlx_deltamem.recurrence.gates import gates
 
-# The sigmoid of its negative is exactly 0 in float32; the number itself is finite in every dtype.
+# The sigmoid of -_SHUT is exactly 0 in float32, and _SHUT is finite in every dtype.
 _SHUT = 1e4
 
 
 class DeltaMemory(nn.Module):
-    """The adapter weights of one layer and what they compute (arXiv 2605.12357, section 3).
+    """The adapter weights of one layer and their computation (arXiv 2605.12357, section 3).
 
-    The weights are plain arrays rather than `nn.Linear`, so that quantising a model or adding LoRA to it leaves them
-    alone. They are named as in the reference's files and listed by `parameter_shapes`.
+    The weights are plain arrays and not `nn.Linear`, so that quantising a model or adding LoRA to it does not change
+    them. They have the names of the reference's files (`parameter_shapes`).
 
     Args:
         config: The adapter's configuration.
         shape: The widths of the attention layer.
-        weights: The layer's tensors; those without an effect are left out.
+        weights: The tensors of the layer. Those without an effect (`inactive_parameters`) are not used.
     """
 
     def __init__(self, config: DeltaMemConfig, shape: AttentionShape, weights: Mapping[str, mx.array]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # mlx does not annotate it
         self.config = config
         self.variant = config.variant
         self.shape = shape
@@ -40,38 +50,39 @@ class DeltaMemory(nn.Module):
         for name in parameter_shapes(config, shape):
             if name not in inactive:
                 setattr(self, name, weights[name])
-        # The backbone's projections whose output is corrected, by name.
+        # The names of the backbone's projections that are corrected.
         self.corrected = frozenset(
             name for name, heads in self._projections().items() if any(head in config.delta_heads for head in heads)
         )
         self._cached_weights: PackedWeights | None = None
 
     def __setattr__(self, name: str, value: object) -> None:
-        # `*=` and the like change an array in place and then set it.
+        # A new weight, or a weight after an operation such as `*=`, which changes the array in place and sets it.
         if name in self:
             self._cached_weights = None
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> mx.array:
-        # Whoever has a weight can change numbers of it in place, so that what was made of it may be out of date.
+        # The caller may change the weight in place, and the packed weights would then be out of date.
         self._cached_weights = None
-        return super().__getattr__(name)
+        weight: mx.array = super().__getattr__(name)
+        return weight
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """The shape of the layer's state without the batch axis, `DeltaMemConfig.state_shape`."""
+        """The shape of the layer's state without the batch axis (`DeltaMemConfig.state_shape`)."""
         return self.config.state_shape
 
     def read_and_write(self, x: mx.array, state: mx.array, access: Access) -> tuple[Reads, mx.array]:
-        """Run a stretch of tokens through the memory.
+        """Run the tokens of one pass through the memory.
 
         Args:
-            x: `[B, T, hidden]`, the input of the attention layer.
+            x: `[B, T, hidden]`, the inputs of the attention layer.
             state: `[B, *state_shape]` float32, the states before the first token.
             access: What the tokens may do.
 
         Returns:
-            What the tokens read, and the new states.
+            What the tokens read, and the states after the last token.
         """
         weights = self.packed_weights(x.dtype)
         engine = engine_for(self.variant, x.dtype, self.training, access.mask is not None)
@@ -79,7 +90,7 @@ class DeltaMemory(nn.Module):
             gates_of = functools.partial(self._unused_gates, x, weights)
             reads = engine.read(x @ weights.queries, self._matrix(state), access.mask)
             reads = self._let_through(reads, x, weights)
-            return Reads(reads, weights, gates_of, written=False), state
+            return Reads(reads, weights, gates_of, written=False, inputs=x), state
         projected = x @ weights.inputs
         if access.units is None:
             reads, state = self._write_tokens(engine, projected, state, access, weights)
@@ -88,24 +99,24 @@ class DeltaMemory(nn.Module):
             state = self._write_means(projected, state, access.units, weights)
         gates_of = functools.partial(self._gates, projected, weights.gate_bias)
         reads = self._let_through(reads, x, weights)
-        return Reads(reads, weights, gates_of, written=True, written_tokens=access.written), state
+        return Reads(reads, weights, gates_of, True, access.written, x), state
 
     def _write_tokens(
         self, engine: Engine, projected: mx.array, state: mx.array, access: Access, weights: PackedWeights
     ) -> tuple[mx.array, mx.array]:
-        """Read with every token and write the tokens that `access` allows; returns the reads and the new state."""
+        """Read with every token and write the tokens of `access.written`; returns the reads and the new states."""
         if access.written is None:
             return self._scan(engine, projected, state, access.mask, weights)
         idle = mx.where(access.written[..., None], projected, self._idle_gates(projected.dtype))
         first_gate = 3 * self.variant.width
         projected = mx.concatenate([projected[..., :first_gate], idle[..., first_gate:]], axis=-1)
         reads, new_state = self._scan(engine, projected, state, access.mask, weights, access.written)
-        # A row that writes nothing keeps its state bit for bit, whatever the engine multiplies it by.
+        # A row that writes nothing keeps its state bit for bit, also where an engine's factor is not exactly 1.
         writes = access.written.any(axis=1)[:, None, None, None]
         return reads, mx.where(writes, new_state, state)
 
     def _let_through(self, reads: mx.array, x: mx.array, weights: PackedWeights) -> mx.array:
-        """The reads `[B, T, H * r]`, each multiplied by its token's read gate if the adapter has read gates."""
+        """The reads `[B, T, H * r]`, multiplied by the read gates if the adapter has them."""
         if weights.read_gate is None:
             return reads
         projection, bias = weights.read_gate
@@ -114,21 +125,22 @@ class DeltaMemory(nn.Module):
         return by_head.reshape(reads.shape)
 
     def _idle_gates(self, dtype: mx.Dtype) -> mx.array:
-        """`[P]`: projections whose gates leave the state as it is, β = 0 and λ = 1 exactly, in every engine."""
+        """Projections `[P]` of a token that leaves the state as it is: its gates are exactly β = 0 and λ = 1."""
         variant = self.variant
         beta = mx.full((3 * variant.width + variant.gates,), -_SHUT, dtype)
         return mx.concatenate([beta, mx.full((variant.gates,), _SHUT, dtype)]) if variant.free_lambda else beta
 
     def _write_means(self, projected: mx.array, state: mx.array, units: WriteUnits, weights: PackedWeights) -> mx.array:
-        """The state after the units are written; `projected` are the tokens' projections `[B, T, P]`."""
-        # The projections are linear: the projection of a mean is the mean of the projections.
+        """The states after the units are written, from the projections `[B, T, P]` of the tokens."""
+        # The projections are linear, so the projection of a mean is the mean of the projections.
         means = units.weights @ projected.astype(mx.float32)
         if units.carried is not None:
             means = means + units.carried.pop(id(self), 0.0)
             if not units.complete:
                 units.carried[id(self)] = means
-                # Whoever evaluates the state now evaluates the sums, and with them the end of this call's graph.
-                return mx.depends(state, means)
+                # Evaluating the state then also evaluates the sums, so that the graph does not grow over the calls.
+                unchanged: mx.array = mx.depends(state, means)
+                return unchanged
         engine = engine_for(self.variant, means.dtype, self.training, masked=True)
         return self._scan(engine, means, state, units.mask, weights)[1]
 
@@ -141,7 +153,11 @@ class DeltaMemory(nn.Module):
         weights: PackedWeights,
         written: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
-        """`Engine.scan`, with keys that know the token written before where the adapter has a key shift."""
+        """`Engine.scan`, with shifted keys if the adapter has a key shift (`key_shift.py`).
+
+        Args:
+            written: `[B, T]` bool, the tokens that are written; None: all tokens that are not masked.
+        """
         if weights.key_shift is None:
             return engine.scan(projected, weights.gate_bias, state, mask)
         width = self.variant.width
@@ -157,7 +173,7 @@ class DeltaMemory(nn.Module):
         return reads, mx.concatenate([matrix, row], axis=2)
 
     def _matrix(self, state: mx.array) -> mx.array:
-        """`[B, H, r, r]`: the state without the row that a key shift adds."""
+        """The states without the row for the key shift, `[B, H, r, r]`."""
         return state[:, :, : self.config.rank] if self.config.key_shift else state
 
     def _unused_gates(self, x: mx.array, weights: PackedWeights) -> Gates:
@@ -168,16 +184,16 @@ class DeltaMemory(nn.Module):
         return Gates(keep, write)
 
     def packed_weights(self, dtype: mx.Dtype) -> PackedWeights:
-        """The weights as a pass over activations of this type uses them, made anew only when one was replaced."""
+        """The weights for activations of this dtype. They are made again only after a weight was replaced."""
         sources = list(self.values())
         packed = self._cached_weights
         if packed is None or packed.inputs.dtype != dtype or any(map(operator.is_not, packed.sources, sources)):
             packed = self._pack(sources, dtype)
-            # In training every step brings new weights, and keeping them would keep the step's whole graph.
+            # In training, each step has new weights. To keep the packed ones would keep the whole graph of the step.
             self._cached_weights = None if self.training or not packed.evaluate() else packed
         return packed
 
-    def _pack(self, sources: list[mx.array], dtype: mx.Dtype) -> PackedWeights:
+    def _pack(self, sources: Sequence[mx.array], dtype: mx.Dtype) -> PackedWeights:
         config = self.config
         gates = ("beta", "lambda") if self.variant.free_lambda else ("beta",)
         inputs = [self[f"memory_{name}_proj"] for name in "qkv"] + [self[f"{gate}_proj"] for gate in gates]
@@ -188,12 +204,12 @@ class DeltaMemory(nn.Module):
         )
         packed = mx.concatenate(inputs).astype(dtype)
         return PackedWeights(
-            sources=sources,
+            sources=list(sources),
             inputs=packed.T,
             queries=packed[: config.width].T,
             gate_bias=mx.concatenate([self[f"{gate}_bias"].astype(mx.float32) for gate in gates]),
             corrections={
-                # Not a transposed view, which costs a single token a quarter more.
+                # Contiguous, because a transposed view makes a single token 25 % slower.
                 projection: mx.contiguous(mx.concatenate([self.scaled_head(head) for head in heads]).astype(dtype).T)
                 for projection, heads in self._projections().items()
                 if projection in self.corrected
@@ -208,25 +224,28 @@ class DeltaMemory(nn.Module):
         )
 
     def _projections(self) -> dict[str, tuple[str, ...]]:
+        """For each projection of the backbone, the correction heads for it."""
         if self.shape.packed:
             return {"qkv_proj": ("q", "k", "v"), "o_proj": ("o",)}
         return {f"{head}_proj": (head,) for head in HEADS}
 
     def scaled_head(self, head: str) -> mx.array:
-        """`[width, H * r]` float32: a correction head with its factors, laid out as the backbone's projection is."""
+        """A correction head times its scale, `[width, H * r]` float32, in the layout of the backbone's projection."""
         if head not in self.config.delta_heads:
             return mx.zeros((self.shape.width(head), self.config.width))
-        weight = self[f"delta_{head}_proj"].astype(mx.float32) * self._scale(head)
+        weight: mx.array = self[f"delta_{head}_proj"].astype(mx.float32) * self._scale(head)
         if head == "q" and self.shape.gated_heads:
             queries = weight.reshape(self.shape.gated_heads, -1, self.config.width)
             weight = mx.concatenate([queries, mx.zeros_like(queries)], axis=1).reshape(-1, self.config.width)
         return weight
 
     def _scale(self, head: str) -> mx.array | float:
-        # By the rank of one state head, also when there are several.
+        """The factor of a correction head."""
+        # The rank of one state head, also if there are several.
         scale = self.config.alpha / self.config.rank
         if not self.config.trainable_delta_scale:
             return scale
         raw = self.delta_scale_raw.astype(mx.float32)
         index = HEADS.index(head) if self.config.delta_scale_granularity == "head" else 0
-        return scale * self.config.delta_scale_max * mx.sigmoid(raw[index])
+        learned: mx.array = scale * self.config.delta_scale_max * mx.sigmoid(raw[index])
+        return learned

@@ -1,15 +1,17 @@
-"""Give an mlx-lm model a memory, in place, and take it away again."""
+"""Attach a δ-mem adapter to an mlx-lm model, in place, and detach it."""
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.core.adapter import Adapter, check_weights, weight_key
-from mlx_deltamem.core.attention import FORWARD_PASS, ForwardPass, delta_attention_class
+from mlx_deltamem.core.attention import FORWARD_PASS, DeltaAttention, ForwardPass, delta_attention_class
 from mlx_deltamem.core.cache import (
+    MemoryEntry,
     MemoryLayout,
     PromptCache,
     make_backbone_cache,
@@ -25,18 +27,20 @@ from mlx_deltamem.core.use import PLAIN, Attachment, attachment_of, current_use
 
 
 def attach_adapter(model: nn.Module, adapter: Adapter | DeltaMemConfig) -> list[str]:
-    """Attach a δ-mem adapter to a model from `mlx_lm.load`, in place; `attach` finds the adapter by its name too.
+    """Attach a δ-mem adapter to a model from `mlx_lm.load`, in place.
+
+    `mlx_deltamem.attach` does the same and also accepts the name of an adapter.
 
     Args:
-        model: The model; its own weights are neither changed nor copied.
-        adapter: An adapter, or a configuration for a fresh, untrained adapter.
+        model: The model. Its own weights are neither changed nor copied.
+        adapter: An adapter, or the configuration of a new, untrained adapter.
 
     Returns:
-        The names of the attention layers that have a memory now.
+        The names of the attention layers that get a memory.
 
     Raises:
-        ValueError: The model has an adapter already, its attention is not supported, or the adapter does not fit; the
-            message lists every problem, and the model is as it was.
+        ValueError: The model has an adapter already, its attention is not supported, or the adapter does not fit. The
+            message lists all problems, and the model is unchanged.
     """
     check_detached(model)
     config = adapter if isinstance(adapter, DeltaMemConfig) else adapter.config
@@ -51,16 +55,16 @@ def attach_adapter(model: nn.Module, adapter: Adapter | DeltaMemConfig) -> list[
     for target in targets:
         target.module.delta_mem = DeltaMemory(config, target.shape, weights[target.layer]).train(target.module.training)
         target.module.delta_layer = target.layer
-        target.module.__class__ = delta_attention_class(target.module, target.module.delta_mem.corrected)
+        _change_class(target.module, delta_attention_class(target.module, target.module.delta_mem.corrected))
     model.memory_layout = layout
     metadata = adapter.metadata if isinstance(adapter, Adapter) else {}
     model.attachment = Attachment(config, {target.layer: target.path for target in targets}, metadata)
-    model.__class__ = model_class
+    _change_class(model, model_class)
     return [target.name for target in targets]
 
 
 def detach(model: nn.Module) -> None:
-    """Take the adapter away: the model is the frozen backbone again, bit for bit.
+    """Remove the adapter from a model, in place. The model is then the frozen backbone again, bit for bit.
 
     Raises:
         ValueError: The model has no adapter.
@@ -70,50 +74,62 @@ def detach(model: nn.Module) -> None:
         del attention.delta_mem
         del attention.delta_layer
         vars(attention).pop("delta_plain", None)
-        attention.__class__ = attention.frozen_class
-    model.__class__ = model.memory_layout.frozen_class
+        _change_class(attention, attention.frozen_class)
+    _change_class(model, model.memory_layout.frozen_class)
     del model.memory_layout
     del model.attachment
 
 
 def check_detached(model: nn.Module) -> None:
-    """Raise ValueError if a model has an adapter."""
+    """Check that a model has no adapter.
+
+    Raises:
+        ValueError: The model has an adapter.
+    """
     if is_attached(model):
         raise ValueError("the model has an adapter already; call detach(model) first to attach another one")
 
 
-def is_attached(model: nn.Module) -> bool:
+def is_attached(model: nn.Module) -> "TypeGuard[DeltaModel]":
     """Whether a model has an adapter."""
     return isinstance(model, DeltaModel)
 
 
 def current_adapter(model: nn.Module) -> Adapter:
-    """The adapter of a model as it is now, for instance after training.
+    """Get the adapter of a model with its present weights, for instance after training.
 
-    Heads that are not in use are in it too, as zeros, since the reference expects all of them.
+    It includes the correction heads that are not in use, as zeros, because the reference expects all heads.
 
     Raises:
         ValueError: The model has no adapter.
     """
-    config, weights = attachment_of(model).config, {}
+    attachment = attachment_of(model)
+    config = attachment.config
+    weights: dict[str, mx.array] = {}
     for layer, attention in attached_attention(model).items():
-        layer_memory: DeltaMemory = attention.delta_mem
-        tensors = dict(layer_memory.items())
+        layer_memory = attention.delta_mem
+        tensors: dict[str, mx.array] = dict(layer_memory.items())
         for name in sorted(inactive_parameters(config)):
             width = layer_memory.shape.width(name.split("_")[1])
             tensors[name] = mx.zeros((width, config.width), layer_memory.memory_q_proj.dtype)
-        path = model.attachment.paths[layer]
+        path = attachment.paths[layer]
         weights |= {weight_key(layer, path, name): tensor for name, tensor in tensors.items()}
     repo = getattr(model, "backbone_repo", None)
     metadata = {} if repo is None else {"base_model": repo}
-    return Adapter(config, weights, metadata | dict(model.attachment.metadata))
+    return Adapter(config, weights, metadata | dict(attachment.metadata))
 
 
-class DeltaModel:
-    """The part of an attached model's class that is not mlx-lm's: its class becomes (DeltaModel, Original)."""
+class DeltaModel(nn.Module):
+    """The part of the class of an attached model that does not come from mlx-lm.
+
+    The class of the model becomes a subclass of (DeltaModel, Original).
+    """
+
+    memory_layout: MemoryLayout
+    attachment: Attachment
 
     def make_cache(self) -> PromptCache:
-        """mlx-lm's way to ask a model for its prompt cache."""
+        """Make a prompt cache with an empty memory; mlx-lm calls this method."""
         return make_prompt_cache(self)
 
 
@@ -123,19 +139,23 @@ def _delta_model_class(frozen_class: type[nn.Module]) -> type[nn.Module]:
     return type(f"DeltaMem{frozen_class.__name__}", (DeltaModel, frozen_class), {"__call__": call})
 
 
-def _call_with_memory(frozen_call: Callable) -> Callable:
-    """The model's call, taking the memory out of the cache before and putting it back after."""
+def _call_with_memory(frozen_call: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """The call of a model, with the memory taken out of the prompt cache before it and put back after it."""
     names = list(inspect.signature(frozen_call).parameters)
     if "cache" not in names:
-        raise ValueError(f"{frozen_call.__qualname__} takes {', '.join(names[1:])}; a memory needs a `cache` argument")
-    # Without self, which Python has bound.
+        raise ValueError(
+            f"{frozen_call.__qualname__} has the arguments {', '.join(names[1:])}; a memory needs an argument `cache`"
+        )
+    # The position among the arguments without `self`.
     position = names.index("cache") - 1
 
+    # The arguments are those of the original call, which differ from model to model.
     @functools.wraps(frozen_call)
-    def call(self: nn.Module, *args: object, **kwargs: object) -> mx.array:
-        cache = args[position] if len(args) > position else kwargs.get("cache")
+    def call(self: DeltaModel, *args: Any, **kwargs: Any) -> mx.array:
+        cache: PromptCache | None = args[position] if len(args) > position else kwargs.get("cache")
+        entry: MemoryEntry | None = None
         if cache is None:
-            entry, states = None, [mx.zeros((1, *shape)) for shape in self.memory_layout.shapes]
+            states = [mx.zeros((1, *shape)) for shape in self.memory_layout.shapes]
         else:
             backbone, entry = split_memory(cache, self.memory_layout)
             states = entry.cache
@@ -153,13 +173,15 @@ def _call_with_memory(frozen_call: Callable) -> Callable:
             FORWARD_PASS.reset(token)
         if missed := self.attachment.paths.keys() - forward.layers_run:
             raise ValueError(
-                f"layers {sorted(missed)} of this model run in a way of their own, which a memory cannot follow"
+                f"this model did not call the attention modules of layers {sorted(missed)}, which have a memory; use "
+                "an adapter whose target_layers leave them out"
             )
         if entry is not None:
             entry.cache = forward.states
             entry.advance(forward.length)
         if not config.delta_heads:
-            # Nothing else would ever ask for these states, and every token would make the pending graph longer.
+            # The output does not depend on the states. Without this, MLX would not evaluate them with the output, and
+            # their graph would grow with every token.
             output = mx.depends(output, forward.states)
         return output
 
@@ -174,13 +196,18 @@ def _initial_weights(config: DeltaMemConfig, target: Target) -> dict[str, mx.arr
     return weights
 
 
-def _layout(model: nn.Module, config: DeltaMemConfig, targets: list[Target]) -> MemoryLayout:
+def _change_class(module: nn.Module, new_class: type[nn.Module]) -> None:
+    """Make a module an instance of another class, in place: its parameters and attributes stay."""
+    module.__class__ = new_class
+
+
+def _layout(model: nn.Module, config: DeltaMemConfig, targets: Sequence[Target]) -> MemoryLayout:
     shapes = [(0, 0, 0)] * len(model.layers)
     for target in targets:
         shapes[target.layer] = config.state_shape
     return MemoryLayout(type(model), shapes, len(make_backbone_cache(model, type(model))))
 
 
-def attached_attention(model: nn.Module) -> dict[int, nn.Module]:
-    """The attention modules that have a memory, by layer."""
+def attached_attention(model: nn.Module) -> dict[int, DeltaAttention]:
+    """Get the attention modules that have a memory, by layer index."""
     return {layer: dict(model.layers[layer].named_modules())[path] for layer, path in model.attachment.paths.items()}

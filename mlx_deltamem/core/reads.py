@@ -1,4 +1,4 @@
-"""What tokens read from a layer's memory, and how it steers the layer."""
+"""What the tokens of a pass read from a layer's memory, and how the reads correct the layer."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -9,18 +9,18 @@ import mlx.core as mx
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """The weights of a layer as a forward pass uses them.
+    """The weights of a layer in the form that a forward pass uses.
 
     Attributes:
-        sources: The arrays it was made from.
+        sources: The weights that it was made from.
         inputs: `[hidden, P]` in the activations' dtype: the projections to memory queries, keys, values and gates.
-        queries: `[hidden, H * r]`, the first columns of it.
-        gate_bias: float32.
-        corrections: By name of the backbone's projection, `[H * r, width]` in the same dtype, scale included.
-        output_norm: Weight and epsilon of the norm of the output's correction, if it has one.
-        read_gate: `[hidden, H]` in the activations' dtype and `[H]` float32: the projection to the gates on what is
-            read, and their bias; None: the adapter has none.
-        key_shift: `[H * r]` float32: how much of the query of the token written before is in a key; None: nothing.
+        queries: `[hidden, H * r]`, the first columns of `inputs`.
+        gate_bias: `[G or 2 G]` float32, the biases of β and, if it is free, λ.
+        corrections: By name of the backbone's projection, `[H * r, width]` in the activations' dtype, scale included.
+        output_norm: The weight and the epsilon of the norm on the correction of the output; None: no norm.
+        read_gate: The projection to the read gates, `[hidden, H]` in the activations' dtype, and their bias, `[H]`
+            float32; None: the adapter has no read gates.
+        key_shift: `[H * r]` float32, the factors of the key shift; None: the adapter has no key shift.
     """
 
     sources: list[mx.array]
@@ -33,7 +33,11 @@ class PackedWeights:
     key_shift: mx.array | None
 
     def evaluate(self) -> bool:
-        """Evaluate the weights, which several threads may use then; False within a function transformation."""
+        """Evaluate the weights, so that several threads may use them.
+
+        Returns:
+            Whether that was possible; it is not within a function transformation.
+        """
         try:
             mx.eval([self.inputs, self.queries, self.gate_bias, self.corrections])
             mx.eval([self.output_norm, self.read_gate, self.key_shift])
@@ -44,11 +48,11 @@ class PackedWeights:
 
 @dataclass(frozen=True)
 class Gates:
-    """The gates of a stretch of tokens that someone may want to look at, each `[B, T, H, r or 1]` float32.
+    """The gates of the tokens of a pass, each `[B, T, H, r or 1]` float32.
 
     Attributes:
-        keep: How much of the state a token keeps.
-        write: β, how much of its own value it writes.
+        keep: The part of the state that a token keeps.
+        write: β, the part of its value that a token writes.
     """
 
     keep: mx.array
@@ -56,14 +60,15 @@ class Gates:
 
 
 class Reads:
-    """What the tokens of one pass read from a layer's memory, and how that steers the layer.
+    """What the tokens of one pass read from a layer's memory, and the corrections that follow from it.
 
     Args:
         reads: `[B, T, H * r]` in the activations' dtype.
         weights: The layer's weights.
-        gates: Gives the tokens' gates.
-        written: Whether the tokens were written as well.
-        written_tokens: `[B, T]` bool, which of them were; None: all, or none.
+        gates: Returns the gates of the tokens; called at the first use of `Reads.gates`.
+        written: Whether the pass wrote the memory.
+        written_tokens: `[B, T]` bool, the tokens that were written; None: all of them, or none if `written` is False.
+        inputs: `[B, T, hidden]`, the inputs of the layer; None where they are not kept (`from_arrays`).
     """
 
     def __init__(
@@ -73,7 +78,9 @@ class Reads:
         gates: Callable[[], Gates],
         written: bool,
         written_tokens: mx.array | None = None,
+        inputs: mx.array | None = None,
     ):
+        self.inputs = inputs
         self.written = written
         self.written_tokens = written_tokens
         self._reads = reads
@@ -82,11 +89,15 @@ class Reads:
 
     @functools.cached_property
     def gates(self) -> Gates:
-        """The tokens' gates, computed for whoever asks; where nothing was written, those a write would have had."""
+        """The gates of the tokens; for a pass that did not write, the gates that a write would have."""
         return self._gates()
 
     def sum_over_written(self, gate: mx.array) -> tuple[mx.array, mx.array]:
-        """The sum of a gate's means over heads and rows, for the tokens that were written, and how many they are."""
+        """The sum over the written tokens of a gate's mean over heads and rows, and the number of these tokens.
+
+        Args:
+            gate: `[B, T, H, r or 1]`, one of `gates`.
+        """
         means = gate.mean(axis=(2, 3))
         if not self.written:
             return mx.zeros(()), mx.zeros(())
@@ -95,22 +106,24 @@ class Reads:
         return (means * self.written_tokens).sum(), self.written_tokens.sum().astype(mx.float32)
 
     def arrays(self) -> list[mx.array]:
-        """What it holds, token by token: `[B, T, ...]` each."""
+        """The reads and the gates as arrays `[B, T, ...]`, for `from_arrays`."""
         return [self._reads, self.gates.keep, self.gates.write]
 
     @classmethod
     def from_arrays(cls, arrays: Sequence[mx.array], weights: PackedWeights) -> "Reads":
-        """The way back from `arrays`, of a pass that wrote."""
+        """The inverse of `arrays`, for a pass that wrote all of its tokens."""
         reads, keep, write = arrays
         return cls(reads, weights, lambda: Gates(keep, write), written=True)
 
     def correct(self, projection: str, base: mx.array, rows: slice | None = None) -> mx.array:
-        """Add what was read to the output of a projection of the backbone; zero reads leave it as it is, bit for bit.
+        """Add the correction to the output of one of the backbone's projections.
+
+        If all reads are zero, the output stays as it is, bit for bit.
 
         Args:
-            projection: The projection's name: `q_proj`, `k_proj`, `v_proj`, `qkv_proj` or `o_proj`.
-            base: `[B, T, width]`, its output; the result has the same dtype.
-            rows: The part of the output that this process holds, where the projection is spread over several.
+            projection: `q_proj`, `k_proj`, `v_proj`, `qkv_proj` or `o_proj`.
+            base: `[B, T, width]`, the output of the projection; the result has the same shape and dtype.
+            rows: For a projection that is split over several processes, the part of the width in this process.
         """
         weight = self._weights.corrections[projection]
         if rows is not None:

@@ -1,22 +1,24 @@
-"""The widths of an attention layer of mlx-lm, and the shapes of the tensors that an adapter has for it."""
+"""The widths of an attention layer of mlx-lm, and the shapes of an adapter's tensors for it."""
 
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_deltamem.core.config import HEADS, DeltaMemConfig
+from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.core.fields import HEADS
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """The widths of an attention layer that a memory is attached to.
+    """The widths of an attention layer.
 
     Attributes:
-        hidden: Width of the layer's input.
-        q, k, v, o: Widths of the queries, keys, values and of the layer's output; 0 where it has no such projection.
-        packed: One `qkv_proj` instead of `q_proj`, `k_proj` and `v_proj`.
-        gated_heads: Where `q_proj` gives, head by head, queries and then a gate as wide: the number of heads, else 0.
+        hidden: The width of the layer's input.
+        q, k, v, o: The widths of the queries, keys, values and the layer's output; 0 if the projection is missing.
+        packed: Whether the layer has one `qkv_proj` instead of `q_proj`, `k_proj` and `v_proj`.
+        gated_heads: The number of attention heads if the output of `q_proj` holds, for each head, the query and a gate
+            of the same width (qwen3_next); else 0.
     """
 
     hidden: int
@@ -28,11 +30,12 @@ class AttentionShape:
     gated_heads: int = 0
 
     def width(self, head: str) -> int:
+        """The width of the projection that a correction head (q, k, v or o) corrects."""
         return {"q": self.q, "k": self.k, "v": self.v, "o": self.o}[head]
 
 
 def parameter_shapes(config: DeltaMemConfig, shape: AttentionShape) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of every tensor one layer of an adapter may hold (facts of the reference: section 1.7)."""
+    """The name and shape of every tensor that an adapter may have for one layer (facts.md 1.7)."""
     width, gates = config.width, config.gate_width
     shapes: dict[str, tuple[int, ...]] = {f"memory_{name}_proj": (width, shape.hidden) for name in "qkv"}
     shapes |= {f"delta_{head}_proj": (shape.width(head), width) for head in HEADS}
@@ -54,7 +57,7 @@ def parameter_shapes(config: DeltaMemConfig, shape: AttentionShape) -> dict[str,
 
 
 def inactive_parameters(config: DeltaMemConfig) -> set[str]:
-    """Names of the tensors that an adapter may hold and that have no effect."""
+    """The names of the tensors that an adapter may have although they have no effect."""
     return {f"delta_{head}_proj" for head in HEADS if head not in config.delta_heads}
 
 
@@ -62,7 +65,8 @@ def attention_shape(attention: nn.Module) -> AttentionShape:
     """Measure an attention layer of mlx-lm.
 
     Raises:
-        ValueError: It has no `q_proj` or `qkv_proj` and no `o_proj`, or packs them in a way that is not known.
+        ValueError: The layer has no `o_proj`, or neither `q_proj` nor `qkv_proj`, or it packs its `qkv_proj` in an
+            unknown way.
     """
     packed = "qkv_proj" in attention
     if "o_proj" not in attention or not (packed or "q_proj" in attention):
@@ -73,7 +77,9 @@ def attention_shape(attention: nn.Module) -> AttentionShape:
         width, hidden = _linear_shape(attention.qkv_proj)
         keys = (width - attended) // 2
         if getattr(attention, "n_kv_heads", 0) * getattr(attention, "head_dim", 0) != keys:
-            raise ValueError(f"{type(attention).__name__} packs its qkv_proj in an unknown way")
+            raise ValueError(
+                f"{type(attention).__name__} packs its qkv_proj in an unknown way; expected queries, keys, values"
+            )
         return AttentionShape(hidden, attended, keys, keys, outputs, packed=True)
     queries, hidden = _linear_shape(attention.q_proj)
     keys, values = (_linear_shape(attention[name])[0] if name in attention else 0 for name in ("k_proj", "v_proj"))
@@ -82,7 +88,7 @@ def attention_shape(attention: nn.Module) -> AttentionShape:
 
 
 def frozen_projections(attention: nn.Module, shape: AttentionShape) -> dict[str, mx.array]:
-    """The weights `[out, in]` behind queries, keys, values and output, by head, dequantised."""
+    """By head (q, k, v, o), the dequantised projection weights `[out, in]` of the backbone."""
     if shape.packed:
         queries, keys, values = mx.split(_dense_weight(attention.qkv_proj), [shape.q, shape.q + shape.k])
         return {"q": queries, "k": keys, "v": values, "o": _dense_weight(attention.o_proj)}
@@ -94,15 +100,19 @@ def frozen_projections(attention: nn.Module, shape: AttentionShape) -> dict[str,
 
 
 def _gated_heads(attention: nn.Module, queries: int, attended: int) -> int:
-    """The heads whose queries are followed by a gate of the same width in `q_proj` (qwen3_next), or 0."""
-    heads, width = getattr(attention, "num_attention_heads", 0), getattr(attention, "head_dim", 0)
+    """`AttentionShape.gated_heads`, from the widths of the queries and of the input of `o_proj`."""
+    heads: int = getattr(attention, "num_attention_heads", 0)
+    width: int = getattr(attention, "head_dim", 0)
     spread = shards(attention.q_proj)
     return heads * spread if queries == 2 * attended == 2 * heads * width * spread else 0
 
 
 def _linear_shape(linear: nn.Module) -> tuple[int, int]:
-    """Outputs and inputs of a linear layer: dense, quantised, with LoRA, or spread over several processes."""
-    linear = getattr(linear, "linear", linear)
+    """The widths of the output and the input of a linear layer.
+
+    The layer may be dense or quantised, with or without LoRA, and split over several processes.
+    """
+    linear = _without_lora(linear)
     outputs, inputs = linear.weight.shape
     if "scales" in linear:
         inputs = inputs * 32 // linear.bits
@@ -113,17 +123,28 @@ def _linear_shape(linear: nn.Module) -> tuple[int, int]:
     return outputs, inputs
 
 
+def _without_lora(linear: nn.Module) -> nn.Module:
+    """The linear layer inside a LoRA layer; any other layer as it is."""
+    inner = getattr(linear, "linear", None)
+    return inner if isinstance(inner, nn.Module) else linear
+
+
 def _dense_weight(linear: nn.Module) -> mx.array:
-    linear = getattr(linear, "linear", linear)
+    linear = _without_lora(linear)
     if shards(linear) > 1:
-        raise ValueError("the model is spread over several processes; start a new adapter before it is, or from a file")
+        raise ValueError(
+            "the model is split over several processes, so its weights cannot be read; attach the new adapter before "
+            "splitting the model, or attach an adapter from a file"
+        )
+    weight: mx.array = linear.weight
     if "scales" not in linear:
-        return linear.weight
+        return weight
     mode = getattr(linear, "mode", "affine")
-    return mx.dequantize(linear.weight, linear.scales, linear.get("biases"), linear.group_size, linear.bits, mode)
+    return mx.dequantize(weight, linear.scales, linear.get("biases"), linear.group_size, linear.bits, mode)
 
 
 def shards(linear: nn.Module) -> int:
-    # Not getattr, which takes its time to find that a module has no such attribute.
-    group = vars(linear).get("group")
+    """The number of processes that a linear layer is split over."""
+    # Not getattr: it is slow for an attribute that a module does not have.
+    group: mx.distributed.Group | None = vars(linear).get("group")
     return 1 if group is None else group.size()

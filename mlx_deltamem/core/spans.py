@@ -1,4 +1,4 @@
-"""Message and sentence ids of tokens, and the units that are written from them."""
+"""The message and sentence ids of tokens, and the units of tokens that are written as one."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,21 +13,27 @@ Ids = mx.array | np.ndarray | Sequence[Sequence[int]]
 
 
 class UnitSource(Protocol):
-    """Whoever says which tokens are written as one."""
+    """An object that says which tokens of a call are written as one."""
 
     def units(self, batch: int, length: int, mask: mx.array | None) -> WriteUnits | None:
-        """What a call over `[batch, length]` tokens writes; None: each token by itself."""
+        """The units that a call over `[batch, length]` tokens writes; None: it writes single tokens.
+
+        Args:
+            batch, length: The shape of the tokens.
+            mask: `[batch, length]` bool, False for tokens that belong to no unit; None: all True.
+        """
 
 
 class Spans:
-    """The ids of the tokens of a forward pass.
+    """The units of a pass that is one call, from the ids of its tokens.
 
     Args:
-        message_ids, sentence_ids: `[B, T]` int, -1 = in no span. Only sentence_mean adapters need sentence ids.
+        message_ids, sentence_ids: `[B, T]` int; -1 for a token in no span. Only sentence_mean adapters need
+            `sentence_ids`.
         config: The adapter's configuration.
 
     Raises:
-        ValueError: The ids are not such arrays, or those that the adapter needs are missing.
+        ValueError: The ids are not `[B, T]` integers, or the adapter needs `sentence_ids` and they are missing.
     """
 
     def __init__(self, message_ids: Ids, sentence_ids: Ids | None, config: DeltaMemConfig):
@@ -45,10 +51,10 @@ class Spans:
             self._units = np.where(messages >= 0, sentences, -1)
 
     def units(self, batch: int, length: int, mask: mx.array | None) -> WriteUnits | None:
-        """What a pass over `[batch, length]` tokens writes; None where no token is in a span.
+        """The units that a call over `[batch, length]` tokens writes; None if no token is in a span.
 
         Raises:
-            ValueError: The ids are for other tokens than these.
+            ValueError: The ids have another shape than the tokens.
         """
         if self.shape != (batch, length):
             raise ValueError(
@@ -56,13 +62,13 @@ class Spans:
                 "expected one id for each token of each call"
             )
         weights = unit_shares(self._units if mask is None else np.where(np.array(mask), self._units, -1))
-        return None if weights is None else WriteUnits(mx.array(weights), mx.array(weights.any(axis=-1)))
+        return None if weights is None else WriteUnits(mx.array(weights), _filled(weights))
 
 
 class RunningSpans(Spans):
-    """The ids of one pass that is run in several calls: what is written does not depend on how it is cut.
+    """The units of one pass that is split into several calls; the result does not depend on the split.
 
-    Give it to one pass only. Calls after its last token write token by token.
+    An object serves one pass only. Calls after the last token of the pass write single tokens.
     """
 
     def __init__(self, message_ids: Ids, sentence_ids: Ids | None, config: DeltaMemConfig):
@@ -73,37 +79,51 @@ class RunningSpans(Spans):
 
     @property
     def has_units(self) -> bool:
-        """Whether any token is in a span."""
+        """Whether at least one token is in a span."""
         return self._weights is not None
 
     def units(self, batch: int, length: int, mask: mx.array | None) -> WriteUnits | None:
+        """The part of the units in the next `length` tokens of the pass; None if there are no units or no such tokens.
+
+        A mask has no effect.
+        """
         begin, self._done = self._done, self._done + length
         if self._weights is None or begin >= self.shape[1]:
             return None
         part = mx.array(self._weights[:, :, begin : self._done])
-        mask = mx.array(self._weights.any(axis=-1))
-        return WriteUnits(part, mask, self._carried, complete=self._done >= self.shape[1])
+        return WriteUnits(part, _filled(self._weights), self._carried, complete=self._done >= self.shape[1])
 
 
 def unit_shares(ids: np.ndarray) -> np.ndarray | None:
-    """The share `[B, U, T]` of each token in its unit, units in ascending order of ids; None where there are none."""
+    """The weight `[B, U, T]` float32 of each token in each unit, in ascending order of ids; None without any unit.
+
+    Args:
+        ids: `[B, T]` int, the unit of each token; -1 for none.
+    """
     rows = [np.unique(row[row >= 0]) for row in ids]
     most = max(len(row) for row in rows)
     if most == 0:
         return None
-    # Filled up with an id that no token has.
+    # Rows with fewer units are filled up with an id that no token has.
     unit_ids = np.stack([np.pad(row, (0, most - len(row)), constant_values=-2) for row in rows])
     members = (unit_ids[:, :, None] == ids[:, None, :]).astype(np.float32)
-    return members / np.maximum(members.sum(axis=-1, keepdims=True), 1)
+    shares: np.ndarray = members / np.maximum(members.sum(axis=-1, keepdims=True), 1)
+    return shares
+
+
+def _filled(shares: np.ndarray) -> mx.array:
+    """`[B, U]` bool: the units that have tokens."""
+    return mx.array(shares.max(axis=-1) > 0)
 
 
 def _ids(name: str, ids: Ids) -> np.ndarray:
+    """The ids as a numpy array `[B, T]`; `name` is the argument's name, for messages."""
     try:
         array = np.array(ids)
     except ValueError:
         if isinstance(ids, mx.array):
-            raise ValueError(f"{name} has no values yet; write_spans cannot be used within mx.compile") from None
+            raise ValueError(f"{name} has no values yet; call write_spans outside of mx.compile") from None
         raise ValueError(f"{name} has rows of different lengths; expected [B, T] integers") from None
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{name} is an array {array.shape} of {array.dtype}; expected [B, T] integers")
+        raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}; expected [B, T] integers")
     return array

@@ -1,4 +1,4 @@
-"""Finds the attention layers of a model that a configuration names."""
+"""Finds the attention layers of a model that get a memory."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,15 @@ from mlx_deltamem.core.shapes import AttentionShape, attention_shape
 
 @dataclass(frozen=True)
 class Target:
-    """An attention layer to attach to: its index, its module, and its name in the layer and in the model."""
+    """An attention layer that gets a memory.
+
+    Attributes:
+        layer: The index of the layer.
+        module: The attention module.
+        path: The name of the module within the layer, such as `self_attn`.
+        name: The name of the module within the model.
+        shape: The widths of the module.
+    """
 
     layer: int
     module: nn.Module
@@ -20,10 +28,10 @@ class Target:
 
 
 def find_attention(model: nn.Module, config: DeltaMemConfig) -> list[Target]:
-    """The attention layers that `config` names.
+    """Find the attention layers that a configuration names (`target_layers` and `target_modules`).
 
     Raises:
-        ValueError: There are none, a named one is missing, or one is not supported.
+        ValueError: There are none, a named layer is missing, or a layer is not supported.
     """
     layers = getattr(model, "layers", None)
     if not layers:
@@ -36,7 +44,8 @@ def find_attention(model: nn.Module, config: DeltaMemConfig) -> list[Target]:
         found = _modules_named(layers[index], config.target_modules)
         if len(found) > 1 or (not found and config.target_layers):
             raise ValueError(
-                f"layer {index} has {sorted(found) or 'no module'} of {config.target_modules}; expected one"
+                f"layer {index} has {', '.join(sorted(found)) or 'no module'} of the target_modules "
+                f"{', '.join(config.target_modules)}; expected exactly one"
             )
         for path, module in found.items():
             try:
@@ -55,6 +64,6 @@ def find_attention(model: nn.Module, config: DeltaMemConfig) -> list[Target]:
 
 
 def _modules_named(layer: nn.Module | None, names: tuple[str, ...]) -> dict[str, nn.Module]:
-    if layer is None:  # held by another process of a pipeline
+    if layer is None:  # The layer is in another process of a pipeline.
         return {}
     return {path: module for path, module in layer.named_modules() if path.rpartition(".")[2] in names}

@@ -1,28 +1,32 @@
-"""How an attached model uses its memory just now: written or only read, by token or by spans."""
+"""How calls of an attached model use the memory: read and write, or only read; write tokens or spans of tokens.
 
-from collections.abc import Iterator, Mapping
+The functions `read_only`, `write_spans`, `write_mask`, `writing`, `using_spans` and `observing` return contexts for
+`with`. Within them, calls of the model from the same thread use the memory in another way. The contexts nest.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import ArraysCache
 
 from mlx_deltamem.core.access import Access
 from mlx_deltamem.core.attention import Observer
+from mlx_deltamem.core.cache import MemoryEntry
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.spans import Ids, Spans, UnitSource
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """What an attached model knows of its adapter (`model.attachment`).
+    """The description of the attached adapter that a model holds (`model.attachment`).
 
     Attributes:
         config: The adapter's configuration.
         paths: By layer index, the name of the attention module within the layer.
-        metadata: Where the adapter came from.
+        metadata: Where the adapter comes from (`Adapter.metadata`).
     """
 
     config: DeltaMemConfig
@@ -31,7 +35,7 @@ class Attachment:
 
 
 def attachment_of(model: nn.Module) -> Attachment:
-    """What an attached model knows of its adapter.
+    """Get the description of the adapter that is attached to a model.
 
     Raises:
         ValueError: The model has no adapter.
@@ -44,75 +48,79 @@ def attachment_of(model: nn.Module) -> Attachment:
 
 @contextmanager
 def read_only(model: nn.Module) -> Iterator[None]:
-    """Within it, calls of the model from this thread read the memory and do not write it.
+    """A context in which calls of the model from this thread read the memory and do not write it.
 
     Raises:
         ValueError: The model has no adapter.
     """
-    with _used(model, writing=False):
+    with _used(model, lambda use: replace(use, writing=False)):
         yield
 
 
 @contextmanager
 def write_spans(model: nn.Module, message_ids: Ids, sentence_ids: Ids | None = None) -> Iterator[None]:
-    """Within it, message_mean and sentence_mean adapters write the mean of each span of tokens.
+    """A context in which message_mean and sentence_mean adapters write the mean of each span of tokens.
 
-    All tokens of a call then read the state from before the call. Without spans, or where no token is in one, these
-    adapters write token by token, as the reference does. Adapters that write tokens ignore the spans. It holds for
-    calls from this thread.
+    All tokens of a call then read the state from before the call. Without this context, or if no token is in a span,
+    these adapters write every token, as in the reference. Adapters that write tokens ignore the spans. The context
+    applies to calls from this thread.
 
     Args:
         model: An attached model.
-        message_ids, sentence_ids: `[B, T]` int, one for each token of each call; -1 = no span.
+        message_ids, sentence_ids: `[B, T]` int, one id for each token of each call; -1 for a token in no span.
 
     Raises:
-        ValueError: The model has no adapter, or the ids do not fit it; when the model is called with tokens of another
-            shape, the call raises it.
+        ValueError: The model has no adapter, or the ids do not fit it. A call with tokens of another shape raises it
+            too.
     """
-    with _used(model, spans=Spans(message_ids, sentence_ids, attachment_of(model).config)):
+    spans = Spans(message_ids, sentence_ids, attachment_of(model).config)
+    with using_spans(model, spans):
         yield
 
 
 @contextmanager
 def write_mask(model: nn.Module, mask: mx.array) -> Iterator[None]:
-    """Within it, calls of the model from this thread write only the tokens that the mask names; all tokens read.
+    """A context in which calls of the model from this thread write only the tokens where the mask is True.
 
-    For a batch in which some rows only read, and for a text of which only some messages are written. A row that writes
-    nothing keeps its state bit for bit. Units of `write_spans` are made of the tokens that are written.
+    All tokens read. Use it for a batch in which some rows only read, or for a text in which only some messages are
+    written. A row that writes nothing keeps its state bit for bit. The spans of `write_spans` then contain only the
+    tokens that are written.
 
     Args:
         model: An attached model.
-        mask: bool, `[B, T]`, one for each token of each call; or `[B, 1]`, one for each row of every call.
+        mask: bool; `[B, T]`, a value for each token of each call, or `[B, 1]`, a value for each row of every call.
 
     Raises:
-        ValueError: The model has no adapter, or the mask is no such array; when the model is called with tokens that
-            it does not fit, the call raises it.
+        ValueError: The model has no adapter, or the mask has another dtype or number of axes. A call with tokens of
+            another shape raises it too.
     """
     if mask.ndim != 2 or mask.dtype != mx.bool_:
         raise ValueError(f"write_mask got {mask.dtype} of shape {mask.shape}; expected bool, [B, T] or [B, 1]")
-    with _used(model, written=mask):
+    with _used(model, lambda use: replace(use, written=mask)):
         yield
 
 
 def writing(model: nn.Module, written: bool | mx.array) -> AbstractContextManager[None]:
-    """Within it, calls write all tokens, none, or those that a mask `[B, T]` names, whatever holds around it."""
+    """A context in which calls write all tokens, none, or those of a mask `[B, T]`, whatever the contexts around it."""
     mask = written if isinstance(written, mx.array) else None
-    return _used(model, writing=written is not False, written=mask)
+    return _used(model, lambda use: replace(use, writing=written is not False, written=mask))
 
 
 def using_spans(model: nn.Module, spans: UnitSource) -> AbstractContextManager[None]:
-    """`write_spans` with units that are there already."""
-    return _used(model, spans=spans)
+    """`write_spans` with a given source of units."""
+    return _used(model, lambda use: replace(use, spans=spans))
 
 
 def observing(model: nn.Module, observe: Observer | None) -> AbstractContextManager[None]:
-    """Within it, `observe` is told of each layer that ran: its index, what its tokens read, and its output before the
-    correction, `[B, T, hidden]`."""
-    return _used(model, observe=observe)
+    """A context in which calls report each layer to `observe`.
+
+    `observe` gets the index of the layer, its reads, and its output before the correction `[B, T, hidden]`.
+    """
+    return _used(model, lambda use: replace(use, observe=observe))
 
 
 def is_writing(model: nn.Module) -> bool:
-    """Whether calls from this thread write the memory: False within `read_only`."""
+    """Whether calls from this thread write the memory; they do not within `read_only`."""
     return current_use(model).writing
 
 
@@ -121,10 +129,10 @@ class Use:
     """How calls use the memory.
 
     Attributes:
-        writing: False within `read_only`.
-        spans: What `write_spans` was given.
-        written: What `write_mask` was given.
-        observe: Told of each layer that ran, as `observing` says.
+        writing: Whether they write it; False within `read_only`.
+        spans: The units of `write_spans`; None: write single tokens.
+        written: The mask of `write_mask`; None: write all tokens.
+        observe: The function of `observing`; None: no reports.
     """
 
     writing: bool = True
@@ -132,11 +140,18 @@ class Use:
     written: mx.array | None = None
     observe: Observer | None = None
 
-    def access(self, config: DeltaMemConfig, entry: ArraysCache | None, batch: int, length: int) -> Access:
-        """What `[batch, length]` tokens may do with the memory in a cache entry."""
+    def access(self, config: DeltaMemConfig, entry: MemoryEntry | None, batch: int, length: int) -> Access:
+        """What `[batch, length]` tokens may do with the memory in an entry of a prompt cache.
+
+        Raises:
+            ValueError: The padding of the cache, the spans or the mask do not fit the tokens.
+        """
         mask = None if entry is None else entry.make_mask(length)
         if mask is not None and mask.shape[0] != batch:
-            raise ValueError(f"the cache was made for {mask.shape[0]} rows, the tokens are of {batch}")
+            raise ValueError(
+                f"the prompt cache has padding for {mask.shape[0]} rows and the tokens have {batch} rows; "
+                "expected the same number"
+            )
         written = self._written(batch, length) if self.writing else None
         units = None
         if self.writing and self.spans is not None and config.memory_write_granularity != "token":
@@ -144,39 +159,42 @@ class Use:
         return Access(mask, self.writing, units, written)
 
     def _written(self, batch: int, length: int) -> mx.array | None:
-        """The mask `[batch, length]` of the tokens that are written; None: all are."""
+        """The mask `[batch, length]` of the tokens that are written; None: all tokens."""
         if self.written is None:
             return None
         if self.written.shape not in ((batch, length), (batch, 1)):
             raise ValueError(
                 f"write_mask got a mask of shape {self.written.shape} and the model tokens of shape {(batch, length)}; "
-                "expected one for each token of each call, or one for each row"
+                "expected a value for each token of each call, or for each row"
             )
         return mx.broadcast_to(self.written, (batch, length))
 
 
 def _both(one: mx.array | None, other: mx.array | None) -> mx.array | None:
-    """Where two masks are both True; None is True everywhere."""
+    """The mask that is True where both masks are; None is a mask that is True everywhere."""
     if one is None or other is None:
         return other if one is None else one
     return one & other
 
 
-# How this thread uses each attached model just now, by the identity of its attachment.
+# How this thread uses each attached model, by the identity of the model's attachment.
 _USES: ContextVar[dict[int, Use] | None] = ContextVar("_USES", default=None)
+# The use without any context.
 PLAIN = Use()
 
 
 def current_use(model: nn.Module) -> Use:
+    """How calls of an attached model from this thread use the memory."""
     uses = _USES.get()
     return PLAIN if uses is None else uses.get(id(model.attachment), PLAIN)
 
 
 @contextmanager
-def _used(model: nn.Module, **changes: object) -> Iterator[None]:
-    attachment_of(model)
+def _used(model: nn.Module, change: Callable[[Use], Use]) -> Iterator[None]:
+    """A context in which this thread uses a model in a changed way."""
+    attachment = attachment_of(model)
     uses = dict(_USES.get() or {})
-    uses[id(model.attachment)] = replace(current_use(model), **changes)
+    uses[id(attachment)] = change(current_use(model))
     token = _USES.set(uses)
     try:
         yield

@@ -12,7 +12,7 @@ The gates of the recurrence follow from β and λ by `state_update_mode`; `write
     lambda_outside   keep = λ    erase = λ β
     no_lambda        keep = 1    erase = β
 
-Source: arXiv 2605.12357, section 3; facts.md 1.3.
+Source: arXiv 2605.12357, section 3; facts.md 1.2.
 """
 
 from dataclasses import dataclass

@@ -157,13 +157,13 @@ def broken(changes: dict[str, mx.array | None], name: str = "qwen3_tsw_qo", **co
     [
         ({"1.self_attn.memory_k_proj": None}, "memory_k_proj is missing (layer 1)"),
         ({"0.self_attn.delta_q_proj": None}, "delta_q_proj is missing (layer 0)"),
-        ({"0.self_attn.lambda_proj": mx.zeros((8, 64))}, "lambda_proj is unknown to its config (layer 0)"),
+        ({"0.self_attn.lambda_proj": mx.zeros((8, 64))}, "lambda_proj is not a tensor of its configuration (layer 0)"),
         ({"0.self_attn.beta_bias": mx.zeros(4)}, "beta_bias has shape (4,), expected (8,) (layer 0)"),
         ({"2.self_attn.beta_proj": mx.full((8, 64), float("nan"))}, "beta_proj holds NaN or infinite values (layer 2)"),
         ({"2.self_attn.beta_bias": mx.full((8,), float("inf"))}, "beta_bias holds NaN or infinite values (layer 2)"),
-        ({"0.self_attn.beta_bias": mx.zeros(8, mx.int32)}, "beta_bias is of mlx.core.int32, expected a float type"),
-        ({"0.mlp.gate": mx.zeros(8)}, "1 tensors have names of no δ-mem layer"),
-        ({"x.self_attn.beta_bias": mx.zeros(8)}, "1 tensors have names of no δ-mem layer"),
+        ({"0.self_attn.beta_bias": mx.zeros(8, mx.int32)}, "beta_bias has dtype int32, expected a float dtype"),
+        ({"0.mlp.gate": mx.zeros(8)}, "1 tensors belong to no δ-mem layer"),
+        ({"x.self_attn.beta_bias": mx.zeros(8)}, "1 tensors belong to no δ-mem layer"),
     ],
 )
 def test_a_problem_is_named_with_its_layer(changes, message):

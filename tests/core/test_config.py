@@ -77,7 +77,7 @@ def test_inert_fields_are_dropped():
         ("num_memory_partitions", True, "only 1"),
         ("latent_memory_layers", [1], "only []"),
         ("tie_memory_partition_read_write", 0, "only False"),
-        ("rnak", 8, "no field of a δ-mem config"),
+        ("rnak", 8, "a δ-mem config has no field of this name"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(name, value, allowed):

@@ -221,7 +221,7 @@ def test_what_needs_an_adapter_says_so():
     [
         (DeltaMemConfig(target_layers=(0, 7)), "target_layers names \\[7\\]; the model has layers 0 to 1"),
         (DeltaMemConfig(target_modules=("attention",)), "no layer of Model has a module named attention"),
-        (DeltaMemConfig(target_modules=("self_attn", "mlp")), "layer 0 has .*'mlp', 'self_attn'.*; expected one"),
+        (DeltaMemConfig(target_modules=("self_attn", "mlp")), "layer 0 has mlp, self_attn of .*; expected exactly one"),
         (DeltaMemConfig(target_modules=("mlp",)), "layers.0.mlp is not supported: MLP has .*; a memory needs o_proj"),
     ],
 )
@@ -276,7 +276,7 @@ def test_a_layer_that_runs_twice_in_a_pass_is_an_error():
 def test_a_layer_that_does_not_run_is_an_error():
     model = attached_model()
     model.model.layers = model.model.layers[:1]
-    with pytest.raises(ValueError, match=r"layers \[1\] of this model run in a way of their own"):
+    with pytest.raises(ValueError, match=r"did not call the attention modules of layers \[1\]"):
         model(random_ids())
 
 
@@ -425,7 +425,7 @@ def test_a_memory_of_one_row_serves_a_batch_and_two_rows_do_not_serve_three():
     assert memory(cache)[0].shape == (2, 1, 8, 8)
     fresh = make_prompt_cache(model)
     fresh[-1] = cache[-1]
-    with pytest.raises(ValueError, match="the memory in the cache is of 2 rows, the tokens are of 3"):
+    with pytest.raises(ValueError, match="the memory in the cache has 2 rows and the tokens have 3"):
         model(random_ids(3), cache=fresh)
 
 
