@@ -41,6 +41,7 @@ def is_ordered(quartiles: dict[str, float]) -> bool:
     return 0 < quartiles["low"] <= quartiles["median"] <= quartiles["high"] < math.inf
 
 
+@pytest.mark.slow
 def test_the_document_of_a_random_model():
     result = run_command("benchmark", *TINY, "--json")
     assert result.returncode == 0, result.stderr
@@ -73,6 +74,7 @@ def test_the_document_of_a_random_model():
             assert all(is_ordered(figures[ratio]) and figures[ratio]["noise"] >= 0 for ratio in ratios)
 
 
+@pytest.mark.slow
 def test_a_real_model_and_adapter_in_batches(run, tmp_path):
     plot = tmp_path / "speed.png"
     options = ["-p", 5, "-g", 2, "-n", 3, "-b", 2, "--prefill-step-size", 3, "--plot", plot]

@@ -40,6 +40,7 @@ def test_to_ours_and_back_is_equal_to_the_byte(folder, tmp_path):
     assert load_adapter(tmp_path / "torch").config == load_adapter(folder).config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_command_says_what_it_read_and_wrote(dtype, tmp_path):
     result = run_command("convert", "--torch-path", adapter(), "--mlx-path", tmp_path / "out", "--dtype", dtype)
@@ -50,6 +51,7 @@ def test_the_command_says_what_it_read_and_wrote(dtype, tmp_path):
     assert {str(tensor.dtype) for tensor in found.weights.values()} == {f"mlx.core.{dtype}"}
 
 
+@pytest.mark.slow
 def test_to_torch_reads_the_mlx_path_and_writes_the_torch_path(tmp_path):
     run_command("convert", "--torch-path", adapter(), "--mlx-path", tmp_path / "mlx")
     result = run_command("convert", "--to", "torch", "--mlx-path", tmp_path / "mlx", "--torch-path", tmp_path / "torch")
@@ -78,6 +80,7 @@ def hub_repo(home: Path, name: str, source: str) -> None:
     (repo / "refs" / "main").write_text("a" * 40)
 
 
+@pytest.mark.slow
 def test_a_downloaded_repo_is_converted_once(tmp_path):
     hub_repo(tmp_path, "someone/memory", adapter())
     home = {"HF_HOME": str(tmp_path)}
@@ -144,6 +147,7 @@ def test_bad_inputs_are_refused_and_nothing_is_written(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.slow
 def test_an_existing_folder_is_left_as_it_was(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")

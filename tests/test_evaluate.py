@@ -45,6 +45,7 @@ def results_of(folder: Path) -> dict:
     return results
 
 
+@pytest.mark.slow
 def test_what_is_left_in_the_folder(run):
     folder, result = run
     names = {path.name for path in folder.iterdir()}
@@ -80,6 +81,7 @@ def test_the_results(run):
     assert ["zeroed", "none"] in [row["conditions"] for row in results["differences"]]
 
 
+@pytest.mark.slow
 def test_the_card_of_the_adapter_shows_the_results(run, tmp_path):
     save_adapter(load_adapter(adapter()), tmp_path / "memory")
     (tmp_path / "memory" / RESULTS_FILE).write_bytes((run[0] / RESULTS_FILE).read_bytes())
@@ -94,6 +96,7 @@ def test_the_card_of_the_adapter_shows_the_results(run, tmp_path):
     assert RESULTS_FILE in result.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_to_the_same_results(run, tmp_path):
     command = [sys.executable, "-m", "mlx_deltamem", "evaluate", *arguments(tmp_path / "killed", "--batch-size", 2)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -115,6 +118,7 @@ def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_going_on_with_other_settings_is_refused(run):
     folder, _ = run
     before = (folder / RECORDS_FILE).read_bytes()
@@ -127,6 +131,7 @@ def test_going_on_with_other_settings_is_refused(run):
     assert (folder / RECORDS_FILE).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_limit_may_be_raised(run, tmp_path):
     unbroken, limited = run[0], tmp_path / "limited"
     for more in (["--limit", "4"], []):
@@ -137,6 +142,7 @@ def test_a_limit_may_be_raised(run, tmp_path):
     assert results_of(limited) == results_of(unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -178,6 +184,7 @@ def test_names_may_have_spaces_between(tmp_path):
     assert (given.tasks, given.conditions) == (("recall", "mab"), ("none", "state"))
 
 
+@pytest.mark.slow
 def test_health_by_itself(tmp_path):
     given = ["--model", backbone(), "--adapter", adapter(), "--tasks", "health", "--limit", 2, "--output", tmp_path]
     result = run_command("evaluate", *map(str, given))
@@ -201,6 +208,7 @@ def test_health_by_itself(tmp_path):
     assert "## Conditions" in (tmp_path / REPORT_FILE).read_text()
 
 
+@pytest.mark.slow
 def test_a_place_for_the_results_that_is_none_is_told_before_the_model_is_loaded(tmp_path):
     (tmp_path / "file").touch()
     refused = run_command("evaluate", *arguments(tmp_path / "file", "--model", tmp_path / "none"))

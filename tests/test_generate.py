@@ -25,12 +25,14 @@ def replies(*arguments: object, stdin: str = "") -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_a_golden_chat():
     info, _ = golden("sessions", "token")
     prompts = [argument for turn in info["turns"] for argument in ("--prompt", turn["user"])]
     assert replies(*prompts) == "".join(f"{turn['assistant']}\n" for turn in info["turns"])
 
 
+@pytest.mark.slow
 def test_a_golden_chat_over_three_processes(tmp_path):
     info, _ = golden("sessions", "token")
     session = tmp_path / "chat.safetensors"
@@ -40,6 +42,7 @@ def test_a_golden_chat_over_three_processes(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["chat.safetensors"]
 
 
+@pytest.mark.slow
 def test_what_is_printed():
     result = generate(*MODEL, "--prompt", "Hello", "--max-tokens", "5")
     lines = result.stdout.splitlines()
@@ -50,36 +53,43 @@ def test_what_is_printed():
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_the_prompt_from_standard_input():
     assert replies("--prompt", "-", stdin="What is my code word?") == replies("--prompt", "What is my code word?")
 
 
+@pytest.mark.slow
 def test_sampling_follows_the_seed():
     one, same, other = (replies("--prompt", "Hello", "--temp", "1.0", "--seed", seed) for seed in (1, 1, 2))
     assert one == same != other
 
 
+@pytest.mark.slow
 def test_reading_only_leaves_the_memory_empty():
     result = generate(*MODEL, "--prompt", "Hello", "--read-only", "--max-tokens", "4")
     assert "norm 0.000 to 0.000" in result.stdout
 
 
+@pytest.mark.slow
 def test_reading_only_plain_text_leaves_the_memory_empty():
     result = generate(*MODEL, "--prompt", "Hello", "--read-only", "--ignore-chat-template", "--max-tokens", "4")
     assert "norm 0.000 to 0.000" in result.stdout
 
 
+@pytest.mark.slow
 def test_what_is_for_chats_is_refused_without_one():
     for option in (["--history", "none"], ["--system-prompt", "x"]):
         result = generate(*MODEL, "--prompt", "Hello", "--ignore-chat-template", *option)
         assert_refused(result, f"{option[0]} is for chats")
 
 
+@pytest.mark.slow
 def test_mlx_lms_options_are_taken():
     options = ["--prefill-step-size", 3, "--top-p", 0.9, "--min-p", 0.1, "--top-k", 5, "--seed", 3, "--temp", 0.5]
     assert replies("--prompt", "A longer prompt, to be read in steps.", "--system-prompt", "Be kind.", *options)
 
 
+@pytest.mark.slow
 def test_plain_text_without_a_chat():
     plain = replies("--prompt", "Hello", "--ignore-chat-template", "--max-kv-size", 16)
     assert plain != replies("--prompt", "Hello")
@@ -87,6 +97,7 @@ def test_plain_text_without_a_chat():
     assert two.startswith(plain)
 
 
+@pytest.mark.slow
 def test_histories():
     prompts = ["--prompt", "My word is jade.", "--prompt", "What is it?"]
     full, none, some = (replies(*prompts, "--history", history) for history in ("full", "none", "3"))
@@ -95,6 +106,7 @@ def test_histories():
     assert some.splitlines()[0] == replies(*prompts[:2], "--history", "3").splitlines()[0]
 
 
+@pytest.mark.slow
 def test_a_session_goes_on_with_its_own_history(tmp_path):
     session = ["--session", tmp_path / "chat.safetensors"]
     replies("--prompt", "Hello", "--history", "none", *session)
@@ -106,6 +118,7 @@ def test_a_session_goes_on_with_its_own_history(tmp_path):
     assert_refused(generate(*MODEL, "--prompt", "x", "--system-prompt", "y", *session), "has --system-prompt None")
 
 
+@pytest.mark.slow
 def test_files_are_remembered_before_the_first_prompt(tmp_path):
     notes, transcript = tmp_path / "notes.txt", tmp_path / "chat.json"
     notes.write_text("The key is under the blue pot.")
@@ -174,6 +187,7 @@ def test_values_out_of_range_are_refused_before_anything_is_loaded(option, capsy
     assert option[0] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_session_of_another_adapter_is_refused(tmp_path):
     session = tmp_path / "chat.safetensors"
     replies("--prompt", "Hello", "--session", session)
@@ -183,12 +197,14 @@ def test_a_session_of_another_adapter_is_refused(tmp_path):
     assert session.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads_is_no_error():
     command = shlex.join([sys.executable, "-m", "mlx_deltamem", "generate", *MODEL, "--prompt", "x", "-m", "5"])
     result = subprocess.run(["bash", "-c", f"{command} | head -c 0"], capture_output=True, text=True, check=False)
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_prompt_that_is_no_text_and_a_closed_standard_input():
     assert_refused(generate(*MODEL, "--prompt", b"\xff".decode(errors="surrogateescape")), "the message is not UTF-8")
     command = shlex.join([sys.executable, "-m", "mlx_deltamem", "generate", *MODEL, "--prompt", "-"])
@@ -196,11 +212,13 @@ def test_a_prompt_that_is_no_text_and_a_closed_standard_input():
     assert_refused(result, "standard input is closed")
 
 
+@pytest.mark.slow
 def test_without_the_hub_the_default_says_what_is_missing(tmp_path):
     result = generate("--prompt", "x", HF_HOME=str(tmp_path))
     assert_refused(result, "declare-lab/delta-mem_qwen3_4b-instruct is not a folder on this machine")
 
 
+@pytest.mark.slow
 def test_a_converted_adapter_generates_the_same(tmp_path):
     save_adapter(load_adapter(adapter()), tmp_path / "ours")
     assert (tmp_path / "ours" / WEIGHTS_FILE).is_file()
@@ -219,6 +237,7 @@ def test_a_converted_adapter_generates_the_same(tmp_path):
     assert result.stdout == replies("--prompt", "Hi")
 
 
+@pytest.mark.slow
 def test_memory_after_a_saved_chat_is_that_of_all_its_tokens(tmp_path):
     session = tmp_path / "chat.safetensors"
     replies("--prompt", "Hello", "--session", session)

@@ -70,6 +70,7 @@ def words(output: str) -> str:
     return " ".join(output.split())
 
 
+@pytest.mark.slow
 def test_as_a_user_runs_it(folder):
     """In a process, with a matplotlib backend that needs windows and an encoding that lacks most characters."""
     plot = folder / "out.png"
@@ -82,6 +83,7 @@ def test_as_a_user_runs_it(folder):
     assert "fits yes: 3 of 3 layers have a memory" in words(result.stdout)
 
 
+@pytest.mark.slow
 def test_nothing_but_a_figure_needs_matplotlib(folder):
     (folder / "matplotlib.py").write_text("raise ImportError('matplotlib is not there')\n")
     try:
@@ -257,6 +259,7 @@ def test_a_diff_of_adapters(inspected, document):
     assert "only in B (layers 0-2)" in words(inspected("diff", a, b))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -32,6 +32,7 @@ def run_upload(hub: Hub, folder: Path, *options: str, token: str = TOKEN):
     return run_command("upload", "--path", folder, *options, **hub.environment(home, token))
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_all_and_asks_the_hub_nothing(hub, folder):
     before = (folder / CARD_FILE).read_bytes()
     result = run_upload(hub, folder, "--dry-run")
@@ -42,6 +43,7 @@ def test_a_dry_run_shows_all_and_asks_the_hub_nothing(hub, folder):
     assert (folder / CARD_FILE).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_repo_with_something_else_in_it_is_overwritten_only_on_request(hub, folder):
     hub.create(REPO, {"config.json": b"{}", "model.safetensors": b"x"})
     result = run_upload(hub, folder)
@@ -53,6 +55,7 @@ def test_a_repo_with_something_else_in_it_is_overwritten_only_on_request(hub, fo
     assert files_of(hub).keys() > OWN_FILES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [READ_TOKEN, OTHER_TOKEN, "hf_expired"])
 def test_a_token_that_may_not_write_is_one_line(hub, folder, token):
     result = run_upload(hub, folder, token=token)
@@ -60,6 +63,7 @@ def test_a_token_that_may_not_write_is_one_line(hub, folder, token):
     assert "hf_" not in result.stderr + result.stdout
 
 
+@pytest.mark.slow
 def test_the_token_goes_to_the_hub_alone(hub, folder):
     result = run_upload(hub, folder)
     assert result.returncode == 0, result.stderr
@@ -68,6 +72,7 @@ def test_the_token_goes_to_the_hub_alone(hub, folder):
     assert TOKEN not in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_a_conversion_is_uploaded_at_once(hub, tmp_path):
     result = run_command(
         *("convert", "--torch-path", adapter(), "--mlx-path", tmp_path / "out", "--upload-repo", REPO),
@@ -98,6 +103,7 @@ def test_attribution_goes_through_all_hands(hub, tmp_path):
     assert "Changed: weights stored as bfloat16, then float32." in card
 
 
+@pytest.mark.slow
 def test_names_are_shown_as_they_are(hub, folder):
     odd = folder.rename(folder.parent / "my [red]memory[bold")
     (odd / "no[bold]tes.txt").write_text("x")
@@ -123,6 +129,7 @@ def test_a_question_on_a_terminal_is_answered_there(hub, folder, monkeypatch, an
     assert (WEIGHTS_FILE in files_of(hub)) is uploaded
 
 
+@pytest.mark.slow
 def test_a_conversion_that_could_not_be_uploaded_says_how_to_go_on(hub, tmp_path):
     options = ("convert", "--torch-path", adapter(), "--mlx-path", tmp_path / "out")
     environment = hub.environment(tmp_path / "home", READ_TOKEN)
@@ -136,6 +143,7 @@ def test_a_conversion_that_could_not_be_uploaded_says_how_to_go_on(hub, tmp_path
     assert load_adapter(tmp_path / "out").parameters == 10776
 
 
+@pytest.mark.slow
 def test_a_card_that_lacks_something_is_refused(hub, folder):
     result = run_command("upload", "--path", folder, "--upload-repo", REPO, **hub.environment(folder.parent / "home"))
     assert_refused(result, "lacks base_model and license; give --base-model USER/NAME and --license NAME")

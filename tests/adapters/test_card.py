@@ -197,6 +197,7 @@ def test_a_card_that_is_no_text_is_named(folder):
         card_of(folder)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.text() | st.text(st.sampled_from("-\r\n#: ab<>!\t\ufeff\u2028\x85é")))
 @example("\r")

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from mlx_deltamem import load_adapter, save_adapter
 from mlx_deltamem.adapters.card.folder import load_with_card, save_with_card
 from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE
@@ -15,6 +17,7 @@ from tests.conftest import adapter, backbone
 CARD = "---\nbase_model: Qwen/Qwen3-0.6B\nlicense: mit\n---\nBees.\n"
 
 
+@pytest.mark.slow
 def test_loading_an_adapter_imports_neither_cards_nor_yaml(tmp_path):
     save_adapter(load_adapter(adapter()), tmp_path / "memory")
     # huggingface_hub imports yaml itself, so that only the modules of the package are looked at.

@@ -151,6 +151,7 @@ def test_without_a_network_it_says_so(hub, tmp_path):
         load_adapter(REPO)
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_repo_with_a_revision(hub, tmp_path):
     hub.create(REPO, own_format(tmp_path))
     commit = hub.repository(REPO).branches["main"]

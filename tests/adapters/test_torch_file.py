@@ -412,6 +412,7 @@ def small_file(folder: Path) -> bytes:
     return (folder / "small.pt").read_bytes()
 
 
+@pytest.mark.slow
 def test_every_truncation_is_refused(folder: Path, small_file: bytes):
     path = folder / "cut.pt"
     for length in range(len(small_file)):
@@ -419,6 +420,7 @@ def test_every_truncation_is_refused(folder: Path, small_file: bytes):
         refusal(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_changed_bytes_are_refused_or_harmless(folder: Path, small_file: bytes, data: st.DataObject):
@@ -434,6 +436,7 @@ def test_changed_bytes_are_refused_or_harmless(folder: Path, small_file: bytes, 
         assert [array.tolist() for array in loaded.values()] == [[0, 1, 2], 1]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_changed_pickles_are_refused_or_read(folder: Path, data: st.DataObject):
@@ -453,6 +456,7 @@ PIECES = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=20))
 def test_any_pieces_are_refused_or_read(folder: Path, pieces: list[bytes]):

@@ -12,6 +12,7 @@ from mlx_deltamem.cli.main import COMMANDS
 from tests.command_line import run_command
 
 
+@pytest.mark.slow
 def test_version_and_help():
     assert run_command("--version").stdout.strip() == __version__
     listing = run_command("--help")
@@ -19,6 +20,7 @@ def test_version_and_help():
     assert all(f"  {name} " in listing.stdout and purpose in listing.stdout for name, purpose in COMMANDS.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [[], ["nonsense"]])
 def test_what_is_no_command_ends_with_2(arguments):
     result = run_command(*arguments)
@@ -27,6 +29,7 @@ def test_what_is_no_command_ends_with_2(arguments):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_three_names(command):
     script = Path(sysconfig.get_path("scripts")) / f"mlx_deltamem.{command}"

@@ -21,6 +21,7 @@ def texts(count: int) -> list[str]:
     return (WORDS * (count // len(WORDS) + 1))[:count]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "options"),
     [
@@ -44,6 +45,7 @@ def test_what_a_text_did(count, options, monkeypatch):
         assert sum(text == "My" for text in shown) == -(-count // len(WORDS))
 
 
+@pytest.mark.slow
 def test_the_tokens_written_most_are_named():
     trace = a_trace(texts(1000))
     trace.write[:, [77, 500, 923]] = 0.9
@@ -53,6 +55,7 @@ def test_the_tokens_written_most_are_named():
     assert len(axes.get_xticks()) > 25
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_tokens_of_any_script_are_drawn_or_numbered(monkeypatch):
     shown = assert_readable(trace_figure(a_trace(AWKWARD), "the name 世 of a $file$ has $ in it"), monkeypatch)
@@ -64,6 +67,7 @@ def test_tokens_of_any_script_are_drawn_or_numbered(monkeypatch):
     assert any("#: the id of one that cannot be drawn" in text for text in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("turns", "options"),
     [(0, {}), (1, {}), (12, {"layers": 30, "heads": 4, "rank": 4}), (200, {"layers": 104, "rank": 2})],
@@ -100,6 +104,7 @@ def all_axes(figure: Figure) -> list:
     return [axes for parent in figure.axes for axes in (parent, *parent.child_axes)]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_numbers_that_overflowed_do_not_stop_a_figure():
     trace = a_trace(texts(9))

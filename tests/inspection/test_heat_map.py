@@ -55,6 +55,7 @@ def test_heads_that_do_not_fit_are_below():
     assert picture(3, 16, width=60)[9:17] == ["▀" * 16] * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 200])
 @pytest.mark.parametrize(("heads", "rank"), [(1, 8), (4, 8), (4, 16), (4, 64)])
 @pytest.mark.parametrize("colours", ["truecolor", None])

@@ -16,6 +16,7 @@ from mlx_deltamem.show.style import limits, save_figure  # noqa: E402
 from tests.figures import assert_readable  # noqa: E402
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("charts", "layers", "one_scale"), [(1, 36, True), (3, 1, False), (3, 1, True), (13, 30, False)]
 )
@@ -47,6 +48,7 @@ def test_limits():
     assert limits(np.array([math.nan]), 0.5) == (0.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ending", "begins"), [(".png", b"\x89PNG"), (".PDF", b"%PDF"), (".svg", b"<?xml")])
 def test_saving(ending, begins, tmp_path):
     path = tmp_path / f"figure{ending}"

