@@ -64,7 +64,7 @@ class ForwardPass:
                 )
             state = mx.broadcast_to(state, (x.shape[0], *state.shape[1:]))
         reads, state = layer_memory.read_and_write(x, state, access)
-        self.has_run(layer, state)
+        self.keep_state(layer, state)
         return reads
 
     def access(self, batch: int, length: int) -> Access:
@@ -74,7 +74,7 @@ class ForwardPass:
             self.length = length
         return self._access
 
-    def has_run(self, layer: int, state: mx.array) -> None:
+    def keep_state(self, layer: int, state: mx.array) -> None:
         """Keep the new state of a layer.
 
         Raises:

@@ -24,8 +24,8 @@ from mlx_deltamem.recurrence.custom_gradient import custom_gradient
 from mlx_deltamem.recurrence.definition import token_gradients
 
 # These numbers were measured on a CPU.
-# The most numbers that the linear maps of one chunk of all sequences may hold. For larger maps, step 1 costs more than
-# the chunks save.
+# The largest size of the linear maps of a batch with one chunk in each sequence, in numbers. For larger maps, step 1
+# costs more than the chunks save.
 _LARGEST_MAPS = 40_000
 # Shorter chunks mean fewer steps, but more maps to keep and to multiply. A larger value gives shorter chunks.
 _MAP_COST = 8_000

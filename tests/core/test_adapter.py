@@ -35,7 +35,7 @@ def logits(source: str | Path | Adapter, name: str = "qwen3-tiny") -> mx.array:
 
 
 def same(a: Adapter, b: Adapter) -> bool:
-    """Equal configs, names, types and bits."""
+    """Check that two adapters have equal configurations, tensor names, dtypes and bits."""
     words = {2: mx.uint16, 4: mx.uint32}
     return (
         a.config == b.config
@@ -70,7 +70,7 @@ def test_provenance_is_kept_through_a_second_saving(tmp_path):
 
 
 def write_npz(folder: Path, source: str) -> None:
-    """An adapter as the other port writes it: float32, without the heads that are not in use."""
+    """Write the weights as the other port does: float32, without the heads that are not in use."""
     original = load_adapter(source)
     unused = {f"delta_{head}_proj" for head in "qkvo" if head not in original.config.delta_heads}
     kept = {n: np.array(t.astype(mx.float32)) for n, t in original.weights.items() if n.rsplit(".", 1)[1] not in unused}
@@ -145,7 +145,7 @@ def test_saving_replaces_files_and_keeps_a_card_that_was_edited(tmp_path):
 
 
 def broken(changes: dict[str, mx.array | None], name: str = "qwen3_tsw_qo", **config: object) -> Adapter:
-    """A golden adapter with tensors replaced, added or (None) taken away; names are within `model.layers.`."""
+    """A golden adapter with some tensors replaced, added or (None) removed; the names leave out `model.layers.`."""
     original = load_adapter(adapter(name))
     weights = dict(original.weights) | {f"model.layers.{key}": tensor for key, tensor in changes.items()}
     kept = {key: tensor for key, tensor in weights.items() if tensor is not None}
@@ -166,7 +166,7 @@ def broken(changes: dict[str, mx.array | None], name: str = "qwen3_tsw_qo", **co
         ({"x.self_attn.beta_bias": mx.zeros(8)}, "1 tensors belong to no δ-mem layer"),
     ],
 )
-def test_a_problem_is_named_with_its_layer(changes, message):
+def test_an_error_names_the_problem_and_the_layer(changes, message):
     with pytest.raises(ValueError, match="does not fit") as error:
         check_weights(broken(changes))
     assert message in str(error.value)
@@ -198,7 +198,7 @@ def test_all_problems_are_in_one_line_and_the_model_stays_as_it_was():
     assert type(model).__module__.startswith("mlx_lm.")
 
 
-def test_an_adapter_for_another_hidden_size_says_whose_it_is():
+def test_an_adapter_for_another_hidden_size_names_both_sizes():
     with pytest.raises(ValueError, match="it belongs to a backbone of hidden size 64, not 32"):
         attach(tiny_model("qwen3"), adapter())
 
@@ -208,7 +208,7 @@ def test_an_adapter_for_more_layers_says_how_many_the_model_has():
         load(backbone(), adapter=adapter("smollm3_tsw_qkvo"))
 
 
-def test_an_adapter_without_any_tensor_of_its_own(tmp_path):
+def test_an_adapter_without_any_tensor_of_a_layer(tmp_path):
     save_adapter(load_adapter(adapter()), tmp_path / "a")
     mx.save_safetensors(str(tmp_path / "a" / WEIGHTS_FILE), {"lora_a": mx.zeros(3)})
     with pytest.raises(ValueError, match="none of its 1 tensors belongs to a δ-mem adapter"):
@@ -228,7 +228,7 @@ def test_an_adapter_without_any_tensor_of_its_own(tmp_path):
         (["config.json", "model.safetensors"], "it is a model, which goes to --model"),
     ],
 )
-def test_a_folder_that_is_no_adapter_is_named_for_what_it_is(files, message, tmp_path):
+def test_a_folder_without_an_adapter_is_refused(files, message, tmp_path):
     for name in files:
         (tmp_path / name).write_text("{}")
     with pytest.raises(FileNotFoundError, match="not a δ-mem adapter") as error:
@@ -263,7 +263,7 @@ def test_damaged_weights_give_a_value_error_or_an_adapter(data, file, good_bytes
     if data.draw(st.booleans()):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
     else:
-        # The first bytes hold the headers, where damage is the most varied.
+        # Most kinds of damage are in the headers, which are in the first bytes.
         position = data.draw(st.integers(0, min(len(content), 4000) - 1) | st.integers(0, len(content) - 1))
         content[position] = data.draw(st.integers(0, 255))
     for old in tmp_path.iterdir():
@@ -299,7 +299,7 @@ def test_a_failed_save_leaves_the_old_adapter(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_an_adapter_that_is_not_whole_is_not_saved(tmp_path):
+def test_an_incomplete_adapter_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="beta_bias is missing"):
         save_adapter(broken({"0.self_attn.beta_bias": None}), tmp_path / "a")
     assert not (tmp_path / "a").exists()

@@ -1,4 +1,4 @@
-"""The memory in mlx-lm's own hands: generation, batches, saving, quantised and rotating caches."""
+"""The memory in mlx-lm's prompt cache: generation, batches, saving, quantised and rotating caches."""
 
 import copy
 
@@ -40,7 +40,7 @@ def loaded():
 
 
 def greedy(model, prompt: list[int], count: int, cache: list | None = None) -> list[int]:
-    """The plainest way to generate: one call for the prompt, one for each token."""
+    """The simplest way to generate: one call for the prompt and one for each token."""
     cache = make_prompt_cache(model) if cache is None else cache
     tokens, feed = [], mx.array([prompt])
     for _ in range(count):
@@ -90,7 +90,7 @@ def test_a_ragged_batch_equals_each_prompt_alone(family, kind):
     for uid, (prompt, count) in enumerate(zip(PROMPTS, [7, 3, 5], strict=True)):
         alone = make_prompt_cache(model)
         assert tokens[uid] == greedy(model, prompt, count, alone)
-        # The batch has run its last token through the model, the plain loop has not.
+        # The batch generator has run its last token through the model; the simple loop has not.
         model(mx.array([[tokens[uid][-1]]]), cache=alone)
         for layer, state in memory(alone).items():
             assert distance(memory(caches[uid])[layer], state) <= 1e-4
@@ -183,7 +183,7 @@ def test_a_rotating_cache_forgets_text_and_not_memory(loaded):
     assert greedy(model, PROMPTS[0], 8, short) == greedy(model, PROMPTS[0], 8, long)
 
 
-def test_a_model_with_caches_of_its_own_keeps_them():
+def test_a_model_that_defines_its_caches_keeps_them():
     model = attached_model("gemma3_text")
     plain = make_plain_cache(tiny_model("gemma3_text"))
     cache = make_prompt_cache(model, max_kv_size=4)
@@ -269,7 +269,7 @@ def test_states_that_do_not_fit_change_nothing(states, message):
     assert not any(state.any() for state in memory(cache).values())
 
 
-def test_caches_without_a_memory_are_named(loaded):
+def test_caches_without_a_memory_are_refused(loaded):
     frozen, _ = load(backbone())
     for call in (memory, reset_memory, lambda cache: set_memory(cache, {})):
         for cache in (make_prompt_cache(frozen), make_plain_cache(tiny_model("qwen3_next")), []):
@@ -302,7 +302,7 @@ def test_read_only_generation_leaves_the_memory(loaded):
 
 
 def test_a_cache_of_the_memory_alone():
-    """What a text needs that is run in one call."""
+    """A prompt cache of the memory alone serves a text that takes one call."""
     model, ids = attached_model(), random_ids()
     whole, alone = make_prompt_cache(model), memory_alone(make_prompt_cache(model))
     assert distance(model(ids, cache=alone), model(ids, cache=whole)) == 0

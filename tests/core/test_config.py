@@ -13,7 +13,7 @@ FOLDERS = sorted((GOLDENS / "adapters").iterdir())
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_reads_the_references_file_and_writes_one_of_its_fields(folder):
+def test_a_file_of_the_reference_is_read_and_written_with_the_same_fields(folder):
     path = folder / "delta_mem_config.json"
     config = DeltaMemConfig.load(path)
     theirs = json.loads(path.read_text())
@@ -80,7 +80,7 @@ def test_inert_fields_are_dropped():
         ("rnak", 8, "a δ-mem config has no field of this name"),
     ],
 )
-def test_a_bad_value_is_named_with_what_is_allowed(name, value, allowed):
+def test_an_error_names_the_value_and_the_allowed_values(name, value, allowed):
     with pytest.raises(ValueError, match="δ-mem config") as error:
         DeltaMemConfig.from_dict({name: value})
     message = str(error.value)
@@ -96,14 +96,14 @@ def test_all_bad_fields_are_named_at_once():
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{", '"x"', "null", "\x00", "[" * 100_000, '{"rank": 1e999}'])
-def test_a_file_that_is_no_config_is_refused(tmp_path, text):
+def test_a_file_without_a_config_is_refused(tmp_path, text):
     path = tmp_path / "delta_mem_config.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"delta_mem_config\.json"):
         DeltaMemConfig.load(path)
 
 
-def test_a_file_of_other_bytes_is_refused(tmp_path):
+def test_a_file_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "c.json"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="is not JSON"):
@@ -122,7 +122,7 @@ json_values = st.recursive(
 )
 
 
-def test_a_field_of_our_own_is_written_only_where_it_is_set():
+def test_a_field_that_the_reference_lacks_is_written_only_if_it_is_true():
     assert "read_gate" not in json.loads(DeltaMemConfig().to_json())
     gated = DeltaMemConfig(read_gate=True)
     assert json.loads(gated.to_json())["read_gate"] is True

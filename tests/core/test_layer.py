@@ -1,4 +1,4 @@
-"""One layer's memory against the equations of the method in float64, over all options and the project's own."""
+"""The memory of one layer against the equations of the method in float64, over all options of the configuration."""
 
 import mlx.core as mx
 import numpy as np
@@ -42,7 +42,7 @@ def make_memory(config: DeltaMemConfig, shape: AttentionShape = SHAPE) -> DeltaM
 def written_out(
     layer: DeltaMemory, x: mx.array, state: mx.array, units: list[list[int]] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads and final state of one row, head by head and step by step; `units` are lists of tokens written as one."""
+    """The reads and the final state of one row, in a loop over heads and tokens; `units` are tokens written as one."""
     config, w = layer.config, {name: np.array(value, np.float64) for name, value in layer.items()}
     x, r = np.array(x, np.float64), config.rank
     final, reads = np.array(state, np.float64), np.zeros((len(x), config.width))
@@ -173,12 +173,12 @@ def test_a_text_in_pieces_leads_to_the_same_state_as_in_one(dtype):
     whole = layer.read_and_write(x, state, Access())[1]
     for start, end in ((0, 1), (1, 2), (2, 6), (6, 9)):
         state = layer.read_and_write(x[:, start:end], state, Access())[1]
-    # The one-token step divides by the norms after the products; bfloat16 keeps 8 bits of what is projected.
+    # The one-token step divides by the norms after the products; bfloat16 keeps 8 bits of the projections.
     assert distance(state, whole) <= (1e-5 if dtype == mx.float32 else 5e-2)
     assert mx.array_equal(state[:, :, 4], whole[:, :, 4])
 
 
-def test_a_key_knows_the_last_token_that_was_written():
+def test_a_shifted_key_uses_the_last_token_that_was_written():
     layer = make_memory(DeltaMemConfig(rank=4, key_shift=True))
     x, state = mx.random.normal((2, 6, SHAPE.hidden)), mx.random.normal((2, 1, 5, 4))
     written = mx.array([[True, False, False, True, True, False], [False] * 6])
@@ -192,7 +192,7 @@ def test_a_key_knows_the_last_token_that_was_written():
     assert distance(behind_padding, layer.read_and_write(x, state, Access())[1]) <= 1e-6
 
 
-def test_without_a_factor_a_key_shift_changes_nothing():
+def test_a_key_shift_with_factors_of_zero_changes_nothing():
     layer = make_memory(DeltaMemConfig(rank=4))
     shifted = DeltaMemory(DeltaMemConfig(rank=4, key_shift=True), SHAPE, dict(layer) | {"key_shift": mx.zeros((4,))})
     x, state = mx.random.normal((1, 6, SHAPE.hidden)), mx.random.normal((1, 1, 5, 4))
@@ -300,7 +300,7 @@ def test_the_gates_are_those_of_the_equations(rankwise):
             assert distance(found.reshape(2, 4, -1), mx.array(sigmoid(raw))) <= 1e-6
 
 
-def test_gates_that_nobody_asks_for_are_not_computed():
+def test_gates_that_are_not_used_are_not_computed():
     layer = make_memory(DeltaMemConfig(rank=3))
     x, state = mx.random.normal((2, 4, 12)), mx.zeros((2, 1, 3, 3))
     computed = []
@@ -313,7 +313,7 @@ def test_gates_that_nobody_asks_for_are_not_computed():
 
 def test_means_of_half_precision_tokens_are_float32():
     layer = make_memory(DeltaMemConfig(rank=3))
-    # The mean of many tokens that differ by less than bfloat16 can tell.
+    # The tokens differ by less than the precision of bfloat16.
     x = (mx.random.normal((1, 1, 12)) + mx.random.normal((1, 500, 12)) * 0.5).astype(mx.bfloat16)
     units = WriteUnits(mx.full((1, 1, 500), 1 / 500), mx.array([[True]]))
     _, state = layer.read_and_write(x, mx.zeros((1, 1, 3, 3)), Access(units=units))

@@ -27,7 +27,7 @@ from tests.families import FAMILIES, fits, tiny_model
 
 TOKENS = 17
 CONFIGS = {"TSW": DeltaMemConfig(), "MSW": DeltaMemConfig(rank=4, num_state_heads=2)}
-# The layers that get a memory, where these are not all.
+# The layers that get a memory, for families in which some layers have none.
 ATTACHED = {"qwen3_next": [1, 3]}
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -204,7 +204,7 @@ def test_attaching_twice_says_what_to_do():
     assert memory(make_prompt_cache(model))[0].shape == (1, 1, 4, 4)
 
 
-def test_what_needs_an_adapter_says_so():
+def test_functions_that_need_an_adapter_refuse_a_model_without_one():
     model = tiny_model("qwen3")
     for call in (
         detach,
@@ -225,7 +225,7 @@ def test_what_needs_an_adapter_says_so():
         (DeltaMemConfig(target_modules=("mlp",)), "layers.0.mlp is not supported: MLP has .*; a memory needs o_proj"),
     ],
 )
-def test_layers_that_cannot_have_a_memory_are_named(config, message):
+def test_layers_that_cannot_have_a_memory_are_refused(config, message):
     model = tiny_model("qwen3")
     parameters = tree_flatten(model.parameters())
     with pytest.raises(ValueError, match=message):
@@ -246,7 +246,7 @@ def test_a_model_without_layers_is_refused():
         attach(nn.Linear(2, 2), DeltaMemConfig())
 
 
-def test_a_correction_that_the_attention_never_asks_for_is_an_error():
+def test_a_projection_that_the_attention_never_calls_is_an_error():
     model = attached_model(config=DeltaMemConfig(delta_heads=("k",)))
     attention = model.layers[1].self_attn
 

@@ -1,4 +1,4 @@
-"""Models spread over two processes, which talk over loopback (MLX's ring)."""
+"""Models split over two processes that communicate over loopback (MLX's ring)."""
 
 import json
 import os

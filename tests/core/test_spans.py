@@ -41,7 +41,7 @@ def test_no_units_at_all():
         ([[0, 1]], [[0]], SENTENCES, "expected one shape"),
     ],
 )
-def test_what_are_no_ids_is_refused(messages, sentences, config, message):
+def test_wrong_ids_are_refused(messages, sentences, config, message):
     with pytest.raises(ValueError, match=message):
         Spans(messages, sentences, config)
 

@@ -1,4 +1,4 @@
-"""One model in several threads, each with a stream of its own."""
+"""One model in several threads, each with its own stream."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from mlx_deltamem import DeltaMemConfig, attach, make_prompt_cache, memory, read
 from tests.conftest import adapter, backbone
 from tests.families import tiny_model
 
-# The first use of a model, by four threads at once: in a process of its own, since going wrong ends the process.
+# The first use of a model, by four threads at once. It runs in a new process, because an error would end the process.
 _FIRST_USE = f"""
 import tools.openblas
 import mlx.core as mx
@@ -31,13 +31,13 @@ def run(number):
 threads = [Thread(target=run, args=(n,)) for n in range(4)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-# Without the ordinary end of a process: MLX's streams of threads sometimes abort there, with a frozen model too.
+# Skip the normal end of the process: MLX's streams of threads sometimes abort there, also without a memory.
 os._exit(0 if results[0] is not None and all(result == results[0] for result in results) else 3)
 """
 
 
 @pytest.mark.slow
-def test_the_first_use_may_be_by_several_threads_at_once():
+def test_several_threads_may_be_the_first_to_use_a_model():
     for _ in range(4):
         result = subprocess.run([sys.executable, "-c", _FIRST_USE], capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
@@ -65,7 +65,7 @@ def test_a_model_and_a_cache_may_go_to_another_thread():
         assert in_a_thread(lambda cache=cache: model(ids, cache=cache).tolist()) == expected
 
 
-def test_reading_only_is_of_one_thread():
+def test_read_only_applies_to_one_thread():
     model = tiny_model("qwen3")
     attach(model, DeltaMemConfig())
     ids = mx.array([[1, 2, 3]])

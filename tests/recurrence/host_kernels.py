@@ -1,6 +1,6 @@
 """Runs the kernels on the CPU: the text that MLX gives to Metal, compiled by g++ behind a small header.
 
-`HostKernels` takes the place of MLX's own functions, so that everything above the kernels runs as on a GPU.
+`kernels_on_host` replaces MLX's own functions, so that all code above the kernels runs as on a GPU.
 """
 
 import ctypes
@@ -23,14 +23,14 @@ from tests.gpu_text import METAL_TYPES, Use, metal_text, metal_values
 
 SANITIZE = "DELTAMEM_SANITIZE_KERNELS"
 STAND_IN = Path(__file__).parent / "metal_on_host.h"
-# The host runs as many threads as CUDA would, which rounds their number up to whole groups.
+# CUDA rounds the number of threads up to whole groups, and the host runs as many.
 _WHOLE_GROUP = 64
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ to compile the kernels with")
 
 
 def host_kernel(kernel: Kernel, _: str = "metal") -> Callable[..., list[mx.array]]:
-    """What `mx.fast.metal_kernel` would return, for the CPU; it evaluates its inputs at once."""
+    """The function that `mx.fast.metal_kernel` would return, but for the CPU; it evaluates its inputs at once."""
 
     def run(
         inputs: Sequence[mx.array],
@@ -44,7 +44,7 @@ def host_kernel(kernel: Kernel, _: str = "metal") -> Callable[..., list[mx.array
         outputs = tuple(zip(output_shapes, output_dtypes, strict=True))
         use = Use(kernel, tuple((x.shape, x.dtype) for x in inputs), template, outputs, grid[0])
         arrays = [to_bytes(x) for x in inputs]
-        # What is not written shows: NaN.
+        # Numbers that the kernel does not write stay NaN.
         results = [
             np.full(mx.zeros(shape).nbytes if dtype == mx.float32 else mx.zeros(shape).nbytes // 2, 255, np.uint8)
             for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
@@ -75,27 +75,27 @@ def compiled(text: str) -> Callable[..., None]:
         source, library = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
         source.write_text(text)
         command = ["g++", "-std=c++20", *_options(), "-shared", "-fPIC", *_WARNINGS, "-o", library, source]
-        # The compiler itself is not to run with the sanitizers' library.
+        # The compiler must not run with the sanitizers' library.
         plain = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
         result = subprocess.run(command, env=plain, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
-        # Once it is loaded, its file can go.
+        # The file can be deleted after it is loaded.
         return ctypes.CDLL(str(library)).launch
 
 
-# Metal has no double, so that one must not come in unseen.
+# Metal has no double, so a hidden conversion to double is an error.
 _WARNINGS = ["-Wall", "-Wdouble-promotion", "-Werror"]
 _WARNINGS += ["-Wno-attributes", "-Wno-unknown-pragmas", "-Wno-unused-variable"]
 
 
 def _options() -> list[str]:
-    # Set for a process that was started with the sanitizers' library.
+    # The variable is set in a process that was started with the sanitizers' library.
     sanitizers = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     return sanitizers if os.environ.get(SANITIZE) else ["-O2"]
 
 
 def host_text(use: Use) -> str:
-    """A C++ file with the kernel and a function `launch` that runs it for one thread after the other."""
+    """A C++ file with the kernel and a function `launch` that runs its threads in a loop."""
     name, text = metal_text(use)
     arguments, pointers = [], 0
     for index, (key, (_, dtype)) in enumerate(zip(use.kernel.inputs, use.inputs, strict=True)):
@@ -116,14 +116,14 @@ def host_text(use: Use) -> str:
 
 @pytest.fixture
 def kernels_on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The package as on a Mac whose GPU is this CPU."""
+    """Make the package run the kernels on the CPU, as if this were a Mac."""
     pretend_gpu(monkeypatch, host_kernel)
     yield
     forget_trials()
 
 
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch, launch: Callable[..., build.Launch]) -> None:
-    """Make the package believe in a GPU, with `launch` for what makes its kernels; call `forget_trials` after it."""
+    """Make the package find a GPU, with `launch` in place of `build.launch`; call `forget_trials` at the end."""
     monkeypatch.setattr(build, "launch", functools.cache(launch))
     monkeypatch.setattr(build, "gpu_language", lambda: "metal")
     for module in (engines, scan):

@@ -1,4 +1,4 @@
-"""What the fused kernels are tried on, on the host (test_kernels.py) and on a GPU (test_gpu.py)."""
+"""Cases for the fused kernels, on the host (test_kernels.py) and on a GPU (test_gpu.py)."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ STANDARD = Variant(rank=8, heads=1, normalized=True, rankwise=True, free_lambda=
 
 @dataclass(frozen=True)
 class Case:
-    """One adapter's recurrence over a batch of gating."""
+    """One variant of the recurrence over batches of tokens."""
 
     variant: Variant
     dtype: mx.Dtype = mx.float32
@@ -54,21 +54,21 @@ def make_arrays(case: Case, length: int) -> tuple[mx.array, mx.array, mx.array, 
     projected = mx.concatenate([projected[..., : 3 * v.width], gates], axis=-1).astype(case.dtype)
     bias = mx.random.normal((v.columns - 3 * v.width,))
     state = mx.random.normal((case.batch, v.heads, v.rank, v.rank)) * 0.5
-    # The first row begins with padding, always.
+    # The first row always begins with padding.
     first = mx.arange(length) + mx.arange(case.batch)[:, None] == 0
     mask = (mx.random.uniform(shape=(case.batch, length)) > 0.3) & ~first if case.masked else None
     return projected, bias, state, mask
 
 
 def with_garbage(projected: mx.array, mask: mx.array | None) -> mx.array:
-    """What is projected, with NaN in the tokens that are masked."""
+    """The projections with NaN in the masked tokens."""
     return projected if mask is None else mx.where(mask[..., None], projected, mx.nan).astype(projected.dtype)
 
 
 def by_definition(
     case: Case, projected: mx.array, bias: mx.array, state: mx.array, mask: mx.array | None
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Reads and states of the scan, and the reads of the state as it is, float32."""
+    """The reads and the states of a scan, and the reads of the unchanged state, float32."""
     v = case.variant
     queries, keys, values, gates = mx.split(projected, [v.width, 2 * v.width, 3 * v.width], axis=-1)
     queries, keys = gating.unit_vectors(queries, v), gating.unit_vectors(keys, v)
@@ -82,6 +82,6 @@ def by_definition(
 
 
 def tolerance(dtype: mx.Dtype, expected: mx.array) -> float:
-    """How far results may be off: float32 sums in another order, or the last bit of a half precision number."""
+    """The allowed error: float32 sums in another order, or the last bit of a half-precision number."""
     largest = max(1.0, mx.abs(expected).max().item())
     return largest * {mx.float32: 1e-5, mx.float16: 2**-10, mx.bfloat16: 2**-7}[dtype]

@@ -1,4 +1,4 @@
-// What Metal has and the kernels use, for a C++ compiler: so the text that MLX gives to Metal runs on a CPU.
+// The parts of Metal that the kernels use, in C++, so that the text that MLX gives to Metal runs on a CPU.
 #include <cmath>
 #include <cstddef>
 #include <cstdint>

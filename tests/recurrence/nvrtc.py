@@ -4,7 +4,7 @@ import ctypes
 import importlib.util
 from pathlib import Path
 
-# What the functions that MLX writes need of its header; the rest of it is about other kernels.
+# The part of MLX's header that the generated functions need.
 _MLX_HEADER = """
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -14,7 +14,7 @@ using Shape = cuda::std::array<int32_t, 10>;
 }
 """
 _HEADERS = ("cuda_runtime", "cuda_cccl")
-# Constants that one task of a kernel needs and another does not.
+# Do not warn about constants that only some tasks of a kernel use.
 _UNUSED = "--diag-suppress=177"
 
 
@@ -33,7 +33,7 @@ def to_ptx(text: str, name: str, architecture: str = "compute_90") -> str:
         name: The kernel's qualified name.
 
     Raises:
-        ValueError: NVRTC has complaints, warnings included; the message is its log.
+        ValueError: NVRTC reports errors or warnings; the message is its log.
     """
     nvrtc = ctypes.CDLL(str(next((_folder("cuda_nvrtc") / "lib").glob("libnvrtc.so.*"))))
     program = ctypes.c_void_p()

@@ -1,4 +1,4 @@
-"""The choice of the engine, what happens where kernels fail, gradients through them, and whole models on them."""
+"""The choice of the engine, kernels that fail, gradients through kernels, and whole models on kernels."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ TOO_LARGE = Variant(65, 1, True, True, False, "standard")
 
 
 @pytest.mark.skipif(build.gpu_language() is not None, reason="this machine has a GPU")
-def test_without_a_gpu_operations_run_and_nothing_is_said():
+def test_without_a_gpu_operations_run_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert engine_for(STANDARD, mx.float32, training=False) == OpsEngine(STANDARD)
@@ -103,7 +103,7 @@ def test_where_kernels_fail_operations_run_after_one_warning():
 
 
 def wrong_in(text: str) -> Callable[[Kernel, str], build.Launch]:
-    """Kernels that are right but for one kind."""
+    """Kernels that are right, except the kernels with this text in their header or name."""
     return lambda kernel, language: (wrong if text in kernel.header + kernel.file else host_kernel)(kernel, language)
 
 
@@ -139,7 +139,7 @@ def test_gradients_are_finite_for_zeros_and_for_padding_that_is_garbage(length, 
 
 @needs_compiler
 @pytest.mark.usefixtures("kernels_on_host")
-def test_batches_of_nothing_stay_nothing():
+def test_empty_batches_give_empty_reads():
     for shape in ((0, 5, 32), (0, 1, 32), (2, 0, 32)):
         state = mx.ones((shape[0], 1, 8, 8))
         reads, new_state = FusedEngine(STANDARD).scan(mx.zeros(shape), mx.zeros(8), state)
@@ -166,13 +166,13 @@ def test_a_trial_may_be_within_a_transformation_and_draws_no_random_numbers(monk
         forget_trials()
 
 
-def test_a_trial_passes_what_agrees():
+def test_a_trial_passes_results_that_agree():
     exact = [mx.array([1.0, 2.0])]
     assert Trial().passes(lambda: [exact[0] + 1e-4], lambda: exact, tolerance=1e-3)
 
 
 def as_operations(kernel: Kernel, _: str) -> build.Launch:
-    """The kernels from operations, to be used within a transformation; they have no gradient, as kernels have none."""
+    """Kernels made from operations, so that they run within a transformation; like real kernels, they have no gradient."""
 
     def run(inputs, template, **_: object) -> list[mx.array]:
         outputs = history(inputs, dict(template)) if kernel.file == "history" else scan_or_read(inputs, dict(template))
@@ -248,7 +248,7 @@ def test_the_gradient_of_the_history_scan_is_that_of_the_recurrence():
 
 
 @pytest.mark.usefixtures("lazy_gpu")
-def test_a_model_in_evaluation_mode_has_its_gradients(monkeypatch):
+def test_a_model_in_evaluation_mode_has_gradients(monkeypatch):
     monkeypatch.setattr(engines, "_fused_engine", lambda variant, *_: FusedEngine(variant))
     model = tiny_model("qwen3")
     attach(model, DeltaMemConfig(output_init="base_slice"))
@@ -268,7 +268,7 @@ def test_a_model_in_evaluation_mode_has_its_gradients(monkeypatch):
 
 
 def run_through(model: nn.Module) -> list[mx.array]:
-    """Logits and states of what a model may be asked for: prompts, steps, batches with padding, reading, spans."""
+    """The logits and states of several kinds of calls: prompts, steps, batches with padding, read_only, spans."""
     results = []
     ids = mx.random.randint(0, 64, (2, 70), key=mx.random.key(1))
     cache = make_prompt_cache(model, left_padding=[0, 9])
@@ -293,7 +293,7 @@ def run_through(model: nn.Module) -> list[mx.array]:
         {"couple_lambda": False, "state_update_mode": "lambda_outside", "delta_heads": ("q", "o"), "rank": 3},
     ],
 )
-def test_a_model_on_kernels_does_what_it_does_on_operations(options, monkeypatch):
+def test_a_model_has_the_same_results_on_kernels_and_on_operations(options, monkeypatch):
     model = tiny_model("qwen3")
     attach(model, DeltaMemConfig(**options))
     randomise(model)

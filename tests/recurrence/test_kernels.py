@@ -93,7 +93,7 @@ def test_the_history_scan_is_the_recurrence(rank):
 
 @pytest.fixture
 def uses(monkeypatch: pytest.MonkeyPatch) -> list[Use]:
-    """What kernels are used for, noted instead of run."""
+    """Record the uses of kernels instead of running them."""
     noted: list[Use] = []
 
     def note(kernel: Kernel, _: str) -> Callable[..., list[mx.array]]:
@@ -142,7 +142,7 @@ def test_memory_and_arithmetic_are_sound():
     ]
     if not all(Path(library).is_absolute() for library in libraries):
         pytest.skip("g++ is here without its sanitizers")
-    # The libraries have to be there from a process's start; Python itself leaves some memory behind.
+    # The libraries must be loaded at the start of a process. Python itself leaks some memory.
     settings = {SANITIZE: "1", "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
     command = [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", "-k", _SANITIZED, __file__]
     result = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
@@ -156,14 +156,14 @@ def test_cuda_compiles_them(uses):
     use_history()
     for case in FEW_CASES[1:]:
         FusedEngine(case.variant).scan(*make_arrays(case, 1))
-    # How many tokens and rows there are makes no difference.
+    # The result does not depend on the number of tokens and rows.
     for use in {cuda_text(use)[0]: use for use in uses}.values():
         name, text = cuda_text(use)
         assert f".entry _ZN3mlx4core2cu{len(name.rpartition('::')[2])}" in nvrtc.to_ptx(text, name)
 
 
 @pytest.mark.skipif(nvrtc.missing() is not None, reason=f"needs the PyPI package {nvrtc.missing()}")
-def test_cuda_would_complain(uses):
+def test_cuda_reports_an_error_in_a_kernel(uses):
     use_all(FEW_CASES[0])
     name, text = cuda_text(uses[0])
     with pytest.raises(ValueError, match=r"kernel\.cu.*error.*nothing_of_this_name"):
@@ -179,7 +179,7 @@ def test_the_text_for_metal_is_what_mlx_writes(uses, tmp_path, capfd):
 
 
 def mlx_text(use: Use, path, capfd) -> str:
-    """What MLX writes for Metal: without a GPU it does so while it exports a function."""
+    """The text that MLX writes for Metal. Without a GPU, MLX writes it when it exports a function."""
 
     def function(x: mx.array) -> mx.array:
         launch = mx.fast.metal_kernel(
@@ -211,7 +211,7 @@ def test_the_sources_keep_to_what_metal_and_cuda_share(file):
     body = re.sub(r"//.*", "", Kernel(file, (), ()).body)
     # MLX gives Metal the argument only if the source names it.
     assert "thread_position_in_grid" in body
-    # Pointers to locals and helpers with pointers need address spaces; lambdas and doubles Metal has not.
+    # In Metal, pointers to locals and helpers with pointers need address spaces; it has no lambdas and no doubles.
     for missing in (
         r"\bdouble\b",
         r"\bauto\b",
@@ -221,7 +221,7 @@ def test_the_sources_keep_to_what_metal_and_cuda_share(file):
     ):
         assert not re.search(missing, body), missing
     assert not re.search(r"\d\.\d*(?![\df])", body)
-    # MLX adds arguments for inputs whose names these words begin with.
+    # MLX adds arguments for words in the source that begin with the name of an input.
     assert set(re.findall(r"\w+_(?:strides|ndim)\b", body)) == set()
 
 

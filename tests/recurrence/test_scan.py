@@ -16,7 +16,7 @@ def unit(x: mx.array) -> mx.array:
 
 
 def random_tokens(batch: int, length: int, heads: int, rank: int, hard: bool = False) -> list[mx.array]:
-    """q, k, v, keep, erase, write of coupled gates; `hard` ones reach beta = 1 - 1e-7 and keep = 0."""
+    """q, k, v, keep, erase, write with coupled gates; with `hard`, some betas are 1 - 1e-7 and some keeps are 0."""
     shape = (batch, length, heads, rank)
     beta = mx.sigmoid(mx.random.normal(shape) - 1.5)
     keep = 1 - beta
@@ -28,7 +28,7 @@ def random_tokens(batch: int, length: int, heads: int, rank: int, hard: bool = F
 
 
 def in_float64(state: mx.array, tokens: list[mx.array]) -> tuple[np.ndarray, np.ndarray]:
-    """The recurrence as the definition has it, in numpy."""
+    """The recurrence by its definition, in numpy."""
     current = np.array(state, np.float64)
     q, k, v, keep, erase, write = (np.array(x, np.float64) for x in tokens)
     reads = np.empty_like(q)
@@ -120,7 +120,7 @@ def test_a_keep_of_zero_forgets_what_was_before(form, position):
     assert mx.abs(after[:, : position + 1]).max() > 1e20
 
 
-def test_a_state_that_explodes_is_right_until_it_does():
+def test_a_state_that_overflows_is_right_before_it_does():
     query, key, *rest = random_tokens(1, 256, 1, 8)
     tokens = query, 10 * key, *rest
     start = mx.random.normal((1, 1, 8, 8))
@@ -179,7 +179,7 @@ def test_gradient_of_a_long_sequence_needs_little_memory():
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     mx.eval(gradients(delta_scan, start, tokens, None, (1.0, 1.0)))
-    # The token loop takes 216 MB.
+    # `delta_scan_reference` takes 216 MB.
     assert mx.get_peak_memory() - before < 216e6 / 40
 
 

@@ -131,7 +131,7 @@ class _MemoryCall:
     def keep(self, state: mx.array | None, sums: mx.array | None, notes: list[mx.array]) -> None:
         """Pass the results of the segment on. Without a state, the model's pass reports that the layer did not run."""
         if state is not None:
-            self.forward.has_run(self.index, state)
+            self.forward.keep_state(self.index, state)
         if sums is not None:
             _carried(self.access)[id(self.memory)] = sums
         if self.note is not None:
