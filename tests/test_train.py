@@ -25,9 +25,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def trained(monkeypatch, capsys, tmp_path):
-    """Runs the command in this process and in an empty folder; gives the exit code and what was printed."""
+    """A function that runs the command in this process and in an empty folder."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    # What was imported already does not look at the environment.
+    # Imported modules do not read the environment again.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     return in_process(monkeypatch, capsys)
@@ -36,7 +36,7 @@ def trained(monkeypatch, capsys, tmp_path):
 TINY = {"iters": 2, "batch-size": 2}
 
 
-def test_the_command_line_comes_before_the_file_and_the_file_before_the_defaults(data, trained, tmp_path):
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(data, trained, tmp_path):
     asked = {"model": backbone(), "data": str(data), "adapter_path": "run", "iters": 6, "batch_size": 3, "rank": 2}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(asked | {"learning_rate": 1e-3, "start": None}))
     code, _, err = trained("-c", "recipe.yaml", "--iters", 2, "--delta-heads", "o", "--steps-per-report", 1)
@@ -53,13 +53,13 @@ def test_the_command_line_comes_before_the_file_and_the_file_before_the_defaults
     }
     config = load_adapter(tmp_path / "run").config
     assert (config.rank, config.delta_heads, config.output_init) == (2, ("o",), "base_slice_fixed")
-    # What a run writes is a file of options for the next one.
+    # The file that a run writes can be the file of options of another run.
     assert trained("-c", f"run/{SETTINGS_FILE}", "--adapter-path", "again")[0] == 0
     assert (tmp_path / "again" / SETTINGS_FILE).read_text() == (tmp_path / "run" / SETTINGS_FILE).read_text()
     assert (tmp_path / "again" / WEIGHTS_FILE).read_bytes() == (tmp_path / "run" / WEIGHTS_FILE).read_bytes()
 
 
-def test_a_run_is_resumed_as_it_was_begun(data, trained, tmp_path, monkeypatch):
+def test_a_resumed_run_keeps_its_options(data, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(data.parent)
     options = tiny_options(data.name, **TINY, dtype="bfloat16", **{"save-every": 1})
     assert trained(*options, "--adapter-path", tmp_path / "run")[0] == 0
@@ -80,7 +80,7 @@ def test_a_run_is_resumed_as_it_was_begun(data, trained, tmp_path, monkeypatch):
         code, _, err = trained("--resume", "--adapter-path", "run", *options)
         assert (code, err.count("\n")) == (2, 1)
         assert message in err
-    # What decides no weight may be another one; and it does not matter from where.
+    # Options that do not decide the weights may change, and the run can be resumed from another folder.
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     assert trained("--resume", "--adapter-path", "../run", "--save-every", 7)[0] == 0
@@ -129,12 +129,12 @@ def test_an_adapter_is_trained_further(data, trained, tmp_path):
     code, _, err = trained(*tiny_options(data, **TINY), "--start", adapter("qwen3_msw4"), "--adapter-path", "run")
     assert (code, err) == (0, "")
     assert load_adapter(tmp_path / "run").config == load_adapter(adapter("qwen3_msw4")).config
-    # Its configuration is its own.
+    # The loaded adapter has its own configuration.
     assert "rank" not in yaml.safe_load((tmp_path / "run" / SETTINGS_FILE).read_text())
     assert trained("--resume", "--adapter-path", "run")[0] == 0
 
 
-def test_without_matplotlib_the_curves_are_missing_and_that_is_said(data, trained, tmp_path, monkeypatch):
+def test_without_matplotlib_the_curves_are_not_drawn(data, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, out, _ = trained(*tiny_options(data, **TINY), "--adapter-path", "run")
     assert code == 0
@@ -154,7 +154,7 @@ def test_records_that_are_left_out_are_named(data, trained, tmp_path):
     assert code == 0
     assert "Left out: train.jsonl line 17 is not JSON" in out
     assert "Left out: 2 more" in out
-    # It is not asked for again.
+    # The option --on-error is kept.
     assert trained("--resume", "--adapter-path", "run")[0] == 0
 
 
@@ -222,7 +222,7 @@ NEW = ("--model", backbone(), "--data", "names", "--adapter-path", "run")
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_cannot_work_is_refused_in_one_line_and_leaves_nothing(options, message, data, trained):
+def test_errors_are_one_line_and_leave_no_files(options, message, data, trained):
     shutil.copytree(data, "names")
     for name, text in {
         "a file": "",
@@ -271,7 +271,7 @@ def test_an_architecture_that_cannot_have_a_memory_is_refused(data, trained):
         assert message in err
 
 
-def test_killed_processes_and_finder_leave_nothing_that_is_in_the_way(data, trained, tmp_path):
+def test_files_of_killed_processes_and_of_finder_are_no_obstacle(data, trained, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / ".DS_Store").touch()
@@ -289,7 +289,7 @@ def test_killed_processes_and_finder_leave_nothing_that_is_in_the_way(data, trai
     assert (run / ".DS_Store").exists()
 
 
-def test_the_help_tells_all_options(trained):
+def test_the_help_lists_the_options(trained):
     code, out, _ = trained("--help")
     assert code == 0
     for name in ("--steps-per-eval", "--sparsity-pass {read,write}", "--num-state-heads", "--no-normalize-qk"):

@@ -1,4 +1,4 @@
-"""Chat logs as episodes; what the converters share is tested here too."""
+"""Chat logs as training records, with the parts that all converters share."""
 
 import json
 from argparse import Namespace
@@ -27,7 +27,7 @@ TOOL = {"role": "tool", "tool_call_id": "1", "content": "sun"}
 
 @pytest.fixture
 def convert(monkeypatch, capsys, tmp_path):
-    """Converts lines of a log: how the tool ended, and the messages of each record, None if nothing was written."""
+    """A function that converts lines of a log: how the command ended, and the messages of each record or None."""
     run = runner(chat_logs, monkeypatch, capsys)
 
     def of(lines, *options, name="log.jsonl", before=""):
@@ -48,13 +48,13 @@ def line(messages, **more):
     return json.dumps({"messages": messages, **more})
 
 
-def test_a_chat_is_kept_as_it_is(convert):
+def test_a_chat_is_not_changed(convert):
     ended, records = convert([line(TALK), line([{"role": "system", "content": "Be kind. ü"}, *TALK], id=3, tools=[])])
     assert ended.code == 0
     assert records == [TALK, [{"role": "system", "content": "Be kind. ü"}, *TALK]]
 
 
-def test_a_list_of_chats_is_one_too(convert):
+def test_a_list_of_chats(convert):
     for text in (json.dumps([{"messages": TALK}] * 2), json.dumps([{"messages": TALK}] * 2, indent=2)):
         assert convert([text], name="log.json")[1] == [TALK, TALK]
     assert convert([json.dumps({"messages": TALK}, indent=2)], name="log.json")[1] == [TALK]
@@ -67,7 +67,7 @@ def test_all_answers_can_be_trained_on(convert):
     ended, records = convert([line(messages)], "--answers", "all")
     assert records == [messages[:5], messages]
     assert "left out" not in ended.output
-    # A question at the end has no answer, and the first answer nothing before it.
+    # The last question has no answer, and the first question has nothing before it.
     ended, records = convert(
         [line([*messages, {"role": "user", "content": "?"}]), line(messages[:3])], "--answers", "all"
     )
@@ -85,17 +85,17 @@ def test_messages_of_tools_are_left_out_and_counted(convert):
     ended, records = convert([line([TALK[0], CALL, TOOL, *TALK[1:]])])
     assert records == [TALK]
     assert "2 messages of tools were left out" in ended.output
-    # What the assistant said before and after a call is one message.
+    # The texts of the assistant before and after a call are joined.
     wait = {**CALL, "content": "Wait."}
     function = {"role": "function", "name": "weather", "content": "sun"}
     records = convert([line([TALK[0], wait, TOOL, function, *TALK[1:]])])[1]
     assert records == [[TALK[0], {"role": "assistant", "content": "Wait.\n\nNice!"}, *TALK[2:]]]
-    # Two messages of one role with nothing between are not.
+    # Two messages of one role with nothing between them are not joined.
     assert convert([line([TALK[0], CALL, TOOL, TALK[1], *TALK[1:]])])[1] is None
     assert convert([line([TALK[0], {"role": "assistant", "content": "Wait."}, *TALK[1:]])])[1] is None
 
 
-def test_system_messages_at_the_start_are_one(convert):
+def test_system_messages_at_the_start_are_joined(convert):
     system = [
         {"role": "system", "content": " "},
         {"role": "developer", "content": "a"},
@@ -129,7 +129,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("reason", UNUSABLE)
-def test_what_cannot_be_used_is_counted(convert, reason):
+def test_unusable_chats_are_counted(convert, reason):
     lines = [line(messages) for messages in UNUSABLE[reason]]
     ended, records = convert([line(TALK), *lines])
     assert ended.code == 0
@@ -149,7 +149,7 @@ def rows(ended):
     return {row[0]: tuple(row[1:]) for row in found}
 
 
-def test_the_longest_chat_is_chosen(convert):
+def test_the_longest_chat_is_an_option(convert):
     assert convert([line(TALK)], "--max-words", 16)[1] == [TALK]
     ended, records = convert([line(TALK)], "--max-words", 15)
     assert records is None
@@ -195,7 +195,7 @@ def test_a_bad_line_may_be_the_first(convert):
     assert "line 1: not UTF-8" in convert(b"\xff\xfe\n" + line(TALK).encode())[0].errors
 
 
-def test_a_broken_list_says_where(convert):
+def test_the_error_of_a_broken_list_has_its_place(convert):
     ended, _ = convert(["[", line(TALK) + ",", "nope]"], name="log.json")
     assert ended.code == 2 and "is not JSON (Expecting value, line 3, column 1)" in ended.errors
     ended, _ = convert(b"\xef\xbb\xbf{\n" + line(TALK).encode(), name="log.json")
@@ -219,7 +219,7 @@ def test_many_places_are_not_all_shown(convert):
     )
 
 
-def test_files_that_cannot_be_are_refused(monkeypatch, capsys, tmp_path):
+def test_wrong_files_are_refused(monkeypatch, capsys, tmp_path):
     run = runner(chat_logs, monkeypatch, capsys)
     log = tmp_path / "log.jsonl"
     assert f"there is no file {log}" in run(log, tmp_path / "out").errors
@@ -234,20 +234,20 @@ def test_files_that_cannot_be_are_refused(monkeypatch, capsys, tmp_path):
     assert log.read_text() == line(TALK)
 
 
-def test_a_name_in_brackets_is_no_markup(monkeypatch, capsys, tmp_path):
+def test_brackets_in_a_name_are_not_markup(monkeypatch, capsys, tmp_path):
     (tmp_path / "log.jsonl").write_text(line(TALK))
     (tmp_path / "[").mkdir()
     ended = runner(chat_logs, monkeypatch, capsys)(tmp_path / "log.jsonl", tmp_path / "[/a].jsonl")
     assert (ended.code, ended.errors) == (0, "") and (tmp_path / "[" / "a].jsonl").is_file()
 
 
-def test_a_bad_record_leaves_what_was_written_before(convert):
+def test_a_bad_record_leaves_the_earlier_file(convert):
     assert convert([line(TALK)])[1] == [TALK]
     ended, records = convert([line(TALK), line(TALK), "nope"], before=line(TALK))
     assert (ended.code, records) == (2, [TALK])
 
 
-def test_names_from_a_file_do_not_reach_the_terminal_raw(tmp_path, capsys):
+def test_names_from_a_file_are_escaped_on_the_terminal(tmp_path, capsys):
     found = [Found("line 1", TALK), Unusable("paper '[/red]'", EMPTY)]
     args = Namespace(input=tmp_path / "in", output=tmp_path / "out.jsonl", max_words=100, on_error="stop")
     write_episodes(found, args)
@@ -271,12 +271,12 @@ wild_records = st.fixed_dictionaries({"messages": st.lists(wild_messages, max_si
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(wild_records, min_size=1, max_size=4), st.sampled_from(["last", "all"]), st.booleans())
-def test_whatever_a_log_holds_is_written_or_counted(tmp_path, records, answers, as_list):
+def test_every_chat_of_a_log_is_written_or_counted(tmp_path, records, answers, as_list):
     log = tmp_path / "log.json"
     log.write_text(json.dumps(records) if as_list else "".join(f"{json.dumps(record)}\n" for record in records))
     places = [record.place for record in json_records(log)]
     found = list(chats(log, answers, ToolMessages()))
-    # No record is lost, and none comes from nowhere.
+    # Each record is counted once.
     assert list(dict.fromkeys(item.place.split(",")[0] for item in found)) == places
     for item in found:
         if isinstance(item, Found) and check(item, 1_000) is None:
@@ -290,7 +290,7 @@ def test_whatever_a_log_holds_is_written_or_counted(tmp_path, records, answers, 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]", \n:mesag0', max_size=40).map(str.encode))
-def test_whatever_a_file_holds_is_read_or_refused(tmp_path, content):
+def test_any_file_is_read_or_refused(tmp_path, content):
     log = tmp_path / "log.json"
     log.write_bytes(content)
     try:

@@ -63,7 +63,7 @@ def columns(items):
 
 
 def row(paper, name):
-    """A paper in the Hugging Face form: its lists of objects are objects of lists."""
+    """A paper in the Hugging Face form, with objects of lists instead of lists of objects."""
     found = {"id": name, **deepcopy(paper)}
     for asked in found["qas"]:
         asked["answers"] = columns(asked["answers"])
@@ -72,7 +72,7 @@ def row(paper, name):
 
 @pytest.fixture
 def convert(monkeypatch, capsys, tmp_path):
-    """Converts a file: how the tool ended, and the messages of each record, None if nothing was written."""
+    """A function that converts a file: how the command ended, and the messages of each record or None."""
     run = runner(qasper, monkeypatch, capsys)
 
     def of(text, *options):
@@ -112,7 +112,7 @@ def test_no_paragraph_is_lost_or_cut(told, words):
     assert blocks == [paragraph.text for paragraph in paragraphs]
     sizes = [[len(block.split()) for block in chunk.split("\n\n") if block not in ("a", "b")] for chunk in cut]
     assert all(sum(size) <= words or len(size) == 1 for size in sizes)
-    # As few chunks as that allows.
+    # There are as few chunks as possible.
     assert all(sum(size) + after[0] > words for size, after in pairwise(sizes))
 
 
@@ -130,7 +130,7 @@ def test_unanswerable_questions_can_be_left_out(convert):
     assert rows(ended)["left out, unanswerable questions"] == ("1", "paper '1909.00694', question 'nothing'")
 
 
-def test_papers_that_cannot_be_used_are_counted(convert):
+def test_unusable_papers_are_counted(convert):
     empty = {
         "title": "",
         "abstract": None,
@@ -216,7 +216,7 @@ wild_papers = st.fixed_dictionaries(
 @given(
     st.dictionaries(st.text("0123.\n[", max_size=4), wild_papers | json_values | st.just(PAPER), min_size=1, max_size=3)
 )
-def test_whatever_a_file_holds_is_written_or_counted(tmp_path, papers):
+def test_every_question_of_a_file_is_written_or_counted(tmp_path, papers):
     file = tmp_path / "qasper.json"
     file.write_text(json.dumps(papers))
     places = [entry.place for entry in entries(file)]

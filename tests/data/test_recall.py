@@ -25,7 +25,7 @@ def write(monkeypatch, capsys):
 
 @pytest.fixture
 def records(write, tmp_path):
-    """Writes a folder of data and reads it: the records of each file."""
+    """A function that writes a folder of data and returns the records of each file."""
 
     def make(*options, folder="data"):
         assert write(tmp_path / folder, *SMALL, *options).code == 0
@@ -89,7 +89,7 @@ def test_shares_of_the_training_episodes_are_written_or_kept(records):
     for record, same in zip(mixed["train"], plain["train"], strict=True):
         history = history_of(record)
         kind = record.pop("write", "after"), record.pop("recent_messages", None)
-        # All questions about a history are asked alike.
+        # All questions about a history have the same form.
         assert kinds.setdefault(history, kind) == kind
         assert kind in (("after", None), ("all", None), ("all", len(record["messages"]) - 2))
         assert record == same
@@ -98,7 +98,7 @@ def test_shares_of_the_training_episodes_are_written_or_kept(records):
     assert all(0.1 < count / len(kinds) < 0.5 for count in (kept, written))
 
 
-def test_what_is_kept_has_no_history_and_is_written(write, tmp_path):
+def test_kept_episodes_have_no_history_and_write_their_text(write, tmp_path):
     folders = {share: tmp_path / f"kept-{share}" for share in (0, 1)}
     episodes = {}
     for share, folder in folders.items():
@@ -124,7 +124,7 @@ def test_the_same_seed_writes_the_same(records, tmp_path):
     assert one == two != three
 
 
-def test_the_summary_says_what_was_written(write, tmp_path):
+def test_the_summary(write, tmp_path):
     run = write(tmp_path / "data", *SMALL, "--facts", 2, 2, "--absent", 1, 1)
     cells = {
         row[0]: row[1:]
@@ -134,7 +134,7 @@ def test_the_summary_says_what_was_written(write, tmp_path):
     assert cells["episodes"] == ["40", "5", "10"]
     assert cells["turns before the question"] == cells["questions, told"] == ["80", "10", "20"]
     assert cells["questions, absent"] == ["40", "5", "10"]
-    # Only the keys and wordings of the tests have been seen in training; the table has a row for each of the three.
+    # Keys and wordings of the tests are also in the training file, values are not. The table has a row for each.
     seen = [row.split("│")[2:5] for row in run.output.splitlines() if "of these in training" in row]
     assert [row[0].strip() for row in seen] == ["", "", ""]
     assert [cell.strip() for cell in seen[0][1:]] == ["0", "0"]
@@ -155,7 +155,7 @@ def test_the_summary_says_what_was_written(write, tmp_path):
         (("--keys", "favourite_drink", "--updates", 40, 40), "more held_out drinks than there are"),
     ],
 )
-def test_what_cannot_be_made_is_refused_and_leaves_nothing(write, tmp_path, options, message):
+def test_impossible_settings_are_refused_and_leave_no_files(write, tmp_path, options, message):
     run = write(tmp_path / "data", *SMALL, *options)
     assert run.code == 2
     assert message in run.errors
@@ -171,7 +171,7 @@ def test_a_folder_is_not_overwritten(write, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_count_of_none_is_refused(write, tmp_path):
+def test_a_count_of_0_is_refused(write, tmp_path):
     assert "expected 1 or more" in write(tmp_path / "data", "--train", 0).errors
 
 

@@ -38,7 +38,7 @@ def records(run, conversations: Path, output: Path, *options: object) -> list[di
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
-def test_each_question_is_asked_after_its_conversation_with_all_replies(run, conversations, tmp_path):
+def test_each_question_follows_its_conversation_with_all_replies(run, conversations, tmp_path):
     found = records(run, conversations, tmp_path / "a.jsonl", "--ordinary", 0, "--told", 0, "--only-read", 0)
     told = [Conversation.from_json(each.value) for each in json_records(conversations)]
     asked = [(each.text, each.answer, each.kind) for conversation in told for each in conversation.questions]
@@ -47,21 +47,21 @@ def test_each_question_is_asked_after_its_conversation_with_all_replies(run, con
     assert all(message["content"] for row in found for message in row["messages"])
 
 
-def test_what_is_told_is_answered_with_what_is_asked_later(run, conversations, tmp_path):
+def test_the_reply_to_a_fact_has_the_answer_that_is_asked_later(run, conversations, tmp_path):
     found = records(run, conversations, tmp_path / "new" / "a.jsonl", "--ordinary", 0, "--told", 1)
     told = [row["messages"][-1]["content"] for row in found if row["kind"] == "told"]
     answers = {row["messages"][-1]["content"] for row in found if row["kind"] == "fact"}
-    # In some, the assistant alone tells something; and not everything that is told is asked.
+    # In some conversations only the assistant tells something, and not every fact is asked.
     assert CONVERSATIONS // 2 < len(told) <= CONVERSATIONS
     assert sum(any(reply.endswith(answer) for answer in answers) for reply in told) >= CONVERSATIONS // 3
 
 
-def test_shares_are_shares(run, conversations, tmp_path):
+def test_the_shares_of_the_command_line(run, conversations, tmp_path):
     shares = {"--ordinary": 2, "--begun": 1, "--told": 0, "--only-read": 1, "--only-read-ordinary": 0}
     options = [part for pair in shares.items() for part in pair]
     found = records(run, conversations, tmp_path / "a.jsonl", *options)
     ordinary = [row for row in found if row["kind"] == "ordinary"]
-    # A tiny model may have nothing to say.
+    # A tiny model may give an empty reply.
     assert 0 < len(ordinary) <= 2 * CONVERSATIONS and all(len(row["messages"]) > 2 for row in ordinary)
     assert {row["write"] for row in ordinary} == {"all"}
     assert {row["write"] for row in found if row["kind"] != "ordinary"} == {"after"}

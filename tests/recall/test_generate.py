@@ -1,4 +1,4 @@
-"""The synthetic episodes: what they are made of, and that they are what their settings say."""
+"""The synthetic episodes: their vocabulary, and that they match their settings."""
 
 import random
 import re
@@ -67,11 +67,11 @@ PINNED_HISTORY = [
 
 
 def phrasings():
-    """Every family once, by one of its keys."""
+    """One key of every family."""
     return list({key.family: key for key in keys()}.values())
 
 
-# What episodes are made of.
+# Vocabulary.
 
 
 @pytest.mark.parametrize("name", value_lists())
@@ -96,17 +96,17 @@ def test_values_are_on_one_side_each():
 def test_a_value_stays_on_its_side_when_its_list_changes():
     listed = values("first_names")
     assert on_side(listed[100:50:-1], "held_out") == tuple(reversed(on_side(listed[51:101], "held_out")))
-    # Wherever it is listed, and however it is written.
+    # The list and the capitals do not matter.
     assert side_of("Orange") == side_of("orange")
-    # An adapter was trained on this split: it must not move.
+    # An adapter was trained on this split, so it must stay the same.
     assert [name for name in listed[:30] if side_of(name) == "held_out"] == PINNED_NAMES
 
 
-def test_keys_have_names_of_their_own():
+def test_names_of_keys_families_and_lists_differ():
     assert len(KEYS) == len(keys()) >= 100
     families = Counter(key.family.name for key in keys())
     for key in keys():
-        # `--keys` takes either.
+        # `--keys` takes names of all kinds.
         assert families.get(key.name, 1) == 1
         assert key.name not in value_lists()
     assert not set(families) & set(value_lists())
@@ -127,7 +127,7 @@ def test_a_family_has_many_phrasings(key):
 
 
 @pytest.mark.parametrize("key", keys(), ids=lambda key: key.name)
-def test_a_key_can_be_talked_about(key):
+def test_all_phrasings_of_a_key_can_be_filled_in(key):
     value = values(key.values)[0]
     for side in SIDES:
         for phrase in (*key.family.tell[side], *key.family.update(side)):
@@ -157,7 +157,7 @@ def assert_sentence(text):
 def test_a_noun_gets_its_article():
     nouns = ("actor", "editor", "Isuzu", "Opel", "undertaker", "baker")
     assert [with_article(noun)[:2] for noun in nouns] == ["an"] * 5 + ["a "]
-    # Where the first letter and the sound disagree: none of these may be in a list that needs an article.
+    # No list that needs an article may have a noun with another first sound than its letter suggests.
     nouns = set()
     for key in keys():
         texts = str(vars(key.family))
@@ -167,7 +167,7 @@ def test_a_noun_gets_its_article():
     assert [noun for noun in nouns if re.match(r"(?i)(eu|uni|use|usu|one\b|uk|hour|hon(est|our)|heir|x-)", noun)] == []
 
 
-def test_there_is_enough_to_talk_about_otherwise():
+def test_there_is_enough_filler():
     turns = [turn for topic in filler().values() for turn in topic]
     assert len(filler()) >= 8
     assert len(turns) == len(set(turns)) >= 120
@@ -224,7 +224,7 @@ def episode_settings(draw):
 
 @settings(max_examples=200, deadline=None)
 @given(episode_settings(), st.integers(0, 10**6))
-def test_an_episode_is_what_its_settings_say(wanted, index):
+def test_an_episode_matches_its_settings(wanted, index):
     episode = make_episode(wanted, "test", index)
     turns = len(episode.topics)
     assert [message["role"] for message in episode.history] == ["user", "assistant"] * turns
@@ -266,7 +266,7 @@ def assert_question(question, episode, split):
     family = key.family
     phrases = family.tell[split.phrasings] if question.kind == "told" else family.update(split.phrasings)
     assert said in {key.say(phrase, question.value) for phrase in phrases}
-    # Nothing else in the history gives it away, or gives it another value later.
+    # No other message of the history has the value, or another value later.
     later = [message["content"] for message in episode.history[2 * question.turn + 1 :]]
     told = {key.say(phrase, value) for value in values(key.values) for phrase in family.update(split.phrasings)}
     assert not told & set(later)
@@ -276,7 +276,7 @@ def switches(topics):
     return sum(one != other for one, other in pairwise(topics))
 
 
-def test_nothing_is_said_twice_of_other_things():
+def test_filler_is_not_repeated():
     episode = make_episode(EpisodeSettings(filler=(15, 15), topic_switches=(0, 0)), 0, 0)
     assert len({topic for topic in episode.topics if topic}) == 1
     said = [message["content"] for message in episode.history[::2]]
@@ -292,7 +292,7 @@ def test_values_of_an_episode_are_not_parts_of_each_other():
         assert not [(one, other) for one in found for other in found if one is not other and one in other]
 
 
-def test_updates_and_deletions_come_after_what_they_are_about():
+def test_updates_and_deletions_follow_their_fact():
     for index in range(50):
         episode = make_episode(HARD, 1, index)
         for question in episode.questions:
@@ -318,7 +318,7 @@ def test_each_update_and_deletion_is_made():
         assert kinds["deleted"] == 1 and kinds["updated"] >= 1
 
 
-def test_what_cannot_change_is_corrected():
+def test_updates_of_lasting_facts_are_corrections():
     lasting = {key.family for key in keys() if key.family.lasting}
     assert {family.name for family in lasting} == {"surname", "birthplace", "birthday"}
     for family in lasting:
@@ -358,10 +358,13 @@ def test_records_share_their_history():
         ({"facts": (2, 2), "deletions": (0, 2), "updates": (0, 1)}, "all facts may be deleted"),
         ({"invented": 1.5, "words": ("lamp",)}, r"invented is 1\.5"),
         ({"invented": 0.5}, "give words"),
-        ({"filler": (1, 3), "gap": (1, 1), "topic_switches": (0, 2)}, "there may be 2 topic switches in 2 filler turns"),
+        (
+            {"filler": (1, 3), "gap": (1, 1), "topic_switches": (0, 2)},
+            "there may be 2 topic switches in 2 filler",
+        ),
     ],
 )
-def test_settings_that_cannot_be_met_are_refused(wrong, message):
+def test_impossible_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         EpisodeSettings(**wrong)
 
@@ -379,7 +382,7 @@ def test_more_keys_or_values_than_there_are_is_refused():
         make_episode(few, 0, 0)
 
 
-def test_words_are_whole_ones_of_a_vocabulary():
+def test_the_words_of_a_vocabulary():
     vocabulary = [
         "\u0120lamp",
         "\u2581Lamp",
@@ -399,7 +402,7 @@ WORDS = ("lamp", "tree", "river", "cloud", "stone", "paper", "glass", "metal")
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(SIDES), st.sampled_from(["Anna", "tea"]))
-def test_an_invented_value_is_made_of_words_on_its_side(seed, side, like):
+def test_an_invented_value_has_words_of_its_side(seed, side, like):
     value = invent(random.Random(seed), WORDS, side, like)
     parts = [value.casefold(), *(word for word in WORDS if word in value.casefold())]
     assert {side_of(part) for part in parts} == {side}

@@ -1,4 +1,4 @@
-"""The conversations that sound like people: what they are made of, and that they are what their settings say."""
+"""The synthetic conversations: their relations and wordings, and that they match their settings."""
 
 import json
 import re
@@ -47,7 +47,7 @@ def texts(conversation: Conversation):
         yield from (question.text, question.answer)
 
 
-# What it is made of.
+# Relations.
 
 
 def test_there_is_enough_of_everything() -> None:
@@ -59,7 +59,7 @@ def test_there_is_enough_of_everything() -> None:
 
 
 def test_wordings_differ_between_relations() -> None:
-    """None is a template that all share."""
+    """No template is shared by all relations."""
     found = Counter(line for each in RELATIONS.values() for use in ("tell", "ask") for line in each.texts[use])
     assert len(found) >= 0.95 * found.total()
     assert found.most_common(1)[0][1] <= 12
@@ -84,7 +84,7 @@ def test_every_kind_is_used_or_part_of_another() -> None:
         ({"answer": "It is {value}.\nIt is {value}."}, "the same line twice"),
     ],
 )
-def test_mistakes_in_a_file_are_told(entry: dict, message: str) -> None:
+def test_mistakes_in_a_file_are_refused(entry: dict, message: str) -> None:
     good = {
         "value": "person",
         "topic": "my ladder",
@@ -140,8 +140,8 @@ def test_the_same_seed_gives_the_same_conversation() -> None:
     assert make_conversation(SpeechSettings(), 0, 0) != make_conversation(SpeechSettings(), 1, 0)
 
 
-def test_a_conversation_stays_what_it_was() -> None:
-    """On every machine and with every version of Python."""
+def test_a_pinned_conversation() -> None:
+    """It is the same on every machine and with every version of Python."""
     conversation = make_conversation(SpeechSettings(facts=(1, 1), ordinary=(0, 0), gap=(0, 0), absent=(0, 0)), "pin", 1)
     assert (conversation.turns[0].user, conversation.questions[0].text, conversation.questions[0].answer) == PINNED
 
@@ -184,7 +184,7 @@ def test_a_value_is_told_and_answered_and_not_asked(conversations) -> None:
                 assert part.casefold() in said.casefold(), (part, said)
 
 
-def test_what_was_updated_is_asked_for_as_it_is_now(conversations) -> None:
+def test_questions_about_updates_ask_for_the_last_value(conversations) -> None:
     seen = 0
     for conversation in conversations:
         for question in conversation.questions:
@@ -195,7 +195,7 @@ def test_what_was_updated_is_asked_for_as_it_is_now(conversations) -> None:
     assert seen > 20
 
 
-def test_what_is_absent_was_not_told(conversations) -> None:
+def test_absent_facts_were_not_told(conversations) -> None:
     siblings = 0
     for conversation in conversations:
         told = {(each.relation, each.subject) for each in conversation.questions if each.kind not in ("absent",)}
@@ -207,7 +207,7 @@ def test_what_is_absent_was_not_told(conversations) -> None:
     assert siblings > 50
 
 
-def test_absent_questions_are_worded_as_others() -> None:
+def test_absent_questions_have_the_wordings_of_others() -> None:
     settings = SpeechSettings(facts=(2, 4), absent=(2, 4), ordinary=(0, 0), only=("pet_name", "lent_to", "job_offer"))
     with pytest.raises(ValueError, match=r"there is no relation job_offer; .* themes: assistant, "):
         made(settings, 1)
@@ -219,7 +219,7 @@ def test_absent_questions_are_worded_as_others() -> None:
     assert len(found["absent"] & found["fact"]) >= 0.95 * len(found["absent"])
 
 
-def test_grammar_that_is_cheap_to_check(conversations) -> None:
+def test_simple_grammar(conversations) -> None:
     wrong = re.compile(
         r"[{}]|  | [,.?!](?!\.)|\b(an? an?|the the|to to|in in|at at)\b|\ba [aeio][a-z]+ed\b", re.IGNORECASE
     )
@@ -232,7 +232,7 @@ def test_grammar_that_is_cheap_to_check(conversations) -> None:
             assert question.kind == "assistant" or not first_person, question.answer
 
 
-def test_ordinary_turns_are_for_a_model_to_answer(conversations) -> None:
+def test_ordinary_turns_have_no_reply(conversations) -> None:
     conversation = next(each for each in conversations if any(turn.kind == "ordinary" for turn in each.turns))
     with pytest.raises(ValueError, match=r"turn \d+ has no reply"):
         conversation.history()
@@ -248,11 +248,11 @@ def test_ordinary_turns_are_for_a_model_to_answer(conversations) -> None:
     assert Conversation.from_json(json.loads(json.dumps(filled.as_json()))) == filled
 
 
-# What is held out.
+# The split.
 
 
 @pytest.mark.parametrize("what", ["values", "relations", "wordings"])
-def test_what_is_held_out_is_apart(what: str) -> None:
+def test_the_sides_have_nothing_in_common(what: str) -> None:
     found = {}
     for side in SIDES:
         settings = SpeechSettings(split=Split(**{what: side}), aggregated=0, reverse=0)
@@ -292,7 +292,7 @@ def test_settings_are_checked() -> None:
     assert len(make_conversation(SpeechSettings(facts=(5, 5), questions=1, absent=(0, 0)), 0, 0).questions) == 1
 
 
-# With what this package does not need.
+# Optional libraries, and the command.
 
 
 @pytest.mark.skipif(not MODEL.is_dir(), reason="needs the tokenizer of .cache")
@@ -314,12 +314,12 @@ def test_names_from_libraries() -> None:
 
 
 @pytest.mark.skipif(find_spec("faker") is not None, reason="Faker is here")
-def test_libraries_that_are_not_there_are_named() -> None:
+def test_missing_libraries_are_named() -> None:
     with pytest.raises(ValueError, match=r"pip install 'mlx-deltamem\[speech\]'"):
         made(SpeechSettings(libraries=True), 20)
 
 
-def test_the_tool_writes_what_is_held_out_apart(monkeypatch, capsys, tmp_path) -> None:
+def test_the_command_writes_a_file_for_each_split(monkeypatch, capsys, tmp_path) -> None:
     write = runner(speech_data, monkeypatch, capsys)
     assert write(tmp_path / "data", "--train", 5, "--test", 3).code == 0
     sides = {}
@@ -332,7 +332,7 @@ def test_the_tool_writes_what_is_held_out_apart(monkeypatch, capsys, tmp_path) -
     assert sides["train"] == sides["values"] == sides["wordings"] == {"train"}
 
 
-def test_the_tool_shows_conversations(monkeypatch, capsys, tmp_path) -> None:
+def test_the_command_prints_conversations(monkeypatch, capsys, tmp_path) -> None:
     write = runner(speech_data, monkeypatch, capsys)
     assert write("--show", 2).output.count("--- ") == 2
     assert "name a new folder" in write().errors

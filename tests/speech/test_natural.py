@@ -1,4 +1,4 @@
-"""The benchmark of free speech is not what the generator of training data says: no wording of it is in both."""
+"""The benchmark of free speech and the generator of training data have no wording in common."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from mlx_deltamem.evaluation.tasks.natural import natural_prompts, natural_quest
 from mlx_deltamem.speech.ordinary import ordinary_messages
 from mlx_deltamem.speech.relations import relations
 
-# With fewer words of its own, anybody may have said it.
+# A wording with fewer words may be common by chance.
 FEWEST_WORDS = 4
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 USES = ("tell", "ask", "update", "wish", "all", "back", "pair")
@@ -20,7 +20,7 @@ def words(text: str) -> list[str]:
 
 
 def said() -> set[str]:
-    """All that a user types in the benchmark, as whole messages and as single sentences."""
+    """The user's messages of the benchmark, whole and as single sentences."""
 
     def typed() -> Iterator[str]:
         for question in natural_questions(()):
@@ -31,7 +31,7 @@ def said() -> set[str]:
 
 
 def same(template: str, sentences: Iterable[str]) -> list[str]:
-    """The sentences that a wording with slots could have made."""
+    """A pattern of the sentences that a wording with slots can make."""
     own = words(template)
     if sum("{" not in word for word in own) < FEWEST_WORDS:
         return []
@@ -40,7 +40,7 @@ def same(template: str, sentences: Iterable[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("use", USES)
-def test_no_statement_and_no_question_is_a_wording_of_the_generator(use):
+def test_the_benchmark_has_no_wording_of_the_generator(use):
     sentences = said()
     assert len(sentences) > 700
     found = [
@@ -52,13 +52,13 @@ def test_no_statement_and_no_question_is_a_wording_of_the_generator(use):
     assert not found
 
 
-def test_a_wording_in_both_would_be_found():
+def test_a_common_wording_would_be_found():
     sentences = [" ".join(words("I've parked the van near the old mill, today!"))]
     assert same("i've parked {it} near {value} today", sentences) == sentences
     assert not same("i've parked {it} behind {value} today", sentences)
 
 
-def test_no_everyday_prompt_is_an_ordinary_message_of_the_generator():
+def test_no_everyday_prompt_is_an_ordinary_message():
     ordinary = {" ".join(words(message)) for message in ordinary_messages()}
     assert len(ordinary) > 2_000
     assert not {" ".join(words(prompt)) for prompt in natural_prompts()} & ordinary

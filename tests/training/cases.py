@@ -19,7 +19,7 @@ from tests.conftest import randomise
 from tests.families import tiny_model
 
 VOCABULARY = 64
-# What each adapter variant computes in a way of its own.
+# One configuration for each variant of the computation.
 VARIANTS = {
     "TSW": DeltaMemConfig(rank=3, delta_heads=("q", "o")),
     "SSW": DeltaMemConfig(rank=3, delta_heads=("q", "o"), memory_write_granularity="message_mean"),
@@ -54,7 +54,7 @@ def episode(history: int, *questions: tuple[int, int], seed: int = 0, context: b
     asked = tuple(Question(ids, begin, (begin + 1, begin + 2)) for ids, begin in texts)
     whole = [(tokens(3) + ids, begin + 3) for ids, begin in texts if context]
     places = np.arange(history)
-    # The first token is of no message, as those of a system prompt.
+    # The first token belongs to no message, like the tokens of a system prompt.
     messages, sentences = np.where(places > 0, places // 4, -1), np.where(places > 0, places // 2, -1)
     return Episode(
         Segments(tokens(history), messages.tolist(), sentences.tolist()),
@@ -69,7 +69,7 @@ def as_read(each: Episode, written: Written = True) -> Episode:
 
 
 def half_written(each: Episode) -> Episode:
-    """The episode with some of its tokens written, those of its questions too, and not the first of any."""
+    """The episode with some tokens written, also of its questions, but not the first one of each."""
     questions = tuple(
         replace(question, written=[at % 3 > 0 for at in range(len(question.ids))]) for question in each.questions
     )
@@ -77,25 +77,25 @@ def half_written(each: Episode) -> Episode:
 
 
 def in_turns(each: Episode, *turns: int) -> Episode:
-    """The episode with its history written in passes of these lengths, of which the first token is only read."""
+    """The episode with its history in passes of these lengths, whose first token is only read."""
     starts = [0, *accumulate(turns)]
     return replace(each, written=[at not in starts for at in range(len(each.history.ids))], turns=turns)
 
 
 def towards(each: Episode, target: str, weight: float = 1.0) -> Episode:
-    """The episode with its questions learned from that target, and of that weight."""
+    """The episode with this target and weight for its questions."""
     return replace(each, questions=tuple(replace(asked, target=target, weight=weight) for asked in each.questions))
 
 
 def episode_model(config: DeltaMemConfig = VARIANTS["TSW"], terms: LossTerms | None = None) -> EpisodeModel:
-    """A tiny model in training, with an adapter of random weights."""
+    """A tiny model in training mode, with an adapter of random weights."""
     return in_training(tiny_model("qwen3"), config, terms)
 
 
 def in_training(
     backbone: nn.Module, config: DeltaMemConfig, terms: LossTerms | None = None, scale: float = 0.2
 ) -> EpisodeModel:
-    """A backbone in training, with an adapter of random weights of that size."""
+    """A backbone in training mode, with an adapter of random weights with this scale."""
     attach(backbone, config)
     randomise(backbone, scale)
     freeze_all_but_adapter(backbone)
@@ -103,7 +103,7 @@ def in_training(
 
 
 def gradients(module: EpisodeModel, loss: Callable[[], mx.array]) -> dict[str, mx.array]:
-    """The gradient of a loss by every weight that is trained."""
+    """The gradient of a loss for every trained weight."""
     names = [name for name, _ in tree_flatten(module.trainable_parameters())]
 
     def of_weights(weights: list[mx.array]) -> mx.array:

@@ -1,4 +1,4 @@
-"""The command `train` run as a user runs it: in processes that can be interrupted and killed, or here."""
+"""Run the command `train`: in processes that can be interrupted and killed, or in this process."""
 
 import json
 import os
@@ -18,7 +18,7 @@ PATIENCE = 240
 
 
 class Train(subprocess.Popen):
-    """`mlx_deltamem.train` in a process of its own; nothing may reach the Hub."""
+    """`mlx_deltamem.train` in another process, without access to the Hub."""
 
     def __init__(self, *options: object, cwd: Path, **environment: str):
         super().__init__(
@@ -44,7 +44,7 @@ class Train(subprocess.Popen):
 
 
 def two_processes(*options: object, folders: tuple[Path, Path], cwd: Path) -> list[Train]:
-    """Two processes of one run, which talk over loopback (MLX's ring), each with a folder of its own."""
+    """Two processes of one run, connected over loopback (MLX's ring), each with its folder."""
     hosts = cwd / "hosts.json"
     hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(2)]))
     return [
@@ -60,14 +60,14 @@ def tiny_options(data: Path, **options: object) -> list[object]:
 
 
 def last_checkpoint(folder: Path) -> int:
-    """The steps in the last checkpoint of a run; 0 where there is none."""
+    """The number of steps in the last checkpoint of a run; 0 if there is none."""
     return max((int(path.stem) for path in (folder / "checkpoints").glob("[0-9]*")), default=0)
 
 
 def in_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """The command run in this process: given its options, the exit code and what was printed."""
+    """Return a function that runs the command in this process: from options to exit code, output and errors."""
 
     def run(*options: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["mlx_deltamem.train", *map(str, options)])

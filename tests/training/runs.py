@@ -1,4 +1,4 @@
-"""Tiny training runs: of random tokens on random models, and of short chats on the golden backbone."""
+"""Tiny training runs: random tokens on random models, and short chats on the golden backbone."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ NAMES = ("Anna", "Omar", "Lena", "Ravi", "Eva.", "Tom.")
 
 
 def toy_episodes(count: int, seed: int = 0, history: int = 8) -> list[Episode]:
-    """Episodes of random tokens, all of one length, so that few steps are compiled."""
+    """Episodes of random tokens with one length, so that few steps are compiled."""
     random = np.random.default_rng(seed)
     made = []
     for _ in range(count):
@@ -40,7 +40,7 @@ def toy_model(config: DeltaMemConfig = CONFIG, bits: int | None = None, family: 
 
 
 def toy_run(folder: Path, model: nn.Module | None = None, **options: object) -> Run:
-    """A run of 12 steps of 2; `options` are fields of Schedule and Reporting, and the loss's `terms`."""
+    """A run of 12 steps of 2 episodes. `options` are fields of Schedule and Reporting, and `terms` of the loss."""
     folder.mkdir(exist_ok=True)
     terms = options.pop("terms", LossTerms(sparsity=0.0))
     schedule = {name: value for name, value in options.items() if name in Schedule.__dataclass_fields__}
@@ -62,19 +62,19 @@ def weights_of(model: nn.Module) -> dict[str, mx.array]:
 
 
 def frozen_of(model: nn.Module) -> dict[str, mx.array]:
-    """All but the adapter's weights."""
+    """All weights except the adapter's."""
     return {name: weight for name, weight in tree_flatten(model.parameters()) if ".delta_mem." not in name}
 
 
 def same(one: dict[str, mx.array], other: dict[str, mx.array]) -> bool:
-    """Whether arrays are the same to the bit, names, types and all."""
+    """Whether arrays have the same names, dtypes and bits."""
     if one.keys() != other.keys():
         return False
     return all(one[name].dtype == other[name].dtype and mx.array_equal(one[name], other[name]) for name in one)
 
 
 class Watched(list):
-    """Episodes that do something when one of them is taken, `count` having been taken before."""
+    """Episodes that call `then` when one of them is taken, after `count` others."""
 
     def __init__(self, episodes: list[Episode], count: int, then: Callable[[], None]):
         super().__init__(episodes)
@@ -89,7 +89,7 @@ class Watched(list):
 
 
 def write_chats(folder: Path, train: int = 12, valid: int = 3) -> Path:
-    """A data folder of chats that tell a name and ask for it, all of one length."""
+    """Write a data folder of chats that tell a name and ask for it, with one length."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, count, mark in (("train", train, "ab"), ("valid", valid, "cd")):
         rows = [_chat(f"{NAMES[index % len(NAMES)]}{mark[index % 2]}{index % 7}") for index in range(count)]

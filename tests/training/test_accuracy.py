@@ -18,34 +18,34 @@ from tests.sessions.test_template import chat
 
 
 def asked(targets: list[list[int]], lengths: list[int], values: list[list[bool]]) -> Asked:
-    """Questions whose answers are the first tokens of these."""
+    """Questions with the first `lengths` tokens of `targets` as answers."""
     weights = mx.arange(len(targets[0])) < mx.array(lengths)[:, None]
     ids = mx.array(targets)
     return Asked(ids, mx.ones(ids.shape, mx.bool_), ids, ids, weights.astype(mx.float32), mx.array(values))
 
 
 def choosing(choices: list[list[int]]) -> mx.array:
-    """Logits `[N, A, 8]` whose largest ones are these."""
+    """Logits `[N, A, 8]` with the largest ones at these tokens."""
     return mx.random.uniform(shape=(8,)) + 2 * (mx.array(choices)[..., None] == mx.arange(8))
 
 
 NO, YES = False, True
 
 
-def test_what_is_counted():
+def test_answers_and_values_are_counted():
     questions = asked(
         [[1, 2, 3], [1, 2, 3], [4, 5, 0], [6, 7, 0], [1, 1, 1]],
         [3, 3, 2, 2, 0],
         [[NO, YES, YES], [NO, YES, NO], [NO, NO, NO], [YES, NO, NO], [NO, NO, NO]],
     )
     recall = Accuracy()
-    # Right; right in its value; right but for the padding; wrong; and one that fills up.
+    # Right; right in its value only; right except for padding; wrong; a filler question.
     recall.add(choosing([[1, 2, 3], [1, 2, 0], [4, 5, 7], [0, 7, 0], [1, 1, 1]]), questions)
     assert recall.take() == {"questions": 4, "answers": 2 / 4, "values": 2 / 3}
     assert recall.take() == {}
 
 
-def test_batches_add_up():
+def test_counts_of_batches_add_up():
     recall = Accuracy()
     plain = asked([[1, 2]], [2], [[NO, NO]])
     recall.add(choosing([[1, 2]]), plain)
@@ -53,7 +53,7 @@ def test_batches_add_up():
     assert recall.take() == {"questions": 2, "answers": 0.5}
 
 
-def test_kinds_are_counted_each_by_itself():
+def test_kinds_are_counted_separately():
     recall = Accuracy(["absent", "names"])
     plain = asked([[1, 2], [1, 2], [3, 4], [5, 6]], [2] * 4, [[NO, YES], [NO, NO], [NO, NO], [NO, NO]])
     recall.add(choosing([[1, 2], [1, 0], [3, 4], [5, 6]]), plain._replace(kinds=mx.array([2, 2, 1, 0])))
@@ -69,7 +69,7 @@ def test_kinds_are_counted_each_by_itself():
     }
 
 
-def test_where_the_target_is_the_frozen_model_tokens_are_counted():
+def test_tokens_are_counted_if_the_target_is_the_frozen_model():
     recall = Accuracy(["talk"])
     plain = asked([[1, 2, 3], [1, 2, 3]], [3, 3], [[NO] * 3] * 2)._replace(kinds=mx.array([1, 0]))
     weights = mx.array([[2.0, 2.0, 0.0], [1.0, 1.0, 1.0]])
@@ -78,7 +78,7 @@ def test_where_the_target_is_the_frozen_model_tokens_are_counted():
     assert recall.take() == {"alike": 4 / 5, "alike:talk": 1 / 2}
 
 
-def test_an_answer_is_right_where_greedy_decoding_gives_it():
+def test_an_answer_is_right_if_greedy_decoding_gives_it():
     model, tokenizer = load(backbone(), adapter=adapter())
     record = Record("here", tuple(chat("My word is jade!", "Thank you.", "What is it?", "jade")))
     [episode] = EpisodeMaker(tokenizer, EpisodeRules()).episodes([record])

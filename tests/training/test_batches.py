@@ -34,7 +34,7 @@ def test_a_batch_as_arrays():
     assert batch.rows.tolist() == [0, 0, 1, 0]
     asked = batch.asked
     assert asked.ids[:, :4].tolist() == [[1, 2, 3, 4], [9, 8, 7, 0], [2, 3, 0, 0], [1, 2, 3, 4]]
-    # The last question is there to fill up.
+    # The last question is a filler.
     assert asked.mask.sum(axis=-1).tolist() == [4, 3, 2, 0]
     assert asked.positions[:, :2].tolist() == [[1, 2], [0, 1], [0, 0], [1, 2]]
     assert asked.targets[:, :2].tolist() == [[3, 4], [8, 7], [3, 0], [3, 4]]
@@ -71,7 +71,7 @@ def test_each_answer_token_is_predicted_from_the_one_before_it():
     assert (batch.context.mask.sum(axis=-1) - batch.asked.mask.sum(axis=-1)).tolist() == [3, 3, 3, 0]
 
 
-def test_what_is_written_as_arrays():
+def test_flags_of_written_tokens_as_arrays():
     plain, masked = episode(5, (6, 2), context=False), half_written(episode(5, (6, 2), (4, 1), context=False))
     assert (
         BatchMaker(TSW).batch([plain]).history[0].written is None
@@ -94,7 +94,7 @@ def test_turns_as_arrays():
     plain, turned = episode(5, (6, 2), context=False), in_turns(episode(24, (6, 2), context=False), 20, 4)
     batch = BatchMaker(TSW).batch([plain, turned])
     first, second = batch.history
-    # Each as wide as it needs to be.
+    # Each pass is as wide as its longest text.
     assert first.ids.shape == first.written.shape == first.mask.shape == (2, 32)
     assert second.ids.shape == second.written.shape == (2, 16)
     assert [each.lengths.tolist() for each in batch.history] == [[5, 20], [0, 4]]
@@ -149,7 +149,7 @@ def test_the_units_of_histories(kind, units):
     assert not shares[0, :, 5:].any() and not shares[0, 3:].any() and not shares[1].any()
 
 
-def test_a_history_whose_sentences_are_unknown_writes_nothing_whatever_is_beside_it():
+def test_a_history_without_sentences_writes_nothing():
     unknown = Episode(Segments([1, 2], [0, 0], [-1, -1]), _plain(5).questions)
     maker = BatchMaker(VARIANTS["sentence_mean"])
     assert not maker.batch([unknown]).shares.any()
@@ -165,7 +165,7 @@ def test_a_batch_from_plain_tuples():
 
 
 @given(st.integers(0, 10_000))
-def test_lengths_are_rounded_up_to_few(length):
+def test_lengths_are_rounded_up_to_few_sizes(length):
     rounded = _rounded(length)
     assert length <= rounded <= max(length * 5 // 4, -(-length // 8) * 8)
     assert len({_rounded(each) for each in range(length // 2 + 1, length + 1)}) <= 5
@@ -200,7 +200,7 @@ def test_every_epoch_is_a_permutation_that_depends_on_the_seed_alone(case, data)
     assert list(islice(again, 3 * per_epoch - first)) == batches[first:]
 
 
-def test_epochs_and_seeds_differ_and_leave_out_others():
+def test_epochs_and_seeds_differ_and_leave_out_other_episodes():
     episodes = [_plain(3)] * 10
     epochs = [list(islice(BatchOrder(episodes, 4, seed).indices(first), 2)) for seed in (0, 1) for first in (0, 2)]
     assert all(one != other for index, one in enumerate(epochs) for other in epochs[:index])
@@ -208,14 +208,14 @@ def test_epochs_and_seeds_differ_and_leave_out_others():
     assert seen == set(range(10))
 
 
-def test_batches_are_of_like_length():
+def test_batches_have_episodes_of_similar_length():
     generator = np.random.default_rng(0)
     lengths = generator.integers(1, 500, 640).tolist()
     episodes = [_plain(length) for length in lengths]
     batches = list(islice(BatchOrder(episodes, 4, 0).indices(), 160))
     spread = np.mean([max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in batches])
     assert spread < 40
-    # Not the shortest first, in all and in each stretch of 16 batches.
+    # The batches are not sorted by length, neither in all nor within a stretch of 16 batches.
     for places in (range(160), [place % 16 for place in range(160)]):
         assert abs(np.corrcoef(places, [lengths[batch[0]] for batch in batches])[0, 1]) < 0.3
 
@@ -249,25 +249,23 @@ def test_kinds_are_mixed_within_an_epoch():
 
 def test_too_few_episodes_of_a_kind():
     episodes = [as_read(_plain(3), index < 3) for index in range(9)]
-    with pytest.raises(
-        ValueError, match="3 episodes with questions that are written, fewer than a batch of 4"
-    ):
+    with pytest.raises(ValueError, match="3 episodes with questions that are written, fewer than a batch of 4"):
         BatchOrder(episodes, 4, 0)
     with pytest.raises(ValueError, match="there are 0 episodes, fewer than a batch of 4"):
         BatchOrder([], 4, 0)
 
 
-def test_texts_of_a_batch_are_of_like_length():
+def test_texts_of_a_batch_have_similar_lengths():
     # Every fourth text is long, and the histories have any length.
     texts = [63 if index % 4 == 0 else 3 for index in range(160)]
     episodes = [episode(5 + index % 9, (length, 1), context=False) for index, length in enumerate(texts)]
     batches = list(islice(BatchOrder(episodes, 4, 0).indices(), 40))
     mixed = [batch for batch in batches if len({texts[index] for index in batch}) > 1]
-    # Where long and short ones meet, in each of the 3 stretches of 16 batches.
+    # Only the batches at the border between long and short texts, one for each of the 3 stretches of 16 batches.
     assert len(mixed) <= 3
 
 
-def test_held_out_data_comes_once_in_its_order():
+def test_held_out_data_comes_once_in_order():
     order = BatchOrder([_plain(length) for length in (9, 3, 5, 1, 7)], 2, None)
     assert list(order.indices()) == [[0, 1], [2, 3], [4]]
     assert list(order.indices(1)) == [[2, 3], [4]]
@@ -280,7 +278,7 @@ def test_too_few_episodes():
 
 
 class Process:
-    """One of two."""
+    """One of two processes."""
 
     def __init__(self, rank: int):
         self._rank = rank
@@ -309,8 +307,8 @@ def test_two_processes_share_the_rows_of_each_batch():
 
 
 @pytest.mark.parametrize("most", [-1, 3, 4, 5])
-def test_two_processes_go_equally_far_in_held_out_data(most):
-    # The second batch is of one episode, so that the second process has no share of it.
+def test_two_processes_take_the_same_number_of_held_out_batches(most):
+    # The second batch has one episode, so that the second process has no share of it.
     written = (False, False, True, False, False, False, False)
     episodes = [as_read(_plain(3), writes) for writes in written]
     talks = []
@@ -318,7 +316,7 @@ def test_two_processes_go_equally_far_in_held_out_data(most):
         between = []
         feed = Feed(BatchMaker(TSW), seed=0, first=0, held_out=most, between=between.append)
         batches = feed(episodes, 2, 512, comm_group=process)
-        # As mlx-lm's trainer does.
+        # mlx-lm's trainer does the same.
         count = len(list(islice(batches, None if most < 0 else most)))
         assert count == (4 if most < 0 else min(most, 4)) - process.rank()
         talks.append(len(between))

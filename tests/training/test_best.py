@@ -1,4 +1,4 @@
-"""The best adapter of a run, by its looks at the held-out data."""
+"""The best adapter of a run, by its evaluations on the held-out data."""
 
 import math
 from contextlib import suppress
@@ -13,46 +13,46 @@ from mlx_deltamem.training.accuracy import Accuracy
 from mlx_deltamem.training.best import Best
 from mlx_deltamem.training.health import RATIOS
 from mlx_deltamem.training.keeper import RunStoppedError
-from mlx_deltamem.training.monitor import Metrics
+from mlx_deltamem.training.monitor import Metrics, Row
 from tests.training.runs import Watched, same, toy_episodes, toy_run
 
 EPISODES, HELD_OUT = toy_episodes(10), toy_episodes(2, seed=1)
 
 
-def looked(loss: float | None, answers: float | None = None, values: float | None = None) -> dict[str, float | None]:
+def evaluation(loss: float | None, answers: float | None = None, values: float | None = None) -> Row:
     row = {"iteration": 0, "val_loss": loss, "val_answers": answers, "val_values": values}
     return {name: value for name, value in row.items() if value is not None}
 
 
-def test_the_best_has_most_right_and_then_the_smallest_loss(tmp_path):
+def test_more_right_is_better_then_a_smaller_loss(tmp_path):
     best = Best(tmp_path)
     rows = [
-        (looked(3.0, 0.2), True),
-        (looked(2.0, 0.1), False),
-        (looked(2.5, 0.2), True),
-        (looked(2.5, 0.2), False),
-        # Values are what matters, where there are any.
-        (looked(4.0, 0.0, 0.3), True),
-        (looked(1.0, 0.9, 0.2), False),
-        (looked(math.nan, 1.0, 1.0), False),
+        (evaluation(3.0, 0.2), True),
+        (evaluation(2.0, 0.1), False),
+        (evaluation(2.5, 0.2), True),
+        (evaluation(2.5, 0.2), False),
+        # If there are values, answers do not count.
+        (evaluation(4.0, 0.0, 0.3), True),
+        (evaluation(1.0, 0.9, 0.2), False),
+        (evaluation(math.nan, 1.0, 1.0), False),
     ]
     assert [best.note(row) for row, _ in rows] == [wanted for _, wanted in rows]
 
 
-def test_what_a_resumed_run_has_found_before_counts(tmp_path):
-    Metrics(tmp_path).add(looked(2.0, 0.5))
+def test_a_resumed_run_continues_from_its_metrics(tmp_path):
+    Metrics(tmp_path).add(evaluation(2.0, 0.5))
     Metrics(tmp_path).add({"iteration": 1, "train_loss": 3.0})
-    assert Best(tmp_path).note(looked(3.0, 0.5))
+    assert Best(tmp_path).note(evaluation(3.0, 0.5))
     (tmp_path / "best").mkdir()
-    assert not Best(tmp_path).note(looked(3.0, 0.5))
-    assert Best(tmp_path).note(looked(3.0, 0.6))
+    assert not Best(tmp_path).note(evaluation(3.0, 0.5))
+    assert Best(tmp_path).note(evaluation(3.0, 0.6))
 
 
-def healthy(recall: float, *ratios: float | None) -> dict[str, float | None]:
-    return looked(2.0, recall) | dict(zip(RATIOS, ratios, strict=True))
+def healthy(recall: float, *ratios: float | None) -> Row:
+    return evaluation(2.0, recall) | dict(zip(RATIOS, ratios, strict=True))
 
 
-def test_the_best_is_healthy_and_until_one_is_it_is_the_healthiest(tmp_path):
+def test_a_healthy_adapter_is_better_then_the_healthier_one(tmp_path):
     best = Best(tmp_path, 1.1)
     rows = [
         (healthy(0.9, 1.0, 1.0, math.nan), True),
@@ -61,12 +61,12 @@ def test_the_best_is_healthy_and_until_one_is_it_is_the_healthiest(tmp_path):
         (healthy(0.9, 1.0, 1.0, 3.5), False),
         (healthy(0.1, 1.2, 1.2, 1.2), True),
         (healthy(0.0, 1.1, 1.1, 1.1), True),
-        # How healthy it is does not matter from there on.
+        # Among healthy adapters the ratios do not count.
         (healthy(0.3, 1.0, 1.09, 1.0), True),
         (healthy(0.2, 1.0, 1.0, 1.0), False),
         (healthy(0.9, 1.0, 1.101, 1.0), False),
-        # One that was not measured is not known to be healthy.
-        (looked(1.0, 1.0), False),
+        # An adapter that was not measured is not healthy.
+        (evaluation(1.0, 1.0), False),
         (healthy(0.9, None, 1.0, 1.0), False),
     ]
     assert [best.note(row) for row, _ in rows] == [wanted for _, wanted in rows]
@@ -75,7 +75,7 @@ def test_the_best_is_healthy_and_until_one_is_it_is_the_healthiest(tmp_path):
     assert [anything.note(row) for row in (rows[0][0], rows[4][0], rows[-2][0])] == [True, False, True]
 
 
-def test_a_resumed_run_knows_whose_adapter_is_kept_whatever_the_limit_was(tmp_path):
+def test_a_resumed_run_scores_the_kept_adapter_with_the_new_limit(tmp_path):
     (tmp_path / "best").mkdir()
     first, metrics = Best(tmp_path, 1.3), Metrics(tmp_path)
     for row in (healthy(0.2, 1.0, 1.0, 1.0), healthy(0.6, 1.0, 1.2, math.nan), healthy(0.5, 1.0, 1.2, 1.0)):
@@ -85,7 +85,7 @@ def test_a_resumed_run_knows_whose_adapter_is_kept_whatever_the_limit_was(tmp_pa
     for limit, recall, ratio, wanted in (
         (1.3, 0.4, 1.0, False),
         (1.3, 0.6, 1.0, True),
-        # The adapter that is kept is not healthy any more, and the first one is gone.
+        # With this limit the kept adapter is not healthy, and the healthy first one was overwritten.
         (1.1, 0.1, 1.1, True),
         (1.1, 0.9, 1.25, False),
         (None, 0.55, 9.0, True),
@@ -93,11 +93,11 @@ def test_a_resumed_run_knows_whose_adapter_is_kept_whatever_the_limit_was(tmp_pa
         assert Best(tmp_path, limit).note(healthy(recall, ratio, 1.0, 1.0)) == wanted
 
 
-def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+def test_metrics_without_marks_are_scored(tmp_path):
     (tmp_path / "best").mkdir()
-    Metrics(tmp_path).add(looked(2.0, 0.9))
-    Metrics(tmp_path).add(looked(2.0, 0.4))
-    assert not Best(tmp_path).note(looked(1.0, 0.5))
+    Metrics(tmp_path).add(evaluation(2.0, 0.9))
+    Metrics(tmp_path).add(evaluation(2.0, 0.4))
+    assert not Best(tmp_path).note(evaluation(1.0, 0.5))
     assert Best(tmp_path, 1.1).note(healthy(0.1, 1.0, 1.0, 1.0))
 
 
@@ -108,18 +108,18 @@ def test_the_best_adapter_is_kept_beside_the_last(tmp_path, monkeypatch):
     seen, kept = sorted(scores), {}
     note = run._evaluated
 
-    def looked(row: dict[str, float | None]) -> bool:
+    def evaluated(row: Row) -> bool:
         kept[row["iteration"]] = dict(current_adapter(run.model).weights)
         row["val_loss"] = 1.0
         return note(row)
 
-    run._evaluated = looked
+    run._evaluated = evaluated
     run.train(EPISODES, HELD_OUT)
     best = load_adapter(tmp_path / "run" / "best")
     assert same(dict(best.weights), kept[3]) and not same(dict(best.weights), kept[5])
     assert best.metadata["trained"].endswith("3 of 12 steps of 2, seed 0")
     assert load_adapter(tmp_path / "run").metadata["trained"].endswith("12 steps of 2, seed 0")
-    # What the run ends with can be said afterwards too.
+    # The option `keep` can also be given when the run is finished.
     again = toy_run(tmp_path / "run", steps_per_eval=2, learning_rate=0.1, warmup=0, keep="best")
     assert again.resume() == 12
     again.train(EPISODES, HELD_OUT)
@@ -127,7 +127,7 @@ def test_the_best_adapter_is_kept_beside_the_last(tmp_path, monkeypatch):
     assert same(dict(ended.weights), dict(best.weights)) and ended.metadata == best.metadata
 
 
-def test_a_run_that_ends_with_its_best_is_the_same_when_it_was_resumed(tmp_path):
+def test_a_resumed_run_ends_with_the_same_best_adapter(tmp_path):
     def ended(name: str, *stops: int) -> dict[str, mx.array]:
         for stop in (*stops, None):
             run = toy_run(tmp_path / name, steps_per_eval=2, save_every=1, keep="best")
@@ -143,7 +143,7 @@ def test_a_run_that_ends_with_its_best_is_the_same_when_it_was_resumed(tmp_path)
     assert same(ended("one"), ended("two", 11, 7))
 
 
-def test_the_best_needs_held_out_data_and_a_place(tmp_path):
+def test_the_best_adapter_needs_held_out_data_and_a_folder(tmp_path):
     run = toy_run(tmp_path / "run", keep="best")
     with pytest.raises(ValueError, match="--keep best needs held-out data; expected a"):
         run.check(EPISODES, [])

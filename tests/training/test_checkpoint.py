@@ -33,7 +33,7 @@ def saved(folder, steps: int = 7) -> Checkpoint:
     return checkpoint
 
 
-def test_what_comes_back_is_what_was_saved(tmp_path):
+def test_a_checkpoint_is_read_as_it_was_saved(tmp_path):
     checkpoint = saved(tmp_path)
     found = Checkpoint.last(tmp_path)
     assert found.progress == PROGRESS
@@ -42,7 +42,7 @@ def test_what_comes_back_is_what_was_saved(tmp_path):
     assert kinds == {"adapter", "optimizer", "random"}
 
 
-def test_a_run_goes_on_from_it_as_if_nothing_had_been(tmp_path):
+def test_a_restored_run_takes_the_same_steps(tmp_path):
     module, optimizer = parts()
     updated(module, optimizer)
     Checkpoint.of(module, optimizer, PROGRESS).save(tmp_path)
@@ -58,7 +58,7 @@ def test_a_run_goes_on_from_it_as_if_nothing_had_been(tmp_path):
     assert other_optimizer.learning_rate.item() == optimizer.learning_rate.item() == pytest.approx(1e-2 / 4)
 
 
-def test_what_comes_after_does_not_change_it():
+def test_later_steps_do_not_change_a_checkpoint():
     module, optimizer = parts()
     updated(module, optimizer)
     checkpoint = Checkpoint.of(module, optimizer, PROGRESS)
@@ -78,7 +78,7 @@ def test_the_last_two_are_kept(tmp_path):
     ]
 
 
-def test_the_last_one_is_the_one_with_the_most_steps(tmp_path):
+def test_the_last_checkpoint_has_the_most_steps(tmp_path):
     saved(tmp_path, 9_999_999)
     saved(tmp_path, 10_000_000)
     assert Checkpoint.last(tmp_path).progress.iteration == 10_000_000
@@ -91,7 +91,7 @@ def test_no_checkpoint(tmp_path):
     assert Checkpoint.last(tmp_path) is None
 
 
-def test_what_is_half_written_is_no_checkpoint_and_goes(tmp_path):
+def test_an_unfinished_file_is_not_a_checkpoint_and_is_removed(tmp_path):
     saved(tmp_path)
     left = tmp_path / "checkpoints" / ".0000009-0123abcd.safetensors"
     left.write_bytes(b"half")
@@ -101,7 +101,7 @@ def test_what_is_half_written_is_no_checkpoint_and_goes(tmp_path):
     assert Checkpoint.last(tmp_path) is not None
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_earlier_checkpoints(tmp_path, monkeypatch):
     saved(tmp_path, 5)
 
     def fail(path: str, *_: object) -> None:
@@ -117,7 +117,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["adapter", "optimizer"])
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_found(kind, number):
+def test_numbers_that_are_not_finite_are_found(kind, number):
     checkpoint = Checkpoint.of(*parts(), PROGRESS)
     checkpoint.check()
     name = next((name for name in checkpoint.arrays if name.startswith(kind)), "optimizer.m")
@@ -142,7 +142,7 @@ def test_a_damaged_file_is_named(damage, tmp_path):
     path = tmp_path / "checkpoints" / "0000007.safetensors"
     content = path.read_bytes()
     if damage == "swapped":
-        # A safetensors file all right, but not one of a run.
+        # A valid safetensors file, but not a checkpoint.
         mx.save_safetensors(str(path), {"a": mx.zeros(3)})
     else:
         cut = {"empty": b"", "cut": content[:-1], "zeros": bytes(len(content)), "text": b"not a file" * 99}
@@ -166,6 +166,6 @@ def test_no_damage_goes_unnoticed(tmp_path, data):
     except ValueError as error:
         assert "is damaged" in str(error)
     else:
-        # Nothing but the spelling of the header was changed.
+        # Only the spelling of the header was changed.
         assert found.progress == checkpoint.progress
         assert same(dict(found.arrays), dict(checkpoint.arrays))

@@ -55,7 +55,7 @@ def test_a_folder_without_held_out_data(tmp_path):
     assert episodes == [] and counts.rows() == []
 
 
-def test_the_settings_decide(tmp_path):
+def test_the_settings_decide_the_episodes(tmp_path):
     write(tmp_path, "train.jsonl", {"messages": TALK})
     episodes, _ = loaded(tmp_path, rules=EpisodeRules(final_assistant_only=False))["train"]
     assert len(episodes) == 2 and episodes[0].context == ()
@@ -85,7 +85,7 @@ def test_a_bad_record_stops_or_is_left_out(tmp_path, row, problem):
     assert len(counts.errors) == 1 and counts.errors[0] + " (--on-error skip leaves such records out)" == message
 
 
-def test_a_bad_held_out_record_stops_too(tmp_path):
+def test_a_bad_held_out_record_also_stops(tmp_path):
     write(tmp_path, "train.jsonl", {"messages": TALK})
     write(tmp_path, "valid.jsonl", {})
     with pytest.raises(ValueError, match=r"valid\.jsonl line 1 has no fields"):
@@ -112,7 +112,7 @@ def test_no_data(tmp_path):
 
 
 def texts_of(episodes) -> list[tuple[str, str]]:
-    """Of each episode, what is told, and what is read with the answer."""
+    """The texts of each episode: the history, and the question with its answer."""
     decode = golden_tokenizer().decode
     return [(decode(each.history.ids), decode(each.questions[0].ids)) for each in episodes]
 
@@ -156,7 +156,7 @@ def test_held_out_records_on_the_hub(hub, monkeypatch, file):
         loaded("user/set")
 
 
-def test_a_data_set_that_was_downloaded_is_read_offline(hub, tmp_path, monkeypatch):
+def test_a_downloaded_data_set_is_read_offline(hub, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     hub.create("user/set", {"train.jsonl": json.dumps(ASKED).encode()}, kind="datasets")
     once = loaded("user/set")["train"][0]
@@ -191,7 +191,7 @@ class DatasetNotFoundError(DatasetsError, FileNotFoundError):
 
 @pytest.fixture
 def library(hub, monkeypatch) -> dict[str, object]:
-    """What the `datasets` library, which tests do without, would load: by name, splits or an error."""
+    """A replacement of the `datasets` library: by name, the splits or the error of a data set."""
     sets: dict[str, object] = {}
 
     def load_dataset(name: str) -> object:
@@ -235,7 +235,7 @@ def test_data_sets_that_cannot_be_used(library):
             loaded("user/set")
 
 
-def test_files_that_need_no_library_are_read_without_it(hub, library):
+def test_json_files_are_read_without_the_library(hub, library):
     hub.create("user/set", {"train.jsonl": json.dumps(ASKED).encode()}, kind="datasets")
     assert len(loaded("user/set")["train"][0]) == 1 and not library
 
@@ -247,7 +247,7 @@ def test_without_the_library_for_the_hub(hub, monkeypatch):
         loaded("user/set")
 
 
-# Loads a data set in a process of its own, since the library keeps the Hub's address from its import on.
+# Loads a data set in another process, since the library keeps the Hub's address from its import on.
 LOAD = """
 import sys
 from tests.training.test_data import loaded, texts_of

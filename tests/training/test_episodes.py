@@ -47,7 +47,7 @@ def with_template(source: str) -> TokenizerWrapper:
     return tokenizer
 
 
-# What is written and what is read
+# The written and the read part
 
 
 @pytest.mark.parametrize("recent", [1, 2, 3, 4])
@@ -66,7 +66,7 @@ def test_the_last_messages_are_read_and_the_earlier_ones_written(recent, system)
     assert counts.rows() == [("episodes", 1), ("questions", 1)]
 
 
-def test_a_chat_that_is_no_longer_than_what_is_read_has_no_history():
+def test_a_short_chat_has_no_history():
     for recent in (5, 9):
         [episode], counts = make(record(TALK), recent_messages=recent)
         assert episode.history == NO_SEGMENTS
@@ -74,12 +74,12 @@ def test_a_chat_that_is_no_longer_than_what_is_read_has_no_history():
         assert counts.rows() == [("episodes", 1), ("questions", 1), ("without a history", 1)]
 
 
-def test_a_record_may_say_itself_how_much_is_read():
+def test_recent_messages_of_a_record():
     own = replace(record(TALK), recent=3)
     assert make(own, recent_messages=1)[0] == make(record(TALK), recent_messages=3)[0]
 
 
-def test_a_record_may_say_itself_what_is_written():
+def test_write_of_a_record():
     told = chat("I am Ann.", "Hello.")
     asked = [record([*told, *chat(question, "You are Ann.")]) for question in ("Who am I?", "My name?")]
     written = [replace(each, write="all") for each in asked]
@@ -97,7 +97,7 @@ def test_a_record_may_say_itself_what_is_written():
         ("assistant", "assistant\nHello.<E>\n<S>assistant\nFine.<E>\n<S>", "assistant\nYou are Ann.<E>\n<S>"),
     ],
 )
-def test_of_one_role_only_its_messages_are_written(write, history, read):
+def test_with_a_role_only_its_messages_are_written(write, history, read):
     [episode], _ = make(record(TALK), write=write)
     parts = (episode.history.ids, episode.written), (episode.questions[0].ids, episode.questions[0].written)
     found = [text([token for token, flag in zip(*part, strict=True) if flag]) for part in parts]
@@ -106,14 +106,14 @@ def test_of_one_role_only_its_messages_are_written(write, history, read):
     assert cut.written == episode.written[-20:] and cut.questions[0].written == episode.questions[0].written[-30:]
 
 
-def test_what_is_written_by_default_and_in_whole():
+def test_write_after_and_write_all():
     for write, history, read in (("all", True, True), ("after", True, False)):
         [episode], _ = make(record(TALK), write=write)
         assert (episode.written, episode.questions[0].written) == (history, read)
     assert make(record(TALK))[0] == make(record(TALK), write="after")[0]
 
 
-def test_where_nothing_is_written_there_is_no_history():
+def test_without_writing_there_is_no_history():
     [episode], counts = make(record(TALK), write="none", context=True)
     assert episode.history == NO_SEGMENTS and episode.questions[0].written is False
     assert [text(each.ids) for each in episode.context] == [rendered(TALK)]
@@ -121,7 +121,7 @@ def test_where_nothing_is_written_there_is_no_history():
 
 
 @pytest.mark.parametrize("write", ["all", "after", "user"])
-def test_turn_by_turn_each_exchange_is_a_text_of_its_own(write):
+def test_turn_by_turn_each_exchange_is_a_separate_text(write):
     [episode], _ = make(record(TALK), write=write, turn_by_turn=True)
     texts = [[TALK[0], *TALK[1:3]], [TALK[0], *TALK[3:5]]]
     assert [text(ids) for ids, _ in episode.passes] == [rendered(messages) for messages in texts]
@@ -160,7 +160,7 @@ def test_turn_by_turn_whole_turns_are_kept():
 def test_turn_by_turn_a_first_turn_is_written_whole():
     [episode], _ = make(record(TALK[:3]), write="all", turn_by_turn=True)
     assert episode.history == NO_SEGMENTS and episode.turns == () and episode.questions[0].written is True
-    # Turns that end without a reply, and one that begins with it.
+    # Turns that end without a reply, and one that begins with a reply.
     messages = [TALK[0], TALK[2], TALK[1], TALK[3], *TALK[2:]]
     episodes, _ = make(record(messages), turn_by_turn=True)
     assert len(episodes[0].turns) == 3
@@ -182,15 +182,15 @@ def test_an_answer_that_was_cut_has_no_end(write):
     assert [text(each.questions[0].ids)[-4:] for each in episodes] == [written(".<E>\n")[-4:]] * 2 + ["Ann."]
 
 
-def test_an_answer_of_which_nothing_is_known_but_its_end():
+def test_a_cut_answer_without_other_tokens_is_refused():
     source = "{% for m in messages %}<S>{{ m.role }}\n{{ m.content }}{% if not loop.last %}<E>\n{% endif %}{% endfor %}"
     maker = EpisodeMaker(with_template(source), EpisodeRules())
-    # Where the template ends the last answer with nothing, there is nothing to leave out.
+    # If the template writes nothing after the last answer, there is nothing to leave out.
     [episode] = maker.episodes([replace(record(TALK), cut=True)])
     assert maker.counts.errors == [] and text(episode.questions[0].ids).endswith("You are Ann.")
 
 
-def test_a_record_may_have_a_target_and_a_weight():
+def test_target_and_weight_of_a_record():
     told = chat("I am Ann.", "Hello.")
     plain = record([*told, *chat("Who am I?", "You are Ann.")])
     own = replace(plain, target="frozen", weight=2.0)
@@ -198,7 +198,7 @@ def test_a_record_may_have_a_target_and_a_weight():
     assert [(each.target, each.weight) for each in episode.questions] == [("", 1.0), ("frozen", 2.0)]
 
 
-def test_each_answer_is_one_more_episode():
+def test_each_answer_becomes_an_episode():
     episodes, _ = make(record(TALK, value="Ann"), final_assistant_only=False)
     histories = [rendered([TALK[0], *TALK[1:end]]) if end > 1 else "" for end in (1, 3, 5)]
     assert [text(episode.history.ids) for episode in episodes] == histories
@@ -208,7 +208,7 @@ def test_each_answer_is_one_more_episode():
     assert [text(question.ids[slice(*question.value)]) for question in questions] == ["", "", "Ann"]
 
 
-def test_messages_that_answer_nobody_are_no_answers():
+def test_messages_after_an_answer_are_not_answers():
     messages = [{"role": "assistant", "content": "Welcome."}, *TALK[1:3], TALK[2], *TALK[3:]]
     episodes, counts = make(record(messages), final_assistant_only=False)
     assert [text(episode.history.ids) for episode in episodes] == [
@@ -226,7 +226,7 @@ def test_several_system_prompts_stay_on_both_sides():
     assert text(episode.questions[0].ids) == rendered([*messages[:2], *messages[-2:]])
 
 
-def test_of_what_is_too_long_the_end_is_kept():
+def test_long_texts_and_histories_keep_their_end():
     [whole], _ = make(record(TALK, "Ann"))
     [question] = whole.questions
     [cut], counts = make(record(TALK, "Ann"), max_write_length=20, max_seq_length=30)
@@ -241,7 +241,7 @@ def test_of_what_is_too_long_the_end_is_kept():
     assert make(record(TALK), **longest)[1].rows() == [("episodes", 1), ("questions", 1)]
 
 
-def test_an_answer_is_cut_at_neither_end():
+def test_an_answer_is_never_cut():
     answer = len(golden_tokenizer().encode(written("You are Ann.<E>\n")))
     [episode], _ = make(record(TALK), max_seq_length=answer + 1)
     assert episode.questions[0].answer == 1
@@ -301,7 +301,7 @@ def test_the_tokens_of_any_value(answer, data):
     ids = question.ids[question.answer :]
     begin, end = begin - question.answer, end - question.answer
     assert value in text(ids[begin:end])
-    # Each token at the ends has a part of it, of its last mention; a token of this tokenizer is some bytes.
+    # The first and the last token have a part of the last mention. A token of this tokenizer is a few bytes.
     place = len(content[: content.rfind(value)].encode())
     assert _bytes(ids[:begin]) <= place < _bytes(ids[: begin + 1])
     assert _bytes(ids[: end - 1]) < place + len(value.encode()) <= _bytes(ids[:end])
@@ -312,7 +312,7 @@ def _bytes(ids: list[int]) -> int:
     return sum(len(token) for token in golden_tokenizer().convert_ids_to_tokens(ids))
 
 
-def test_a_value_that_the_template_writes_in_another_way_is_counted():
+def test_a_value_that_the_template_changes_is_counted():
     tokenizer = with_template("{% for m in messages %}<S>{{ m.role }} {{ m.content | upper }}<E>{% endfor %}")
     maker = EpisodeMaker(tokenizer, EpisodeRules())
     [episode] = maker.episodes([record(chat("Hi.", "Hello.", "Who?", "Ann"), "Ann")])
@@ -321,7 +321,7 @@ def test_a_value_that_the_template_writes_in_another_way_is_counted():
     assert ("with a value that was not found", 1) in maker.counts.rows()
 
 
-def test_a_value_is_that_of_the_last_answer():
+def test_a_value_belongs_to_the_last_answer():
     episodes, counts = make(record(chat("I am Ann.", "Ann?", "Who am I?", "Ann."), "Ann"), final_assistant_only=False)
     values = [text(question.ids[slice(*question.value)]) for episode in episodes for question in episode.questions]
     assert values == ["", "Ann"]
@@ -348,7 +348,7 @@ def test_questions_in_a_row_about_one_history_share_it():
     assert [len(episode.questions) for episode in make(*records[:3], questions_per_write=1)[0]] == [1, 1, 1]
 
 
-# What cannot be used
+# Unusable records
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_questions_in_a_row_about_one_history_share_it():
         ),
     ],
 )
-def test_what_cannot_be_used_is_counted(messages, kind, problem):
+def test_unusable_records_are_counted(messages, kind, problem):
     episodes, counts = make(record(messages))
     assert episodes == []
     assert counts.rows() == [(kind, 1)]
@@ -391,14 +391,14 @@ def test_a_chat_that_the_template_refuses():
     assert maker.counts.errors[0].startswith("line 1, message 6, cannot be used: the chat template refuses 3 messages")
 
 
-def test_an_answer_that_nothing_is_written_before():
+def test_an_answer_without_a_token_before_it_is_refused():
     maker = EpisodeMaker(with_template("{% for m in messages %}{{ m.content }}{% endfor %}"), EpisodeRules())
     assert len(maker.episodes([record(chat("Hi.", "Hello."))])) == 1
     assert maker.episodes([record(chat("", "Hello."))]) == []
     assert "the chat template writes no token before the answer" in maker.counts.errors[0]
 
 
-def test_an_answer_that_the_template_writes_in_another_way_after_the_whole_chat():
+def test_an_answer_with_other_tokens_after_the_whole_chat_is_refused():
     long = "{% if loop.last and messages | length > 4 %}at last, {% endif %}"
     source = f"{{% for m in messages %}}<S>{{{{ m.role }}}} {long}{{{{ m.content }}}}<E>{{% endfor %}}"
     maker = EpisodeMaker(with_template(source), EpisodeRules(), context=True)
@@ -414,7 +414,7 @@ def test_thinking_is_off_as_in_a_chat_session():
     )
     plain = with_template(source)
     plain.add_tokens(["<think>", "</think>"], special_tokens=True)
-    # By these tokens mlx-lm knows a model that thinks, unless it is told otherwise.
+    # With these tokens in the vocabulary, mlx-lm takes the model for one that thinks.
     tokenizer = TokenizerWrapper(plain._tokenizer)
     assert tokenizer.has_thinking
     [episode] = EpisodeMaker(tokenizer, EpisodeRules()).episodes([record(TALK)])
@@ -422,9 +422,9 @@ def test_thinking_is_off_as_in_a_chat_session():
     assert tokenizer.decode(question.ids[question.answer :]) == written("You are Ann.<E>")
 
 
-def test_an_answer_begins_with_the_token_that_takes_in_what_asks_for_it():
+def test_an_answer_begins_with_a_token_that_includes_the_end_of_the_prompt():
     tokenizer = golden_tokenizer()
-    # Two tokens, which are one where they follow each other.
+    # Two tokens that become one token side by side.
     first, second = next(
         pair for pair in pairwise("the cat and the end of the tin is near") if len(tokenizer.encode("".join(pair))) == 1
     )

@@ -1,4 +1,4 @@
-"""The model's health while an adapter is trained: what is noted and told, and which adapter is kept for it."""
+"""The model's health during training: the metrics, the printed lines, and the choice of the best adapter."""
 
 import math
 import re
@@ -30,7 +30,7 @@ PROMPTS = ("Why [so]?", "And?")
 
 
 def stand_in(ratio: Callable[[], float]) -> SimpleNamespace:
-    """A checkup that finds a ratio, the same in all ways."""
+    """A checkup with one ratio for all conditions."""
 
     def losses() -> Losses:
         return Losses(np.array([2]), np.array([4.0]), dict.fromkeys(WAYS, np.array([4.0 + 2 * math.log(ratio())])))
@@ -42,11 +42,11 @@ def stand_in(ratio: Callable[[], float]) -> SimpleNamespace:
 
 
 def printed(capsys) -> str:
-    """A terminal of 80 columns breaks long lines."""
+    """The printed text without the line breaks of a terminal of 80 columns."""
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).split())
 
 
-def test_what_a_look_notes_and_tells(capsys):
+def test_the_ratios_and_the_printed_lines(capsys):
     row = health.measure_health(stand_in(lambda: 1.2), 1.1)
     assert row == {name: pytest.approx(1.2) for name in ("health_written", *RATIOS)}
     text = printed(capsys)
@@ -63,26 +63,26 @@ def test_the_largest_ratio_decides():
         assert largest_ratio(missing) == math.inf
 
 
-def test_a_damaged_adapter_is_not_the_best_though_it_recalls_more(tmp_path, monkeypatch, capsys):
+def test_an_unhealthy_adapter_with_more_right_is_not_the_best(tmp_path, monkeypatch, capsys):
     answers, ratios = [0.0, 0.5, 0.9, 0.4], [1.0, 1.05, 3.0, 1.0]
-    looks = []
-    monkeypatch.setattr(Accuracy, "take", lambda _: {"questions": 2, "answers": answers[len(looks) - 1]})
+    evaluations = []
+    monkeypatch.setattr(Accuracy, "take", lambda _: {"questions": 2, "answers": answers[len(evaluations) - 1]})
     kept = []
 
     def ratio() -> float:
-        return ratios[len(looks) - 1]
+        return ratios[len(evaluations) - 1]
 
     run = toy_run(tmp_path / "run", steps_per_eval=4, learning_rate=0.1, warmup=0, keep="best")
     run.checkup = stand_in(ratio)
     note = run._evaluated
 
-    def looked(row: dict[str, float | None]) -> bool:
+    def evaluated(row: dict[str, float | None]) -> bool:
         kept.append(dict(current_adapter(run.model).weights))
         return note(row)
 
     take = Accuracy.take
-    monkeypatch.setattr(Accuracy, "take", lambda self: (looks.append(0), take(self))[1])
-    run._evaluated = looked
+    monkeypatch.setattr(Accuracy, "take", lambda self: (evaluations.append(0), take(self))[1])
+    run._evaluated = evaluated
     run.train(EPISODES, HELD_OUT)
     assert len(kept) == 4
     assert same(dict(load_adapter(tmp_path / "run").weights), kept[1])
@@ -92,7 +92,7 @@ def test_a_damaged_adapter_is_not_the_best_though_it_recalls_more(tmp_path, monk
     assert printed(capsys).count("not healthy") == 1
 
 
-def test_what_a_resumed_run_has_found_healthy_before_counts(tmp_path):
+def test_a_resumed_run_keeps_its_healthy_best_adapter(tmp_path):
     def weights(run: Run) -> dict[str, mx.array]:
         return dict(current_adapter(run.model).weights)
 
@@ -118,7 +118,7 @@ def test_what_a_resumed_run_has_found_healthy_before_counts(tmp_path):
     assert losses[0] > losses[-1]
 
 
-def test_the_first_process_alone_measures(tmp_path, monkeypatch):
+def test_only_the_first_process_measures(tmp_path, monkeypatch):
     run = toy_run(tmp_path / "run", steps_per_eval=12)
     run.checkup = stand_in(lambda: 1.0)
     run._best = SimpleNamespace(note=lambda row: False)
@@ -129,7 +129,7 @@ def test_the_first_process_alone_measures(tmp_path, monkeypatch):
 
 
 def real_run(folder: Path, data: Path, texts: int) -> Run:
-    """A run on the golden backbone, from an adapter that does harm."""
+    """A run on the golden backbone with an unhealthy first adapter."""
     settings = Settings(backbone(), str(data), schedule=Schedule(2, 4, 1e-2, warmup=0))
     model, tokenizer = prepare_model(settings)
     mx.random.seed(1)
@@ -142,15 +142,15 @@ def real_run(folder: Path, data: Path, texts: int) -> Run:
     return run
 
 
-def test_a_look_does_not_change_what_is_learned(tmp_path):
+def test_a_health_check_does_not_change_the_training(tmp_path):
     data = write_chats(tmp_path / "names")
     runs = {texts: real_run(tmp_path / f"run {texts}", data, texts) for texts in (0, 1)}
     adapters = {texts: dict(current_adapter(run.model).weights) for texts, run in runs.items()}
     assert same(adapters[0], adapters[1])
-    looks = {texts: [r for r in Metrics(run.folder).rows() if "val_loss" in r] for texts, run in runs.items()}
-    assert [row["val_loss"] for row in looks[0]] == [row["val_loss"] for row in looks[1]]
-    assert not any(set(RATIOS) & set(row) for row in looks[0])
-    ratios = [row["health_written"] for row in looks[1]]
+    evaluations = {texts: [r for r in Metrics(run.folder).rows() if "val_loss" in r] for texts, run in runs.items()}
+    assert [row["val_loss"] for row in evaluations[0]] == [row["val_loss"] for row in evaluations[1]]
+    assert not any(set(RATIOS) & set(row) for row in evaluations[0])
+    ratios = [row["health_written"] for row in evaluations[1]]
     assert len(set(ratios)) == len(ratios) == 3
-    # The last look was before the last step; one more, with the adapter as it is now, is another one.
+    # The last evaluation was before the last step. The finished adapter has another ratio.
     assert runs[1].checkup.losses().ratios["written"] not in ratios

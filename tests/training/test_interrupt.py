@@ -21,7 +21,7 @@ with noticed_interrupts(lambda: print("noticed", flush=True), lambda: print("giv
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_is_noticed_and_the_second_ends_it_while_python_does_not_run(number):
+def test_signals_are_noticed_while_python_does_not_run(number):
     process = subprocess.Popen([sys.executable, "-c", _SCRIPT], stdout=subprocess.PIPE, text=True)
     try:
         for line in ("began", "noticed", "given up"):
@@ -46,7 +46,7 @@ def test_afterwards_ctrl_c_is_as_before():
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_other_signals_are_none_of_its_business():
+def test_other_signals_are_ignored():
     seen, before = [], signal.signal(signal.SIGUSR1, lambda *_: seen.append("other"))
     try:
         with noticed_interrupts(lambda: seen.append("first"), lambda: seen.append("second")):

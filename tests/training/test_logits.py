@@ -19,7 +19,7 @@ def classes(model: nn.Module) -> list[type]:
 
 
 def head_rows(model: nn.Module, run) -> list[int]:
-    """The number of positions of each call of the head."""
+    """The number of positions in each call of the head."""
     rows, embedding = [], model.model.embed_tokens
     original = type(embedding)
 
@@ -39,7 +39,7 @@ def head_rows(model: nn.Module, run) -> list[int]:
 @every_family
 @pytest.mark.parametrize("attached", [True, False])
 def test_the_logits_are_those_of_the_whole_text(family, attached):
-    # Some have a head of their own (phi3, gpt_oss, gemma3_text), others use the embedding for it.
+    # Some have a separate head (phi3, gpt_oss, gemma3_text), others use the embedding.
     model = attached_model(family) if attached else tiny_model(family)
     ids, before = random_ids(), classes(model)
     logits = model(ids, cache=make_prompt_cache(model))
@@ -92,13 +92,13 @@ def set_memory_lazily(cache: list, states: dict[int, mx.array]) -> None:
     cache[-1].cache = [states[layer] for layer in range(len(cache[-1].cache))]
 
 
-def test_after_an_error_the_model_is_as_before():
+def test_the_model_is_unchanged_after_an_error():
     model, ids = attached_model(), random_ids()
     before, logits = classes(model), model(ids)
     with pytest.raises(ValueError, match="prompt cache has 1 entries"), head_at_positions(model):
         logits_at(model, ids, [None], POSITIONS)
     assert classes(model) == before
-    # And a call that has nothing to do with positions gives all logits.
+    # A call without positions gives all logits.
     with head_at_positions(model):
         assert model(ids).shape == logits.shape
 

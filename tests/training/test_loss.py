@@ -49,7 +49,7 @@ from tests.training.cases import (
     towards,
 )
 
-# With every term: each is large enough for its gradient to matter.
+# Every term, each large enough for its gradient to matter.
 EVERYTHING = LossTerms(
     sparsity=1.0,
     sparsity_pass="write",
@@ -68,19 +68,19 @@ TERMS = {
     "teacher": LossTerms(sparsity=0.0, teacher_kl=2.0),
 }
 EPISODES = [episode(11, (9, 3), (5, 2)), episode(3, (6, 2)), episode(14, (7, 4), seed=1)]
-# Their texts are written as they are read, one of them with nothing before it.
+# Episodes with written questions, one of them without a history.
 WRITTEN = [as_read(each) for each in (*EPISODES, replace(EPISODES[1], history=NO_SEGMENTS))]
-# Of these, some tokens are written, in their texts too.
+# Episodes with partly written histories and questions.
 MASKED = [half_written(each) for each in EPISODES]
-# Of these, the histories are written in several passes, one of them in one.
+# Episodes with histories in several passes, and one in a single pass.
 TURNS = [
     in_turns(as_read(EPISODES[0]), 4, 7),
     half_written(EPISODES[1]),
     in_turns(half_written(EPISODES[2]), 5, 3, 6),
 ]
-# These are learned from other targets than their answers and the rest of the loss.
+# Episodes with other targets.
 TARGETS = [towards(EPISODES[0], "frozen", 2.0), towards(EPISODES[1], "answer"), EPISODES[2]]
-# For what takes thousands of losses.
+# Small episodes, for tests that compute thousands of losses.
 FEW = [episode(8, (7, 3), (5, 2)), episode(5, (6, 2))]
 VALUE_WEIGHT = 4.0
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
@@ -107,7 +107,7 @@ def test_gradients_are_those_of_finite_differences(variant, monkeypatch):
     batch = batch_of(module, FEW)
     in_float64(module, monkeypatch)
     found = gradients(module, loss_of(module, batch))
-    # No weight has an effect on these, as the next test shows; it takes no short cuts.
+    # The weights have no effect on the frozen logits, so they are computed once. The next test does not do this.
     frozen = {id(asked): module._frozen(asked) for asked in (batch.asked, batch.context)}
     monkeypatch.setattr(module, "_frozen", lambda asked: frozen[id(asked)])
     first = {name: gradient for name, gradient in found.items() if ".layers.0." in name}
@@ -136,7 +136,7 @@ def test_gradients_of_written_texts_are_those_of_finite_differences(variant, mon
 
 @pytest.mark.slow
 @every_token_variant
-def test_gradients_of_texts_of_which_some_is_written_are_those_of_finite_differences(variant, monkeypatch):
+def test_gradients_of_partly_written_texts_are_those_of_finite_differences(variant, monkeypatch):
     module = episode_model(VARIANTS[variant])
     batch = batch_of(module, [half_written(each) for each in FEW])
     in_float64(module, monkeypatch)
@@ -177,11 +177,11 @@ def test_gradients_of_written_texts_are_those_of_the_reference_scan(variant, mon
 
 
 @every_token_variant
-def test_gradients_of_texts_of_which_some_is_written_are_those_of_the_reference_scan(variant, monkeypatch):
+def test_gradients_of_partly_written_texts_are_those_of_the_reference_scan(variant, monkeypatch):
     check_reference_scan(variant, MASKED, monkeypatch)
 
 
-def test_gradients_go_through_all_turns_as_those_of_the_reference_scan_do(monkeypatch):
+def test_gradients_of_turns_are_those_of_the_reference_scan(monkeypatch):
     check_reference_scan("TSW", TURNS, monkeypatch)
 
 
@@ -196,7 +196,7 @@ def check_reference_scan(variant: str, episodes: list[Episode], monkeypatch: pyt
 
 
 def in_float64(module: EpisodeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute in float64 from now on, in which other orders of the same sums do not show."""
+    """Compute in float64 from here on, where the order of a sum does not matter."""
     use_float64(monkeypatch)
     module.update(tree_map(lambda array: array.astype(mx.float64), module.parameters()))
 
@@ -214,35 +214,35 @@ def check_gradients(found: dict[str, mx.array], expected: dict[str, mx.array], t
 
 @pytest.mark.parametrize("terms", TERMS)
 @pytest.mark.parametrize("variant", ["TSW", "SSW", "sentence_mean", "MSW"])
-def test_a_batch_is_as_its_episodes_one_by_one(variant, terms, monkeypatch):
+def test_a_batch_equals_its_single_episodes(variant, terms, monkeypatch):
     check_single_episodes(monkeypatch, episode_model(VARIANTS[variant], TERMS[terms]))
 
 
 @pytest.mark.parametrize("family", ["qwen3_next", "gemma3_text", "qwen3_moe", "gpt_oss"])
-def test_a_batch_is_as_its_episodes_one_by_one_in_other_families(family):
+def test_a_batch_equals_its_single_episodes_in_other_families(family):
     module = in_training(tiny_model(family), VARIANTS["TSW"], READ_SPARSITY, scale=0.1)
-    # In float32, since MLX has no float64 of all that they use: the sums of a batch are made in another order, and each
-    # of a few layers makes the difference of one rounding, 6e-8, larger by a factor of several.
+    # In float32, since some of their operations have no float64 in MLX. A batch adds numbers in another order, and
+    # each of the layers enlarges the difference of one rounding, 6e-8, several times.
     check_batch(module, batch_of(module, EPISODES), EPISODES, 1e-4)
 
 
 @pytest.mark.parametrize("terms", TERMS)
-def test_a_batch_of_written_texts_is_as_its_episodes_one_by_one(terms, monkeypatch):
+def test_a_batch_of_written_texts_equals_its_single_episodes(terms, monkeypatch):
     check_single_episodes(monkeypatch, episode_model(terms=TERMS[terms]), WRITTEN)
 
 
 @pytest.mark.parametrize("terms", TERMS)
-def test_a_batch_of_texts_of_which_some_is_written_is_as_its_episodes_one_by_one(terms, monkeypatch):
+def test_a_batch_of_partly_written_texts_equals_its_single_episodes(terms, monkeypatch):
     check_single_episodes(monkeypatch, episode_model(terms=TERMS[terms]), [*MASKED, as_read(EPISODES[1])])
 
 
 @pytest.mark.parametrize("terms", TERMS)
-def test_a_batch_of_turns_is_as_its_episodes_one_by_one(terms, monkeypatch):
+def test_a_batch_of_turns_equals_its_single_episodes(terms, monkeypatch):
     check_single_episodes(monkeypatch, episode_model(terms=TERMS[terms]), TURNS)
 
 
 @pytest.mark.parametrize("variant", ["SSW", "sentence_mean"])
-def test_a_batch_of_histories_of_which_some_is_written_is_as_its_episodes_one_by_one(variant, monkeypatch):
+def test_a_batch_of_partly_written_histories_equals_its_single_episodes(variant, monkeypatch):
     episodes = [replace(each, written=half_written(each).written) for each in EPISODES[::2]]
     check_single_episodes(monkeypatch, episode_model(VARIANTS[variant], TERMS["write sparsity"]), episodes)
 
@@ -250,7 +250,7 @@ def test_a_batch_of_histories_of_which_some_is_written_is_as_its_episodes_one_by
 def check_single_episodes(
     monkeypatch: pytest.MonkeyPatch, module: EpisodeModel, episodes: list[Episode] = EPISODES
 ) -> None:
-    """Compare, in float64, a ragged batch with its episodes, each run by itself as it is."""
+    """Compare a batch of different lengths with its single episodes, in float64."""
     batch = batch_of(module, episodes)
     with monkeypatch.context() as patch:
         in_float64(module, patch)
@@ -351,7 +351,7 @@ class PlainLoss:
 
 @pytest.mark.parametrize("terms", TERMS)
 @pytest.mark.parametrize("of_all", [False, True], ids=["some", "all"])
-def test_a_batch_of_other_targets_is_as_its_episodes_one_by_one(of_all, terms, monkeypatch):
+def test_a_batch_of_other_targets_equals_its_single_episodes(of_all, terms, monkeypatch):
     episodes = [
         towards(EPISODES[0], "frozen", 2.0),
         towards(as_read(EPISODES[1]), "answer", 0.5),
@@ -362,7 +362,7 @@ def test_a_batch_of_other_targets_is_as_its_episodes_one_by_one(of_all, terms, m
     check_single_episodes(monkeypatch, episode_model(terms=TERMS[terms]), episodes[:1])
 
 
-def test_what_the_frozen_model_says_itself_costs_nothing():
+def test_the_frozen_target_costs_nothing_without_a_memory():
     module = episode_model(terms=EVERYTHING)
     batch = batch_of(module, [towards(replace(each, history=NO_SEGMENTS), "frozen") for each in EPISODES])
     loss, tokens = module(batch)
@@ -370,9 +370,9 @@ def test_what_the_frozen_model_says_itself_costs_nothing():
     assert loss.item() == pytest.approx(sparsity, abs=1e-6) and tokens.item() == 11
 
 
-def test_filling_up_counts_nowhere():
+def test_filler_questions_do_not_count():
     module = episode_model(terms=READ_SPARSITY)
-    # The same questions, with and without others that fill up.
+    # The same questions, with and without filler questions.
     one = [episode(11, (9, 3)), episode(11, (9, 3))]
     many = [one[0], Episode(one[0].history, one[0].questions * 3, one[0].context * 3)]
     losses = [module(batch_of(module, episodes))[0].item() for episodes in (one, many)]
@@ -380,10 +380,10 @@ def test_filling_up_counts_nowhere():
     assert [module(batch_of(module, episodes))[1].item() for episodes in (one, many)] == [6, 12]
 
 
-# What a step gives back
+# The results of a step
 
 
-def test_what_is_left_to_look_at():
+def test_the_numbers_for_reports():
     module = episode_model()
     batch = batch_of(module)
     loss, tokens = module(batch)
@@ -410,7 +410,7 @@ def test_losses_of_16_bit_logits_are_computed_in_float32():
     assert found.dtype == mx.float32 and distance(found, exact) <= 1e-6
 
 
-def test_recall_is_counted_while_it_does_not_train():
+def test_answers_are_counted_in_evaluation_mode_only():
     module = episode_model()
     module(batch_of(module))
     assert module.accuracy.take() == {}
@@ -441,7 +441,7 @@ def test_a_compiled_loss_is_the_same():
 
 @pytest.mark.parametrize("episodes", [MASKED, TURNS, TARGETS], ids=["some of it", "turn by turn", "other targets"])
 @pytest.mark.parametrize("segment", [0, 5])
-def test_a_compiled_step_of_texts_that_are_written_in_part(segment, episodes):
+def test_a_compiled_step_of_partly_written_texts(segment, episodes):
     module = episode_model(terms=EVERYTHING)
     segmented = EpisodeModel(module.model, EVERYTHING, segment).train()
     batch = batch_of(module, episodes)
@@ -463,7 +463,7 @@ def test_a_compiled_step_of_texts_that_are_written_in_part(segment, episodes):
     ("terms", "writes"),
     [("corrupted", False), ("corrupted", True), ("zeroed", False)],
 )
-def test_a_state_without_a_history_is_compared_with_no_other(terms, writes):
+def test_without_a_history_states_are_not_compared(terms, writes):
     untold = [as_read(replace(each, history=NO_SEGMENTS), writes) for each in EPISODES]
     plain, compared = episode_model(terms=TERMS["none"]), episode_model(terms=TERMS[terms])
     losses = [module(batch_of(module, untold))[0].item() for module in (plain, compared)]
@@ -483,7 +483,7 @@ def test_episodes_without_a_history(monkeypatch):
 
 
 def train(module: EpisodeModel, batch: Batch, optimizer: optim.Optimizer, steps: int) -> list[float]:
-    """The loss before each step, which is compiled as in mlx-lm's trainer."""
+    """Take steps that are compiled as in mlx-lm's trainer; return the loss before each."""
     state = [module.state, optimizer.state]
 
     @partial(mx.compile, inputs=state, outputs=state)
@@ -538,7 +538,7 @@ def test_steps_are_the_same_bit_for_bit(name):
 
 @pytest.mark.slow
 def test_fifty_episodes_are_learned():
-    """A random backbone answers what is in the memory alone, and nothing without it."""
+    """A random backbone learns to answer from the memory, and only from it."""
     model, tokenizer = load(backbone())
     fact = EpisodeSettings((1, 1), (0, 0), (0, 0), (0, 0), (0, 0), (0, 0), questions=1, keys=("words",))
     records = (record for index in range(50) for record in make_episode(fact, "0", index).records())

@@ -19,7 +19,7 @@ GRADIENTS = {"a": mx.array([3.0, 0.0, 0.0]), "b": mx.array([[0.0, 4.0], [0.0, 0.
 
 
 @pytest.mark.parametrize(("largest", "share"), [(1.0, 0.2), (5.1, 1.0), (100.0, 1.0)])
-def test_gradients_are_clipped_by_their_common_norm(largest, share):
+def test_gradients_are_clipped_by_their_global_norm(largest, share):
     model, optimizer = Two(), ClippedAdamW(1e-2, 10, 0, 0.0, largest)
     optimizer.update(model, GRADIENTS)
     assert optimizer.gradient_norm == pytest.approx(5)
@@ -28,7 +28,7 @@ def test_gradients_are_clipped_by_their_common_norm(largest, share):
         assert mx.allclose(optimizer.state[name]["m"], 0.1 * share * GRADIENTS[name], rtol=1e-5)
 
 
-def test_gradients_that_are_not_finite_are_told():
+def test_the_norm_of_gradients_that_are_not_finite():
     model, optimizer = Two(), ClippedAdamW(1e-2, 10, 0, 0.0, 1.0)
     assert optimizer.gradient_norm == 0
     optimizer.update(model, {"a": mx.array([math.inf, 0.0, 0.0]), "b": mx.zeros((2, 2))})
@@ -43,7 +43,7 @@ def test_the_learning_rate_rises_and_falls(updates, warmup):
         optimizer.update(model, GRADIENTS)
         rates.append(optimizer.learning_rate.item())
     rising, falling = rates[: warmup + 1], rates[warmup + 1 :]
-    # As in the reference: the first update is at no rate at all.
+    # As in the reference, the first update has a rate of 0.
     assert rising == pytest.approx([1e-2 * step / max(warmup, 1) for step in range(len(rising))] if warmup else [1e-2])
     assert falling == sorted(falling, reverse=True)
     if len(falling) > 2:

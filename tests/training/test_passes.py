@@ -23,7 +23,7 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def ignore(*_: object) -> None:
-    """Observes nothing."""
+    """An observer that does nothing."""
 
 
 def batch_of(model: nn.Module, episodes: list[Episode] = EPISODES) -> Batch:
@@ -31,7 +31,7 @@ def batch_of(model: nn.Module, episodes: list[Episode] = EPISODES) -> Batch:
 
 
 def written(model: nn.Module, history: Segments) -> dict[int, mx.array]:
-    """The states after a history that is run by itself, with keys and values, and nothing filled up."""
+    """The states after a single history, run with keys and values and without padding."""
     cache = make_prompt_cache(model)
     with write_spans(model, [history.message_ids], [history.sentence_ids]):
         model(mx.array([history.ids]), cache=cache)
@@ -39,12 +39,12 @@ def written(model: nn.Module, history: Segments) -> dict[int, mx.array]:
 
 
 @every_family
-def test_a_batch_of_histories_writes_what_each_one_does(family):
+def test_a_batch_of_histories_equals_single_histories(family):
     check_written(attached_model(family))
 
 
 @every_variant
-def test_every_variant_writes_what_each_history_does(variant):
+def test_a_batch_equals_single_histories_for_every_variant(variant):
     check_written(attached_model(config=VARIANTS[variant]))
 
 
@@ -75,7 +75,7 @@ def test_texts_are_read_with_the_state_of_their_episode(family, writes):
     assert distance(passes.read(model, states, batch.asked, writes=not writes), logits) > 1e-3
 
 
-def test_what_is_written_while_reading_changes_no_state():
+def test_writing_a_text_does_not_change_the_given_states():
     model = attached_model()
     batch = batch_of(model)
     states = passes.of_rows(passes.write(model, batch, ignore), batch.rows)

@@ -1,4 +1,4 @@
-"""Starts of new adapters."""
+"""The first weights of new adapters."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def test_the_rows_of_the_values_have_norm_1_on_average():
         assert abs(mx.linalg.norm(attention.delta_mem.memory_v_proj, axis=1).mean().item() - 1) < 0.1
 
 
-def test_what_cannot_be_tied_is_refused():
+def test_adapters_that_cannot_be_tied_are_refused():
     with pytest.raises(ValueError, match="delta_heads are q k; --tie-output needs o among them"):
         tie_output(toy_model(DeltaMemConfig(rank=4, delta_heads=("q", "k"))))
     with pytest.raises(ValueError, match="delta_heads are none; --tie-output needs o among them"):

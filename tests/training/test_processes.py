@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(data, tmp_path_factory):
-    """A run that nothing disturbed, and what it printed."""
+    """A run without interruptions, and its output."""
     folder = tmp_path_factory.mktemp("built") / "run"
     code, out, err = Train(*tiny_options(data, **LONG), "--adapter-path", folder, cwd=folder.parent).end()
     assert (code, err) == (0, "")
@@ -43,7 +43,7 @@ def built(data, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_what_a_run_leaves_and_prints(built):
+def test_the_files_and_the_output_of_a_run(built):
     folder, out = built
     files = {SETTINGS_FILE, METRICS_FILE, CURVES_FILE, WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}
     files |= {"checkpoints", "best", ".lock"}
@@ -63,7 +63,7 @@ def test_what_a_run_leaves_and_prints(built):
 
 
 @pytest.mark.slow
-def test_what_is_published_of_a_run(built):
+def test_the_published_files_of_a_run(built):
     folder, _ = built
     parcel = pack(folder, "anna/memory", "Qwen/Qwen3-0.6B", "mit")
     assert parcel.contents.keys() == {
@@ -94,7 +94,7 @@ def test_a_run_is_the_same_each_time(data, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-# ---- runs that survive
+# ---- interrupted runs
 
 
 @pytest.mark.slow
@@ -124,10 +124,10 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_file(built, dat
 @pytest.mark.parametrize(
     ("number", "ignored"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False)]
 )
-def test_ctrl_c_saves_and_says_how_to_go_on(number, ignored, data, tmp_path):
+def test_ctrl_c_saves_and_prints_how_to_resume(number, ignored, data, tmp_path):
     options = tiny_options(data, iters=100_000, **{"steps-per-report": 1})
     if ignored:
-        # As a shell starts a job of a script in the background.
+        # A shell starts the background jobs of a script like this.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     process = Train(*options, "--adapter-path", "a run", cwd=tmp_path)
     process.wait_for((tmp_path / "a run" / METRICS_FILE).is_file)
@@ -147,7 +147,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(number, ignored, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(data, tmp_path):
+def test_two_processes_give_the_weights_of_one(data, tmp_path):
     options = tiny_options(data, iters=8, **{"learning-rate": 1e-4})
     folders = tmp_path / "first", tmp_path / "second"
     processes = two_processes(*options, "--steps-per-report", 1, folders=folders, cwd=tmp_path)
@@ -155,7 +155,7 @@ def test_two_processes_do_what_one_does(data, tmp_path):
     processes[1].send_signal(signal.SIGINT)
     assert [process.end()[::2] for process in processes] == [(130, ""), (130, "")]
     assert 0 < last_checkpoint(folders[0]) < 8
-    # Only the first one has a folder, and so options and a checkpoint.
+    # Only the first process has a folder with options and a checkpoint.
     processes = two_processes("--resume", "--steps-per-report", 1, folders=folders, cwd=tmp_path)
     first, second = [process.end() for process in processes]
     assert (first[0], first[2], second) == (0, "", (0, "", ""))
@@ -163,7 +163,7 @@ def test_two_processes_do_what_one_does(data, tmp_path):
     one = tmp_path / "one"
     assert Train(*options, "--steps-per-report", 1, "--adapter-path", one, cwd=tmp_path).end()[0] == 0
     assert largest_distance(load_adapter(folders[0]), load_adapter(one)) <= 1e-5
-    # Each has read its share.
+    # Each process has read its share.
     assert tokens_read(folders[0]) == pytest.approx(tokens_read(one))
     untrained, _ = prepare_model(Settings(backbone(), str(data)))
     assert largest_distance(load_adapter(folders[0]), current_adapter(untrained)) > 1e-4
@@ -180,7 +180,7 @@ def largest_distance(one: Adapter, other: Adapter) -> float:
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_where_numbers_are_not_finite(data, tmp_path):
+def test_two_processes_stop_together_if_numbers_are_not_finite(data, tmp_path):
     options = tiny_options(data, iters=8, warmup=2, **{"learning-rate": 1e30, "save-every": 1})
     folders = tmp_path / "first", tmp_path / "second"
     first, second = [each.end() for each in two_processes(*options, folders=folders, cwd=tmp_path)]

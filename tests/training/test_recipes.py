@@ -1,4 +1,4 @@
-"""The recipes of the paper's authors: their numbers, what comes before them, and one step of each."""
+"""The recipes of the paper's authors: their numbers, the options that win over them, and one step of each."""
 
 import json
 import re
@@ -27,12 +27,12 @@ from tests.sessions.test_template import chat
 from tests.training.cases import gradients
 from tests.training.command import in_process
 from tests.training.runs import weights_of
-from tests.training.test_data import FORMATS, SHAPES, every_format, every_shape
+from tests.training.test_data import FORMATS, SHAPES
 from tests.training.test_loss import PlainLoss, check_single_episodes
 
 hub = hub_fixture.hub
 BACKBONES = ("qwen3-tiny", "smollm3-tiny")
-# Facts 3.5, 1.6 and 8.5, the first of 3.4, and how 3.2 and 3.3 make an episode of each question.
+# From facts 3.5, 1.6, 8.5 and 3.4, and the episodes of facts 3.2 and 3.3.
 NUMBERS = {
     "data": "huaXiaKyrie/delta-mem-qasper-data",
     "rank": 8,
@@ -80,7 +80,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def trained(monkeypatch, capsys, tmp_path):
-    """Runs the command in this process and in an empty folder; gives the exit code and what was printed."""
+    """A function that runs the command in this process and in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return in_process(monkeypatch, capsys)
 
@@ -116,7 +116,7 @@ def test_smollm3_has_no_penalty_of_the_gate():
     assert flat("--recipe", "tsw", "--sparsity", 0.3, model="smollm3-tiny")["sparsity"] == 0.3
 
 
-def test_the_model_of_a_recipe_may_be_on_the_hub(hub):
+def test_a_recipe_with_a_model_on_the_hub(hub):
     config = (Path(backbone("smollm3-tiny")) / "config.json").read_bytes()
     hub.create("user/model", {"config.json": config, "model.safetensors": b"not read"})
     assert RunOptions.of(arguments("--model", "user/model", "--recipe", "ssw")).settings.terms.sparsity == 0
@@ -127,7 +127,7 @@ def test_the_model_of_a_recipe_may_be_on_the_hub(hub):
         RunOptions.of(arguments("--model", "user/none", "--recipe", "ssw"))
 
 
-# What comes before a recipe
+# Options that win over a recipe
 
 
 def test_the_command_line_comes_first_then_the_file_then_the_recipe_then_the_defaults(tmp_path, data):
@@ -137,11 +137,11 @@ def test_the_command_line_comes_first_then_the_file_then_the_recipe_then_the_def
     expected = {"rank": 4, "seed": 2, "iters": 64, "online_gain": 0.5, "num_state_heads": 4, "data": str(data)}
     assert options == flat("--recipe", "msw") | expected
     assert flat("-c", file) == flat("--recipe", "ssw") | {"rank": 4, "seed": 1, "iters": 64, "data": str(data)}
-    # Neither the recipe nor the file says them.
+    # These are in neither the recipe nor the file.
     assert (options["segment"], options["value_weight"]) == (0, 1.0)
 
 
-def test_a_run_by_a_recipe_is_kept_as_any_run_and_resumed(trained, tmp_path, data):
+def test_a_run_with_a_recipe_is_resumed_like_any_run(trained, tmp_path, data):
     asked = ("--model", backbone(), "--data", data, "--iters", 4, "--grad-accumulation-steps", 2)
     code, out, err = trained("--recipe", "msw", *asked, "--adapter-path", "run")
     assert (code, err) == (0, "") and re.search(r"recipe +msw ", re.sub(r"\x1b\[[\d;]*m", "", out))
@@ -156,12 +156,12 @@ def test_a_run_by_a_recipe_is_kept_as_any_run_and_resumed(trained, tmp_path, dat
         2,
         "error: --recipe is for a new run, and the run in run has its options; leave it out\n",
     )
-    # What a run writes is a file of options for the next one.
+    # The file that a run writes can be the file of options of another run.
     assert trained("-c", f"run/{SETTINGS_FILE}", "--adapter-path", "again")[0] == 0
     assert (tmp_path / "again" / SETTINGS_FILE).read_text() == (tmp_path / "run" / SETTINGS_FILE).read_text()
 
 
-def test_with_an_adapter_to_start_from_its_shape_is_kept_and_that_is_said(trained, tmp_path, data):
+def test_with_start_a_recipe_does_not_change_the_adapters_shape(trained, tmp_path, data):
     asked = ("--recipe", "tsw", "--model", backbone(), "--data", data, "--start", adapter("qwen3_msw4"))
     code, out, err = trained(*asked, "--iters", 2, "--grad-accumulation-steps", 2, "--adapter-path", "run")
     assert (code, err) == (0, "") and "tsw · without its configuration of a new adapter" in out
@@ -179,7 +179,7 @@ def test_with_an_adapter_to_start_from_its_shape_is_kept_and_that_is_said(traine
         ("recipe: tsw\nmodel: ''", "--model is missing; expected a folder or a Hub repo"),
     ],
 )
-def test_a_recipe_that_cannot_be_followed_is_one_line(trained, tmp_path, content, problem):
+def test_a_wrong_recipe_gives_one_line(trained, tmp_path, content, problem):
     (tmp_path / "mine.yaml").write_text(f"model: {backbone()}\n{content}" if "model" not in content else content)
     code, _, err = trained("-c", "mine.yaml", "--adapter-path", "run")
     assert (code, err.count("\n")) == (2, 1) and problem in err
@@ -189,11 +189,10 @@ def test_a_recipe_that_cannot_be_followed_is_one_line(trained, tmp_path, content
 # One step
 
 
-@every_format
-@every_shape
-def test_the_authors_data_set_is_the_default_in_every_shape(hub, trained, monkeypatch, tmp_path, shape, file):
+def test_the_authors_data_set_is_the_default(hub, trained, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    hub.create(PAPER_DATA, {file: FORMATS[file](SHAPES[shape]).encode()}, kind="datasets")
+    content = FORMATS["train.jsonl"](SHAPES["prompt and response"]).encode()
+    hub.create(PAPER_DATA, {"train.jsonl": content}, kind="datasets")
     shorter = ("--iters", 2, "--grad-accumulation-steps", 2)
     code, out, err = trained("--recipe", "tsw", "--model", backbone(), "--adapter-path", "run", *shorter)
     assert (code, err) == (0, "") and "2 episodes" in out
@@ -201,7 +200,7 @@ def test_the_authors_data_set_is_the_default_in_every_shape(hub, trained, monkey
 
 
 def prepared(recipe: str, name: str, data: Path) -> tuple[RunOptions, nn.Module, TokenizerWrapper, list[Episode]]:
-    """A run by a recipe that ends after one update, of all the data."""
+    """A run with a recipe that ends after one update with all data."""
     shorter = ("--iters", len(CHATS), "--grad-accumulation-steps", len(CHATS))
     options = RunOptions.of(arguments("--recipe", recipe, "--model", backbone(name), "--data", data, *shorter))
     model, tokenizer = prepare_model(options.settings)
@@ -216,7 +215,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_reference(recipe, backbone_n
     def text(messages: Sequence[dict[str, str]]) -> str:
         return tokenizer.apply_chat_template(messages, tokenize=False)
 
-    # Facts 3.2: the question and the system prompt are read, and what was said before them is written.
+    # Facts 3.2: the system prompt and the question are read, and earlier messages are written.
     decode = tokenizer.decode
     assert [decode(each.history.ids) for each in episodes] == [text(CHATS[0][:-2]), text(CHATS[1][:-2])]
     system, question = CHATS[0][:1], CHATS[0][-2:]
@@ -228,12 +227,12 @@ def test_the_loss_and_its_gradient_are_those_of_the_reference(recipe, backbone_n
 @every_backbone
 @every_recipe
 def test_a_step_is_that_of_the_reference(recipe, backbone_name, data, tmp_path):
-    """The mean gradient of the episodes, each by itself, clipped, and AdamW's first update at the full rate."""
+    """The step is AdamW's first update at the full rate with the clipped mean gradient of single episodes."""
     options, model, _, episodes = prepared(recipe, backbone_name, data)
     freeze_all_but_adapter(model)
     module = EpisodeModel(model, options.settings.terms).train()
     found = [gradients(module, PlainLoss(module, [each]).loss) for each in episodes]
-    # In the module, the model's weights are below its name.
+    # In the module, the names of the model's weights have a prefix.
     mean = {weight.removeprefix("model."): sum(each[weight] for each in found) / len(found) for weight in found[0]}
     norm = mx.sqrt(sum(mx.square(gradient).sum() for gradient in mean.values())).item()
     before = {weight: array + 0 for weight, array in weights_of(model).items()}
@@ -244,6 +243,6 @@ def test_a_step_is_that_of_the_reference(recipe, backbone_name, data, tmp_path):
         clipped = gradient * min(1.0, 1.0 / norm)
         expected = -2e-4 * clipped / (mx.abs(clipped) + 1e-8)
         moved = after[name] - before[name]
-        # Of gradients that are next to nothing beside the largest one, rounding may turn the sign.
+        # Rounding may change the sign of gradients that are tiny beside the largest one.
         certain = mx.abs(clipped) > 1e-3 * mx.abs(clipped).max()
         assert certain.any() and mx.abs(mx.where(certain, moved - expected, 0)).max().item() <= 2e-6, name

@@ -37,35 +37,35 @@ def test_every_form_of_a_record(row, messages, value):
     assert make_record("here", row) == Record("here", tuple(messages), value)
 
 
-def test_a_record_may_say_how_much_stays_in_the_text():
+def test_recent_messages():
     assert make_record("here", {"messages": CHAT, "recent_messages": 3}) == Record("here", tuple(CHAT), recent=3)
     assert make_record("here", {"messages": CHAT, "recent_messages": None}) == Record("here", tuple(CHAT))
 
 
 @pytest.mark.parametrize("target", ["answer", "frozen", None])
 @pytest.mark.parametrize("weight", [0.5, 3, None])
-def test_a_record_may_have_a_target_and_a_weight(target, weight):
+def test_target_and_weight(target, weight):
     row = {"messages": CHAT, "target": target, "weight": weight}
     expected = Record("here", tuple(CHAT), target=target or "", weight=1.0 if weight is None else weight)
     assert make_record("here", row) == expected
 
 
-def test_a_record_may_say_that_its_answer_is_cut():
+def test_cut():
     assert make_record("here", {"messages": CHAT, "cut": True}) == Record("here", tuple(CHAT), cut=True)
 
 
-def test_a_record_may_have_a_kind():
+def test_kind():
     assert make_record("here", {"messages": CHAT, "kind": "absent"}) == Record("here", tuple(CHAT), kind="absent")
 
 
 @pytest.mark.parametrize("turn_by_turn", [True, False, None])
-def test_a_record_may_say_that_it_is_written_turn_by_turn(turn_by_turn):
+def test_turn_by_turn(turn_by_turn):
     row = {"messages": CHAT, "turn_by_turn": turn_by_turn}
     assert make_record("here", row) == Record("here", tuple(CHAT), turn_by_turn=turn_by_turn)
 
 
 @pytest.mark.parametrize("write", [*WRITES, None])
-def test_a_record_may_say_what_is_written(write):
+def test_write(write):
     assert make_record("here", {"messages": CHAT, "write": write}) == Record("here", tuple(CHAT), write=write)
 
 
@@ -116,14 +116,14 @@ def test_a_record_may_say_what_is_written(write):
         ({"messages": CHAT, "write": "y\nes"}, "here has y?es for write; expected one of all, after"),
     ],
 )
-def test_what_is_wrong_with_a_record(row, problem):
+def test_the_problem_of_a_record(row, problem):
     with pytest.raises(RecordError) as caught:
         make_record("here", row)
     assert str(caught.value).startswith(problem)
     assert caught.value.kind == "unreadable"
 
 
-def test_names_out_of_a_file_are_shown_on_one_line():
+def test_names_from_a_file_are_shown_on_one_line():
     with pytest.raises(RecordError) as caught:
         make_record("here", {"a\nb": 1, "\x1b[31m": 2, "c" * 200: 3})
     assert str(caught.value) == f"here has a?b, ?[31m, {'c' * 88}...; expected messages, or prompt and completion"
@@ -157,7 +157,7 @@ def test_a_broken_list(tmp_path):
         read(tmp_path, '[{"messages": [', "train.json")
 
 
-def test_rows_that_were_read_already():
+def test_records_of_rows():
     found = list(records_of_rows("user/set train", [{"messages": CHAT}, {"text": "x"}]))
     assert found[0] == Record("user/set train record 1", tuple(CHAT))
     assert str(found[1]).startswith("user/set train record 2 has text; expected messages")
@@ -204,8 +204,8 @@ JSON = st.recursive(
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(JSON, max_size=4))
-def test_whatever_rows_hold_each_becomes_a_record_or_an_error(tmp_path, rows):
-    # A file that begins with a list would be one record after the other of that list.
+def test_every_row_becomes_a_record_or_an_error(tmp_path, rows):
+    # The first line is an object, since a file that begins with a list is read as that list.
     first, *found = read(tmp_path, lines({"messages": CHAT}, *rows))
     assert isinstance(first, Record) and len(found) == len(rows)
     for number, each in enumerate(found, 2):

@@ -41,7 +41,7 @@ TIMES = {"seconds", "tokens_per_second", "seconds_per_step", "peak_memory_gb"}
 
 
 class KilledError(BaseException):
-    """As if the process was gone: nothing after it is done."""
+    """Stands for the end of the process: nothing after it runs."""
 
 
 def kill() -> None:
@@ -62,7 +62,7 @@ def checkpoints(folder) -> list[int]:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """The weights of unbroken runs, by their accumulation."""
+    """The weights of unbroken runs, by the number of accumulated steps."""
     weights = {}
     for steps in (1, 2):
         run = toy_run(tmp_path_factory.mktemp("unbroken") / str(steps), grad_accumulation_steps=steps)
@@ -92,14 +92,14 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(accumulatio
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("held_out", [False, True])
-def test_ctrl_c_saves_and_the_run_goes_on_from_there(accumulation, held_out, unbroken, tmp_path):
+def test_ctrl_c_saves_and_the_run_can_be_resumed(accumulation, held_out, unbroken, tmp_path):
     run = toy_run(tmp_path / "run", grad_accumulation_steps=accumulation, save_every=100)
-    # Of held-out episodes, the third one that is looked at before step 5 is in a second batch.
+    # The third held-out episode of the evaluation before step 5 is in a second batch.
     train = EPISODES if held_out else Watched(EPISODES, 6 * PER_STEP, interrupt)
     valid = Watched(HELD_OUT, 3 + 1, interrupt) if held_out else HELD_OUT
     with pytest.raises(KeyboardInterrupt):
         run.train(train, valid)
-    # It is noticed in a thread of its own, a step later at most.
+    # Another thread notices it, at most one step later.
     (saved,) = checkpoints(tmp_path / "run")
     assert saved in ((4, 5) if held_out else (6, 7, 8))
     assert saved % accumulation == 0
@@ -111,7 +111,7 @@ def test_ctrl_c_saves_and_the_run_goes_on_from_there(accumulation, held_out, unb
     assert same(weights_of(again.model), unbroken[accumulation])
 
 
-def test_sigterm_saves_too(unbroken, tmp_path):
+def test_sigterm_also_saves(unbroken, tmp_path):
     run = toy_run(tmp_path / "run", save_every=100)
     with pytest.raises(KeyboardInterrupt):
         run.train(Watched(EPISODES, 6 * PER_STEP, terminate), HELD_OUT)
@@ -121,7 +121,7 @@ def test_sigterm_saves_too(unbroken, tmp_path):
     assert same(weights_of(again.model), unbroken[1])
 
 
-def test_ctrl_c_before_the_first_update_saves_nothing_and_the_run_begins_anew(unbroken, tmp_path):
+def test_ctrl_c_before_the_first_update_saves_nothing(unbroken, tmp_path):
     run = toy_run(tmp_path / "run", grad_accumulation_steps=2)
     with pytest.raises(KeyboardInterrupt):
         run.train(EPISODES, Watched(HELD_OUT, 1, interrupt))
@@ -133,7 +133,7 @@ def test_ctrl_c_before_the_first_update_saves_nothing_and_the_run_begins_anew(un
     assert same(weights_of(again.model), unbroken[2])
 
 
-def test_ctrl_c_twice_is_no_different_where_the_first_one_was_in_time(tmp_path):
+def test_a_second_ctrl_c_after_the_last_step_has_no_effect(tmp_path):
     run = toy_run(tmp_path / "run")
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -143,7 +143,7 @@ def test_ctrl_c_twice_is_no_different_where_the_first_one_was_in_time(tmp_path):
         interrupt()
 
 
-def test_a_run_in_another_thread_goes_on_without_ctrl_c(tmp_path):
+def test_a_run_in_another_thread_does_not_notice_ctrl_c(tmp_path):
     run = toy_run(tmp_path / "run", iters=2)
     mx.eval(run.model.parameters())
     thread = threading.Thread(target=run.train, args=(EPISODES, []))
@@ -152,7 +152,7 @@ def test_a_run_in_another_thread_goes_on_without_ctrl_c(tmp_path):
     assert checkpoints(tmp_path / "run") == [2]
 
 
-def test_a_finished_run_is_resumed_to_no_effect(unbroken, tmp_path):
+def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path):
     toy_run(tmp_path / "run").train(EPISODES, HELD_OUT)
     rows = Metrics(tmp_path / "run").rows()
     (tmp_path / "run" / WEIGHTS_FILE).unlink()
@@ -164,7 +164,7 @@ def test_a_finished_run_is_resumed_to_no_effect(unbroken, tmp_path):
     assert Metrics(tmp_path / "run").rows() == rows
 
 
-def test_the_metrics_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path):
+def test_a_resumed_run_has_the_metrics_of_an_unbroken_one(tmp_path):
     toy_run(tmp_path / "whole").train(EPISODES, HELD_OUT)
     broken = toy_run(tmp_path / "broken")
     with pytest.raises(KilledError):
@@ -180,10 +180,10 @@ def test_the_metrics_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path):
     last.train(EPISODES, HELD_OUT)
     whole, rows = untimed(tmp_path / "whole"), untimed(tmp_path / "broken")
     assert [row["iteration"] for row in whole] == [0, 3, 4, 6, 9, 9, 11, 12]
-    # mlx-lm counts its reports, and its looks at the held-out data, from step 8.
+    # mlx-lm counts its reports and evaluations from step 8.
     assert [row["iteration"] for row in rows] == [0, 3, 4, 6, 8, 11, 11, 12]
     assert rows[:4] == whole[:4]
-    # The look before step 12.
+    # The evaluation before step 12.
     assert [row for row in rows if "val_loss" in row][-1] == whole[-2]
 
 
@@ -191,7 +191,7 @@ def untimed(folder) -> list[dict[str, float]]:
     return [{name: row[name] for name in row if name not in TIMES} for row in Metrics(folder).rows()]
 
 
-def test_what_a_run_notes(tmp_path):
+def test_the_metrics_of_a_run(tmp_path):
     run = toy_run(tmp_path / "run", iters=4, steps_per_report=3)
     run.train(EPISODES, HELD_OUT)
     rows = Metrics(tmp_path / "run").rows()
@@ -202,16 +202,16 @@ def test_what_a_run_notes(tmp_path):
     assert looks[0]["val_questions"] == 3
     names = {"train_loss", "learning_rate", "gradient_norm", "write_gate", "state_norm"}
     assert set(reports[0]) == {"iteration", *names, *TIMES}
-    # β starts at sigmoid(-1.5), 0.18; a state of 4 rows that are written at that rate is neither empty nor large.
+    # β starts at sigmoid(-1.5), 0.18. A state of 4 rows with this gate is neither 0 nor large.
     assert reports[0]["write_gate"] == pytest.approx(0.18, abs=0.02)
     assert 0 < reports[0]["state_norm"] < 50
-    # The last report is of one step only, 2 episodes of 16 tokens in all.
+    # The last report covers one step: 2 episodes with 16 tokens together.
     last = reports[1]
     assert last["tokens_per_second"] * last["seconds_per_step"] == pytest.approx(2 * 16, rel=1e-5)
     assert reports[0]["seconds"] < last["seconds"]
 
 
-def test_the_learning_rate_goes_on_where_it_was(tmp_path):
+def test_a_resumed_run_continues_the_learning_rate(tmp_path):
     rates = {}
     for name, moment in (("whole", 100), ("broken", 8)):
         run = toy_run(tmp_path / name, steps_per_report=1)
@@ -223,7 +223,7 @@ def test_the_learning_rate_goes_on_where_it_was(tmp_path):
             run.train(EPISODES, [])
         rates[name] = [row["learning_rate"] for row in Metrics(tmp_path / name).rows()]
     assert rates["broken"] == rates["whole"]
-    # A warm-up of a tenth, then down.
+    # A warm-up of a tenth, then the decay.
     assert rates["whole"][0] == 0
     assert max(rates["whole"]) == pytest.approx(1e-2)
     assert rates["whole"][3:] == sorted(rates["whole"][3:], reverse=True)
@@ -248,7 +248,7 @@ def test_too_few_episodes_are_refused(count, tmp_path):
         run.check(EPISODES[:count], [])
 
 
-def test_a_folder_that_cannot_be_had_alone_is_refused(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_locked_is_refused(tmp_path, monkeypatch):
     run = toy_run(tmp_path / "run")
     with run.alone(resumed=False), pytest.raises(RunStoppedError, match="another process is training in"):
         run.alone(resumed=True).__enter__()
@@ -257,7 +257,7 @@ def test_a_folder_that_cannot_be_had_alone_is_refused(tmp_path, monkeypatch):
         pass
     with pytest.raises(RunStoppedError, match=r"another process has begun a run in .*; name another"):
         run.alone(resumed=False).__enter__()
-    # Where the first of several processes is refused, all are.
+    # If the first of several processes is refused, all are.
     with monkeypatch.context() as patch, pytest.raises(RunStoppedError, match="see the first process"):
         patch.setattr(processes, "is_first", lambda: False)
         patch.setattr(processes, "any_of", lambda *_: [True])
@@ -268,21 +268,19 @@ def test_a_folder_that_cannot_be_had_alone_is_refused(tmp_path, monkeypatch):
         run.alone(resumed=True).__enter__()
 
 
-def test_texts_are_written_by_token_only(tmp_path):
+def test_adapters_that_write_means_cannot_write_questions(tmp_path):
     written = [as_read(each) for each in EPISODES]
     model = toy_model(replace(CONFIG, memory_write_granularity="message_mean"))
     run = toy_run(tmp_path / "run", model)
     for train, held_out in ((written, []), (EPISODES, written)):
-        with pytest.raises(
-            ValueError, match="by message_mean, and only an adapter that writes by token can"
-        ):
+        with pytest.raises(ValueError, match="by message_mean, and only an adapter that writes by token can"):
             run.check(train, held_out)
     turned = [replace(each, turns=(4, 4)) for each in EPISODES]
     with pytest.raises(ValueError, match="can write a history turn by turn; leave out --turn-by"):
         run.check(turned, [])
 
 
-def test_turns_are_trained_on(tmp_path):
+def test_training_turn_by_turn(tmp_path):
     terms = LossTerms(sparsity=0.1, sparsity_pass="write", contrast_corrupted=0.1, teacher_kl=0.1)
     run = toy_run(tmp_path / "run", iters=4, warmup=0, terms=terms)
     before = weights_of(run.model)
@@ -295,7 +293,7 @@ def test_turns_are_trained_on(tmp_path):
     assert moved(weights_of(again.model), weights_of(run.model))
 
 
-def test_other_targets_are_trained_on(tmp_path):
+def test_training_with_other_targets(tmp_path):
     terms = LossTerms(sparsity=0.0, contrast_zeroed=0.1, contrast_corrupted=0.1, teacher_kl=0.1)
     plain = [episode(8, (8, 3), seed=seed) for seed in range(4)]
     others = [towards(each, target) for each, target in zip(plain, ("frozen", "answer", "frozen", ""), strict=True)]
@@ -336,12 +334,12 @@ def test_held_out_data_smaller_than_a_batch(tmp_path):
 # ---- numbers that are not finite
 
 
-def test_a_learning_rate_far_too_high_stops_the_run(tmp_path):
+def test_a_learning_rate_that_is_too_high_stops_the_run(tmp_path):
     run = toy_run(tmp_path / "run", learning_rate=1e30, warmup=2, save_every=1)
     with pytest.raises(RunStoppedError) as stopped:
         run.train(EPISODES, [])
     assert "\n" not in str(stopped.value)
-    # The first update is at rate 0. The second one throws the weights out, which are finite still; step 3 shows it.
+    # The first update has a rate of 0. The second one spoils the weights, which are still finite; step 3 shows it.
     assert str(stopped.value).startswith("step 3 gave a loss of ")
     assert f"the checkpoint after step 1 is kept: begin a new run with its adapter (--start {tmp_path}" in str(
         stopped.value
@@ -357,10 +355,10 @@ def poison(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("save_every", [1, 3])
-def test_a_poisoned_weight_stops_the_run_and_is_never_saved(save_every, unbroken, tmp_path):
+def test_a_weight_that_is_not_finite_stops_the_run_and_is_never_saved(save_every, unbroken, tmp_path):
     run = toy_run(tmp_path / "run", save_every=save_every)
     train = Watched(EPISODES, 7 * PER_STEP, lambda: poison(run.model))
-    # Step 8 is the first one to show it, so that step 7's weights are not to be trusted.
+    # Step 8 is the first one to show it, so that the weights of step 7 cannot be trusted.
     with pytest.raises(RunStoppedError, match=r"step 8 gave a loss of nan .* the checkpoint after step 6 is kept"):
         run.train(train, [])
     again = toy_run(tmp_path / "run", save_every=save_every)
@@ -370,7 +368,7 @@ def test_a_poisoned_weight_stops_the_run_and_is_never_saved(save_every, unbroken
     assert same(weights_of(again.model), unbroken[1])
 
 
-def test_a_backbone_that_is_poisoned_stops_the_run_at_once(tmp_path):
+def test_a_backbone_with_nan_stops_the_run_at_once(tmp_path):
     model = toy_model()
     model.model.norm.weight = model.model.norm.weight + mx.array(math.inf)
     run = toy_run(tmp_path / "run", model)
@@ -386,7 +384,7 @@ def test_held_out_data_that_overflows_stops_the_run(tmp_path):
         run.train(EPISODES, valid)
 
 
-def test_a_last_step_that_spoils_the_weights_is_not_saved(tmp_path, monkeypatch):
+def test_weights_spoiled_by_the_last_step_are_not_saved(tmp_path, monkeypatch):
     run = toy_run(tmp_path / "run", iters=5, save_every=4, steps_per_report=10)
     # The only report is after the last step.
     monkeypatch.setattr(Monitor, "on_train_loss_report", lambda *_: poison(run.model))
@@ -396,7 +394,7 @@ def test_a_last_step_that_spoils_the_weights_is_not_saved(tmp_path, monkeypatch)
     assert all(mx.isfinite(weight).all() for weight in load_adapter(tmp_path / "run").weights.values())
 
 
-def test_a_folder_that_takes_nothing_more_stops_the_run(tmp_path):
+def test_a_failed_write_stops_the_run(tmp_path):
     run = toy_run(tmp_path / "run", save_every=2)
 
     def spoil() -> None:
@@ -416,7 +414,7 @@ def test_a_folder_that_takes_nothing_more_stops_the_run(tmp_path):
         "cudaMallocAsync(&data, size, stream) failed: out of memory",
     ],
 )
-def test_a_machine_with_too_little_memory_stops_the_run(error, tmp_path):
+def test_too_little_memory_stops_the_run(error, tmp_path):
     def fail() -> None:
         raise RuntimeError(error)
 
@@ -428,7 +426,7 @@ def test_a_machine_with_too_little_memory_stops_the_run(error, tmp_path):
     assert "\n" not in str(it.value)
 
 
-def test_other_errors_go_through(tmp_path):
+def test_other_errors_are_not_caught(tmp_path):
     def fail() -> None:
         raise RuntimeError("another one")
 
@@ -443,7 +441,7 @@ def test_other_errors_go_through(tmp_path):
     ("output_init", "bits"),
     [("zero", 4), ("random", 8), ("base_slice", None), ("base_slice", 4), ("base_slice_fixed", 8)],
 )
-def test_quantised_backbones_are_trained_on_and_stay_as_they_are(output_init, bits, tmp_path):
+def test_training_does_not_change_a_quantised_backbone(output_init, bits, tmp_path):
     config = replace(CONFIG, output_init=output_init)
     run = toy_run(tmp_path / "run", toy_model(config, bits), iters=3)
     frozen, before = frozen_of(run.model), weights_of(run.model)
@@ -474,7 +472,7 @@ def all_float32(run) -> bool:
 
 
 @pytest.mark.parametrize("started", [False, True])
-def test_16_bit_backbones_are_trained_on_in_float32(started, tmp_path):
+def test_adapters_of_16_bit_backbones_train_in_float32(started, tmp_path):
     model = tiny_model("llama")
     model.set_dtype(mx.bfloat16)
     attach(model, CONFIG)
@@ -530,7 +528,7 @@ def test_all_variants_are_trained_and_resumed(changes, tmp_path):
     ],
     ids=str,
 )
-def test_every_term_of_the_loss_is_trained_with(terms, history, segment, tmp_path):
+def test_training_with_every_term_of_the_loss(terms, history, segment, tmp_path):
     run = toy_run(tmp_path / "run", iters=2, warmup=0, segment=segment, terms=LossTerms(**{"sparsity": 0.0} | terms))
     before = weights_of(run.model)
     episodes, held_out = (
@@ -545,7 +543,7 @@ def test_every_term_of_the_loss_is_trained_with(terms, history, segment, tmp_pat
 
 
 @pytest.mark.parametrize("history", [0, 8])
-def test_texts_that_are_written_are_trained_on(history, tmp_path):
+def test_training_with_written_questions(history, tmp_path):
     terms = LossTerms(sparsity=0.1, contrast_zeroed=0.1, contrast_corrupted=0.1, teacher_kl=0.1)
     run = toy_run(tmp_path / "run", iters=4, warmup=0, terms=terms)
     before = weights_of(run.model)
@@ -562,21 +560,21 @@ def test_texts_that_are_written_are_trained_on(history, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_what_an_adapter_is_stored_as(dtype, tmp_path):
+def test_the_dtype_of_the_stored_adapter(dtype, tmp_path):
     run = toy_run(tmp_path / "run", iters=2, dtype=dtype)
     run.train(EPISODES, [])
     weights = load_adapter(tmp_path / "run").weights
     assert {weight.dtype for weight in weights.values()} == {getattr(mx, dtype)}
     expected = current_adapter(run.model).weights
     assert same({name: weight.astype(getattr(mx, dtype)) for name, weight in expected.items()}, dict(weights))
-    # What it is stored as decides no weight.
+    # The stored dtype does not change the training.
     again = toy_run(tmp_path / "run", iters=2)
     again.resume()
     again.train(EPISODES, [])
     assert same(dict(load_adapter(tmp_path / "run").weights), dict(expected))
 
 
-def test_a_trained_adapter_is_converted_to_the_references_format(tmp_path):
+def test_a_trained_adapter_converts_to_the_format_of_the_reference(tmp_path):
     run = toy_run(tmp_path / "run", iters=2)
     run.train(EPISODES, [])
     convert(str(tmp_path / "run"), tmp_path / "torch", to="torch", dtype=mx.bfloat16)
@@ -593,13 +591,13 @@ def test_a_trained_adapter_is_converted_to_the_references_format(tmp_path):
     attach(model, back)
 
 
-def test_an_adapter_tells_what_it_was_trained_on(tmp_path):
+def test_the_metadata_name_the_training(tmp_path):
     toy_run(tmp_path / "run", iters=4, save_every=2).train(EPISODES, [])
     adapter = load_adapter(tmp_path / "run")
     assert adapter.metadata["trained"] == "for tiny on toy (10 episodes): 4 steps of 2, seed 0"
     card = (tmp_path / "run" / "README.md").read_text()
     assert "Trained by mlx_deltamem for tiny on toy (10 episodes): 4 steps of 2, seed 0.\nIt took 0:00:" in card
-    # Once more, from there; it is another's adapter, for the sake of the example.
+    # Train it further, as if it were from another source.
     model = tiny_model("llama")
     attach(model, replace(adapter, metadata=dict(adapter.metadata) | {"source_adapter": "anna/memory@abc"}))
     run = toy_run(tmp_path / "more", model, iters=4, seed=7)

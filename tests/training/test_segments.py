@@ -33,7 +33,7 @@ CONFIGS = {
     "SSW": DeltaMemConfig(memory_write_granularity="message_mean"),
     "MSW": DeltaMemConfig(rank=4, alpha=4.0, num_state_heads=4),
 }
-# Units over the ends of segments, a token in no unit, and a row with fewer units than the other one.
+# Units across segments, a token in no unit, and a row with fewer units than the other.
 MESSAGES = [[0] * 4 + [1] * 3 + [-1] + [2] * 10, [0] * 5 + [1] * 2 + [-1] * 11]
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -43,7 +43,7 @@ every_kind = pytest.mark.parametrize("kind", CONFIGS)
 def training_model(
     family: str = "qwen3", config: DeltaMemConfig = CONFIGS["TSW"], bits: int | None = None
 ) -> nn.Module:
-    """A tiny model of which the adapter alone is trained."""
+    """A tiny model with only the adapter trainable."""
     model = tiny_model(family, bits)
     attach(model, config)
     randomise(model, 0.08)
@@ -77,7 +77,7 @@ def with_gradients(
     written: mx.array | None = None,
     compiled: bool = False,
 ) -> Gradients:
-    """The states of a write pass, and the gradients of a sum over them in which every number has a weight."""
+    """The states of a write pass, and the gradients of a weighted sum of all their numbers."""
 
     def loss(model: nn.Module, *history: mx.array | None) -> tuple[mx.array, list[mx.array]]:
         states = write_states(model, *history, segment=segment, written=written)
@@ -89,7 +89,7 @@ def with_gradients(
         return nn.value_and_grad(model, loss)(model, *history)
 
     if compiled:
-        # As mlx-lm's trainer does.
+        # mlx-lm's trainer does the same.
         step = mx.compile(step, inputs=[model.state], outputs=[model.state])
     (_, states), gradients = step(*history)
     mx.eval(states, gradients)
@@ -97,7 +97,7 @@ def with_gradients(
 
 
 def assert_equal(found: Gradients, expected: Gradients, tolerance: float = 1e-5) -> None:
-    """Relative to the largest number of each array."""
+    """The largest difference relative to the largest number of each array."""
     pairs = [*zip(found[0], expected[0], strict=True)]
     assert found[1].keys() == expected[1].keys()
     pairs += [(found[1][name], gradient) for name, gradient in expected[1].items()]
@@ -116,16 +116,16 @@ def test_segments_give_the_states_and_gradients_of_the_pass_in_one_piece(family,
     history = *histories(), units_for(kind)
     plain = with_gradients(model, *history)
     used = [name for name, gradient in plain[1].items() if gradient.any()]
-    # A pass that writes means reads a state of zeros throughout.
+    # A pass that writes means reads a state of zeros all the time.
     assert any("delta_q_proj" in name for name in used) == (kind != "SSW")
-    # Some that divide the history, one that does not, and one that is longer.
+    # Segments that divide the history, one that does not, and one that is longer.
     for segment in (5, 6, 30):
         assert_equal(with_gradients(model, *history, segment=segment), plain)
 
 
 @every_family
 @every_kind
-def test_what_is_run_again_is_the_same_to_the_bit(family, kind, monkeypatch):
+def test_a_recomputed_call_gives_the_same_bits(family, kind, monkeypatch):
     model = training_model(family, CONFIGS[kind])
     history = *histories(), units_for(kind)
     checkpointed = with_gradients(model, *history, segment=5)
@@ -171,7 +171,7 @@ def test_padding_neither_reads_nor_writes(kind, segment):
 
 
 @pytest.mark.parametrize("segment", [None, 5])
-def test_units_are_what_write_spans_writes(segment):
+def test_units_write_what_write_spans_writes(segment):
     model = training_model(config=CONFIGS["SSW"])
     ids, lengths = histories()
     states = write_states(model, ids, lengths, shares(), segment)
@@ -186,7 +186,7 @@ def test_units_are_what_write_spans_writes(segment):
 
 @pytest.mark.parametrize("segment", [None, 5])
 @every_family
-def test_tokens_that_are_not_written_only_read(family, segment):
+def test_tokens_outside_the_mask_only_read(family, segment):
     model = training_model(family)
     ids, lengths = histories()
     written = mx.random.uniform(shape=ids.shape) < 0.5
@@ -202,7 +202,7 @@ def test_tokens_that_are_not_written_only_read(family, segment):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @every_kind
-def test_segments_of_a_history_of_which_some_is_written(kind, compiled):
+def test_segments_of_a_partly_written_history(kind, compiled):
     model = training_model(config=CONFIGS[kind])
     history = *histories(), units_for(kind)
     written = mx.random.uniform(shape=history[0].shape) < 0.5
@@ -214,7 +214,7 @@ def test_segments_of_a_history_of_which_some_is_written(kind, compiled):
 @given(
     data=st.data(), length=st.integers(1, 14), segment=st.integers(1, 16), family=st.sampled_from(["qwen3", "olmo3"])
 )
-def test_any_lengths_in_any_segments(data, length, segment, family):
+def test_any_lengths_and_segments(data, length, segment, family):
     model = training_model(family)
     lengths = data.draw(st.lists(st.integers(0, length), min_size=1, max_size=3))
     ids = mx.random.randint(0, 64, (len(lengths), length))
@@ -251,7 +251,7 @@ def test_activations_in_bfloat16_and_an_adapter_in_float32(bits):
     assert_equal(with_gradients(model, *history, segment=5), plain, tolerance=0.1)
 
 
-def test_weights_of_the_backbone_may_be_trained_too():
+def test_gradients_of_backbone_weights():
     model = training_model()
     model.unfreeze()
     history = histories()
@@ -260,7 +260,7 @@ def test_weights_of_the_backbone_may_be_trained_too():
     assert_equal(with_gradients(model, *history, segment=5), plain)
 
 
-def test_layers_without_a_memory_are_run_again_too():
+def test_layers_without_a_memory_are_checkpointed():
     model = training_model("smollm3", DeltaMemConfig(target_layers=(0, 2)))
     history = histories()
     plain = with_gradients(model, *history)
@@ -270,13 +270,13 @@ def test_layers_without_a_memory_are_run_again_too():
 
 
 @pytest.mark.parametrize("segment", [None, 6])
-def test_nothing_is_computed_that_no_state_depends_on(segment):
+def test_layers_after_the_last_memory_are_not_run(segment):
     model = training_model("smollm3", DeltaMemConfig(target_layers=(0, 2)))
     ids, lengths = histories()
     graph = io.StringIO()
     mx.export_to_dot(graph, *write_states(model, ids, lengths, None, segment))
     attentions = re.findall(r'label ="ScaledDotProductAttention"|label ="Softmax"', graph.getvalue())
-    # Those of the first two layers.
+    # The projections of the first two layers.
     assert len(attentions) == 2 * (1 if segment is None else 3)
 
 
@@ -308,7 +308,7 @@ def gate_loss(model: nn.Module, seen: list[int], segment: int | None) -> Callabl
     return nn.value_and_grad(model, loss)
 
 
-def test_who_observes_is_told_of_each_layer_once_and_the_gradient_goes_through_it():
+def test_an_observer_is_called_once_for_each_layer_and_gets_gradients():
     model = training_model("smollm3")
     history, seen = histories(), []
     plain, plain_gradients = gate_loss(model, seen, None)(model, *history)
@@ -319,7 +319,7 @@ def test_who_observes_is_told_of_each_layer_once_and_the_gradient_goes_through_i
     assert_equal(([], dict(tree_flatten(gradients))), ([], dict(tree_flatten(plain_gradients))))
 
 
-def test_the_model_is_as_before():
+def test_the_model_is_unchanged_after_a_pass():
     model = training_model()
     classes = [type(module) for module in model.modules()]
     parameters = dict(tree_flatten(model.parameters()))
@@ -331,7 +331,7 @@ def test_the_model_is_as_before():
     detach(model)
 
 
-def test_the_model_is_as_before_after_an_error():
+def test_the_model_is_unchanged_after_an_error():
     model = training_model()
     classes = [type(module) for module in model.modules()]
     weights = model.layers[0].self_attn.delta_mem.trainable_parameters()
@@ -344,7 +344,7 @@ def test_the_model_is_as_before_after_an_error():
     assert any(state.any() for state in write_states(model, *histories(), segment=5))
 
 
-def test_gradient_checkpointing_of_mlx_lm_is_refused_on_top():
+def test_gradient_checkpointing_of_mlx_lm_is_refused():
     model = training_model()
     layer_class = type(model.layers[0])
     own_call = layer_class.__call__
@@ -357,7 +357,7 @@ def test_gradient_checkpointing_of_mlx_lm_is_refused_on_top():
         layer_class.__call__ = own_call
 
 
-def test_steps_keep_no_memory():
+def test_steps_do_not_leak_memory():
     model = training_model()
     history = histories()
     used = []
@@ -369,7 +369,7 @@ def test_steps_keep_no_memory():
 
 
 @pytest.mark.slow
-def test_segments_take_less_memory():
+def test_segments_need_less_memory():
     model = training_model("smollm3")
     history = mx.random.randint(0, 64, (1, 1024)), mx.array([1024])
     peaks = []
@@ -381,7 +381,7 @@ def test_segments_take_less_memory():
     assert peaks[1] < peaks[0] / 8
 
 
-def test_other_caches_are_refused_by_name_and_read_in_one_piece():
+def test_other_caches_are_refused_for_segments():
     model = training_model()
     frozen_class = model.memory_layout.frozen_class
     frozen_class.make_cache = lambda self: [ChunkedKVCache(8) for _ in self.layers]
@@ -409,13 +409,13 @@ def test_other_caches_are_refused_by_name_and_read_in_one_piece():
         ({"segment": 0}, "segment is 0 tokens; expected 1 or more"),
     ],
 )
-def test_what_does_not_fit_is_said(changes, message):
+def test_wrong_shapes_are_refused(changes, message):
     ids, lengths = histories()
     with pytest.raises(ValueError, match=message):
         write_states(training_model(config=CONFIGS["SSW"]), **{"ids": ids, "lengths": lengths} | changes)
 
 
-def test_what_cannot_be_written_is_said():
+def test_models_that_cannot_write_are_refused():
     with pytest.raises(ValueError, match="the model has no adapter; call attach"):
         write_states(tiny_model("qwen3"), *histories())
     model = training_model()
@@ -423,7 +423,7 @@ def test_what_cannot_be_written_is_said():
         write_states(model, *histories())
 
 
-def test_threads_have_their_layers_to_themselves():
+def test_threads_do_not_share_diverted_layers():
     layer, x = nn.Linear(2, 2), mx.ones((1, 2))
     mx.eval(layer.parameters(), x)
     both = Barrier(2, timeout=60)
@@ -452,11 +452,11 @@ def test_threads_have_their_layers_to_themselves():
 
 
 @pytest.mark.parametrize("window", [None, 1, 4, 6])
-def test_keys_and_values_of_segments_are_those_of_mlx_lms_caches(window):
+def test_keys_and_values_equal_those_of_mlx_lms_caches(window):
     ours = SegmentKeys(window)
     theirs = KVCache() if window is None else RotatingKVCache(window)
     for length in (5, 3, 2, 7):
-        # An array where it must be one, else "causal".
+        # An array if it is needed, else "causal".
         kinds = [type(cache.make_mask(length, return_array=False, window_size=window)) for cache in (ours, theirs)]
         assert kinds[0] is kinds[1]
         masks = [cache.make_mask(length, return_array=True, window_size=window) for cache in (ours, theirs)]
@@ -469,7 +469,7 @@ def test_keys_and_values_of_segments_are_those_of_mlx_lms_caches(window):
         assert parts[0][0].shape[2] == masks[0].shape[-1]
 
 
-def test_the_state_of_a_layer_without_keys_goes_through_segments():
+def test_the_state_of_a_recurrent_layer_passes_through_segments():
     model = training_model("qwen3_next")
     assert isinstance(make_prompt_cache(model)[0], ArraysCache)
     ids, lengths = histories()

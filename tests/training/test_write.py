@@ -1,4 +1,4 @@
-"""What is written in training is what a chat writes, on the golden models."""
+"""Training writes what a chat writes, on the golden models."""
 
 from collections.abc import Iterator, Sequence
 
@@ -30,7 +30,7 @@ every_write = pytest.mark.parametrize("write", WRITES)
 
 
 def batch_of(kind: str, messages: Sequence[Message] = (*TOLD, *ASKED), count: int = 1, **rules: object) -> Batch:
-    """A batch of so many times one chat, beside another one of another length."""
+    """A batch of one chat several times, and another chat of another length."""
     model, tokenizer = loaded(kind)
     other = Record("there", (TOLD[0], *chat("Hi.", "Hello."), *ASKED))
     maker = EpisodeMaker(tokenizer, EpisodeRules(questions_per_write=1, **rules), strict=True)
@@ -43,14 +43,14 @@ def states_of(model: nn.Module, batch: Batch, row: int = 0) -> dict[int, mx.arra
 
 
 def replying(session: ChatSession, text: str, reply: str) -> Iterator[GenerationResponse]:
-    """Say something to which the model says what it is told to."""
+    """Send a message to which the model gives a fixed reply."""
     ids = session.tokenizer.encode(reply, add_special_tokens=False)
     rest = iter(ids)
     yield from session.stream(text, len(ids), sampler=lambda _: mx.array([next(rest, 0)]))
 
 
 def say(session: ChatSession, messages: Sequence[Message]) -> list[mx.array]:
-    """Have a chat of given messages and replies; returns the log-probabilities that each reply's tokens came from."""
+    """Have a chat of given messages and replies; return the log-probabilities of the tokens of each reply."""
     texts = [message["content"] for message in messages]
     return [
         response.logprobs
@@ -61,7 +61,7 @@ def say(session: ChatSession, messages: Sequence[Message]) -> list[mx.array]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @every_write
-def test_a_history_leaves_the_states_of_a_chat(write, kind):
+def test_a_history_gives_the_states_of_a_chat(write, kind):
     model, tokenizer = loaded(kind)
     session = ChatSession(model, tokenizer, system="Be brief.", write=write)
     say(session, TOLD[1:])
@@ -74,7 +74,7 @@ def test_a_history_leaves_the_states_of_a_chat(write, kind):
 @pytest.mark.parametrize("system", ["Be brief.", None])
 @pytest.mark.parametrize("kind", KINDS)
 @every_write
-def test_turn_by_turn_a_history_leaves_the_states_of_a_chat_that_does_not_see_its_turns(write, kind, system):
+def test_turn_by_turn_equals_a_chat_that_does_not_see_its_turns(write, kind, system):
     model, tokenizer = loaded(kind)
     session = ChatSession(model, tokenizer, system=system, write=write, history="none")
     told = TOLD if system else TOLD[1:]
@@ -94,14 +94,14 @@ def test_turn_by_turn_in_segments():
     batch = batch_of("qwen3_tsw_qo", count=2, turn_by_turn=True)
     one, other = (passes.write(model, batch, lambda *_: None, segment) for segment in (0, 5))
     assert all(distance(*pair) <= 1e-5 for pair in zip(one, other, strict=True))
-    # What the first layer writes depends on the tokens alone.
+    # The writes of the first layer depend on the tokens alone.
     in_one_pass = passes.write(model, batch_of("qwen3_tsw_qo", count=2), lambda *_: None)
     assert distance(one[-1], in_one_pass[-1]) > 1e-3
 
 
 @pytest.mark.parametrize("write", ["all", "user", "assistant"])
 @pytest.mark.parametrize("kind", [*KINDS, *MEANS])
-def test_a_history_leaves_the_states_of_a_text_that_is_written(kind, write):
+def test_a_history_gives_the_states_of_a_written_text(kind, write):
     model, tokenizer = loaded(kind)
     segments = ChatTemplate(tokenizer, enable_thinking=False).whole(TOLD)
     roles = [TOLD[index + 1]["role"] if index >= 0 else "system" for index in segments.message_ids]
@@ -123,7 +123,7 @@ def test_a_text_is_read_as_in_a_chat(write, recent):
     states = passes.of_rows(passes.write(model, batch, lambda *_: None), batch.rows)
     logits = passes.read(model, states, batch.asked, writes=batch.writes)
     told = {layer: state[:1] for layer, state in enumerate(states) if state.size}
-    # `after` writes an exchange when it has ended, and one text is no more than read.
+    # `after` writes an exchange when it has ended, so that a single text is only read.
     chat_write = "none" if write == "after" else write
     session = ChatSession(model, tokenizer, system="Be brief.", write=chat_write, memory=told)
     visible = [*TOLD, *ASKED][-1 - recent :]
@@ -133,7 +133,7 @@ def test_a_text_is_read_as_in_a_chat(write, recent):
         assert distance(nn.log_softmax(logits[0, place]), expected.reshape(-1)) <= 2e-5
 
 
-def test_a_text_of_another_mode_is_read_otherwise():
+def test_another_write_mode_gives_other_logits():
     model, _ = loaded()
     found = {}
     for write in WRITES:

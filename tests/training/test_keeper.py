@@ -1,3 +1,5 @@
+"""The metadata of a trained adapter, and the fingerprint of its data."""
+
 from dataclasses import replace
 
 import pytest
@@ -20,7 +22,7 @@ SETTINGS = Settings("/home/anna/models/tiny", "/home/anna/secret/chats", schedul
 TRAINED = "for tiny on chats (1,200 episodes): 200 steps of 3, seed 0"
 
 
-def test_what_an_adapter_tells():
+def test_the_metadata_of_a_trained_adapter():
     assert training_metadata(SETTINGS, {}, Progress(200, 3.0, 1200)) == {"trained": TRAINED}
     earlier = {"trained": "before", "source_adapter": "anna/memory@1", "changed": "weights stored as bfloat16"}
     assert training_metadata(SETTINGS, earlier, Progress(100, 3.0, 1200)) == {
@@ -40,7 +42,7 @@ def test_what_an_adapter_tells():
 
 @pytest.fixture
 def folder(tmp_path):
-    """The folder of a trained adapter with what else a run leaves there."""
+    """The folder of a trained adapter, with the other files of a run."""
     trained = load_adapter(adapter())
     save_adapter(replace(trained, metadata=training_metadata(SETTINGS, {}, Progress(200, 3.0, 1200))), tmp_path / "run")
     (tmp_path / "run" / SETTINGS_FILE).write_text(yaml.safe_dump(SETTINGS.flat()))
@@ -51,20 +53,20 @@ def folder(tmp_path):
     return tmp_path / "run"
 
 
-def test_the_card_tells_of_the_training(folder):
+def test_the_card_describes_the_training(folder):
     text = make_card(folder, load_adapter(folder)).text
     assert f"## Training\n\nTrained by mlx_deltamem {TRAINED}.\nIt took 1:02:03.\n\n![" in text
     assert f"]({CURVES_FILE})" in text
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"5", b"{", b"\xff", b'{"seconds": "x"}', b'{"seconds": null}'])
-def test_metrics_that_do_not_tell_the_time(folder, content):
+def test_metrics_without_a_valid_time(folder, content):
     (folder / METRICS_FILE).write_bytes(content)
     (folder / CURVES_FILE).unlink()
     assert f"Trained by mlx_deltamem {TRAINED}.\n<!--" in make_card(folder, load_adapter(folder)).text
 
 
-def test_data_is_told_apart():
+def test_other_data_has_another_fingerprint():
     episodes = toy_episodes(4)
     (question,), history = episodes[1].questions, episodes[1].history
     others = [
@@ -83,7 +85,7 @@ def test_data_is_told_apart():
     ]
     assert len({episodes_fingerprint(each) for each in (episodes, *others)}) == 13
     assert episodes_fingerprint(toy_episodes(4)) == episodes_fingerprint(episodes)
-    # The same numbers one after the other, cut elsewhere.
+    # The same tokens in a row, split at other places.
     cut = (
         Episode(Segments([1, 2], [1, 1], [0, 0]), (Question([3, 4], 1, (0, 0)),)),
         Episode(Segments([1], [2], [0]), (Question([1, 1, 3, 4], 1, (0, 0)),)),
