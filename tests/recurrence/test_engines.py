@@ -172,7 +172,7 @@ def test_a_trial_passes_results_that_agree():
 
 
 def as_operations(kernel: Kernel, _: str) -> build.Launch:
-    """Kernels made from operations, so that they run within a transformation; like real kernels, they have no gradient."""
+    """Kernels made from operations, to run within a transformation; like real kernels, they have no gradient."""
 
     def run(inputs, template, **_: object) -> list[mx.array]:
         outputs = history(inputs, dict(template)) if kernel.file == "history" else scan_or_read(inputs, dict(template))
