@@ -29,10 +29,10 @@ def add_option(group: argparse._ActionsContainer, name: str, default: object, ru
         name: The option's name, as in a dataclass (`batch_size`).
         default: Its default.
         rule: Its type, choices and help text.
-        empty: The word for a default of None or of no values.
+        empty: The word for a default of no values.
     """
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    text = f"{rule.help} (default: {empty if shown in ('', None) else shown})".strip()
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else "none" if default is None else default
+    text = f"{rule.help} (default: {empty if shown == '' else shown})".strip()
     if rule.kind is bool:
         group.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=None, help=text)
         return

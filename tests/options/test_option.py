@@ -85,6 +85,7 @@ def test_arguments():
     assert "--bake-loaves INT Loaves. (default: 2)" in text
     assert "--bake-rests INT INT Minutes of rest. (default: 30 10)" in text
     assert "--bake-flour {rye,wheat} Flour. (default: rye)" in text
-    assert "--bake-note STR Note. (default: any)" in text
+    assert "--bake-note STR Note. (default: none)" in text
+    assert "Seeds. (default: any)" in text
     with pytest.raises(SystemExit):
         parser.parse_args(["--bake-flour", "oat"])
