@@ -39,6 +39,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
+	$(BIN)/mypy
 
 adapters: $(INSTALLED)
 	$(BIN)/python -m tools.adapters

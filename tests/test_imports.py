@@ -41,7 +41,6 @@ MLX_LM_PUBLIC = re.compile(
 MLX_LM_INTERNALS = {
     "benchmarking.shapes",
     "core.cache",
-    "core.use",
     "evaluation.decoding",
     "evaluation.tasks.harness_model",
     "sessions.stored.file",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # imported lazily
+from huggingface_hub.utils import validate_repo_id
 
 from mlx_deltamem.adapters.hub_errors import hub_errors
 from mlx_deltamem.files.atomic import user_path
