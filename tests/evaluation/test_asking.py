@@ -49,6 +49,7 @@ def test_what_writes_means_is_asked_one_by_one():
         assert one.most_at_once(CONDITIONS[condition], 8) == most
 
 
+@pytest.mark.slow
 def test_a_reply_that_was_stopped_does_not_go_on_beside_others():
     asked = questions(2, 1, max_tokens=30)
     first, other = replies(asked, "state")

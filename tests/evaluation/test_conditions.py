@@ -63,6 +63,7 @@ def expected(question: Question, condition: str, name: str, writes: bool, other:
     return plain_reply(model, tokenizer, cache, prompt, writing, question)
 
 
+@pytest.mark.slow
 @every_adapter
 @pytest.mark.parametrize(
     ("condition", "writes", "in_prompt"),
@@ -77,6 +78,7 @@ def test_a_condition_is_what_it_says(name, condition, writes, in_prompt):
     assert found == [expected(question, condition, name, writes) for question in asked]
 
 
+@pytest.mark.slow
 @every_adapter
 def test_shuffled_has_the_memory_of_another_history(name):
     asked = questions()
@@ -87,6 +89,7 @@ def test_shuffled_has_the_memory_of_another_history(name):
     assert found != replies(asked, "state", name)
 
 
+@pytest.mark.slow
 def test_base_is_the_frozen_model():
     asked = questions(max_tokens=12)
     model, tokenizer = load(backbone(), adapter=adapter())
@@ -106,6 +109,7 @@ def test_base_is_the_frozen_model():
     assert replies(asked, "base") == found
 
 
+@pytest.mark.slow
 @every_adapter
 @pytest.mark.parametrize("writes", [False, True])
 def test_zeroed_equals_none(name, writes):
@@ -113,6 +117,7 @@ def test_zeroed_equals_none(name, writes):
     assert replies(asked, "zeroed", name, write=WRITE[writes]) == replies(asked, "none", name, write=WRITE[writes])
 
 
+@pytest.mark.slow
 @every_adapter
 def test_the_memory_makes_a_difference(name):
     asked = questions(3, 2)
@@ -121,6 +126,7 @@ def test_the_memory_makes_a_difference(name):
     assert replies(asked, "replay", name) != replies(asked, "base", name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", CONDITIONS)
 @pytest.mark.parametrize("in_prompt", [False, True], ids=["messages", "prompt"])
 def test_a_batch_equals_single_questions(condition, in_prompt):
@@ -131,6 +137,7 @@ def test_a_batch_equals_single_questions(condition, in_prompt):
         assert replies(asked, condition, batch=5, **options) == replies(asked, condition, **options)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.permutations(range(8)), st.integers(1, 8), st.sampled_from(("base", "full", "replay", "state", "none")))
 def test_any_order_and_any_subset_give_the_same_replies(order, count, condition):
@@ -141,6 +148,7 @@ def test_any_order_and_any_subset_give_the_same_replies(order, count, condition)
     assert replies(some, condition, write="all", batch=3) == [alone[each.id] for each in some]
 
 
+@pytest.mark.slow
 @every_adapter
 @pytest.mark.parametrize("condition", ["chat", "chat-30"])
 @pytest.mark.parametrize("write", ["all", "after", "user"])
@@ -177,6 +185,7 @@ def test_conditions_by_name():
             parse_conditions(("state", name, "text"))
 
 
+@pytest.mark.slow
 def test_conditions_one_after_the_other_do_not_meet():
     asked = questions()
     one = asker(asked)
@@ -224,6 +233,7 @@ def test_a_history_longer_than_the_window_is_read_through_one():
     assert found[0].tokens > 0
 
 
+@pytest.mark.slow
 def test_questions_without_a_history():
     asked = [replace(question, history=question.history[:1]) for question in questions(2, 2)]
     assert replies(asked, "state") == replies(asked, "none") == replies(asked, "base")

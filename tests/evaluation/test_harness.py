@@ -271,6 +271,7 @@ def test_the_command_refuses_what_the_harness_cannot_do(tasks, tmp_path):
     assert_refused(without, "tiny_text has no score for each of its 3 questions (in all: {'word_perplexity': ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")
 def test_the_command_tells_how_to_have_the_harness(tasks, tmp_path):
     result = command(tasks, tmp_path)

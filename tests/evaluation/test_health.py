@@ -84,6 +84,7 @@ def mean_loss(model: nn.Module, ids: list[int], cache: list, writing: bool) -> f
     return total
 
 
+@pytest.mark.slow
 def test_an_adapter_that_corrects_nothing_does_no_harm(attached):
     model, tokenizer = attached
     switch_off(model)
@@ -96,6 +97,7 @@ def test_an_adapter_that_corrects_nothing_does_no_harm(attached):
     assert all(map(all, alike)) and [len(each) for each in alike] == [each.frozen.tokens for each in replies]
 
 
+@pytest.mark.slow
 def test_the_losses_are_those_of_single_tokens(attached):
     model, tokenizer = attached
     checkup = Checkup(model, tokenizer, TEXTS, 1)
@@ -138,6 +140,7 @@ def test_a_damaged_adapter_shows(one):
     assert not all(map(all, checkup.alike()))
 
 
+@pytest.mark.slow
 def test_the_adapter_may_change_between_two_looks(one):
     model, tokenizer = one
     checkup = Checkup(model, tokenizer, 2, PROMPTS)

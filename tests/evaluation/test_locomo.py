@@ -325,6 +325,7 @@ def test_differences_follow_the_options():
     assert len(Locomo(mode="replay").differences) > len(Locomo().differences)
 
 
+@pytest.mark.slow
 @needs_locomo10
 def test_the_real_conversations_have_the_published_counts():
     task = Locomo(data=LOCOMO10)
@@ -336,6 +337,7 @@ def test_the_real_conversations_have_the_published_counts():
     oracle_and_mute(task, questions)
 
 
+@pytest.mark.slow
 @needs_locomo10
 def test_the_first_real_conversation_is_read_as_it_is():
     question = asked(Locomo(data=LOCOMO10))[0]

@@ -147,6 +147,7 @@ def test_the_hand_checked_values_are_in_their_lists():
         assert set(names_of) <= set(values(listed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", keys(), ids=lambda key: key.name)
 def test_the_right_answer_of_every_key_and_value_is_exact(key):
     asked = key.say(key.family.ask["held_out"][0])

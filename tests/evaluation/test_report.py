@@ -74,6 +74,7 @@ def report(folder: Path, *results: Result) -> str:
     return (folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_published_numbers_stand_beside_ours(tmp_path):
     text = report(tmp_path, result(Told()))
     own = result(Told()).whole.means["base", "right"]
@@ -90,6 +91,7 @@ def test_published_numbers_stand_beside_ours(tmp_path):
     assert "3 prompts under `state` were longer than the model's window." in text
 
 
+@pytest.mark.slow
 def test_clear_differences_are_bold(tmp_path):
     lines = report(tmp_path, result(Small())).splitlines()
     cells = {line.split(" | ")[0]: line.split(" | ")[1] for line in lines if "−" in line}
@@ -110,6 +112,7 @@ def test_two_tasks_and_few_conditions(tmp_path):
     assert len(document["published"]) == 5 and len(document["costs"]) == 3
 
 
+@pytest.mark.slow
 def test_the_table_on_the_terminal():
     scores, differences = result_tables(result(Small()))
     assert [column.header for column in scores.columns] == ["questions", *CONDITIONS]
@@ -117,6 +120,7 @@ def test_the_table_on_the_terminal():
     assert next(iter(differences.columns[0].cells)) == "full − base"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditions", [("state",), (*CONDITIONS, "chat-256")])
 def test_the_figures_can_be_read(conditions, monkeypatch, tmp_path):
     figures = pytest.importorskip("tests.figures")

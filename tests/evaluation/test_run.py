@@ -50,12 +50,14 @@ def test_every_question_is_asked_once_under_every_condition(tmp_path):
     assert all(row["task"] == "small" and row["scores"]["right"] in (0.0, 1.0) for row in rows)
 
 
+@pytest.mark.slow
 def test_sampled_replies_are_asked_with_every_seed(tmp_path):
     run = ask(tmp_path, manner=Manner(Sampling(temp=1.0)))
     assert [row["seed"] for row in run.records.rows[:4]] == [3, 4, 3, 4]
     assert len(run.records.rows) == 2 * len(CONDITIONS) * len(questions())
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_anywhere_goes_on_to_the_same_records(tmp_path):
     whole = tmp_path / "whole"
     whole.mkdir()
@@ -111,6 +113,7 @@ def test_measures_are_kept_by_condition(tmp_path):
     assert len((tmp_path / MEASURES_FILE).read_text().splitlines()) == 2 * len(CONDITIONS)
 
 
+@pytest.mark.slow
 def test_measures_are_of_the_questions_of_a_result(tmp_path):
     def of(folder: Path, *limits: int | None) -> dict[str, tuple[float, ...]]:
         folder.mkdir()
@@ -160,6 +163,7 @@ class Other(Small):
         yield from (*same, replace(last, **dict(self.changes)))
 
 
+@pytest.mark.slow
 def test_more_questions_or_fewer_may_be_asked_later(tmp_path):
     plan = Plan(CONDITIONS, batch_size=1)
     (tmp_path / "whole").mkdir()
@@ -176,6 +180,7 @@ def test_more_questions_or_fewer_may_be_asked_later(tmp_path):
     assert len(run.records.rows) == len(whole.records.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
