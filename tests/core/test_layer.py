@@ -100,6 +100,7 @@ def correction(layer: DeltaMemory, head: str, reads: np.ndarray) -> np.ndarray:
     return delta
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(config=configs, seed=st.integers(0, 10**6), length=st.sampled_from([1, 7, 20]), means=st.booleans())
 def test_equations(config, seed, length, means):

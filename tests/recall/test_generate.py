@@ -302,6 +302,7 @@ def test_updates_and_deletions_follow_their_fact():
             assert bool(tell & before) == (question.kind in ("updated", "deleted"))
 
 
+@pytest.mark.slow
 def test_each_update_and_deletion_is_made():
     wanted = EpisodeSettings(facts=(3, 3), updates=(2, 2), deletions=(1, 1))
     family_texts = {

@@ -40,6 +40,7 @@ def test_without_a_gpu_operations_run_without_a_warning():
         assert engine_for(STANDARD, mx.float32, training=False) == OpsEngine(STANDARD)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.usefixtures("kernels_on_host")
 def test_on_a_gpu_kernels_run_where_they_can():
@@ -107,6 +108,7 @@ def wrong_in(text: str) -> Callable[[Kernel, str], build.Launch]:
     return lambda kernel, language: (wrong if text in kernel.header + kernel.file else host_kernel)(kernel, language)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     "kind", ["TASK DELTA_SCAN", "TASK DELTA_READ", "TASK DELTA_MAPS", "TASK DELTA_CHUNKS", "starts"]

