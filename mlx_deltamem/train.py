@@ -1,4 +1,4 @@
-"""Train a δ-mem adapter for a frozen model: the history of a chat is written into the memory, its answer read from it."""
+"""Train a δ-mem adapter for a frozen model: the history is written into the memory, the answer is read from it."""
 
 import argparse
 import os

@@ -43,8 +43,8 @@ class Schedule:
     )
     fit: int = option(
         0,
-        "Compute the first weights of a new adapter from what the frozen model does with its text in view, at this many "
-        "questions of the training data that have a value; 0: random ones. It needs --key-shift.",
+        "Compute the first weights of a new adapter from what the frozen model does with its text in view, at this "
+        "many questions of the training data that have a value; 0: random ones. It needs --key-shift.",
         least=0,
     )
     segment: int = option(
