@@ -1,4 +1,4 @@
-"""What the tokens of a forward pass may do: read the memory, write it, or be written as the mean of several tokens."""
+"""The access of tokens to the memory: which of them read, which write, and which are written as one mean."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class WriteUnits:
 
 @dataclass(frozen=True)
 class Access:
-    """What the tokens of one forward pass may do.
+    """The access of the tokens of one forward pass to the memory.
 
     Attributes:
         mask: `[B, T]` bool, False for padding, which neither reads nor writes; None: no padding.

@@ -68,7 +68,7 @@ class ForwardPass:
         return reads
 
     def access(self, batch: int, length: int) -> Access:
-        """What the tokens `[batch, length]` of this pass may do; computed by the first layer that asks."""
+        """The access of the tokens `[batch, length]` of this pass; the first layer that asks decides it."""
         if self._access is None:
             self._access = self._access_for(batch, length)
             self.length = length

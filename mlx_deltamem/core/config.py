@@ -18,7 +18,7 @@ _PREFIX = "δ-mem config: "
 
 @dataclass(frozen=True)
 class DeltaMemConfig:
-    """What a δ-mem adapter computes (arXiv 2605.12357). Names and defaults of the fields are the reference's.
+    """The configuration of a δ-mem adapter (arXiv 2605.12357). Names and defaults of the fields are the reference's.
 
     Attributes:
         rank: r, the width of a state (r x r for each state head and layer).

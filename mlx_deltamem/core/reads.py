@@ -1,4 +1,4 @@
-"""What the tokens of a pass read from a layer's memory, and how the reads correct the layer."""
+"""The reads of tokens from the memory of a layer, and the corrections of the layer that follow from them."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -60,7 +60,7 @@ class Gates:
 
 
 class Reads:
-    """What the tokens of one pass read from a layer's memory, and the corrections that follow from it.
+    """The reads of one pass from the memory of a layer, and the corrections that follow from them.
 
     Args:
         reads: `[B, T, H * r]` in the activations' dtype.

@@ -141,7 +141,7 @@ class Use:
     observe: Observer | None = None
 
     def access(self, config: DeltaMemConfig, entry: MemoryEntry | None, batch: int, length: int) -> Access:
-        """What `[batch, length]` tokens may do with the memory in an entry of a prompt cache.
+        """The access of `[batch, length]` tokens to the memory in an entry of a prompt cache.
 
         Raises:
             ValueError: The padding of the cache, the spans or the mask do not fit the tokens.

@@ -25,7 +25,7 @@ _MOST_CHARACTERS = 60_000
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of every task.
+    """The plan of an evaluation, the same for every task.
 
     Attributes:
         conditions: The conditions.
@@ -64,7 +64,7 @@ class EvaluationRun:
         self._done = {(row["task"], row["condition"], row["seed"], row["id"]) for row in self.records.rows}
 
     def jobs(self, task: PreparedTask) -> list[Job]:
-        """What is asked under each condition."""
+        """The questions of a task under each condition, one job for each seed."""
         seeds = self._plan.seeds if task.manner.sampling.temp else self._plan.seeds[:1]
         return [Job(question, seed) for question in task.questions for seed in seeds]
 
