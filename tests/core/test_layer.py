@@ -176,7 +176,6 @@ def test_a_text_in_pieces_leads_to_the_same_state_as_in_one(dtype):
         state = layer.read_and_write(x[:, start:end], state, Access())[1]
     # The one-token step divides by the norms after the products; bfloat16 keeps 8 bits of the projections.
     assert distance(state, whole) <= (1e-5 if dtype == mx.float32 else 5e-2)
-    assert mx.array_equal(state[:, :, 4], whole[:, :, 4])
 
 
 def test_a_shifted_key_uses_the_last_token_that_was_written():
