@@ -87,6 +87,7 @@ def test_a_resumed_run_keeps_its_options(data, trained, tmp_path, monkeypatch):
     assert yaml.safe_load((tmp_path / "run" / SETTINGS_FILE).read_text()) == yaml.safe_load(begun) | {"save_every": 7}
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named(data, trained, tmp_path):
     options = tiny_options(data, iters=3, **{"save-every": 1})
     assert trained(*options, "--adapter-path", "run")[0] == 0
@@ -106,6 +107,7 @@ def test_a_damaged_checkpoint_is_named(data, trained, tmp_path):
     assert (tmp_path / "run" / WEIGHTS_FILE).read_bytes() == weights
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time_trains_in_a_folder(data, trained, tmp_path):
     assert trained(*tiny_options(data, **TINY), "--adapter-path", "run")[0] == 0
     unfinished = tmp_path / "run" / "checkpoints" / ".0000003-0123abcd.safetensors"
@@ -125,6 +127,7 @@ def test_one_process_at_a_time_trains_in_a_folder(data, trained, tmp_path):
     assert not unfinished.exists()
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_further(data, trained, tmp_path):
     code, _, err = trained(*tiny_options(data, **TINY), "--start", adapter("qwen3_msw4"), "--adapter-path", "run")
     assert (code, err) == (0, "")
@@ -142,6 +145,7 @@ def test_without_matplotlib_the_curves_are_not_drawn(data, trained, tmp_path, mo
     assert not (tmp_path / "run" / CURVES_FILE).exists()
 
 
+@pytest.mark.slow
 def test_records_that_are_left_out_are_named(data, trained, tmp_path):
     shutil.copytree(data, "mixed")
     with Path("mixed/train.jsonl").open("a") as file:

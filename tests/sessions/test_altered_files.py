@@ -51,6 +51,7 @@ def set_at(keys: tuple[str | int, ...], value: object) -> Callable[[dict], None]
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "value"),
     [
@@ -215,6 +216,7 @@ def save_as_version_1(chat: ChatSession, path: Path, with_text: bool) -> None:
     save_prompt_cache(str(path), entries, {"session": text, "checksum": _checksum(text, entries)})
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 @pytest.mark.parametrize("with_text", [False, True])

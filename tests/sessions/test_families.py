@@ -32,6 +32,7 @@ def assert_same(one: ChatSession, other: ChatSession) -> None:
     assert all(distance(state, other.memory[layer]) <= 1e-4 for layer, state in one.memory.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", HISTORIES)
 def test_going_back_and_on(model, history, tmp_path):
     chat = told(model, history, "One.", "Two words.", "And three!")

@@ -26,6 +26,7 @@ def refused(chat: ChatSession, call: Callable[[], object], match: str | None = N
     assert all(mx.array_equal(state, memory[layer]) for layer, state in chat.memory.items())
 
 
+@pytest.mark.slow
 @every_history
 @pytest.mark.parametrize("index", range(5))
 def test_an_edit_past_the_window(history, index, monkeypatch):
@@ -47,6 +48,7 @@ def test_an_edit_past_the_window_whatever_is_written(write, monkeypatch):
         refused(chat, lambda index=index: chat.edit(index, "too long " * 40), "the model's window is 100")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", NO_COUNTS)
 def test_steps_that_are_refused(count):
     chat = told()
@@ -72,6 +74,7 @@ def test_reply_lengths_that_are_refused(count):
         refused(chat, call, "max_tokens is")
 
 
+@pytest.mark.slow
 def test_a_stop_text_is_not_its_letters():
     whole = new_chat().send("Hello there. How are you?", 30)
     stop = whole[5:8]
@@ -213,6 +216,7 @@ def fail_in_the_message(chat: ChatSession) -> None:
 LONG = "A much longer system prompt than it was before, with rules."
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("history", ["full", "none", 16, 40])
 @pytest.mark.parametrize("prompts", [("Be brief.", LONG), (LONG, "Be brief.")])
@@ -228,6 +232,7 @@ def test_a_system_prompt_edited_after_a_first_turn_that_failed(kind, history, pr
         assert all(mx.array_equal(state, fresh.memory[layer]) for layer, state in chat.memory.items())
 
 
+@pytest.mark.slow
 @every_history
 @pytest.mark.parametrize("between", ["send", "undo_send", "reset", "history", "edit", "system"])
 @pytest.mark.parametrize("what", ["stream", "stream_regenerate"])
@@ -257,6 +262,7 @@ def test_a_reply_that_was_asked_for_before_the_system_prompt_was_changed():
     refused(chat, lambda: next(stale), "the chat has gone on since")
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 def test_within_read_only_what_is_run_again_is_written_as_it_was(kind, history):
@@ -304,6 +310,7 @@ def test_undo_goes_back_to_the_memory_that_was_whatever_history_came_between(kin
         assert all(mx.array_equal(state, memory[layer]) for layer, state in chat.memory.items())
 
 
+@pytest.mark.slow
 def test_a_reply_that_is_closed_before_it_began_was_never_asked_for():
     chat = told()
     with closing(chat.stream("Never.", 5)):

@@ -52,6 +52,7 @@ def refused(run: Callable[..., str], module: object, *arguments: object) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_a_chat_of_ours_as_a_user_converts_it(chat, tmp_path):
     chat, path = chat
     result = run_command("convert", "--session", path, tmp_path / "theirs", "--to", "torch", "--dtype", "bfloat16")
@@ -101,6 +102,7 @@ def test_what_cannot_be_converted_is_refused(chat, run):
     assert sorted(path.name for path in Path().iterdir()) == ["four"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [1, 4])
 def test_a_session_folder_is_inspected(heads, run):
     memory = states(heads, layers=(0, 5))

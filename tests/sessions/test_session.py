@@ -118,6 +118,7 @@ def test_undo_of_everything(history):
     assert chat.send("Hello there. How are you?", 10) == told("qwen3_tsw_qo", history).messages[2]["content"]
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 def test_regenerating_greedily_gives_the_same_and_runs_the_reply_only(kind, history, forwarded):
@@ -155,6 +156,7 @@ def test_an_edited_reply_runs_what_follows_from_it(forwarded):
     assert sum(forwarded) == len(last.opening.ids) + len(last.reply_ids) + len(last.ending.ids)
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 @pytest.mark.parametrize("index", range(5))
@@ -182,6 +184,7 @@ def test_the_system_prompt_of_an_empty_chat():
     assert chat.send("Hello", 5) == new_chat(system="New.").send("Hello", 5)
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 def test_a_fork_goes_its_own_way(kind, history):
@@ -213,6 +216,7 @@ def test_reset_keeps_the_system_prompt():
     assert chat.send("Hello there. How are you?", 10) == told().messages[2]["content"]
 
 
+@pytest.mark.slow
 @every_kind
 def test_how_much_text_the_cache_holds(kind):
     full, none, some = (told(kind, history, "One is jade.", "Two.", "Three.") for history in HISTORIES)
@@ -225,6 +229,7 @@ def test_how_much_text_the_cache_holds(kind):
     assert all(state.any() for chat in (none, some) for state in chat.memory.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 8, 2048])
 def test_a_window_of_tokens_does_not_depend_on_the_prefill_step(step):
     chats = [new_chat(history=12), new_chat(history=12)]
@@ -243,6 +248,7 @@ def test_a_number_of_tokens_that_holds_everything_is_full_history_where_nothing_
     assert replies[0] == replies[1]
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 def test_a_reply_that_is_closed_early_ended_there(kind, history):
@@ -336,6 +342,7 @@ def test_progress_of_a_long_message():
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
+@pytest.mark.slow
 @every_history
 @pytest.mark.parametrize("where", ["message", "reply"])
 def test_an_error_leaves_the_chat_as_it_was(history, where, monkeypatch):

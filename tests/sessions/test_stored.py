@@ -29,6 +29,7 @@ def path(tmp_path) -> Path:
     return tmp_path / "chat.safetensors"
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 @pytest.mark.parametrize("save_kv", [False, True])
@@ -45,6 +46,7 @@ def test_a_loaded_chat_goes_on_as_the_saved_one(kind, history, save_kv, path):
     assert same_memory(again, chat, 2e-5)
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 @pytest.mark.parametrize("save_kv", [False, True])
@@ -119,6 +121,7 @@ def test_an_empty_chat_can_be_saved(path):
     assert again.send("Hello", 5) == new_chat().send("Hello", 5)
 
 
+@pytest.mark.slow
 @every_history
 @pytest.mark.parametrize("call", [1, 3, 6])
 def test_an_error_while_text_is_run_again_loses_nothing(history, call, path, monkeypatch):
@@ -238,6 +241,7 @@ print(len(chat.messages))
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_old_file(path):
     told().save(path)
     before = path.read_bytes()
@@ -336,6 +340,7 @@ def test_kills_while_saving_lose_no_session(path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 def test_a_long_chat_with_a_large_memory_is_a_small_file(path):
     """36 layers of rank 8 and 200 turns without keys and values: under 1 MB."""
     small = tiny_model("qwen3")

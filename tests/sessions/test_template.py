@@ -705,6 +705,7 @@ chats = st.builds(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3-tiny", "smollm3-tiny"])
 @settings(deadline=None)
 @given(messages=chats)

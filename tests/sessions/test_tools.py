@@ -43,6 +43,7 @@ def scripted(chat: ChatSession, text: str) -> dict[str, object]:
     return {"max_tokens": len(ids) + 1, "logits_processors": [say]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", HISTORIES)
 def test_a_tool_is_called_and_its_results_are_said(history, tmp_path):
     chat = chat_with_tools(history)

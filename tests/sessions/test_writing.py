@@ -91,6 +91,7 @@ def call(model: object, cache: list, segments: Segments, written: Sequence[bool]
         model(mx.array([segments.ids]), cache=cache)
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 @pytest.mark.parametrize("write", ["all", "user", "assistant"])
@@ -103,6 +104,7 @@ def test_a_turn_that_is_written_as_it_is_read(kind, history, write):
     assert all(distance(state, chat.memory[layer]) <= TOLERANCE for layer, state in memory(cache).items())
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 def test_nothing_is_written(kind, history):
@@ -115,6 +117,7 @@ def test_nothing_is_written(kind, history):
     assert set(chat.drift[-1].changed.values()) == {0.0}
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 def test_a_turn_that_is_written_when_it_has_ended(kind, history):
@@ -210,6 +213,7 @@ def remembered_segments(messages: list[dict]) -> tuple[Segments, list[str]]:
     return segments, roles
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3_tsw_qo", "qwen3_msw4"])
 @pytest.mark.parametrize("write", ["all", "user", "assistant"])
 @pytest.mark.parametrize("stretch", [7, 30, 2048])
@@ -230,6 +234,7 @@ def test_a_remembered_text_is_written_in_stretches(kind, write, stretch, history
     assert all(mx.array_equal(state, before[layer]) for layer, state in chat.memory.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["qwen3_ssw_msg", "qwen3_ssw_sent"])
 @pytest.mark.parametrize("write", ["all", "user", "assistant"])
 def test_a_remembered_text_is_written_in_the_means_of_its_messages_or_sentences(kind, write, monkeypatch):
@@ -268,6 +273,7 @@ def test_stretches_keep_within_the_window(monkeypatch):
     assert max(lengths) == 40
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 def test_a_remembered_text_is_not_seen(kind, history):
@@ -282,6 +288,7 @@ def test_a_remembered_text_is_not_seen(kind, history):
     assert same_memory(chat, other, TOLERANCE)
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 def test_two_memories_are_swapped_between_topics_in_two_lines(kind, history):
@@ -372,6 +379,7 @@ def test_the_same_through_the_fused_kernels(number, kernels_on_host):
     check_rows(layer, dtype, padded)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 10**6), length=st.integers(1, 300))
 def test_a_row_that_writes_nothing_keeps_its_state_bit_for_bit(data, seed, length):
@@ -451,6 +459,7 @@ def test_masks_that_do_not_fit(shape):
         model(mx.random.randint(3, 250, (2, 5)), cache=cache)
 
 
+@pytest.mark.slow
 @every_kind
 def test_a_text_is_written_with_the_same_result_whatever_the_step(kind):
     model, _ = loaded(kind)

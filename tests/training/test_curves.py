@@ -44,6 +44,7 @@ def test_every_number_is_drawn_at_its_step(monkeypatch):
     assert 1 < high < 1.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows",
     [
@@ -62,6 +63,7 @@ def test_runs_of_any_kind_can_be_read(rows, monkeypatch):
     assert "not measured" in shown
 
 
+@pytest.mark.slow
 def test_the_curves_of_a_folder(tmp_path):
     metrics = Metrics(tmp_path)
     metrics.add(report(1))

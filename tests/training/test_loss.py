@@ -171,6 +171,7 @@ def test_gradients_are_those_of_the_reference_scan(variant, monkeypatch):
     check_reference_scan(variant, EPISODES, monkeypatch)
 
 
+@pytest.mark.slow
 @every_token_variant
 def test_gradients_of_written_texts_are_those_of_the_reference_scan(variant, monkeypatch):
     check_reference_scan(variant, WRITTEN, monkeypatch)
@@ -524,6 +525,7 @@ def test_frozen_weights_do_not_change_by_a_bit(kind):
         assert weight.dtype == mx.float32 and not mx.array_equal(weight, adapter[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3-tiny", "smollm3-tiny"])
 def test_steps_are_the_same_bit_for_bit(name):
     def trained() -> dict[str, mx.array]:

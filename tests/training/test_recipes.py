@@ -207,6 +207,7 @@ def prepared(recipe: str, name: str, data: Path) -> tuple[RunOptions, nn.Module,
     return options, model, tokenizer, load_episodes(options.settings, tokenizer, "stop")["train"][0]
 
 
+@pytest.mark.slow
 @every_backbone
 @every_recipe
 def test_the_loss_and_its_gradient_are_those_of_the_reference(recipe, backbone_name, data, monkeypatch):
@@ -224,6 +225,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_reference(recipe, backbone_n
     check_single_episodes(monkeypatch, EpisodeModel(model, options.settings.terms).train(), episodes)
 
 
+@pytest.mark.slow
 @every_backbone
 @every_recipe
 def test_a_step_is_that_of_the_reference(recipe, backbone_name, data, tmp_path):

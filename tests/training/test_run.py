@@ -71,6 +71,7 @@ def unbroken(tmp_path_factory):
     return weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("moments", [(1, 3), (6, 7), (11,)], ids=str)
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(accumulation, moments, unbroken, tmp_path):
@@ -491,6 +492,7 @@ def test_adapters_of_16_bit_backbones_train_in_float32(started, tmp_path):
     assert all_float32(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

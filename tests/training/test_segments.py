@@ -109,6 +109,7 @@ def assert_equal(found: Gradients, expected: Gradients, tolerance: float = 1e-5)
             assert distance(ours, theirs) <= tolerance * largest
 
 
+@pytest.mark.slow
 @every_family
 @every_kind
 def test_segments_give_the_states_and_gradients_of_the_pass_in_one_piece(family, kind):
@@ -133,6 +134,7 @@ def test_a_recomputed_call_gives_the_same_bits(family, kind, monkeypatch):
     assert_equal(checkpointed, with_gradients(model, *history, segment=5), tolerance=0)
 
 
+@pytest.mark.slow
 @every_family
 def test_segments_in_a_compiled_step(family):
     for kind in ("TSW", "SSW") if family == "qwen3" else ("TSW",):
