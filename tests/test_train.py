@@ -36,6 +36,7 @@ def trained(monkeypatch, capsys, tmp_path):
 TINY = {"iters": 2, "batch-size": 2}
 
 
+@pytest.mark.slow
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(data, trained, tmp_path):
     asked = {"model": backbone(), "data": str(data), "adapter_path": "run", "iters": 6, "batch_size": 3, "rank": 2}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(asked | {"learning_rate": 1e-3, "start": None}))
@@ -59,6 +60,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(data
     assert (tmp_path / "again" / WEIGHTS_FILE).read_bytes() == (tmp_path / "run" / WEIGHTS_FILE).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_options(data, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(data.parent)
     options = tiny_options(data.name, **TINY, dtype="bfloat16", **{"save-every": 1})
@@ -137,6 +139,7 @@ def test_an_adapter_is_trained_further(data, trained, tmp_path):
     assert trained("--resume", "--adapter-path", "run")[0] == 0
 
 
+@pytest.mark.slow
 def test_without_matplotlib_the_curves_are_not_drawn(data, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     code, out, _ = trained(*tiny_options(data, **TINY), "--adapter-path", "run")
@@ -275,6 +278,7 @@ def test_an_architecture_that_cannot_have_a_memory_is_refused(data, trained):
         assert message in err
 
 
+@pytest.mark.slow
 def test_files_of_killed_processes_and_of_finder_are_no_obstacle(data, trained, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)

@@ -269,6 +269,7 @@ wild_messages = st.fixed_dictionaries(
 wild_records = st.fixed_dictionaries({"messages": st.lists(wild_messages, max_size=8) | json_values}) | json_values
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(wild_records, min_size=1, max_size=4), st.sampled_from(["last", "all"]), st.booleans())
 def test_every_chat_of_a_log_is_written_or_counted(tmp_path, records, answers, as_list):

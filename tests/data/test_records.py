@@ -38,6 +38,7 @@ def records(run, conversations: Path, output: Path, *options: object) -> list[di
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_each_question_follows_its_conversation_with_all_replies(run, conversations, tmp_path):
     found = records(run, conversations, tmp_path / "a.jsonl", "--ordinary", 0, "--told", 0, "--only-read", 0)
     told = [Conversation.from_json(each.value) for each in json_records(conversations)]

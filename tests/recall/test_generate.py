@@ -222,6 +222,7 @@ def episode_settings(draw):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(episode_settings(), st.integers(0, 10**6))
 def test_an_episode_matches_its_settings(wanted, index):
@@ -292,6 +293,7 @@ def test_values_of_an_episode_are_not_parts_of_each_other():
         assert not [(one, other) for one in found for other in found if one is not other and one in other]
 
 
+@pytest.mark.slow
 def test_updates_and_deletions_follow_their_fact():
     for index in range(50):
         episode = make_episode(HARD, 1, index)

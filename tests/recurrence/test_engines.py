@@ -90,6 +90,7 @@ def broken_gpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) 
     forget_trials()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("broken_gpu")
 def test_where_kernels_fail_operations_run_after_one_warning():
     model = tiny_model("qwen3")
@@ -149,6 +150,7 @@ def test_empty_batches_give_empty_reads():
         assert mx.array_equal(new_state, state)
 
 
+@pytest.mark.slow
 def test_a_trial_may_be_within_a_transformation_and_draws_no_random_numbers(monkeypatch):
     monkeypatch.setattr(trial, "_warned", True)
     pretend_gpu(monkeypatch, wrong)
@@ -208,6 +210,7 @@ def lazy_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget_trials()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.usefixtures("lazy_gpu")
 def test_the_gradient_of_the_fused_engine_is_that_of_the_operations(masked):
@@ -286,6 +289,7 @@ def run_through(model: nn.Module) -> list[mx.array]:
     return [*results, *memory(cache).values(), model(ids)]
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     "options",

@@ -75,6 +75,7 @@ def test_vectors_are_divided_by_their_norm_or_by_the_floor(size, length):
         assert distance(new_state[0, 0], mx.array(expected)) <= 1e-5
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("rank", [1, 8, 64])
 @pytest.mark.usefixtures("kernels_on_host")
@@ -163,6 +164,7 @@ def test_cuda_compiles_them(uses):
         assert f".entry _ZN3mlx4core2cu{len(name.rpartition('::')[2])}" in nvrtc.to_ptx(text, name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(nvrtc.missing() is not None, reason=f"needs the PyPI package {nvrtc.missing()}")
 def test_cuda_reports_an_error_in_a_kernel(uses):
     use_all(FEW_CASES[0])

@@ -184,6 +184,7 @@ def test_gradient_of_a_long_sequence_needs_little_memory():
     assert mx.get_peak_memory() - before < 216e6 / 40
 
 
+@pytest.mark.slow
 def test_gradient_of_a_compiled_function():
     tokens = random_tokens(1, 64, 1, 8)
     start = mx.zeros((1, 1, 8, 8))

@@ -39,6 +39,7 @@ def same(template: str, sentences: Iterable[str]) -> list[str]:
     return [each for each in sentences if pattern.fullmatch(each)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 def test_the_benchmark_has_no_wording_of_the_generator(use):
     sentences = said()
