@@ -20,6 +20,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
                 main()
+                if sys.stdout is not None:
+                    # What is still in the buffer may find that the reader has gone.
+                    sys.stdout.flush()
         except BrokenPipeError:
             # Python closes standard output at exit, and would print an error about the closed pipe.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 from mlx_deltamem._version import __version__
+from mlx_deltamem.cli.command import command
 
 # By name, what each command does.
 COMMANDS = {
@@ -31,6 +32,7 @@ _USAGE = "\n".join(
 )
 
 
+@command
 def main() -> None:
     """Run a command. An unknown command ends with exit code 2."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from mlx_deltamem.cli.command import command
+
 _MAKERS = {
     "recall": "synthetic chats with facts in a few fixed wordings, and questions about them",
     "speech": "synthetic conversations in which facts are told as people tell them",
@@ -23,6 +25,7 @@ _USAGE = "\n".join(
 )
 
 
+@command
 def main() -> None:
     """Run the maker that the first argument names; an unknown name exits with code 2."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import sysconfig
@@ -51,3 +52,16 @@ def test_a_warning_is_one_line(capsys):
 
     main()
     assert capsys.readouterr().err == "warning: the memory is not finite\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["mlx_deltamem", "mlx_deltamem.data"])
+def test_a_reader_who_leaves_early_is_no_traceback(module):
+    # The pipe is closed before anything is written.
+    reading, writing = os.pipe()
+    os.close(reading)
+    arguments = [sys.executable, "-m", module, "--help"]
+    ended = subprocess.run(arguments, check=False, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
