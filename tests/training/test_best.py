@@ -127,6 +127,7 @@ def test_the_best_adapter_is_kept_beside_the_last(tmp_path, monkeypatch):
     assert same(dict(ended.weights), dict(best.weights)) and ended.metadata == best.metadata
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_best_adapter(tmp_path):
     def ended(name: str, *stops: int) -> dict[str, mx.array]:
         for stop in (*stops, None):

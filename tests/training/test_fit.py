@@ -37,6 +37,7 @@ def fresh_model(config: DeltaMemConfig = CONFIG) -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 def test_a_fitted_memory_stands_in_for_the_text():
     model, episodes = fresh_model(), [told_and_asked(seed) for seed in range(100)]
     assert fit_adapter(model, episodes, 80) == 80

@@ -92,6 +92,7 @@ def test_an_unhealthy_adapter_with_more_right_is_not_the_best(tmp_path, monkeypa
     assert printed(capsys).count("not healthy") == 1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_healthy_best_adapter(tmp_path):
     def weights(run: Run) -> dict[str, mx.array]:
         return dict(current_adapter(run.model).weights)
@@ -142,6 +143,7 @@ def real_run(folder: Path, data: Path, texts: int) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_a_health_check_does_not_change_the_training(tmp_path):
     data = write_chats(tmp_path / "names")
     runs = {texts: real_run(tmp_path / f"run {texts}", data, texts) for texts in (0, 1)}

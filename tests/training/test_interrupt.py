@@ -20,6 +20,7 @@ with noticed_interrupts(lambda: print("noticed", flush=True), lambda: print("giv
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_noticed_while_python_does_not_run(number):
     process = subprocess.Popen([sys.executable, "-c", _SCRIPT], stdout=subprocess.PIPE, text=True)

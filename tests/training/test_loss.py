@@ -213,6 +213,7 @@ def check_gradients(found: dict[str, mx.array], expected: dict[str, mx.array], t
 # Batches and single episodes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", TERMS)
 @pytest.mark.parametrize("variant", ["TSW", "SSW", "sentence_mean", "MSW"])
 def test_a_batch_equals_its_single_episodes(variant, terms, monkeypatch):
@@ -227,16 +228,19 @@ def test_a_batch_equals_its_single_episodes_in_other_families(family):
     check_batch(module, batch_of(module, EPISODES), EPISODES, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", TERMS)
 def test_a_batch_of_written_texts_equals_its_single_episodes(terms, monkeypatch):
     check_single_episodes(monkeypatch, episode_model(terms=TERMS[terms]), WRITTEN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", TERMS)
 def test_a_batch_of_partly_written_texts_equals_its_single_episodes(terms, monkeypatch):
     check_single_episodes(monkeypatch, episode_model(terms=TERMS[terms]), [*MASKED, as_read(EPISODES[1])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", TERMS)
 def test_a_batch_of_turns_equals_its_single_episodes(terms, monkeypatch):
     check_single_episodes(monkeypatch, episode_model(terms=TERMS[terms]), TURNS)
@@ -350,6 +354,7 @@ class PlainLoss:
         return mx.stack([mx.concatenate(passes, axis=1).mean() for passes in layers])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terms", TERMS)
 @pytest.mark.parametrize("of_all", [False, True], ids=["some", "all"])
 def test_a_batch_of_other_targets_equals_its_single_episodes(of_all, terms, monkeypatch):
@@ -440,6 +445,7 @@ def test_a_compiled_loss_is_the_same():
     assert step(*other).item() == pytest.approx(module(other)[0].item(), rel=1e-5) != pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("episodes", [MASKED, TURNS, TARGETS], ids=["some of it", "turn by turn", "other targets"])
 @pytest.mark.parametrize("segment", [0, 5])
 def test_a_compiled_step_of_partly_written_texts(segment, episodes):

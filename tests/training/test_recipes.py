@@ -141,6 +141,7 @@ def test_the_command_line_comes_first_then_the_file_then_the_recipe_then_the_def
     assert (options["segment"], options["value_weight"]) == (0, 1.0)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_recipe_is_resumed_like_any_run(trained, tmp_path, data):
     asked = ("--model", backbone(), "--data", data, "--iters", 4, "--grad-accumulation-steps", 2)
     code, out, err = trained("--recipe", "msw", *asked, "--adapter-path", "run")
@@ -161,6 +162,7 @@ def test_a_run_with_a_recipe_is_resumed_like_any_run(trained, tmp_path, data):
     assert (tmp_path / "again" / SETTINGS_FILE).read_text() == (tmp_path / "run" / SETTINGS_FILE).read_text()
 
 
+@pytest.mark.slow
 def test_with_start_a_recipe_does_not_change_the_adapters_shape(trained, tmp_path, data):
     asked = ("--recipe", "tsw", "--model", backbone(), "--data", data, "--start", adapter("qwen3_msw4"))
     code, out, err = trained(*asked, "--iters", 2, "--grad-accumulation-steps", 2, "--adapter-path", "run")
@@ -189,6 +191,7 @@ def test_a_wrong_recipe_gives_one_line(trained, tmp_path, content, problem):
 # One step
 
 
+@pytest.mark.slow
 def test_the_authors_data_set_is_the_default(hub, trained, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
     content = FORMATS["train.jsonl"](SHAPES["prompt and response"]).encode()

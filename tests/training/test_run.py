@@ -91,6 +91,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_weights(accumulatio
     assert same(dict(saved), dict(current_adapter(last.model).weights))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("held_out", [False, True])
 def test_ctrl_c_saves_and_the_run_can_be_resumed(accumulation, held_out, unbroken, tmp_path):
@@ -165,6 +166,7 @@ def test_resuming_a_finished_run_changes_nothing(unbroken, tmp_path):
     assert Metrics(tmp_path / "run").rows() == rows
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_metrics_of_an_unbroken_one(tmp_path):
     toy_run(tmp_path / "whole").train(EPISODES, HELD_OUT)
     broken = toy_run(tmp_path / "broken")
@@ -294,6 +296,7 @@ def test_training_turn_by_turn(tmp_path):
     assert moved(weights_of(again.model), weights_of(run.model))
 
 
+@pytest.mark.slow
 def test_training_with_other_targets(tmp_path):
     terms = LossTerms(sparsity=0.0, contrast_zeroed=0.1, contrast_corrupted=0.1, teacher_kl=0.1)
     plain = [episode(8, (8, 3), seed=seed) for seed in range(4)]
@@ -517,6 +520,7 @@ def test_all_variants_are_trained_and_resumed(changes, tmp_path):
     assert same(weights_of(run.model), weights_of(whole.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("history", "segment"), [(8, 0), (8, 3), (0, 0)])
 @pytest.mark.parametrize(
     "terms",

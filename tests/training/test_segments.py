@@ -124,6 +124,7 @@ def test_segments_give_the_states_and_gradients_of_the_pass_in_one_piece(family,
         assert_equal(with_gradients(model, *history, segment=segment), plain)
 
 
+@pytest.mark.slow
 @every_family
 @every_kind
 def test_a_recomputed_call_gives_the_same_bits(family, kind, monkeypatch):
@@ -212,6 +213,7 @@ def test_segments_of_a_partly_written_history(kind, compiled):
     assert_equal(with_gradients(model, *history, segment=5, written=written, compiled=compiled), plain)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(
     data=st.data(), length=st.integers(1, 14), segment=st.integers(1, 16), family=st.sampled_from(["qwen3", "olmo3"])

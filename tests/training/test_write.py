@@ -71,6 +71,7 @@ def test_a_history_gives_the_states_of_a_chat(write, kind):
         assert all(distance(state, states[layer]) <= 1e-5 for layer, state in session.memory.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["Be brief.", None])
 @pytest.mark.parametrize("kind", KINDS)
 @every_write
@@ -99,6 +100,7 @@ def test_turn_by_turn_in_segments():
     assert distance(one[-1], in_one_pass[-1]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", ["all", "user", "assistant"])
 @pytest.mark.parametrize("kind", [*KINDS, *MEANS])
 def test_a_history_gives_the_states_of_a_written_text(kind, write):
