@@ -153,6 +153,7 @@ def test_what_the_machine_is_too_noisy_for_is_said(capsys):
     assert "too noisy to tell: δ-mem (" not in noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [[64], [512, 2048, 8192], [1, 100_000], list(range(1000, 9000, 250))])
 def test_the_figure_has_labels_that_can_be_read(lengths, monkeypatch):
     figure = benchmark_figure(made_report(lengths, batch=8))

@@ -58,6 +58,7 @@ def test_what_is_left_in_the_folder(run):
     assert "recall, state ..." in result.stderr
 
 
+@pytest.mark.slow
 def test_the_report(run):
     text = (run[0] / REPORT_FILE).read_text()
     assert text.startswith(f"# {adapter()} on {backbone()}\n")
@@ -69,6 +70,7 @@ def test_the_report(run):
     assert all(len(width) == 1 for width in widths)
 
 
+@pytest.mark.slow
 def test_the_results(run):
     results = results_of(run[0])
     whole = [row for row in results["results"] if row["task"] == "recall"]

@@ -108,6 +108,7 @@ def test_an_adapter(inspected, document):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_tsw_qo", "qwen3_tsw_nonorm_r16", "qwen3_tsw_bf16", "qwen3_ssw_sent"])
 def test_a_model_and_a_text(name, inspected, document):
     arguments = (adapter(name), "--model", backbone(), "--text", "text.txt")

@@ -36,6 +36,7 @@ STATUSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", UPLOAD_STEPS)
 @pytest.mark.parametrize(
     "fault", [*({"status": status} for status in STATUSES), {"cut": True}, {"reset": True}], ids=str

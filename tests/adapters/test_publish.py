@@ -137,6 +137,7 @@ def test_a_repo_for_another_model_is_overwritten_only_on_request(hub, folder):
     assert files_of(hub) != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "fault", "message"),
     [

@@ -115,6 +115,7 @@ def test_a_context_holds_the_prompt(models, batch):
         assert all(state.any() for state in memory(cache).values())
 
 
+@pytest.mark.slow
 def test_the_backbone_is_left_alone(models):
     model = random_model("tiny", mx.float32)
     tokens = mx.array([[1, 2, 3]])
@@ -178,6 +179,7 @@ def test_the_adapter_beside_the_frozen_backbone_does_not_count(models):
     assert peaks[0][0] - peaks[1][0] == pytest.approx(1_000_000 - models.adapter_bytes, abs=300_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [FROZEN, DELTA_MEM, READ_ONLY])
 @pytest.mark.parametrize("batch", BATCHES)
 def test_reading_a_prompt_makes_no_logits_before_the_last_ones(variant, batch):

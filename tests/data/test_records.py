@@ -68,6 +68,7 @@ def test_the_shares_of_the_command_line(run, conversations, tmp_path):
     assert {row["write"] for row in found if row["kind"] != "ordinary"} == {"after"}
 
 
+@pytest.mark.slow
 def test_training_reads_the_records_and_the_same_seed_makes_them_again(run, conversations, tmp_path):
     first, again = (records(run, conversations, tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
     assert first == again

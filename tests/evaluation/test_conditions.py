@@ -218,6 +218,7 @@ def test_histories_and_shared_text_are_run_once(monkeypatch):
     assert len(lengths) == 6
 
 
+@pytest.mark.slow
 def test_a_history_longer_than_the_window_is_read_through_one():
     asked = questions(2, 1)
     whole = replies(asked, "state", history_tokens=10_000)

@@ -151,6 +151,7 @@ def test_the_adapter_may_change_between_two_looks(one):
     assert [each.frozen for each in first] == [each.frozen for each in second] == [each.adapted for each in second]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_as_before(attached, training):
     model, tokenizer = attached

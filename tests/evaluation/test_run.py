@@ -42,6 +42,7 @@ def records(folder: Path) -> bytes:
     return (folder / RECORDS_FILE).read_bytes()
 
 
+@pytest.mark.slow
 def test_every_question_is_asked_once_under_every_condition(tmp_path):
     ask(tmp_path)
     rows = [json.loads(line) for line in records(tmp_path).splitlines()]
@@ -91,6 +92,7 @@ def test_conditions_may_be_added(tmp_path):
     assert analyse(Small(), rows, ["state", "none"], 0).whole.means["none", "right"].questions == 6
 
 
+@pytest.mark.slow
 def test_a_condition_that_is_not_complete_is_left_out(tmp_path):
     ask(tmp_path)
     content = records(tmp_path)
@@ -100,6 +102,7 @@ def test_a_condition_that_is_not_complete_is_left_out(tmp_path):
     assert run.complete_conditions(prepare(Small(), Manner(), model, tokenizer, None)) == ["base", "state"]
 
 
+@pytest.mark.slow
 def test_measures_are_kept_by_condition(tmp_path):
     run = ask(tmp_path)
     small = prepared()
@@ -201,6 +204,7 @@ def test_another_question_in_the_place_of_one_is_refused(changes, tmp_path):
         run.check(other)
 
 
+@pytest.mark.slow
 def test_what_was_not_asked_before_may_be_anything(tmp_path):
     run = ask(tmp_path, limit=5)
     assert run.check(prepare(Other(), Manner(), *loaded(), None)) is None

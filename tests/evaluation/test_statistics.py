@@ -63,6 +63,7 @@ def test_a_single_group_is_drawn_by_question():
     assert found.low < 50 < found.high
 
 
+@pytest.mark.slow
 def test_scores_that_are_all_alike_leave_a_doubt():
     none, all_of_them = (Bootstrap(np.full((1, 500), score), alone(500), seed=0).mean(0) for score in (0.0, 1.0))
     # None of 500: at most 0.735 %, as tables of Clopper and Pearson's intervals have it.

@@ -54,6 +54,7 @@ def test_queries_and_keys_of_zero_are_not_divided_by_zero():
     assert distance(state, mx.full((1, 1, 8, 8), 0.125)) <= 1e-6
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("size", [1e-7, 5e-7, 1.5e-6, 5e-6])
 @pytest.mark.parametrize("length", [1, 3])

@@ -241,6 +241,7 @@ def test_a_file_of_the_first_version_loads_goes_on_and_back(kind, history, with_
     assert again.send(GO_ON, 8) == chat.send(GO_ON, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "value"),
     [

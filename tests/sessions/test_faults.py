@@ -62,6 +62,7 @@ def test_steps_that_are_refused(count):
         refused(chat, call, "prefill_step_size is")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [count for count in NO_COUNTS if count != -1])
 def test_reply_lengths_that_are_refused(count):
     chat = told()
@@ -87,6 +88,7 @@ def test_a_stop_text_is_not_its_letters():
     assert chat.regenerate(10, stop=absent) == told().messages[-1]["content"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", ["", [""], ["a", ""], 5, None, b"ab", [5], [None], {"a": 1}, iter(["a"])])
 def test_stop_texts_that_are_refused(stop):
     chat = told()
@@ -94,6 +96,7 @@ def test_stop_texts_that_are_refused(stop):
     refused(chat, lambda: chat.regenerate(2, stop=stop), "stop is")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", NO_TEXTS, ids=repr)
 def test_texts_that_are_refused(text):
     chat = told()
@@ -140,6 +143,7 @@ def test_write_modes_that_are_refused(write):
         ChatSession(*loaded(), write=write)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "memory",
     [

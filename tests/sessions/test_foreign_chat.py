@@ -33,6 +33,7 @@ def test_a_golden_chat_of_the_reference_goes_on_as_it_did_there(name, tmp_path):
     assert not (folder / "pwned").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_there_and_back(kind, tmp_path):
     chat = told(kind)

@@ -44,6 +44,7 @@ def test_a_chat_writes_what_one_pass_over_its_tokens_writes():
     assert all(distance(state, chat.memory[layer]) <= 1e-5 for layer, state in memory(cache).items())
 
 
+@pytest.mark.slow
 @every_history
 def test_going_back_and_on(history, tmp_path):
     chat = told(history, "One.", "Two words.", "And three!")

@@ -95,6 +95,7 @@ def check_spans(chat: ChatSession, known: int, turn: dict, kind: str) -> None:
             assert [b > a for a, b in pairwise(found)] == [b > a for a, b in pairwise(expected)]
 
 
+@pytest.mark.slow
 @every_kind
 @every_history
 def test_undo_is_as_if_the_turns_had_never_been(kind, history):
@@ -369,6 +370,7 @@ def test_an_error_leaves_the_chat_as_it_was(history, where, monkeypatch):
     assert same_memory(chat, fine, 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["regenerate", "edit", "undo_edit"])
 def test_an_error_while_changing_leaves_the_chat_as_it_was(call, monkeypatch):
     chat = told()

@@ -750,6 +750,7 @@ def test_every_message_has_its_text(messages: list[Message]):
     assert not by_sentence
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(messages=chats)
 def test_a_template_that_strips_and_rewrites(messages: list[Message]):

@@ -147,6 +147,7 @@ def test_the_parser_that_mlx_lm_chooses(tmp_path: Path):
     assert read(load_tokenizer(tmp_path / "model"), f"So. {ADD}") == ("So. ", [CALLED])
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([ADD, "<tool_call>", "</tool_call>", "[]", "{", " So. ", "é"]), max_size=6))
 def test_any_order_of_pieces(pieces: list[str]):

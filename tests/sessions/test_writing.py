@@ -131,6 +131,7 @@ def test_a_turn_that_is_written_when_it_has_ended(kind, history):
     assert all(distance(state, chat.memory[layer]) <= TOLERANCE for layer, state in memory(cache).items())
 
 
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("write", WRITES)
 def test_the_first_turn_begins_with_the_visible_start(kind, write):

@@ -63,6 +63,7 @@ def test_figures_are_of_the_memory_and_not_of_the_backbone():
         assert figure.verdict == "MISS"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_time", "verdict"), [(1.05, "pass"), (1.06, "within noise"), (1.08, "MISS")])
 def test_a_batch_is_to_be_like_a_single_sequence(batch_time, verdict, monkeypatch):
     def decode(_: object, work: Workload) -> PhaseComparison:

@@ -34,6 +34,7 @@ def test_a_step_trains_the_adapter_alone():
     assert all(not mx.array_equal(after[name], weight) for name, weight in before.items())
 
 
+@pytest.mark.slow
 def test_a_table_is_printed(monkeypatch, capsys):
     ended = runner(step_time, monkeypatch, capsys)(*TINY)
     assert ended.code == 0

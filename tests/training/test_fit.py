@@ -73,6 +73,7 @@ def cosine(one: mx.array, other: mx.array) -> float:
     return ((one * other).sum() / (mx.linalg.norm(one) * mx.linalg.norm(other))).item()
 
 
+@pytest.mark.slow
 def test_every_weight_has_its_shape_and_the_seed_decides_the_rest():
     episodes = [told_and_asked(seed) for seed in range(40)]
     fitted = []

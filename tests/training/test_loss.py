@@ -177,6 +177,7 @@ def test_gradients_of_written_texts_are_those_of_the_reference_scan(variant, mon
     check_reference_scan(variant, WRITTEN, monkeypatch)
 
 
+@pytest.mark.slow
 @every_token_variant
 def test_gradients_of_partly_written_texts_are_those_of_the_reference_scan(variant, monkeypatch):
     check_reference_scan(variant, MASKED, monkeypatch)
@@ -220,6 +221,7 @@ def test_a_batch_equals_its_single_episodes(variant, terms, monkeypatch):
     check_single_episodes(monkeypatch, episode_model(VARIANTS[variant], TERMS[terms]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3_next", "gemma3_text", "qwen3_moe", "gpt_oss"])
 def test_a_batch_equals_its_single_episodes_in_other_families(family):
     module = in_training(tiny_model(family), VARIANTS["TSW"], READ_SPARSITY, scale=0.1)

@@ -202,6 +202,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(JSON, max_size=4))
 def test_every_row_becomes_a_record_or_an_error(tmp_path, rows):

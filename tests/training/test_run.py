@@ -113,6 +113,7 @@ def test_ctrl_c_saves_and_the_run_can_be_resumed(accumulation, held_out, unbroke
     assert same(weights_of(again.model), unbroken[accumulation])
 
 
+@pytest.mark.slow
 def test_sigterm_also_saves(unbroken, tmp_path):
     run = toy_run(tmp_path / "run", save_every=100)
     with pytest.raises(KeyboardInterrupt):
@@ -214,6 +215,7 @@ def test_the_metrics_of_a_run(tmp_path):
     assert reports[0]["seconds"] < last["seconds"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_the_learning_rate(tmp_path):
     rates = {}
     for name, moment in (("whole", 100), ("broken", 8)):
@@ -283,6 +285,7 @@ def test_adapters_that_write_means_cannot_write_questions(tmp_path):
         run.check(turned, [])
 
 
+@pytest.mark.slow
 def test_training_turn_by_turn(tmp_path):
     terms = LossTerms(sparsity=0.1, sparsity_pass="write", contrast_corrupted=0.1, teacher_kl=0.1)
     run = toy_run(tmp_path / "run", iters=4, warmup=0, terms=terms)
@@ -548,6 +551,7 @@ def test_training_with_every_term_of_the_loss(terms, history, segment, tmp_path)
         assert moved(before, weights_of(run.model)) and moved(weights_of(plain.model), weights_of(run.model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", [0, 8])
 def test_training_with_written_questions(history, tmp_path):
     terms = LossTerms(sparsity=0.1, contrast_zeroed=0.1, contrast_corrupted=0.1, teacher_kl=0.1)

@@ -117,6 +117,7 @@ def test_a_history_gives_the_states_of_a_written_text(kind, write):
     assert all(distance(expected[layer], in_segments[layer][:1]) <= 1e-5 for layer in states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recent", [1, 3])
 @every_write
 def test_a_text_is_read_as_in_a_chat(write, recent):
