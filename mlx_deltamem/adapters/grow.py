@@ -5,7 +5,7 @@ little effect until training changes them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import mlx.core as mx
@@ -97,12 +97,11 @@ def uncoupled(adapter: Adapter) -> Adapter:
         raise ValueError(f"{adapter.source} already has separate weights for λ; leave out --no-couple-lambda")
     if adapter.config.state_update_mode == "no_lambda":
         raise ValueError(f"{adapter.source} keeps all of its state and has no λ; leave out --no-couple-lambda")
-    weights = dict(adapter.weights)
-    for layer, tensors in adapter.weights_by_layer().items():
-        for name in ("proj", "bias"):
-            weights[_key(adapter, layer, f"lambda_{name}")] = -tensors[f"beta_{name}"]
-    config = replace(adapter.config, couple_lambda=False)
-    return _grown(adapter, config, weights, "given a λ of its own")
+
+    def gates(tensors: Mapping[str, mx.array]) -> Mapping[str, mx.array]:
+        return {f"lambda_{name}": -tensors[f"beta_{name}"] for name in ("proj", "bias")}
+
+    return _with_tensors(adapter, replace(adapter.config, couple_lambda=False), gates, "given a λ of its own")
 
 
 def with_read_gates(adapter: Adapter) -> Adapter:
@@ -113,13 +112,13 @@ def with_read_gates(adapter: Adapter) -> Adapter:
     """
     if adapter.config.read_gate:
         raise ValueError(f"{adapter.source} already has read gates; leave out --read-gate")
-    weights, heads = dict(adapter.weights), adapter.config.num_state_heads
-    for layer, tensors in adapter.weights_by_layer().items():
-        projections = tensors["beta_proj"]
-        gates = {"proj": mx.zeros((heads, projections.shape[1])), "bias": mx.full((heads,), OPEN_GATE)}
-        for name, tensor in gates.items():
-            weights[_key(adapter, layer, f"read_gate_{name}")] = tensor.astype(projections.dtype)
-    return _grown(adapter, replace(adapter.config, read_gate=True), weights, "given read gates")
+    heads = adapter.config.num_state_heads
+
+    def gates(tensors: Mapping[str, mx.array]) -> Mapping[str, mx.array]:
+        hidden = tensors["beta_proj"].shape[1]
+        return {"read_gate_proj": mx.zeros((heads, hidden)), "read_gate_bias": mx.full((heads,), OPEN_GATE)}
+
+    return _with_tensors(adapter, replace(adapter.config, read_gate=True), gates, "given read gates")
 
 
 def with_key_shift(adapter: Adapter, factor: float) -> Adapter:
@@ -134,11 +133,23 @@ def with_key_shift(adapter: Adapter, factor: float) -> Adapter:
     """
     if adapter.config.key_shift:
         raise ValueError(f"{adapter.source} already has a key shift; leave out --key-shift")
+    width = adapter.config.width
+    config = replace(adapter.config, key_shift=True)
+    return _with_tensors(adapter, config, lambda _: {"key_shift": mx.full((width,), factor)}, "given a key shift")
+
+
+def _with_tensors(
+    adapter: Adapter,
+    config: DeltaMemConfig,
+    more: Callable[[Mapping[str, mx.array]], Mapping[str, mx.array]],
+    done: str,
+) -> Adapter:
+    """Return an adapter with more tensors, which `more` makes of the tensors of each layer."""
     weights = dict(adapter.weights)
     for layer, tensors in adapter.weights_by_layer().items():
-        shift = mx.full((adapter.config.width,), factor)
-        weights[_key(adapter, layer, "key_shift")] = shift.astype(tensors["beta_proj"].dtype)
-    return _grown(adapter, replace(adapter.config, key_shift=True), weights, "given a key shift")
+        for name, tensor in more(tensors).items():
+            weights[_key(adapter, layer, name)] = tensor.astype(tensors["beta_proj"].dtype)
+    return _grown(adapter, config, weights, done)
 
 
 def _key(adapter: Adapter, layer: int, name: str) -> str:

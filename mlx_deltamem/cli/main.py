@@ -1,10 +1,10 @@
 """The command `mlx_deltamem NAME ...`, which runs the command of that name."""
 
-import importlib
 import sys
 
 from mlx_deltamem._version import __version__
 from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.command_list import CommandList
 
 # By name, what each command does.
 COMMANDS = {
@@ -20,29 +20,12 @@ COMMANDS = {
     "benchmark": "measure the time and the memory that an adapter costs",
 }
 
-_USAGE = "\n".join(
-    [
-        "usage: mlx_deltamem COMMAND ...",
-        "",
-        "commands:",
-        *(f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items()),
-        "",
-        "`mlx_deltamem COMMAND --help` lists the options of a command; `mlx_deltamem --version` prints the version.",
-    ]
-)
-
 
 @command
 def main() -> None:
-    """Run a command. An unknown command ends with exit code 2."""
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in COMMANDS:
-        sys.argv[:2] = [f"mlx_deltamem {name}"]
-        importlib.import_module(f"mlx_deltamem.{name}").main()
-    elif name == "--version":
+    """Run a command, or print the version. An unknown command ends with exit code 2."""
+    if sys.argv[1:2] == ["--version"]:
         print(__version__)
-    elif name in ("-h", "--help"):
-        print(_USAGE)
-    else:
-        print(f"error: there is no command {name or 'nothing'!r}\n{_USAGE}", file=sys.stderr)
-        sys.exit(2)
+        return
+    note = "; `mlx_deltamem --version` prints the version"
+    CommandList("mlx_deltamem", "command", COMMANDS, "mlx_deltamem", note).run()

@@ -37,3 +37,10 @@ class Access:
     writing: bool = True
     units: WriteUnits | None = None
     written: mx.array | None = None
+
+
+def both(one: mx.array | None, other: mx.array | None) -> mx.array | None:
+    """The mask that is True where both masks are; None is a mask that is True everywhere."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other

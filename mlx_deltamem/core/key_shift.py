@@ -6,7 +6,23 @@ numbers. A query at a similar place then finds the token that came next. This is
 (facts.md 8.3). It needs one more row of r numbers for each state head: the memory query of the token written last.
 """
 
+from typing import TypeVar
+
 import mlx.core as mx
+import numpy as np
+
+_Array = TypeVar("_Array", mx.array, np.ndarray)
+
+
+def square(state: _Array) -> _Array:
+    """The matrices of a state, `[..., r, r]`: the state without the row that a key shift adds.
+
+    The row is the memory query of the token written last. Nothing reads it as memory content.
+
+    Args:
+        state: `[..., r, r]`, or `[..., r + 1, r]` of an adapter with a key shift.
+    """
+    return state[..., : state.shape[-1], :]
 
 
 def token_before(queries: mx.array, last: mx.array, seen: mx.array | None) -> tuple[mx.array, mx.array]:

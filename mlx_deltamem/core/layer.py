@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_deltamem.core.access import Access, WriteUnits
+from mlx_deltamem.core.access import Access, WriteUnits, both
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.fields import HEADS
-from mlx_deltamem.core.key_shift import token_before
+from mlx_deltamem.core.key_shift import square, token_before
 from mlx_deltamem.core.reads import Gates, PackedWeights, Reads
 from mlx_deltamem.core.shapes import AttentionShape, inactive_parameters, parameter_shapes
 from mlx_deltamem.recurrence.engines import Engine, engine_for
@@ -88,14 +88,14 @@ class DeltaMemory(nn.Module):
         engine = engine_for(self.variant, x.dtype, self.training, access.mask is not None)
         if not access.writing:
             gates_of = functools.partial(self._unused_gates, x, weights)
-            reads = engine.read(x @ weights.queries, self._matrix(state), access.mask)
+            reads = engine.read(x @ weights.queries, square(state), access.mask)
             reads = self._let_through(reads, x, weights)
             return Reads(reads, weights, gates_of, written=False, inputs=x), state
         projected = x @ weights.inputs
         if access.units is None:
             reads, state = self._write_tokens(engine, projected, state, access, weights)
         else:
-            reads = engine.read(projected, self._matrix(state), access.mask)
+            reads = engine.read(projected, square(state), access.mask)
             state = self._write_means(projected, state, access.units, weights)
         gates_of = functools.partial(self._gates, projected, weights.gate_bias)
         reads = self._let_through(reads, x, weights)
@@ -163,18 +163,12 @@ class DeltaMemory(nn.Module):
         width = self.variant.width
         queries, keys, others = mx.split(projected, [width, 2 * width], axis=-1)
         last = state[:, :, self.config.rank :].reshape(-1, 1, width).astype(projected.dtype)
-        before, last = token_before(
-            queries, last, mask if written is None else (written if mask is None else mask & written)
-        )
+        before, last = token_before(queries, last, both(mask, written))
         keys = keys + weights.key_shift.astype(projected.dtype) * before
         projected = mx.concatenate([queries, keys, others], axis=-1)
-        reads, matrix = engine.scan(projected, weights.gate_bias, self._matrix(state), mask)
+        reads, matrix = engine.scan(projected, weights.gate_bias, square(state), mask)
         row = last.astype(mx.float32).reshape(-1, self.config.num_state_heads, 1, self.config.rank)
         return reads, mx.concatenate([matrix, row], axis=2)
-
-    def _matrix(self, state: mx.array) -> mx.array:
-        """The states without the row for the key shift, `[B, H, r, r]`."""
-        return state[:, :, : self.config.rank] if self.config.key_shift else state
 
     def _unused_gates(self, x: mx.array, weights: PackedWeights) -> Gates:
         return self._gates(x @ weights.inputs, weights.gate_bias)

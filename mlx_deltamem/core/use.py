@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_deltamem.core.access import Access
+from mlx_deltamem.core.access import Access, both
 from mlx_deltamem.core.attention import Observer
 from mlx_deltamem.core.cache import MemoryEntry
 from mlx_deltamem.core.config import DeltaMemConfig
@@ -155,7 +155,7 @@ class Use:
         written = self._written(batch, length) if self.writing else None
         units = None
         if self.writing and self.spans is not None and config.memory_write_granularity != "token":
-            units = self.spans.units(batch, length, _both(mask, written))
+            units = self.spans.units(batch, length, both(mask, written))
         return Access(mask, self.writing, units, written)
 
     def _written(self, batch: int, length: int) -> mx.array | None:
@@ -168,13 +168,6 @@ class Use:
                 "expected a value for each token of each call, or for each row"
             )
         return mx.broadcast_to(self.written, (batch, length))
-
-
-def _both(one: mx.array | None, other: mx.array | None) -> mx.array | None:
-    """The mask that is True where both masks are; None is a mask that is True everywhere."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one & other
 
 
 # How this thread uses each attached model, by the identity of the model's attachment.

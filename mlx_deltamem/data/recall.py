@@ -8,7 +8,7 @@ can be held out as well.
 import argparse
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from rich.table import Table
 from mlx_deltamem.adapters.loading import load_tokenizer
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.options import count_from, number_from
+from mlx_deltamem.data.ranges import add_ranges, as_range
 from mlx_deltamem.files.atomic import check_absent, new_folder, user_path
 from mlx_deltamem.files.jsonl import write_json_lines
-from mlx_deltamem.options.option import flag
-from mlx_deltamem.recall import Episode, EpisodeSettings, Range, Split, make_episode, words_of
+from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode, words_of
 from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.writing import ALL
 
@@ -124,11 +124,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         text = f"Episodes of {name}.jsonl (default: {count:,})."
         parser.add_argument(f"--{name}", type=count_from(1), default=count, help=text)
     parser.add_argument("--seed", type=int, default=0, help="Another seed gives other episodes (default: 0).")
-    for name, text in _RANGES.items():
-        limits = getattr(EpisodeSettings(), name)
-        shown = f"{limits[0]} to {limits[1]}" if limits else "at random"
-        help_text = f"{text} (default: {shown})."
-        parser.add_argument(flag(name), type=int, nargs=2, metavar=("MIN", "MAX"), default=limits, help=help_text)
+    add_ranges(parser, _RANGES, EpisodeSettings())
     parser.add_argument(
         "--questions", type=count_from(0), help="Most questions about the facts of an episode (default: all)."
     )
@@ -182,23 +178,18 @@ def training_settings(args: argparse.Namespace) -> EpisodeSettings:
     if args.words_of and not words:
         raise ValueError(f"the tokenizer of {args.words_of} has no words of 3 letters; name another model")
     return EpisodeSettings(
-        facts=_range(args.facts),
-        filler=_range(args.filler),
-        gap=_range(args.gap),
-        updates=_range(args.updates),
-        deletions=_range(args.deletions),
-        absent=_range(args.absent),
+        facts=as_range(args.facts),
+        filler=as_range(args.filler),
+        gap=as_range(args.gap),
+        updates=as_range(args.updates),
+        deletions=as_range(args.deletions),
+        absent=as_range(args.absent),
         questions=args.questions,
-        topic_switches=None if args.topic_switches is None else _range(args.topic_switches),
+        topic_switches=None if args.topic_switches is None else as_range(args.topic_switches),
         keys=tuple(args.keys),
         words=words,
         invented=args.invent,
     )
-
-
-def _range(limits: Sequence[int]) -> Range:
-    low, high = limits
-    return low, high
 
 
 @command

@@ -7,16 +7,17 @@ wordings, and are otherwise like the training file.
 
 import argparse
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from mlx_deltamem.adapters.loading import load_tokenizer
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.options import count_from
+from mlx_deltamem.data.ranges import add_ranges, as_range
 from mlx_deltamem.files.atomic import check_absent, new_folder, user_path
 from mlx_deltamem.files.jsonl import write_json_lines
-from mlx_deltamem.speech import Conversation, Encode, Range, SpeechSettings, Split, make_conversation
+from mlx_deltamem.speech import Conversation, Encode, SpeechSettings, Split, make_conversation
 
 # The files by name, the small ones first, so that impossible settings are found early.
 SPLITS = {
@@ -45,10 +46,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--test", type=count_from(1), default=500, help="Conversations of each other file (default: 500)."
     )
     parser.add_argument("--seed", type=int, default=0, help="Another seed gives other conversations (default: 0).")
-    for name, text in _RANGES.items():
-        low, high = getattr(SpeechSettings(), name)
-        help_text = f"{text} (default: {low} to {high})."
-        parser.add_argument(f"--{name}", type=int, nargs=2, default=(low, high), metavar=("MIN", "MAX"), help=help_text)
+    add_ranges(parser, _RANGES, SpeechSettings())
     parser.add_argument(
         "--questions", type=count_from(0), help="Most questions about the facts of a conversation (default: all)."
     )
@@ -83,19 +81,14 @@ def write(path: Path, settings: SpeechSettings, seed: str, count: int, encode: E
     return kinds
 
 
-def _range(limits: Sequence[int]) -> Range:
-    low, high = limits
-    return low, high
-
-
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
     settings = SpeechSettings(
-        facts=_range(args.facts),
-        ordinary=_range(args.ordinary),
-        gap=_range(args.gap),
-        absent=_range(args.absent),
+        facts=as_range(args.facts),
+        ordinary=as_range(args.ordinary),
+        gap=as_range(args.gap),
+        absent=as_range(args.absent),
         questions=args.questions,
         libraries=args.libraries,
     )

@@ -11,6 +11,7 @@ from typing import cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_deltamem.core.key_shift import square
 from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.use import attachment_of
 from mlx_deltamem.evaluation.records import MeasuresRow
@@ -75,8 +76,8 @@ def corrects_output(model: nn.Module) -> bool:
 
 
 def mean_norm(states: States) -> float:
-    """The mean Frobenius norm of the states, over the layers that have a memory; 0 if there is none."""
-    norms = [mx.linalg.norm(state) for state in states if state.shape[-1]]
+    """The mean Frobenius norm of the states' matrices, over the layers that have a memory; 0 if there is none."""
+    norms = [mx.linalg.norm(square(state)) for state in states if state.shape[-1]]
     return _number(mx.stack(norms).mean()) if norms else 0.0
 
 

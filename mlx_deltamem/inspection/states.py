@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from mlx_deltamem.core.key_shift import square
+
 
 @dataclass(frozen=True)
 class StateReport:
@@ -37,18 +39,8 @@ def state_arrays(states: Mapping[int, mx.array]) -> dict[int, np.ndarray]:
     return {layer: np.array(state[0]) for layer, state in states.items()}
 
 
-def square(state: np.ndarray) -> np.ndarray:
-    """The matrices of a state, `[..., r, r]`, without the row that a key shift adds.
-
-    Args:
-        state: `[..., r, r]`, or `[..., r + 1, r]` of an adapter with a key shift. There the last row is the memory
-            query of the token that was written last. The memory does not multiply with it.
-    """
-    return state[..., : state.shape[-1], :]
-
-
 def squares(states: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """The matrices `[H, r, r]` of all layers, as in `square`."""
+    """The matrices `[H, r, r]` of all layers, without the rows that a key shift adds."""
     return {layer: square(state) for layer, state in states.items()}
 
 

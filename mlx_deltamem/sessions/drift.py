@@ -6,6 +6,7 @@ from typing import cast
 
 import mlx.core as mx
 
+from mlx_deltamem.core.key_shift import square
 from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.sessions.restore import States
 
@@ -49,7 +50,7 @@ def changes(before: States, after: States) -> dict[int, float]:
             a memory, which is left out.
     """
     pairs = {layer: pair for layer, pair in enumerate(zip(before, after, strict=True)) if pair[0].size}
-    return _numbers({layer: _relative_distance(_square(b), _square(a)) for layer, (b, a) in pairs.items()})
+    return _numbers({layer: _relative_distance(square(b), square(a)) for layer, (b, a) in pairs.items()})
 
 
 class KeepGateMeans:
@@ -72,10 +73,6 @@ class KeepGateMeans:
     def means(self) -> dict[int, float]:
         """The means by layer index; empty if nothing was written."""
         return _numbers({layer: total / mx.maximum(count, 1) for layer, (total, count) in self._sums.items()})
-
-
-def _square(state: mx.array) -> mx.array:
-    return state[..., : state.shape[-1], :]
 
 
 def _relative_distance(before: mx.array, after: mx.array) -> mx.array:

@@ -24,8 +24,9 @@ from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.model import attached_attention
 from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.use import attachment_of, observing, read_only
+from mlx_deltamem.sessions.segments import shared_length
 from mlx_deltamem.training.episode import Episode, Question
-from mlx_deltamem.training.fit_layer import Activations, Matrix, fitted_weights
+from mlx_deltamem.training.fit_layer import Activations, Rows, fitted_weights
 
 # Tokens of each text that stand for all tokens: of the history and of the question.
 _SAMPLED_TOLD, _SAMPLED_ASKED = 12, 4
@@ -113,8 +114,7 @@ def _place(episode: Episode, question: Question) -> _Place | None:
     for told, _ in reversed(episode.passes):
         begins = [at for at in range(1, len(told) - len(value) + 1) if told[at : at + len(value)] == value]
         if begins:
-            pairs = zip(told, question.ids[: question.answer], strict=False)
-            shared = next((at for at, (one, other) in enumerate(pairs) if one != other), 0)
+            shared = shared_length(told, question.ids[: question.answer])
             return _Place(told, question.ids, shared, (begins[0], begins[-1]), begin, len(value))
     return None
 
@@ -125,7 +125,8 @@ def _activations(model: nn.Module, places: Sequence[_Place], rng: np.random.Gene
     for place in places:
         steps = np.arange(place.length)
         before_told = np.concatenate([begin - 1 + steps for begin in place.begins])
-        asked = place.answer - 1 + steps
+        # Twice, for the first and the last mention.
+        asked = np.tile(place.answer - 1 + steps, 2)
         moved = asked + len(place.told) - place.shared
         told_sample = rng.permutation(len(place.told))[:_SAMPLED_TOLD]
         asked_sample = rng.permutation(len(place.asked))[:_SAMPLED_ASKED]
@@ -133,13 +134,12 @@ def _activations(model: nn.Module, places: Sequence[_Place], rng: np.random.Gene
         in_view = dict(_layers(model, [*place.told, *place.asked[place.shared :]]))
         for layer, (alone, output) in _layers(model, place.asked):
             seen, output_in_view = in_view[layer]
-            change = output_in_view[moved] - output[asked]
             parts[layer].append(
                 Activations(
                     before_told=seen[before_told],
-                    before_asked=np.concatenate([alone[asked]] * 2),
+                    before_asked=alone[asked],
                     told=seen[before_told + 1],
-                    change=np.concatenate([change] * 2),
+                    change=output_in_view[moved] - output[asked],
                     sampled=np.concatenate([seen[told_sample], alone[asked_sample]]),
                     is_value=is_value,
                 )
@@ -147,7 +147,7 @@ def _activations(model: nn.Module, places: Sequence[_Place], rng: np.random.Gene
     return {layer: Activations.joined(rows) for layer, rows in parts.items()}
 
 
-def _layers(model: nn.Module, ids: list[int]) -> Iterator[tuple[int, tuple[Matrix, Matrix]]]:
+def _layers(model: nn.Module, ids: list[int]) -> Iterator[tuple[int, tuple[Rows, Rows]]]:
     """The inputs `[T, hidden]` and outputs `[T, width]` of each attached layer of the frozen backbone."""
     found: list[tuple[int, mx.array, mx.array]] = []
 

@@ -1,7 +1,7 @@
 """The first weights of one layer of an adapter, fitted to activations of the frozen backbone (`fit.py`)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,8 @@ import numpy.typing as npt
 from mlx_deltamem.core.config import DeltaMemConfig
 
 Matrix = npt.NDArray[np.float64]
+# Activations are kept in float32, as there are many, and computed with in float64.
+Rows = npt.NDArray[np.float32] | Matrix
 
 # Ridge, in shares of the mean variance: of the queries, of the values, of the gates.
 _QUERY_RIDGE, _VALUE_RIDGE, _GATE_RIDGE = 0.03, 0.1, 1e-2
@@ -34,11 +36,11 @@ class Activations:
         is_value: `[n]` bool, which of `sampled` are tokens of values.
     """
 
-    before_told: Matrix
-    before_asked: Matrix
-    told: Matrix
-    change: Matrix
-    sampled: Matrix
+    before_told: Rows
+    before_asked: Rows
+    told: Rows
+    change: Rows
+    sampled: Rows
     is_value: npt.NDArray[np.bool_]
 
     @classmethod
@@ -46,9 +48,15 @@ class Activations:
         """Put the rows of several one below the other."""
         return cls(*(np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(cls)))
 
+    def in_float64(self) -> "Activations":
+        """The same with float64 rows."""
+        rows = {name: rows.astype(np.float64) for name, rows in vars(self).items() if name != "is_value"}
+        return replace(self, **rows)
+
 
 def fitted_weights(found: Activations, config: DeltaMemConfig) -> dict[str, Matrix]:
     """The weights of one layer."""
+    found = found.in_float64()
     queries = _queries(found, config.rank)
     values, output = _values(found, config.rank)
     hidden = queries.shape[1]
@@ -100,15 +108,17 @@ def _values(found: Activations, rank: int) -> tuple[Matrix, Matrix]:
     return (regression @ output).T, output
 
 
-def _logistic(tokens: Matrix, labels: npt.NDArray[np.float64] | npt.NDArray[np.bool_]) -> tuple[Matrix, float]:
+def _logistic(tokens: Rows, labels: npt.NDArray[np.float64] | npt.NDArray[np.bool_]) -> tuple[Matrix, float]:
     """`[hidden]` and a bias: a logistic regression by steps with a fixed bound on its curvature."""
     scale = 1 / np.sqrt((tokens**2).mean())
     x = tokens * scale
     curvature = x.T @ x / (4 * len(x)) + np.eye(x.shape[1]) * _GATE_RIDGE
+    downhill = np.linalg.inv(curvature)
     weights, bias = np.zeros(x.shape[1]), -2.0
     for _ in range(_NEWTON_STEPS):
-        error = 1 / (1 + np.exp(-(x @ weights + bias))) - labels
-        weights -= np.linalg.solve(curvature, x.T @ error / len(x) + _GATE_RIDGE / 10 * weights)
+        # The sigmoid of x @ weights + bias, in a form that cannot overflow.
+        error = (1 + np.tanh((x @ weights + bias) / 2)) / 2 - labels
+        weights -= downhill @ (x.T @ error / len(x) + _GATE_RIDGE / 10 * weights)
         bias -= 4 * error.mean()
     return weights * scale, float(bias)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlx_deltamem.core.key_shift import square
 from mlx_deltamem.options.option import check_options, option
 from mlx_deltamem.training import passes
 from mlx_deltamem.training.accuracy import Accuracy
@@ -99,7 +100,7 @@ class EpisodeModel(nn.Module):
         self.watch.loss = loss
         watched = write_gates if batch.has_history or not batch.writes else read_gates
         self.watch.write_gate = watched.by_layer.mean()
-        squares = sum((mx.square(state).sum() for state in states), start=mx.array(0.0))
+        squares = sum((mx.square(square(state)).sum() for state in states), start=mx.array(0.0))
         self.watch.state_norm = mx.sqrt(squares / batch.size)
         if not self.training:
             self.accuracy.add(logits, batch.asked)

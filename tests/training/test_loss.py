@@ -408,6 +408,17 @@ def test_the_numbers_for_reports():
         assert module.watch.state_norm.item() == pytest.approx(norm, rel=1e-5)
 
 
+def test_the_norm_of_a_state_does_not_count_the_row_of_a_key_shift():
+    module = episode_model(replace(VARIANTS["TSW"], key_shift=True))
+    cache = make_prompt_cache(module.model)
+    module.model(mx.array([EPISODES[0].history.ids]), cache=cache)
+    rank = VARIANTS["TSW"].rank
+    assert cache[-1].cache[0].shape[2] == rank + 1
+    norm = math.sqrt(sum(state[:, :, :rank].square().sum().item() for state in cache[-1].cache))
+    module(batch_of(module, EPISODES[:1]))
+    assert module.watch.state_norm.item() == pytest.approx(norm, rel=1e-5)
+
+
 def test_losses_of_16_bit_logits_are_computed_in_float32():
     asked = batch_of(episode_model()).asked
     logits = (mx.random.normal((*asked.targets.shape, VOCABULARY)) * 5).astype(mx.bfloat16)
