@@ -26,7 +26,7 @@ from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.use import attachment_of, observing, read_only
 from mlx_deltamem.sessions.segments import shared_length
 from mlx_deltamem.training.episode import Episode, Question
-from mlx_deltamem.training.fit_layer import Activations, Rows, fitted_weights
+from mlx_deltamem.training.fit_layer import Activations, Matrix, fitted_weights
 
 # Tokens of each text that stand for all tokens: of the history and of the question.
 _SAMPLED_TOLD, _SAMPLED_ASKED = 12, 4
@@ -147,7 +147,7 @@ def _activations(model: nn.Module, places: Sequence[_Place], rng: np.random.Gene
     return {layer: Activations.joined(rows) for layer, rows in parts.items()}
 
 
-def _layers(model: nn.Module, ids: list[int]) -> Iterator[tuple[int, tuple[Rows, Rows]]]:
+def _layers(model: nn.Module, ids: list[int]) -> Iterator[tuple[int, tuple[Matrix, Matrix]]]:
     """The inputs `[T, hidden]` and outputs `[T, width]` of each attached layer of the frozen backbone."""
     found: list[tuple[int, mx.array, mx.array]] = []
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mlx_deltamem.core.config import DeltaMemConfig
 
-Matrix = npt.NDArray[np.float64]
 # Activations are kept in float32, as there are many, and computed with in float64.
-Rows = npt.NDArray[np.float32] | Matrix
+Matrix = npt.NDArray[np.floating[Any]]
 
 # Ridge, in shares of the mean variance: of the queries, of the values, of the gates.
 _QUERY_RIDGE, _VALUE_RIDGE, _GATE_RIDGE = 0.03, 0.1, 1e-2
@@ -36,11 +36,11 @@ class Activations:
         is_value: `[n]` bool, which of `sampled` are tokens of values.
     """
 
-    before_told: Rows
-    before_asked: Rows
-    told: Rows
-    change: Rows
-    sampled: Rows
+    before_told: Matrix
+    before_asked: Matrix
+    told: Matrix
+    change: Matrix
+    sampled: Matrix
     is_value: npt.NDArray[np.bool_]
 
     @classmethod
@@ -108,7 +108,7 @@ def _values(found: Activations, rank: int) -> tuple[Matrix, Matrix]:
     return (regression @ output).T, output
 
 
-def _logistic(tokens: Rows, labels: npt.NDArray[np.float64] | npt.NDArray[np.bool_]) -> tuple[Matrix, float]:
+def _logistic(tokens: Matrix, labels: Matrix | npt.NDArray[np.bool_]) -> tuple[Matrix, float]:
     """`[hidden]` and a bias: a logistic regression by steps with a fixed bound on its curvature."""
     scale = 1 / np.sqrt((tokens**2).mean())
     x = tokens * scale
