@@ -42,7 +42,7 @@ def packed(folder: Path, repo: str = REPO, model: str = MODEL):
 
 
 def files_of(hub: Hub, repo: str = REPO) -> dict[str, bytes]:
-    """What the Hub holds of a repo, beside what it puts into each by itself."""
+    """The files of a repo on the Hub, without the file that the Hub adds to each."""
     files = hub.repository(repo).files.items()
     return {path: file.content for path, file in files if path != ".gitattributes"}
 
@@ -250,7 +250,7 @@ def test_the_hubs_cache_is_not_written(hub, folder):
 
 
 def bad_folders(folder: Path) -> dict[str, str]:
-    """What is wrong with a folder by its name, and what the error must say."""
+    """Bad folders. By name, the words that the error must have."""
     for name in ("empty", "torch", "nan", "truncated", "lora"):
         shutil.copytree(folder, folder.parent / name)
     for path in (folder.parent / "empty").iterdir():
