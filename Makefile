@@ -28,7 +28,7 @@ test: $(INSTALLED)
 
 # The kernels on the GPU, on a Mac or with `make MLX=cuda13 gpu-check`.
 gpu-check: $(INSTALLED)
-	@$(BIN)/python -c "import sys; from mlx_deltamem.recurrence.kernels.build import gpu_language as gpu; sys.exit(None if gpu() else 'MLX finds no GPU here; on Linux with an NVIDIA GPU run: make MLX=cuda13 gpu-test')"
+	@$(BIN)/python -c "import sys; from mlx_deltamem.recurrence.kernels.build import gpu_language as gpu; sys.exit(None if gpu() else 'MLX finds no GPU here; on Linux with an NVIDIA GPU run: make MLX=cuda13 gpu-check')"
 	$(BIN)/python -m pytest -m gpu
 
 # The same, and then their speed.
