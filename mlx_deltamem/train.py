@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -22,11 +22,12 @@ from mlx_deltamem.evaluation.tasks.health import Checkup
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options.arguments import add_option, add_options
 from mlx_deltamem.options.option import Rule
+from mlx_deltamem.show.progress import counting_progress
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.best import BEST_FOLDER
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode
-from mlx_deltamem.training.fit import fit_adapter
+from mlx_deltamem.training.fit import Place, fit_adapter, places_to_fit
 from mlx_deltamem.training.health import PROMPTS
 from mlx_deltamem.training.keeper import RunStoppedError
 from mlx_deltamem.training.monitor import draw_curves
@@ -88,16 +89,15 @@ def main() -> None:
     _check_folder(options.folder, args.resume)
     model, tokenizer = prepare_model(options.settings, args.trust_remote_code)
     data = load_episodes(options.settings, tokenizer, options.on_error)
-    if options.settings.schedule.fit and not args.resume:
-        used = fit_adapter(model, data["train"][0], options.settings.schedule.fit, options.settings.schedule.seed)
-        print(f"The first weights are fitted to {used:,} questions")
     texts = options.reporting.health_texts
     checkup = Checkup(model, tokenizer, texts, PROMPTS) if texts and data["valid"][0] else None
     run = Run(model, options.settings, options.reporting, options.folder, checkup)
     run.check(data["train"][0], data["valid"][0])
+    schedule, config = options.settings.schedule, model.attachment.config
+    places = places_to_fit(config, data["train"][0], schedule.fit, schedule.seed) if schedule.fit else []
     try:
         with run.alone(args.resume):
-            _train(run, options, data, args)
+            _train(run, options, data, places, args)
     except RunStoppedError:
         if not processes.is_first():
             # The first process prints the error.
@@ -106,7 +106,11 @@ def main() -> None:
 
 
 def _train(
-    run: Run, options: RunOptions, data: Mapping[str, tuple[list[Episode], Counts]], args: argparse.Namespace
+    run: Run,
+    options: RunOptions,
+    data: Mapping[str, tuple[list[Episode], Counts]],
+    places: Sequence[Place],
+    args: argparse.Namespace,
 ) -> None:
     """Train to the last step, and print the progress."""
     done = run.resume() if args.resume else 0
@@ -115,6 +119,8 @@ def _train(
         _print_header(options, run.model, {split: counts for split, (_, counts) in data.items()})
         if args.resume:
             _print_resumed(options.folder, done, options.settings.schedule.iters)
+    if places and not done:
+        _fit(run.model, places, options.settings.schedule.seed)
     try:
         run.train(data["train"][0], data["valid"][0])
     except KeyboardInterrupt:
@@ -122,6 +128,16 @@ def _train(
         raise
     if processes.is_first():
         _finish(run)
+
+
+def _fit(model: nn.Module, places: Sequence[Place], seed: int) -> None:
+    """Fit the first weights. All processes do the same work; the first one prints the progress."""
+    if not processes.is_first():
+        fit_adapter(model, places, seed)
+        return
+    with counting_progress(len(places)) as progress:
+        fit_adapter(model, places, seed, progress)
+    print(f"The first weights are fitted to {len(places):,} questions")
 
 
 def _check_folder(folder: Path, resume: bool) -> None:

@@ -110,6 +110,21 @@ def test_a_damaged_checkpoint_is_named(data, trained, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_that_is_stopped_before_its_first_checkpoint_is_fitted_again(data, trained, tmp_path):
+    fitted = ("--key-shift", "--no-couple-lambda", "--delta-heads", "q", "o", "--rank", 2, "--fit", 6)
+    assert trained(*tiny_options(data, **TINY), *fitted, "--adapter-path", "run")[0] == 0
+    weights = (tmp_path / "run" / WEIGHTS_FILE).read_bytes()
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.unlink()
+    code, out, err = trained("--resume", "--adapter-path", "run")
+    assert (code, err) == (0, "fitting the first weights ...\n")
+    assert "The first weights are fitted to 6 questions" in out
+    assert (tmp_path / "run" / WEIGHTS_FILE).read_bytes() == weights
+    # Nothing is fitted where a checkpoint has the weights.
+    assert "fitted" not in trained("--resume", "--adapter-path", "run")[1]
+
+
+@pytest.mark.slow
 def test_one_process_at_a_time_trains_in_a_folder(data, trained, tmp_path):
     assert trained(*tiny_options(data, **TINY), "--adapter-path", "run")[0] == 0
     unfinished = tmp_path / "run" / "checkpoints" / ".0000003-0123abcd.safetensors"

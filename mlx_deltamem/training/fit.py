@@ -25,6 +25,7 @@ from mlx_deltamem.core.model import attached_attention
 from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.use import attachment_of, observing, read_only
 from mlx_deltamem.sessions.segments import shared_length
+from mlx_deltamem.show.progress import Counted
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.fit_layer import Activations, Matrix, fitted_weights
 
@@ -33,7 +34,7 @@ _SAMPLED_TOLD, _SAMPLED_ASKED = 12, 4
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A value in a history and in an answer.
 
     Attributes:
@@ -53,23 +54,18 @@ class _Place:
     length: int
 
 
-def fit_adapter(model: nn.Module, episodes: Sequence[Episode], questions: int, seed: int = 0) -> int:
-    """Replace the weights of a new adapter by fitted ones.
+def places_to_fit(config: DeltaMemConfig, episodes: Sequence[Episode], questions: int, seed: int = 0) -> list[Place]:
+    """Draw questions to fit an adapter to.
 
     Args:
-        model: An attached model; its adapter's weights are replaced.
+        config: The configuration of the adapter.
         episodes: Episodes with questions that have a value.
-        questions: The number of questions to use, drawn at random.
+        questions: The number of questions to draw, at random.
         seed: The seed of the draw.
 
-    Returns:
-        The number of questions that were used.
-
     Raises:
-        ValueError: The configuration of the adapter has no such fit, or too few questions have a value that the history
-            has too.
+        ValueError: The configuration has no such fit, or too few questions have a value that is in the history too.
     """
-    config = attachment_of(model).config
     _check(config)
     rng = np.random.default_rng(seed)
     places = [place for episode in episodes for question in episode.questions if (place := _place(episode, question))]
@@ -80,12 +76,24 @@ def fit_adapter(model: nn.Module, episodes: Sequence[Episode], questions: int, s
             f"{len(chosen)} questions have a value that is in the history too, {tokens} tokens in all; --fit needs at "
             f"least as many tokens as the rank, {config.rank}"
         )
-    activations = _activations(model, chosen, rng)
+    return chosen
+
+
+def fit_adapter(model: nn.Module, places: Sequence[Place], seed: int = 0, progress: Counted = lambda *_: None) -> None:
+    """Replace the weights of a new adapter by fitted ones.
+
+    Args:
+        model: An attached model; its adapter's weights are replaced.
+        places: The places to fit to, by `places_to_fit`.
+        seed: The seed of the draw of the tokens that stand for all.
+        progress: Called after each place.
+    """
+    config = attachment_of(model).config
+    activations = _activations(model, places, np.random.default_rng(seed), progress)
     for layer, attention in attached_attention(model).items():
         weights = fitted_weights(activations[layer], config)
         attention.delta_mem.update({name: mx.array(weight.astype(np.float32)) for name, weight in weights.items()})
         mx.eval(attention.delta_mem.parameters())
-    return len(chosen)
 
 
 def _check(config: DeltaMemConfig) -> None:
@@ -105,7 +113,7 @@ def _check(config: DeltaMemConfig) -> None:
         raise ValueError(f"--fit cannot fit this adapter: {'; '.join(wrong)}")
 
 
-def _place(episode: Episode, question: Question) -> _Place | None:
+def _place(episode: Episode, question: Question) -> Place | None:
     """Find the value of a question in the last pass of the history that has it; None if there is none."""
     begin, end = question.value
     value = question.ids[begin:end]
@@ -115,11 +123,13 @@ def _place(episode: Episode, question: Question) -> _Place | None:
         begins = [at for at in range(1, len(told) - len(value) + 1) if told[at : at + len(value)] == value]
         if begins:
             shared = shared_length(told, question.ids[: question.answer])
-            return _Place(told, question.ids, shared, (begins[0], begins[-1]), begin, len(value))
+            return Place(told, question.ids, shared, (begins[0], begins[-1]), begin, len(value))
     return None
 
 
-def _activations(model: nn.Module, places: Sequence[_Place], rng: np.random.Generator) -> dict[int, Activations]:
+def _activations(
+    model: nn.Module, places: Sequence[Place], rng: np.random.Generator, progress: Counted
+) -> dict[int, Activations]:
     """Run the frozen backbone over the questions, with the text in view and without."""
     parts: dict[int, list[Activations]] = {layer: [] for layer in attached_attention(model)}
     for place in places:
@@ -144,6 +154,7 @@ def _activations(model: nn.Module, places: Sequence[_Place], rng: np.random.Gene
                     is_value=is_value,
                 )
             )
+        progress("fitting the first weights", 1)
     return {layer: Activations.joined(rows) for layer, rows in parts.items()}
 
 

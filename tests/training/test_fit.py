@@ -12,7 +12,7 @@ from mlx_deltamem.core.model import attached_attention
 from mlx_deltamem.core.shapes import parameter_shapes
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.training.episode import Episode, Question
-from mlx_deltamem.training.fit import fit_adapter
+from mlx_deltamem.training.fit import fit_adapter, places_to_fit
 from tests.families import tiny_model
 from tests.training.cases import VOCABULARY
 
@@ -40,7 +40,9 @@ def fresh_model(config: DeltaMemConfig = CONFIG) -> nn.Module:
 @pytest.mark.slow
 def test_a_fitted_memory_stands_in_for_the_text():
     model, episodes = fresh_model(), [told_and_asked(seed) for seed in range(100)]
-    assert fit_adapter(model, episodes, 80) == 80
+    places = places_to_fit(CONFIG, episodes, 80)
+    assert len(places) == 80
+    fit_adapter(model, places)
     memories = [written(model, episode) for episode in episodes]
     own = [likeness(model, episode, states) for episode, states in zip(episodes, memories, strict=True)]
     others = [likeness(model, episode, states) for episode, states in zip(episodes, memories[1:], strict=False)]
@@ -79,7 +81,7 @@ def test_every_weight_has_its_shape_and_the_seed_decides_the_rest():
     fitted = []
     for seed in (0, 0, 1):
         model = fresh_model()
-        fit_adapter(model, episodes, 30, seed)
+        fit_adapter(model, places_to_fit(CONFIG, episodes, 30, seed), seed)
         for attention in attached_attention(model).values():
             found = {name: weight.shape for name, weight in attention.delta_mem.items()}
             shapes = parameter_shapes(CONFIG, attention.delta_mem.shape)
@@ -101,10 +103,10 @@ def test_every_weight_has_its_shape_and_the_seed_decides_the_rest():
 )
 def test_an_adapter_that_cannot_be_fitted_is_refused_by_the_option(changed, problem):
     with pytest.raises(ValueError, match=problem):
-        fit_adapter(fresh_model(replace(CONFIG, **changed)), [told_and_asked(0)], 1)
+        places_to_fit(replace(CONFIG, **changed), [told_and_asked(0)], 1)
 
 
 def test_questions_without_a_value_in_the_history_are_not_enough():
     episodes = [replace(told_and_asked(seed), history=Segments([1, 2, 3], [0, 1, 2], [0, 1, 2])) for seed in range(9)]
     with pytest.raises(ValueError, match="0 questions have a value that is in the history too"):
-        fit_adapter(fresh_model(), episodes, 5)
+        places_to_fit(CONFIG, episodes, 5)
