@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed-$(or $(MLX),metal)
 comma := ,
 EXTRAS := test,plot$(if $(MLX),$(comma)$(MLX))
 
-.PHONY: demo test gpu-check gpu-test lint adapters bench clean
+.PHONY: demo test gpu-check gpu-test lint adapters default-adapter bench clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,11 @@ lint: $(INSTALLED)
 
 adapters: $(INSTALLED)
 	$(BIN)/python -m tools.adapters
+
+# Takes hours. Data, run and adapter are in .cache/default-adapter; a run that was stopped goes on.
+default-adapter: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[speech]'
+	$(BIN)/python -m tools.default_adapter
 
 # Takes minutes. Run it on a machine that does nothing else: it measures times.
 bench: $(INSTALLED)

@@ -1,0 +1,139 @@
+"""Train the adapter of the project from nothing: `python -m tools.default_adapter` (or `make default-adapter`).
+
+`default_adapter.yaml` has all settings. The data are made first, then one run trains on them. What is finished is kept,
+and a run that was stopped goes on. On a CPU each core gets a process, and the processes share each batch.
+"""
+
+import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlx.core as mx
+import yaml
+
+from mlx_deltamem.core.adapter import SETTINGS_FILE
+from tools import smollm2
+
+RECIPE = Path(__file__).with_suffix(".yaml")
+DEFAULT_FOLDER = smollm2.DEFAULT_CACHE / "default-adapter"
+# Held-out values measure the run.
+HELD_OUT = "values"
+
+
+def setup_arg_parser() -> argparse.ArgumentParser:
+    """Set up and return the argument parser."""
+    parser = argparse.ArgumentParser(prog="python -m tools.default_adapter", description=__doc__)
+    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="Folder for data and run.")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="YAML file of all settings.")
+    parser.add_argument("--processes", type=int, help="Processes that share a batch (default: the cores of a CPU).")
+    parser.add_argument("--seed", type=int, default=0, help="Added to the seeds of all parts, for another repetition.")
+    return parser
+
+
+def flags(options: Mapping[str, object]) -> list[str]:
+    """Options of a command line, from their names and values."""
+    found = []
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            found.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            values = value if isinstance(value, list) else [value]
+            found += [f"--{flag}", *map(str, values)]
+    return found
+
+
+def make_data(folder: Path, recipe: Mapping[str, Mapping[str, object]], model: Path) -> Path:
+    """Make the training data, and return their folder. Files that are complete are kept."""
+    if not (folder / "recall").exists():
+        _run("data.recall", [str(folder / "recall"), "--words-of", str(model), *flags(recipe["recall"])])
+    if not (folder / "speech").exists():
+        _run("data.speech", [str(folder / "speech"), *flags(recipe["speech"])])
+    for name in ("train", HELD_OUT):
+        records = folder / f"{name}-records.jsonl"
+        if not records.exists():
+            files = [str(folder / "speech" / f"{name}.jsonl"), str(records)]
+            _run("data.records", [*files, "--model", str(model), *flags(recipe["records"])])
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    parts = {
+        "train": [folder / "train-records.jsonl", folder / "recall" / "train.jsonl"],
+        "valid": [folder / f"{HELD_OUT}-records.jsonl"],
+    }
+    for name, files in parts.items():
+        with (data / f"{name}.jsonl").open("wb") as output:
+            for file in files:
+                with file.open("rb") as part:
+                    shutil.copyfileobj(part, output)
+    return data
+
+
+def train(run: Path, data: Path, recipe: Mapping[str, Mapping[str, object]], model: Path, processes: int) -> int:
+    """Train, or go on with a run that was stopped; returns the exit code."""
+    if (run / SETTINGS_FILE).exists():
+        options = ["--resume", "--adapter-path", str(run)]
+    else:
+        options = ["--model", str(model), "--data", str(data), "--adapter-path", str(run), *flags(recipe["train"])]
+    command = [sys.executable, "-c", "import tools.openblas; from mlx_deltamem.train import main; main()", *options]
+    if processes == 1:
+        return subprocess.run(command, check=False).returncode
+    with tempfile.TemporaryDirectory() as folder:
+        # The environment of MLX's ring of processes, as `mlx.launch` sets it.
+        hosts = Path(folder) / "hosts.json"
+        hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(processes)]))
+        environments = [{"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} for rank in range(processes)]
+        started = [subprocess.Popen(command, env=os.environ | each) for each in environments]
+        try:
+            return max(process.wait() for process in started)
+        except KeyboardInterrupt:
+            # Ctrl-C reaches the processes too. They save a checkpoint and end.
+            return max(process.wait() for process in started)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of this machine that nothing listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    print(f"mlx_deltamem.{command} {' '.join(arguments)}")
+    sys.argv = [f"mlx_deltamem.{command}", *arguments]
+    importlib.import_module(f"mlx_deltamem.{command}").main()
+
+
+def with_seed(recipe: Mapping[str, Mapping[str, object]], more: int) -> dict[str, dict[str, object]]:
+    """The recipe with a number added to each seed."""
+    return {part: dict(options) | {"seed": int(str(options["seed"])) + more} for part, options in recipe.items()}
+
+
+def main() -> None:
+    args = setup_arg_parser().parse_args()
+    recipe = with_seed(yaml.safe_load(args.recipe.read_text()), args.seed)
+    model = smollm2.build()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    data = make_data(args.folder, recipe, model)
+    processes = args.processes or (1 if mx.default_device() == mx.gpu else os.cpu_count() or 1)
+    run = args.folder / "adapter"
+    code = train(run, data, recipe, model, processes)
+    if code == 0:
+        print(f"The adapter is in {run}.")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
