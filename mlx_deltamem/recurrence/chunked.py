@@ -165,10 +165,19 @@ def _starts(rows: mx.array, linear: mx.array, constant: mx.array) -> mx.array:
     """
     if len(linear) == 1:
         return rows[None]
-    pairs = linear[::2] @ linear[1::2], mx.addmm(constant[1::2], constant[::2], linear[1::2])
+    pairs = linear[::2] @ linear[1::2], _mapped(constant[::2], linear[1::2], constant[1::2])
     before_first = _starts(rows, *pairs)
-    before_second = mx.addmm(constant[::2], before_first, linear[::2])
+    before_second = _mapped(before_first, linear[::2], constant[::2])
     return mx.stack([before_first, before_second], axis=1).flatten(0, 1)
+
+
+def _mapped(rows: mx.array, linear: mx.array, constant: mx.array) -> mx.array:
+    """`rows @ linear + constant`. Rows of zeros become the constant, also where a map is too large for float32.
+
+    Keys that are not normalised may make a map overflow although nothing is in the state that it could act on.
+    """
+    nothing = (rows == 0).all(axis=-1, keepdims=True)
+    return mx.where(nothing, constant, mx.addmm(constant, rows, linear))
 
 
 def _linear_maps(keys: mx.array, keep: mx.array, erase: mx.array, batch: int, heads: int) -> mx.array:

@@ -133,6 +133,25 @@ def test_a_state_that_overflows_is_right_before_it_does():
     assert (off <= 1e-4 * largest[:first_huge]).all()
 
 
+@settings(deadline=None, max_examples=20)
+@given(
+    exponent=st.integers(2, 12),
+    length=st.sampled_from([2, 33, 128, 700]),
+    seed=st.integers(0, 2**31),
+    heads=st.integers(1, 2),
+)
+def test_rows_without_anything_stay_empty_however_long_the_keys_are(exponent, length, seed, heads):
+    mx.random.seed(seed)
+    query, key, value, *gates = random_tokens(2, length, heads, 4)
+    # Rows 1 and 3 of the states hold nothing, and nothing is written to them.
+    empty = mx.array([False, True, False, True])
+    tokens = query, 10.0**exponent * key, mx.where(empty, 0.0, value), *gates
+    start = mx.where(empty[:, None], 0.0, mx.random.normal((2, heads, 4, 4)))
+    reads, state = delta_scan(start, *tokens)
+    assert not reads[..., mx.array([1, 3])].any()
+    assert not state[:, :, mx.array([1, 3])].any()
+
+
 def test_state_and_reads_are_float32_for_bfloat16_inputs():
     tokens = [x.astype(mx.bfloat16) for x in random_tokens(1, 20, 1, 8)]
     reads, state = delta_scan(mx.zeros((1, 1, 8, 8)), *tokens)
