@@ -16,14 +16,12 @@ medians and quartiles.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
 import mlx.core as mx
 from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
-from rich.console import Console
 
 from mlx_deltamem.adapters.folder import load_adapter
 from mlx_deltamem.adapters.loading import load
@@ -34,30 +32,38 @@ from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
 from mlx_deltamem.benchmarking.table import benchmark_tables
 from mlx_deltamem.benchmarking.workloads import workload
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import DEFAULT_MODEL, count_from
+from mlx_deltamem.cli.options import DEFAULT_MODEL
+from mlx_deltamem.cli.parser import Parser
+from mlx_deltamem.options.rule import BITS, PLACE, POSITIVE, STEP, Rule
+from mlx_deltamem.show.console import Console
 from mlx_deltamem.show.plot import add_plot_option, check_plot, load_figures
+from mlx_deltamem.show.printable import json_document
 from mlx_deltamem.show.progress import reading_progress
 from mlx_deltamem.show.tables import print_tables
 
 _SEED = 0
+# MLX ends the process, without an error, where memory is short.
+_MOST_TOKENS = 2**24
+# The tables show medians and quartiles.
+_TRIALS = Rule(int, least=3)
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.benchmark", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="mlx_deltamem.benchmark", description=__doc__.partition("\n")[0])
     models = parser.add_mutually_exclusive_group()
-    models.add_argument("--model", help=f"Folder or Hub repo of the model (default: {DEFAULT_MODEL}).")
+    models.add_argument("--model", type=PLACE, help=f"Folder or Hub repo of the model (default: {DEFAULT_MODEL}).")
     models.add_argument("--shape", choices=SHAPES, help="A model of this shape with random weights instead.")
-    parser.add_argument("--adapter", help="Folder or Hub repo of the adapter (default: a fresh random one of rank 8).")
+    parser.add_argument(
+        "--adapter", type=PLACE, help="Folder or Hub repo of the adapter (default: a fresh random one of rank 8)."
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="Run code that comes with the model.")
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
         help="With --shape: the dtype of the weights (default: bfloat16; on a CPU, where bfloat16 is slow, float32).",
     )
-    parser.add_argument(
-        "--q-bits", type=int, choices=[2, 3, 4, 5, 6, 8], help="With --shape: bits of quantised weights."
-    )
+    parser.add_argument("--q-bits", type=BITS, choices=BITS.choices, help="With --shape: bits of quantised weights.")
     _add_sizes(parser)
     parser.add_argument("--json", action="store_true", help="Print one JSON document instead of tables.")
     add_plot_option(parser, "a figure of throughput and ratios")
@@ -67,10 +73,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 def _add_sizes(parser: argparse.ArgumentParser) -> None:
     """Add the options for the amount of work, under the names of mlx-lm's benchmark."""
 
-    def add(*names: str, default: int | list[int], help: str, least: int = 1) -> None:
+    def add(*names: str, default: int | list[int], help: str, rule: Rule = POSITIVE) -> None:
         parser.add_argument(
             *names,
-            type=count_from(least),
+            type=rule,
             nargs="+" if isinstance(default, list) else None,
             default=default,
             metavar="N",
@@ -80,8 +86,8 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
     add("--prompt-tokens", "-p", default=[512, 2048], help="Lengths of the prompts")
     add("--generation-tokens", "-g", default=64, help="Tokens to generate after each prompt")
     add("--batch-size", "-b", default=1, help="Sequences at a time")
-    add("--num-trials", "-n", least=3, default=5, help="Rounds that count, after one that does not")
-    add("--prefill-step-size", default=DEFAULT_PREFILL_STEP_SIZE, help="Prompt tokens to process at a time")
+    add("--num-trials", "-n", rule=_TRIALS, default=5, help="Rounds that count, after one that does not")
+    add("--prefill-step-size", rule=STEP, default=DEFAULT_PREFILL_STEP_SIZE, help="Prompt tokens to process at a time")
 
 
 @command
@@ -104,7 +110,7 @@ def main() -> None:
         comparisons=comparisons,
     )
     if args.json:
-        print(json.dumps(report.as_document(), allow_nan=False))
+        print(json_document(report.as_document()))
     else:
         print_tables(benchmark_tables(report))
     if args.plot is not None:
@@ -117,6 +123,12 @@ def _check_options(args: argparse.Namespace) -> None:
     for option in ("dtype", "q_bits"):
         if args.shape is None and getattr(args, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')} is for --shape; a --model has its own")
+    for length in (*args.prompt_tokens, args.generation_tokens):
+        if args.batch_size * length > _MOST_TOKENS:
+            raise ValueError(
+                f"--batch-size is {args.batch_size:,} with sequences of {length:,} tokens; expected at most "
+                f"{_MOST_TOKENS:,} tokens in a batch"
+            )
     if args.plot is not None:
         check_plot(args.plot)
 

@@ -1,12 +1,15 @@
 """Measure whether a δ-mem adapter helps: questions with the history in the text, in the memory, or left out."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
 from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import DEFAULT_MODEL, add_model_options, count_from, load_model, number_from
+from mlx_deltamem.cli.options import DEFAULT_MODEL, add_model_options, load_model
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, parse_conditions
 from mlx_deltamem.evaluation.report import REPORT_FILE, result_tables
@@ -19,13 +22,19 @@ from mlx_deltamem.evaluation.tasks.health_report import health_tables
 from mlx_deltamem.evaluation.tasks.registry import TASKS
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options.arguments import add_options
+from mlx_deltamem.options.rule import COUNT, POSITIVE, SHARE, STEP, TEMPERATURE, Rule
 from mlx_deltamem.sessions.writing import AFTER, ALL, WRITES
 from mlx_deltamem.show.tables import print_tables
+
+# The index of a question is added to the seed of its reply, and MLX takes seeds of 64 bits.
+_SEED = Rule(int, least=0, most=2**63 - 1)
+# NumPy's limit.
+_LARGEST_HARNESS_SEED = 2**32 - 1
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser. Options of tasks are None if they are not given."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.evaluate", description=__doc__)
+    parser = Parser(prog="mlx_deltamem.evaluate", description=__doc__)
     add_model_options(parser)
     parser.add_argument(
         "--tasks",
@@ -47,16 +56,16 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--limit",
-        type=count_from(1),
+        type=POSITIVE,
         help="The most questions of each task. A run can be continued with another limit, except tasks of "
         "lm-evaluation-harness.",
     )
-    parser.add_argument("--batch-size", type=count_from(1), default=16, help="Questions in a batch (default: 16).")
-    parser.add_argument("--seed", type=count_from(0), default=0, help="The seed of all random choices (default: 0).")
-    parser.add_argument("--seeds", type=count_from(0), nargs="+", help="The seeds of sampled replies, one run each.")
-    parser.add_argument("--temp", type=number_from(0.0), help="Sampling temperature (default: the task's).")
-    parser.add_argument("--top-p", type=number_from(0.0, 1.0), help="Sampling top-p (default: the task's).")
-    parser.add_argument("--top-k", type=count_from(0), help="Sampling top-k (default: the task's).")
+    parser.add_argument("--batch-size", type=POSITIVE, default=16, help="Questions in a batch (default: 16).")
+    parser.add_argument("--seed", type=_SEED, default=0, help="The seed of all random choices (default: 0).")
+    parser.add_argument("--seeds", type=_SEED, nargs="+", help="The seeds of sampled replies, one run each.")
+    parser.add_argument("--temp", type=TEMPERATURE, help="Sampling temperature (default: the task's).")
+    parser.add_argument("--top-p", type=SHARE, help="Sampling top-p (default: the task's).")
+    parser.add_argument("--top-k", type=COUNT, help="Sampling top-k (default: the task's).")
     parser.add_argument(
         "--write",
         choices=WRITES,
@@ -67,24 +76,24 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--reply-tokens",
-        type=count_from(1),
+        type=POSITIVE,
         default=64,
         help="The longest reply of a chat before the question, in tokens (default: 64).",
     )
     parser.add_argument(
-        "--prefill-step-size", type=count_from(1), default=2048, help="Tokens to process at a time (default: 2048)."
+        "--prefill-step-size", type=STEP, default=2048, help="Tokens to process at a time (default: 2048)."
     )
     parser.add_argument(
         "--history-tokens",
-        type=count_from(1),
+        type=POSITIVE,
         help="The tokens of text that are visible while a history is read into the memory (default: the model's "
         "window).",
     )
     for name, task in TASKS.items():
         add_options(parser.add_argument_group(f"task {name}", task.source), task, f"{name}-")
     group = parser.add_argument_group("tasks of lm-evaluation-harness", "They are asked under base and full only.")
-    group.add_argument("--harness-shots", type=count_from(0), help="Examples in a prompt (default: the task's).")
-    group.add_argument("--harness-max-tokens", type=count_from(1), help="The longest reply (default: the task's).")
+    group.add_argument("--harness-shots", type=COUNT, help="Examples in a prompt (default: the task's).")
+    group.add_argument("--harness-max-tokens", type=POSITIVE, help="The longest reply (default: the task's).")
     group.add_argument("--harness-include", type=user_path, help="A folder with tasks of yours (.yaml).")
     group.add_argument("--harness-run-code", action="store_true", help="Let tasks execute code that the model writes.")
     return parser
@@ -97,13 +106,27 @@ def main() -> None:
     if args.output.is_file():
         raise ValueError(f"--output is the file {args.output}; name a folder")
     # Created before the model is loaded, which may take long.
-    args.output.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_model(args)
-    evaluation = evaluate(request, model, tokenizer, args.output)
-    write_evaluation(evaluation, args.output)
+    with _created(args.output):
+        model, tokenizer = load_model(args)
+        evaluation = evaluate(request, model, tokenizer, args.output)
+        write_evaluation(evaluation, args.output)
     print_tables(table for result in evaluation.results for table in result_tables(result))
     print_tables([] if evaluation.health is None else health_tables(evaluation.health))
     print(f"The report is in {args.output / REPORT_FILE}")
+
+
+@contextmanager
+def _created(folder: Path) -> Iterator[None]:
+    """Create a folder and its parents. If the block fails, those that are new and still empty are removed."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in new:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -135,12 +158,17 @@ def _request(args: argparse.Namespace) -> Request:
     others = [condition.name for condition in conditions if condition.chat is None]
     if others and args.write not in (None, ALL, AFTER):
         raise ValueError(f"--write {args.write} is for chat and chat-N; {', '.join(others)} take {ALL} or {AFTER}")
-    if unused := [name for name, _ in args.data if name not in names]:
+    given = [name for name, _ in args.data]
+    if twice := [name for name in dict.fromkeys(given) if given.count(name) > 1]:
+        raise ValueError(f"--data names the data of {', '.join(twice)} twice; leave one of them out")
+    if unused := [name for name in given if name not in names]:
         raise ValueError(f"--data is of {', '.join(unused)}, which is not among --tasks; add it there, or leave it out")
     tasks = [_task(name, args) for name in names if name in TASKS]
     harness_options = _harness_options(args)
     harness_tasks = [name for name in names if name not in (*TASKS, HEALTH)]
     if harness_tasks:
+        if args.seed > _LARGEST_HARNESS_SEED:
+            raise ValueError(f"--seed is {args.seed}; tasks of lm-evaluation-harness take seeds from 0 to 2**32 - 1")
         check_harness_request(harness_tasks, conditions, harness_options.include)
     elif harness_options != HarnessOptions(args.limit, args.batch_size, seed=args.seed):
         raise ValueError("--harness-... is for tasks of lm-evaluation-harness, and none is among --tasks; add one")

@@ -9,22 +9,26 @@ import argparse
 from mlx_deltamem.adapters.card.folder import load_with_card, save_with_card
 from mlx_deltamem.adapters.grow import uncoupled, widened, with_key_shift, with_layers, with_read_gates
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import count_from, number_from
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.core.adapter import layer_list
+from mlx_deltamem.core.fields import SIZE
 from mlx_deltamem.files.atomic import check_absent, user_path
-from mlx_deltamem.training.settings import check_seed
+from mlx_deltamem.options.rule import COUNT, SEED, Rule
+
+# A factor of 1 adds as much as the key has.
+_SHIFT = Rule(float, least=0, most=10)
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.grow", description=__doc__)
+    parser = Parser(prog="mlx_deltamem.grow", description=__doc__)
     parser.add_argument("adapter", help="Folder or Hub repo of the adapter.")
     parser.add_argument("output", type=user_path, help="The folder to create.")
-    parser.add_argument("--rank", type=count_from(1), help="The new rank, larger than the adapter's.")
-    parser.add_argument("--seed", type=count_from(0), help="Seed of the rows that are new with --rank (default: 0).")
+    parser.add_argument("--rank", type=SIZE, help="The new rank, larger than the adapter's.")
+    parser.add_argument("--seed", type=SEED, help="Seed of the rows that are new with --rank (default: 0).")
     parser.add_argument(
         "--target-layers",
-        type=count_from(0),
+        type=COUNT,
         nargs="+",
         metavar="LAYER",
         help="Layers that keep their memory (default: all).",
@@ -38,7 +42,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--read-gate", action="store_true", help="Add gates on the reads; they start almost open.")
     parser.add_argument(
         "--key-shift",
-        type=number_from(0.0, 10.0),
+        type=_SHIFT,
         metavar="FACTOR",
         help="Add the memory query of the token written before to each key, multiplied by a factor that starts at "
         "FACTOR: with 0 nothing changes, with 1 it counts as much as the token itself.",
@@ -56,7 +60,6 @@ def main() -> None:
         )
     if args.seed is not None and args.rank is None:
         raise ValueError("--seed is the seed of the rows that are new with --rank; give both or neither")
-    check_seed(args.seed or 0)
     check_absent(args.output)
     adapter = load_with_card(args.adapter)
     if args.target_layers:

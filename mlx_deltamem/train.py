@@ -5,7 +5,6 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,11 +16,12 @@ from rich.markup import escape
 
 from mlx_deltamem.adapters.card.folder import load_with_card, refresh_card
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.evaluation.tasks.health import Checkup
 from mlx_deltamem.files.atomic import user_path
-from mlx_deltamem.options.arguments import add_option, add_options
-from mlx_deltamem.options.option import Rule
+from mlx_deltamem.options.arguments import add_options
+from mlx_deltamem.options.mlx_lm_habits import ALWAYS
+from mlx_deltamem.options.option import flag
 from mlx_deltamem.show.progress import counting_progress
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.best import BEST_FOLDER
@@ -47,7 +47,7 @@ _FEW_ERRORS = 5
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser. Options that are not given are None."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.train", usage=_USAGE, description=__doc__)
+    parser = Parser(prog="mlx_deltamem.train", usage=_USAGE, description=__doc__)
     parser.add_argument("--model", help="Folder or Hub repo of the model; it is not changed.")
     parser.add_argument("--data", help="Folder with train.jsonl and perhaps valid.jsonl, or a data set on the Hub.")
     parser.add_argument("--adapter-path", type=user_path, help="Folder for the adapter and the run.")
@@ -69,17 +69,11 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     for title, kind in GROUPS.items():
         add_options(parser.add_argument_group(title), kind)
     group = parser.add_argument_group("adapter", "The configuration of a new adapter, as in delta_mem_config.json.")
-    for each in fields(DeltaMemConfig):
-        default = getattr(DEFAULT_ADAPTER, each.name)
-        add_option(group, each.name, default, _config_rule(each.name, default), empty="all")
+    add_options(group, DEFAULT_ADAPTER, empty="all")
+    group = parser.add_argument_group("habits of mlx_lm.lora", "They may be given, and change nothing.")
+    for name, meaning in ALWAYS.items():
+        group.add_argument(flag(name), action="store_true", help=f"{meaning[0].upper()}{meaning[1:]}.")
     return parser
-
-
-def _config_rule(name: str, default: object) -> Rule:
-    """The rule of an option of the adapter's configuration, whose values `DeltaMemConfig` checks."""
-    several = isinstance(default, tuple)
-    kind = type(default) if not several else int if name == "target_layers" else str
-    return Rule("", kind, several, count="*")
 
 
 @command

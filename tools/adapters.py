@@ -5,7 +5,6 @@ The index is a table in adapters/README.md. `--write` brings the model cards and
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
 
-import argparse
 import re
 import sys
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from rich.filesize import decimal
 from mlx_deltamem.adapters.card.card import Card, make_card, names
 from mlx_deltamem.adapters.card.folder import load_with_card, write_card
 from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE, Adapter
 from mlx_deltamem.files.atomic import new_file
 
@@ -84,7 +84,7 @@ def index(adapters: list[Found]) -> str:
 @command
 def main() -> None:
     """Check all adapters. The exit code is 1 if there is a mistake."""
-    parser = argparse.ArgumentParser(prog="python -m tools.adapters", description=__doc__)
+    parser = Parser(prog="python -m tools.adapters", description=__doc__)
     parser.add_argument("--path", type=Path, default=ADAPTERS, help="The folder of the adapters' folders.")
     parser.add_argument("--write", action="store_true", help="Bring cards and index up to date first.")
     args = parser.parse_args()

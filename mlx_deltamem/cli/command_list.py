@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mlx_deltamem.options.rule import shown
+
 
 @dataclass(frozen=True)
 class CommandList:
@@ -32,7 +34,11 @@ class CommandList:
         return "\n".join([f"usage: {self.prog} {self.noun.upper()} ...", "", f"{self.noun}s:", *lines, "", hint])
 
     def run(self) -> None:
-        """Run the `main` of the command that the first argument names. An unknown name exits with code 2."""
+        """Run the `main` of the command that the first argument names.
+
+        Raises:
+            ValueError: There is no such command.
+        """
         name = sys.argv[1] if len(sys.argv) > 1 else ""
         if name in self.commands:
             sys.argv[:2] = [f"{self.prog} {name}"]
@@ -40,5 +46,5 @@ class CommandList:
         elif name in ("-h", "--help"):
             print(self.usage)
         else:
-            print(f"error: there is no {self.noun} {name or 'nothing'!r}\n{self.usage}", file=sys.stderr)
-            sys.exit(2)
+            problem = f"there is no {self.noun} {shown(name)}" if name else f"there is no {self.noun} named"
+            raise ValueError(f"{problem}; expected {', '.join(self.commands)} (`{self.prog} --help` explains them)")

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import math
+from collections import Counter
 from collections.abc import Callable
 from typing import TypedDict
 
@@ -22,11 +22,17 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
 from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.files.atomic import user_path
-from mlx_deltamem.sessions.history import FULL
-from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.files.jsonl import parsed_json
+from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, REPLY_LENGTH, SEED, SHARE, STEP, TEMPERATURE, shown
+from mlx_deltamem.sessions.history import FULL, NONE, History
+from mlx_deltamem.sessions.session import TAKEN_NAMES, ChatSession
 from mlx_deltamem.sessions.stored.file import check_place
+from mlx_deltamem.sessions.template_options import check_names
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, WRITES
 
+_TRUE, _FALSE = ("true", "t"), ("false", "f")
+# No vocabulary has numbers of so many digits.
+_DIGITS = 10
 DEFAULT_MODEL = "mlx-community/Qwen3-4B-Instruct-2507-4bit"
 
 
@@ -40,9 +46,10 @@ class ReplyOptions(TypedDict):
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add `--model`, `--adapter` and `--trust-remote-code`."""
-    parser.add_argument("--model", help=f"Folder or Hub repo of the model (default: {DEFAULT_MODEL}).")
+    parser.add_argument("--model", type=PLACE, help=f"Folder or Hub repo of the model (default: {DEFAULT_MODEL}).")
     parser.add_argument(
         "--adapter",
+        type=PLACE,
         help="Folder or Hub repo (USER/NAME[@REVISION]) of the δ-mem adapter "
         f"(default: {REFERENCE_ADAPTER}, with the default model).",
     )
@@ -61,6 +68,7 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--history",
+        type=_history,
         help="The part of earlier turns that the model sees beside its memory: full, none, or a number of tokens "
         f"(default: as in the session, else {FULL}). Without full, each turn reads system prompt and tokens anew.",
     )
@@ -72,16 +80,16 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--system-prompt", "--system", help="System prompt of a new chat.")
     parser.add_argument(
-        "--max-tokens", "-m", type=_reply_length, default=DEFAULT_MAX_TOKENS, help="Longest reply, in tokens."
+        "--max-tokens", "-m", type=REPLY_LENGTH, default=DEFAULT_MAX_TOKENS, help="Longest reply, in tokens."
     )
-    parser.add_argument("--temp", type=number_from(0.0), default=DEFAULT_TEMP, help="Sampling temperature.")
-    parser.add_argument("--top-p", type=number_from(0.0, 1.0), default=DEFAULT_TOP_P, help="Sampling top-p.")
-    parser.add_argument("--min-p", type=number_from(0.0, 1.0), default=DEFAULT_MIN_P, help="Sampling min-p.")
-    parser.add_argument("--top-k", type=count_from(0), default=DEFAULT_TOP_K, help="Sampling top-k.")
-    parser.add_argument("--seed", type=count_from(0), help="Seed of the sampling.")
+    parser.add_argument("--temp", type=TEMPERATURE, default=DEFAULT_TEMP, help="Sampling temperature.")
+    parser.add_argument("--top-p", type=SHARE, default=DEFAULT_TOP_P, help="Sampling top-p.")
+    parser.add_argument("--min-p", type=SHARE, default=DEFAULT_MIN_P, help="Sampling min-p.")
+    parser.add_argument("--top-k", type=COUNT, default=DEFAULT_TOP_K, help="Sampling top-k.")
+    parser.add_argument("--seed", type=SEED, help="Seed of the sampling.")
     parser.add_argument(
         "--prefill-step-size",
-        type=count_from(1),
+        type=STEP,
         default=DEFAULT_PREFILL_STEP_SIZE,
         help="Prompt tokens to process at a time.",
     )
@@ -110,16 +118,18 @@ def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Name
     """Open the chat of the options of `add_chat_options`: the chat in the session file if it exists, else a new one.
 
     Raises:
-        ValueError: The file holds no chat of this model and adapter, or the chat has another system prompt.
+        ValueError: The file holds no chat of this model and adapter, the chat has another system prompt, or a token
+            that ends a reply is not one of the model.
     """
     if args.session is not None:
         check_place(args.session)
     for token in args.extra_eos_token:
-        tokenizer.add_eos_token(token)
+        _add_end(tokenizer, token)
     if args.seed is not None:
         mx.random.seed(args.seed)
+    check_names(args.chat_template_config, TAKEN_NAMES)
     if args.session is None or not args.session.exists():
-        history, write = args.history or FULL, args.write or ALL
+        history, write = FULL if args.history is None else args.history, args.write or ALL
         return ChatSession(model, tokenizer, args.system_prompt, history, write, **args.chat_template_config)
     chat = ChatSession.load(model, tokenizer, args.session)
     if args.system_prompt is not None and args.system_prompt != chat.system:
@@ -142,37 +152,53 @@ def reply_options(args: argparse.Namespace) -> ReplyOptions:
     }
 
 
-def count_from(least: int) -> Callable[[str], int]:
-    """An argparse type: an integer >= `least`."""
-
-    def parse(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is too small; expected {least} or more")
-        return int(text)
-
-    return parse
+def true_or_false(text: str) -> bool:
+    """An argparse type: what mlx-lm reads as true or false, but no other text."""
+    if text.lower() not in _TRUE + _FALSE:
+        raise argparse.ArgumentTypeError(f"is {shown(text)}; expected True or False")
+    return text.lower() in _TRUE
 
 
-def number_from(least: float, most: float = math.inf) -> Callable[[str], float]:
-    """An argparse type: a number from `least` to `most`."""
+def _history(text: str) -> History:
+    """An argparse type: the history of a chat."""
+    try:
+        return text if text in (FULL, NONE) else int(str(POSITIVE(text)))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"is {shown(text)}; expected {FULL!r}, {NONE!r} or a number of tokens, {POSITIVE.expected}"
+        ) from None
 
-    def parse(text: str) -> float:
-        if not least <= float(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text} is out of range; expected {least:g} to {most:g}")
-        return float(text)
 
-    return parse
+def _add_end(tokenizer: TokenizerWrapper, token: str) -> None:
+    """Let a token end replies. It is given as its text or its number.
 
-
-def _reply_length(text: str) -> int:
-    """An argparse type: a number of tokens, or -1 for no limit."""
-    if int(text) < 1 and int(text) != -1:
-        raise argparse.ArgumentTypeError(f"{text} is too small; expected 1 or more, or -1 for no limit")
-    return int(text)
+    Raises:
+        ValueError: The tokenizer has no such token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    # mlx-lm reads a number first, and takes any; for other texts its tokenizer may give the unknown token.
+    if token not in vocabulary and not (token.isascii() and token.isdigit() and len(token) < _DIGITS):
+        raise ValueError(f"--extra-eos-token is {shown(token)}; expected a token of the model, or its number")
+    if token not in vocabulary and int(token) not in vocabulary.values():
+        raise ValueError(f"--extra-eos-token is {token}; expected a number from 0 to {max(vocabulary.values()):,}")
+    tokenizer.add_eos_token(token)
 
 
 def _json_object(text: str) -> dict[str, object]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text} is not a JSON object; expected one, as {{}}")
-    return value
+    """An argparse type: a JSON object. A name that stands there twice is refused, because JSON takes the last one."""
+    value, problem = parsed_json(text.encode(errors="surrogatepass"))
+    if problem or not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"is {problem or shown(text)}; expected a JSON object like {{}}")
+    json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_unique)
+    try:
+        # As a session file stores it.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"is {shown(text)}; expected finite numbers and whole characters") from None
+    return dict(value)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if twice := [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]:
+        raise argparse.ArgumentTypeError(f"is a JSON object with {shown(twice[0])} twice; leave one of them out")
+    return dict(pairs)

@@ -1,18 +1,22 @@
 """The configuration of a δ-mem adapter: the fields of the reference's `delta_mem_config.json` that it uses."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_deltamem.core.fields import HEADS, problems_of_fields, problems_of_names
+from mlx_deltamem.core.fields import HEADS, SIZE, problems_of_names
+from mlx_deltamem.files.jsonl import read_json
+from mlx_deltamem.options.option import option, options_of, raise_all
+from mlx_deltamem.options.rule import POSITIVE, Rule, shown
 from mlx_deltamem.recurrence.gates import Variant
 
 CONFIG_FILE = "delta_mem_config.json"
 # Fields that the reference does not have. It refuses them by name, so a file has them only where they are true.
 OWN_FIELDS = ("read_gate", "key_shift")
 
+_MODULES = Rule(str, several=True, distinct=True, pattern=r"[^.]+", words="the name of a module without dots")
 _PREFIX = "δ-mem config: "
 
 
@@ -48,41 +52,46 @@ class DeltaMemConfig:
         ValueError: A field has a value that is not allowed; the message names all such fields.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    beta_bias_init: float = -1.5
-    normalize_qk: bool = True
-    couple_lambda: bool = True
-    state_update_mode: str = "standard"
-    rankwise_gates: bool = True
-    output_init: str = "zero"
-    base_slice_ref_width: int = 8
-    online_gain: float = 0.05
-    num_state_heads: int = 1
-    memory_write_granularity: str = "token"
-    target_modules: tuple[str, ...] = ("self_attn",)
-    target_layers: tuple[int, ...] = ()
-    delta_heads: tuple[str, ...] = HEADS
-    delta_o_rmsnorm: bool = False
-    delta_o_rmsnorm_eps: float = 1e-6
-    trainable_delta_scale: bool = False
-    delta_scale_init: float = 1.0
-    delta_scale_max: float = 2.0
-    delta_scale_granularity: str = "layer"
-    delta_scale_parameterization: str = "alpha_over_rank"
-    read_gate: bool = False
-    key_shift: bool = False
+    rank: int = option(8, rule=SIZE)
+    alpha: float = option(16.0)
+    beta_bias_init: float = option(-1.5)
+    normalize_qk: bool = option(True)
+    couple_lambda: bool = option(True)
+    state_update_mode: str = option("standard", choices=("standard", "lambda_outside", "no_lambda"))
+    rankwise_gates: bool = option(True)
+    output_init: str = option("zero", choices=("zero", "random", "base_slice", "base_slice_fixed"))
+    base_slice_ref_width: int = option(8, rule=POSITIVE)
+    online_gain: float = option(0.05)
+    num_state_heads: int = option(1, rule=SIZE)
+    memory_write_granularity: str = option("token", choices=("token", "message_mean", "sentence_mean"))
+    target_modules: tuple[str, ...] = option(("self_attn",), rule=_MODULES)
+    target_layers: tuple[int, ...] = option((), rule=Rule(int, several=True, least=0, count="*", distinct=True))
+    delta_heads: tuple[str, ...] = option(HEADS, choices=HEADS, count="*")
+    delta_o_rmsnorm: bool = option(False)
+    delta_o_rmsnorm_eps: float = option(1e-6, above=0)
+    trainable_delta_scale: bool = option(False)
+    delta_scale_init: float = option(1.0, above=0)
+    delta_scale_max: float = option(2.0, above=0)
+    delta_scale_granularity: str = option("layer", choices=("layer", "head"))
+    delta_scale_parameterization: str = option("alpha_over_rank", choices=("alpha_over_rank",))
+    read_gate: bool = option(False)
+    key_shift: bool = option(False)
 
     def __post_init__(self) -> None:
-        parsed, problems = problems_of_fields((field.name, getattr(self, field.name)) for field in fields(self))
-        for name, value in parsed.items():
-            object.__setattr__(self, name, value)
+        problems = []
+        for each in options_of(self):
+            given = getattr(self, each.name)
+            value = _final(each.name, given)
+            if each.rule.allows(value):
+                object.__setattr__(self, each.name, float(value) if each.rule.kind is float else value)
+            else:
+                problems.append(f"{each.name} is {shown(given)}; expected {each.rule.expected}")
         if not problems and not self.delta_scale_init < self.delta_scale_max:
             problems.append(
-                f"delta_scale_init is {self.delta_scale_init}, allowed is a number below delta_scale_max, "
+                f"delta_scale_init is {self.delta_scale_init}; expected a number below delta_scale_max, "
                 f"which is {self.delta_scale_max}"
             )
-        _raise_all(problems)
+        raise_all(problems, _PREFIX)
 
     @property
     def width(self) -> int:
@@ -121,14 +130,15 @@ class DeltaMemConfig:
         Raises:
             ValueError: A field is unknown, an archived field does not have its only value, or a value is not allowed.
         """
-        problems = problems_of_names(values.items())
+        names = [each.name for each in options_of(cls)]
+        problems = problems_of_names(values.items(), names)
         # Any, because the constructor itself checks the types of the values.
-        known: dict[str, Any] = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        known: dict[str, Any] = {name: values[name] for name in names if name in values}
         try:
             config = cls(**known)
         except ValueError as error:
             problems.append(str(error).removeprefix(_PREFIX))
-        _raise_all(problems)
+        raise_all(problems, _PREFIX)
         return config
 
     @classmethod
@@ -140,10 +150,7 @@ class DeltaMemConfig:
             ValueError: The file is not a JSON object, or `from_dict` refuses its fields. The message names the file.
         """
         path = Path(path)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8-sig"))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON ({error}); expected the config of a δ-mem adapter") from None
+        values = read_json(path)
         if not isinstance(values, dict):
             raise ValueError(
                 f"{path} holds a JSON {type(values).__name__}; expected an object with the fields of δ-mem"
@@ -160,6 +167,13 @@ class DeltaMemConfig:
         return json.dumps(values, indent=2) + "\n"
 
 
-def _raise_all(problems: Sequence[str]) -> None:
-    if problems:
-        raise ValueError(_PREFIX + "; ".join(problems))
+def _final(name: str, value: object) -> Any:
+    """The value of a field in its final form, not yet checked: lists become tuples, the heads have one order."""
+    if name == "delta_heads" and value in ("none", "", ["none"], ("none",)):
+        # The reference also writes an empty list as `none`.
+        return ()
+    if not isinstance(value, list | tuple):
+        return value
+    if name == "delta_heads" and all(isinstance(head, str) and head in HEADS for head in value):
+        return tuple(head for head in HEADS if head in value)
+    return tuple(value)

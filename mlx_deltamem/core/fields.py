@@ -1,18 +1,17 @@
-"""The fields of `delta_mem_config.json`: which values are allowed, and which fields the reference no longer uses."""
+"""The fields of `delta_mem_config.json` that are not in use, and the rules that several fields share."""
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Collection, Iterable
 
-T = TypeVar("T")
+from mlx_deltamem.options.rule import Rule, shown
 
 # The projections that can be corrected.
 HEADS = ("q", "k", "v", "o")
 
-# The largest rank and number of state heads, far beyond any use. MLX crashes, without an error about memory, on much
-# larger states.
-_LARGEST = 1024
+# The rank, and the number of state heads. The limit is far beyond any use: MLX crashes, without an error about memory,
+# on much larger states.
+SIZE = Rule(int, least=1, most=1024)
+
+_LONGEST_NAME = 80
 
 # Options that the reference has given up. Only the value below has a meaning.
 ARCHIVED: dict[str, object] = {
@@ -50,137 +49,21 @@ INERT = {
 }
 
 
-@dataclass(frozen=True)
-class Rule:
-    """The rule for a field's value.
+def problems_of_names(values: Iterable[tuple[str, object]], known: Collection[str]) -> list[str]:
+    """A message for each unknown field, and for each archived field with another value than its only one.
 
-    Attributes:
-        parse: Returns the value in its final form; raises ValueError, TypeError or OverflowError if it is not allowed.
-        allowed: The allowed values in words, for messages.
+    Args:
+        values: The fields.
+        known: The names of the fields that are in use.
     """
-
-    parse: Callable[[object], object]
-    allowed: str
-
-
-def _integer(least: int, most: float = math.inf) -> Rule:
-    def parse(value: object) -> int:
-        # Not isinstance, because True is an int.
-        if type(value) is not int:
-            raise TypeError
-        return _checked(value, least <= value <= most)
-
-    return Rule(parse, f"an integer >= {least}" if most == math.inf else f"an integer, {least} to {most}")
-
-
-def _number(above: float = -math.inf) -> Rule:
-    def parse(value: object) -> float:
-        if type(value) is not int and type(value) is not float:
-            raise TypeError
-        number = float(value)
-        return _checked(number, math.isfinite(number) and number > above)
-
-    return Rule(parse, "a finite number" if above == -math.inf else f"a finite number > {above:g}")
-
-
-def _boolean() -> Rule:
-    return Rule(lambda value: _checked(value, type(value) is bool), "true or false")
-
-
-def _choice(*choices: str) -> Rule:
-    return Rule(lambda value: _checked(value, isinstance(value, str) and value in choices), ", ".join(choices))
-
-
-def _items(allowed_item: Callable[[object], bool], allowed: str, least: int = 0) -> Rule:
-    """A list of at least `least` distinct items."""
-
-    def parse(value: object) -> tuple[object, ...]:
-        items = _sequence(value)
-        fine = len(items) >= least and all(allowed_item(item) for item in items) and len(set(items)) == len(items)
-        return _checked(items, fine)
-
-    return Rule(parse, allowed)
-
-
-def _heads(value: object) -> tuple[str, ...]:
-    """The heads in the order of `HEADS`; the reference also writes an empty list as `none`."""
-    chosen = () if value in ("none", "", ["none"], ("none",)) else _sequence(value)
-    _checked(chosen, all(isinstance(head, str) and head in HEADS for head in chosen))
-    return tuple(head for head in HEADS if head in chosen)
-
-
-def _sequence(value: object) -> tuple[object, ...]:
-    if not isinstance(value, list | tuple):
-        raise TypeError
-    return tuple(value)
-
-
-def _checked(value: T, fine: bool) -> T:
-    if not fine:
-        raise ValueError
-    return value
-
-
-RULES: dict[str, Rule] = {
-    "rank": _integer(1, _LARGEST),
-    "alpha": _number(),
-    "beta_bias_init": _number(),
-    "normalize_qk": _boolean(),
-    "couple_lambda": _boolean(),
-    "state_update_mode": _choice("standard", "lambda_outside", "no_lambda"),
-    "rankwise_gates": _boolean(),
-    "output_init": _choice("zero", "random", "base_slice", "base_slice_fixed"),
-    "base_slice_ref_width": _integer(1),
-    "online_gain": _number(),
-    "num_state_heads": _integer(1, _LARGEST),
-    "memory_write_granularity": _choice("token", "message_mean", "sentence_mean"),
-    "target_modules": _items(
-        lambda name: isinstance(name, str) and bool(name) and "." not in name,
-        "a list of one or more distinct module names without dots",
-        least=1,
-    ),
-    "target_layers": _items(
-        lambda layer: type(layer) is int and layer >= 0, "a list of distinct layer indices >= 0 (empty: all layers)"
-    ),
-    "delta_heads": Rule(_heads, "a list drawn from q, k, v, o (may be empty)"),
-    "delta_o_rmsnorm": _boolean(),
-    "delta_o_rmsnorm_eps": _number(above=0),
-    "trainable_delta_scale": _boolean(),
-    "delta_scale_init": _number(above=0),
-    "delta_scale_max": _number(above=0),
-    "delta_scale_granularity": _choice("layer", "head"),
-    "delta_scale_parameterization": _choice("alpha_over_rank"),
-    "read_gate": _boolean(),
-    "key_shift": _boolean(),
-}
-
-
-def problems_of_fields(values: Iterable[tuple[str, object]]) -> tuple[dict[str, object], list[str]]:
-    """Check fields by their rules.
-
-    Returns:
-        The parsed values by name, and a message for each value that is not allowed.
-    """
-    parsed: dict[str, object] = {}
-    problems = []
-    for name, value in values:
-        rule = RULES[name]
-        try:
-            parsed[name] = rule.parse(value)
-        except (TypeError, ValueError, OverflowError):
-            problems.append(f"{name} is {value!r}, allowed is {rule.allowed}")
-    return parsed, problems
-
-
-def problems_of_names(values: Iterable[tuple[str, object]]) -> list[str]:
-    """A message for each unknown field, and for each archived field with another value than its only one."""
     problems = []
     for name, value in values:
         if name in ARCHIVED and not _same(value, ARCHIVED[name]):
-            problems.append(f"{name} is {value!r}, allowed is only {ARCHIVED[name]!r} (an archived option)")
-        elif name not in RULES.keys() | INERT | ARCHIVED.keys():
-            known = ", ".join(sorted(RULES))
-            problems.append(f"{name} is {value!r}, but a δ-mem config has no field of this name (allowed: {known})")
+            problems.append(f"{name} is {shown(value)}; expected only {ARCHIVED[name]!r} (an archived option)")
+        elif name not in {*known, *INERT, *ARCHIVED}:
+            names = ", ".join(sorted(known))
+            plain = name if name.isidentifier() and len(name) <= _LONGEST_NAME else shown(name)
+            problems.append(f"{plain} is {shown(value)}; a δ-mem config has no field of this name, expected {names}")
     return problems
 
 

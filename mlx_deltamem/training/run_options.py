@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import yaml
-from mlx_lm.lora import yaml_loader
 
 from mlx_deltamem.adapters.loading import load_model_type
 from mlx_deltamem.adapters.publish import PLACES
@@ -14,12 +13,13 @@ from mlx_deltamem.core.adapter import SETTINGS_FILE
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.files.atomic import new_file, user_path
 from mlx_deltamem.options.option import flag, taken_from
+from mlx_deltamem.options.rule import Rule, shown
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
+from mlx_deltamem.training.options_file import parse_options, read_content
 from mlx_deltamem.training.prepare import ON_ERROR
 from mlx_deltamem.training.recipes import find_recipe
-from mlx_deltamem.training.records import listed
 from mlx_deltamem.training.settings import Reporting, Schedule, Settings
 
 # The groups of options, by their titles in the help text.
@@ -76,9 +76,9 @@ class RunOptions:
         if args.resume and (changed := _changes(Settings.from_flat(earlier), settings)):
             raise ValueError(f"the run in {folder} was begun with {', '.join(changed)}; leave it out to go on")
         on_error = options.get("on_error", ON_ERROR[0])
-        if not isinstance(on_error, str) or on_error not in ON_ERROR:
-            raise ValueError(f"--on-error is {on_error!r}; expected {' or '.join(ON_ERROR)}")
-        return cls(folder, settings, taken_from(options, Reporting), on_error, "" if recipe is None else str(recipe))
+        Rule(str, choices=ON_ERROR).check("--on-error", on_error)
+        reporting = taken_from(options, Reporting)
+        return cls(folder, settings, reporting, str(on_error), "" if recipe is None else str(recipe))
 
     def save(self) -> None:
         """Write the options into the run's folder."""
@@ -90,7 +90,7 @@ class RunOptions:
 def _of_file(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; expected a YAML file of options")
-    return parse(path.read_bytes(), path)
+    return parse(read_content(path), path)
 
 
 def _of_recipe(name: object, asked: Mapping[str, object]) -> dict[str, object]:
@@ -104,14 +104,14 @@ def _of_recipe(name: object, asked: Mapping[str, object]) -> dict[str, object]:
 def _of_run(folder: Path) -> dict[str, object]:
     """The options of the run in a folder, which the first process reads."""
     path = folder / SETTINGS_FILE
-    content = processes.from_first(path.read_bytes() if path.is_file() else b"")
+    content = processes.from_first(read_content(path) if path.is_file() else b"")
     if not content:
         raise FileNotFoundError(f"{folder} holds no run ({SETTINGS_FILE}); begin one without --resume")
     return parse(content, path)
 
 
 def parse(content: bytes, path: Path) -> dict[str, object]:
-    """Parse a YAML file of options; options without a value are left out.
+    """Parse a YAML file of options of a run; options without a value are left out.
 
     Args:
         content: The content of the file.
@@ -120,19 +120,7 @@ def parse(content: bytes, path: Path) -> dict[str, object]:
     Raises:
         ValueError: The content is not valid YAML, or has unknown options.
     """
-    try:
-        options = yaml.load(content.decode("utf-8-sig"), yaml_loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise ValueError(f"{path} is not valid YAML ({problem}); expected options, one a line") from None
-    if not isinstance(options, dict):
-        raise ValueError(f"{path} holds no options; expected lines like `batch_size: 4`")
-    if unknown := sorted(str(name) for name in options if name not in _KNOWN):
-        raise ValueError(
-            f"{path} has unknown options {listed(unknown)}; expected those of mlx_deltamem.train --help, written "
-            "like batch_size (config, resume and trust_remote_code go on the command line only)"
-        )
-    return {name: value for name, value in options.items() if value is not None}
+    return parse_options(content, path, _KNOWN)
 
 
 def _located(name: object) -> object:
@@ -146,7 +134,7 @@ def _folder(name: object) -> Path:
     if name is None:
         raise ValueError("--adapter-path is missing; expected a folder for the adapter and its run")
     if not isinstance(name, str | Path):
-        raise ValueError(f"--adapter-path is {name!r}; expected a folder for the adapter and its run")
+        raise ValueError(f"--adapter-path is {shown(name)}; expected a folder for the adapter and its run")
     return user_path(name)
 
 

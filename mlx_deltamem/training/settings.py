@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from mlx_deltamem.adapters.publish import PLACES
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.options.option import check_options, flag, option, taken_from
+from mlx_deltamem.options.rule import COUNT, POSITIVE, SEED, Rule, shown
 from mlx_deltamem.training.episodes import EpisodeRules
 from mlx_deltamem.training.loss import LossTerms
 
@@ -16,8 +17,6 @@ DEFAULT_ADAPTER = DeltaMemConfig(delta_heads=("q", "o"), output_init="base_slice
 
 # An error message lists at most this many options.
 _LISTED = 5
-# MLX takes seeds of 64 bits.
-_SEEDS = 2**64
 
 
 @dataclass(frozen=True)
@@ -28,13 +27,17 @@ class Schedule:
         ValueError: A number is out of range, or the last steps would not fill an update.
     """
 
-    batch_size: int = option(4, "Episodes per step, over all processes.", least=1)
-    iters: int = option(1000, "Training steps.", least=1)
+    batch_size: int = option(4, "Episodes per step, over all processes.", rule=POSITIVE)
+    iters: int = option(1000, "Training steps.", rule=POSITIVE)
     learning_rate: float = option(2e-4, "Peak learning rate of AdamW.", above=0)
-    warmup: int = option(-1, "Updates of linear warm-up, before a cosine decay; -1: a tenth of all updates.", least=-1)
+    warmup: int = option(
+        -1,
+        "Updates of linear warm-up, before a cosine decay.",
+        rule=Rule(int, least=0, other=(-1, "a tenth of all updates")),
+    )
     weight_decay: float = option(0.0, "Weight decay of AdamW.", least=0)
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", above=0)
-    grad_accumulation_steps: int = option(1, "Steps whose mean gradient makes one update.", least=1)
+    grad_accumulation_steps: int = option(1, "Steps whose mean gradient makes one update.", rule=POSITIVE)
     value_weight: float = option(
         1.0, "Loss weight of the tokens of a record's value; other answer tokens have weight 1.", above=0
     )
@@ -45,16 +48,17 @@ class Schedule:
         0,
         "Compute the first weights of a new adapter from what the frozen model does with its text in view, at this "
         "many questions of the training data that have a value; 0: random ones. It needs --key-shift.",
-        least=0,
+        rule=COUNT,
     )
     segment: int = option(
-        0, "Checkpoint the gradient of the write pass per layer and this many tokens; 0: keep all activations.", least=0
+        0,
+        "Checkpoint the gradient of the write pass per layer and this many tokens; 0: keep all activations.",
+        rule=COUNT,
     )
-    seed: int = option(0, "Seed of the first weights and of the order of the data.", least=0)
+    seed: int = option(0, "Seed of the first weights and of the order of the data.", rule=SEED)
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_seed(self.seed)
         if spare := self.iters % self.grad_accumulation_steps:
             below, above = self.iters - spare, self.iters - spare + self.grad_accumulation_steps
             raise ValueError(
@@ -81,12 +85,6 @@ class Schedule:
         return -(-self.updates // 10) if self.updates > 1 else 0
 
 
-def check_seed(seed: int) -> None:
-    """Raise ValueError if a seed is too large for MLX."""
-    if seed >= _SEEDS:
-        raise ValueError(f"--seed is {seed}; expected a whole number below 2**64")
-
-
 @dataclass(frozen=True)
 class Reporting:
     """The reports and checkpoints of a run. They have no effect on the training.
@@ -95,10 +93,10 @@ class Reporting:
         ValueError: A number is out of range.
     """
 
-    steps_per_report: int = option(10, "Steps between reports.", least=1)
-    steps_per_eval: int = option(200, "Steps between evaluations on the held-out data.", least=1)
-    val_batches: int = option(25, "Held-out batches of an evaluation; -1: all.", least=-1)
-    save_every: int = option(100, "Steps between checkpoints.", least=1)
+    steps_per_report: int = option(10, "Steps between reports.", rule=POSITIVE)
+    steps_per_eval: int = option(200, "Steps between evaluations on the held-out data.", rule=POSITIVE)
+    val_batches: int = option(25, "Held-out batches of an evaluation.", rule=Rule(int, least=1, other=(-1, "all")))
+    save_every: int = option(100, "Steps between checkpoints.", rule=POSITIVE)
     keep: str = option(
         LAST,
         "The adapter that the run ends with: the last one, or the healthy one with the most held-out answers right.",
@@ -108,7 +106,7 @@ class Reporting:
         4,
         "Texts of plain English (at most 12) whose perplexity each evaluation compares with the frozen model's; the "
         "evaluation also prints a few replies; 0: no such check.",
-        least=0,
+        rule=COUNT,
     )
     health_limit: float = option(
         1.1,
@@ -124,8 +122,6 @@ class Reporting:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.val_batches == 0:
-            raise ValueError("--val-batches is 0; expected a whole number from 1 on, or -1 for all")
 
 
 @dataclass(frozen=True)
@@ -198,5 +194,5 @@ class Settings:
 def _place(options: Mapping[str, object], name: str) -> str:
     value = options.get(name, "")
     if not isinstance(value, str):
-        raise ValueError(f"{flag(name)} is {value!r}; expected the name of a folder or of a Hub repo")
+        raise ValueError(f"{flag(name)} is {shown(value)}; expected the name of a folder or of a Hub repo")
     return value

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mlx_deltamem import DeltaMemConfig
 from mlx_deltamem.core.config import OWN_FIELDS
+from mlx_deltamem.options.rule import shown
 from tests.conftest import GOLDENS
 
 FOLDERS = sorted((GOLDENS / "adapters").iterdir())
@@ -47,36 +48,39 @@ def test_inert_fields_are_dropped():
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
-        ("rank", 0, "an integer, 1 to 1024"),
-        ("rank", 1025, "an integer, 1 to 1024"),
-        ("num_state_heads", 1_000_000, "an integer, 1 to 1024"),
-        ("rank", "8", "an integer, 1 to 1024"),
-        ("rank", True, "an integer, 1 to 1024"),
-        ("rank", 8.0, "an integer, 1 to 1024"),
-        ("base_slice_ref_width", 0, "an integer >= 1"),
-        ("alpha", float("nan"), "a finite number"),
-        ("alpha", "16", "a finite number"),
+        ("rank", 0, "a whole number from 1 to 1,024"),
+        ("rank", 1025, "a whole number from 1 to 1,024"),
+        ("num_state_heads", 1_000_000, "a whole number from 1 to 1,024"),
+        ("rank", "8", "a whole number from 1 to 1,024"),
+        ("rank", True, "a whole number from 1 to 1,024"),
+        ("rank", 8.0, "a whole number from 1 to 1,024"),
+        ("base_slice_ref_width", 0, "a whole number from 1 to 2**31 - 1"),
+        ("alpha", float("nan"), "a number from -3.4e+38 to 3.4e+38"),
+        ("alpha", "16", "a number from -3.4e+38 to 3.4e+38"),
         ("normalize_qk", 1, "true or false"),
-        ("state_update_mode", "fancy", "standard, lambda_outside, no_lambda"),
-        ("output_init", None, "zero, random, base_slice, base_slice_fixed"),
-        ("memory_write_granularity", "word", "token, message_mean, sentence_mean"),
-        ("target_modules", [], "module names"),
-        ("target_modules", "self_attn", "module names"),
-        ("target_modules", ["model.self_attn"], "module names"),
-        ("target_layers", [1, 1], "distinct layer indices"),
-        ("target_layers", [-1], "distinct layer indices"),
-        ("target_layers", [[0]], "distinct layer indices"),
-        ("delta_heads", ["q", "x"], "q, k, v, o"),
-        ("delta_heads", "qo", "q, k, v, o"),
-        ("delta_heads", 3, "q, k, v, o"),
-        ("delta_o_rmsnorm_eps", 0, "> 0"),
-        ("delta_scale_granularity", "token", "layer, head"),
+        ("state_update_mode", "fancy", "standard or lambda_outside or no_lambda"),
+        ("output_init", None, "zero or random or base_slice or base_slice_fixed"),
+        ("memory_write_granularity", "word", "token or message_mean or sentence_mean"),
+        ("target_modules", [], "one or more different values, each the name of a module without dots"),
+        ("target_modules", "self_attn", "the name of a module without dots"),
+        ("target_modules", ["model.self_attn"], "the name of a module without dots"),
+        ("target_layers", [1, 1], "any number of different values, each a whole number from 0 to 2**31 - 1"),
+        ("target_layers", [-1], "any number of different values, each a whole number from 0 to 2**31 - 1"),
+        ("target_layers", [[0]], "any number of different values, each a whole number from 0 to 2**31 - 1"),
+        ("delta_heads", ["q", "x"], "q or k or v or o"),
+        ("delta_heads", "qo", "q or k or v or o"),
+        ("delta_heads", 3, "q or k or v or o"),
+        ("delta_o_rmsnorm_eps", 0, "a number above 0, at most 3.4e+38"),
+        ("delta_scale_granularity", "token", "layer or head"),
         ("delta_scale_parameterization", "rank_over_alpha", "alpha_over_rank"),
         ("delta_scale_init", 2.0, "below delta_scale_max"),
         ("num_memory_partitions", 2, "only 1"),
         ("num_memory_partitions", True, "only 1"),
         ("latent_memory_layers", [1], "only []"),
         ("tie_memory_partition_read_write", 0, "only False"),
+        ("alpha", 1e39, "a number from -3.4e+38 to 3.4e+38"),
+        ("alpha", 10**400, "a number from -3.4e+38 to 3.4e+38"),
+        ("target_modules", ["self_attn", "self_attn"], "different values"),
         ("rnak", 8, "a δ-mem config has no field of this name"),
     ],
 )
@@ -84,7 +88,7 @@ def test_an_error_names_the_value_and_the_allowed_values(name, value, allowed):
     with pytest.raises(ValueError, match="δ-mem config") as error:
         DeltaMemConfig.from_dict({name: value})
     message = str(error.value)
-    assert f"{name} is {value!r}" in message
+    assert f"{name} is {shown(value)}" in message
     assert allowed in message
     assert "\n" not in message
 
@@ -106,7 +110,7 @@ def test_a_file_without_a_config_is_refused(tmp_path, text):
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "c.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="is not UTF-8"):
         DeltaMemConfig.load(path)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import pytest
 
 from mlx_deltamem.options.arguments import add_options
-from mlx_deltamem.options.option import check_options, option, rules, taken_from
+from mlx_deltamem.options.option import check_options, option, options_of, taken_from
+from mlx_deltamem.options.rule import Rule
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Baking:
     seeds: tuple[str, ...] = option((), "Seeds.", ("poppy", "sesame"))
     pauses: tuple[int, ...] = option((), "Pauses.", kind=int, count=2)
     note: str | None = option(None, "Note.")
+    guests: int = option(-1, "Guests.", rule=Rule(int, least=1, most=9, other=(-1, "whoever comes")))
 
     def __post_init__(self) -> None:
         check_options(self, "bake-")
@@ -41,21 +43,23 @@ def test_allowed_values(given):
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"loaves": 0}, "--bake-loaves is 0; expected a whole number from 1 on"),
-        ({"loaves": True}, "--bake-loaves is True; expected a whole number from 1 on"),
-        ({"loaves": 2.0}, "--bake-loaves is 2.0; expected a whole number from 1 on"),
-        ({"loaves": None}, "--bake-loaves is None; expected a whole number from 1 on"),
-        ({"heat": 0}, "--bake-heat is 0; expected a number above 0"),
-        ({"heat": float("nan")}, "--bake-heat is nan; expected a number above 0"),
-        ({"heat": 10**400}, "; expected a number above 0"),
+        ({"loaves": 0}, "--bake-loaves is 0; expected a whole number from 1 to 2**31 - 1"),
+        ({"loaves": True}, "--bake-loaves is True; expected a whole number from 1 to 2**31 - 1"),
+        ({"loaves": 2.0}, "--bake-loaves is 2.0; expected a whole number from 1 to 2**31 - 1"),
+        ({"loaves": None}, "--bake-loaves is None; expected a whole number from 1 to 2**31 - 1"),
+        ({"heat": 0}, "--bake-heat is 0; expected a number above 0, at most 3.4e+38"),
+        ({"heat": float("nan")}, "--bake-heat is nan; expected a number above 0, at most 3.4e+38"),
+        ({"heat": 10**400}, "; expected a number above 0, at most 3.4e+38"),
         ({"flour": "oat"}, "--bake-flour is 'oat'; expected rye or wheat"),
+        ({"guests": 0}, "--bake-guests is 0; expected a whole number from 1 to 9, or -1 for whoever comes"),
+        ({"loaves": 0, "name": 3}, "from 1 to 2**31 - 1; also --bake-name is 3; expected a text"),
         ({"name": 3}, "--bake-name is 3; expected a text"),
         ({"salted": 1}, "--bake-salted is 1; expected true or false"),
-        ({"rests": (1,)}, "--bake-rests is (1,); expected 2 values, each a whole number from 0 on"),
-        ({"rests": (1, -1)}, "--bake-rests is (1, -1); expected 2 values, each a whole number from 0 on"),
-        ({"rests": 3}, "--bake-rests is 3; expected 2 values, each a whole number from 0 on"),
-        ({"rests": ()}, "--bake-rests is (); expected 2 values, each a whole number from 0 on"),
-        ({"seeds": ("flax",)}, "--bake-seeds is ('flax',); expected a list of values, each poppy or sesame"),
+        ({"rests": (1,)}, "--bake-rests is (1,); expected 2 values, each a whole number from 0 to 2**31 - 1"),
+        ({"rests": (1, -1)}, "--bake-rests is (1, -1); expected 2 values, each a whole number from 0 to 2**31 - 1"),
+        ({"rests": 3}, "--bake-rests is 3; expected 2 values, each a whole number from 0 to 2**31 - 1"),
+        ({"rests": ()}, "--bake-rests is (); expected 2 values, each a whole number from 0 to 2**31 - 1"),
+        ({"seeds": ("flax",)}, "--bake-seeds is ('flax',); expected one or more values, each poppy or sesame"),
     ],
 )
 def test_values_that_are_refused(given, problem):
@@ -65,7 +69,7 @@ def test_values_that_are_refused(given, problem):
 
 
 def test_only_declared_fields_are_options():
-    assert {name for name, _, _ in rules(Baking)} == set(Baking.__dataclass_fields__) - {"where"}
+    assert {each.name for each in options_of(Baking)} == set(Baking.__dataclass_fields__) - {"where"}
 
 
 def test_arguments():

@@ -56,4 +56,4 @@ def test_the_tool_prints_a_table_and_json(monkeypatch, capsys):
 @pytest.mark.parametrize("segment", [0, -1])
 def test_numbers_that_cannot_be_are_refused(segment, monkeypatch, capsys):
     ended = runner(mac_memory, monkeypatch, capsys)("--segment", segment)
-    assert ended.code == 2 and "too small; expected 1 or more" in ended.errors
+    assert ended.code == 2 and "expected a whole number from 1 to" in ended.errors

@@ -28,4 +28,4 @@ def test_a_segment_longer_than_the_history_is_the_history():
 @pytest.mark.parametrize("option", ["--tokens", "--segments", "--rounds"])
 def test_numbers_that_cannot_be_are_refused(option, monkeypatch, capsys):
     ended = runner(training_memory, monkeypatch, capsys)(option, 0)
-    assert ended.code == 2 and "0 is too small; expected 1 or more" in ended.errors
+    assert ended.code == 2 and "is 0; expected a whole number from 1 to" in ended.errors

@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_deltamem import ChatSession, DeltaMemConfig, attach, load
+from mlx_deltamem.cli.parser import Parser
+from mlx_deltamem.options.rule import POSITIVE
 from tools import smollm2
 
 # The turns of which a median is taken, at the beginning and at the end of a chat.
@@ -48,11 +50,11 @@ class Costs:
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="python -m tools.measure.chat_turns", description=__doc__)
+    parser = Parser(prog="python -m tools.measure.chat_turns", description=__doc__)
     parser.add_argument("--model", help="A model (default: the offline backbone).")
     parser.add_argument("--adapter", help="Its adapter (default: an untrained one).")
-    parser.add_argument("--turns", type=int, default=200, help="Turns of each chat (default: 200).")
-    parser.add_argument("--reply-tokens", type=int, default=8, help="Tokens of each reply (default: 8).")
+    parser.add_argument("--turns", type=POSITIVE, default=200, help="Turns of each chat (default: 200).")
+    parser.add_argument("--reply-tokens", type=POSITIVE, default=8, help="Tokens of each reply (default: 8).")
     parser.add_argument("--histories", nargs="+", default=["none", "256", "full"], help="Histories to compare.")
     return parser
 

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 from mlx_deltamem import ChatSession, load
+from mlx_deltamem.cli.parser import Parser
+from mlx_deltamem.options.rule import POSITIVE, SEED
 
 _SAVING = """
 import sys
@@ -31,11 +33,11 @@ while True:
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="python -m tools.measure.kill_saves", description=__doc__)
+    parser = Parser(prog="python -m tools.measure.kill_saves", description=__doc__)
     parser.add_argument("--model", required=True, help="Folder or Hub repo of a small model.")
     parser.add_argument("--adapter", required=True, help="The adapter of the model.")
-    parser.add_argument("--kills", type=int, default=500, help="How many times to kill (default: 500).")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the random delays before the kills (default: 0).")
+    parser.add_argument("--kills", type=POSITIVE, default=500, help="How many times to kill (default: 500).")
+    parser.add_argument("--seed", type=SEED, default=0, help="Seed of the random delays before the kills (default: 0).")
     return parser
 
 

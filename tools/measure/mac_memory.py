@@ -13,7 +13,6 @@ of one episode, with the recipes of `mlx_deltamem.train`, needs:
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -22,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import count_from
+from mlx_deltamem.cli.parser import Parser
+from mlx_deltamem.options.rule import POSITIVE
 from mlx_deltamem.training.recipes import RECIPES
 from tools.measure.training_memory import Widths, computed_peak
 
@@ -127,8 +127,8 @@ def table(found: Sequence[Row], segment: int) -> Table:
 @command
 def main() -> None:
     """Compute the longest histories and print them."""
-    parser = argparse.ArgumentParser(prog="python -m tools.measure.mac_memory", description=__doc__)
-    parser.add_argument("--segment", type=count_from(1), default=1024, help="tokens of a segment of the write pass")
+    parser = Parser(prog="python -m tools.measure.mac_memory", description=__doc__)
+    parser.add_argument("--segment", type=POSITIVE, default=1024, help="tokens of a segment of the write pass")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     args = parser.parse_args()
     found, console = rows(args.segment), Console()

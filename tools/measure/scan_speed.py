@@ -2,7 +2,6 @@
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
 
-import argparse
 import time
 from collections.abc import Callable
 from statistics import median
@@ -12,6 +11,7 @@ import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.recurrence.scan import delta_scan
 
@@ -89,7 +89,7 @@ def cost(work: Callable[[], object]) -> tuple[float, int]:
 
 def main() -> None:
     """Measure the scans and print them."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of a table")
     as_json = parser.parse_args().json
     figures = measure()

@@ -22,7 +22,8 @@ from mlx_deltamem.benchmarking.models import FRESH_ADAPTER, with_and_without
 from mlx_deltamem.benchmarking.paired import Sample, compare, interleave, measured
 from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import count_from
+from mlx_deltamem.cli.parser import Parser
+from mlx_deltamem.options.rule import POSITIVE
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.show.progress import reading_progress
 from mlx_deltamem.training.batch import Batch
@@ -40,7 +41,7 @@ _TYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="python -m tools.measure.step_time", description=__doc__)
+    parser = Parser(prog="python -m tools.measure.step_time", description=__doc__)
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", help="Folder or Hub repo of a model.")
     model.add_argument("--shape", choices=SHAPES, default="small", help="Or random weights (default: small).")
@@ -54,7 +55,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "rounds": (10, "Rounds of measuring"),
     }
     for name, (default, text) in sizes.items():
-        parser.add_argument(f"--{name}", type=count_from(1), default=default, help=f"{text} (default: {default}).")
+        parser.add_argument(f"--{name}", type=POSITIVE, default=default, help=f"{text} (default: {default}).")
     return parser
 
 

@@ -24,9 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_deltamem import ChatSession, load
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.evaluation.statistics import Bootstrap, Estimate
 from mlx_deltamem.evaluation.tasks.naming import names_only
 from mlx_deltamem.files.atomic import new_file, user_path
+from mlx_deltamem.options.rule import COUNT, POSITIVE
 from mlx_deltamem.recall import EpisodeSettings, Split, make_episode
 from mlx_deltamem.recall.vocabulary import filler, keys, values
 from mlx_deltamem.show.progress import Counted, counting_progress
@@ -94,14 +96,14 @@ class Script:
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="python -m tools.measure.topic_shift", description=__doc__)
+    parser = Parser(prog="python -m tools.measure.topic_shift", description=__doc__)
     parser.add_argument("--model", help="A model (default: the offline backbone).")
     parser.add_argument("--adapter", help="Its adapter (default: that of the project).")
     parser.add_argument("--output", type=user_path, required=True, help="The folder for the results and the figure.")
-    parser.add_argument("--shifts", type=int, nargs="+", default=[0, 1, 2, 4], help="Numbers of topic changes.")
-    parser.add_argument("--chats", type=int, default=30, help="Chats of each kind (default: 30).")
-    parser.add_argument("--block", type=int, default=2, help="Turns about each topic (default: 2).")
-    parser.add_argument("--reply-tokens", type=int, default=24, help="Tokens of a reply at most (default: 24).")
+    parser.add_argument("--shifts", type=COUNT, nargs="+", default=[0, 1, 2, 4], help="Numbers of topic changes.")
+    parser.add_argument("--chats", type=POSITIVE, default=30, help="Chats of each kind (default: 30).")
+    parser.add_argument("--block", type=POSITIVE, default=2, help="Turns about each topic (default: 2).")
+    parser.add_argument("--reply-tokens", type=POSITIVE, default=24, help="Tokens of a reply at most (default: 24).")
     return parser
 
 

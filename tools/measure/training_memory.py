@@ -5,7 +5,6 @@ For Qwen3-4B it is computed by a formula. For a small model it is measured, and 
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
 
-import argparse
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from mlx_deltamem.benchmarking.models import FRESH_ADAPTER
 from mlx_deltamem.benchmarking.paired import measured
 from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import count_from
+from mlx_deltamem.cli.parser import Parser
+from mlx_deltamem.options.rule import POSITIVE
 from mlx_deltamem.training.prepare import freeze_all_but_adapter
 from mlx_deltamem.training.segments.write_pass import write_states
 
@@ -175,11 +175,10 @@ def table(title: str, figures: list[Figure]) -> Table:
 @command
 def main() -> None:
     """Compute and measure the peaks, and print them."""
-    parser = argparse.ArgumentParser(prog="python -m tools.measure.training_memory", description=__doc__)
-    count = count_from(1)
-    parser.add_argument("--tokens", type=count, nargs="+", default=[1024, 2048], help="histories to measure")
-    parser.add_argument("--segments", type=count, nargs="+", default=[128, 256, 512], help="segments to measure")
-    parser.add_argument("--rounds", type=count, default=5, help="rounds of the comparison of time")
+    parser = Parser(prog="python -m tools.measure.training_memory", description=__doc__)
+    parser.add_argument("--tokens", type=POSITIVE, nargs="+", default=[1024, 2048], help="histories to measure")
+    parser.add_argument("--segments", type=POSITIVE, nargs="+", default=[128, 256, 512], help="segments to measure")
+    parser.add_argument("--rounds", type=POSITIVE, default=5, help="rounds of the comparison of time")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     args = parser.parse_args()
     large, small = Widths.of("qwen3-4b"), Widths.of(MEASURED)

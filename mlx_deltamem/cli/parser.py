@@ -1,0 +1,92 @@
+"""The argument parser of all commands: no abbreviations, errors of one line, and ranges in the help."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from mlx_deltamem.options.mlx_lm_habits import OPTIONS
+from mlx_deltamem.options.rule import Rule
+from mlx_deltamem.show.printable import on_one_line
+
+# An error names at most this many options that are written alike.
+_MOST_NAMED = 3
+# Characters of an error. Arguments may be of any length.
+_LONGEST = 1000
+# The least similarity of two names, from 0 to 1.
+_ALIKE = 0.75
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Adds the range of a number to the help text of its option."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        rule = action.type
+        if action.help is None or not isinstance(rule, Rule) or action.choices or rule.kind not in (int, float):
+            return action.help
+        expected = rule.expected_one
+        return f"{action.help.rstrip()} {expected[0].upper()}{expected[1:]}."
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of the options of a command.
+
+    Options are written in full: an abbreviation could be another option of mlx-lm, as `--train` is. For an unknown
+    option, the error names mlx-lm's option of that name or one that is written alike.
+
+    Args:
+        prog: The name of the command, as a user types it: `mlx_deltamem.train`.
+        description: The text of the help.
+        usage: The first lines of the help; None: made from the options.
+    """
+
+    def __init__(self, prog: str | None = None, description: str | None = None, usage: str | None = None):
+        super().__init__(
+            prog=prog,
+            description=description,
+            usage=usage,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """Parse the arguments of a command line; a wrong one ends the process with exit code 2."""
+        given = sys.argv[1:] if args is None else list(args)
+        for text in given[: given.index("--")] if "--" in given else given:
+            name = text.partition("=")[0]
+            # A text with a space is the value of an option, as for argparse.
+            if name.startswith("--") and name not in self._option_string_actions and " " not in text:
+                self.error(f"there is no option {name}; {self._hint(name)}")
+        try:
+            found, more = self.parse_known_args(given, namespace)
+        except argparse.ArgumentError as error:
+            self.error(_sentence(error))
+        if more:
+            hint = self._hint(more[0] if more[0].startswith("-") else "")
+            self.error(f"{' '.join(more)} is too much; {hint}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """Print an error in one line and end the process with exit code 2."""
+        shown = message if len(message) <= _LONGEST else f"{message[:_LONGEST]} ..."
+        self.exit(2, f"error: {on_one_line(shown)}\n")
+        raise AssertionError("exit returned")
+
+    def _hint(self, name: str) -> str:
+        """What to use instead of an unknown option."""
+        known = OPTIONS.get(self.prog.rpartition(".")[2], {})
+        if name in known:
+            return known[name]
+        begun = [option for option in self._option_string_actions if name and option.startswith(name)]
+        if close := begun or get_close_matches(name, self._option_string_actions, n=1, cutoff=_ALIKE):
+            return f"did you mean {' or '.join(close[:_MOST_NAMED])}?"
+        return f"{self.prog} --help lists the options"
+
+
+def _sentence(error: argparse.ArgumentError) -> str:
+    """The message of an error of argparse. Our own rules begin theirs with a verb, so that the name can go before."""
+    if error.argument_name is None:
+        return error.message
+    return f"{error.argument_name}{' ' if error.message.startswith('is ') else ': '}{error.message}"
