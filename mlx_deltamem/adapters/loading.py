@@ -1,6 +1,5 @@
 """Load a model of mlx-lm and attach an adapter to it."""
 
-import json
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -8,17 +7,22 @@ import mlx.nn as nn
 import mlx_lm
 from huggingface_hub import hf_hub_download
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+# The download is that of mlx-lm, which a user can send to another place than the Hub.
+from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, snapshot_download
 from mlx_lm.utils import load_tokenizer as load_mlx_lm_tokenizer
 
+from mlx_deltamem.adapters.checkpoint import check_checkpoint, check_dtypes, check_encodes, one_error
 from mlx_deltamem.adapters.folder import load_adapter
 from mlx_deltamem.adapters.hub import is_repo_name
 from mlx_deltamem.adapters.hub_errors import hub_errors
+from mlx_deltamem.adapters.json_file import read_json_object
+from mlx_deltamem.adapters.model_config import CONFIG
+from mlx_deltamem.adapters.tokenizer_files import check_tokenizer
 from mlx_deltamem.core.adapter import Adapter
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.model import attach_adapter, check_detached
 from mlx_deltamem.files.atomic import user_path
-
-_CONFIG = "config.json"
 
 
 class LoadOptions(TypedDict, total=False):
@@ -49,8 +53,13 @@ def load(
     _check_folder(path_or_hf_repo)
     if isinstance(adapter, str | Path):
         adapter = load_adapter(adapter)
-    with hub_errors(str(path_or_hf_repo)):
-        model, tokenizer = mlx_lm.load(str(path_or_hf_repo), **options)[:2]
+    folder = _model_folder(path_or_hf_repo, options.get("revision"))
+    overrides = options.get("model_config")
+    check_checkpoint(folder, overrides)
+    with one_error(folder, overrides):
+        model, tokenizer = mlx_lm.load(str(folder), **options)[:2]
+    check_dtypes(model, folder)
+    check_encodes(tokenizer, folder)
     # The name is for errors about chats of another model, the repo for the card of an adapter trained on this model.
     model.backbone_name = str(path_or_hf_repo)
     model.backbone_repo = name if is_repo_name(name := model.backbone_name) and not Path(name).exists() else None
@@ -86,9 +95,14 @@ def load_tokenizer(path_or_hf_repo: str | Path) -> TokenizerWrapper:
         ValueError: The tokenizer is damaged, or the Hub refused access.
     """
     _check_folder(path_or_hf_repo)
-    with hub_errors(str(path_or_hf_repo)):
-        tokenizer: TokenizerWrapper = load_mlx_lm_tokenizer(str(path_or_hf_repo))
-        return tokenizer
+    folder = _model_folder(path_or_hf_repo, None, weights=False)
+    if (folder / CONFIG).exists():
+        read_json_object(folder / CONFIG)
+    check_tokenizer(folder)
+    with one_error(folder):
+        tokenizer: TokenizerWrapper = load_mlx_lm_tokenizer(str(folder))
+    check_encodes(tokenizer, folder)
+    return tokenizer
 
 
 def load_model_type(path_or_hf_repo: str | Path) -> str:
@@ -101,17 +115,32 @@ def load_model_type(path_or_hf_repo: str | Path) -> str:
     _check_folder(path_or_hf_repo)
     folder = user_path(path_or_hf_repo)
     with hub_errors(str(path_or_hf_repo)):
-        path = folder / _CONFIG if folder.exists() else Path(hf_hub_download(str(path_or_hf_repo), _CONFIG))
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("model_type", "")
-    except (ValueError, AttributeError):
-        raise ValueError(f"{path} is damaged; expected a JSON object with a model_type") from None
+        path = folder / CONFIG if folder.exists() else Path(hf_hub_download(str(path_or_hf_repo), CONFIG))
+    found = read_json_object(path).get("model_type", "")
     return found if isinstance(found, str) else ""
+
+
+def _model_folder(path_or_hf_repo: str | Path, revision: str | None, weights: bool = True) -> Path:
+    """The folder of a model. A Hub repo is downloaded first, as mlx-lm does it.
+
+    Args:
+        path_or_hf_repo: A folder or a Hub repo.
+        revision: The revision of the repo; None: the main branch.
+        weights: Whether the weights are needed.
+
+    Raises:
+        FileNotFoundError: There is no such folder or repo.
+        ValueError: The Hub refused access.
+    """
+    folder = user_path(path_or_hf_repo)
+    if folder.exists():
+        return folder
+    patterns = [pattern for pattern in DEFAULT_ALLOW_PATTERNS if weights or not pattern.endswith(".safetensors")]
+    with hub_errors(str(path_or_hf_repo)):
+        return Path(snapshot_download(str(path_or_hf_repo), revision=revision, allow_patterns=patterns))
 
 
 def _check_folder(path_or_hf_repo: str | Path) -> None:
     folder = user_path(path_or_hf_repo)
-    if folder.exists() and not (folder / _CONFIG).is_file():
-        raise FileNotFoundError(
-            f"{folder} is not a model: it has no {_CONFIG}; expected a model's folder or a Hub repo"
-        )
+    if folder.exists() and not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder} is not a model: it has no {CONFIG}; expected a model's folder or a Hub repo")

@@ -12,6 +12,7 @@ from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE, generation_stream
 from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
 from mlx_deltamem.core.spans import RunningSpans, UnitSource
 from mlx_deltamem.core.use import attachment_of, using_spans, writing
+from mlx_deltamem.options.rule import STEP
 from mlx_deltamem.sessions.restore import States
 from mlx_deltamem.sessions.segments import Segments, part, start_length
 
@@ -128,11 +129,9 @@ def check_step(step: object) -> None:
     """Check a `prefill_step_size`.
 
     Raises:
-        ValueError: It is not a whole number, or it is below 1.
+        ValueError: It is not a whole number, or out of range.
     """
-    # isinstance(True, int) is True.
-    if type(step) is not int or step < 1:
-        raise ValueError(f"prefill_step_size is {step!r}; expected a whole number, 1 or more")
+    STEP.check("prefill_step_size", step)
 
 
 def window(model: nn.Module) -> int | None:

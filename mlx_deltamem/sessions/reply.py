@@ -12,9 +12,12 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.core.use import writing
+from mlx_deltamem.options.rule import BITS, COUNT, GROUP_SIZE, REPLY_LENGTH
 from mlx_deltamem.sessions.prefill import Progress, check_step
 from mlx_deltamem.sessions.restore import States
 from mlx_deltamem.sessions.turn import Turn
+
+_QUANTISED = {"kv_bits": BITS, "kv_group_size": GROUP_SIZE, "quantized_kv_start": COUNT}
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -55,7 +58,8 @@ class ReplySettings:
         options: Options for `mlx_lm.stream_generate`.
 
     Raises:
-        ValueError: `max_tokens`, `stop` or `prefill_step_size` is out of range or of another type.
+        ValueError: `max_tokens`, `stop`, `prefill_step_size` or an option of quantised keys and values is out of
+            range or of another type.
     """
 
     max_tokens: int
@@ -66,15 +70,16 @@ class ReplySettings:
     options: GenerateOptions = field(default_factory=GenerateOptions)
 
     def __post_init__(self) -> None:
-        # isinstance(True, int) is True.
-        if type(self.max_tokens) is not int or (self.max_tokens < 1 and self.max_tokens != -1):
-            raise ValueError(f"max_tokens is {self.max_tokens!r}; expected a number of tokens, or -1 for no limit")
+        REPLY_LENGTH.check("max_tokens", self.max_tokens)
         # A str is a sequence too, of its letters.
         texts = [self.stop] if isinstance(self.stop, str) else self.stop
         if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text for text in texts):
             raise ValueError(f"stop is {self.stop!r}; expected a text, or several, none of them empty")
         object.__setattr__(self, "stop", tuple(texts))
         check_step(self.prefill_step_size)
+        for name, rule in _QUANTISED.items():
+            if self.options.get(name) is not None:
+                rule.check(name, self.options[name])  # type: ignore[literal-required]  # The names are those of the type.
 
 
 class Reply:

@@ -414,7 +414,7 @@ class ChatSession:
             chat._state = load_foreign(path, model, tokenizer)
             return chat
         stored, file_id = read_chat(path)
-        chat._state, chat._write = load_stored(path, stored, model, tokenizer, taken=_PARAMETERS), stored.write
+        chat._state, chat._write = load_stored(path, stored, model, tokenizer, taken=TAKEN_NAMES), stored.write
         chat._files[path] = file_id
         return chat
 
@@ -448,4 +448,4 @@ class ChatSession:
 
 
 # The names that a template option cannot have.
-_PARAMETERS = frozenset(signature(ChatSession.__init__).parameters) - {"tools", "template_options"}
+TAKEN_NAMES = frozenset(signature(ChatSession.__init__).parameters) - {"tools", "template_options"}

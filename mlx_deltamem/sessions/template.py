@@ -41,11 +41,13 @@ class ChatTemplate:
 
     Raises:
         ValueError: The tokenizer has no chat template, or an option is one that the chat sets itself. All methods
-            raise it if the template refuses the messages or fails, leaves out or repeats the content of a message,
-            ends a message in another way once another one follows, or if the text is not UTF-8.
+            raise it if the template refuses the messages or fails, takes too long or writes too much, leaves out or
+            repeats the content of a message, ends a message in another way once another one follows, or if the text is
+            not UTF-8.
     """
 
-    def __init__(self, tokenizer: TokenizerWrapper, tools: Tools | None = None, **options: object):
+    # The slash: an option may have the name of one of the first two.
+    def __init__(self, tokenizer: TokenizerWrapper, /, tools: Tools | None = None, **options: object):
         self.tools = tools
         self.options: dict[str, object] = options if tools is None else {**options, "tools": tools}
         self._tokenizer = tokenizer

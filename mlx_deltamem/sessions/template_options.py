@@ -11,6 +11,24 @@ from mlx_deltamem.sessions.messages import json_text
 
 # The options of a chat, where its user does not give others.
 DEFAULTS: Mapping[str, object] = {"enable_thinking": False}
+# Arguments of apply_chat_template that are set here, or with which it would return something else than the text.
+_OURS = (
+    "add_generation_prompt",
+    "continue_final_message",
+    "conversation",
+    "conversations",
+    "max_length",
+    "messages",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "sanitize_control_tokens",
+    "self",
+    "tokenize",
+    "tokenizer_kwargs",
+    "truncation",
+)
 # Tools that a model is offered, in OpenAI's form.
 Tools = Sequence[Mapping[str, Json]]
 
@@ -34,6 +52,23 @@ def parse_tools(given: object) -> list[dict[str, Json]]:
         f"the tools are not a list of JSON objects ({problem}); expected the form of OpenAI's API: give one dict for "
         "each tool"
     )
+
+
+def check_names(options: Mapping[str, object], taken: Collection[str] = ()) -> None:
+    """Check that no template option has the name of something else.
+
+    Args:
+        options: The options, by name.
+        taken: Names that an option cannot have, besides those of arguments of `apply_chat_template`.
+
+    Raises:
+        ValueError: An option has such a name. The error lists them.
+    """
+    if clash := [name for name in options if name in _OURS or name in taken]:
+        raise ValueError(
+            f"the template options name {', '.join(clash)}; expected options that the chat does not set itself, such "
+            "as enable_thinking: leave them out"
+        )
 
 
 def check_storable(options: Mapping[str, object]) -> None:

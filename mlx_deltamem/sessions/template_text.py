@@ -12,25 +12,13 @@ from typing import cast
 from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_deltamem.sessions.guarded_template import guarded_template
 from mlx_deltamem.sessions.messages import Message, is_utf8, quoted
+from mlx_deltamem.sessions.template_limits import TemplateLimitError, limited
+from mlx_deltamem.sessions.template_options import check_names
 
 _PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
 _A_TURN: list[Message] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
-# Arguments of apply_chat_template that are set here, or with which it would return something else than the text.
-_OURS = (
-    "add_generation_prompt",
-    "continue_final_message",
-    "conversation",
-    "max_length",
-    "messages",
-    "padding",
-    "return_assistant_tokens_mask",
-    "return_dict",
-    "return_tensors",
-    "tokenize",
-    "tokenizer_kwargs",
-    "truncation",
-)
 
 
 class TemplateText:
@@ -48,13 +36,8 @@ class TemplateText:
         # mlx-lm looks for a template when it makes the wrapper. It does not notice one that is set later.
         if not (tokenizer.has_chat_template or tokenizer.chat_template):
             raise ValueError("the tokenizer has no chat template; expected a chat model's: set tokenizer.chat_template")
-        if clash := [name for name in _OURS if name in options]:
-            raise ValueError(
-                f"the template options name {', '.join(clash)}; expected options that the chat does not set itself, "
-                "such as enable_thinking: leave them out"
-            )
+        check_names(options)
         self._tokenizer = tokenizer
-        self._render = cast(Callable[..., str], tokenizer.apply_chat_template)
         self._options = options
 
     def added(self, messages: Sequence[Message], start: int, generation_prompt: bool) -> str:
@@ -138,19 +121,45 @@ class TemplateText:
         return text.partition(mark)[2]
 
     def _rendered(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        try:
-            text = self._render(messages, tokenize=False, add_generation_prompt=generation_prompt, **self._options)
-        # A template is a program that came with the model: it may raise any exception.
-        except Exception as error:
-            raise ValueError(
-                f"the chat template refuses {described(messages)} ({_reason(error)}); expected a chat it can write: "
-                "change the messages or the template options, or give the tokenizer another chat template"
-            ) from None
+        text = rendered(self._tokenizer, messages, generation_prompt, self._options)
         if is_utf8(text):
             return text
         broken = (i for i, message in enumerate(messages) if not is_utf8(message["content"]))
         place = next((f"message {i} ({messages[i]['role']})" for i in broken), "what the chat template adds")
         raise ValueError(f"{place} is not UTF-8; expected text: replace the lone surrogates in it")
+
+
+def rendered(
+    tokenizer: TokenizerWrapper, messages: Sequence[Message], generation_prompt: bool, options: Mapping[str, object]
+) -> str:
+    """The text that a tokenizer's chat template writes for a chat.
+
+    Args:
+        tokenizer: mlx-lm's tokenizer.
+        messages: The chat.
+        generation_prompt: Whether the text that asks for a reply follows.
+        options: Further arguments of `apply_chat_template`.
+
+    Raises:
+        ValueError: The template refuses the messages or fails, or takes too long, or writes too much.
+    """
+    try:
+        # mlx-lm's own renderers, and those that come with a model, are not templates and have no limits.
+        template = guarded_template(tokenizer, options.get("chat_template"), options.get("tools"))
+        further = dict(options) if template is None else {**options, "chat_template": template}
+        render = cast(Callable[..., str], tokenizer.apply_chat_template)
+        with limited([messages, options.get("tools")]) as checked:
+            return checked(render(messages, tokenize=False, add_generation_prompt=generation_prompt, **further))
+    except TemplateLimitError as error:
+        raise ValueError(
+            f"the chat template was ended at {described(messages)}: {error}; give the tokenizer another chat template"
+        ) from None
+    # A template is a program that came with the model: it may raise any exception.
+    except Exception as error:
+        raise ValueError(
+            f"the chat template refuses {described(messages)} ({_reason(error)}); expected a chat it can write: "
+            "change the messages or the template options, or give the tokenizer another chat template"
+        ) from None
 
 
 def described(messages: Sequence[Message]) -> str:

@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_deltamem.sessions.guarded_template import SOURCE
 from mlx_deltamem.sessions.messages import Message
 
 # This is enough for the chats of a few records, and for the history that several of them share.
@@ -30,7 +31,7 @@ class CachedTokenizer:
 
     def apply_chat_template(self, messages: list[Message], **options: object) -> str:
         """Return the text of a chat."""
-        key = json.dumps([messages, options], default=str, sort_keys=True)
+        key = json.dumps([messages, options], default=_text, sort_keys=True)
         return self._cached(key, lambda: self._tokenizer.apply_chat_template(messages, **options))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -45,3 +46,8 @@ class CachedTokenizer:
                 self._results.popitem(last=False)
         self._results.move_to_end(key)
         return cast(Result, self._results[key])
+
+
+def _text(option: object) -> str:
+    """An option that is not JSON, as text. A chat template that was parsed is known by its source."""
+    return str(getattr(option, SOURCE, option))

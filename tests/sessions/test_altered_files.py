@@ -1,6 +1,7 @@
 """Session files that were altered, or that have an older format: they are refused in one line, or are a chat."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from mlx_lm.models.cache import load_prompt_cache, save_prompt_cache
 
 from mlx_deltamem import ChatSession
+from mlx_deltamem.files.safetensors import check_safetensors
 from mlx_deltamem.sessions.stored.file import _checksum, _metadata
 from tests.sessions.test_faults import refused
 from tests.sessions.test_session import every_history, every_kind, loaded, new_chat, same_memory, told
@@ -260,4 +262,63 @@ def test_an_altered_file_of_the_first_version(keys, value, path):
     save_as_version_1(told(), path, with_text=False)
     rewrite(path, set_at(keys, value))
     with pytest.raises(ValueError, match=path.name):
+        ChatSession.load(*loaded(), path)
+
+
+def test_names_that_would_become_long_lists_are_refused(path):
+    """MLX fills up a list to the highest number in a name: the name 9999999 alone takes a gigabyte."""
+    with_everything().save(path)
+    header = check_safetensors(path)
+    for name in ("9999999999.0", "0.99999999", "0.9_999_999", "1." * 30 + "1"):
+        arrays, metadata = mx.load(str(path), return_metadata=True)
+        mx.save_safetensors(str(path.with_name("a.safetensors")), {**arrays, name: mx.zeros(1)}, metadata)
+        mx.save_safetensors(str(path.with_name("b.safetensors")), arrays, {**metadata, name: "x"})
+        for other in ("a.safetensors", "b.safetensors"):
+            with pytest.raises(
+                ValueError, match=r"is not a session \(ValueError: its names (describe lists|have more)"
+            ):
+                ChatSession.load(*loaded(), path.with_name(other))
+    assert check_safetensors(path) == header
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [90, 150, 900, 5000, 100_000])
+def test_json_of_any_depth_is_one_line(depth, path):
+    with_everything().save(path)
+    metadata, entries = _metadata(path), load_prompt_cache(str(path))
+    for text in (
+        "[" * depth + "]" * depth,
+        metadata["session"].replace('"tools"', f'"x": {"[" * depth}{"]" * depth}, "tools"'),
+    ):
+        save_prompt_cache(str(path), entries, {"session": text, "checksum": _checksum(text, entries)})
+        with pytest.raises(ValueError, match=f"{path.name}|template option") as error:
+            ChatSession.load(*loaded(), path)
+            # A small depth is a template option like others.
+            raise ValueError(path.name)
+        assert len(str(error.value).splitlines()) == 1
+        assert len(str(error.value)) < 1000
+
+
+@pytest.mark.slow
+def test_places_of_no_turn_are_refused(path):
+    with_everything().save(path)
+    metadata, entries = _metadata(path), load_prompt_cache(str(path))
+    kept = entries[-1].cache[2]
+    for wrong in (-1, -2, 10**6):
+        entries[-1].cache[2] = mx.concatenate([kept[:-1], mx.array([wrong], mx.int32)])
+        save_prompt_cache(str(path), entries, {**metadata, "checksum": _checksum(metadata["session"], entries)})
+        with pytest.raises(ValueError, match="its places are not those of"):
+            ChatSession.load(*loaded(), path)
+
+
+def test_a_file_that_was_cut_short_or_is_a_pipe_is_one_line(path):
+    with_everything().save(path)
+    content = path.read_bytes()
+    for length in (0, 7, 8, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"is not a session \(.*\); expected a file that a chat saved"):
+            ChatSession.load(*loaded(), path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FileNotFoundError):
         ChatSession.load(*loaded(), path)

@@ -194,7 +194,7 @@ def test_folders_that_are_something_else_are_refused(case, tmp_path):
 def test_a_folder_that_is_not_whole_is_refused(tmp_path):
     folder = reference_folder(tmp_path / "a")
     (folder / "session.json").write_bytes(b"[" * 100_000)
-    assert "is damaged (RecursionError" in refusal(folder)
+    assert "is damaged (JSON that is nested too deeply" in refusal(folder)
     (folder / "session.json").write_bytes(b"[]")
     assert "does not hold an object" in refusal(folder)
     (folder / "session.json").unlink()

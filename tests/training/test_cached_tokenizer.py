@@ -3,7 +3,7 @@
 from mlx_deltamem.sessions.template import ChatTemplate
 from mlx_deltamem.training import cached_tokenizer
 from mlx_deltamem.training.cached_tokenizer import CachedTokenizer
-from tests.sessions.test_template import chat, golden_tokenizer
+from tests.sessions.test_template import CHATML, chat, golden_tokenizer
 
 TALK = chat("I am Ann.", "Hello.", "Who am I?", "You are Ann.", system="Be brief.")
 
@@ -49,4 +49,9 @@ def test_options_are_part_of_the_key():
         for prompt in (False, True)
     ]
     assert texts[0] != texts[1] and texts[1].startswith(texts[0])
+    templates = ["{{ 1 }}" + CHATML, "{{ 2 }}" + CHATML]
+    found = [ChatTemplate(tokenizer, chat_template=each).ids(messages) for each in templates * 2]
+    assert found[0] == found[2] != found[1] == found[3]
+    # The text of a template that was parsed, and not all its parts, is in the key.
+    assert max(len(str(key)) for key in tokenizer._results) < 2000
     assert tokenizer.encode("ab", add_special_tokens=False) == golden_tokenizer().encode("ab", add_special_tokens=False)

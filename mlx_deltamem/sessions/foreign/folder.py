@@ -18,6 +18,8 @@ from mlx_deltamem.adapters.torch.reader import load_torch
 from mlx_deltamem.adapters.torch.writer import save_none, save_torch
 from mlx_deltamem.core.adapter import dtype_name, layer_list
 from mlx_deltamem.files.atomic import check_absent, new_file, new_folder, one_line
+from mlx_deltamem.files.jsonl import parsed_json
+from mlx_deltamem.files.regular import read_file
 from mlx_deltamem.sessions.foreign.states import STATES_SUFFIX, checked_states, read_sidecar_states, states_by_layer
 from mlx_deltamem.sessions.messages import Message, is_utf8
 
@@ -33,6 +35,7 @@ _EXPECTED_MODULES = "expected states named after attention modules, such as `mod
 # The only attention module of the models that the reference knows.
 _MODULE_PATH = "self_attn"
 _MAX_TOKEN = 2**31 - 1
+_MOST_SESSION_BYTES, _MOST_VALUES = 64 << 20, 5_000_000
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,11 @@ def _read_reference(folder: Path) -> ForeignSession:
         )
     path = folder / SESSION_FILE
     try:
-        session = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({one_line(error)}); expected the JSON of a session") from None
+        session, problem = parsed_json(read_file(path, _MOST_SESSION_BYTES), _MOST_VALUES)
+    except OSError as error:
+        problem = one_line(error)
+    if problem:
+        raise ValueError(f"{path} is damaged ({problem}); expected the JSON of a session")
     if not isinstance(session, dict):
         raise ValueError(f"{path} does not hold an object; expected one with messages and processed_input_ids")
     system, messages = _split(path, session.get("messages"))

@@ -12,7 +12,8 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
-from mlx_deltamem.adapters.npz import Shapes, load_npz
+from mlx_deltamem.adapters.npz import load_npz
+from mlx_deltamem.adapters.untrusted import Shapes
 from mlx_deltamem.core.adapter import layer_list
 from mlx_deltamem.files.atomic import new_file
 

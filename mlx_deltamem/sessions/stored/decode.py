@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TypeVar, cast
 
 import mlx.core as mx
@@ -43,8 +43,11 @@ def decode(description: Mapping[str, object], entries: PromptCache) -> StoredCha
     kept = [*text, memory] if _boolean(description["keeps_text"]) and history == FULL else None
     if kept and any(can_be_cut(entry) and entry.offset != sum(visible) for entry in text):
         raise ValueError("its keys and values are not those of its text")
+    before = _tokens_before(visible)
+    if not all(0 <= number < len(before) for number in numbers.tolist()):
+        raise ValueError(f"its places are not those of {len(turns)} turns")
     places = {
-        number: RestorePoint(_by_layer(state, states), _mark(kept, _tokens_before(number, visible)))
+        number: RestorePoint(_by_layer(state, states), _mark(kept, before[number]))
         for number, state in zip(numbers.tolist(), stacked, strict=True)
     }
     layers = [layer for layer, state in enumerate(states) if state.size]
@@ -144,9 +147,10 @@ def _visible_lengths(turns: list[Turn], lengths: list[int]) -> list[int]:
     return [0 if turns[place // 3].remembered else length for place, length in enumerate(lengths)]
 
 
-def _tokens_before(place: int, lengths: list[int]) -> int:
-    """The number of tokens before place 2 t (before turn t) or 2 t + 1 (before its reply)."""
-    return sum(lengths[: 3 * (place // 2) + place % 2])
+def _tokens_before(lengths: list[int]) -> list[int]:
+    """For each place, the number of tokens before it: place 2 t is before turn t, and 2 t + 1 before its reply."""
+    sums = list(accumulate(lengths, initial=0))
+    return [sums[3 * (place // 2) + place % 2] for place in range(2 * (len(lengths) // 3))]
 
 
 def _mark(kept: PromptCache | None, tokens: int) -> TextMark | None:

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -14,13 +16,19 @@ from mlx_lm.models import cache as mlx_lm_cache
 
 from mlx_deltamem._version import __version__
 from mlx_deltamem.adapters.fingerprint import update_with_arrays
+from mlx_deltamem.adapters.untrusted import shown
 from mlx_deltamem.core.cache import PromptCache
-from mlx_deltamem.files.atomic import locked, new_file, one_line, remove_unfinished, user_path
+from mlx_deltamem.files.atomic import check_file_name, locked, new_file, one_line, remove_unfinished, user_path
+from mlx_deltamem.files.jsonl import parsed_json
+from mlx_deltamem.files.safetensors import SafetensorsHeader, check_safetensors
 from mlx_deltamem.sessions.stored.chat import READABLE_VERSIONS, StoredChat, cache_entries, description
 from mlx_deltamem.sessions.stored.decode import decode
 
 SUFFIX = ".safetensors"
-_ERRORS = (RuntimeError, ValueError, KeyError, TypeError, IndexError, AttributeError)
+_ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
+_MOST_SHOWN = 300
+# MLX makes a list of 1001 items of the single name "entries.1000". A chat has less than a thousand arrays.
+_MOST_ITEMS, _DEEPEST_NAME = 50_000, 20
 
 _load_prompt_cache = cast(Callable[[str], PromptCache], mlx_lm_cache.load_prompt_cache)
 
@@ -62,10 +70,11 @@ def check_place(path: Path) -> None:
     """Check that a session can be saved under a name.
 
     Raises:
-        ValueError: The name does not end in `.safetensors`.
+        ValueError: The name does not end in `.safetensors`, or is not UTF-8.
         FileNotFoundError: The folder does not exist.
         PermissionError: The folder cannot be written to.
     """
+    check_file_name(path)
     if path.suffix != SUFFIX:
         raise ValueError(f"{path} does not end in {SUFFIX}; name a session file so")
     folder = user_path(path).resolve().parent
@@ -89,13 +98,14 @@ def read_chat(path: Path) -> tuple[StoredChat, str]:
         raise FileNotFoundError(f"there is no session file {path}")
     try:
         metadata = _metadata(path)
-        session = json.loads(metadata["session"])
+        session = _description(metadata)
         version = session["format_version"]
     except _ERRORS as error:
-        raise ValueError(f"{path} is not a session ({one_line(error)}); expected a file that a chat saved") from None
+        raise ValueError(f"{path} is not a session ({_reason(error)}); expected a file that a chat saved") from None
     if type(version) is not int or version not in READABLE_VERSIONS:
         readable = " and ".join(map(str, READABLE_VERSIONS))
-        raise ValueError(f"{path} is of session format {version}; this mlx_deltamem {__version__} reads {readable}")
+        found = shown(str(version))
+        raise ValueError(f"{path} is of session format {found}; this mlx_deltamem {__version__} reads {readable}")
     try:
         entries = _load_prompt_cache(str(path))
         if _checksum(metadata["session"], entries) != metadata["checksum"]:
@@ -105,7 +115,7 @@ def read_chat(path: Path) -> tuple[StoredChat, str]:
             raise ValueError("its file_id is not text")
         return decode(session, entries), file_id
     except _ERRORS as error:
-        raise ValueError(f"{path} is damaged or was altered ({one_line(error)}); use a copy of it") from None
+        raise ValueError(f"{path} is damaged or was altered ({_reason(error)}); use a copy of it") from None
 
 
 def _check_replaceable(path: Path, expected: str | None) -> None:
@@ -129,16 +139,57 @@ def _checksum(session: str, entries: PromptCache) -> str:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """The texts of a session file. No array is read."""
-    loaded = mx.load(str(path), return_metadata=True)
-    _, metadata = cast(tuple[dict[str, mx.array], dict[str, str]], loaded)
+    """The texts of a session file. No array is read.
+
+    Raises:
+        ValueError, OSError: It is no whole safetensors file, or mlx-lm's reader must not see its names.
+    """
+    header = check_safetensors(path)
+    _check_names(header)
     # mlx-lm numbers the groups of its metadata; group 0 is what `save_prompt_cache` was given.
-    return {name.removeprefix("0."): value for name, value in metadata.items() if name.startswith("0.")}
+    return {name.removeprefix("0."): value for name, value in header.metadata.items() if name.startswith("0.")}
+
+
+def _check_names(header: SafetensorsHeader) -> None:
+    """Check the names that MLX turns into nested lists: it fills up all places before the highest one."""
+    for names in (header.tensors, header.metadata):
+        if any(name.count(".") > _DEEPEST_NAME for name in names):
+            raise ValueError(f"its names have more than {_DEEPEST_NAME} parts")
+        if sum(_list_lengths(names)) > _MOST_ITEMS:
+            raise ValueError(f"its names describe lists of more than {_MOST_ITEMS:,} items")
+
+
+def _list_lengths(names: Iterable[str]) -> Iterable[int]:
+    lengths: dict[str, int] = defaultdict(int)
+    for name in names:
+        place = 0
+        for part in name.split("."):
+            # As MLX reads it: int() also accepts "+5", "1_000" and "5 ".
+            with suppress(ValueError):
+                lengths[name[:place]] = max(lengths[name[:place]], int(part))
+            place += len(part) + 1
+    return lengths.values()
+
+
+def _description(metadata: Mapping[str, str]) -> dict[str, object]:
+    """The JSON object of a session file.
+
+    Raises:
+        KeyError, ValueError: There is none.
+    """
+    session, problem = parsed_json(metadata["session"].encode())
+    if problem or not isinstance(session, dict):
+        raise ValueError(f"its session is {problem or 'no JSON object'}")
+    return cast("dict[str, object]", session)
+
+
+def _reason(error: Exception) -> str:
+    return shown(one_line(error), _MOST_SHOWN)
 
 
 def _file_id(path: Path) -> str | None:
     try:
-        found = json.loads(_metadata(path)["session"])["file_id"]
+        found = _description(_metadata(path))["file_id"]
     except _ERRORS:
         return None
     return found if isinstance(found, str) else None
