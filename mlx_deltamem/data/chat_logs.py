@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.data.episode_files import BAD, Found, Unusable, add_file_options, checked_text, write_episodes
+from mlx_deltamem.cli.parser import Parser
+from mlx_deltamem.data.episode_files import BAD, Found, Unusable, add_file_options, write_episodes
+from mlx_deltamem.files.fields import given_fields, given_items, is_absent
 from mlx_deltamem.files.jsonl import Json, json_records
+from mlx_deltamem.files.text import check_text
 from mlx_deltamem.sessions.messages import Message
 
 NOT_TEXT = "with content other than text"
@@ -82,6 +85,8 @@ def _messages(record: Json, tools: ToolMessages) -> list[Message]:
     messages: list[Message] = []
     after_tool = False
     for number, entry in enumerate(entries, start=1):
+        if is_absent(entry):
+            continue
         try:
             message = _message(entry)
         except ValueError as error:
@@ -98,6 +103,7 @@ def _message(entry: Json) -> Message | None:
     """Return a message with its content as text; None for a message of a tool."""
     if not isinstance(entry, dict):
         raise ValueError("not an object")
+    entry = given_fields(entry)
     role = entry.get("role")
     if role in _TOOL_ROLES:
         return None
@@ -113,10 +119,10 @@ def _text(content: Json) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
-        return checked_text(content)
+        return check_text(content, "a text")
     if not isinstance(content, list):
         raise ValueError("its content is neither a text nor a list of parts")
-    return "".join(_part(part) for part in content)
+    return "".join(_part(part) for part in given_items(content))
 
 
 def _part(part: Json) -> str:
@@ -127,7 +133,7 @@ def _part(part: Json) -> str:
     text = part.get("text")
     if not isinstance(text, str):
         raise ValueError("a part of its content is a text without text")
-    return checked_text(text)
+    return check_text(text, "a text")
 
 
 def _append(messages: list[Message], message: Message, after_tool: bool) -> None:
@@ -147,7 +153,7 @@ def _append(messages: list[Message], message: Message, after_tool: bool) -> None
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.data chat-logs", description=__doc__)
+    parser = Parser(prog="mlx_deltamem.data chat-logs", description=__doc__)
     add_file_options(parser, "A chat log: .jsonl with one chat per line, or .json with a list of chats.")
     parser.add_argument(
         "--answers",

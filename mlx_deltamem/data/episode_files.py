@@ -7,14 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mlx_deltamem.cli.options import count_from
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.files.jsonl import write_json_lines
+from mlx_deltamem.options.rule import POSITIVE
 from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.show.console import Console
 
 # The reasons for leaving a chat out. Only the first is an error in the file, for `--on-error`.
 BAD = "bad records"
@@ -71,7 +71,7 @@ def add_file_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("output", type=user_path, help="The .jsonl file to write.")
     parser.add_argument(
         "--max-words",
-        type=count_from(1),
+        type=POSITIVE,
         default=_DEFAULT_MAX_WORDS,
         help=f"Leave out chats with more words in all their messages (default: {_DEFAULT_MAX_WORDS:,}).",
     )
@@ -162,19 +162,6 @@ def check(found: Found, max_words: int) -> Unusable | None:
 def shown(name: object) -> str:
     """Return a name from a file for printing: on one line, without control characters, not too long."""
     return repr(name)[:_LONGEST_NAME]
-
-
-def checked_text(text: str) -> str:
-    """Return the text, if it can be written as UTF-8.
-
-    Raises:
-        ValueError: The text has half a character, which a JSON escape can produce.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("a text holds half a character (a lone surrogate)") from None
-    return text
 
 
 def _words(messages: list[Message]) -> int:

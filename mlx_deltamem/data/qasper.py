@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import count_from
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.data.episode_files import BAD, EMPTY, Found, Unusable, add_file_options, shown, write_episodes
 from mlx_deltamem.data.qasper_papers import (
     JsonObject,
@@ -23,6 +23,7 @@ from mlx_deltamem.data.qasper_papers import (
     question_text,
     questions,
 )
+from mlx_deltamem.options.rule import POSITIVE
 from mlx_deltamem.sessions.messages import Message
 
 NO_QUESTION = "a paper without questions"
@@ -109,11 +110,11 @@ def _episode(place: str, history: list[Message], question: JsonObject, answerabl
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.data qasper", description=__doc__)
+    parser = Parser(prog="mlx_deltamem.data qasper", description=__doc__)
     add_file_options(parser, "A file of QASPER.")
     parser.add_argument(
         "--chunk-words",
-        type=count_from(1),
+        type=POSITIVE,
         default=_DEFAULT_CHUNK_WORDS,
         help=f"Most words of a turn, cut between paragraphs (default: {_DEFAULT_CHUNK_WORDS}).",
     )

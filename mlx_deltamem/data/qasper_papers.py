@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_deltamem.data.episode_files import checked_text, shown
-from mlx_deltamem.files.jsonl import Json, json_records
+from mlx_deltamem.data.episode_files import shown
+from mlx_deltamem.files.fields import Row, given_fields, given_items
+from mlx_deltamem.files.jsonl import Json, json_records, kind_of
+from mlx_deltamem.files.text import check_text
 
 # Between the names of a section and its subsection.
 _SUBSECTION = " ::: "
-_YES_NO = {"True": "Yes", "False": "No"}
+_YES_NO = {True: "Yes", False: "No"}
 
-JsonObject = dict[str, Json]
+JsonObject = Row
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def entries(path: Path) -> Iterator[Entry]:
     for record in json_records(path):
         value = record.value
         if isinstance(value, dict) and not value.keys() & {"full_text", "qas"}:
-            for name, paper in value.items():
+            for name, paper in given_fields(value).items():
                 yield Entry(f"paper {shown(name)}", paper)
         elif isinstance(value, dict) and isinstance(value.get("id"), str):
             yield Entry(f"{record.place}, paper {shown(value['id'])}", value)
@@ -62,7 +64,7 @@ def paper_of(value: Json) -> JsonObject:
     """
     if not isinstance(value, dict):
         raise ValueError("not an object with a paper")
-    return value
+    return given_fields(value)
 
 
 def paragraphs(paper: JsonObject) -> list[Paragraph]:
@@ -106,51 +108,57 @@ def answer_text(question: JsonObject) -> str | None:
         ValueError: There is no answer.
     """
     for row in _rows(question, "answers"):
-        answer = row.get("answer")
-        if not isinstance(answer, dict):
+        if "answer" not in row:
+            continue
+        if not isinstance(row["answer"], dict):
             raise ValueError("an answer is not an object")
-        if answer.get("unanswerable"):
+        answer = given_fields(row["answer"])
+        if _flag(answer, "unanswerable"):
             return None
         spans = ", ".join(text for text in _texts(answer, "extractive_spans") if text)
-        text = spans or _text(answer, "free_form_answer") or _YES_NO.get(str(answer.get("yes_no")))
-        if text:
+        if text := spans or _text(answer, "free_form_answer") or _yes_no(answer):
             return text
     raise ValueError("it has no answer")
 
 
+def _yes_no(answer: JsonObject) -> str:
+    return _YES_NO[_flag(answer, "yes_no")] if "yes_no" in answer else ""
+
+
+def _flag(row: JsonObject, name: str) -> bool:
+    value = row.get(name, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"its {name} is {kind_of(value)}, expected true or false")
+    return value
+
+
 def _text(row: JsonObject, name: str) -> str:
-    text = row.get(name)
-    if text is None:
-        return ""
+    text = row.get(name, "")
     if not isinstance(text, str):
         raise ValueError(f"its {name} is not a text")
-    return checked_text(text.strip())
+    return check_text(text.strip(), f"its {name}")
 
 
 def _texts(row: JsonObject, name: str) -> list[str]:
-    texts = row.get(name)
-    if texts is None:
-        return []
+    texts = row.get(name, [])
     if not isinstance(texts, list):
         raise ValueError(f"its {name} is not a list of texts")
-    return [_text({name: text}, name) for text in texts]
+    return [_text({name: text}, name) for text in given_items(texts)]
 
 
 def _rows(row: JsonObject, name: str) -> list[JsonObject]:
-    """Return a list of objects, which may have the form of an object of lists."""
-    value = row.get(name)
-    if value is None:
-        return []
+    """Return a list of objects without their absent fields. The list may have the form of an object of lists."""
+    value = row.get(name, [])
     if isinstance(value, dict):
-        return _rows_of_columns(value, name)
-    objects = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else None
-    if objects is None or not isinstance(value, list) or len(objects) < len(value):
+        return _rows_of_columns(given_fields(value), name)
+    items = given_items(value) if isinstance(value, list) else None
+    if items is None or not all(isinstance(item, dict) for item in items):
         raise ValueError(f"its {name} is not a list of objects")
-    return objects
+    return [given_fields(item) for item in items]
 
 
 def _rows_of_columns(columns: JsonObject, name: str) -> list[JsonObject]:
     lists = [column for column in columns.values() if isinstance(column, list)]
     if len(lists) < len(columns) or len({len(column) for column in lists}) > 1:
         raise ValueError(f"its {name} is not an object of lists of one length")
-    return [dict(zip(columns, items, strict=True)) for items in zip(*lists, strict=True)]
+    return [given_fields(dict(zip(columns, items, strict=True))) for items in zip(*lists, strict=True)]

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 from mlx_deltamem.options.option import flag
+from mlx_deltamem.options.rule import COUNT
 from mlx_deltamem.recall import Range
 
 
@@ -19,7 +20,7 @@ def add_ranges(parser: argparse.ArgumentParser, texts: Mapping[str, str], defaul
         limits: Range | None = getattr(defaults, name)
         shown = f"{limits[0]} to {limits[1]}" if limits else "at random"
         help_text = f"{text} (default: {shown})."
-        parser.add_argument(flag(name), type=int, nargs=2, metavar=("MIN", "MAX"), default=limits, help=help_text)
+        parser.add_argument(flag(name), type=COUNT, nargs=2, metavar=("MIN", "MAX"), default=limits, help=help_text)
 
 
 def as_range(limits: Sequence[int]) -> Range:

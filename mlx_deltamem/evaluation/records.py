@@ -1,11 +1,15 @@
 """The files of JSON lines that a run writes as it goes on, and reads again when it is continued."""
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Generic, NotRequired, TypedDict, TypeVar, cast
+from types import NoneType, UnionType
+from typing import Any, Generic, NotRequired, TypedDict, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from mlx_deltamem.files.jsonl import json_lines
+from mlx_deltamem.adapters.untrusted import shown
+from mlx_deltamem.files.atomic import file_kind
+from mlx_deltamem.files.jsonl import Json, json_lines, kind_of
 
 
 class Record(TypedDict):
@@ -70,6 +74,11 @@ class MeasuresRow(TypedDict):
 
 Row = TypeVar("Row", Record, MeasuresRow)
 
+# The key that rows of measures have and records do not.
+_OF_MEASURES = "prompt_tokens"
+_HINTS = {kind: get_type_hints(kind) for kind in (Record, MeasuresRow)}
+_NAMES = {str: "a text", int: "a whole number", float: "a number", NoneType: "null", dict: "an object", list: "a list"}
+
 
 class JsonLines(Generic[Row]):
     """A file of JSON lines that rows are appended to.
@@ -83,14 +92,17 @@ class JsonLines(Generic[Row]):
         rows: All rows of the file.
 
     Raises:
-        ValueError: A row before the last one is damaged.
+        ValueError: A row before the last one is damaged: it is not JSON, it lacks a key, or a value is of another type.
         OSError: The file cannot be read or written.
     """
 
     def __init__(self, path: Path):
         self._path = path
         self.rows: list[Row] = []
-        if path.exists():
+        # Opening a pipe would wait for a writer.
+        if kind := file_kind(path):
+            if kind != "file":
+                raise ValueError(f"{path} is a {kind}; expected a file of JSON lines: remove it")
             _remove_unfinished_line(path)
             self._read()
 
@@ -103,11 +115,55 @@ class JsonLines(Generic[Row]):
         self.rows += added
 
     def _read(self) -> None:
+        metrics: dict[object, object] = {}
         for record in json_lines(self._path):
-            if not isinstance(record.value, dict):
-                problem = record.problem or f"it is {type(record.value).__name__}, expected an object"
+            problem = record.problem or _problem(record.value, metrics)
+            if problem:
                 raise ValueError(f"{self._path} {record.place} is damaged ({problem}); remove the file")
             self.rows.append(cast(Row, record.value))
+
+
+def _problem(row: Json, metrics: dict[object, object]) -> str:
+    """Why a value is no row, in words; empty if it is one.
+
+    Args:
+        row: The value of a line.
+        metrics: The names of the scores by task, of the lines before it; those of this line are added.
+    """
+    if not isinstance(row, dict):
+        return f"it is {kind_of(row)}, expected an object"
+    kind = MeasuresRow if _OF_MEASURES in row else Record
+    for name, hint in _HINTS[kind].items():
+        if name not in row:
+            if name in kind.__required_keys__:
+                return f"it has no {name}"
+        elif problem := _mismatch(row[name], hint):
+            return f"its {name} {problem}"
+    if kind is Record:
+        names = list(cast("dict[str, float]", row["scores"]))
+        if not names or metrics.setdefault(row["task"], names) != names:
+            return f"its scores are {shown(', '.join(names)) or 'empty'}, expected those of the task's other records"
+    return ""
+
+
+def _mismatch(value: Json, hint: Any) -> str:
+    """What is wrong with a value that has this type in a `TypedDict`; empty if it is right."""
+    allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kinds = tuple(get_origin(each) or each for each in allowed)
+    if not _is_a(value, kinds):
+        return f"is {kind_of(value)}, expected {' or '.join(_NAMES[each] for each in kinds)}"
+    inner = get_args(hint)[-1:] if get_origin(hint) in (list, dict) else ()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    found = (_mismatch(item, each) for each in inner for item in items)
+    return next((f"has a value that {problem}" for problem in found if problem), "")
+
+
+def _is_a(value: Json, kinds: tuple[type, ...]) -> bool:
+    """Whether a value is of one of the types; a whole number is a number, and a number fits into a float."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        fits = isinstance(value, float) or abs(value) <= sys.float_info.max
+        return fits and (float in kinds or (int in kinds and isinstance(value, int)))
+    return type(value) in kinds
 
 
 def _remove_unfinished_line(path: Path) -> None:

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from mlx_deltamem.adapters.fingerprint import Origin
 from mlx_deltamem.files.atomic import new_file
+from mlx_deltamem.files.jsonl import read_json
 
 SETTINGS_FILE = "settings.json"
 
@@ -88,9 +89,9 @@ def _compare(folder: Path, name: str, earlier: object, present: object) -> None:
 
 def _read(path: Path) -> RunSettings:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = cast(dict[str, Any], read_json(path))
         complete = isinstance(found["tasks"], dict) and {"backbone", "adapter", "tokenizer", "plan"} <= found.keys()
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         complete = False
     if not complete:
         raise ValueError(f"{path} is damaged; expected the settings of a run; remove the folder and start again")

@@ -1,12 +1,30 @@
-"""Records of JSON files: read one record per line (JSON lines), a list or a single record; write JSON lines."""
+"""Records of JSON files: read one record per line (JSON lines), a list or a single record; write JSON lines.
+
+Anyone may have written a file. So the size of a line and of a file, the depth of a value and the number of its parts
+are bounded: a few bytes of JSON can take a hundred times as many bytes of memory.
+"""
 
 import codecs
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from mlx_deltamem.files.atomic import new_file
+from mlx_deltamem.files.text import text_problem
+
+LONGEST_LINE, LARGEST_FILE = 64 << 20, 512 << 20
+# Programs that walk through a value, like `json.dumps`, call themselves at each level.
+_DEEPEST = 100
+# Values in a line and in a file: a value takes 60 bytes of memory or more.
+_MOST_VALUES, _MOST_VALUES_OF_FILE = 1_000_000, 20_000_000
+_PIECE = 1 << 20
+
+_OPENING, _CLOSING = b"[{", b"]}"
+# A string is skipped in one step, also if its end is missing: a second look at it would take quadratic time.
+_MARK = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[][{},]', re.DOTALL)
 
 Json = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
@@ -33,15 +51,15 @@ def json_records(path: Path) -> Iterator[JsonRecord]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is a single list or object and not valid JSON.
+        ValueError: The file is a single list or object and not valid JSON, or larger than `LARGEST_FILE`.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; name a .json or .jsonl file")
     start = _first_line(path)
-    first, broken = _parsed(start)
-    if not broken and not isinstance(first, list):
+    first, broken = parsed_json(start, _MOST_VALUES)
+    if not start.startswith((b"[", b"{")) or (not broken and not isinstance(first, list)):
         return json_lines(path)
-    value, problem = _parsed(path.read_bytes())
+    value, problem = _parsed_file(path)
     if not problem:
         return _of_value(value)
     if broken and (start.startswith(b"[") or start == b"{"):
@@ -49,46 +67,28 @@ def json_records(path: Path) -> Iterator[JsonRecord]:
     return json_lines(path)
 
 
-def _first_line(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return next((line.strip() for line in file if line.strip()), b"").removeprefix(codecs.BOM_UTF8)
-
-
-def _of_value(value: Json) -> Iterator[JsonRecord]:
-    records = value if isinstance(value, list) else [value]
-    return (JsonRecord(f"record {number}", record) for number, record in enumerate(records, start=1))
-
-
-def json_lines(path: Path) -> Iterator[JsonRecord]:
-    """Yield the record of each line of a file, including those that are not valid JSON. Empty lines are left out.
+def read_json(path: Path) -> Json:
+    """Return the value of a file with a single JSON text.
 
     Raises:
         OSError: The file cannot be read.
+        ValueError: It is not valid JSON, larger than `LARGEST_FILE`, too deep, or has too many values.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield JsonRecord(f"line {number}", *_parsed(line.rstrip()))
+    value, problem = _parsed_file(path)
+    if problem:
+        raise ValueError(f"{path} is {problem}; expected a JSON file")
+    return value
 
 
-def write_json_lines(path: Path, records: Iterable[object]) -> int:
-    """Write a file with one record per line, and return the number of records.
+def parsed_json(text: bytes, most_values: int = _MOST_VALUES_OF_FILE) -> tuple[Json, str]:
+    """Return the value of a JSON text in UTF-8, and why it has none (empty if it has one).
 
-    If this fails, an earlier file is unchanged.
-
-    Raises:
-        OSError: The file cannot be written.
+    Args:
+        text: The text. A byte order mark at its beginning is left out.
+        most_values: The most values that it may have, with those in lists and objects.
     """
-    count = 0
-    with new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
-    return count
-
-
-def _parsed(text: bytes) -> tuple[Json, str]:
-    """Return the value of a JSON text, and why it is not valid (empty if it is)."""
+    if problem := _excess(text, most_values):
+        return None, problem
     try:
         return json.loads(text.decode("utf-8-sig")), ""
     except UnicodeDecodeError:
@@ -100,3 +100,97 @@ def _parsed(text: bytes) -> tuple[Json, str]:
         return None, "JSON that is nested too deeply"
     except ValueError:
         return None, "JSON with a number of too many digits"
+
+
+def kind_of(value: object) -> str:
+    """The kind of a JSON value, in words."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
+    return "an empty list" if value == [] else kinds.get(type(value), "a number")
+
+
+def _parsed_file(path: Path) -> tuple[Json, str]:
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        return None, f"a JSON text of {size:,} bytes, {LARGEST_FILE:,} at most"
+    return parsed_json(path.read_bytes())
+
+
+def _excess(text: bytes, most_values: int) -> str:
+    """Why a JSON text is too large to be parsed; empty if it is not."""
+    opening = text.count(b"[") + text.count(b"{")
+    if opening <= _DEEPEST and opening + text.count(b",") < most_values:
+        return ""
+    depth, values = 0, 1
+    for found in _MARK.finditer(text):
+        mark = text[found.start()]
+        if mark in _OPENING:
+            depth += 1
+            values += 1
+        elif mark in _CLOSING:
+            depth -= 1
+        elif mark == ord(","):
+            values += 1
+        if depth > _DEEPEST:
+            return f"JSON that is nested too deeply, {_DEEPEST} levels at most"
+        if values > most_values:
+            return f"JSON with more than {most_values:,} values"
+    return ""
+
+
+def _first_line(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return next((line.strip() for line, _ in _lines(file) if line.strip()), b"").removeprefix(codecs.BOM_UTF8)
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """Yield the lines of a file, and whether each was cut because it is longer than `LONGEST_LINE`."""
+    while line := file.readline(LONGEST_LINE + 1):
+        cut = len(line) > LONGEST_LINE and not line.endswith(b"\n")
+        if cut:
+            while (more := file.readline(_PIECE)) and not more.endswith(b"\n"):
+                pass
+        yield line, cut
+
+
+def _of_value(value: Json) -> Iterator[JsonRecord]:
+    records = value if isinstance(value, list) else [value]
+    return (JsonRecord(f"record {number}", record) for number, record in enumerate(records, start=1))
+
+
+def json_lines(path: Path) -> Iterator[JsonRecord]:
+    """Yield the record of each line of a file, including those that are not valid JSON. Empty lines are left out.
+
+    Raises:
+        OSError: The file cannot be read, or is not a file.
+    """
+    # Opening a named pipe would wait for a writer.
+    if path.exists() and not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; name a file with one JSON record a line")
+    with path.open("rb") as file:
+        for number, (line, cut) in enumerate(_lines(file), start=1):
+            if cut:
+                yield JsonRecord(f"line {number}", None, f"longer than {LONGEST_LINE:,} bytes")
+            elif line.strip():
+                yield JsonRecord(f"line {number}", *parsed_json(line.rstrip(), _MOST_VALUES))
+
+
+def write_json_lines(path: Path, records: Iterable[object]) -> int:
+    """Write a file with one record per line, and return the number of records.
+
+    If this fails, an earlier file is unchanged.
+
+    Raises:
+        OSError: The file cannot be written.
+        ValueError: A record has a text with half a character, which UTF-8 cannot encode.
+    """
+    count = 0
+    with new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for record in records:
+            line = json.dumps(record, ensure_ascii=False)
+            try:
+                file.write(line + "\n")
+            except UnicodeEncodeError:
+                kind, detail = text_problem(line)
+                raise ValueError(f"record {count + 1} for {path} has {kind} ({detail}); expected text") from None
+            count += 1
+    return count

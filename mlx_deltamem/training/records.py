@@ -4,7 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlx_deltamem.files.jsonl import json_records
+from mlx_deltamem.files.fields import given_items
+from mlx_deltamem.files.jsonl import json_records, kind_of
+from mlx_deltamem.files.text import check_text, text_problem
 from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.writing import WRITES
 
@@ -102,7 +104,7 @@ def make_record(where: str, row: object) -> Record:
         RecordError: The value has neither form, or a field of it has a value that is not allowed.
     """
     if not isinstance(row, dict):
-        raise RecordError(f"{where} is {_kind(row)}; expected an object")
+        raise RecordError(f"{where} is {kind_of(row)}; expected an object")
     # If some rows of a data set have a field, the `datasets` library adds it to all rows, with None as its value.
     given = {name: found for name, found in row.items() if found is not None}
     completion = next((name for name in _COMPLETIONS if name in given), None)
@@ -128,12 +130,13 @@ def make_record(where: str, row: object) -> Record:
 
 
 def _messages(where: str, found: object) -> tuple[Message, ...]:
-    if not isinstance(found, list) or not found:
-        raise RecordError(f"{where} has {_kind(found)} for messages; expected a list of them")
+    items = given_items(found) if isinstance(found, list) else []
+    if not items:
+        raise RecordError(f"{where} has {kind_of(found)} for messages; expected a list of them")
     messages = []
-    for index, each in enumerate(found):
+    for index, each in enumerate(items):
         if not isinstance(each, dict):
-            raise RecordError(f"{where}, message {index}, is {_kind(each)}; expected an object with role and content")
+            raise RecordError(f"{where}, message {index}, is {kind_of(each)}; expected an object with role and content")
         messages.append(_message(f"{where}, message {index},", each.get("role"), each.get("content")))
     return tuple(messages)
 
@@ -144,12 +147,11 @@ def _message(where: str, role: object, content: object) -> Message:
 
 def _text(where: str, name: str, text: object) -> str:
     if not isinstance(text, str):
-        raise RecordError(f"{where} has {_kind(text)} for its {name}; expected a text")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise RecordError(f"{where} has half a character in its {name} (a lone surrogate); expected text") from None
-    return text
+        raise RecordError(f"{where} has {kind_of(text)} for its {name}; expected a text")
+    kind, detail = text_problem(text)
+    if kind:
+        raise RecordError(f"{where} has {kind} in its {name} ({detail}); expected text")
+    return check_text(text, name)
 
 
 def _value(where: str, found: object, answer: str) -> str:
@@ -164,7 +166,7 @@ def _recent(where: str, given: Mapping[str, object]) -> int | None:
         return None
     # In Python, True is an int as well.
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise RecordError(f"{where} has {_kind(found)} for recent_messages; expected a whole number, 1 or more")
+        raise RecordError(f"{where} has {kind_of(found)} for recent_messages; expected a whole number, 1 or more")
     return found
 
 
@@ -172,14 +174,14 @@ def _one_of(where: str, given: Mapping[str, object], name: str, choices: Sequenc
     found = given.get(name)
     if found is None or (isinstance(found, str) and found in choices):
         return found
-    what = listed([found]) if isinstance(found, str) else _kind(found)
+    what = listed([found]) if isinstance(found, str) else kind_of(found)
     raise RecordError(f"{where} has {what} for {name}; expected one of {', '.join(choices)}")
 
 
 def _weight(where: str, given: Mapping[str, object]) -> float:
     found = given.get("weight", 1.0)
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found <= _LARGEST_WEIGHT:
-        what = f"{found:g}" if isinstance(found, float) else _kind(found)
+        what = f"{found:g}" if isinstance(found, float) else kind_of(found)
         raise RecordError(f"{where} has {what} for weight; expected a number above 0, {_LARGEST_WEIGHT:g} at most")
     return float(found)
 
@@ -187,7 +189,7 @@ def _weight(where: str, given: Mapping[str, object]) -> float:
 def _name(where: str, given: Mapping[str, object], name: str) -> str:
     found = given.get(name, "")
     if not isinstance(found, str) or not found.isprintable() or len(found) > _LONGEST_NAME:
-        what = _kind(found)
+        what = kind_of(found)
         raise RecordError(f"{where} has {what} for {name}; expected a short text, {_LONGEST_NAME} letters at most")
     return found
 
@@ -195,11 +197,5 @@ def _name(where: str, given: Mapping[str, object], name: str) -> str:
 def _flag(where: str, given: Mapping[str, object], name: str) -> bool | None:
     found = given.get(name)
     if not isinstance(found, bool | None):
-        raise RecordError(f"{where} has {_kind(found)} for {name}; expected true or false")
+        raise RecordError(f"{where} has {kind_of(found)} for {name}; expected true or false")
     return found
-
-
-def _kind(found: object) -> str:
-    """The kind of a JSON value, in words."""
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
-    return "an empty list" if found == [] else kinds.get(type(found), "a number")

@@ -1,6 +1,7 @@
 """Chat logs as training records, with the parts that all converters share."""
 
 import json
+import math
 from argparse import Namespace
 
 import pytest
@@ -172,7 +173,23 @@ BAD_LINES = {
     '{"messages": [{"role": "user", "content": [{"type": "text"}]}]}': "a text without text",
     '{"messages": [{"role": "user", "content": "\\ud800"}]}': "half a character",
     '{"messages": [{"role": "user", "content": [{"type": "text", "text": "\\ud800"}]}]}': "half a character",
+    '{"messages": [{"role": "user", "content": "a\\u0000"}]}': "a text has a NUL character (U+0000 at character 2)",
+    '{"messages": [{"role": null, "content": "x"}]}': "message 1: its role",
+    '{"messages": null}': "not an object with a list of messages",
+    '{"messages": ' + "[" * 500 + "]" * 500 + "}": "nested too deeply, 100 levels at most",
 }
+
+
+def test_what_is_null_is_absent(convert):
+    parts = [{"type": "text", "text": "My dog is called Max.", "image_url": None}, None]
+    empty = {"tool_calls": None, "function_call": math.nan, "name": None}
+    talk = [None, {**TALK[0], **empty, "content": parts}, *({**message, **empty} for message in TALK[1:]), None]
+    assert convert([line(talk, tools=None), line([*TALK, {**CALL, "content": math.nan}, {**TOOL, "name": None}])])[
+        1
+    ] == [
+        TALK,
+        TALK,
+    ]
 
 
 @pytest.mark.parametrize("bad", BAD_LINES, ids=lambda bad: bad[:40])

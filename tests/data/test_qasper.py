@@ -124,6 +124,27 @@ def test_rows_are_read_as_the_public_form(convert):
     assert public == convert(json.dumps({"1": PAPER, "2": PAPER}, indent=1))[1]
 
 
+@pytest.mark.parametrize("absent", [None, float("nan")])
+def test_what_is_null_is_absent(convert, absent):
+    more = {"license": absent, "unanswerable": absent, "section_name": absent}
+    table = {**deepcopy(PAPER), **more}
+    for asked in table["qas"]:
+        for each in asked["answers"]:
+            empty = [name for name, value in each["answer"].items() if value in (None, "", [])]
+            each["answer"] |= dict.fromkeys(empty, absent)
+            if not each["answer"]["unanswerable"]:
+                each["answer"]["unanswerable"] = absent
+        asked["answers"].insert(0, {"answer": absent, "annotation_id": absent})
+    table["full_text"][0]["paragraphs"].append(absent)
+    table["qas"].append(absent)
+    expected = convert({"1": PAPER})[1]
+    assert len(expected) == 6
+    assert convert({"1": table, "2": absent})[1] == expected
+    whole = row(PAPER, "1")
+    whole["full_text"]["pages"] = absent
+    assert convert([whole | {"license": absent}])[1] == expected
+
+
 def test_unanswerable_questions_can_be_left_out(convert):
     ended, records = convert({"1909.00694": PAPER}, "--answerable-only")
     assert len(records) == 5
@@ -154,7 +175,9 @@ BAD_PAPERS = {
     "its qas is not an object of lists": PAPER | {"qas": {"question": "x"}},
     "its paragraphs is not a list of texts": PAPER | {"full_text": [{"section_name": "a", "paragraphs": "text"}]},
     "its caption is not a text": PAPER | {"figures_and_tables": [{"caption": {}}]},
-    "half a character": PAPER | {"abstract": "\ud800"},
+    "its abstract has half a character (a lone surrogate": PAPER | {"abstract": "\ud800"},
+    "its paragraphs has a NUL character (U+0000 at": PAPER | {"full_text": [{"paragraphs": ["a", "b\x00"]}]},
+    "its qas is not a list of objects": PAPER | {"qas": [3]},
 }
 
 
@@ -177,6 +200,9 @@ BAD_QUESTIONS = {
     "its question is not a text": question("q", answer(yes_no=True)) | {"question": 1},
     "its extractive_spans is not a list of texts": question("q", {"answer": {"extractive_spans": "x"}}),
     "its free_form_answer is not a text": question("q", {"answer": {"free_form_answer": 1}}),
+    "its yes_no is a number, expected true or false": question("q", answer(yes_no=3)),
+    "its yes_no is a text, expected true or false": question("q", answer(yes_no="None")),
+    "its unanswerable is a text, expected true or false": question("q", answer("False", free="x")),
 }
 
 

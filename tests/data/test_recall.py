@@ -172,9 +172,16 @@ def test_a_folder_is_not_overwritten(write, tmp_path):
 
 
 def test_a_count_of_0_is_refused(write, tmp_path):
-    assert "expected 1 or more" in write(tmp_path / "data", "--train", 0).errors
+    assert "--train is 0; expected a whole number from 1 to 2**31 - 1" in write(tmp_path / "data", "--train", 0).errors
 
 
 @pytest.mark.parametrize("option", ["--written", "--kept", "--invent"])
 def test_a_share_is_from_0_to_1(write, tmp_path, option):
-    assert "1.5 is out of range; expected 0 to 1" in write(tmp_path / "data", option, 1.5).errors
+    assert f"{option} is 1.5; expected a number from 0 to 1" in write(tmp_path / "data", option, 1.5).errors
+
+
+@pytest.mark.parametrize(("prompt", "problem"), [("a\udc80", "half a character (a lone"), ("\x00", "a NUL character")])
+def test_a_system_prompt_that_is_not_text_is_refused(write, tmp_path, prompt, problem):
+    ended = write(tmp_path / "data", *SMALL, "--system-prompt", prompt)
+    assert ended.code == 2 and f"--system-prompt has {problem}" in ended.errors
+    assert not (tmp_path / "data").exists()

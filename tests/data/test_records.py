@@ -79,6 +79,52 @@ def test_training_reads_the_records_and_the_same_seed_makes_them_again(run, conv
     assert any(len(each.passes) > 1 for each in episodes)
 
 
+TURN = {"user": "Hi.", "assistant": None, "kind": "told", "relations": [], "wordings": []}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[" * 5000, "in.jsonl is JSON that is nested too deeply, 100 levels at most"),
+        ({"turns": []}, "line 1 is not a conversation (KeyError: 'questions')"),
+        ({"turns": None, "questions": []}, "line 1 is not a conversation (KeyError: 'turns')"),
+        ({"turns": ["x"], "questions": []}, "line 1 is not a conversation (ValueError: a text instead of an object)"),
+        ({"turns": [TURN | {"mood": 1}], "questions": []}, "line 1 is not a conversation (TypeError: "),
+        ({"turns": [TURN | {"user": None}], "questions": []}, "line 1 is not a conversation (TypeError: "),
+        ({"turns": [TURN | {"user": 3}], "questions": []}, "the 'user' of a turn is a number; expected a text"),
+        (
+            {"turns": [TURN | {"assistant": "\ud800"}], "questions": []},
+            "the 'assistant' of a turn has half a character",
+        ),
+        ({"turns": [TURN | {"relations": 3}], "questions": []}, "line 1 is not a conversation (TypeError: "),
+        ({"turns": [TURN], "questions": [{"text": "x"}]}, "the 'answer' of a question is nothing; expected a text"),
+        ({"turns": [TURN], "questions": 3}, "line 1 is not a conversation (ValueError: a number instead of a list)"),
+    ],
+)
+def test_what_is_not_a_conversation_is_told_in_one_line(run, tmp_path, content, problem):
+    text = content if isinstance(content, str) else json.dumps(content)
+    (tmp_path / "in.jsonl").write_text(text + "\n" + json.dumps({"turns": [TURN], "questions": []}) + "\n")
+    ended = run(tmp_path / "in.jsonl", tmp_path / "new.jsonl", "--model", backbone("qwen3-tiny"))
+    assert ended.code == 2 and problem in ended.errors and ended.errors.count("\n") == 1
+    assert not (tmp_path / "new.jsonl").exists()
+
+
+def test_fields_of_a_conversation_that_are_null_are_absent(run, conversations, tmp_path):
+    options = ("--ordinary", 0, "--only-read", 0)
+    lines = [json.loads(line) for line in conversations.read_text().splitlines()]
+    for conversation in lines:
+        conversation["id"] = None
+        for each in conversation["turns"] + conversation["questions"]:
+            each["note"] = None
+            for name in ("relations", "wordings"):
+                if each.get(name) == []:
+                    each[name] = None
+    (tmp_path / "in.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in lines))
+    assert records(run, tmp_path / "in.jsonl", tmp_path / "a.jsonl", *options) == records(
+        run, conversations, tmp_path / "b.jsonl", *options
+    )
+
+
 def test_bad_inputs_are_refused(run, conversations, tmp_path):
     (tmp_path / "there.jsonl").touch()
     for output, options, error in [

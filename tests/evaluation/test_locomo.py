@@ -194,12 +194,14 @@ def test_what_does_not_fit_the_window_is_the_newest(locomo):
 class UnevenTokenizer:
     """Counts more tokens in a chat than in its parts, as tokenizers with merges may."""
 
-    def encode(self, text, add_special_tokens):
-        return text.split()
+    CHAT = "<chat> "
 
-    def apply_chat_template(self, messages, add_generation_prompt, enable_thinking=True):
-        words = sum(len(message["content"].split()) for message in messages)
-        return [0] * (words + words // 10)
+    def encode(self, text, add_special_tokens):
+        words = text.removeprefix(self.CHAT).split()
+        return words + words[::10] if text.startswith(self.CHAT) else words
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt, enable_thinking=True):
+        return self.CHAT + " ".join(message["content"] for message in messages)
 
 
 def test_the_whole_prompt_fits_where_its_parts_have_fewer_tokens(locomo):
@@ -207,7 +209,7 @@ def test_the_whole_prompt_fits_where_its_parts_have_fewer_tokens(locomo):
     lengths = []
     for window in range(190, 240):
         (question,) = task.questions(Backbone(UnevenTokenizer(), window))
-        lengths.append(len(UnevenTokenizer().apply_chat_template(question.messages(with_history=True), True)))
+        lengths.append(prompt_tokens(Backbone(UnevenTokenizer(), window), question.messages(with_history=True)))
         assert lengths[-1] <= window - 50
     assert len(set(lengths)) > 3
 
@@ -309,7 +311,7 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
 def test_a_template_that_refuses_the_prompt_is_told(locomo):
     tokenizer = load_tokenizer(Path(backbone()))
     tokenizer.chat_template = "{{ raise_exception('no system prompts') }}"
-    with pytest.raises(ValueError, match=r"the chat template refuses the task's prompt \(system, user\): no system pr"):
+    with pytest.raises(ValueError, match=r"the chat template refuses 2 messages \(system, user\).*no system pr"):
         list(locomo(sample(qa("single_hop"))).questions(Backbone(tokenizer, 4000)))
 
 

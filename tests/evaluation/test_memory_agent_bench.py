@@ -141,7 +141,7 @@ def test_long_contexts_are_clipped_in_characters(mab):
     assert len(told["content"]) <= 630 and question.context.endswith(told["content"])
     assert context.startswith(head) and context.endswith(tail)
     assert (len(head), len(tail)) == (199, 400)  # of 630 - 31
-    with pytest.raises(ValueError, match="--mab-characters is 199; expected a whole number from 200 on"):
+    with pytest.raises(ValueError, match="--mab-characters is 199; expected a whole number from 200 to"):
         MemoryAgentBench(characters=199)
 
 
@@ -277,8 +277,8 @@ def test_rows_of_the_hub_need_a_package(monkeypatch):
             "has 1 questions and 0 answers",
         ),
         (row("ruler_qa1_197K", ("Who?", [" "])), "has a question without an answer"),
-        (row("recsys_redial_full", ("Who?", ["99"])), "has the films 99, which are not in entity2id.json"),
-        ([1], "row 1 is list; expected an object"),
+        (row("recsys_redial_full", ("Who?", ["99"])), "has the films '99', which are not in entity2id.json"),
+        ([1], "row 1 is a list, expected an object"),
     ],
 )
 def test_damaged_rows_are_told_in_one_line(mab, broken, message):

@@ -259,9 +259,9 @@ def test_topic_shifts(facts, filler, switches):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"facts": ()}, r"--recall-facts is \(\); expected a list of values, each a whole number from 0 on"),
-        ({"questions_each": 0}, "--recall-questions-each is 0; expected a whole number from 1 on"),
-        ({"max_tokens": 0}, "--recall-max-tokens is 0; expected a whole number from 1 on"),
+        ({"facts": ()}, r"--recall-facts is \(\); expected one or more values, each a whole number from 0"),
+        ({"questions_each": 0}, "--recall-questions-each is 0; expected a whole number from 1 to"),
+        ({"max_tokens": 0}, "--recall-max-tokens is 0; expected a whole number from 1 to"),
         ({"facts": (0,)}, "an episode may have no question"),
         ({"facts": (1,), "deletions": (0, 2)}, "there may be 2 deletions of 1 facts"),
         ({"filler": (3, 1)}, "filler is 3 to 1"),

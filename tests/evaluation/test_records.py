@@ -1,6 +1,7 @@
 """Records that survive a kill, and settings that must be the same to continue a run."""
 
 import json
+import os
 
 import pytest
 
@@ -8,7 +9,22 @@ from mlx_deltamem.adapters.fingerprint import Origin
 from mlx_deltamem.evaluation.records import JsonLines
 from mlx_deltamem.evaluation.settings import SETTINGS_FILE, compare_settings, keep_settings
 
-ROWS = [{"id": "1", "reply": "Grüße\u2028 \n"}, {"id": "2", "reply": "日本"}]
+ROW = {
+    **{"task": "recall", "condition": "state", "seed": 0, "id": "1", "group": "g", "category": "", "golds": ["a"]},
+    **{
+        "labels": {"distance": 3, "kind": "x"},
+        "reply": "Grüße\u2028 \n",
+        "ending": None,
+        "scores": {"f1": 1, "em": 0.5},
+    },
+}
+ROWS = [ROW, {**ROW, "id": "2", "reply": "日本"}]
+MEASURES = {
+    **{"task": "recall", "condition": "state", "questions": ["0/1"], "prompt_tokens": 3, "prompt_seconds": 0.5},
+    **{"reply_tokens": 2, "reply_seconds": 0, "peak_memory": 10**12, "beyond_window": 0, "write": 0.5, "written": 3},
+    **{"correction": 0.1, "corrected": 3, "norm": 1.0, "prompts": 1},
+}
+DEEP = "[" * 900 + "]" * 900
 ORIGIN = Origin("model", "b1", "a1", "t1")
 
 
@@ -34,12 +50,62 @@ def test_a_row_cut_off_anywhere_is_dropped(tmp_path):
         assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("line", ["{", "3", "\xff"])
+@pytest.mark.parametrize("line", ["{", "3", "\xff", "{}", "[]", '"x"', "null", DEEP, f'{{"id": {DEEP}}}'])
 def test_another_damaged_row_is_named(line, tmp_path):
     path = tmp_path / "records.jsonl"
-    path.write_bytes(b'{"id": 1}\n' + line.encode("latin-1") + b'\n{"id": 2}\n')
+    row = json.dumps(ROW).encode()
+    path.write_bytes(row + b"\n" + line.encode("latin-1") + b"\n" + row + b"\n")
     with pytest.raises(ValueError, match=r"records\.jsonl line 2 is damaged \(.*\); remove the file"):
         JsonLines(path)
+
+
+TEXTS, WHOLES, FLOATS = ("task", "id", "reply"), ("seed",), ("prompt_seconds", "write", "norm")
+WRONG = [
+    *((ROW, name, value) for name in TEXTS for value in (None, 5, True, [], {})),
+    *((ROW, name, value) for name in WHOLES for value in (None, 2.5, True, "0", 10**400)),
+    *((ROW, "ending", value) for value in (0, [], True)),
+    *((ROW, "golds", value) for value in (None, "a", {}, [None], [5], [["a"]])),
+    *((ROW, "labels", value) for value in (None, [], {"a": None}, {"a": []}, {"a": 10**400}, {"a": True})),
+    *((ROW, "scores", value) for value in (None, [], {}, {"f1": None}, {"f1": "x"}, {"f1": 10**400}, {"f1": [1]})),
+    *((MEASURES, name, value) for name in FLOATS for value in (None, "x", [], {}, True, 10**400)),
+    *((MEASURES, "prompts", value) for value in (None, 1.5, "x")),
+    *((MEASURES, "questions", value) for value in (None, "0/1", [1], {})),
+]
+
+
+def test_a_value_of_another_type_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for whole, name, value in WRONG:
+        path.write_text(json.dumps({**whole, name: value}) + "\n")
+        with pytest.raises(ValueError, match=rf"rows\.jsonl line 1 is damaged \(its {name} (is|are|has) .*; remove"):
+            JsonLines(path)
+
+
+def test_a_whole_number_is_a_number_and_what_is_not_finite_is_one_too(tmp_path):
+    rows = [MEASURES, {**MEASURES, "write": 3, "norm": float("inf"), "peak_memory": 2**70}]
+    JsonLines(tmp_path / "measures.jsonl").add(rows)
+    assert JsonLines(tmp_path / "measures.jsonl").rows == rows
+
+
+def test_a_row_that_lacks_a_key_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for name in ROW:
+        path.write_text(json.dumps({key: value for key, value in ROW.items() if key != name}) + "\n")
+        with pytest.raises(ValueError, match=rf"line 1 is damaged \(it has no {name}\)"):
+            JsonLines(path)
+
+
+def test_the_scores_of_a_task_have_the_same_names(tmp_path):
+    path = tmp_path / "records.jsonl"
+    JsonLines(path).add([ROW, {**ROW, "task": "other", "scores": {"x": 1.0}}, {**ROW, "scores": {"f1": 1.0}}])
+    with pytest.raises(ValueError, match=r"line 3 is damaged \(its scores are f1, expected those of the task's other"):
+        JsonLines(path)
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "records.jsonl")
+    with pytest.raises(ValueError, match=r"records\.jsonl is a pipe; expected a file"):
+        JsonLines(tmp_path / "records.jsonl")
 
 
 def check(folder, origin=ORIGIN, plan=(("seed", 0),), tasks=(("recall", {"questions": 3, "stop": ("\n",)}),)):

@@ -1,10 +1,11 @@
+import os
 import stat
 import threading
 from pathlib import Path
 
 import pytest
 
-from mlx_deltamem.files.atomic import locked, new_file, new_folder, one_line
+from mlx_deltamem.files.atomic import check_new_file, file_kind, locked, new_file, new_folder, one_line
 
 
 def names(folder: Path) -> list[str]:
@@ -51,6 +52,52 @@ def test_a_failure_leaves_no_folder(tmp_path):
         (temporary / "x").write_text("1")
         raise ValueError("stop")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("new", [new_file, new_folder])
+def test_ctrl_c_after_the_last_step_is_still_ctrl_c(new, tmp_path, monkeypatch):
+    def pressed(path: Path) -> None:
+        # This is called for the folder when the result has its name.
+        if path == tmp_path:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlx_deltamem.files.atomic._flush", pressed)
+    with pytest.raises(KeyboardInterrupt), new(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == ["a"]
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path, monkeypatch):
+    mkdir = Path.mkdir
+
+    def pressed(path: Path, *arguments: object, **options: object) -> None:
+        mkdir(path, *arguments, **options)
+        if path.name.startswith("."):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", pressed)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_the_kinds_of_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    found = {name: file_kind(tmp_path / name) for name in ("pipe", "file", "link", "nothing", "file/in")}
+    assert found == {"pipe": "pipe", "file": "file", "link": "file", "nothing": "", "file/in": ""}
+    assert file_kind(tmp_path) == "folder"
+    assert file_kind(Path("/dev/null")) == "device"
+
+
+def test_a_place_for_a_new_file(tmp_path):
+    (tmp_path / "old").write_text("old")
+    check_new_file(tmp_path / "old")
+    check_new_file(tmp_path / "new")
+    assert names(tmp_path) == ["old"]
+    with pytest.raises(OSError, match="cannot be written"):
+        check_new_file(tmp_path / "no" / "new")
 
 
 def test_a_locked_folder_is_refused_or_waited_for(tmp_path):

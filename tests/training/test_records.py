@@ -31,6 +31,8 @@ def lines(*rows: object) -> str:
         ({"prompt": "Who?", "completion": "Ann"}, ASKED, ""),
         ({"prompt": "Who?", "response": "Ann", "value": "Ann"}, ASKED, "Ann"),
         ({"prompt": "Who?", "completion": "Ann", "messages": None, "response": None}, ASKED, ""),
+        ({"messages": [*({**each, "name": None, "tool_calls": None} for each in CHAT), None]}, CHAT, ""),
+        ({"prompt": "\ufeffWho?", "completion": "Ann"}, ASKED, ""),
     ],
 )
 def test_every_form_of_a_record(row, messages, value):
@@ -87,6 +89,13 @@ def test_write(write):
             {"messages": [{"role": "user", "content": "a\ud800"}]},
             "here, message 0, has half a character in its content",
         ),
+        (
+            {"messages": [CHAT[0], {"role": "assistant", "content": "b\x00"}]},
+            "here, message 1, has a NUL character in its content (U+0000 at character 2); expected text",
+        ),
+        ({"messages": [{"role": "\udfff", "content": "a"}]}, "here, message 0, has half a character in its role"),
+        ({"prompt": "\x00", "completion": "y"}, "here, prompt, has a NUL character in its content"),
+        ({"messages": [None]}, "here has a list for messages; expected a list of them"),
         ({"prompt": ["x"], "completion": "y"}, "here, prompt, has a list for its content"),
         ({"prompt": "x", "response": 1.5}, "here, response, has a number for its content"),
         ({"messages": CHAT, "value": "Bob"}, "here has a value that is not in its last message"),

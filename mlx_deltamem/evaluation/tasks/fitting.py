@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from jinja2 import TemplateError
-
 from mlx_deltamem.evaluation.task import Backbone
 from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.template import sentences
+from mlx_deltamem.sessions.template_text import rendered
 
 _MARKER = "\n\n[... context truncated ...]\n\n"
 
@@ -22,15 +21,8 @@ def prompt_tokens(backbone: Backbone, messages: Sequence[Message]) -> int:
     Raises:
         ValueError: The chat template refuses the messages.
     """
-    try:
-        # The tokens that switch thinking off count too.
-        ids = backbone.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, enable_thinking=False)
-    except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(
-            f"the chat template refuses the task's prompt ({roles}): {error}; give the tokenizer another chat template"
-        ) from None
-    return len(ids)
+    # The tokens that switch thinking off count too.
+    return text_tokens(backbone, rendered(backbone.tokenizer, messages, True, {"enable_thinking": False}))
 
 
 def longest_prompt(backbone: Backbone, messages: Sequence[Message], reply: int) -> int | None:

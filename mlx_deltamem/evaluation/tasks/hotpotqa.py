@@ -11,9 +11,12 @@ from typing import ClassVar
 from mlx_deltamem.evaluation.question import Question, user_message
 from mlx_deltamem.evaluation.task import Backbone, Task
 from mlx_deltamem.evaluation.tasks.answers import first_line, span_tokens, squad_tokens, token_f1
-from mlx_deltamem.evaluation.tasks.rows import Row, expect_list, expect_text, file_rows, hub_rows
+from mlx_deltamem.evaluation.tasks.left_out import LeftOut
+from mlx_deltamem.evaluation.tasks.rows import file_rows, hub_rows
+from mlx_deltamem.files.fields import Row, as_text, given_fields, given_items, is_absent, shown
 from mlx_deltamem.files.jsonl import Json
 
+_EXPECTED = "rows of HotpotQA's validation split"
 _REPO = "hotpotqa/hotpot_qa"
 _MAX_TOKENS = 32
 _SHORT = "Reply with a short span or yes/no only.\n\n"
@@ -51,25 +54,8 @@ class HotpotQA(Task):
             FileNotFoundError: The data do not exist.
             ValueError: The data are damaged or of another kind, or a package that reads them is not installed.
         """
-        for index, (place, row) in enumerate(_rows(self.data)):
-            passages = _passages(place, row)
-            question, answer, kind, level = (
-                _text(place, row, name) for name in ("question", "answer", "type", "level")
-            )
-            prompt = _QUESTION.format(question)
-            yield Question(
-                id=_text(place, row, "id" if "id" in row else "_id"),
-                group=_text(place, row, "id" if "id" in row else "_id"),
-                history=tuple(map(user_message, passages)),
-                question=_NO_CONTEXT + prompt,
-                golds=(answer,),
-                category=kind,
-                max_tokens=_MAX_TOKENS,
-                context=_CONTEXT + "\n\n".join(passages),
-                question_with_context="\n\n" + prompt,
-                labels={"level": level},
-                index=index,
-            )
+        left_out = LeftOut(str(self.data or _REPO), _EXPECTED)
+        yield from left_out.told(_questions(_rows(self.data, left_out), left_out))
 
     def score(self, question: Question, reply: str) -> Mapping[str, float]:
         """Exact match and F1 of the first line, by the published rules and by the official ones."""
@@ -94,34 +80,88 @@ def _match(said: list[str], wanted: list[str]) -> tuple[float, float]:
     return em, em or token_f1(said, wanted)
 
 
-def _rows(data: Path | None) -> Iterator[tuple[str, Row]]:
-    return file_rows(data) if data else hub_rows(_REPO, "validation", "distractor/validation-*.parquet")
+def _rows(data: Path | None, left_out: LeftOut) -> Iterator[tuple[str, Row]]:
+    return file_rows(data, left_out) if data else hub_rows(_REPO, "validation", "distractor/validation-*.parquet")
 
 
-def _passages(place: str, row: Row) -> list[str]:
+def _questions(rows: Iterator[tuple[str, Row]], left_out: LeftOut) -> Iterator[Question]:
+    found: set[str] = set()
+    for index, (place, row) in enumerate(rows):
+        try:
+            question = _question(index, given_fields(row))
+            if question.id in found:
+                raise ValueError(f"the name {shown(question.id)}, which an earlier row has")
+        except ValueError as error:
+            left_out.add(f"{place} has {error}")
+        else:
+            found.add(question.id)
+            yield question
+
+
+def _question(index: int, row: Row) -> Question:
+    passages = _passages(row.get("context"))
+    question, answer, kind, level = (_text(row, name) for name in ("question", "answer", "type", "level"))
+    name = _text(row, "id" if "id" in row else "_id")
+    prompt = _QUESTION.format(question)
+    return Question(
+        id=name,
+        group=name,
+        history=tuple(map(user_message, passages)),
+        question=_NO_CONTEXT + prompt,
+        golds=(answer,),
+        category=kind,
+        max_tokens=_MAX_TOKENS,
+        context=_CONTEXT + "\n\n".join(passages),
+        question_with_context="\n\n" + prompt,
+        labels={"level": level},
+        index=index,
+    )
+
+
+def _passages(context: Json) -> list[str]:
     """The passages of a row, numbered and titled. Rows of the Hub and of the original file have different forms."""
     try:
-        texts = [(title, _joined(sentences)) for title, sentences in _titled_passages(row.get("context"))]
-    except (KeyError, ValueError):
-        raise ValueError(f"{place} has no `context` of titles and sentences; expected a row of HotpotQA") from None
-    return [f"Passage {number} - {title}:\n{text}" for number, (title, text) in enumerate(texts, 1) if text]
+        texts = [
+            (as_text(title, "a title"), _joined(sentences))
+            for title, sentences in _titled_passages(context)
+            if not (is_absent(title) and is_absent(sentences))
+        ]
+    except ValueError as error:
+        raise ValueError(f"no `context` of titles and sentences ({error})") from None
+    passages = [f"Passage {number} - {title}:\n{text}" for number, (title, text) in enumerate(texts, 1) if text]
+    if not passages:
+        raise ValueError("no `context` of titles and sentences (all are empty)")
+    return passages
 
 
 def _titled_passages(context: Json) -> list[tuple[Json, Json]]:
     """The titles and the sentences: of an object with two lists (Hub), or of a list of pairs (original)."""
     if isinstance(context, dict):
-        return list(zip(expect_list(context["title"]), expect_list(context["sentences"]), strict=True))
-    pairs = [expect_list(pair) for pair in expect_list(context)]
-    return [(title, sentences) for title, sentences in pairs]
+        titles, sentences = context.get("title"), context.get("sentences")
+        if not isinstance(titles, list) or not isinstance(sentences, list):
+            raise ValueError("no lists `title` and `sentences`")
+        if len(titles) != len(sentences):
+            raise ValueError(f"{len(titles)} titles and {len(sentences)} lists of sentences")
+        return list(zip(titles, sentences, strict=True))
+    pairs = given_items(context)
+    return [_pair(pair) for pair in pairs]
+
+
+def _pair(pair: Json) -> tuple[Json, Json]:
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise ValueError(f"{shown(pair)} instead of a title and its sentences")
+    return pair[0], pair[1]
 
 
 def _joined(sentences: Json) -> str:
-    texts = [expect_text(sentence).strip() for sentence in expect_list(sentences)]
+    if is_absent(sentences):
+        return ""
+    texts = [as_text(sentence, "a sentence").strip() for sentence in given_items(sentences)]
     return " ".join(text for text in texts if text)
 
 
-def _text(place: str, row: Row, name: str) -> str:
+def _text(row: Row, name: str) -> str:
     text = row.get(name)
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{place} has no text `{name}`; expected a row of HotpotQA's validation split")
-    return text.strip()
+        raise ValueError(f"no text `{name}`")
+    return as_text(text, f"a `{name}` that").strip()

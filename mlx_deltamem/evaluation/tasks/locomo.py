@@ -14,13 +14,16 @@ from mlx_deltamem.evaluation.question import Question, user_message
 from mlx_deltamem.evaluation.task import Backbone, Sampling, Task
 from mlx_deltamem.evaluation.tasks.answers import first_line, locomo_tokens, porter_stem, token_f1
 from mlx_deltamem.evaluation.tasks.fitting import longest_prompt, prompt_tokens, text_tokens
+from mlx_deltamem.evaluation.tasks.left_out import LeftOut
 from mlx_deltamem.evaluation.tasks.locomo_data import (
     CATEGORIES,
+    EXPECTED,
     Conversation,
     DialogQuestion,
     DialogTurn,
     downloaded,
     load_conversations,
+    open_domain_answer,
 )
 from mlx_deltamem.options.option import option
 from mlx_deltamem.sessions.messages import Message
@@ -98,14 +101,22 @@ class Locomo(Task):
         """
         # Checked before the run, not only when the first reply is scored.
         porter_stem()
-        for conversation in load_conversations(self.data or downloaded()):
-            asked = [each for each in conversation.questions if each.category in self.categories]
+        path = self.data or downloaded()
+        left_out = LeftOut(str(path), EXPECTED)
+        yield from left_out.told(self._questions(load_conversations(path, left_out), backbone))
+
+    def _questions(self, conversations: list[Conversation], backbone: Backbone) -> Iterator[Question]:
+        for conversation in conversations:
+            # A question without a readable category keeps its place, as one of these.
+            categories = (*self.categories, "")
+            in_order = enumerate(each for each in conversation.questions if each.category in categories)
+            asked = [(index, each) for index, each in in_order if each.usable]
             if not asked:
                 continue
             history = tuple(history_messages(conversation, self.message))
-            prompts = [_INSTRUCTION.format(_wording(self.seed, conversation.id, *each)) for each in enumerate(asked)]
+            prompts = [_INSTRUCTION.format(_wording(self.seed, conversation.id, *each)) for each in asked]
             context = official_context(conversation, prompts, backbone) if self.mode == "official" else ""
-            for index, (each, prompt) in enumerate(zip(asked, prompts, strict=True)):
+            for (index, each), prompt in zip(asked, prompts, strict=True):
                 yield Question(
                     id=f"{conversation.id}/{each.place}",
                     group=conversation.id,
@@ -214,8 +225,7 @@ def _wording(seed: int, conversation: str, index: int, asked: DialogQuestion) ->
 def _golds(seed: int, conversation: str, index: int, asked: DialogQuestion) -> tuple[str, ...]:
     if asked.category == "adversarial":
         return _NO_INFORMATION, "(a)" if _no_information_first(seed, conversation, index) else "(b)"
-    # The text after a semicolon is the reason for the answer.
-    return (asked.answer.partition(";")[0].strip() if asked.category == "open_domain" else asked.answer,)
+    return (open_domain_answer(asked.answer) if asked.category == "open_domain" else asked.answer,)
 
 
 def _labels(conversation: Conversation, asked: DialogQuestion) -> dict[str, float | str]:

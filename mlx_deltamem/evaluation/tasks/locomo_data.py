@@ -9,18 +9,29 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from mlx_deltamem.evaluation.tasks.rows import expect_list, expect_object, expect_text, parse_json
+from mlx_deltamem.evaluation.tasks.left_out import LeftOut
+from mlx_deltamem.evaluation.tasks.rows import parse_json
 from mlx_deltamem.files.atomic import new_file
-from mlx_deltamem.files.jsonl import Json
+from mlx_deltamem.files.fields import (
+    Row,
+    as_answer,
+    as_text,
+    as_whole_number,
+    given_fields,
+    given_items,
+    shown,
+    text_field,
+)
+from mlx_deltamem.files.jsonl import Json, read_json
 
 # The licence is CC BY-NC 4.0: users download the file themselves, and it is not part of this project.
 URL = "https://raw.githubusercontent.com/snap-research/locomo/main/data/locomo10.json"
 
 CATEGORIES = {1: "multi_hop", 2: "temporal", 3: "open_domain", 4: "single_hop", 5: "adversarial"}
 
-_EXPECTED = "expected LoCoMo's locomo10.json"
-_SESSION = re.compile(r"session_(\d+)")
-_DIALOG = re.compile(r"D(\d+):\d+")
+EXPECTED = "LoCoMo's locomo10.json"
+_SESSION = re.compile(r"session_([0-9]{1,6})")
+_DIALOG = re.compile(r"D([0-9]{1,6}):[0-9]")
 _TIMEOUT_SECONDS = 60
 
 
@@ -64,6 +75,8 @@ class DialogQuestion:
         category: The name of the category.
         answer: The answer. For an adversarial question it is the wrong answer that the question offers.
         sessions: The numbers of the sessions that contain the answer, ascending; empty if the file does not say.
+        usable: False for a question that is not asked. It only keeps the places of the others; its category is "" if
+            that is unknown.
     """
 
     place: int
@@ -71,6 +84,7 @@ class DialogQuestion:
     category: str
     answer: str
     sessions: tuple[int, ...]
+    usable: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,24 +104,34 @@ class Conversation:
     questions: tuple[DialogQuestion, ...]
 
 
-def load_conversations(path: Path) -> Iterator[Conversation]:
+def load_conversations(path: Path, left_out: LeftOut) -> list[Conversation]:
     """The conversations of a file.
+
+    Args:
+        path: The file.
+        left_out: Counts the conversations, sessions, turns and questions that cannot be used.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is damaged or of another kind.
+        ValueError: The file is not a list of conversations.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; {_EXPECTED}, from {URL}")
-    samples = parse_json(str(path), path.read_bytes())
+        raise FileNotFoundError(f"there is no file {path}; expected {EXPECTED}, from {URL}")
+    samples = read_json(path)
     if not isinstance(samples, list) or not samples:
-        raise ValueError(f"{path} is not a list of conversations; {_EXPECTED}")
+        raise ValueError(f"{path} is not a list of conversations; expected {EXPECTED}")
+    found: dict[str, Conversation] = {}
     for number, sample in enumerate(samples, 1):
+        place = f"conversation {number}"
         try:
-            yield _conversation(expect_object(sample))
+            conversation = _conversation(place, given_fields(sample), left_out)
+            if conversation.id in found:
+                raise ValueError(f"its name {shown(conversation.id)} is that of an earlier one")
         except (KeyError, ValueError) as error:
-            problem = f"no {error}" if isinstance(error, KeyError) else error
-            raise ValueError(f"{path}, conversation {number} is damaged ({problem}); {_EXPECTED}") from None
+            left_out.add(f"{place} is damaged ({_problem(error)})")
+        else:
+            found[conversation.id] = conversation
+    return list(found.values())
 
 
 def downloaded() -> Path:
@@ -132,41 +156,75 @@ def downloaded() -> Path:
     return path
 
 
-def _conversation(sample: dict[str, Json]) -> Conversation:
-    content = expect_object(sample["conversation"])
-    # The file also has dates of sessions that do not exist.
-    numbers = sorted(int(match[1]) for key in content if (match := _SESSION.fullmatch(key)))
-    sessions = tuple(session for number in numbers if (session := _session(content, number)).turns)
+def _problem(error: KeyError | ValueError) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _conversation(place: str, sample: Row, left_out: LeftOut) -> Conversation:
+    content = given_fields(sample["conversation"])
+    speakers = text_field(content, "speaker_a"), text_field(content, "speaker_b")
+    name = text_field(sample, "sample_id")
+    sessions = tuple(session for session in _sessions(place, content, left_out) if session.turns)
     if not sessions:
         raise ValueError("it has no turns")
-    return Conversation(
-        id=expect_text(sample["sample_id"]),
-        speakers=(expect_text(content["speaker_a"]), expect_text(content["speaker_b"])),
-        sessions=sessions,
-        questions=tuple(
-            _question(place, expect_object(question)) for place, question in enumerate(expect_list(sample["qa"]))
-        ),
-    )
+    if not isinstance(asked := sample["qa"], list):
+        raise ValueError("'qa' is not a list")
+    questions = tuple(_question(place, number, each, left_out) for number, each in enumerate(asked))
+    return Conversation(name, speakers, sessions, questions)
 
 
-def _session(content: dict[str, Json], number: int) -> DialogSession:
-    turns = [expect_object(turn) for turn in expect_list(content[f"session_{number}"])]
-    date = expect_text(content[f"session_{number}_date_time"])
-    return DialogSession(number, date, tuple(map(_turn, turns)))
+def _sessions(place: str, content: Row, left_out: LeftOut) -> Iterator[DialogSession]:
+    # The file also has dates of sessions that do not exist.
+    for number, name in sorted((int(match[1]), name) for name in content if (match := _SESSION.fullmatch(name))):
+        within = f"{place}, {name},"
+        try:
+            items = given_items(content[name])
+            if items:
+                date = text_field(content, f"{name}_date_time")
+                yield DialogSession(number, date, tuple(_turns(within, items, left_out)))
+        except (KeyError, ValueError) as error:
+            left_out.add(f"{within} is damaged ({_problem(error)})")
 
 
-def _turn(turn: dict[str, Json]) -> DialogTurn:
-    caption = turn.get("blip_caption") or ""
-    return DialogTurn(expect_text(turn["speaker"]), expect_text(turn["text"]), expect_text(caption))
+def _turns(place: str, items: list[Json], left_out: LeftOut) -> Iterator[DialogTurn]:
+    for number, item in enumerate(items, 1):
+        try:
+            turn = given_fields(item)
+            caption = as_text(turn.get("blip_caption", ""), "'blip_caption'")
+            yield DialogTurn(text_field(turn, "speaker"), text_field(turn, "text"), caption)
+        except (KeyError, ValueError) as error:
+            left_out.add(f"{place} turn {number}, is damaged ({_problem(error)})")
 
 
-def _question(place: int, question: dict[str, Json]) -> DialogQuestion:
-    number = question["category"]
-    if not isinstance(number, int) or number not in CATEGORIES:
-        raise ValueError(f"category {number!r}, expected 1 to 5")
-    category = CATEGORIES[number]
-    # Two adversarial questions also have a right answer, which the reference offers as the wrong one.
-    answer = question.get("answer", question["adversarial_answer"]) if category == "adversarial" else question["answer"]
-    evidence = [expect_text(text) for text in expect_list(question.get("evidence", []))]
+def _question(conversation: str, place: int, found: Json, left_out: LeftOut) -> DialogQuestion:
+    category = ""
+    try:
+        question = given_fields(found)
+        number = as_whole_number(question["category"])
+        if number is None or number not in CATEGORIES:
+            raise ValueError(f"category {shown(question['category'])}, expected 1 to 5")
+        category = CATEGORIES[number]
+        text = text_field(question, "question")
+        if not text.strip():
+            raise ValueError("'question' is blank")
+        answer = _answer(question, category)
+        evidence = [as_text(each, "'evidence'") for each in given_items(question.get("evidence", []))]
+    except (KeyError, ValueError) as error:
+        left_out.add(f"{conversation}, question {place + 1}, is damaged ({_problem(error)})")
+        return DialogQuestion(place, "", category, "", (), usable=False)
     sessions = {int(number) for number in _DIALOG.findall(" ".join(evidence))}
-    return DialogQuestion(place, expect_text(question["question"]), category, str(answer), tuple(sorted(sessions)))
+    return DialogQuestion(place, text, category, answer, tuple(sorted(sessions)))
+
+
+def _answer(question: Row, category: str) -> str:
+    # Two adversarial questions also have a right answer, which the reference offers as the wrong one.
+    name = "adversarial_answer" if category == "adversarial" and "answer" not in question else "answer"
+    answer = as_answer(question[name], f"{name!r}")
+    if category == "open_domain" and not open_domain_answer(answer):
+        raise ValueError(f"{name!r} has nothing before a semicolon; expected an answer")
+    return answer
+
+
+def open_domain_answer(answer: str) -> str:
+    """The answer without the reason for it, which follows a semicolon."""
+    return answer.partition(";")[0].strip()

@@ -12,8 +12,10 @@ from mlx_deltamem.evaluation.question import Question, user_message
 from mlx_deltamem.evaluation.task import Backbone, Task
 from mlx_deltamem.evaluation.tasks.answers import first_line, span_tokens, token_f1
 from mlx_deltamem.evaluation.tasks.fitting import clip, fit, longest_prompt, prompt_tokens, sentence_chunks, text_tokens
-from mlx_deltamem.evaluation.tasks.mab_data import REPO, SPLITS, ContextRow, find_source, load_rows
+from mlx_deltamem.evaluation.tasks.left_out import LeftOut
+from mlx_deltamem.evaluation.tasks.mab_data import EXPECTED, REPO, SPLITS, ContextRow, find_source, load_rows
 from mlx_deltamem.evaluation.tasks.movies import as_list, from_list, load_films, recall_at_5
+from mlx_deltamem.files.fields import shown
 from mlx_deltamem.options.option import option
 
 _SHORT = (
@@ -27,6 +29,11 @@ _NO_CONTEXT = "Use only what you were told before to answer the question.\n" + _
 _QUESTION = "Question: {}\nAnswer:"
 _PUBLISHED_CHARACTERS = 120_000
 _FEWEST_CHARACTERS = 200
+_SHOWN = 5
+
+
+class UnknownFilmError(ValueError):
+    """An answer is a film that the file of films does not have."""
 
 
 @dataclass(frozen=True)
@@ -84,27 +91,37 @@ class MemoryAgentBench(Task):
             FileNotFoundError: The data do not exist.
             ValueError: The data are damaged or of another kind, or a package that reads them is not installed.
         """
+        left_out = LeftOut(str(self.data or REPO), EXPECTED)
+        yield from left_out.told(self._questions(backbone, left_out))
+
+    def _questions(self, backbone: Backbone, left_out: LeftOut) -> Iterator[Question]:
         index = 0
-        for row in load_rows(self.data, self.splits, self.sources):
-            prompts = [_QUESTION.format(question) for question, _ in row.questions]
+        for row in load_rows(self.data, self.splits, self.sources, left_out):
+            prompts = [_QUESTION.format(question.text) for question in row.questions]
             context = self._fitted(row, prompts, backbone)
             told = sentence_chunks(row.context, self.chunk_tokens, partial(text_tokens, backbone))
             history = tuple(map(user_message, told if self.ingest == "chunks" else [context]))
-            for number, ((_, answers), prompt) in enumerate(zip(row.questions, prompts, strict=True)):
+            for asked, prompt in zip(row.questions, prompts, strict=True):
+                try:
+                    golds = self._golds(row, asked.answers)
+                except UnknownFilmError as error:
+                    left_out.add(f"{row.id}/{asked.number} has {error}")
+                    continue
                 yield Question(
-                    id=f"{row.id}/{number}",
+                    id=f"{row.id}/{asked.number}",
                     group=row.id,
                     history=history,
                     question=_NO_CONTEXT + prompt,
-                    golds=self._golds(row, answers),
+                    golds=golds,
                     category=SPLITS[row.source.split],
                     max_tokens=row.source.max_tokens,
                     context=_CONTEXT + context,
                     question_with_context="\n\n" + prompt,
                     labels={"source": row.name},
-                    index=index,
+                    index=index + asked.number,
                 )
-                index += 1
+            # A question that cannot be asked keeps its place.
+            index += row.count
 
     def score(self, question: Question, reply: str) -> Mapping[str, float]:
         """The score of the row's source: accuracy, the F1 of words, or the recall@5 of films."""
@@ -133,9 +150,8 @@ class MemoryAgentBench(Task):
             return answers
         films = self._films()
         if unknown := [answer for answer in answers if answer not in films]:
-            raise ValueError(
-                f"{row.id} has the films {', '.join(unknown)}, which are not in entity2id.json; use files that match"
-            )
+            films_of_row = ", ".join(map(shown, unknown[:_SHOWN]))
+            raise UnknownFilmError(f"the films {films_of_row}, which are not in entity2id.json; use files that match")
         return (as_list([films[answer] for answer in answers]),)
 
     def _films(self) -> Mapping[str, str]:

@@ -8,7 +8,10 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 
 from mlx_deltamem.adapters.hub_errors import hub_errors
-from mlx_deltamem.evaluation.tasks.rows import evaluate_extra, parse_json
+from mlx_deltamem.evaluation.tasks.left_out import LeftOut
+from mlx_deltamem.evaluation.tasks.rows import evaluate_extra
+from mlx_deltamem.files.fields import as_answer, as_text, is_absent, shown
+from mlx_deltamem.files.jsonl import read_json
 
 FILE = "entity2id.json"
 
@@ -29,7 +32,8 @@ def load_films(folder: Path | None, repo: str) -> Mapping[str, str]:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is damaged, or the package rapidfuzz, which compares names, is not installed.
+        ValueError: The file is damaged or has no films, or the package rapidfuzz, which compares names, is not
+            installed.
     """
     # Checked before the run, not only when the first reply is scored.
     evaluate_extra("rapidfuzz", _PURPOSE)
@@ -42,10 +46,20 @@ def load_films(folder: Path | None, repo: str) -> Mapping[str, str]:
         raise FileNotFoundError(
             f"there is no file {path} with the names of the films; put MemoryAgentBench's {FILE} beside the data"
         )
-    numbers = parse_json(str(path), path.read_bytes())
+    numbers = read_json(path)
     if not isinstance(numbers, dict) or not numbers:
         raise ValueError(f"{path} does not map names of films to numbers; expected MemoryAgentBench's {FILE}")
-    return {str(number): film_name(entity) for entity, number in numbers.items()}
+    films: dict[str, str] = {}
+    left_out = LeftOut(str(path), f"MemoryAgentBench's {FILE}")
+    for entity, number in numbers.items():
+        if is_absent(number):
+            continue
+        try:
+            films[as_answer(number, "its number").strip()] = film_name(as_text(entity, "its name"))
+        except ValueError as error:
+            left_out.add(f"film {shown(entity)}: {error}")
+    left_out.tell(len(films))
+    return films
 
 
 def film_name(entity: str) -> str:

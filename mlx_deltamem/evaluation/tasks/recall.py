@@ -11,6 +11,7 @@ from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Backbone, Task
 from mlx_deltamem.evaluation.tasks.naming import names, names_any, names_only, says_unknown
 from mlx_deltamem.evaluation.tasks.natural import natural_questions, natural_score
+from mlx_deltamem.files.text import check_text
 from mlx_deltamem.options.option import option
 from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode
 from mlx_deltamem.recall import Question as Asked
@@ -62,6 +63,8 @@ class Recall(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Checked before the model is loaded, not only when the first chat is made.
+        _ = self._system
         for count in self.facts:
             self._settings(count)
 
@@ -96,7 +99,9 @@ class Recall(Task):
 
     @property
     def _system(self) -> list[Message]:
-        return [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
+        if self.system_prompt is None:
+            return []
+        return [{"role": "system", "content": check_text(self.system_prompt, "--recall-system-prompt")}]
 
     def _settings(self, facts: int) -> EpisodeSettings:
         split = Split(

@@ -5,22 +5,25 @@ Packages of the extra `evaluate` are imported only where they are needed.
 
 import importlib
 import importlib.util
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 from mlx_deltamem.adapters.hub_errors import hub_errors
+from mlx_deltamem.evaluation.tasks.left_out import LeftOut
 from mlx_deltamem.files.atomic import one_line
-from mlx_deltamem.files.jsonl import Json, json_lines, json_records
-
-Row = dict[str, Json]
+from mlx_deltamem.files.fields import Row
+from mlx_deltamem.files.jsonl import Json, JsonRecord, json_lines, json_records, kind_of, parsed_json
 
 ENDINGS = (".jsonl", ".json", ".parquet")
 
 
-def file_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def file_rows(path: Path, left_out: LeftOut) -> Iterator[tuple[str, Row]]:
     """The rows of a file, each with its place for error messages: "file.jsonl row 3", counted from 1.
+
+    Args:
+        path: The file.
+        left_out: Counts the rows that are not objects, and the lines that are not JSON.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -33,12 +36,15 @@ def file_rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise FileNotFoundError(f"there is no file {path}; name a file of rows")
     if path.suffix not in ENDINGS:
         raise ValueError(f"{path} ends with {path.suffix or 'nothing'!r}; expected one of {', '.join(ENDINGS)}")
-    values = _parquet(path) if path.suffix == ".parquet" else _json(path)
-    for number, row in enumerate(values, 1):
+    records = _parquet(path) if path.suffix == ".parquet" else _json(path)
+    for number, record in enumerate(records, 1):
         place = f"{path.name} row {number}"
-        if not isinstance(row, dict):
-            raise ValueError(f"{place} is {type(row).__name__}; expected an object")
-        yield place, row
+        if record.problem:
+            left_out.add(f"{place} ({record.place}) is {record.problem}")
+        elif isinstance(record.value, dict):
+            yield place, record.value
+        else:
+            left_out.add(f"{place} is {kind_of(record.value)}, expected an object")
 
 
 def folder_files(path: Path) -> list[Path]:
@@ -86,45 +92,11 @@ def parse_json(place: str, text: bytes) -> Json:
         text: The text in UTF-8.
 
     Raises:
-        ValueError: The text is not valid JSON.
+        ValueError: The text is not valid JSON, or too deep or too large: see `files.jsonl`.
     """
-    try:
-        value: Json = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not JSON ({error}); expected a JSON file") from None
-    return value
-
-
-def expect_object(value: Json) -> dict[str, Json]:
-    """Return a JSON value that must be an object.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if not isinstance(value, dict):
-        raise ValueError(f"{type(value).__name__} instead of an object")
-    return value
-
-
-def expect_list(value: Json) -> list[Json]:
-    """Return a JSON value that must be a list.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if not isinstance(value, list):
-        raise ValueError(f"{type(value).__name__} instead of a list")
-    return value
-
-
-def expect_text(value: Json) -> str:
-    """Return a JSON value that must be a text.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if not isinstance(value, str):
-        raise ValueError(f"{type(value).__name__} instead of a text")
+    value, problem = parsed_json(text)
+    if problem:
+        raise ValueError(f"{place} is {problem}; expected a JSON file")
     return value
 
 
@@ -146,18 +118,16 @@ def evaluate_extra(module: str, purpose: str) -> ModuleType:
     return importlib.import_module(module)
 
 
-def _json(path: Path) -> Iterator[Json]:
-    for record in json_lines(path) if path.suffix == ".jsonl" else json_records(path):
-        if record.problem:
-            raise ValueError(f"{path} {record.place} is {record.problem}; expected JSON")
-        yield record.value
+def _json(path: Path) -> Iterator[JsonRecord]:
+    return json_lines(path) if path.suffix == ".jsonl" else json_records(path)
 
 
-def _parquet(path: Path) -> Iterator[Json]:
+def _parquet(path: Path) -> Iterator[JsonRecord]:
     parquet = evaluate_extra("pyarrow.parquet", f"reading {path.name}")
     try:
         # One row at a time, because a row may have millions of characters.
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=1):
-            yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
+            yield from (JsonRecord("", row) for row in batch.to_pylist())
+    # Arrow's exceptions of damaged files are of these kinds.
+    except (OSError, ValueError, TypeError, KeyError, NotImplementedError, MemoryError) as error:
         raise ValueError(f"{path} is damaged ({one_line(error)}); expected Parquet") from None
