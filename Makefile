@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed-$(or $(MLX),metal)
 comma := ,
 EXTRAS := test,plot$(if $(MLX),$(comma)$(MLX))
 
-.PHONY: demo test gpu-check gpu-test lint adapters default-adapter bench clean
+.PHONY: demo test gpu-check gpu-test lint adapters default-adapter fuzz bench clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,11 @@ adapters: $(INSTALLED)
 default-adapter: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[speech]'
 	$(BIN)/python -m tools.default_adapter
+
+# Mutated files for every reader, for SECONDS each. A finding becomes a seed, which `make test` then tries.
+SECONDS ?= 30
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
 
 # Takes minutes. Run it on a machine that does nothing else: it measures times.
 bench: $(INSTALLED)

@@ -15,7 +15,7 @@ from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
 from mlx_deltamem.adapters.publish import pack, upload
 from mlx_deltamem.cli.publishing import upload_folder
 from mlx_deltamem.convert import convert
-from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE
+from mlx_deltamem.core.adapter import CARD_FILE, METRICS_FILE, WEIGHTS_FILE
 from mlx_deltamem.core.config import CONFIG_FILE
 from tests.adapters import test_publish
 from tests.adapters.test_publish import MODEL, OWN_FILES, REPO, files_of
@@ -39,8 +39,24 @@ def test_a_dry_run_shows_all_and_asks_the_hub_nothing(hub, folder):
     assert result.returncode == 0, result.stderr
     for shown in (*OWN_FILES, REPO, "10,776 parameters in 3 layers, all finite", "46.0 kB", "Nothing was sent"):
         assert shown in result.stdout
+    # The sizes to the byte: what is listed is what an upload sends.
+    parcel = pack(folder, REPO, MODEL, "mit")
+    for name, content in parcel.contents.items():
+        (line,) = (line for line in result.stdout.splitlines() if f" {name} " in line)
+        assert f" {len(content):,} " in line
+    assert f" {sum(map(len, parcel.contents.values())):,} " in result.stdout
     assert hub.requests == []
     assert (folder / CARD_FILE).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_linked_file_is_not_sent(hub, folder):
+    (folder / METRICS_FILE).symlink_to("/etc/passwd")
+    for options in (("--dry-run",), ()):
+        result = run_upload(hub, folder, *options)
+        assert_refused(result, f"{METRICS_FILE} is a symbolic link; expected files in the folder itself")
+        assert "root:" not in result.stdout + result.stderr
+    assert hub.requests == []
 
 
 @pytest.mark.slow

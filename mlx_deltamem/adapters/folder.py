@@ -8,18 +8,22 @@ import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import mlx.core as mx
 
 from mlx_deltamem._version import __version__
+from mlx_deltamem.adapters.expected import check_expected
 from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER, AdapterFolder, find_adapter
 from mlx_deltamem.adapters.npz import load_npz
 from mlx_deltamem.adapters.torch.reader import load_torch
+from mlx_deltamem.adapters.untrusted import Shapes
 from mlx_deltamem.core.adapter import WEIGHTS_FILE, Adapter, check_weights
 from mlx_deltamem.core.config import CONFIG_FILE, DeltaMemConfig
-from mlx_deltamem.files.atomic import new_file, new_folder
+from mlx_deltamem.files.atomic import new_file, new_folder, one_line
+from mlx_deltamem.files.safetensors import check_safetensors
 
 TORCH_FILE = "delta_mem_adapter.pt"
 NPZ_FILE = "delta_mem_adapter_mlx.npz"
@@ -108,11 +112,14 @@ def _read(found: AdapterFolder) -> Adapter:
         raise FileNotFoundError(
             f"{found.repo or path} is not a δ-mem adapter: it lacks {' and '.join(missing)}; it {content}"
         )
-    weights, metadata = _READERS[name](path / name)
+    config = DeltaMemConfig.load(path / CONFIG_FILE)
+    # Called with the shapes in a file before any of its numbers is read.
+    check = partial(check_expected, str(path), config)
+    weights, metadata = _READERS[name](path / name, check)
     if name != WEIGHTS_FILE:
         digest = hashlib.sha256((path / name).read_bytes()).hexdigest()
         metadata |= {"converted_from": name, "converted_from_sha256": digest}
-    adapter = Adapter(DeltaMemConfig.load(path / CONFIG_FILE), weights, metadata, str(path), name)
+    adapter = Adapter(config, weights, metadata, str(path), name)
     check_weights(adapter)
     return adapter
 
@@ -137,21 +144,24 @@ def _with_origin(adapter: Adapter, found: AdapterFolder, known: Mapping[str, str
     return replace(adapter, metadata=metadata, source=found.name)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+def _read_safetensors(path: Path, check: Callable[[Shapes], object]) -> tuple[dict[str, mx.array], dict[str, str]]:
+    header = check_safetensors(path)
+    check({name: entry.shape for name, entry in header.tensors.items()})
     try:
         # mlx's annotation covers all the formats that mx.load reads.
         loaded = cast("tuple[dict[str, mx.array], dict[str, str]]", mx.load(str(path), return_metadata=True))
         mx.eval(loaded[0])
         return loaded
-    except RuntimeError as error:
-        raise ValueError(f"{path} is damaged ({error}); expected a safetensors file") from None
+    # MLX's JSON reader accepts names that are no UTF-8, and does not document its other errors.
+    except (RuntimeError, UnicodeDecodeError, IndexError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{path} is damaged ({one_line(error)}); expected a safetensors file") from None
 
 
-_Reader = Callable[[Path], tuple[dict[str, mx.array], dict[str, str]]]
+_Reader = Callable[[Path, Callable[[Shapes], object]], tuple[dict[str, mx.array], dict[str, str]]]
 # If a folder has several of these files, the first one is read.
 _READERS: dict[str, _Reader] = {
     WEIGHTS_FILE: _read_safetensors,
-    TORCH_FILE: lambda path: (load_torch(path), {}),
-    NPZ_FILE: lambda path: (load_npz(path), {}),
+    TORCH_FILE: lambda path, check: (load_torch(path, check), {}),
+    NPZ_FILE: lambda path, check: (load_npz(path, check), {}),
     PLAIN_FILE: _read_safetensors,
 }

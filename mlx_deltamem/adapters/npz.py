@@ -4,8 +4,9 @@ An `.npz` file is a zip archive with one `.npy` file for each array. MLX writes 
 because numpy has no such type.
 """
 
+import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,7 +16,16 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 import mlx.core as mx
 import numpy as np
 
-from mlx_deltamem.adapters.untrusted import MAX_SIZE, RefusedError, damage_in, shown
+from mlx_deltamem.adapters.untrusted import (
+    MAX_SIZE,
+    RefusedError,
+    Shapes,
+    damage_in,
+    open_file,
+    opened_zip,
+    read_entry,
+    shown,
+)
 
 _ENDING = ".npy"
 _EXPECTED = "expected an npz file of float arrays, as mx.savez writes it"
@@ -28,10 +38,12 @@ _READ_AS: dict[np.dtype[np.generic], np.dtype[np.generic]] = {
     _BFLOAT16: np.dtype("<u2"),
 }
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-# Compressed arrays may hold this much more than the file; it limits the memory that a hostile file can take.
-_COMPRESSED_BYTES = 1 << 30
-
-Shapes = Mapping[str, tuple[int, ...]]
+_MOST_DIMENSIONS = 8
+# numpy writes 128 bytes, and 192 for long shapes.
+_MOST_HEADER_BYTES = 4096
+# Compressed arrays may hold this much more than the file; it limits the memory that a hostile file can take. MLX does
+# not compress. Where numpy does, only arrays of zeros become much smaller, such as those of a new adapter.
+_COMPRESSED_BYTES = 64 << 20
 
 
 def load_npz(path: Path | str, check: Callable[[Shapes], object] | None = None) -> dict[str, mx.array]:
@@ -49,7 +61,7 @@ def load_npz(path: Path | str, check: Callable[[Shapes], object] | None = None) 
         ValueError: The file cannot be read or has other contents; nothing in it was executed.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_file(Path(path)) as file:
             archive, entries = _opened(file)
             headers = {name: _header(archive, entry, shown(name)) for name, entry in entries.items()}
             if check is not None:
@@ -77,8 +89,7 @@ def _opened(file: BinaryIO) -> tuple[ZipFile, dict[str, ZipInfo]]:
     start, size = file.read(8), file.seek(0, os.SEEK_END)
     if not start.startswith(b"PK"):
         raise RefusedError(f"is not an npz file, it begins with {start!r}; {_EXPECTED}")
-    with damage_in("the zip archive"):
-        archive = ZipFile(file)
+    archive = opened_zip(file)
     entries = archive.infolist()
     for entry in entries:
         if not entry.filename.endswith(_ENDING):
@@ -86,15 +97,14 @@ def _opened(file: BinaryIO) -> tuple[ZipFile, dict[str, ZipInfo]]:
         if entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
             raise RefusedError(f"is compressed in an unknown way ({entry.compress_type}); save it with mx.savez")
     found = {entry.filename.removesuffix(_ENDING): entry for entry in entries}
-    if len(found) != len(entries):
-        raise RefusedError("has two arrays of the same name, expected one; get the file again")
     if sum(entry.file_size for entry in entries) > size + _COMPRESSED_BYTES:
         raise RefusedError("unpacks to far beyond its own size; save it with mx.savez, which does not compress")
     return archive, found
 
 
 def _header(archive: ZipFile, entry: ZipInfo, name: str) -> _Header:
-    with damage_in(f"the header of {name}"), archive.open(entry) as file:
+    with damage_in(f"the header of {name}"), archive.open(entry) as packed:
+        file = io.BytesIO(packed.read(_MOST_HEADER_BYTES))
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
             raise RefusedError(f"has {name} in version {version} of the npy format, expected 1.0 or 2.0")
@@ -102,7 +112,7 @@ def _header(archive: ZipFile, entry: ZipInfo, name: str) -> _Header:
         begin = file.tell()
     if dtype.newbyteorder("=") not in _READ_AS:
         raise RefusedError(f"holds {shown(str(dtype))} in {name}, expected float32, bfloat16 or float16")
-    if not all(0 <= size <= MAX_SIZE for size in shape):
+    if len(shape) > _MOST_DIMENSIONS or not all(0 <= size <= MAX_SIZE for size in shape):
         raise RefusedError(f"has an array {name} of a size out of range; get the file again")
     expected = begin + prod(shape) * dtype.itemsize
     if entry.file_size != expected:
@@ -111,8 +121,8 @@ def _header(archive: ZipFile, entry: ZipInfo, name: str) -> _Header:
 
 
 def _array(archive: ZipFile, header: _Header, name: str) -> mx.array:
+    data = read_entry(archive, header.entry.filename)
     with damage_in(f"its array {name}"):
-        data = archive.read(header.entry)
         numbers = np.frombuffer(data, header.dtype, prod(header.shape), header.begin)
         is_bfloat16 = header.dtype == _BFLOAT16
         native = _READ_AS[header.dtype.newbyteorder("=")]

@@ -1,4 +1,7 @@
-"""Publish an adapter on the Hugging Face Hub: check its folder, collect the files, and send them in one commit."""
+"""Publish an adapter on the Hugging Face Hub: check its folder, collect the files, and send them in one commit.
+
+Only regular files in the folder itself are read and sent: a link could lead to any file of this machine.
+"""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,11 +14,24 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from mlx_deltamem.adapters.card.card import Card, make_card, names
 from mlx_deltamem.adapters.card.folder import load_with_card, write_card
-from mlx_deltamem.adapters.card.sections import shown_pictures
-from mlx_deltamem.adapters.hub import is_repo_name
+from mlx_deltamem.adapters.card.metadata import MOST_CARD_BYTES
+from mlx_deltamem.adapters.card.sections import MOST_RESULTS_BYTES, shown_pictures
+from mlx_deltamem.adapters.folder import NPZ_FILE, PLAIN_FILE, TORCH_FILE
+from mlx_deltamem.adapters.hub import find_adapter, is_repo_name
 from mlx_deltamem.adapters.hub_errors import upload_errors
-from mlx_deltamem.core.adapter import CARD_FILE, METRICS_FILE, RESULTS_FILE, SETTINGS_FILE, WEIGHTS_FILE, Adapter
+from mlx_deltamem.adapters.untrusted import shown
+from mlx_deltamem.core.adapter import (
+    CARD_FILE,
+    CURVES_FILE,
+    METRICS_FILE,
+    RESULTS_FILE,
+    SETTINGS_FILE,
+    WEIGHTS_FILE,
+    Adapter,
+)
 from mlx_deltamem.core.config import CONFIG_FILE
+from mlx_deltamem.files.regular import checked_files, read_within
+from mlx_deltamem.files.yaml_text import parse_yaml
 
 # The options of a training run that name a folder or a repo.
 PLACES = ("model", "data", "start")
@@ -24,6 +40,23 @@ PLACES = ("model", "data", "start")
 _TITLE = "Upload a δ-mem adapter with mlx_deltamem"
 # The Hub itself adds these files to a new repo.
 _HUB_FILES = {".gitattributes"}
+
+_MOST_WEIGHTS = 4 << 30
+_MOST_PICTURE, _MOST_PICTURES = 16 << 20, 64
+_MOST_PROBLEM = 300
+# All files that are read or sent, the pictures of the card apart, and the largest size of each in bytes.
+_MOST_BYTES = {
+    CARD_FILE: MOST_CARD_BYTES,
+    CONFIG_FILE: 1 << 20,
+    WEIGHTS_FILE: _MOST_WEIGHTS,
+    TORCH_FILE: _MOST_WEIGHTS,
+    NPZ_FILE: _MOST_WEIGHTS,
+    PLAIN_FILE: _MOST_WEIGHTS,
+    RESULTS_FILE: MOST_RESULTS_BYTES,
+    METRICS_FILE: 64 << 20,
+    SETTINGS_FILE: 1 << 20,
+    CURVES_FILE: _MOST_PICTURE,
+}
 
 Confirmation = Callable[[str], bool]
 
@@ -52,7 +85,7 @@ class Parcel:
 
 
 def pack(folder: Path, repo: str, base_model: str | None = None, licence: str | None = None) -> Parcel:
-    """Check an adapter's folder and read the files to upload.
+    """Check an adapter's folder and read the files to upload. Nothing outside the folder is read.
 
     Args:
         folder: The adapter's folder.
@@ -61,23 +94,29 @@ def pack(folder: Path, repo: str, base_model: str | None = None, licence: str | 
 
     Raises:
         FileNotFoundError: There is no such folder, or it lacks files.
-        ValueError: The adapter is damaged or not complete, or its card lacks something.
+        ValueError: The adapter is damaged or not complete, or its card lacks something; a file is a link, a pipe, a
+            socket or a device, or is too large; or a file was changed while the files were read.
         OSError: A file cannot be read.
     """
     check_names(repo, base_model)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}; expected an adapter's folder")
+    store = _store(folder)
+    stamps = checked_files(folder, _MOST_BYTES, store)
     adapter = load_with_card(folder)
-    if adapter.file != WEIGHTS_FILE:
+    if adapter.file != WEIGHTS_FILE or WEIGHTS_FILE not in stamps:
         raise ValueError(f"{folder} holds {adapter.file}; convert it with mlx_deltamem.convert and upload the result")
-    old_card = _content(folder / CARD_FILE)
+    old_card = read_within(folder, CARD_FILE, MOST_CARD_BYTES, store) if CARD_FILE in stamps else None
     card = make_card(folder, adapter, repo, base_model, licence)
     _check_card(folder, card)
-    files = [CONFIG_FILE, WEIGHTS_FILE, *([RESULTS_FILE] if (folder / RESULTS_FILE).is_file() else [])]
-    files += shown_pictures(folder, card.text)
-    contents = {CARD_FILE: card.text.encode()} | {name: (folder / name).read_bytes() for name in files}
+    files = [CONFIG_FILE, WEIGHTS_FILE, *([RESULTS_FILE] if RESULTS_FILE in stamps else [])]
+    contents = {name: read_within(folder, name, _MOST_BYTES[name], store) for name in files}
+    contents = {CARD_FILE: card.text.encode()} | contents | _pictures(folder, card.text, store)
     if "trained" in adapter.metadata:
         contents |= published_run(folder)
+    # The card and the adapter were read before the contents, and must be of the same files.
+    if checked_files(folder, _MOST_BYTES, store) != stamps:
+        raise ValueError(f"{folder} was changed while its files were read; upload it when nothing writes there")
     tops = {name.split("/")[0] for name in contents}
     left_out = sorted(path.name for path in folder.iterdir() if path.name not in tops)
     return Parcel(folder, repo, adapter, card, old_card, contents, left_out)
@@ -131,11 +170,14 @@ def published_run(folder: Path) -> dict[str, bytes]:
     """Return the files of a folder's training run that may be published: its metrics, and its options without paths.
 
     Raises:
-        ValueError: The file of options is damaged.
+        ValueError: The file of options is damaged, or one of the files is a link or no regular file, or too large.
     """
-    settings, metrics = folder / SETTINGS_FILE, folder / METRICS_FILE
-    contents = {SETTINGS_FILE: _without_paths(settings)} if settings.is_file() else {}
-    return contents | ({METRICS_FILE: metrics.read_bytes()} if metrics.is_file() else {})
+    store = _store(folder)
+    found = checked_files(folder, {name: _MOST_BYTES[name] for name in (SETTINGS_FILE, METRICS_FILE)}, store)
+    contents = {name: read_within(folder, name, _MOST_BYTES[name], store) for name in found}
+    if SETTINGS_FILE in contents:
+        contents[SETTINGS_FILE] = _without_paths(contents[SETTINGS_FILE], folder / SETTINGS_FILE)
+    return contents
 
 
 def public_name(place: str) -> str:
@@ -143,12 +185,32 @@ def public_name(place: str) -> str:
     return place if is_repo_name(place) else Path(place).name
 
 
-def _without_paths(path: Path) -> bytes:
+def _store(folder: Path) -> Path | None:
+    """Return the folder in which the Hub's cache keeps the files of a downloaded repo; None for any other folder."""
+    return folder.resolve().parent.parent / "blobs" if find_adapter(folder).repo is not None else None
+
+
+def _pictures(folder: Path, card: str, store: Path | None) -> dict[str, bytes]:
+    """Return the pictures that a card shows, by their names."""
+    shown_names = shown_pictures(folder, card)
+    if len(shown_names) > _MOST_PICTURES:
+        raise ValueError(f"the model card of {folder} shows {len(shown_names)} pictures; expected {_MOST_PICTURES}")
+    return {name: read_within(folder, name, _MOST_PICTURE, store) for name in shown_names}
+
+
+def _without_paths(content: bytes, path: Path) -> bytes:
+    """Return the options of a run with the names of its folders only; `path` is for errors."""
     try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
-        options |= {name: public_name(options[name]) for name in PLACES if options.get(name)}
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        problem = " ".join(str(error).split())
+        options = parse_yaml(content.decode())
+        if not isinstance(options, dict) or any(not isinstance(name, str) for name in options):
+            raise ValueError("expected lines like `batch_size: 4`")
+        for name in PLACES:
+            if place := options.get(name):
+                if not isinstance(place, str):
+                    raise ValueError(f"{name} is no text")
+                options[name] = public_name(place)
+    except ValueError as error:
+        problem = shown(" ".join(str(error).split()), _MOST_PROBLEM)
         raise ValueError(f"{path} is damaged ({problem}); expected the options of a run, or no such file") from None
     return yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode()
 
@@ -160,10 +222,6 @@ def _check_card(folder: Path, card: Card) -> None:
         raise ValueError(f"the model card of {folder} lacks {' and '.join(card.missing)}; give {given}")
     if card.problems:
         raise ValueError(f"the model card of {folder} must be corrected: {'; '.join(card.problems)}")
-
-
-def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
 
 
 def _complaint(card: Card) -> str | None:
@@ -205,7 +263,10 @@ def _check_existing(found: ModelInfo, title: str, parcel: Parcel, private: bool,
 
 def _keep_card(parcel: Parcel) -> None:
     """Write the card into the folder, unless it was changed there since `pack` or belongs to the Hub's cache."""
-    path = parcel.folder / CARD_FILE
-    with suppress(OSError):
-        if not path.is_symlink() and _content(path) == parcel.old_card:
+    with suppress(OSError, ValueError):
+        try:
+            found = read_within(parcel.folder, CARD_FILE, MOST_CARD_BYTES)
+        except FileNotFoundError:
+            found = None
+        if found == parcel.old_card:
             write_card(parcel.folder, parcel.card)

@@ -4,7 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.prompt import Confirm
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from mlx_deltamem.adapters.publish import Parcel, pack, upload
 from mlx_deltamem.core.adapter import CARD_FILE
+from mlx_deltamem.show.console import Console
 
 
 def add_upload_options(parser: argparse.ArgumentParser, required: bool = False) -> None:
@@ -61,12 +61,16 @@ def _show(parcel: Parcel, console: Console) -> None:
     adapter = parcel.adapter
     size = f"{adapter.parameters:,} parameters in {len(adapter.weights_by_layer())} layers, all finite"
     console.print(f"{parcel.folder}: {size}")
-    table = Table(f"goes to {parcel.repo}", "size")
-    table.columns[1].justify = "right"
-    for name, content in parcel.contents.items():
-        table.add_row(escape(name), decimal(len(content)))
+    table = Table(f"goes to {parcel.repo}", "size", "bytes")
+    # A long name is continued on the next line: it must be seen as a whole.
+    table.columns[0].overflow = "fold"
+    table.columns[1].justify = table.columns[2].justify = "right"
+    sizes = {name: len(content) for name, content in parcel.contents.items()}
+    for name, count in sizes.items():
+        table.add_row(escape(name), decimal(count), f"{count:,}")
     table.add_section()
-    table.add_row("total", decimal(sum(map(len, parcel.contents.values()))))
+    total = sum(sizes.values())
+    table.add_row("total", decimal(total), f"{total:,}")
     console.print(table)
     metadata = {name: value for name, value in adapter.metadata.items() if name not in ("format", "mlx_deltamem")}
     if metadata:

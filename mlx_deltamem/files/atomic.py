@@ -5,9 +5,12 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 
 
 def user_path(name: str | Path) -> Path:
@@ -36,14 +39,16 @@ def new_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
         OSError: The folder cannot be written.
     """
     temporary = _beside(path)
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         yield temporary
         _flush(temporary)
         temporary.replace(path)
         _flush(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        # The first error is to be told, for example a full disk or Ctrl-C.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -58,13 +63,14 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         temporary.rename(path)
         _flush(path.parent)
     except BaseException:
-        shutil.rmtree(temporary)
+        # Ctrl-C may come when the folder has its new name already.
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
@@ -103,6 +109,55 @@ def check_absent(path: Path) -> None:
     """Raise ValueError if `path` exists; for a file or folder that a command is about to create."""
     if path.exists():
         raise ValueError(f"{path} exists already; delete it or name another folder")
+
+
+def check_file_name(path: Path) -> None:
+    """Check that a path can be the name of a file.
+
+    Raises:
+        ValueError: The name is not UTF-8, or there is something else than a file: a folder, a pipe, a device.
+        OSError: The path cannot be looked at: the name is too long, or a link leads to itself.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the file name {path} is not UTF-8 (character {error.start + 1}); give the file another name"
+        ) from None
+    kind = file_kind(path)
+    if kind not in ("", "file"):
+        raise ValueError(f"{path} is a {kind}; expected a file, or a name that is free")
+
+
+def check_new_file(path: Path) -> None:
+    """Check, before long work, that its result can be written with `new_file(path)`.
+
+    Raises:
+        ValueError, OSError: As `check_file_name`; or the folder is missing or read-only.
+    """
+    check_file_name(path)
+    temporary = _beside(path.resolve())
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror}); name another file") from None
+    temporary.unlink(missing_ok=True)
+
+
+def file_kind(path: Path) -> str:
+    """Return what a path, or the target of a link, is: "file", "folder", "pipe", "socket", "device"; "" for nothing.
+
+    Raises:
+        OSError: The path cannot be looked at.
+        ValueError: The name has a NUL character.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except ValueError:
+        raise ValueError(f"the file name {str(path)!r} has a NUL character; give the file another name") from None
+    return _KINDS.get(stat.S_IFMT(mode), "device")
 
 
 def one_line(error: Exception) -> str:

@@ -1,5 +1,7 @@
 import hashlib
 import json
+import os
+import time
 from dataclasses import replace
 
 import mlx.core as mx
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 from mlx_deltamem import load_adapter
 from mlx_deltamem.adapters.card.card import make_card
 from mlx_deltamem.adapters.card.folder import card_metadata, load_with_card, save_with_card, write_card
+from mlx_deltamem.adapters.card.sections import shown_pictures
 from mlx_deltamem.adapters.grow import with_key_shift, with_read_gates
-from mlx_deltamem.core.adapter import CARD_FILE, RESULTS_FILE, WEIGHTS_FILE
+from mlx_deltamem.core.adapter import CARD_FILE, METRICS_FILE, RESULTS_FILE, WEIGHTS_FILE
 from mlx_deltamem.core.config import CONFIG_FILE
 from tests.conftest import adapter
 
@@ -319,3 +322,78 @@ def test_a_card_that_is_a_folder_is_no_harm_to_the_weights(folder):
     assert load_with_card(folder).parameters == 10776
     with pytest.raises(OSError, match="directory"):
         card_of(folder)
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 8)}]\n" for i in range(1, 12)
+)
+BLOCKS = {
+    "deep": "base_model: " + "[" * 5000,
+    "bomb": BOMB,
+    "bomb as a name": BOMB + "license: *a11\n",
+    "tags": "tags: [{a: b}]",
+    "keys": "5: x",
+    "digits": "a: " + "9" * 5000,
+    "long": "a: " + "x" * 300_000,
+    "class": "a: !!python/object/apply:os.system [ls]",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BLOCKS)
+def test_metadata_that_nobody_wrote_are_one_line(case, folder):
+    (folder / CARD_FILE).write_text(f"---\n{BLOCKS[case]}\n---\n# x\n")
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r"the metadata block of .*README.md is damaged \(.*\); repair it") as error:
+        card_of(folder)
+    assert len(str(error.value)) < 800
+    assert card_metadata(folder) == {}
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "piece",
+    ["![", "![](", "![](<", "<img ", "<img src='", "<!-- mlx_deltamem:title 0123456789abcdef -->", "---\n", "--- "],
+)
+def test_a_card_of_many_beginnings_takes_no_quadratic_time(piece, folder):
+    (folder / CARD_FILE).write_text(piece * (900_000 // len(piece)))
+    began = time.process_time()
+    shown_pictures(folder, card_of(folder).text)
+    assert time.process_time() - began < 10
+
+
+def test_a_card_that_is_too_large_or_a_pipe_is_not_read(folder):
+    (folder / CARD_FILE).write_text("x" * (1 << 20) + "x")
+    with pytest.raises(ValueError, match=r"README\.md is too large"):
+        card_of(folder)
+    (folder / CARD_FILE).unlink()
+    os.mkfifo(folder / CARD_FILE)
+    with pytest.raises(ValueError, match=r"README\.md is a pipe; expected a file"):
+        card_of(folder)
+    assert card_metadata(folder) == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(f'{{"results": [{{"task": {"[" * depth}{"]" * depth}}}]}}' for depth in (98, 900, 100_000)),
+        '{"results": [{"task": "\\ud800"}]}',
+        '{"results": [' + "0," * 300_000 + "0]}",
+        '{"results": [{"task": ' + "9" * 5000 + "}]}",
+    ],
+    ids=lambda content: content[:30],
+)
+def test_results_that_nobody_wrote_are_one_line(content, folder):
+    (folder / RESULTS_FILE).write_text(content)
+    with pytest.raises(ValueError, match=r"results\.json is damaged \(.*\); expected an object") as error:
+        card_of(folder)
+    assert len(str(error.value)) < 800
+
+
+@pytest.mark.parametrize("seconds", [str(10**400), "1e300", "-1", "NaN", "Infinity", "true", '"x"', "[[]]"])
+def test_a_duration_that_is_none_is_left_out(seconds, folder):
+    trained = load_adapter(folder)
+    (folder / METRICS_FILE).write_text(f'{{"iteration": 1, "seconds": {seconds}}}\n')
+    card = make_card(folder, replace(trained, metadata={**trained.metadata, "trained": "for 1 step"}))
+    assert "It took" not in card.text or seconds == "true"

@@ -1,6 +1,9 @@
 """The `.npz` reader: every type and layout exactly, and nothing is read before its size is known to be right."""
 
 import io
+import os
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -8,7 +11,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_deltamem.adapters.npz import Shapes, load_npz
+from mlx_deltamem.adapters.npz import load_npz
+from mlx_deltamem.adapters.untrusted import Shapes
 
 EXACT = ["<f2", ">f2", "<f4", ">f4"]
 
@@ -100,7 +104,7 @@ def test_other_compressions_are_refused(compression, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_two_arrays_of_a_name_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="has two arrays of the same name"):
+    with pytest.raises(ValueError, match="has two zip entries of the same name"):
         load_npz(write(tmp_path / "a.npz", ("w.npy", GOOD), ("w.npy", GOOD)))
 
 
@@ -141,3 +145,68 @@ def test_shapes_are_checked_before_numbers_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("mlx_deltamem.adapters.npz._array", None)
     with pytest.raises(ValueError, match=r"^no$"):
         load_npz(tmp_path / "a.npz", check)
+
+
+def patched(content: bytes, name: str, at: int, form: str, value: int) -> bytes:
+    """Change a field in the list of entries of a zip archive; `at` is its place in the entry (APPNOTE.TXT 4.3.12)."""
+    begin = content.rindex(b"PK\x01\x02", 0, content.rindex(name.encode()))
+    changed = bytearray(content)
+    struct.pack_into(form, changed, begin + at, value)
+    return bytes(changed)
+
+
+@pytest.mark.slow
+def test_an_entry_of_another_size_than_the_archive_says(tmp_path):
+    """100 kB that unpack to 100 MB, where the archive says 8 kB: no more than these are unpacked."""
+    path, data = tmp_path / "a.npz", npy(described(shape="(2000,)"), bytes(8000))
+    write(path, ("w.npy", data + bytes(100_000_000)), compression=zipfile.ZIP_DEFLATED)
+    path.write_bytes(patched(path.read_bytes(), "w.npy", 24, "<I", len(data)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"its zip entry w\.npy is truncated or damaged \(Bad CRC"):
+        load_npz(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 151, 153, 10_000, 2**32 - 2])
+def test_a_wrong_size_is_one_line(size, tmp_path):
+    path = write(tmp_path / "a.npz", ("w.npy", GOOD), compression=zipfile.ZIP_DEFLATED)
+    path.write_bytes(patched(path.read_bytes(), "w.npy", 24, "<I", size))
+    with pytest.raises(ValueError, match=r"a\.npz: ") as error:
+        load_npz(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_an_encrypted_entry_is_refused(tmp_path):
+    path = write(tmp_path / "a.npz", ("w.npy", GOOD))
+    path.write_bytes(patched(path.read_bytes(), "w.npy", 8, "<H", 1))
+    with pytest.raises(ValueError, match=r"has an encrypted zip entry w\.npy"):
+        load_npz(path)
+
+
+def test_a_long_list_of_entries_is_not_read(tmp_path):
+    path = write(tmp_path / "a.npz", *((f"{number:0100d}.npy", b"") for number in range(21_000)))
+    with pytest.raises(ValueError, match=r"has 21,000 zip entries, expected 20,000 at most"):
+        load_npz(path)
+    # The end of the archive says how long the list is.
+    path.write_bytes(bytes(9 << 20) + path.read_bytes())
+    content = bytearray(b"PK" + path.read_bytes())
+    struct.pack_into("<I", content, content.rindex(b"PK\x05\x06") + 12, 9 << 20)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="has a list of zip entries of 9,437,184 bytes"):
+        load_npz(path)
+
+
+def test_zeros_may_be_compressed_and_a_bomb_may_not(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", w=np.zeros((1000, 1000), np.float32))
+    assert load_npz(tmp_path / "a.npz")["w"].shape == (1000, 1000)
+    with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w.npy", npy(described(shape="(25000000,)"), bytes(100_000_000)))
+    with pytest.raises(ValueError, match="unpacks to far beyond its own size"):
+        load_npz(tmp_path / "b.npz")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"a\.npz: is a pipe; expected a file"):
+        load_npz(tmp_path / "a.npz")

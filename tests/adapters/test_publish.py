@@ -1,7 +1,9 @@
 """Adapters published on a loopback Hub: exactly the checked files, complete or not at all."""
 
 import json
+import os
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +13,11 @@ import yaml
 from huggingface_hub import ModelCard
 
 from mlx_deltamem import attach, load, load_adapter
-from mlx_deltamem.adapters.card.folder import save_with_card
+from mlx_deltamem.adapters.card.folder import load_with_card, save_with_card
 from mlx_deltamem.adapters.folder import TORCH_FILE
 from mlx_deltamem.adapters.hub import find_adapter
 from mlx_deltamem.adapters.hub_errors import upload_errors
-from mlx_deltamem.adapters.publish import pack, public_name, published_run, upload
+from mlx_deltamem.adapters.publish import _keep_card, pack, public_name, published_run, upload
 from mlx_deltamem.core.adapter import CARD_FILE, CURVES_FILE, METRICS_FILE, RESULTS_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from mlx_deltamem.core.config import CONFIG_FILE
 from tests.conftest import adapter, backbone
@@ -269,7 +271,7 @@ def bad_folders(folder: Path) -> dict[str, str]:
         "empty": "is empty",
         "torch": "convert it with mlx_deltamem.convert",
         "nan": "beta_bias holds NaN or infinite values (layer 1)",
-        "truncated": "is damaged",
+        "truncated": "was cut short",
         "lora": "is a LoRA or PEFT adapter",
     }
 
@@ -350,3 +352,108 @@ def test_damaged_options_are_not_published(run, text):
     (run / SETTINGS_FILE).write_text(text)
     with pytest.raises(ValueError, match=rf"{SETTINGS_FILE} is damaged \(.*\); expected the options of a run"):
         published_run(run)
+
+
+def bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as endpoint:
+        endpoint.bind(os.path.relpath(path))
+
+
+ODD = {
+    "link": (lambda path: path.symlink_to("/etc/passwd"), "is a symbolic link"),
+    "link to a sibling": (lambda path: path.symlink_to("notes.txt"), "is a symbolic link"),
+    "broken link": (lambda path: path.symlink_to("nowhere"), "is a symbolic link"),
+    "link to a folder": (lambda path: path.symlink_to("/etc"), "is a symbolic link"),
+    "link to a device": (lambda path: path.symlink_to("/dev/zero"), "is a symbolic link"),
+    "pipe": (os.mkfifo, "is a named pipe"),
+    "socket": (bind, "is a socket"),
+    "folder": (Path.mkdir, "is a folder"),
+}
+READ = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, TORCH_FILE, RESULTS_FILE, METRICS_FILE, SETTINGS_FILE, CURVES_FILE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("kind", ODD)
+def test_only_files_of_the_folder_itself_are_read(run, name, kind, monkeypatch):
+    monkeypatch.chdir(run)
+    (run / "notes.txt").write_text("secret")
+    (run / name).unlink(missing_ok=True)
+    make, words = ODD[kind]
+    make(run / name)
+    opened = []
+    monkeypatch.setattr("mlx_deltamem.adapters.publish.load_with_card", opened.append)
+    with pytest.raises(ValueError, match=f"{name} {words}"):
+        packed(run)
+    assert opened == []
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_picture_is_a_file_of_the_folder_itself(folder, kind, monkeypatch):
+    monkeypatch.chdir(folder)
+    make, words = ODD[kind]
+    (folder / "plots").mkdir()
+    make(folder / "plots" / "x.png")
+    (folder / CARD_FILE).write_text((folder / CARD_FILE).read_text() + "![x](plots/x.png)")
+    with pytest.raises(ValueError, match=f"x.png {words}"):
+        packed(folder)
+
+
+def test_a_picture_in_a_linked_folder_is_refused(folder):
+    (folder.parent / "outside").mkdir()
+    (folder.parent / "outside" / "x.png").write_bytes(b"secret")
+    (folder / "plots").symlink_to("../outside")
+    (folder / CARD_FILE).write_text((folder / CARD_FILE).read_text() + "![x](plots/x.png)")
+    with pytest.raises(ValueError, match=r"plots/x\.png is a symbolic link or lies behind one"):
+        packed(folder)
+
+
+def test_links_and_pipes_that_are_not_read_are_left_out(folder):
+    (folder / "secret").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "pipe")
+    assert packed(folder).left_out == ["pipe", "secret"]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_file_that_is_too_large_is_refused_by_its_size(run, name):
+    with (run / name).open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match=rf"{name} is too large \(1,099,511,627,776 bytes, [0-9,]+ at most\)"):
+        packed(run)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(folder, monkeypatch):
+    def changing(place: Path):
+        (place / METRICS_FILE).symlink_to("/etc/passwd")
+        return load_with_card(place)
+
+    monkeypatch.setattr("mlx_deltamem.adapters.publish.load_with_card", changing)
+    with pytest.raises(ValueError, match=f"{METRICS_FILE} is a symbolic link"):
+        packed(folder)
+    (folder / METRICS_FILE).unlink()
+
+    def touching(place: Path):
+        (place / CONFIG_FILE).write_text((place / CONFIG_FILE).read_text() + "\n")
+        return load_with_card(place)
+
+    monkeypatch.setattr("mlx_deltamem.adapters.publish.load_with_card", touching)
+    with pytest.raises(ValueError, match="was changed while its files were read"):
+        packed(folder)
+
+
+def test_the_card_of_a_linked_file_is_not_written_back(folder):
+    parcel = packed(folder)
+    (folder.parent / "elsewhere").write_bytes((folder / CARD_FILE).read_bytes())
+    (folder / CARD_FILE).unlink()
+    (folder / CARD_FILE).symlink_to("../elsewhere")
+    _keep_card(parcel)
+    assert (folder / CARD_FILE).is_symlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["[" * 5000, "model: &a [*a]", "model: " + "9" * 5000, "model: {a: 1}", "? [1]\n: 2"])
+def test_options_that_nobody_wrote_are_not_published(run, text):
+    (run / SETTINGS_FILE).write_text(text)
+    with pytest.raises(ValueError, match=rf"{SETTINGS_FILE} is damaged \(.*\); expected the options of a run") as error:
+        published_run(run)
+    assert len(str(error.value)) < 600

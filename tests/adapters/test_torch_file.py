@@ -2,8 +2,10 @@
 
 import copyreg
 import io
+import os
 import pickle
 import struct
+import time
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from mlx_deltamem.adapters.torch.reader import load_torch
 from mlx_deltamem.adapters.torch.writer import save_torch
+from mlx_deltamem.adapters.untrusted import Shapes
 
 REPO = Path(__file__).parents[2]
 GOLDENS = sorted((REPO / "tests" / "goldens" / "adapters").glob("*/delta_mem_adapter.pt"))
@@ -563,3 +566,26 @@ def test_other_files_of_torch(tmp_path: Path):
     assert "negated or conjugated" in refusal(path)
     torch.save({"w": torch.ones(2).double()}, path)
     assert "holds float64 under 'w'" in refusal(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("piece", [b"N", b"}", b"(", b"K\x01", b"(t", b")\x85"])
+def test_a_pickle_of_millions_of_opcodes_is_refused_in_a_moment(tmp_path: Path, piece: bytes):
+    path = write(tmp_path / "a.pt", program(piece * (4_000_000 // len(piece))))
+    began = time.process_time()
+    assert "has more than 500,000 opcodes in its data.pkl" in refusal(path)
+    assert time.process_time() - began < 5
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.pt")
+    assert "is a pipe; expected a file" in refusal(tmp_path / "a.pt")
+
+
+def test_shapes_are_checked_before_numbers_are_read(tmp_path: Path):
+    def check(shapes: Shapes) -> None:
+        assert shapes == {"w": (2, 3)}
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match=r"no$"):
+        load_torch(write(tmp_path / "a.pt", program(dictionary(w=tensor())), data=b"short"), check)

@@ -21,7 +21,10 @@ _TAGS = ["mlx", "delta-mem", "memory", f"arxiv:{PAPER}"]
 # Metadata that both the weights file of an adapter and its card may have.
 KNOWN = ("base_model", "license", "source_adapter", "source_license")
 _SECTION = re.compile(
-    r"<!-- mlx_deltamem:(?P<name>\w+) (?P<checksum>[0-9a-f]{16}) -->(?P<text>.*?)<!-- /mlx_deltamem:(?P=name) -->", re.S
+    # The text has no other beginning of a section. Otherwise a card of many beginnings would take quadratic time.
+    r"<!-- mlx_deltamem:(?P<name>\w+) (?P<checksum>[0-9a-f]{16}) -->(?P<text>(?:(?!<!-- mlx_deltamem:).)*?)"
+    r"<!-- /mlx_deltamem:(?P=name) -->",
+    re.S,
 )
 # The repo that an upload wrote into the usage section.
 _PUBLISHED = re.compile(r"--adapter (?P<repo>[\w.-]+/[\w.-]+)\n")
@@ -158,7 +161,7 @@ def _with_sections(body: str, sections: dict[str, str], new: bool) -> tuple[str,
 
 def _source(provenance: str) -> str:
     """Return the link to the adapter that this one was made from, or an empty string."""
-    link = re.search(r"\[[^]]*\]\([^)]*\)", provenance)
+    link = re.search(r"\[[^][]*\]\([^()]*\)", provenance)
     return link[0] if link else ""
 
 

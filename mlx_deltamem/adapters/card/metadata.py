@@ -13,8 +13,15 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCardData
 
+from mlx_deltamem.adapters.untrusted import shown
+from mlx_deltamem.files.regular import read_file
+from mlx_deltamem.files.yaml_text import parse_yaml
+
+MOST_CARD_BYTES = 1 << 20
+
 _CARD = re.compile(r"\A\s*---[ \t]*\n(?P<block>(?:.*?\n)??)---[ \t]*(?:\n|\Z)(?P<body>.*)\Z", re.S)
 _NAMES = ("base_model", "license")
+_MOST_SHOWN = 300
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,11 @@ def read_card(path: Path) -> CardText:
     """Read a card.
 
     Raises:
-        ValueError: The file is not UTF-8 text.
+        ValueError: The file is not UTF-8 text, is no regular file, or has more than `MOST_CARD_BYTES`.
         OSError: The file cannot be read.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_file(path, MOST_CARD_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"the model card {path} is not UTF-8 text ({error}); repair it or delete the file") from None
     windows = "\n" in text and not re.search(r"(?<!\r)\n", text)
@@ -66,17 +73,22 @@ def parse_block(block: str, path: Path) -> dict[str, object]:
         ValueError: The block is damaged, or the Hub would not accept it.
     """
     try:
-        data = yaml.safe_load(block) or {}
+        data = parse_yaml(block) or {}
         if not isinstance(data, dict):
             raise ValueError("it is not a mapping")
+        if other := [name for name in data if not isinstance(name, str)]:
+            raise ValueError(f"it has the name {other[0]!r}, expected a text")
         for name in _NAMES:
             value = data.get(name) or []
             if not all(isinstance(item, str) for item in (value if isinstance(value, list) else [value])):
                 raise ValueError(f"{name} is {value!r}, expected a name")
+        tags = data.get("tags") or []
+        if any(isinstance(tag, list | dict | set) for tag in (tags if isinstance(tags, list) else [tags])):
+            raise ValueError("tags has a list or a mapping in it, expected names")
         # This checks the form of evaluation results.
         ModelCardData(**data).to_dict()  # type: ignore[no-untyped-call]  # of huggingface_hub
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError, yaml.YAMLError) as error:
-        problem = " ".join(str(error).split()) or type(error).__name__
+    except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        problem = shown(" ".join(str(error).split()) or type(error).__name__, _MOST_SHOWN)
         raise ValueError(f"the metadata block of {path} is damaged ({problem}); repair it or delete the file") from None
     return data
 

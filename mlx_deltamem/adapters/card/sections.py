@@ -1,25 +1,34 @@
 """The sections of an adapter's model card in Markdown, and the pictures that a card shows."""
 
 import hashlib
-import json
+import os
 import re
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import TypedDict
+from typing import Any, TypedDict, cast
 from urllib.parse import unquote
 
+from mlx_deltamem.adapters.untrusted import shown
 from mlx_deltamem.core.adapter import CURVES_FILE, METRICS_FILE, RESULTS_FILE, WEIGHTS_FILE, Adapter, dtype_name
 from mlx_deltamem.core.config import CONFIG_FILE
-from mlx_deltamem.files.jsonl import json_lines
+from mlx_deltamem.files.jsonl import json_lines, parsed_json
+from mlx_deltamem.files.regular import read_file
+from mlx_deltamem.files.text import text_problem
 
 PAPER = "2605.12357"
+
+MOST_RESULTS_BYTES = 16 << 20
+_MOST_RESULTS = 200_000
+_LONGEST_SECONDS = 1e10
+_MOST_SHOWN = 300
 
 _RESULT_COLUMNS = ("task", "condition", "metric", "value", "interval", "questions")
 
 _PICTURES = {".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp"}
-# Markdown's `![text](path)` and `![text](<path with spaces>)`, and HTML's `<img src="path">`.
-_SHOWN = re.compile(r"!\[[^\]]*\]\(\s*(?:<([^>]+)>|([^\s)]+))|<img\b[^>]*?\bsrc=[\"']([^\"']+)[\"']", re.I)
+# Markdown's `![text](path)` and `![text](<path with spaces>)`, and HTML's `<img src="path">`. Each part ends at the
+# next opening bracket. Otherwise a card of many opening brackets would take quadratic time.
+_SHOWN = re.compile(r"!\[[^][]*\]\(\s*(?:<([^<>]+)>|([^\s)]+))|<img\b[^<>]*?\bsrc=[\"']([^\"']+)[\"']", re.I)
 
 
 class _Ratio(TypedDict):
@@ -128,7 +137,8 @@ def _training_seconds(path: Path) -> float | None:
         return None
     rows = [record.value for record in json_lines(path)]
     seconds = [row["seconds"] for row in rows if isinstance(row, dict) and "seconds" in row]
-    return float(seconds[-1]) if seconds and isinstance(seconds[-1], int | float) else None
+    last = seconds[-1] if seconds else None
+    return float(last) if isinstance(last, int | float) and 0 <= last < _LONGEST_SECONDS else None
 
 
 def _results(path: Path) -> str:
@@ -136,15 +146,21 @@ def _results(path: Path) -> str:
     if not path.exists():
         return ""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        parsed, problem = parsed_json(read_file(path, MOST_RESULTS_BYTES), _MOST_RESULTS)
+        if problem:
+            raise ValueError(problem)
+        content = cast("dict[str, Any]", parsed)
         rows = [[_cell(result.get(column)) for column in _RESULT_COLUMNS] for result in content["results"]]
         health = _health(content["health"]) if "health" in content else ""
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}); expected an object with a list of `results`"
-        ) from None
-    results = "" if health and not rows else "## Results\n\n" + _table(_RESULT_COLUMNS, rows)
-    return "\n\n".join(filter(None, [results, health]))
+        results = "" if health and not rows else "## Results\n\n" + _table(_RESULT_COLUMNS, rows)
+        text = "\n\n".join(filter(None, [results, health]))
+        kind, detail = text_problem(text)
+        if kind:
+            raise ValueError(f"{kind}, {detail.split(' at ')[0]}")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        problem = shown(f"{type(error).__name__}: {error}", _MOST_SHOWN)
+        raise ValueError(f"{path} is damaged ({problem}); expected an object with a list of `results`") from None
+    return text
 
 
 def _health(found: _Health) -> str:
@@ -211,13 +227,11 @@ def _cell(value: object) -> str:
 def shown_pictures(folder: Path, card: str) -> list[str]:
     """Return the paths of the folder's pictures that a card shows, relative to the folder.
 
-    Pictures outside the folder, in hidden folders or under an absolute path are left out.
+    Pictures outside the folder, in hidden folders or under an absolute path are left out, and those that are not there.
+    A path may be that of a link; nothing is opened here.
     """
     paths = dict.fromkeys(_picture(unquote(next(filter(None, match.groups())))) for match in _SHOWN.finditer(card))
-    home = folder.resolve()
-    return [
-        path for path in paths if path and (folder / path).is_file() and (folder / path).resolve().is_relative_to(home)
-    ]
+    return [path for path in paths if path and os.path.lexists(folder / path)]
 
 
 def _picture(target: str) -> str:

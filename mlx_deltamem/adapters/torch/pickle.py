@@ -27,6 +27,8 @@ OTHER_DTYPES = {
 }
 EXPECTED = "expected a flat dict of tensors; re-save that with torch.save (torch >= 1.6)"
 _MAX_DIMENSIONS = 32  # of numpy before version 2
+# torch.save writes about 40 for a tensor. A million of them would take seconds.
+_MOST_OPCODES = 500_000
 
 
 def kind_of(value: object) -> str:
@@ -189,7 +191,9 @@ def interpreted(data: bytes) -> object:
     """
     run = _Interpreter()
     with damage_in("its data.pkl"):
-        for opcode, argument, _ in pickletools.genops(data):
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if number == _MOST_OPCODES:
+                raise RefusedError(f"has more than {_MOST_OPCODES:,} opcodes in its data.pkl; {EXPECTED}")
             operation = _OPCODES.get(opcode.name)
             if operation is None:
                 found = f"{opcode.name} {shown(argument)}" if isinstance(argument, str) else opcode.name

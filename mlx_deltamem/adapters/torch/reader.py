@@ -6,15 +6,25 @@ holds the numbers of one storage. Every size in the file is checked before memor
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
-from zipfile import ZIP_STORED, ZipFile
+from zipfile import ZIP_STORED
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_deltamem.adapters.torch.pickle import DTYPES, EXPECTED, OTHER_DTYPES, Tensor, interpreted, kind_of
-from mlx_deltamem.adapters.untrusted import MAX_SIZE, RefusedError, damage_in, shown
+from mlx_deltamem.adapters.untrusted import (
+    MAX_SIZE,
+    RefusedError,
+    Shapes,
+    damage_in,
+    open_file,
+    opened_zip,
+    read_entry,
+    shown,
+)
 
 _OTHER_FILES = (
     (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "is a torch file in the format from before torch 1.6"),
@@ -28,11 +38,12 @@ _MAX_PICKLE_BYTES = 4 << 20
 _SHARED_BYTES = 64 << 20
 
 
-def load_torch(path: Path | str) -> dict[str, mx.array]:
+def load_torch(path: Path | str, check: Callable[[Shapes], object] | None = None) -> dict[str, mx.array]:
     """Read the tensors of a `.pt` file that torch.save wrote, bit for bit.
 
     Args:
         path: A file with a flat dict of float32, bfloat16 or float16 tensors (of any strides, shared, parameters).
+        check: Called with the shapes by name before any number is read; it raises ValueError to refuse the file.
 
     Returns:
         The tensors by name, contiguous, in the order of the file.
@@ -42,12 +53,15 @@ def load_torch(path: Path | str) -> dict[str, mx.array]:
         ValueError: The file cannot be read or has other contents; nothing in it was executed.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_file(Path(path)) as file:
             archive = _Archive(file)
-            return _arrays(interpreted(archive.read("data.pkl", _MAX_PICKLE_BYTES)), archive)
+            content = interpreted(archive.read("data.pkl", _MAX_PICKLE_BYTES))
+            if check is not None and isinstance(content, dict):
+                check({name: each.size for name, each in content.items() if isinstance(each, Tensor)})
+            return _arrays(content, archive)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, RefusedError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -60,8 +74,7 @@ class _Archive:
         start = file.read(64)
         if not start.startswith(b"PK"):
             raise RefusedError(f"{_other_file(start, self.size)}; {EXPECTED}")
-        with damage_in("the zip archive"):
-            self.zip = ZipFile(file)
+        self.zip = opened_zip(file)
         self.entries = {entry.filename: entry for entry in self.zip.infolist()}
         self.contents: dict[str, bytes] = {}
         self.folder = self._find_folder()
@@ -71,8 +84,6 @@ class _Archive:
 
     def _check_entries(self) -> None:
         entries = self.zip.infolist()
-        if len(self.entries) != len(entries):
-            raise RefusedError("has two zip entries of the same name, expected one; get the file again")
         for entry in entries:
             if entry.compress_type != ZIP_STORED or entry.compress_size != entry.file_size:
                 raise RefusedError(f"has a compressed zip entry {shown(entry.filename)}; re-save it with torch.save")
@@ -95,8 +106,7 @@ class _Archive:
         if entry.file_size > most:
             raise RefusedError(f"has {entry.file_size} bytes in {shown(name)}, expected at most {most}; {EXPECTED}")
         if name not in self.contents:
-            with damage_in(f"its zip entry {shown(name)}"):
-                self.contents[name] = self.zip.read(entry)
+            self.contents[name] = read_entry(self.zip, entry.filename)
         return self.contents[name]
 
 
@@ -127,7 +137,8 @@ def _arrays(content: object, archive: _Archive) -> dict[str, mx.array]:
         claimed = tensor.storage.numel * dtype.size
         if len(data) != claimed:
             raise RefusedError(f"has {len(data)} bytes {where}, expected {claimed}; get the file again")
-        arrays[name] = _array(tensor, data, dtype)
+        with damage_in(f"its tensor {where}"):
+            arrays[name] = _array(tensor, data, dtype)
     return arrays
 
 

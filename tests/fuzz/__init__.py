@@ -1,0 +1,1 @@
+"""Fuzz targets for the readers of files: `python -m tests.fuzz.run --seconds 30`."""
