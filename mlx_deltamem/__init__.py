@@ -1,5 +1,7 @@
 """Online memory for local language models: δ-mem adapters on MLX."""
 
+import mlx_deltamem.cli.starting  # noqa: F401, I001  (Ctrl-C during the imports below)
+
 from mlx_deltamem._version import __version__
 from mlx_deltamem.adapters.folder import load_adapter, save_adapter
 from mlx_deltamem.adapters.loading import attach, load

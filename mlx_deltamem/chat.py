@@ -2,13 +2,13 @@
 
 import argparse
 
-from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 
 from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
-from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.command import check_standard_input, command
 from mlx_deltamem.cli.copies import Copies
+from mlx_deltamem.cli.entered import check_session_file, checked_system_prompt
 from mlx_deltamem.cli.options import (
     DEFAULT_MODEL,
     add_chat_options,
@@ -17,12 +17,14 @@ from mlx_deltamem.cli.options import (
     open_chat,
     reply_options,
 )
-from mlx_deltamem.cli.terminal import TerminalChat, accept_any_text
+from mlx_deltamem.cli.parser import Parser
+from mlx_deltamem.cli.terminal import TerminalChat, accept_any_bytes
+from mlx_deltamem.show.console import Console
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Make the argument parser of the command."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.chat", description=__doc__)
+    parser = Parser(prog="mlx_deltamem.chat", description=__doc__)
     add_model_options(parser)
     add_chat_options(parser)
     return parser
@@ -32,9 +34,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()
+    check_standard_input("messages")
+    check_session_file(args.session)
+    args.system_prompt = checked_system_prompt(args.system_prompt)
     chat = open_chat(*load_model(args), args)
-    accept_any_text()
-    console = Console(highlight=False)
+    accept_any_bytes()
+    console = Console()
     facts = [f"model    {args.model or DEFAULT_MODEL}", f"adapter  {args.adapter or REFERENCE_ADAPTER}"]
     facts.append(f"history  {chat.history}")
     if args.session is not None:

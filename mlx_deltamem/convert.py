@@ -17,6 +17,7 @@ from mlx_deltamem.adapters.publish import check_names
 from mlx_deltamem.adapters.torch.writer import save_torch
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.convert_session import convert_session
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.cli.publishing import add_upload_options, upload_folder
 from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE, Adapter, changed, check_weights, dtype_name
 from mlx_deltamem.core.config import CONFIG_FILE, OWN_FIELDS
@@ -32,7 +33,7 @@ _FORMATS = {
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.convert", description=__doc__)
+    parser = Parser(prog="mlx_deltamem.convert", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--torch-path",

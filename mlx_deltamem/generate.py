@@ -7,25 +7,32 @@ from typing import TypedDict
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, GenerationResponse, str2bool, stream_generate
+from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, GenerationResponse, stream_generate
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.cli.command import command, standard_input
+from mlx_deltamem.cli.entered import check_session_file, checked_message, checked_system_prompt
 from mlx_deltamem.cli.options import (
     add_chat_options,
     add_model_options,
-    count_from,
     load_model,
     open_chat,
     reply_options,
+    true_or_false,
 )
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.cli.remembered import read_remembered
 from mlx_deltamem.core.cache import make_prompt_cache, memory
 from mlx_deltamem.core.use import read_only
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.inspection.states import bytes_held, norm, shape_held, squares, state_arrays
+from mlx_deltamem.options.rule import BITS, COUNT, GROUP_SIZE, POSITIVE
+from mlx_deltamem.sessions.prefill import window
+from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.writing import NONE
+from mlx_deltamem.show.printable import printable
 from mlx_deltamem.show.progress import reading_progress
+from mlx_deltamem.show.streams import keeping_output_failures
 
 
 class _KvOptions(TypedDict, total=False):
@@ -38,7 +45,7 @@ class _KvOptions(TypedDict, total=False):
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Make the argument parser of the command."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.generate", description=__doc__)
+    parser = Parser(prog="mlx_deltamem.generate", description=__doc__)
     add_model_options(parser)
     parser.add_argument(
         "--prompt",
@@ -58,20 +65,26 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     add_chat_options(parser)
     parser.add_argument("--read-only", action="store_true", help="Read the memory without writing it.")
-    parser.add_argument("--kv-bits", type=int, help="Quantise keys and values to this many bits.")
-    parser.add_argument("--kv-group-size", type=int, default=64, help="Group size of that quantisation.")
+    parser.add_argument("--kv-bits", type=BITS, choices=BITS.choices, help="Quantise keys and values to these bits.")
     parser.add_argument(
-        "--quantized-kv-start", type=int, default=DEFAULT_QUANTIZED_KV_START, help="The first token to quantise at."
+        "--kv-group-size",
+        type=GROUP_SIZE,
+        choices=GROUP_SIZE.choices,
+        default=64,
+        help="Group size of that quantisation (default: 64).",
+    )
+    parser.add_argument(
+        "--quantized-kv-start", type=COUNT, default=DEFAULT_QUANTIZED_KV_START, help="The first token to quantise at."
     )
     parser.add_argument(
         "--ignore-chat-template", action="store_true", help="Use the prompts as plain text, without a chat."
     )
     parser.add_argument(
         "--max-kv-size",
-        type=count_from(1),
+        type=POSITIVE,
         help="With --ignore-chat-template: keep this many tokens of keys and values.",
     )
-    parser.add_argument("--verbose", type=str2bool, default=True, help="False prints the replies and nothing else.")
+    parser.add_argument("--verbose", type=true_or_false, default=True, help="False prints nothing but the replies.")
     return parser
 
 
@@ -82,9 +95,14 @@ def main() -> None:
     if not args.prompt and not args.remember:
         raise ValueError("there is no --prompt and no --remember; expected one of them")
     prompts = [standard_input("the prompt") if prompt == "-" else prompt for prompt in args.prompt]
+    check_session_file(args.session)
+    args.system_prompt = checked_system_prompt(args.system_prompt)
     model, tokenizer = load_model(args)
     is_chat = tokenizer.has_chat_template and not args.ignore_chat_template
     _check(args, is_chat)
+    # A cache of a given size takes a text of any length.
+    longest = None if args.max_kv_size is not None else window(model)
+    prompts = [checked_message(prompt, "the prompt", longest, tokenizer) for prompt in prompts]
     answer = _chat if is_chat else _continue_text
     states = answer(model, tokenizer, prompts, args)
     if args.verbose:
@@ -106,23 +124,30 @@ def _check(args: argparse.Namespace, is_chat: bool) -> None:
 def _chat(
     model: nn.Module, tokenizer: TokenizerWrapper, prompts: list[str], args: argparse.Namespace
 ) -> dict[int, mx.array]:
-    """Answer the prompts as the turns of a chat; returns the memory after the last one."""
+    """Answer the prompts as the turns of a chat; returns the memory after the last one.
+
+    Each turn is saved when it has ended. With a session file, no turn is lost because its output cannot be printed.
+    """
     chat = open_chat(model, tokenizer, args)
     options, kv_options = reply_options(args), _kv_options(args)
-    for path in args.remember:
-        with reading_progress(f"Reading {path}", args.verbose) as progress:
-            chat.remember(read_remembered(path), prefill_step_size=args.prefill_step_size, progress=progress)
-    for prompt in prompts:
-        with reading_progress("Reading the prompt", args.verbose) as progress:
-            _print_reply(
-                chat.stream(
+    with nullcontext() if args.session is None else keeping_output_failures():
+        for path in args.remember:
+            with reading_progress(f"Reading {path}", args.verbose) as progress:
+                chat.remember(read_remembered(path), prefill_step_size=args.prefill_step_size, progress=progress)
+            _save(chat, args)
+        for prompt in prompts:
+            with reading_progress("Reading the prompt", args.verbose) as progress:
+                responses = chat.stream(
                     prompt, read_only=args.read_only, prompt_progress_callback=progress, **options, **kv_options
-                ),
-                args.verbose,
-            )
+                )
+                _print_reply(responses, args.verbose)
+            _save(chat, args)
+    return chat.memory
+
+
+def _save(chat: ChatSession, args: argparse.Namespace) -> None:
     if args.session is not None:
         chat.save(args.session, args.save_kv)
-    return chat.memory
 
 
 def _continue_text(
@@ -163,7 +188,7 @@ def _print_reply(responses: Iterable[GenerationResponse], verbose: bool) -> None
     for response in responses:
         if verbose and response.generation_tokens == 1:
             print("=" * 10)
-        print(response.text, end="", flush=True)
+        print(printable(response.text), end="", flush=True)
     print()
     if verbose and response is not None:
         print("=" * 10)

@@ -22,13 +22,15 @@ numbers of layers are objects with the indices of the layers as names. A number 
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.inspection.document import as_document
 from mlx_deltamem.inspection.report import Report, diff, is_session, report_on, report_on_model
+from mlx_deltamem.options.rule import PLACE
 from mlx_deltamem.show.plot import add_plot_option, check_plot, load_figures
+from mlx_deltamem.show.printable import json_document
 from mlx_deltamem.show.tables import print_tables
 
 _DIFF = "diff"
@@ -36,7 +38,7 @@ _DIFF = "diff"
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Make the argument parser of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlx_deltamem.inspect",
         usage="%(prog)s [options] ADAPTER_OR_SESSION\n       %(prog)s [options] diff A B",
         description=str(__doc__).partition("\n")[0],
@@ -49,7 +51,9 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "another implementation (a session folder of the reference, or a .npz file of states). `diff A B` compares two "
         "adapters or two chats.",
     )
-    parser.add_argument("--model", help="With an adapter: the folder or Hub repo of a model to attach it to.")
+    parser.add_argument(
+        "--model", type=PLACE, help="With an adapter: the folder or Hub repo of a model to attach it to."
+    )
     parser.add_argument("--text", type=Path, metavar="FILE", help="With --model: a text file to run through the model.")
     parser.add_argument("--trust-remote-code", action="store_true", help="Run code that comes with the model.")
     parser.add_argument("--messages", action="store_true", help="With a chat: show its messages too. They are private.")
@@ -74,7 +78,7 @@ def main() -> None:
         # Before the tables: a reader such as `head` may close the output, which ends the command.
         load_figures("inspection", "figures").draw(report, args.plot)
     if args.json:
-        print(json.dumps(as_document(report), allow_nan=False))
+        print(json_document(as_document(report)))
     else:
         print_tables(report.tables())
         if args.plot is not None:

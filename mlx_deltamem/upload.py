@@ -3,13 +3,14 @@
 import argparse
 
 from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.cli.publishing import add_upload_options, upload_folder
 from mlx_deltamem.files.atomic import user_path
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
-    parser = argparse.ArgumentParser(prog="mlx_deltamem.upload", description=__doc__)
+    parser = Parser(prog="mlx_deltamem.upload", description=__doc__)
     parser.add_argument("--path", required=True, help="The adapter's folder.")
     add_upload_options(parser, required=True)
     parser.add_argument(

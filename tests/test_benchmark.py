@@ -94,10 +94,13 @@ def test_a_real_model_and_adapter_in_batches(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shape", "tiny", "-p", "0"], "0 is too small; expected 1 or more"),
-        (["--shape", "tiny", "-n", "2"], "2 is too small; expected 3 or more"),
+        (["--shape", "tiny", "-p", "0"], "--prompt-tokens/-p is 0; expected a whole number from 1 to 2**31 - 1"),
+        (["--shape", "tiny", "-n", "2"], "--num-trials/-n is 2; expected a whole number from 3 to 2**31 - 1"),
+        (["--shape", "tiny", "-b", "1000000000", "-p", "4"], "expected at most 16,777,216 tokens in a batch"),
+        (["--shape", "tiny", "-p", "4", "1000000000"], "--batch-size is 1 with sequences of 1,000,000,000 tokens"),
+        (["--shape", "tiny", "-g", "1000000000"], "--batch-size is 1 with sequences of 1,000,000,000 tokens"),
         (["--shape", "huge"], "invalid choice: 'huge'"),
-        (["--shape", "tiny", "--q-bits", "7"], "invalid choice: 7"),
+        (["--shape", "tiny", "--q-bits", "7"], "--q-bits is 7; expected 2 or 3 or"),
         (["--shape", "tiny", "--model", "x"], "not allowed with argument"),
         (["--model", backbone(), "--dtype", "float16"], "--dtype is for --shape"),
         (["--q-bits", "4"], "--q-bits is for --shape"),

@@ -118,7 +118,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[str, str]]:
         ("truncated", lambda f: (f / TORCH_FILE).write_bytes((good / TORCH_FILE).read_bytes()[:9000]), TORCH_FILE),
         ("no zip", lambda f: (f / TORCH_FILE).write_bytes(b"hello"), TORCH_FILE),
         ("attack", lambda f: attack(f / TORCH_FILE, folder / "pwned"), "system; only tensors are read, nothing was"),
-        ("wrong type", lambda f: (f / CONFIG_FILE).write_text('{"rank": "eight"}'), "rank is 'eight', allowed is"),
+        ("wrong type", lambda f: (f / CONFIG_FILE).write_text('{"rank": "eight"}'), "rank is 'eight'; expected"),
         ("wrong rank", lambda f: (f / CONFIG_FILE).write_text('{"rank": 16}'), "has shape (8, 64), expected (16, 64)"),
     ):
         target = folder / name.replace(" ", "_")

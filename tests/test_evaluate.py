@@ -22,7 +22,7 @@ from tests.command_line import assert_refused, run_command
 from tests.conftest import adapter, backbone
 
 CONDITIONS = ("base", "full", "state", "none", "zeroed", "shuffled")
-SMALL = ("--recall-facts", 1, 2, "--recall-questions", 4, "--recall-filler", 0, 1, "--recall-max-tokens", 4)
+SMALL = ("--recall-facts", 1, 2, "--recall-questions-each", 4, "--recall-filler", 0, 1, "--recall-max-tokens", 4)
 
 
 def arguments(folder: Path, *more: object) -> list[str]:
@@ -150,7 +150,7 @@ def test_a_limit_may_be_raised(run, tmp_path):
     [
         (["--tasks", "recall,chess"], "there is no task chess"),
         (["--conditions", "state,text"], "there is no condition text; expected base, "),
-        (["--recall-facts", "1", "--recall-questions", "1"], "shuffled needs the memory of another history"),
+        (["--recall-facts", "1", "--recall-questions-each", "1"], "shuffled needs the memory of another history"),
         (["--recall-deletions", "0", "2"], "2 deletions of 1 facts"),
         (["--recall-keys", "wings"], "there is no key 'wings'"),
         (["--data", "mab=a.json"], "--data is of mab, which is not among --tasks"),
@@ -167,10 +167,10 @@ def test_what_cannot_be_asked_is_refused(more, message, tmp_path):
     [
         (
             ["--data", "recall=a.json"],
-            "'recall=a.json' does not name the data of a task; expected TASK=PATH, with",
+            "--data: 'recall=a.json' does not name the data of a task; expected TASK=PATH, with",
         ),
         (["--tasks", " ,"], "' ,' has no names; expected some, with commas between"),
-        (["--batch-size", "0"], "0 is too small; expected 1 or more"),
+        (["--batch-size", "0"], "--batch-size is 0; expected a whole number from 1 to 2**31 - 1"),
         (["--recall-filler", "1"], "expected 2 arguments"),
         (["--write", "yes"], "invalid choice"),
     ],

@@ -50,7 +50,7 @@ MLX_LM_INTERNALS = {
     "training.monitor",
     "training.optimizer",
     "training.run",
-    "training.run_options",
+    "training.options_file",
     "training.segments.cache",
     "training.segments.write_pass",
 }

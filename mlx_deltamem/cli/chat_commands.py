@@ -5,14 +5,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from mlx_lm.generate import GenerationResponse
-from rich.console import Console
 from rich.markup import escape
 
 from mlx_deltamem.cli.copies import Copies
+from mlx_deltamem.cli.entered import check_session_file, checked_message
 from mlx_deltamem.cli.memory_commands import MemoryCommands
 from mlx_deltamem.cli.options import ReplyOptions
-from mlx_deltamem.sessions.prefill import Progress
+from mlx_deltamem.sessions.prefill import Progress, window
 from mlx_deltamem.sessions.writing import ALL, NONE
+from mlx_deltamem.show.console import Console
 
 _LONGEST_SHOWN = 200
 
@@ -126,6 +127,7 @@ class ChatCommands:
         Raises:
             ValueError, OSError: The message was not sent, or the chat was not saved.
         """
+        text = self._checked(text)
 
         def reply(progress: Progress) -> Responses:
             yield from self._copies.chat.stream(text, prompt_progress_callback=progress, **self._options)
@@ -153,6 +155,7 @@ class ChatCommands:
         index = _number(number)
         if index is None:
             raise ValueError(f"/edit got {rest!r}; expected the number of a message (/messages) and its new text")
+        text = self._checked(text)
         try:
             with self._stoppable(), self._console.status(""):
                 self._copies.chat.edit(index, text)
@@ -194,8 +197,15 @@ class ChatCommands:
         self._copies.number = number
         self.say(f"this is copy {number} of {count}")
 
+    def _checked(self, text: str) -> str:
+        """A message, checked before the chat changes."""
+        chat = self._copies.chat
+        return checked_message(text, "the message", window(chat.model), chat.tokenizer)
+
     def _save(self, rest: str) -> None:
-        self.say(f"saved to {self._copies.save(Path(rest) if rest else None)}")
+        file = Path(rest) if rest else None
+        check_session_file(file)
+        self.say(f"saved to {self._copies.save(file)}")
 
     def _load(self, rest: str) -> None:
         if not rest:

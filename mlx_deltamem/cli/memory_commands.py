@@ -3,18 +3,20 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mlx_deltamem.cli.copies import Copies
+from mlx_deltamem.cli.entered import checked_message
 from mlx_deltamem.cli.options import ReplyOptions
 from mlx_deltamem.cli.remembered import to_remember
 from mlx_deltamem.inspection.heat_map import memory_view
 from mlx_deltamem.sessions.comparison import compare
 from mlx_deltamem.sessions.history import FULL, History
 from mlx_deltamem.sessions.history import NONE as NO_TEXT
+from mlx_deltamem.sessions.prefill import window
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, NONE
+from mlx_deltamem.show.console import Console
 
 _SEEN: dict[History, str] = {FULL: "all of their text", NO_TEXT: "nothing"}
 
@@ -94,9 +96,11 @@ class MemoryCommands:
         """Run `/compare QUESTION`."""
         if not question:
             raise ValueError("/compare needs a question")
+        chat = self._copies.chat
+        question = checked_message(question, "the question", window(chat.model), chat.tokenizer)
         try:
             with self._stoppable(), self._console.status(""):
-                replies = compare(self._copies.chat, question, **self._options)
+                replies = compare(chat, question, **self._options)
         except KeyboardInterrupt:
             self._say("(stopped)")
             return

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mlx_deltamem.cli.command import standard_input
 from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.files.text import check_text
 from mlx_deltamem.sessions.messages import Message, parse_messages
 
 
@@ -12,14 +13,14 @@ def to_remember(given: str) -> str | tuple[Message, ...]:
     """The content of the file with this name; if there is no such file, the text itself.
 
     Raises:
-        ValueError, OSError: As in `read_remembered`.
+        ValueError, OSError: As in `read_remembered`; or the text has a character that cannot be in a text.
     """
     try:
         is_file = user_path(given).is_file()
     except (OSError, ValueError):
         # The text cannot be a name: it is too long, or it has a NUL in it.
         is_file = False
-    return read_remembered(user_path(given)) if is_file else given
+    return read_remembered(user_path(given)) if is_file else check_text(given, "the text")
 
 
 def read_remembered(path: Path) -> str | tuple[Message, ...]:
@@ -31,13 +32,13 @@ def read_remembered(path: Path) -> str | tuple[Message, ...]:
         OSError: The file cannot be read.
     """
     if str(path) == "-":
-        return standard_input("the text to remember")
+        return check_text(standard_input("the text to remember"), "standard input")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; expected a text file, or messages in a .json file") from None
     if path.suffix != ".json":
-        return text
+        return check_text(text, str(path))
     try:
         return parse_messages(json.loads(text))
     except (ValueError, RecursionError) as error:

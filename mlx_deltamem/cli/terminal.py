@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from mlx_lm.generate import GenerationResponse
-from rich.console import Console
 from rich.markup import escape
 
 from mlx_deltamem.cli.chat_commands import ChatCommands, LeavingError, Responses
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.options import ReplyOptions
+from mlx_deltamem.options.mlx_lm_habits import chat_command_hint
 from mlx_deltamem.sessions.prefill import Progress
+from mlx_deltamem.show.console import Console
+from mlx_deltamem.show.printable import on_one_line, printable
+from mlx_deltamem.show.streams import keeping_output_failures
 
 with contextlib.suppress(ImportError):
     # The import gives `input` a history and line editing.
@@ -79,17 +82,25 @@ class TerminalChat:
             self._commands.say("(/quit or Ctrl-D leaves)")
             return
         try:
-            if text.startswith("/") and not is_block:
-                self._commands.do(text)
-            elif text.strip():
-                self._commands.answer(text.strip())
-            elif is_block:
-                self._commands.say("(the message is empty; it was not sent)")
+            # What was done is saved, whatever the terminal does.
+            with keeping_output_failures():
+                self._answer(text, is_block)
         except (LeavingError, BrokenPipeError):
             raise
         except Exception as error:
             # No error may end the program: the chat may be in no file.
             self._complain(error)
+
+    def _answer(self, text: str, is_block: bool) -> None:
+        """Do the command in a text, or send it as a message."""
+        if not is_block and (hint := chat_command_hint(text)):
+            raise ValueError(hint)
+        if text.startswith("/") and not is_block:
+            self._commands.do(text)
+        elif text.strip():
+            self._commands.answer(text.strip())
+        elif is_block:
+            self._commands.say("(the message is empty; it was not sent)")
 
     def _message(self) -> tuple[str, bool]:
         """Read one line or several; the second result is whether they stood between three quotes."""
@@ -131,7 +142,7 @@ class TerminalChat:
                 with contextlib.closing(reply(progress)) as responses:
                     for response in responses:
                         status.stop()
-                        sys.stdout.write(response.text)
+                        sys.stdout.write(printable(response.text))
                         sys.stdout.flush()
                         if self._ctrl_c.pressed:
                             break
@@ -144,7 +155,7 @@ class TerminalChat:
 
     def _complain(self, error: Exception) -> None:
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        self._console.print(f"error: {kind}{escape(str(error))}", style="yellow")
+        self._console.print(f"error: {kind}{escape(on_one_line(error))}", style="yellow", soft_wrap=True)
 
 
 class _CtrlC:
@@ -183,14 +194,10 @@ class _CtrlC:
             raise KeyboardInterrupt
 
 
-def accept_any_text() -> None:
-    """Keep characters that the terminal's encoding lacks from ending the chat.
-
-    Output has `?` in their place. Input with such bytes is refused as a message that is not UTF-8.
-    """
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+def accept_any_bytes() -> None:
+    """Keep bytes that are not text in the encoding of the terminal from ending the chat: the message is refused."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
 
 def _speeds(response: GenerationResponse) -> str:

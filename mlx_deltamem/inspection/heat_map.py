@@ -16,8 +16,8 @@ from mlx_deltamem.sessions.drift import Drift, half_life
 _MOST_CELLS = 16
 # From negative (blue) over zero (grey) to positive (orange); colour-blind readers can tell these apart.
 _NEGATIVE, _ZERO, _POSITIVE = (60, 140, 240), (64, 64, 64), (250, 145, 35)
-# The signs for -1 to 1 on a terminal without colours.
-_SIGNS = "#=-. ░▒▓█"
+# The signs for -1 to 1 on a terminal without colours, and on one that has ASCII only.
+_SIGNS, _ASCII_SIGNS = "#=-. ░▒▓█", "#=-. +*%@"
 # The width of the notes beside a heat map, with the gap before them.
 _NOTES_WIDTH = 15
 
@@ -36,10 +36,12 @@ def memory_view(states: Mapping[int, mx.array], drift: Drift | None, console: Co
         the rows of the state (values) go downwards, and state heads are side by side. The scale of a tile is the
         largest absolute value in its layer.
     """
-    coloured = console.color_system in ("256", "truecolor") and not console.no_color
+    is_ascii = console.options.ascii_only
+    coloured = console.color_system in ("256", "truecolor") and not console.no_color and not is_ascii
+    signs = None if coloured else _ASCII_SIGNS if is_ascii else _SIGNS
     arrays = squares(state_arrays(states))
-    tiles = [_tile(layer, state, drift, coloured, console.width) for layer, state in arrays.items()]
-    parts: list[RenderableType] = [_legend(coloured), Text(), Columns(tiles, padding=(0, 2))]
+    tiles = [_tile(layer, state, drift, signs, console.width) for layer, state in arrays.items()]
+    parts: list[RenderableType] = [_legend(signs), Text(), Columns(tiles, padding=(0, 2))]
     if not any(state.any() for state in arrays.values()):
         parts.append(Text("the memory is empty"))
     if drift is not None and drift.kept:
@@ -47,9 +49,9 @@ def memory_view(states: Mapping[int, mx.array], drift: Drift | None, console: Co
     return Group(*parts)
 
 
-def _legend(coloured: bool) -> Text:
+def _legend(signs: str | None) -> Text:
     colours = Text().join(Text("█", style=_colour(step / 8)) for step in range(-8, 9))
-    bar = colours if coloured else Text(_SIGNS)
+    bar = colours if signs is None else Text(signs)
     return Text("-scale ").append_text(bar).append(" +scale; each layer has its own")
 
 
@@ -62,12 +64,15 @@ def _sentence(drift: Drift) -> str:
     )
 
 
-def _tile(layer: int, state: np.ndarray, drift: Drift | None, coloured: bool, width: int) -> Text:
-    """The heat map of one layer, with its numbers to the right of it; `state` is `[H, r, r]`."""
+def _tile(layer: int, state: np.ndarray, drift: Drift | None, signs: str | None, width: int) -> Text:
+    """The heat map of one layer, with its numbers to the right of it; `state` is `[H, r, r]`.
+
+    `signs` stand for -1 to 1; None: colours do.
+    """
     # A number that is not finite has no colour. The norm shows that there is one.
     heads = [_shrunk(np.nan_to_num(head, nan=0.0, posinf=0.0, neginf=0.0)) for head in state]
     largest = max(float(np.abs(head).max()) for head in heads)
-    picture = _picture(heads, largest or 1.0, coloured, width - _NOTES_WIDTH)
+    picture = _picture(heads, largest or 1.0, signs, width - _NOTES_WIDTH)
     notes = [f"scale {largest:7.3g}", f"norm  {norm(state):7.3g}"]
     if drift is not None:
         notes += [f"kept  {drift.kept[layer]:7.0%}", f"moved {drift.changed[layer]:7.0%}"]
@@ -78,12 +83,12 @@ def _tile(layer: int, state: np.ndarray, drift: Drift | None, coloured: bool, wi
     return tile
 
 
-def _picture(heads: list[np.ndarray], largest: float, coloured: bool, width: int) -> list[Text]:
+def _picture(heads: list[np.ndarray], largest: float, signs: str | None, width: int) -> list[Text]:
     """The lines of a heat map, with as many heads side by side as the width allows."""
     across = max(1, min(len(heads), (width + 1) // (len(heads[0]) + 1)))
     lines: list[Text] = []
     for first in range(0, len(heads), across):
-        drawn = [_head(head / largest, coloured) for head in heads[first : first + across]]
+        drawn = [_head(head / largest, signs) for head in heads[first : first + across]]
         lines += [Text()] if lines else []
         lines += [Text(" ").join(parts) for parts in zip(*drawn, strict=True)]
     full = max(line.cell_len for line in lines)
@@ -92,11 +97,11 @@ def _picture(heads: list[np.ndarray], largest: float, coloured: bool, width: int
     return lines
 
 
-def _head(head: np.ndarray, coloured: bool) -> list[Text]:
+def _head(head: np.ndarray, signs: str | None) -> list[Text]:
     """The lines of one head; its numbers are between -1 and 1."""
-    if not coloured:
-        middle = len(_SIGNS) // 2
-        return [Text("".join(_SIGNS[middle + round(float(value) * middle)] for value in row)) for row in head]
+    if signs is not None:
+        middle = len(signs) // 2
+        return [Text("".join(signs[middle + round(float(value) * middle)] for value in row)) for row in head]
     # A character is twice as high as wide. So it shows two rows: the upper one in its colour, the lower one behind it.
     rows = head if len(head) % 2 == 0 else np.pad(head, ((0, 1), (0, 0)))
     return [

@@ -10,7 +10,6 @@ import numpy as np
 from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from rich.console import RenderableType
-from rich.markup import escape
 
 from mlx_deltamem.core.cache import PromptCache, make_prompt_cache, memory
 from mlx_deltamem.core.reads import Reads
@@ -229,7 +228,7 @@ def _token_table(trace: Trace) -> RenderableType:
     for place in np.argsort(-means, kind="stable")[:_MOST_TOKENS]:
         row = int(trace.write[:, place].argmax())
         table.add_row(
-            escape(visible(trace.texts[place], trace.tokens[place])),
+            visible(trace.texts[place], trace.tokens[place]),
             str(place + 1),
             number(means[place]),
             number(trace.write[row, place]),

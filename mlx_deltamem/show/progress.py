@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from mlx_deltamem.sessions.prefill import Progress
+from mlx_deltamem.show.console import Console
 
 # Called with the name of the present step and the number of items that were done since the last call.
 Counted = Callable[[str, int], None]
@@ -26,7 +27,7 @@ def reading_progress(what: str, shown: bool = True) -> Iterator[Progress]:
     """
     console = Console(stderr=True)
     with Bar(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
-        task = bar.add_task(what)
+        task = bar.add_task(escape(what))
 
         def update(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
@@ -58,8 +59,8 @@ def counting_progress(total: int) -> Iterator[Counted]:
         def update(what: str, more: int) -> None:
             nonlocal before
             if what != before and not console.is_terminal:
-                console.print(f"{what} ...", highlight=False)
+                console.print(f"{escape(what)} ...")
             before = what
-            bar.update(task, description=what, advance=more)
+            bar.update(task, description=escape(what), advance=more)
 
         yield update

@@ -1,31 +1,42 @@
 """Tables on a terminal: how they look, how numbers are written in them, and how they are printed."""
 
-import io
 import math
-import sys
 from collections.abc import Collection, Iterable, Mapping
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.markup import escape
+from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
+
+from mlx_deltamem.show.console import Console
+from mlx_deltamem.show.printable import printable
 
 # So many columns of numbers fit into 80 characters beside the column of layers.
 _MOST_COLUMNS = 7
 
 
+class PlainTable(Table):
+    """A table of texts that anyone may have written: brackets in them are no markup."""
+
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
+        """Add a row."""
+        texts = (escape(cell) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*texts, style=style, end_section=end_section)
+
+
 def facts(title: str, rows: Mapping[str, object]) -> Table:
     """A table of names and values, one pair a line."""
-    table = Table(title=_title(title), title_justify="left", box=None, show_header=False)
+    table = PlainTable(title=_title(title), title_justify="left", box=None, show_header=False)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(escape(name), escape(str(value)))
+        table.add_row(name, str(value))
     return table
 
 
-def columns(title: str, *headings: str, texts: Collection[int] = ()) -> Table:
+def columns(title: str, *headings: str, texts: Collection[int] = ()) -> PlainTable:
     """An empty table.
 
     Args:
@@ -33,9 +44,9 @@ def columns(title: str, *headings: str, texts: Collection[int] = ()) -> Table:
         headings: One for each column.
         texts: The indices of the columns that hold texts. The other columns hold numbers, which stand at the right.
     """
-    table = Table(title=_title(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = PlainTable(title=_title(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index in texts else "right", overflow="fold")
+        table.add_column(escape(heading), justify="left" if index in texts else "right", overflow="fold")
     return table
 
 
@@ -47,7 +58,7 @@ def by_layer(title: str, numbers: Mapping[str, Mapping[int, float]]) -> list[Tab
         numbers: The numbers by kind and layer.
     """
     kinds = list(numbers)
-    tables = []
+    tables: list[Table] = []
     for first in range(0, len(kinds), _MOST_COLUMNS):
         some = kinds[first : first + _MOST_COLUMNS]
         table = columns(title, "layer", *(kind.replace("_", "_\n") for kind in some))
@@ -68,16 +79,13 @@ def difference_table(title: str, fields: Mapping[str, tuple[object, object]]) ->
         return facts(title, {"same": "in both"})
     table = columns(title, "field", "A", "B", texts=(0, 1, 2))
     for name, values in fields.items():
-        table.add_row(name, *(escape(setting(value)) for value in values))
+        table.add_row(name, *(setting(value) for value in values))
     return table
 
 
 def print_tables(tables: Iterable[RenderableType]) -> None:
     """Print tables to standard output, with an empty line after each."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A character that the encoding of the output lacks is printed as `?` and does not stop the rest.
-        sys.stdout.reconfigure(errors="replace")
-    console = Console(highlight=False)
+    console = Console()
     for table in tables:
         console.print(table)
         console.print()
@@ -107,9 +115,9 @@ def count(size: int, what: str) -> str:
 
 def message(who: str, text: str) -> Text:
     """A message of a chat: the one who said it in bold, and the text."""
-    return Text.assemble((f"{who}:", "bold"), " ", text)
+    return Text.assemble((f"{printable(who)}:", "bold"), " ", printable(text))
 
 
 def _title(title: str) -> Text:
     # Without these options a title that is wider than its table would be broken into lines.
-    return Text(title, style="bold", no_wrap=True, overflow="ignore")
+    return Text(printable(title, keep=""), style="bold", no_wrap=True, overflow="ignore")

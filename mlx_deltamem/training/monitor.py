@@ -4,26 +4,32 @@ import importlib.util
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+from mlx_lm import cli_ui
 from mlx_lm.cli_ui import make_console
 from mlx_lm.tuner.callbacks import TrainingCallback
 from rich.markup import escape
 
 from mlx_deltamem.core.adapter import CURVES_FILE, METRICS_FILE
 from mlx_deltamem.files.atomic import new_file
-from mlx_deltamem.files.jsonl import json_lines
+from mlx_deltamem.files.jsonl import Json, json_lines
+from mlx_deltamem.show.console import Console
 from mlx_deltamem.show.plot import load_figures
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.batches import Feed
 from mlx_deltamem.training.checkpoint import Progress
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.optimizer import ClippedAdamW
+
+# mlx-lm's own console writes colours into files too, and the names of files and models as they are.
+cast(Any, cli_ui).Console = Console
 
 # The numbers of one report or one evaluation, by name; None for a number that is not finite.
 Row = dict[str, float | None]
@@ -59,8 +65,7 @@ class Metrics:
         """Return all rows. A line that is not a row, such as the unfinished line of a killed process, is left out."""
         if not self._path.is_file():
             return []
-        found = (record.value for record in json_lines(self._path))
-        return [cast(Row, row) for row in found if isinstance(row, dict) and isinstance(row.get("iteration"), int)]
+        return [cast(Row, record.value) for record in json_lines(self._path) if _is_row(record.value)]
 
     def go_back(self, iteration: int) -> None:
         """Remove the rows that a run resumed after this step will add again: all later ones, and its evaluation."""
@@ -69,6 +74,18 @@ class Metrics:
         kept = [row for row in self.rows() if _step(row) < iteration + ("train_loss" in row)]
         with new_file(self._path) as path:
             path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def _is_row(value: Json) -> bool:
+    """Whether a line of the file is a row: a step that is counted, and numbers."""
+    if not isinstance(value, dict) or not _is_number(value.get("iteration")):
+        return False
+    return isinstance(value["iteration"], int) and all(each is None or _is_number(each) for each in value.values())
+
+
+def _is_number(value: Json) -> bool:
+    """Whether a value is a number that fits into a float."""
+    return type(value) in (int, float) and abs(cast(float, value)) <= sys.float_info.max
 
 
 def _step(row: Row) -> float:

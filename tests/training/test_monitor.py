@@ -50,7 +50,19 @@ def test_going_back_removes_rows_that_come_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"iteration": 3, "train', "5", "null", '{"loss": 3}', '{"iteration": "3"}', "\udcff"]
+    "line",
+    [
+        *('{"iteration": 3, "train', "5", "null", '{"loss": 3}', '{"iteration": "3"}', "\udcff", '{"iteration": true}'),
+        *(
+            '{"iteration": 2.5}',
+            '{"iteration": 3, "x": []}',
+            '{"iteration": 3, "x": "y"}',
+            '{"iteration": 3, "x": true}',
+        ),
+        *(f'{{"iteration": {10**400}}}', f'{{"iteration": 3, "x": -{10**400}}}', '{"iteration": {"x": 1}}'),
+        *(f'{{"iteration": 3, "x": {"[" * depth}{"]" * depth}}}' for depth in (90, 900, 5000, 200_000)),
+    ],
+    ids=lambda line: line[:30],
 )
 def test_lines_that_are_not_rows_are_left_out(line, tmp_path):
     metrics = noted(tmp_path, {"iteration": 1, "train_loss": 2.0})
