@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
         raise AssertionError("exit returned")
 
     def _hint(self, name: str) -> str:
-        """What to use instead of an unknown option."""
+        """The advice for an unknown option: another one, or where to look."""
         known = OPTIONS.get(self.prog.rpartition(".")[2], {})
         if name in known:
             return known[name]

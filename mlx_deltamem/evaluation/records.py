@@ -147,7 +147,7 @@ def _problem(row: Json, metrics: dict[object, object]) -> str:
 
 
 def _mismatch(value: Json, hint: Any) -> str:
-    """What is wrong with a value that has this type in a `TypedDict`; empty if it is right."""
+    """The problem with a value that has this type in a `TypedDict`; empty if there is none."""
     allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     kinds = tuple(get_origin(each) or each for each in allowed)
     if not _is_a(value, kinds):

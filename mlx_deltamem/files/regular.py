@@ -25,7 +25,7 @@ _ADVICE = "put a copy there or remove it"
 
 @dataclass(frozen=True)
 class Stamp:
-    """What changes when a file is replaced or written: its place on the disk, its size and its times."""
+    """The facts about a file that change when it is replaced or written: its place on the disk, its size, its times."""
 
     device: int
     inode: int

@@ -34,7 +34,7 @@ _MOST_SHOWN = 60
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """What the header says about one tensor: the name of its dtype, such as `BF16`, and its shape."""
+    """The entry of a header for one tensor: the name of its dtype, such as `BF16`, and its shape."""
 
     dtype: str
     shape: tuple[int, ...]

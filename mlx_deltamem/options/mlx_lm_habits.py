@@ -99,6 +99,6 @@ _CHAT_COMMANDS = {"q": "/quit leaves the chat", "h": "/help lists the commands",
 
 
 def chat_command_hint(line: str) -> str:
-    """What to type instead of a command of mlx_lm.chat (`q`, `h` or `r`); "" if the line is not one of them."""
+    """The hint for a command of mlx_lm.chat (`q`, `h` or `r`): the command to type instead; "" for any other line."""
     hint = _CHAT_COMMANDS.get(line.strip(), "")
     return f'{hint} (between """ lines, {line.strip()} is a message)' if hint else ""

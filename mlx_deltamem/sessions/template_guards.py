@@ -1,4 +1,4 @@
-"""What a guarded chat template calls: functions that count its work, and predict sizes.
+"""The functions that a guarded chat template calls: they count its work, and predict sizes.
 
 A template is a program that came with a model. `guarded_template` puts calls of these functions into it. They predict
 the size of a result before it is made, because a single operation can fill the memory.

@@ -20,7 +20,7 @@ class TemplateLimitError(Exception):
 
 
 class Budget:
-    """What is left of the limits of one text.
+    """The rest of the limits of one text.
 
     Args:
         given: What the template gets. It is measured only if the template makes much.
@@ -73,7 +73,7 @@ _BUDGET: ContextVar[Budget | None] = ContextVar("budget of a chat template", def
 
 
 def budget() -> Budget:
-    """What is left for the text that is written in this thread.
+    """The rest of the limits for the text that is written in this thread.
 
     Raises:
         TemplateLimitError: None is.

@@ -49,7 +49,7 @@ class _Output:
 
 
 class _Rendered:
-    """What a rich console writes: text with the codes of its styles. Other codes are shown, not sent.
+    """The stream of a rich console: it sends text and the codes of styles. It shows other codes.
 
     Args:
         output: The stream to write to.

@@ -1,4 +1,4 @@
-"""What is entered is checked before a chat goes on: texts, and the file of the chat."""
+"""Texts that are entered, and the file of a chat, are checked before the chat goes on."""
 
 import os
 import time

@@ -37,7 +37,7 @@ class TooSlow(BaseException):
 
 @dataclass
 class Outcome:
-    """What the inputs of a target did.
+    """The results of the inputs of a target.
 
     Attributes:
         inputs: The number of inputs.
