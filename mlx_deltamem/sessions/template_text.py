@@ -165,7 +165,8 @@ def rendered(
 def described(messages: Sequence[Message]) -> str:
     """The number of messages and the roles of the last ones, for an error message."""
     roles = [message["role"] for message in messages]
-    return f"{len(roles)} messages ({', '.join(['...'] * (len(roles) > 4) + roles[-4:])})"
+    counted = "1 message" if len(roles) == 1 else f"{len(roles)} messages"
+    return f"{counted} ({', '.join(['...'] * (len(roles) > 4) + roles[-4:])})"
 
 
 def _reason(error: Exception) -> str:

@@ -276,6 +276,14 @@ ANYTHING = st.recursive(
 )
 
 
+def check_read_or_refused(folder: Path) -> None:
+    try:
+        load(folder)
+    except (ValueError, OSError) as error:
+        assert "\n" not in str(error)
+        assert str(folder) in str(error)
+
+
 @pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([CONFIG, TOKENIZER, SETTINGS]), st.data())
@@ -291,11 +299,7 @@ def test_any_value_of_a_field_is_read_or_refused_in_one_line(tmp_path, name, dat
         del place[field]
     folder = model(tmp_path / "m")
     (folder / name).write_text(json.dumps(content))
-    try:
-        load(folder)
-    except (ValueError, OSError) as error:
-        assert "\n" not in str(error)
-        assert str(folder) in str(error)
+    check_read_or_refused(folder)
     (folder / name).write_bytes(FILES[name])
 
 
@@ -309,9 +313,5 @@ def test_any_bytes_are_read_or_refused_in_one_line(tmp_path, name, data):
     cut = data.draw(st.sampled_from([None, None, 4, 100, 1000, len(whole) // 2]))
     folder = model(tmp_path / "m")
     (folder / name).write_bytes(whole[:cut])
-    try:
-        load(folder)
-    except (ValueError, OSError) as error:
-        assert "\n" not in str(error)
-        assert str(folder) in str(error)
+    check_read_or_refused(folder)
     (folder / name).write_bytes(FILES[name])
