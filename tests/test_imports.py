@@ -43,6 +43,7 @@ MLX_LM_INTERNALS = {
     "core.cache",
     "evaluation.decoding",
     "evaluation.tasks.harness_model",
+    "sessions.batch",
     "sessions.stored.file",
     "sessions.restore",
     "sessions.stored.chat",

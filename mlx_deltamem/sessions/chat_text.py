@@ -13,24 +13,26 @@ _RECENT_TURNS = 2
 
 
 class ChatText:
-    """The messages of one chat, and their tokens.
+    """The messages of one conversation, and their tokens.
 
     Args:
         template: The chat template.
         system: The system prompt, or None.
         history: How much of the earlier turns the model sees. With `none` the template sees no earlier turn either:
             each turn is written as the first turn of a chat.
+        conversation: The conversation. Turns of others are not part of the text.
     """
 
-    def __init__(self, template: ChatTemplate, system: str | None, history: History):
+    def __init__(self, template: ChatTemplate, system: str | None, history: History, conversation: str = ""):
         self._template = template
         self._system: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._history = history
+        self._conversation = conversation
 
     def messages(self, turns: Sequence[Turn]) -> list[Message]:
         """The system prompt and the messages of some turns, without remembered texts. They are copies."""
         messages = copy.deepcopy(self._system)
-        for turn in said_turns(turns):
+        for turn in said_turns(turns, self._conversation):
             messages += copy.deepcopy(turn.messages)
             messages.append(_reply(turn))
         return messages
@@ -46,7 +48,7 @@ class ChatText:
             ValueError: The template refuses the messages.
         """
         before, earlier = self._before(turns, messages)
-        said = said_turns(turns)
+        said = said_turns(turns, self._conversation)
         first_sentence = said[-1].reply_sentence + 1 if said else 0
         opening = self._template.opening([*before, *messages], first_sentence, new=len(messages)).later(earlier)
         if said and len(before) == len(self._system):
@@ -84,7 +86,7 @@ class ChatText:
         What the template writes for new messages can depend on the messages before. Only a few of them are given, so
         that the cost of a turn does not grow with the chat.
         """
-        said = said_turns(turns)
+        said = said_turns(turns, self._conversation)
         count = 0 if self._history == NONE else min(_RECENT_TURNS, len(said))
         # A template writes the results of tools together with the calls, and with the messages before the calls.
         first = said[-count].messages if count else messages

@@ -11,18 +11,20 @@ from mlx_deltamem.sessions.turn import said_turns
 
 def edit_system(state: ChatState, text: str) -> None:
     """Change the system prompt, and run again all turns: all of them were read with it."""
-    turns = state.turns
-    state.system = text
+    turns, conversation = state.turns, state.conversation
+    state.system, state.starts = text, {}
     if turns:
         running.return_to(state, 0)
     for turn in turns:
         opening = turn.opening
+        state.enter(turn.conversation)
         if turn.remembered:
             opening = state.text.remembered(turn.messages)
-        elif not said_turns(state.turns):
-            # Only the first opening begins with the visible start.
+        elif not said_turns(state.turns, turn.conversation):
+            # Only the first opening of a conversation begins with the visible start.
             opening = state.text.opening(state.turns, turn.messages)
         running.run_again(state, replace(turn, opening=opening))
+    state.enter(conversation)
 
 
 def edit_message(state: ChatState, tokenizer: TokenizerWrapper, place: int, text: str) -> None:
@@ -57,6 +59,7 @@ def edit_message(state: ChatState, tokenizer: TokenizerWrapper, place: int, text
         running.run_again(state, replace(turn, messages=messages, opening=opening))
     for each in later:
         running.run_again(state, each)
+    state.enter(turn.conversation)
 
 
 def _turn_of(state: ChatState, place: int) -> tuple[int, int]:
@@ -65,7 +68,7 @@ def _turn_of(state: ChatState, place: int) -> tuple[int, int]:
     The place after the messages of a turn is that of its reply.
     """
     for index, turn in enumerate(state.turns):
-        if turn.remembered:
+        if turn.remembered or turn.conversation != state.conversation:
             continue
         if place <= len(turn.messages):
             return index, place

@@ -25,7 +25,7 @@ def parse_history(history: object) -> History:
     return tokens
 
 
-def seen_before(turn: Turn, earlier: Sequence[Turn], history: History) -> Segments:
+def seen_before(turn: Turn, earlier: Sequence[Turn], history: History, start: Sequence[int] | None = None) -> Segments:
     """The tokens of earlier turns that are read again before a turn, in a chat that does not keep its whole text.
 
     These are the visible start and the last tokens of the text. The first turn has the visible start in its opening,
@@ -33,15 +33,18 @@ def seen_before(turn: Turn, earlier: Sequence[Turn], history: History) -> Segmen
 
     Args:
         turn: The turn.
-        earlier: All turns before it. Those that were remembered are not part of the text.
+        earlier: All turns before it. Those that were remembered, and those of other conversations, are not part of
+            the text.
         history: `none` or a number of tokens.
+        start: The tokens of the visible start; None: those that the conversation began with.
     """
-    said = said_turns(earlier)
+    said = said_turns(earlier, turn.conversation)
     if not said:
         return NO_SEGMENTS
-    start = start_length(said[0].opening)
+    length = start_length(said[0].opening)
     wanted = max(history if isinstance(history, int) else 0, _tokens_of_tool_loop(said, turn))
-    return Segments.without_spans([*said[0].opening.ids[:start], *_last_tokens(said, wanted, start)])
+    begun_with = said[0].opening.ids[:length] if start is None else start
+    return Segments.without_spans([*begun_with, *_last_tokens(said, wanted, length)])
 
 
 def _last_tokens(said: Sequence[Turn], wanted: int, start: int) -> list[int]:

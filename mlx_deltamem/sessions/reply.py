@@ -82,43 +82,31 @@ class ReplySettings:
                 rule.check(name, self.options[name])  # type: ignore[literal-required]  # The names are those of the type.
 
 
-class Reply:
-    """A reply that is being generated.
+class ReplyTokens:
+    """The tokens of a reply that is being generated, and its text.
 
-    mlx-lm runs each token through the model before it hands it out. It runs the token that ends the reply too, which
-    is not part of the reply. So the memory from before the last call is kept.
+    The token that ends a reply has run when it is seen, and is not part of the reply. So the memory from before it may
+    be kept.
 
     Args:
-        model: An attached model.
-        tokenizer: Its tokenizer.
-        cache: Its prompt cache, after the messages of the turn.
-        turn: The turn, with the logits after its messages.
+        tokenizer: The model's tokenizer.
         settings: How to generate.
 
-    Raises:
-        ValueError: The turn has no logits.
-
     Attributes:
-        ids: The tokens so far. All of them have run.
+        ids: The tokens so far. All of them have run, but for the last `unread` ones.
+        unread: The number of tokens that have not run yet.
         end_id: The token that ended the reply, or None. It has run as well.
-        states_before_last: The memory before the last token that ran.
+        states_before_last: The memory before the last token that ran; None if it is not known.
     """
 
-    def __init__(
-        self, model: nn.Module, tokenizer: TokenizerWrapper, cache: PromptCache, turn: Turn, settings: ReplySettings
-    ):
-        if turn.logits is None:
-            raise ValueError("the turn has no logits; expected the logits after its messages: read them first")
+    def __init__(self, tokenizer: TokenizerWrapper, settings: ReplySettings):
         self.ids: list[int] = []
+        self.unread = 0
         self.end_id: int | None = None
-        self.states_before_last: States = list(cache[-1].cache)
-        self._model = model
+        self.states_before_last: States | None = None
         self._tokenizer = tokenizer
-        self._cache = cache
-        self._turn = turn
-        self._settings = settings
-        self._logits = turn.logits
-        self._unread = len(turn.opening.ids)
+        self._stops = _StopTexts(settings.stop)
+        self._shown = ""
         self._stopped_text: str | None = None
 
     @property
@@ -134,6 +122,53 @@ class Reply:
         text: str = self._tokenizer.decode(self.ids, skip_special_tokens=True)
         return text
 
+    def take(self, response: GenerationResponse) -> GenerationResponse:
+        """Take the next token.
+
+        Returns:
+            The response with the text that can be shown. A stop text ends it.
+        """
+        if response.token in self._tokenizer.eos_token_ids:
+            self.end_id = response.token
+        else:
+            self.ids.append(response.token)
+        shown = self._stops.shown(response.text, is_last=response.finish_reason is not None)
+        self._shown += shown
+        if self._stops.is_found:
+            self._stopped_text = self._shown
+            return replace(response, text=shown, finish_reason="stop")
+        return replace(response, text=shown)
+
+
+class Reply(ReplyTokens):
+    """A reply that is being generated.
+
+    mlx-lm runs each token through the model before it hands it out. It runs the token that ends the reply too, which
+    is not part of the reply. So the memory from before the last call is kept.
+
+    Args:
+        model: An attached model.
+        tokenizer: Its tokenizer.
+        cache: Its prompt cache, after the messages of the turn.
+        turn: The turn, with the logits after its messages.
+        settings: How to generate.
+
+    Raises:
+        ValueError: The turn has no logits.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: TokenizerWrapper, cache: PromptCache, turn: Turn, settings: ReplySettings
+    ):
+        super().__init__(tokenizer, settings)
+        self.states_before_last = list(cache[-1].cache)
+        self._model = model
+        self._cache = cache
+        self._turn = turn
+        self._settings = settings
+        self._logits = logits_of(turn)
+        self._left = len(turn.opening.ids)
+
     def stream(self, seconds: float) -> Iterator[GenerationResponse]:
         """Generate the reply.
 
@@ -143,21 +178,10 @@ class Reply:
         Yields:
             mlx-lm's responses.
         """
-        text = ""
-        stops = _StopTexts(self._settings.stop)
         speed = len(self._turn.opening.ids) / seconds if seconds else 0.0
         for response in self._responses():
-            if response.token in self._tokenizer.eos_token_ids:
-                self.end_id = response.token
-            else:
-                self.ids.append(response.token)
-            shown = stops.shown(response.text, is_last=response.finish_reason is not None)
-            text += shown
-            if stops.is_found:
-                self._stopped_text = text
-                response.finish_reason = "stop"
-            yield replace(response, text=shown, prompt_tps=speed)
-            if stops.is_found:
+            yield replace(self.take(response), prompt_tps=speed)
+            if self.is_stopped:
                 return
 
     def _responses(self) -> Iterator[GenerationResponse]:
@@ -180,13 +204,24 @@ class Reply:
         mlx-lm gets the messages as a prompt, because logits processors look at it. The messages have been read: so
         nothing runs for them, and the result is their known logits, `[1, 1, V]` (None before the last call).
         """
-        if self._unread:
-            self._unread -= tokens.shape[1]
-            return None if self._unread else self._logits[:, None]
+        if self._left:
+            self._left -= tokens.shape[1]
+            return None if self._left else self._logits[:, None]
         self.states_before_last = list(cache[-1].cache)
         with writing(self._model, self._turn.reply_written):
             logits: mx.array = self._model(tokens, cache=cache)
         return logits
+
+
+def logits_of(turn: Turn) -> mx.array:
+    """The logits after the messages of a turn, `[1, V]`.
+
+    Raises:
+        ValueError: The turn has none.
+    """
+    if turn.logits is None:
+        raise ValueError("the turn has no logits; expected the logits after its messages: read them first")
+    return turn.logits
 
 
 class _TextMachine(Protocol):

@@ -9,9 +9,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.messages import ToolCall
-from mlx_deltamem.sessions.reply import Reply, ReplySettings
+from mlx_deltamem.sessions.reply import Reply, ReplySettings, ReplyTokens
 from mlx_deltamem.sessions.restore import take_back_token
-from mlx_deltamem.sessions.segments import part
+from mlx_deltamem.sessions.segments import Segments, part
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.tool_calls import find_tool_calls
 from mlx_deltamem.sessions.turn import Turn
@@ -54,7 +54,9 @@ def reply_again(
             yield from _generate(state, tokenizer, last, settings, 0.0)
         else:
             running.return_to(state, index)
-            yield from reply_to(state, tokenizer, Turn(last.messages, last.opening, write), settings)
+            state.enter(last.conversation)
+            again = Turn(last.messages, last.opening, write, last.conversation)
+            yield from reply_to(state, tokenizer, again, settings)
 
 
 def _generate(
@@ -65,16 +67,23 @@ def _generate(
     state.replying = True
     try:
         yield from reply.stream(seconds)
-        _end(state, tokenizer, turn, reply)
+        end_turn(state, tokenizer, turn, reply)
     except GeneratorExit:
-        _end(state, tokenizer, turn, reply)
+        end_turn(state, tokenizer, turn, reply)
         raise
     finally:
         state.replying = False
 
 
-def _end(state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, reply: Reply) -> None:
-    """Run the tokens that the template writes after a reply, and add the turn to the chat."""
+def end_turn(state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, reply: ReplyTokens) -> None:
+    """Run the rest of a turn after its reply, with the tokens that the template writes, and add it to the chat.
+
+    Args:
+        state: The chat.
+        tokenizer: The model's tokenizer.
+        turn: The turn, with its messages read.
+        reply: Its reply.
+    """
     text = reply.text
     calls: list[ToolCall] = []
     if tools := state.template.tools:
@@ -83,11 +92,12 @@ def _end(state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, reply: Reply
     ending = state.text.ending(state.turns, turn.messages, text)
     turn = replace(turn, reply=text, reply_ids=tuple(reply.ids), tool_calls=tuple(calls), ending=ending)
     if reply.end_id is None or turn.is_written_when_ended:
-        running.finish(state, turn)
+        unread = Segments.without_spans(reply.ids[len(reply.ids) - reply.unread :])
+        running.finish(state, turn, reply=unread)
     # The token that ended the reply has run, and is not part of it. It may be the first one of the ending.
     elif ending.ids[:1] == [reply.end_id] and state.writes_tokens:
         running.finish(state, turn, ending=part(ending, slice(1, None)))
-    elif take_back_token(state.filled_cache, reply.states_before_last):
+    elif reply.states_before_last is not None and take_back_token(state.filled_cache, reply.states_before_last):
         running.finish(state, turn)
     else:
         running.run_reply_again(state, turn)

@@ -15,7 +15,7 @@ from mlx_deltamem.sessions.drift import Drift, KeepGateMeans
 from mlx_deltamem.sessions.history import seen_before
 from mlx_deltamem.sessions.prefill import Progress, prefill, window, write_text
 from mlx_deltamem.sessions.restore import RestorePoint, mark
-from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments
+from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, joined, part, start_length
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.turn import Turn, said_turns
 
@@ -80,6 +80,7 @@ def remember(
     state: ChatState, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE, progress: Progress | None = None
 ) -> None:
     """Write a text into the memory, and add it as a turn without a reply. The text that the model sees is unchanged."""
+    state.enter(turn.conversation)
     turn = _with_place(state, turn)
     gates = KeepGateMeans()
 
@@ -97,6 +98,7 @@ def remember(
 
 def run_again(state: ChatState, turn: Turn) -> None:
     """Run a turn with the reply that it has, after the turns that the chat has now, and add it to the chat."""
+    state.enter(turn.conversation)
     if turn.memory_set and turn.before is not None:
         state.set_memory(turn.before.states)
     if turn.remembered:
@@ -126,6 +128,7 @@ def return_to_reply(state: ChatState, index: int) -> bool:
         False if that is not possible without running tokens again; the chat is then unchanged.
     """
     turn = state.turns[index]
+    state.enter(turn.conversation)
     # With another history than `full`, the cache is that of the last turn.
     reachable = not turn.remembered and (state.keeps_text or index == len(state.turns) - 1)
     if not reachable or not state.go_to(turn.between):
@@ -136,24 +139,29 @@ def return_to_reply(state: ChatState, index: int) -> bool:
 
 def return_to(state: ChatState, index: int) -> None:
     """Take turn `index` and all later turns back."""
-    turns = state.turns
+    turns, conversation = state.turns, state.conversation
     # A session file does not keep all places. The turns after the nearest one that was kept are run again.
     kept = next(i for i in range(index, -1, -1) if i == 0 or turns[i].before is not None)
     place = turns[kept].before
+    state.enter(turns[kept].conversation)
     state.take_off(kept)
     state.states = state.no_memory() if place is None else list(place.states)
     if place is None or not (state.keeps_text and state.go_to(place)):
         state.cache = None
     for turn in turns[kept:index]:
         run_again(state, turn)
+    if kept < index and state.starts:
+        # The turns were read with the visible start that they began with.
+        state.drop_caches()
+    state.enter(conversation)
 
 
 def _check_fits(state: ChatState, what: str, tokens: int, turn: Turn, earlier: Sequence[Turn]) -> None:
     longest = window(state.model)
     if state.keeps_text:
-        seen = sum(each.length for each in said_turns(earlier))
+        seen = sum(each.length for each in said_turns(earlier, turn.conversation))
     else:
-        seen = len(seen_before(turn, earlier, state.history).ids)
+        seen = len(seen_before(turn, earlier, state.history, state.starts.get(turn.conversation)).ids)
     if longest is not None and seen + tokens > longest:
         raise ValueError(
             f"the {what} is {tokens} tokens on top of {seen} in view; the model's window is {longest}: "
@@ -170,7 +178,8 @@ def _placed(state: ChatState, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE)
     state.cache = cache
     turn = _with_place(state, turn)
     state.begun_at = turn.before
-    seen = NO_SEGMENTS if state.keeps_text else seen_before(turn, state.turns, state.history)
+    start = state.starts.get(turn.conversation)
+    seen = NO_SEGMENTS if state.keeps_text else seen_before(turn, state.turns, state.history, start)
     if seen.ids:
         prefill(state.model, cache, seen, False, step, want_logits=False)
     return turn, cache
@@ -195,7 +204,7 @@ def _write_ended(state: ChatState, turn: Turn) -> None:
 
 
 def _run_all(state: ChatState) -> PromptCache:
-    """Make a cache with the text of all turns. The memory is not changed: what each turn led to is known."""
+    """Make a cache with the text of the conversation that goes on. The memory is not changed: it is known."""
     turns, states, memory_set = state.turns, state.states, state.memory_set
     state.cache = make_prompt_cache(state.model)
     if not turns:
@@ -204,13 +213,14 @@ def _run_all(state: ChatState) -> PromptCache:
         state.turns, state.states, state.memory_set = [], state.no_memory(), False
         for index, turn in enumerate(turns):
             after = turns[index + 1].before if index + 1 < len(turns) else RestorePoint(states, None)
-            if turn.remembered and after is not None:
+            is_seen = not turn.remembered and turn.conversation == state.conversation
+            if not is_seen and after is not None:
                 # Its text is not seen, so nothing has to run.
                 state.turns.append(turn)
             else:
-                run_again(state, turn)
+                run_again(state, _with_start(state, turn))
                 again = state.turns[-1]
-                state.turns[-1] = replace(again, drift=turn.drift or again.drift)
+                state.turns[-1] = replace(again, opening=turn.opening, drift=turn.drift or again.drift)
             if after is not None:
                 # The next turn is read with the known memory. The cache may hold another one: a remembered text did
                 # not run, and a turn may have run with another history before.
@@ -218,6 +228,15 @@ def _run_all(state: ChatState) -> PromptCache:
                 state.filled_cache[-1].cache = list(after.states)
         state.states, state.memory_set = states, memory_set
     return state.filled_cache
+
+
+def _with_start(state: ChatState, turn: Turn) -> Turn:
+    """The turn, with the visible start that its conversation sees now if it is the first turn."""
+    start = state.starts.get(turn.conversation)
+    if start is None or turn.remembered or said_turns(state.turns, turn.conversation):
+        return turn
+    rest = part(turn.opening, slice(start_length(turn.opening), None))
+    return replace(turn, opening=joined([Segments.without_spans(start), rest]))
 
 
 def _drift(state: ChatState, gates: KeepGateMeans) -> Drift:

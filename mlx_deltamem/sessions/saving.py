@@ -38,6 +38,7 @@ def stored_chat(state: ChatState, tokenizer: TokenizerWrapper, write: str, save_
         states=state.states,
         memory_set=state.memory_set,
         text=None if kept is None else kept[:-1],
+        conversation=state.conversation,
     )
 
 
@@ -64,6 +65,7 @@ def load_stored(
     origin_of(model, tokenizer).check(path, stored.origin)
     stored.check_fits(path, model.memory_layout)
     state = ChatState(model, template, stored.system, stored.history, stored.turns, stored.states)
+    state.enter(stored.conversation)
     state.memory_set = stored.memory_set
     if stored.text is not None:
         state.restore_text(stored.text)

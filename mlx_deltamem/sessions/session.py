@@ -25,6 +25,7 @@ from mlx_deltamem.sessions.messages import (
     GivenMessages,
     Message,
     ToolCall,
+    is_utf8,
     parse_messages,
     said_messages,
     system_prompt,
@@ -98,6 +99,11 @@ class ChatSession:
             self.memory = memory
 
     @property
+    def state(self) -> ChatState:
+        """What the chat consists of, for modules that run turns in another way, as `ReplyBatch` does."""
+        return self._state
+
+    @property
     def system(self) -> str | None:
         """The system prompt, or None.
 
@@ -141,8 +147,30 @@ class ChatSession:
         self._write = parse_write(write)
 
     @property
+    def conversation(self) -> str:
+        """The name of the conversation that goes on; at first, the empty text.
+
+        A chat may hold several conversations, which share the memory. The model does not see the text of the others.
+        Set it to begin a conversation or to go on with one. `undo` takes the last turn back, of any conversation.
+
+        Raises:
+            ValueError: When set: it is not text, or a reply is being generated.
+        """
+        return self._state.conversation
+
+    @conversation.setter
+    def conversation(self, name: str) -> None:
+        self._state.check_idle()
+        if not isinstance(name, str) or not is_utf8(name):
+            raise ValueError(f"the name of the conversation is {name!r}; expected text")
+        self._state.enter(name)
+
+    @property
     def messages(self) -> list[Message]:
-        """The system prompt, messages and replies so far, as copies. Remembered texts are not among them."""
+        """The system prompt, messages and replies so far of the conversation that goes on, as copies.
+
+        Remembered texts are not among them.
+        """
         return self._state.text.messages(self._state.turns)
 
     @property
@@ -177,8 +205,8 @@ class ChatSession:
 
     @property
     def segments(self) -> Segments:
-        """All tokens of the chat, with their message and sentence indices. Remembered texts are not among them."""
-        return segments_of(self._state.turns)
+        """All tokens of the conversation, with their message and sentence indices. Remembered texts are left out."""
+        return segments_of(self._state.turns, self.conversation)
 
     @property
     def drift(self) -> list[Drift | None]:
@@ -236,13 +264,29 @@ class ChatSession:
         """
         self._state.check_idle()
         settings = ReplySettings(max_tokens, stop, sampler, prefill_step_size, prompt_progress_callback, options)
+        turn = self.new_turn(text, NOTHING if read_only else write)
+        return self._stream(turn, settings, Progression.of(self._state))
+
+    def new_turn(self, text: GivenMessages, write: str | None = None) -> Turn:
+        """The turn that a message would begin. The chat is not changed, and nothing runs.
+
+        Args:
+            text: The user's message, or messages in OpenAI's form.
+            write: Which part of the turn is written; None: as the attribute `write`. Within `read_only(model)`,
+                nothing is.
+
+        Raises:
+            ValueError: The message is empty, refused by the chat template or longer than the model's window; or a
+                reply is being generated.
+        """
+        self._state.check_idle()
         messages = said_messages(text)
         write = self._write if write is None else parse_write(write)
-        if read_only or not is_writing(self.model):
+        if not is_writing(self.model):
             write = NOTHING
-        turn = Turn(messages, self._state.text.opening(self._state.turns, messages), write)
+        turn = Turn(messages, self._state.text.opening(self._state.turns, messages), write, self.conversation)
         running.check_fits(self._state, turn)
-        return self._stream(turn, settings, Progression.of(self._state))
+        return turn
 
     def remember(
         self,
@@ -275,7 +319,7 @@ class ChatSession:
         if parse_write(write) not in (ALL, "user", "assistant"):
             raise ValueError(f"write is {write!r} for a text to remember; expected all, user or assistant")
         messages = parse_messages(text)
-        turn = Turn(messages, self._state.text.remembered(messages), write, remembered=True)
+        turn = Turn(messages, self._state.text.remembered(messages), write, self.conversation, remembered=True)
         with self._state.all_or_nothing():
             running.remember(self._state, turn, prefill_step_size, progress)
 
@@ -361,14 +405,18 @@ class ChatSession:
     def without_memory(self) -> "ChatSession":
         """A second chat that sees the same text, has an empty memory and writes nothing. It is the frozen model's."""
         other = self.fork()
-        turns = [replace(turn, write=NOTHING, memory_set=False, before=None) for turn in said_turns(self._state.turns)]
+        said = said_turns(self._state.turns, self.conversation)
+        turns = [replace(turn, write=NOTHING, memory_set=False, before=None) for turn in said]
         other._state, other._write = self._new_state(turns), NOTHING
+        other._state.enter(self.conversation)
         return other
 
     def reset(self) -> None:
         """Forget all turns and the memory. The system prompt stays."""
         self._state.check_idle()
+        conversation = self.conversation
         self._state = self._new_state([])
+        self._state.enter(conversation)
 
     def save(self, path: str | Path, save_kv: bool = False) -> None:
         """Save the chat to a `.safetensors` file that only its owner may read.

@@ -17,8 +17,12 @@ from mlx_deltamem.sessions.chat_text import ChatText
 from mlx_deltamem.sessions.drift import changes
 from mlx_deltamem.sessions.history import FULL, History
 from mlx_deltamem.sessions.restore import RestorePoint, States, go_back, mark
+from mlx_deltamem.sessions.segments import start_length
 from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.turn import Turn, said_turns
+
+# The number of conversations, beside the one that goes on, whose keys and values are kept.
+_MOST_CACHES = 8
 
 
 class ChatState:
@@ -43,6 +47,9 @@ class ChatState:
         states: The memory after the last turn. The list is never changed in place.
         memory_set: Whether the user has set the memory after the last turn.
         cache: The prompt cache after the last turn, or during a turn; None if it is not made yet.
+        conversation: The name of the conversation that goes on. Change it by `enter`.
+        starts: By conversation, the tokens of a visible start that is read in place of the one that the conversation
+            began with.
         begun_at: The place before the turn that is running; None if none is running.
         replying: Whether a reply is being generated.
     """
@@ -63,6 +70,9 @@ class ChatState:
         self.states = self.no_memory() if states is None else list(states)
         self.memory_set = False
         self.cache: PromptCache | None = None
+        self.conversation = turns[-1].conversation if turns else ""
+        self.starts: dict[str, tuple[int, ...]] = {}
+        self._caches: dict[str, PromptCache] = {}
         self.begun_at: RestorePoint | None = None
         self.replying = False
         self._history = history
@@ -74,7 +84,8 @@ class ChatState:
 
     @history.setter
     def history(self, history: History) -> None:
-        self._history, self.cache = history, None
+        self._history = history
+        self.drop_caches()
 
     @property
     def keeps_text(self) -> bool:
@@ -84,7 +95,7 @@ class ChatState:
     @property
     def text(self) -> ChatText:
         """The messages of the chat, and their tokens."""
-        return ChatText(self.template, self.system, self._history)
+        return ChatText(self.template, self.system, self._history, self.conversation)
 
     @property
     def writes_tokens(self) -> bool:
@@ -111,6 +122,51 @@ class ChatState:
         if self.replying:
             raise ValueError("a reply is under way; wait for its end or close it first")
 
+    def enter(self, conversation: str) -> None:
+        """Go on with another conversation. The memory and the turns are not changed."""
+        if conversation == self.conversation:
+            return
+        if self.cache is not None and self.keeps_text:
+            self._caches[self.conversation] = self.cache
+            if len(self._caches) > _MOST_CACHES:
+                del self._caches[next(iter(self._caches))]
+        self.conversation, self.cache = conversation, self._caches.pop(conversation, None)
+        if self.cache is not None:
+            self.cache[-1].cache = list(self.states)
+
+    def drop_caches(self) -> None:
+        """Free the keys and values. They are made again when they are needed."""
+        self.cache, self._caches = None, {}
+
+    def set_start(self, system: str | None, template: ChatTemplate) -> None:
+        """Let the conversation that goes on see another system prompt, or other tools, from now on.
+
+        The turns keep what they were read with. So nothing is written again, and a turn that is taken back is taken
+        back exactly.
+
+        Args:
+            system: The system prompt, or None.
+            template: The chat template, with the tools.
+
+        Raises:
+            ValueError: The template refuses the system prompt or the tools.
+        """
+        if (system, template) == (self.system, self.template):
+            return
+        said = said_turns(self.turns, self.conversation)
+        text = ChatText(template, system, self._history, self.conversation)
+        before = self.starts.get(self.conversation)
+        if said:
+            opening = text.opening([], said[0].messages)
+            start = tuple(opening.ids[: start_length(opening)])
+            begun_with = tuple(said[0].opening.ids[: start_length(said[0].opening)])
+            if start != (begun_with if before is None else before):
+                self.cache = None
+            self.starts.pop(self.conversation, None)
+            if start != begun_with:
+                self.starts[self.conversation] = start
+        self.system, self.template = system, template
+
     def no_memory(self) -> States:
         """An empty memory."""
         layout: MemoryLayout = self.model.memory_layout
@@ -132,6 +188,7 @@ class ChatState:
         other = ChatState(self.model, self.template, self.system, self._history, self.turns, self.states)
         # Copied arrays share their numbers until one side writes.
         other.cache, other.memory_set = copy.deepcopy(self.cache), self.memory_set
+        other.conversation, other.starts = self.conversation, dict(self.starts)
         return other
 
     def here(self) -> RestorePoint:
@@ -173,6 +230,9 @@ class ChatState:
 
     def take_off(self, index: int) -> None:
         """Remove turn `index` and all later turns from the list. The memory and the cache are not changed."""
+        for turn in self.turns[index:]:
+            if turn.conversation != self.conversation:
+                self._caches.pop(turn.conversation, None)
         self.memory_set = self.turns[index].memory_set
         self.turns = self.turns[:index]
 
@@ -195,14 +255,14 @@ class ChatState:
 
         Closing a reply early is not an error.
         """
-        before = list(self.turns), self.states, self.memory_set, self.system
+        before = list(self.turns), self.states, self.memory_set, self.system, self.conversation
         try:
             yield
         except GeneratorExit:
             raise
         except BaseException:
-            self.turns, self.states, self.memory_set, self.system = before
-            self.cache = None
+            self.turns, self.states, self.memory_set, self.system, self.conversation = before
+            self.drop_caches()
             raise
 
 
@@ -214,14 +274,16 @@ class Progression:
     turns: tuple[Turn, ...]
     system: str | None
     history: History
+    conversation: str
 
     @classmethod
     def of(cls, state: ChatState) -> "Progression":
         """How far a chat has gone now."""
-        return cls(state, tuple(state.turns), state.system, state.history)
+        return cls(state, tuple(state.turns), state.system, state.history, state.conversation)
 
     def is_same(self, other: "Progression") -> bool:
         """Whether the chat has not gone on between the two."""
         # Turns are compared by identity: they hold arrays, and two turns may have the same texts.
         same_turns = len(self.turns) == len(other.turns) and all(map(operator.is_, self.turns, other.turns))
-        return self.state is other.state and same_turns and (self.system, self.history) == (other.system, other.history)
+        same_text = (self.system, self.history, self.conversation) == (other.system, other.history, other.conversation)
+        return self.state is other.state and same_turns and same_text

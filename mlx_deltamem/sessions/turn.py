@@ -24,6 +24,8 @@ class Turn:
         opening: The tokens of the messages, as the chat template writes them, and the generation prompt if a reply
             follows. The opening of the first turn, and of a remembered text, begins with the visible start.
         write: Which part of the turn is written into the memory, one of `WRITES`.
+        conversation: The name of the conversation that the turn is part of. The model does not see the text of other
+            conversations; the memory is the same in all.
         remembered: Whether the messages were remembered: written into the memory by `ChatSession.remember`. Such
             messages are not part of the chat's text and have no reply.
         memory_set: Whether the user set the memory just before the turn (`ChatSession.memory = ...`). `before` then
@@ -40,6 +42,7 @@ class Turn:
     messages: tuple[Message, ...]
     opening: Segments
     write: str = ALL
+    conversation: str = ""
     remembered: bool = False
     memory_set: bool = False
     before: RestorePoint | None = None
@@ -102,11 +105,18 @@ class Turn:
         return joined([self.opening, self.reply_segments, self.ending])
 
 
-def said_turns(turns: Iterable[Turn]) -> list[Turn]:
-    """The turns that are part of the chat's text: all but those that were remembered."""
-    return [turn for turn in turns if not turn.remembered]
+def said_turns(turns: Iterable[Turn], conversation: str | None = None) -> list[Turn]:
+    """The turns that are part of a chat's text: all but those that were remembered.
+
+    Args:
+        turns: All turns.
+        conversation: The conversation; None: all conversations.
+    """
+    return [
+        turn for turn in turns if not turn.remembered and (conversation is None or turn.conversation == conversation)
+    ]
 
 
-def segments_of(turns: Iterable[Turn]) -> Segments:
-    """All tokens of a chat's text. Remembered texts are not part of it."""
-    return joined([turn.segments for turn in said_turns(turns)])
+def segments_of(turns: Iterable[Turn], conversation: str | None = None) -> Segments:
+    """All tokens of a chat's text, or of one conversation. Remembered texts are not part of it."""
+    return joined([turn.segments for turn in said_turns(turns, conversation)])

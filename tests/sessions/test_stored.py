@@ -275,10 +275,11 @@ def test_another_adapter_backbone_or_tokenizer_is_refused_with_both_fingerprints
 
 def test_a_newer_format_is_refused(path, monkeypatch):
     chat = told()
-    monkeypatch.setattr("mlx_deltamem.sessions.stored.chat.FORMAT_VERSION", FORMAT_VERSION + 1)
+    newer = FORMAT_VERSION + 1
+    monkeypatch.setattr("mlx_deltamem.sessions.stored.chat.WITH_ONE_CONVERSATION", newer)
     chat.save(path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=f"is of session format {FORMAT_VERSION + 1}; this mlx_deltamem .* reads"):
+    with pytest.raises(ValueError, match=f"is of session format {newer}; this mlx_deltamem .* reads"):
         ChatSession.load(*loaded(), path)
 
 

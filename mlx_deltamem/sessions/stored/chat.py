@@ -18,9 +18,10 @@ from mlx_deltamem.sessions.restore import RestorePoint, States
 from mlx_deltamem.sessions.template_options import check_storable
 from mlx_deltamem.sessions.turn import Turn
 
-# Version 1 had one message and one reply in each turn, and a turn was written as a whole or not at all.
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+# Version 1 had one message and one reply in each turn, and a turn was written as a whole or not at all. Version 3 has
+# several conversations. A chat with one conversation is stored as version 2, which earlier releases read too.
+FORMAT_VERSION, WITH_ONE_CONVERSATION = 3, 2
+READABLE_VERSIONS = (1, 2, 3)
 # The places that a file keeps: all of these last turns, and the beginnings of some turns before them.
 _LAST_TURNS = 24
 _EARLIER_TURNS = 16
@@ -37,7 +38,8 @@ class StoredChat:
         turns: The turns. Not all of them have the places before their messages and before their reply.
         states: The memory after the last turn.
         memory_set: Whether the user set the memory after the last turn.
-        text: The keys and values after the last turn, or None.
+        text: The keys and values after the last turn of the conversation that goes on, or None.
+        conversation: The name of the conversation that goes on.
     """
 
     origin: Origin
@@ -49,6 +51,7 @@ class StoredChat:
     states: States
     memory_set: bool
     text: PromptCache | None
+    conversation: str = ""
 
     def check_fits(self, path: Path, layout: MemoryLayout) -> None:
         """Check that a model can go on with the chat.
@@ -68,8 +71,9 @@ def description(chat: StoredChat, file_id: str) -> dict[str, object]:
         ValueError: A template option is not JSON.
     """
     check_storable(chat.template_options)
+    named = any((chat.conversation, *(turn.conversation for turn in chat.turns)))
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if named else WITH_ONE_CONVERSATION,
         "file_id": file_id,
         "versions": {"mlx_deltamem": __version__, "mlx_lm": version("mlx-lm"), "mlx": version("mlx")},
         "origin": vars(chat.origin),
@@ -78,8 +82,9 @@ def description(chat: StoredChat, file_id: str) -> dict[str, object]:
         "write": chat.write,
         "memory_set": chat.memory_set,
         "template_options": chat.template_options,
-        "turns": [_described(turn) for turn in chat.turns],
+        "turns": [_described(turn) | ({"conversation": turn.conversation} if named else {}) for turn in chat.turns],
         "keeps_text": chat.text is not None,
+        **({"conversation": chat.conversation} if named else {}),
     }
 
 

@@ -38,7 +38,8 @@ def decode(description: Mapping[str, object], entries: PromptCache) -> StoredCha
     turns = [_turn(_mapping(turn)) for turn in _list(description["turns"])]
     segments = _segments(tokens.tolist(), lengths.tolist(), len(turns))
     history = parse_history(description["history"])
-    visible = _visible_lengths(turns, lengths.tolist())
+    conversation = _text(description.get("conversation", ""))
+    visible = _visible_lengths(turns, lengths.tolist(), conversation)
     # A file of version 1 also has the text of a chat with another history. That text is read again anyway.
     kept = [*text, memory] if _boolean(description["keeps_text"]) and history == FULL else None
     if kept and any(can_be_cut(entry) and entry.offset != sum(visible) for entry in text):
@@ -47,7 +48,10 @@ def decode(description: Mapping[str, object], entries: PromptCache) -> StoredCha
     if not all(0 <= number < len(before) for number in numbers.tolist()):
         raise ValueError(f"its places are not those of {len(turns)} turns")
     places = {
-        number: RestorePoint(_by_layer(state, states), _mark(kept, before[number]))
+        number: RestorePoint(
+            _by_layer(state, states),
+            _mark(kept if turns[number // 2].conversation == conversation else None, before[number]),
+        )
         for number, state in zip(numbers.tolist(), stacked, strict=True)
     }
     layers = [layer for layer, state in enumerate(states) if state.size]
@@ -64,6 +68,7 @@ def decode(description: Mapping[str, object], entries: PromptCache) -> StoredCha
         states=states,
         memory_set=_boolean(description.get("memory_set", False)),
         text=None if kept is None else text,
+        conversation=conversation,
     )
 
 
@@ -84,6 +89,7 @@ def _turn(turn: Mapping[str, object]) -> Turn:
         messages=parse_messages(messages) if remembered else said_messages(messages),
         opening=NO_SEGMENTS,
         write=parse_write(turn["write"]),
+        conversation=_text(turn.get("conversation", "")),
         remembered=remembered,
         memory_set=_boolean(turn.get("memory_set", False)),
         reply=reply,
@@ -142,9 +148,13 @@ def _segments(tokens: list[list[int]], lengths: list[int], turns: int) -> list[S
     return [part(Segments(*tokens), slice(begin, end)) for begin, end in pairwise(borders)]
 
 
-def _visible_lengths(turns: list[Turn], lengths: list[int]) -> list[int]:
-    """The lengths of the parts of turns, three a turn, as they count in the chat's text: 0 for remembered texts."""
-    return [0 if turns[place // 3].remembered else length for place, length in enumerate(lengths)]
+def _visible_lengths(turns: list[Turn], lengths: list[int], conversation: str) -> list[int]:
+    """The lengths of the parts of turns, three a turn, as they count in the text of a conversation.
+
+    Remembered texts, and turns of other conversations, count 0.
+    """
+    seen = [not turn.remembered and turn.conversation == conversation for turn in turns]
+    return [length if seen[place // 3] else 0 for place, length in enumerate(lengths)]
 
 
 def _tokens_before(lengths: list[int]) -> list[int]:

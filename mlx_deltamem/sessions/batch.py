@@ -1,0 +1,312 @@
+"""`ReplyBatch`: replies of several chats that are generated together, each with its own memory.
+
+mlx-lm's `BatchGenerator` runs the model. The memory is one more entry in the prompt cache of each row, and so is the
+mark that says whether the row is written. So mlx-lm merges and splits both with the keys and values.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.generate import BatchGenerator, GenerationResponse
+from mlx_lm.models.cache import ArraysCache
+from mlx_lm.sample_utils import greedy_sampler
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.core.cache import PromptCache
+from mlx_deltamem.core.use import write_mask
+from mlx_deltamem.sessions import running
+from mlx_deltamem.sessions.prefill import prefill
+from mlx_deltamem.sessions.reply import Reply, ReplySettings, ReplyTokens, logits_of
+from mlx_deltamem.sessions.replying import end_turn
+from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.turn import Turn
+
+# mlx-lm's batches need a number of tokens. This one is more than any window.
+_NO_LIMIT = 2**31
+_BATCHED_OPTIONS = {"logits_processors"}
+
+
+@dataclass(eq=False)
+class BatchedReply:
+    """A reply that is being generated.
+
+    Attributes:
+        chat: The chat.
+        turn: The turn, with its messages read.
+        settings: How to generate.
+        tokens: The tokens so far, and their text.
+        uid: The number of the row in mlx-lm's batch; None: it is not in the batch.
+        alone: Generates a reply that cannot be in a batch.
+        kept: The number of tokens of the reply that the chat's own cache holds.
+        is_ended: Whether the reply has ended.
+    """
+
+    chat: ChatSession
+    turn: Turn
+    settings: ReplySettings
+    tokens: ReplyTokens
+    uid: int | None = None
+    alone: Iterator[GenerationResponse] | None = None
+    kept: int = 0
+    is_ended: bool = False
+
+    def __post_init__(self) -> None:
+        self.detokenizer = self.chat.tokenizer.detokenizer
+
+    @property
+    def state(self) -> ChatState:
+        """The state of the chat."""
+        return self.chat.state
+
+
+class ReplyBatch:
+    """Replies of several chats with one model, generated together.
+
+    One thread calls all methods. Replies come and go while the others go on. When a reply ends, its turn is added to
+    its chat, as in `ChatSession.stream`.
+
+    Args:
+        model: An attached model.
+        tokenizer: Its tokenizer, which is that of the chats.
+        most: The largest number of replies at a time.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: TokenizerWrapper, most: int = 32):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.most = most
+        self._rows: list[BatchedReply] = []
+        # Responses that the next step hands out.
+        self._pending: list[tuple[BatchedReply, GenerationResponse]] = []
+        self._generator = self._new_generator()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def begin(
+        self, chat: ChatSession, turn: Turn, settings: ReplySettings
+    ) -> tuple[BatchedReply, GenerationResponse | None]:
+        """Read the messages of a turn, and choose the first token of the reply.
+
+        Args:
+            chat: A chat with the batch's model.
+            turn: The turn, as from `ChatSession.new_turn`.
+            settings: How to generate.
+
+        Returns:
+            The reply and its first response. The response is None if the first one comes from `step`.
+
+        Raises:
+            ValueError: A reply of the chat is under way, the batch is full, or the messages do not fit into the
+                model's window. After any error the chat is unchanged.
+        """
+        state = chat.state
+        state.check_idle()
+        if len(self) >= self.most:
+            raise ValueError(f"the batch has {self.most} replies; expected fewer: wait until one has ended")
+        with state.turn_or_nothing():
+            turn = running.begin(state, turn, settings.prefill_step_size, settings.progress)
+            row = BatchedReply(chat, turn, settings, ReplyTokens(self.tokenizer, settings))
+            if not _can_be_batched(state.filled_cache, settings):
+                reply = Reply(self.model, self.tokenizer, state.filled_cache, turn, settings)
+                row.tokens, row.alone = reply, reply.stream(0.0)
+                self._enter(row)
+                return row, None
+            token, logprobs = _chosen(row, logits_of(turn))
+        self._enter(row)
+        try:
+            return row, self._first(row, token, logprobs)
+        except BaseException:
+            self.abort(row)
+            raise
+
+    def step(self) -> list[tuple[BatchedReply, GenerationResponse]]:
+        """Generate one token of each reply.
+
+        Returns:
+            The responses. One with a `finish_reason` is the last of its reply, which has then ended.
+
+        Raises:
+            Exception: The model or a sampler failed. `rebuild` goes on with the replies that can go on.
+        """
+        responses, self._pending = self._pending, []
+        responses += [self._step_alone(row) for row in list(self._rows) if row.alone is not None]
+        rows = {row.uid: row for row in self._rows if row.uid is not None}
+        if rows:
+            begun, generated = self._generator.next()
+            for started in begun:
+                rows[started.uid].tokens.unread = 0
+            for one in generated:
+                row = rows[one.uid]
+                response = self._taken(row, one.token, one.logprobs, is_last=one.finish_reason is not None)
+                responses.append((row, response))
+                if one.finish_reason is not None:
+                    row.uid = None
+                if response.finish_reason is not None:
+                    self._end(row, one.prompt_cache)
+        return responses
+
+    def end(self, row: BatchedReply) -> None:
+        """End a reply early, at its last token. Its turn is added to the chat."""
+        if not row.is_ended:
+            self._end(row, None)
+
+    def abort(self, row: BatchedReply) -> None:
+        """End a reply, and take back the messages too. The chat is as before the turn."""
+        if row.is_ended:
+            return
+        if row.uid is not None:
+            self._generator.remove([row.uid])
+        self._leave(row)
+        if not (row.state.keeps_text and row.state.go_to(row.turn.before)):
+            row.state.cache = None
+
+    def rebuild(self) -> list[tuple[BatchedReply, Exception]]:
+        """Go on after `step` has failed: run the tokens of each reply again, alone.
+
+        Returns:
+            The replies that fail again, with their errors. They are aborted.
+        """
+        self._generator = self._new_generator()
+        failed = []
+        for row in list(self._rows):
+            if row.alone is not None:
+                continue
+            row.uid = None
+            try:
+                self._run_again(row)
+            except Exception as error:
+                failed.append((row, error))
+                self.abort(row)
+        return failed
+
+    def _new_generator(self) -> BatchGenerator:
+        # mlx-lm only calls the model.
+        model = cast(nn.Module, _RowsModel(self.model))
+        return BatchGenerator(model, completion_batch_size=self.most, prefill_batch_size=self.most)
+
+    def _enter(self, row: BatchedReply) -> None:
+        row.state.replying = True
+        self._rows.append(row)
+
+    def _leave(self, row: BatchedReply) -> None:
+        row.state.replying = False
+        row.is_ended = True
+        self._rows.remove(row)
+
+    def _first(self, row: BatchedReply, token: int, logprobs: mx.array) -> GenerationResponse:
+        """The response with a token that has not run. The reply is added to mlx-lm's batch if it goes on."""
+        done = len(row.tokens.ids) + 1
+        response = self._taken(row, token, logprobs, is_last=done == row.settings.max_tokens)
+        if row.tokens.end_id is not None:
+            row.tokens.end_id = None
+        else:
+            row.tokens.unread = 1
+        if response.finish_reason is None:
+            self._insert(row, token)
+        else:
+            self._end(row, None)
+        return response
+
+    def _insert(self, row: BatchedReply, token: int) -> None:
+        written = ArraysCache(1)
+        written[0] = mx.array([[row.turn.reply_written]])
+        longest = row.settings.max_tokens
+        [row.uid] = self._generator.insert_segments(
+            [[[token]]],
+            max_tokens=[_NO_LIMIT if longest < 0 else longest - len(row.tokens.ids)],
+            caches=[[*row.state.filled_cache, written]],
+            all_tokens=[[*row.turn.opening.ids, *row.tokens.ids[:-1]]],
+            samplers=[row.settings.sampler or greedy_sampler],
+            logits_processors=[row.settings.options.get("logits_processors") or []],
+        )
+
+    def _taken(self, row: BatchedReply, token: int, logprobs: mx.array, is_last: bool) -> GenerationResponse:
+        """The response with the next token of a row."""
+        is_end = token in self.tokenizer.eos_token_ids
+        if not is_end:
+            row.detokenizer.add_token(token)
+        if is_end or is_last:
+            row.detokenizer.finalize()
+        return row.tokens.take(
+            GenerationResponse(
+                text=row.detokenizer.last_segment,
+                token=token,
+                logprobs=logprobs,
+                from_draft=False,
+                prompt_tokens=len(row.turn.opening.ids),
+                prompt_tps=0.0,
+                generation_tokens=len(row.tokens.ids) + 1,
+                generation_tps=0.0,
+                peak_memory=mx.get_peak_memory() / 1e9,
+                finish_reason="stop" if is_end else "length" if is_last else None,
+            )
+        )
+
+    def _step_alone(self, row: BatchedReply) -> tuple[BatchedReply, GenerationResponse]:
+        response = next(cast(Iterator[GenerationResponse], row.alone))
+        if response.finish_reason is not None:
+            self._end(row, None)
+        return row, response
+
+    def _end(self, row: BatchedReply, cache: PromptCache | None) -> None:
+        """Add the turn of a reply to its chat.
+
+        Args:
+            row: The reply.
+            cache: The row's caches if they have left the batch; else they are taken out of it.
+        """
+        if row.uid is not None:
+            cache, _ = self._generator.remove([row.uid], return_prompt_caches=True)[row.uid]
+            row.uid = None
+        state = row.state
+        if cache is not None:
+            *text, memory, _ = cache
+            state.filled_cache[:-1] = text
+            state.filled_cache[-1].cache = list(memory.cache)
+        self._leave(row)
+        with state.turn_or_nothing():
+            end_turn(state, self.tokenizer, row.turn, row.tokens)
+
+    def _run_again(self, row: BatchedReply) -> None:
+        """Run the tokens of a reply that its chat's own cache does not hold, and add the reply to the batch."""
+        new = Segments.without_spans(row.tokens.ids[row.kept :])
+        logits = logits_of(row.turn)
+        if new.ids:
+            logits = prefill(self.model, row.state.filled_cache, new, row.turn.reply_written)
+        row.kept, row.tokens.unread = len(row.tokens.ids), 0
+        token, logprobs = _chosen(row, logits)
+        self._pending.append((row, self._first(row, token, logprobs)))
+
+
+class _RowsModel:
+    """The model, for a batch with rows that are not all written. The last entry of the cache has the marks."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+
+    def __call__(self, tokens: mx.array, cache: PromptCache) -> mx.array:
+        with write_mask(self._model, cache[-1][0]):
+            logits: mx.array = self._model(tokens, cache=cache[:-1])
+        return logits
+
+
+def _can_be_batched(cache: PromptCache, settings: ReplySettings) -> bool:
+    return all(hasattr(entry, "merge") for entry in cache) and set(settings.options) <= _BATCHED_OPTIONS
+
+
+def _chosen(row: BatchedReply, logits: mx.array) -> tuple[int, mx.array]:
+    """Choose a token as mlx-lm does, from the logits `[1, V]` after the tokens so far; also, all log-probabilities."""
+    processors = row.settings.options.get("logits_processors") or []
+    if processors:
+        tokens = mx.array([*row.turn.opening.ids, *row.tokens.ids])
+        for processor in processors:
+            logits = processor(tokens, logits)
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    sampler = row.settings.sampler or greedy_sampler
+    return int(sampler(logprobs).item()), logprobs[0]
