@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Callable
 from typing import TypedDict
 
@@ -68,7 +67,7 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--history",
-        type=_history,
+        type=history_option,
         help="The part of earlier turns that the model sees beside its memory: full, none, or a number of tokens "
         f"(default: as in the session, else {FULL}). Without full, each turn reads system prompt and tokens anew.",
     )
@@ -159,7 +158,7 @@ def true_or_false(text: str) -> bool:
     return text.lower() in _TRUE
 
 
-def _history(text: str) -> History:
+def history_option(text: str) -> History:
     """An argparse type: the history of a chat."""
     try:
         return text if text in (FULL, NONE) else int(str(POSITIVE(text)))
@@ -185,20 +184,13 @@ def _add_end(tokenizer: TokenizerWrapper, token: str) -> None:
 
 
 def _json_object(text: str) -> dict[str, object]:
-    """An argparse type: a JSON object. A name that stands there twice is refused, because JSON takes the last one."""
+    """An argparse type: a JSON object."""
     value, problem = parsed_json(text.encode(errors="surrogatepass"))
     if problem or not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"is {problem or shown(text)}; expected a JSON object like {{}}")
-    json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_unique)
     try:
         # As a session file stores it.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
         raise argparse.ArgumentTypeError(f"is {shown(text)}; expected finite numbers and whole characters") from None
     return dict(value)
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if twice := [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]:
-        raise argparse.ArgumentTypeError(f"is a JSON object with {shown(twice[0])} twice; leave one of them out")
-    return dict(pairs)

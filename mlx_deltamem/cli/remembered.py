@@ -1,10 +1,10 @@
 """Read the text or the file that a user names to be remembered."""
 
-import json
 from pathlib import Path
 
 from mlx_deltamem.cli.command import standard_input
 from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.files.jsonl import parsed_json
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.sessions.messages import Message, parse_messages
 
@@ -39,7 +39,10 @@ def read_remembered(path: Path) -> str | tuple[Message, ...]:
         raise ValueError(f"{path} is not UTF-8 text; expected a text file, or messages in a .json file") from None
     if path.suffix != ".json":
         return check_text(text, str(path))
+    value, problem = parsed_json(text.encode())
+    if problem:
+        raise ValueError(f"{path} has no messages: it is {problem}")
     try:
-        return parse_messages(json.loads(text))
-    except (ValueError, RecursionError) as error:
+        return parse_messages(value)
+    except ValueError as error:
         raise ValueError(f"{path} has no messages: {error}") from None

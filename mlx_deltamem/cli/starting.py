@@ -1,5 +1,6 @@
 """Ctrl-C while a command starts or ends. Its imports take seconds, and a traceback of them helps nobody."""
 
+import atexit
 import os
 import signal
 import sys
@@ -30,3 +31,5 @@ def is_command(arguments: list[str]) -> bool:
 # A program that imports this package keeps its own handler.
 if is_command(sys.orig_argv) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, end_at_once)
+    # At its very end, Python gives the default handler back, which would kill a process that has done its work.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)

@@ -113,7 +113,9 @@ def check_weights(
 def _layer_problems(config: DeltaMemConfig, tensors: Mapping[str, mx.array], shape: AttentionShape) -> list[str]:
     expected, optional = parameter_shapes(config, shape), inactive_parameters(config)
     problems = [f"{name} is missing" for name in expected if name not in tensors and name not in optional]
-    problems += [f"{name} is not a tensor of its configuration" for name in tensors if name not in expected]
+    # A name of a file may have line breaks.
+    unknown = [repr(name)[1:-1] for name in tensors if name not in expected]
+    problems += [f"{name} is not a tensor of its configuration" for name in unknown]
     queries = tensors.get("memory_q_proj")
     if queries is not None and queries.ndim == 2 and queries.shape[1] != shape.hidden:
         problems.append(f"it belongs to a backbone of hidden size {queries.shape[1]}, not {shape.hidden}")

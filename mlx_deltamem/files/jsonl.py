@@ -1,16 +1,18 @@
 """Records of JSON files: read one record per line (JSON lines), a list or a single record; write JSON lines.
 
 Anyone may have written a file. So the size of a line and of a file, the depth of a value and the number of its parts
-are bounded: a few bytes of JSON can take a hundred times as many bytes of memory.
+are bounded: a few bytes of JSON can take a hundred times as many bytes of memory. An object with a name that stands
+there twice is refused: programs disagree on which value counts.
 """
 
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from mlx_deltamem.files.atomic import new_file
 from mlx_deltamem.files.text import text_problem
@@ -21,6 +23,7 @@ _DEEPEST = 100
 # Values in a line and in a file: a value takes 60 bytes of memory or more.
 _MOST_VALUES, _MOST_VALUES_OF_FILE = 1_000_000, 20_000_000
 _PIECE = 1 << 20
+_MOST_SHOWN = 60
 
 _OPENING, _CLOSING = b"[{", b"]}"
 # A string is skipped in one step, also if its end is missing: a second look at it would take quadratic time.
@@ -90,7 +93,7 @@ def parsed_json(text: bytes, most_values: int = _MOST_VALUES_OF_FILE) -> tuple[J
     if problem := _excess(text, most_values):
         return None, problem
     try:
-        return json.loads(text.decode("utf-8-sig")), ""
+        return cast(Json, _DECODER.decode(text.decode("utf-8-sig"))), ""
     except UnicodeDecodeError:
         return None, "not UTF-8"
     except json.JSONDecodeError as error:
@@ -98,8 +101,9 @@ def parsed_json(text: bytes, most_values: int = _MOST_VALUES_OF_FILE) -> tuple[J
         return None, f"not JSON ({error.msg}, {line}column {error.colno})"
     except RecursionError:
         return None, "JSON that is nested too deeply"
-    except ValueError:
-        return None, "JSON with a number of too many digits"
+    except ValueError as error:
+        twice = isinstance(error, _TwiceError)
+        return None, f"JSON with {error if twice else 'a number of too many digits'}"
 
 
 def kind_of(value: object) -> str:
@@ -113,6 +117,23 @@ def _parsed_file(path: Path) -> tuple[Json, str]:
     if size > LARGEST_FILE:
         return None, f"a JSON text of {size:,} bytes, {LARGEST_FILE:,} at most"
     return parsed_json(path.read_bytes())
+
+
+class _TwiceError(ValueError):
+    """A name stands twice in a JSON object. The message says which."""
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+        short = name if len(name) <= _MOST_SHOWN else name[:_MOST_SHOWN] + "..."
+        raise _TwiceError(f"{short!r} twice (leave one of them out)")
+    return value
+
+
+# One decoder, because `json.loads` makes a new one for each text that has a hook.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _excess(text: bytes, most_values: int) -> str:

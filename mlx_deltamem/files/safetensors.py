@@ -53,14 +53,19 @@ class SafetensorsHeader:
     metadata: Mapping[str, str]
 
 
+class NoHeaderError(ValueError):
+    """A file does not begin as a safetensors file does: it may be a file of any other kind."""
+
+
 def check_safetensors(path: Path) -> SafetensorsHeader:
     """Read the header of a safetensors file and compare it with the file's size. No tensor is read.
 
     Raises:
         FileNotFoundError: There is no such file.
         OSError: It cannot be read.
-        ValueError: It is no safetensors file, was cut short, or its header is damaged. The message is one line that
-            begins with the path, and names the tensor if it is about one.
+        NoHeaderError: It is no safetensors file, or what it begins with is damaged.
+        ValueError: It was cut short, or its header is damaged. The message is one line that begins with the path, and
+            names the tensor if it is about one.
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
@@ -73,11 +78,12 @@ def check_safetensors(path: Path) -> SafetensorsHeader:
             raise ValueError(f"{path} is a pointer of Git LFS; expected the file itself: run `git lfs pull` there")
         length = struct.unpack("<Q", start[:_LENGTH_BYTES])[0] if len(start) >= _LENGTH_BYTES else 0
         if not 2 <= length <= min(MOST_HEADER_BYTES, size - _LENGTH_BYTES):
-            raise _damaged(path, f"has {size:,} bytes and no header (its length would be {length:,})")
+            problem = f"has {size:,} bytes and no header (its length would be {length:,})"
+            raise _damaged(path, problem, NoHeaderError)
         file.seek(_LENGTH_BYTES)
         header, problem = parsed_json(file.read(length), _MOST_VALUES)
     if problem or not isinstance(header, dict):
-        raise _damaged(path, f"has a header that is {problem or 'not a JSON object'}")
+        raise _damaged(path, f"has a header that is {problem or 'not a JSON object'}", NoHeaderError)
     # MLX writes null if there is no metadata.
     metadata = header.pop(_METADATA, None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -130,5 +136,5 @@ def _shown(value: Json) -> str:
     return text if len(text) <= _MOST_SHOWN else text[:_MOST_SHOWN] + "..."
 
 
-def _damaged(path: Path, problem: str) -> ValueError:
-    return ValueError(f"{path} is damaged: it {problem}; expected a safetensors file: use a complete copy")
+def _damaged(path: Path, problem: str, kind: type[ValueError] = ValueError) -> ValueError:
+    return kind(f"{path} is damaged: it {problem}; expected a safetensors file: use a complete copy")

@@ -147,3 +147,18 @@ def test_output_that_cannot_be_written(place, code, error):
 )
 def test_only_commands_of_this_package_take_ctrl_c(arguments, expected):
     assert is_command(arguments) is expected
+
+
+def test_ctrl_c_at_the_very_end_changes_nothing(tmp_path):
+    # Python runs `__del__` of what is left when it has given its signal handlers back.
+    program = tmp_path / "mlx_deltamem.late"
+    program.write_text(
+        "import os, signal\n"
+        "import mlx_deltamem.cli.starting\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.SIGINT):\n"
+        "        kill(process, number)\n"
+        "late = Late()\n"
+    )
+    result = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")

@@ -1,5 +1,6 @@
 """Tests that run tasks are skipped where lm-eval (of the extra `evaluate`) is not installed."""
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -133,6 +134,34 @@ def test_base_is_the_frozen_backbone_and_full_is_not(loaded, tasks, name):
     # Without weights, an adapter corrects nothing.
     randomise(loaded[0], 0.0)
     assert run(loaded, tasks, name).samples == base.samples
+
+
+@needs_harness
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "it ran for more than"),
+        ("{{ 'x' * 100000000 }}", "it makes more than"),
+        ("{{ raise_exception('no') }}", "refuses 1 message"),
+        ("{{ messages.a.b }}", "UndefinedError"),
+    ],
+)
+def test_a_template_has_the_limits_of_chats(loaded, template, problem):
+    model, tokenizer = loaded
+    tokenizer.chat_template = template
+    lm = importlib.import_module("mlx_deltamem.evaluation.tasks.harness_model").MemoryLM(model, tokenizer, True, 1)
+    with pytest.raises(ValueError, match=problem):
+        lm.apply_chat_template([{"role": "user", "content": "Hi"}])
+
+
+@needs_harness
+def test_requests_are_written_as_mlx_lm_writes_them(loaded):
+    module = importlib.import_module("mlx_deltamem.evaluation.tasks.harness_model")
+    lm = module.MemoryLM(*loaded, True, 1)
+    expected = importlib.import_module("mlx_lm.evaluate").chat_template_fn(enable_thinking=False)
+    chat = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "The answer is "}]
+    assert lm.apply_chat_template(chat[:1]) == expected(lm, chat[:1])
+    assert lm.apply_chat_template(chat, False) == expected(lm, chat, False)
 
 
 @needs_harness

@@ -114,6 +114,28 @@ def test_the_number_of_values_is_bounded():
     assert parsed_json(b'["1, 2, 3, 4, 5", 6]', most_values=3) == (["1, 2, 3, 4, 5", 6], "")
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (b'{"rank": 8, "alpha": 1, "rank": 8}', "'rank'"),
+        (b'[1, {"a": {"\\u0061": 1, "a": null}}]', "'a'"),
+        (b'{"a\\n": 1, "a\\n": 2}', r"'a\n'"),
+        (b'{"' + b"x" * 90 + b'": 1, "' + b"x" * 90 + b'": 1}', f"'{'x' * 60}...'"),
+    ],
+)
+def test_a_name_that_stands_twice_in_an_object_is_refused(tmp_path, text, shown):
+    assert parsed_json(text) == (None, f"JSON with {shown} twice (leave one of them out)")
+    (tmp_path / "a.json").write_bytes(text)
+    with pytest.raises(ValueError, match=r"a\.json is JSON with .* twice"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n' + text + b"\n")
+    assert [bool(record.problem) for record in json_records(tmp_path / "a.jsonl")] == [False, True]
+
+
+def test_a_name_may_stand_in_several_objects():
+    assert parsed_json(b'[{"a": {"a": 1}}, {"a": 2}]') == ([{"a": {"a": 1}}, {"a": 2}], "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "line",

@@ -5,10 +5,17 @@ from contextlib import AbstractContextManager, nullcontext
 import mlx.nn as nn
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from mlx_lm.evaluate import MLXLM, chat_template_fn
+from mlx_lm.evaluate import MLXLM
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.use import read_only
+from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.template_text import rendered
+
+# The runs of the reference had thinking switched off.
+_OPTIONS: dict[str, object] = {"enable_thinking": False}
+# Marks the end of a message.
+_END = "THE_REPLY_GOES_ON_HERE "
 
 
 class MemoryLM(MLXLM):
@@ -24,9 +31,6 @@ class MemoryLM(MLXLM):
         batch_size: The number of prompts in a batch.
         max_tokens: The longest reply, and the longest prompt if endings are compared; None: the task's.
     """
-
-    # The runs of the reference had thinking switched off.
-    apply_chat_template = chat_template_fn(enable_thinking=False)
 
     def __init__(
         self,
@@ -45,6 +49,30 @@ class MemoryLM(MLXLM):
         self.use_chat_template = tokenizer.has_chat_template
         self._sampler = None
         self._writes = writes
+
+    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> str:
+        """The text of a request, under the limits that templates of chats have.
+
+        Args:
+            chat_history: The messages.
+            add_generation_prompt: Whether a new reply is asked for; else the last message is the beginning of one.
+
+        Raises:
+            ValueError: The template refuses the messages or fails, or takes too long, or writes too much.
+        """
+        if add_generation_prompt:
+            return rendered(self.tokenizer, chat_history, True, _OPTIONS)
+        # Transformers finds the end of the last message in this way too, but not in a template that is parsed already.
+        *before, last = chat_history
+        marked: list[Message] = [*before, {**last, "content": last["content"] + _END}]
+        text, found, rest = rendered(self.tokenizer, marked, False, _OPTIONS).rpartition(_END.strip())
+        if not found:
+            raise ValueError(
+                "the chat template leaves out the beginning of a reply; expected that it writes all messages: take a "
+                "task without such beginnings (gen_prefix), or another chat template"
+            )
+        # A template that strips the message has stripped the space of the mark.
+        return text if rest.startswith(" ") else text.rstrip()
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         with self._memory_use():
