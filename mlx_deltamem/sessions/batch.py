@@ -43,6 +43,7 @@ class BatchedReply:
         uid: The number of the row in mlx-lm's batch; None: it is not in the batch.
         alone: Generates a reply that cannot be in a batch.
         kept: The number of tokens of the reply that the chat's own cache holds.
+        becomes_turn: Whether the turn is added to the chat when the reply ends. If not, the chat is thrown away then.
         is_ended: Whether the reply has ended.
     """
 
@@ -53,6 +54,7 @@ class BatchedReply:
     uid: int | None = None
     alone: Iterator[GenerationResponse] | None = None
     kept: int = 0
+    becomes_turn: bool = True
     is_ended: bool = False
 
     def __post_init__(self) -> None:
@@ -89,7 +91,7 @@ class ReplyBatch:
         return len(self._rows)
 
     def begin(
-        self, chat: ChatSession, turn: Turn, settings: ReplySettings
+        self, chat: ChatSession, turn: Turn, settings: ReplySettings, becomes_turn: bool = True
     ) -> tuple[BatchedReply, GenerationResponse | None]:
         """Read the messages of a turn, and choose the first token of the reply.
 
@@ -97,6 +99,8 @@ class ReplyBatch:
             chat: A chat with the batch's model.
             turn: The turn, as from `ChatSession.new_turn`.
             settings: How to generate.
+            becomes_turn: Whether the turn is added to the chat when the reply ends. If not, only the reply is wanted,
+                and the chat cannot be used any more.
 
         Returns:
             The reply and its first response. The response is None if the first one comes from `step`.
@@ -112,6 +116,7 @@ class ReplyBatch:
         with state.turn_or_nothing():
             turn = running.begin(state, turn, settings.prefill_step_size, settings.progress)
             row = BatchedReply(chat, turn, settings, ReplyTokens(self.tokenizer, settings))
+            row.becomes_turn = becomes_turn
             if not _can_be_batched(state.filled_cache, settings):
                 reply = Reply(self.model, self.tokenizer, state.filled_cache, turn, settings)
                 row.tokens, row.alone = reply, reply.stream(0.0)
@@ -262,8 +267,12 @@ class ReplyBatch:
             cache: The row's caches if they have left the batch; else they are taken out of it.
         """
         if row.uid is not None:
-            cache, _ = self._generator.remove([row.uid], return_prompt_caches=True)[row.uid]
+            removed = self._generator.remove([row.uid], return_prompt_caches=row.becomes_turn)
+            cache = removed[row.uid][0] if row.becomes_turn else None
             row.uid = None
+        if not row.becomes_turn:
+            self._leave(row)
+            return
         state = row.state
         if cache is not None:
             *text, memory, _ = cache
@@ -309,4 +318,5 @@ def _chosen(row: BatchedReply, logits: mx.array) -> tuple[int, mx.array]:
             logits = processor(tokens, logits)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     sampler = row.settings.sampler or greedy_sampler
-    return int(sampler(logprobs).item()), logprobs[0]
+    token = cast(int, sampler(logprobs).item())
+    return token, logprobs[0]

@@ -288,6 +288,25 @@ class ChatSession:
         running.check_fits(self._state, turn)
         return turn
 
+    def read_exchange(self, text: GivenMessages, reply: str, write: str | None = None) -> None:
+        """Add a turn with a reply that is known, for example one of a transcript.
+
+        Args:
+            text: The user's message, or messages in OpenAI's form.
+            reply: The text of the reply.
+            write: Which part of the turn is written; None: as the attribute `write`.
+
+        Raises:
+            ValueError: As for `stream`; or the reply is not text. The chat is unchanged.
+        """
+        turn = self.new_turn(text, write)
+        [said] = parse_messages({"role": "assistant", "content": reply})
+        reply_ids = tuple(self.tokenizer.encode(said["content"], add_special_tokens=False))
+        ending = self._state.text.ending(self._state.turns, turn.messages, said["content"])
+        turn = replace(turn, reply=said["content"], reply_ids=reply_ids, ending=ending)
+        with self._state.all_or_nothing():
+            running.run_again(self._state, turn)
+
     def remember(
         self,
         text: GivenMessages,
@@ -401,6 +420,16 @@ class ChatSession:
         other = copy.copy(self)
         other._state, other._files = self._state.fork(), {}
         return other
+
+    def take_over(self, other: "ChatSession") -> None:
+        """Become a copy of another chat of the same model. The files that this chat was saved to stay its files.
+
+        Raises:
+            ValueError: A reply is being generated.
+        """
+        self._state.check_idle()
+        other.state.check_idle()
+        self._state, self._write = other.state.fork(), other.write
 
     def without_memory(self) -> "ChatSession":
         """A second chat that sees the same text, has an empty memory and writes nothing. It is the frozen model's."""

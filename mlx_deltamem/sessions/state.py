@@ -151,8 +151,6 @@ class ChatState:
         Raises:
             ValueError: The template refuses the system prompt or the tools.
         """
-        if (system, template) == (self.system, self.template):
-            return
         said = said_turns(self.turns, self.conversation)
         text = ChatText(template, system, self._history, self.conversation)
         before = self.starts.get(self.conversation)
@@ -255,15 +253,48 @@ class ChatState:
 
         Closing a reply early is not an error.
         """
-        before = list(self.turns), self.states, self.memory_set, self.system, self.conversation
+        before = self.snapshot()
         try:
             yield
         except GeneratorExit:
             raise
         except BaseException:
-            self.turns, self.states, self.memory_set, self.system, self.conversation = before
-            self.drop_caches()
+            self.restore(before)
             raise
+
+    def snapshot(self) -> "Snapshot":
+        """Everything but the keys and values, to go back to it by `restore`."""
+        return Snapshot(
+            list(self.turns),
+            self.states,
+            self.memory_set,
+            self.system,
+            self.template,
+            self.conversation,
+            dict(self.starts),
+            self._history,
+        )
+
+    def restore(self, snapshot: "Snapshot") -> None:
+        """Go back to a snapshot. The keys and values are made again when they are needed."""
+        self.turns, self.states, self.memory_set = list(snapshot.turns), snapshot.states, snapshot.memory_set
+        self.system, self.template = snapshot.system, snapshot.template
+        self.conversation, self.starts, self._history = snapshot.conversation, snapshot.starts, snapshot.history
+        self.drop_caches()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The data of a chat at one time. The attributes are those of `ChatState`."""
+
+    turns: list[Turn]
+    states: States
+    memory_set: bool
+    system: str | None
+    template: ChatTemplate
+    conversation: str
+    starts: dict[str, tuple[int, ...]]
+    history: History
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ def _start(chat: ChatSession) -> int:
 def test_the_name_must_be_text():
     chat = new_chat()
     for name in (None, 3, "\ud800"):
-        with pytest.raises(ValueError, match="the name of the conversation is .*; expected text"):
+        with pytest.raises(ValueError, match=r"the name of the conversation is .*; expected text"):
             chat.conversation = name
 
 

@@ -1,0 +1,154 @@
+"""Find the place in a chat from which a list of messages goes on.
+
+Clients of OpenAI's API send the whole chat with each request. A message that the chat knows is not run again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.turn import Turn
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Messages and the reply to them."""
+
+    messages: tuple[Message, ...]
+    reply: Message
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A list of messages in parts.
+
+    Attributes:
+        system: The system prompt, or None. Several are joined by an empty line.
+        earlier: The exchanges before the new messages.
+        new: The messages that a reply is asked for.
+    """
+
+    system: str | None
+    earlier: tuple[Exchange, ...]
+    new: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a chat.
+
+    Attributes:
+        conversation: The conversation.
+        turns: The number of its turns before the place.
+    """
+
+    conversation: str
+    turns: int
+
+
+def asked(messages: Sequence[Message]) -> Asked:
+    """Split a list of messages.
+
+    Raises:
+        ValueError: There is no new message at the end, or a reply comes before any message.
+    """
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    earlier: list[Exchange] = []
+    new: list[Message] = []
+    for given in messages:
+        message = given
+        if message["role"] == "assistant" and not new and earlier:
+            # Two replies in a row: some clients split a reply at its tool calls.
+            last = earlier.pop()
+            new, message = list(last.messages), _joined(last.reply, message)
+        if message["role"] == "assistant":
+            earlier.append(Exchange(tuple(new), message))
+            new = []
+        elif message["role"] != "system":
+            new.append(message)
+    if earlier and not earlier[0].messages:
+        # A greeting by the assistant, before the user has said anything.
+        greeting, *earlier = earlier
+        system.append(f"You have greeted the user: {greeting.reply['content']}")
+    if not new:
+        raise ValueError("the messages end with a reply of the assistant; expected a message to reply to at the end")
+    return Asked("\n\n".join(system) if system else None, tuple(earlier), tuple(new))
+
+
+def turn_ids(turns: Iterable[Turn], think_end: str | None = None) -> list[str]:
+    """The id of each turn, which depends on the messages and replies of its conversation up to it.
+
+    Args:
+        turns: All turns of a chat.
+        think_end: The text that ends the reasoning in a reply. Clients leave the reasoning out.
+    """
+    latest: dict[str, str] = {}
+    ids: list[str] = []
+    for turn in turns:
+        if turn.remembered:
+            ids.append(_id("", turn.messages, None, None) + f"-{len(ids)}")
+            continue
+        reply: Message = {"role": "assistant", "content": turn.reply, "tool_calls": list(turn.tool_calls)}
+        latest[turn.conversation] = _id(latest.get(turn.conversation, ""), turn.messages, reply, think_end)
+        ids.append(latest[turn.conversation])
+    return ids
+
+
+def find_place(
+    turns: Sequence[Turn], earlier: Sequence[Exchange], think_end: str | None = None, conversation: str | None = None
+) -> Place | None:
+    """The place in a chat with the longest part of some exchanges before it.
+
+    Args:
+        turns: All turns of the chat.
+        earlier: The exchanges.
+        think_end: As for `turn_ids`.
+        conversation: The only conversation to look at; None: all of them.
+
+    Returns:
+        None if no exchange is known.
+    """
+    known: dict[str, Place] = {}
+    counts: dict[str, int] = {}
+    for turn, name in zip(turns, turn_ids(turns, think_end), strict=True):
+        if turn.remembered or conversation not in (None, turn.conversation):
+            continue
+        counts[turn.conversation] = counts.get(turn.conversation, 0) + 1
+        known[name] = Place(turn.conversation, counts[turn.conversation])
+    place, name = None, ""
+    for exchange in earlier:
+        name = _id(name, exchange.messages, exchange.reply, think_end)
+        if name not in known:
+            break
+        place = known[name]
+    return place
+
+
+def _id(parent: str, messages: Sequence[Message], reply: Message | None, think_end: str | None) -> str:
+    said = [_plain(message) for message in messages]
+    if reply is not None:
+        said.append(_plain({**reply, "content": _without_reasoning(reply["content"], think_end)}))
+    return hashlib.sha256(json.dumps([parent, said]).encode()).hexdigest()[:24]
+
+
+def _plain(message: Message) -> list[object]:
+    """The part of a message that clients send back unchanged. They drop white space and the ids of calls."""
+    calls = []
+    for call in message.get("tool_calls") or []:
+        arguments = call["function"]["arguments"]
+        found = json.loads(arguments) if isinstance(arguments, str) else arguments
+        calls.append([call["function"]["name"], json.dumps(found, sort_keys=True)])
+    return [message["role"], message["content"].strip(), calls]
+
+
+def _without_reasoning(text: str, think_end: str | None) -> str:
+    return text.rpartition(think_end)[2] if think_end else text
+
+
+def _joined(first: Message, second: Message) -> Message:
+    both: Message = {**first, "content": "\n".join(filter(None, (first["content"], second["content"])))}
+    if calls := [*(first.get("tool_calls") or []), *(second.get("tool_calls") or [])]:
+        both["tool_calls"] = calls
+    return both
