@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed-$(or $(MLX),metal)
 comma := ,
 EXTRAS := test,plot$(if $(MLX),$(comma)$(MLX))
 
-.PHONY: demo test gpu-check gpu-test lint adapters default-adapter fuzz bench clean
+.PHONY: demo test serve gpu-check gpu-test lint adapters default-adapter fuzz bench clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,11 @@ gpu-check: $(INSTALLED)
 # The same, and then their speed.
 gpu-test: gpu-check
 	$(BIN)/python -m mlx_deltamem.benchmark --shape qwen3-4b
+
+# A chat in the browser with the model and the adapter that come with the project.
+serve: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[server]'
+	$(BIN)/python -m tools.serve
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

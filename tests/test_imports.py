@@ -25,7 +25,7 @@ FLOORS = (
     ("recall",),
     ("speech",),
     ("evaluation",),
-    ("training", "benchmarking", "inspection"),
+    ("training", "benchmarking", "inspection", "serving"),
     ("cli",),
     ("doors",),  # The commands: mlx_deltamem/*.py and mlx_deltamem/data.
 )

@@ -10,6 +10,7 @@ from mlx_deltamem.cli.command_list import CommandList
 COMMANDS = {
     "generate": "answer prompts with a model that has a memory",
     "chat": "chat with such a model in the terminal",
+    "server": "serve such a model, with named memories, to browsers and to clients of OpenAI's API",
     "inspect": "look into an adapter, a model with an adapter, or a chat; compare two",
     "convert": "convert adapters and chats from and to the formats of other implementations",
     "upload": "publish an adapter on the Hugging Face Hub",

@@ -1,0 +1,55 @@
+"""The replies of /v1/responses that are kept in RAM, so that clients can fetch and continue them."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+# All replies together, in bytes.
+_MOST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class KeptResponse:
+    """A reply that can be continued.
+
+    Attributes:
+        content: The reply as it was sent, as JSON.
+        turn: The id of the turn in the engine.
+        memory: The name of the memory; None: a private one.
+    """
+
+    content: bytes
+    turn: str
+    memory: str | None
+
+
+class KeptResponses:
+    """Replies by id. The one that was not used for the longest time is dropped first.
+
+    Args:
+        most: How many are kept.
+    """
+
+    def __init__(self, most: int):
+        self._most = most
+        self._bytes = 0
+        self._kept: OrderedDict[str, KeptResponse] = OrderedDict()
+
+    def keep(self, name: str, response: KeptResponse) -> None:
+        """Add a reply."""
+        self.drop(name)
+        self._kept[name] = response
+        self._bytes += len(response.content)
+        while self._kept and (len(self._kept) > self._most or self._bytes > _MOST_BYTES):
+            self.drop(next(iter(self._kept)))
+
+    def find(self, name: str) -> KeptResponse | None:
+        """The reply with an id; None if it is not kept."""
+        if name in self._kept:
+            self._kept.move_to_end(name)
+        return self._kept.get(name)
+
+    def drop(self, name: str) -> bool:
+        """Remove a reply, and return whether it was there."""
+        dropped = self._kept.pop(name, None)
+        self._bytes -= len(dropped.content) if dropped else 0
+        return dropped is not None

@@ -1,0 +1,60 @@
+"""The input of /v1/responses as messages: a text, or a list of items."""
+
+from mlx_deltamem.files.jsonl import Json
+from mlx_deltamem.serving.api.body import Fields
+from mlx_deltamem.serving.api.errors import BadFieldError
+from mlx_deltamem.sessions.messages import Message, parse_messages
+
+_KINDS = "message, function_call, function_call_output or reasoning"
+
+
+def input_messages(fields: Fields) -> tuple[Message, ...]:
+    """The messages of a request, with its instructions as the first one.
+
+    Raises:
+        BadFieldError: There is no input, or an item has another form.
+    """
+    given = fields.values.get("input")
+    if isinstance(given, str):
+        items: list[Json] = [{"role": "user", "content": given}]
+    elif isinstance(given, list) and given:
+        items = given
+    else:
+        raise fields.bad("input", "a text, or a list of items")
+    rows: list[dict[str, Json]] = []
+    for index, item in enumerate(items):
+        _add(rows, item, f"input[{index}]")
+    instructions = fields.text("instructions", "")
+    if instructions:
+        rows.insert(0, {"role": "system", "content": instructions})
+    try:
+        return parse_messages(rows)
+    except ValueError as error:
+        raise BadFieldError("input", str(error)) from None
+
+
+def _add(rows: list[dict[str, Json]], given: Json, place: str) -> None:
+    """Add the message of an item, or add a call to the message of the assistant that made it."""
+    if not isinstance(given, dict):
+        raise BadFieldError(place, f"{place} is not an object; expected an item: {_KINDS}")
+    item = Fields(given, place)
+    kind = item.text("type", "message")
+    if kind == "message":
+        rows.append({"role": item.text("role", None), "content": item.values.get("content")})
+    elif kind == "function_call":
+        if not rows or rows[-1]["role"] != "assistant":
+            rows.append({"role": "assistant", "content": None, "tool_calls": []})
+        calls = rows[-1].setdefault("tool_calls", [])
+        if isinstance(calls, list):
+            calls.append(_call(item))
+    elif kind == "function_call_output":
+        output = item.values.get("output", "")
+        rows.append({"role": "tool", "content": output, "tool_call_id": item.text("call_id", None)})
+    # Thoughts are not read again.
+    elif kind != "reasoning":
+        raise BadFieldError(f"{place}.type", f"{place}.type is {kind[:80]!r}; expected {_KINDS}", "unsupported_value")
+
+
+def _call(item: Fields) -> Json:
+    function: Json = {"name": item.text("name", None), "arguments": item.text("arguments", "")}
+    return {"id": item.text("call_id", None), "type": "function", "function": function}

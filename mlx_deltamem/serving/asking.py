@@ -1,0 +1,167 @@
+"""Prepare the turn that a request asks for: the place in its memory, what is new, and what has to run first."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.serving.exchange import Mode, RefusedError, ReplyRequest
+from mlx_deltamem.serving.memory import Memory
+from mlx_deltamem.sessions import running
+from mlx_deltamem.sessions.history import FULL
+from mlx_deltamem.sessions.place import Asked, Exchange, Place, asked, find_place, turn_ids
+from mlx_deltamem.sessions.prefill import window
+from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.sessions.template_options import DEFAULTS, parse_tools
+from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.writing import NONE
+
+# A plain text is one turn of a conversation of this name, in a copy of the memory.
+_PLAIN_TEXT = "\x00text"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A turn that can begin.
+
+    Attributes:
+        turn: The turn.
+        note: A remark for the client, or None.
+    """
+
+    turn: Turn
+    note: str | None = None
+
+
+def text_turn(tokenizer: TokenizerWrapper, text: str) -> Turn:
+    """The turn that continues a plain text. Nothing is written.
+
+    Raises:
+        RefusedError: The text has no tokens.
+    """
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise RefusedError(400, "empty_prompt", "the prompt has no tokens; expected some text")
+    opening = Segments(list(ids), [0] * len(ids), [-1] * len(ids))
+    return Turn(({"role": "user", "content": text},), opening, NONE, _PLAIN_TEXT)
+
+
+def find_private(memories: Sequence[Memory], request: ReplyRequest, think_end: str | None) -> Memory | None:
+    """The private memory that knows the messages of a request; None if none does."""
+    if request.continues is not None:
+        return next(
+            (memory for memory in memories if request.continues in turn_ids(memory.chat.turns, think_end)), None
+        )
+    earlier = asked(request.messages).earlier
+    if not earlier:
+        return None
+    return next((memory for memory in memories if find_place(memory.chat.turns, earlier, think_end)), None)
+
+
+def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prepared:
+    """Bring a chat to the place that a request goes on from.
+
+    What the client edited or asks for again is taken back exactly. Exchanges that the chat does not know are run. The
+    caller restores the chat if an error comes.
+
+    Args:
+        chat: The chat.
+        request: The request.
+        replay_limit: The largest number of tokens of other conversations that run again after an edit.
+
+    Raises:
+        RefusedError: The messages cannot be replied to, or the edit is below too much text.
+        ValueError: The template refuses the messages, or they do not fit into the model's window.
+    """
+    think_end: str | None = chat.tokenizer.think_end
+    question = asked(request.messages)
+    place = _place(chat, request, question, think_end)
+    known = place.turns if place else 0
+    earlier: tuple[Exchange, ...] = () if request.continues is not None else question.earlier[known:]
+    if place is None:
+        chat.conversation = request.chat or secrets.token_hex(6)
+    else:
+        _go_to(chat, place, replay_limit)
+    template = _template(chat.tokenizer, request.tools, request.template_options)
+    system = question.system
+    if request.continues is not None and system is None:
+        system = chat.system
+    chat.state.set_start(system, template)
+    write = NONE if request.mode is not Mode.WRITE else None
+    for exchange in earlier:
+        if exchange.messages:
+            chat.read_exchange(exchange.messages, _reply_text(exchange), write)
+    return _new_turn(chat, question, write)
+
+
+def _new_turn(chat: ChatSession, question: Asked, write: str | None) -> Prepared:
+    try:
+        return Prepared(chat.new_turn(question.new, write))
+    except ValueError:
+        longest = window(chat.model)
+        if chat.history != FULL or longest is None:
+            raise
+        # The memory has the rest.
+        chat.history = max(1, longest // 2)
+        turn = chat.new_turn(question.new, write)
+        return Prepared(turn, f"the chat is longer than the model's window; the last {chat.history} tokens are seen")
+
+
+def _place(chat: ChatSession, request: ReplyRequest, question: Asked, think_end: str | None) -> Place | None:
+    turns = chat.turns
+    if request.continues is not None:
+        ids = turn_ids(turns, think_end)
+        if request.continues not in ids:
+            raise RefusedError(404, "turn_not_found", f"the memory has no turn {request.continues}")
+        index = ids.index(request.continues)
+        name = turns[index].conversation
+        return Place(name, sum(turn.conversation == name and not turn.remembered for turn in turns[: index + 1]))
+    if request.chat is not None and any(turn.conversation == request.chat for turn in turns):
+        # An edit of the first message too is one of this chat.
+        return find_place(turns, question.earlier, think_end, request.chat) or Place(request.chat, 0)
+    return find_place(turns, question.earlier, think_end)
+
+
+def _go_to(chat: ChatSession, place: Place, replay_limit: int) -> None:
+    """Take back the turns of a conversation after a place. Later turns of other conversations run again."""
+    state = chat.state
+    state.enter(place.conversation)
+    said = [
+        index
+        for index, turn in enumerate(state.turns)
+        if turn.conversation == place.conversation and not turn.remembered
+    ]
+    dropped = said[place.turns :]
+    if not dropped:
+        return
+    others = [turn for index, turn in enumerate(state.turns) if index > dropped[0] and index not in dropped]
+    tokens = sum(turn.length for turn in others)
+    if tokens > replay_limit:
+        raise RefusedError(
+            409,
+            "edit_too_deep",
+            f"{tokens:,} tokens of later turns would have to run again, and at most {replay_limit:,} may; "
+            "send the message as a new one, or fork the memory",
+        )
+    running.return_to(state, dropped[0])
+    for turn in others:
+        running.run_again(state, turn)
+    state.enter(place.conversation)
+
+
+def _template(
+    tokenizer: TokenizerWrapper, tools: Sequence[Mapping[str, object]] | None, options: Mapping[str, object]
+) -> ChatTemplate:
+    if "chat_template" in options:
+        raise RefusedError(
+            400, "template_refused", "a request brings a chat template; expected the model's: leave it out"
+        )
+    return ChatTemplate(tokenizer, None if tools is None else parse_tools(tools), **{**DEFAULTS, **options})
+
+
+def _reply_text(exchange: Exchange) -> str:
+    calls = exchange.reply.get("tool_calls") or []
+    return "\n".join([exchange.reply["content"], *(f"{call['function']}" for call in calls)]).strip()

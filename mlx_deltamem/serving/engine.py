@@ -1,0 +1,359 @@
+"""The engine: one thread that generates the replies of all requests and does all work on memories."""
+
+import contextvars
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+import mlx.nn as nn
+from mlx_lm.generate import GenerationResponse
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.serving.asking import find_private, prepare, text_turn
+from mlx_deltamem.serving.exchange import Done, Mode, RefusedError
+from mlx_deltamem.serving.memories import Memories
+from mlx_deltamem.serving.memory import Memory
+from mlx_deltamem.serving.metrics import Metrics
+from mlx_deltamem.serving.reply_job import ReplyJob
+from mlx_deltamem.serving.sampling import processors_of, sampler_of
+from mlx_deltamem.sessions.batch import BatchedReply, ReplyBatch
+from mlx_deltamem.sessions.place import turn_ids
+from mlx_deltamem.sessions.reply import ReplySettings
+from mlx_deltamem.sessions.turn import said_turns
+from mlx_deltamem.sessions.writing import NONE
+
+_LOG = logging.getLogger(__name__)
+# While replies are generated, this many requests at most begin before the next step of the others.
+_BEGIN_AT_A_TIME = 2
+_PREFILL_STEP = 512
+
+
+class Engine:
+    """Generates replies and changes memories, all in one thread.
+
+    Work on one memory is done in the order in which it came. Work on different memories runs side by side, in one
+    batch. A request that only reads a memory runs on a copy of it, at once.
+
+    Args:
+        model: An attached model.
+        tokenizer: Its tokenizer.
+        memories: The memories.
+        most: The largest number of replies at a time.
+        longest_queue: The largest number of requests that wait.
+        replay_limit: The largest number of tokens that run again after an edit below other chats.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: TokenizerWrapper,
+        memories: Memories,
+        most: int = 32,
+        longest_queue: int = 256,
+        replay_limit: int = 4096,
+    ):
+        self.tokenizer = tokenizer
+        self.memories = memories
+        self.metrics = Metrics()
+        self.is_accepting = True
+        self._batch = ReplyBatch(model, tokenizer, most)
+        self._longest_queue = longest_queue
+        self._replay_limit = replay_limit
+        self._jobs: dict[BatchedReply, ReplyJob] = {}
+        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._ready: list[ReplyJob] = []
+        self._waiting = 0
+        self._round_at = time.monotonic()
+        self._is_working = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, grace: float) -> None:
+        """Take no more requests, wait for those under way, and end the thread.
+
+        Args:
+            grace: The seconds to wait. Replies that have not ended by then end at their last token.
+        """
+        self.is_accepting = False
+        end = time.monotonic() + grace
+        while (self._jobs or self._waiting) and time.monotonic() < end and self._thread.is_alive():
+            time.sleep(0.02)
+        self._inbox.put(self._end_all)
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._ended.wait()
+        self.memories.close()
+
+    @property
+    def active(self) -> int:
+        """The number of replies that are being generated."""
+        return len(self._jobs)
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait."""
+        return self._waiting
+
+    @property
+    def stalled_seconds(self) -> float:
+        """The seconds since the thread last began a round, while it has work; else 0."""
+        return time.monotonic() - self._round_at if self._is_working else 0.0
+
+    def submit(self, job: ReplyJob) -> None:
+        """Take a request for a reply. Any thread may call it.
+
+        Raises:
+            RefusedError: The server ends, or too many requests wait.
+        """
+        self._check_accepting()
+        if self._waiting >= self._longest_queue:
+            raise RefusedError(429, "queue_full", f"{self._waiting} requests wait; try again later")
+        self._waiting += 1
+        self._inbox.put(lambda: self._arrive(job))
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Run a function in the engine's thread, between two steps. Any thread may call it.
+
+        Raises:
+            RefusedError: The server ends.
+        """
+        self._check_accepting()
+        self._inbox.put(work)
+
+    def when_free(self, memory: Memory, work: Callable[[], None]) -> None:
+        """Run a function when no turn of a memory is under way. Call it in the engine's thread only."""
+        if memory.is_busy:
+            memory.waiting.append(work)
+        else:
+            work()
+
+    def _check_accepting(self) -> None:
+        if not self.is_accepting:
+            raise RefusedError(503, "ending", "the server is ending; try again later")
+
+    def _run(self) -> None:
+        while True:
+            self._is_working = bool(self._jobs or self._ready)
+            self._round_at = time.monotonic()
+            try:
+                work = self._inbox.get(block=not self._is_working)
+            except queue.Empty:
+                pass
+            else:
+                if work is None:
+                    self._ended.set()
+                    # MLX aborts the process if a thread that has computed ends before it.
+                    threading.Event().wait()
+                    return
+                self._is_working = True
+                self._round_at = time.monotonic()
+                self._do(work)
+                continue
+            self._begin_ready()
+            self._step()
+            self._end_closed()
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            # The text of the error may have text of a message.
+            _LOG.exception("work on a memory failed", exc_info=False)
+
+    def _arrive(self, job: ReplyJob) -> None:
+        """Find the memory of a request, and let it begin when the memory is free."""
+        try:
+            memory = self._memory_of(job)
+        except Exception as error:
+            self._waiting -= 1
+            job.fail(error)
+            return
+        job.memory = memory
+        changes = job.request.text is None and (job.request.mode is Mode.WRITE or memory.name is None)
+        if changes:
+            self._queue(job, memory)
+        else:
+            self._ready.append(job)
+
+    def _queue(self, job: ReplyJob, memory: Memory) -> None:
+        if memory.is_busy:
+            memory.waiting.append(lambda: self._queue(job, memory))
+        else:
+            memory.is_busy = True
+            job.waiting_for = memory
+            self._ready.append(job)
+
+    def _memory_of(self, job: ReplyJob) -> Memory:
+        request = job.request
+        if request.memory is not None and request.mode is not Mode.OFF:
+            return self.memories.get(request.memory, make=True)
+        if request.text is not None:
+            return Memory(None, self.memories.new_chat(), None)
+        writes = None if request.mode is Mode.WRITE else NONE
+        known = [memory for memory in self.memories.private() if (memory.chat.write == NONE) == (writes == NONE)]
+        found = find_private(known, request, self.tokenizer.think_end)
+        if found is not None:
+            self.memories.used(found)
+            return found
+        if request.continues is not None:
+            raise RefusedError(404, "turn_not_found", f"there is no turn {request.continues}")
+        return self.memories.new_private(writes)
+
+    def _begin_ready(self) -> None:
+        """Begin some of the requests that can begin. The others go on before the next ones."""
+        room = min(_BEGIN_AT_A_TIME if self._jobs else len(self._ready), self._batch.most - len(self._batch))
+        starting, self._ready = self._ready[: max(0, room)], self._ready[max(0, room) :]
+        for job in starting:
+            self._waiting -= 1
+            self._round_at = time.monotonic()
+            if job.outlet.is_closed:
+                self._free(job)
+                continue
+            try:
+                self._begin(job)
+            except Exception as error:
+                self._back(job)
+                self._free(job)
+                job.fail(_as_refused(error))
+
+    def _begin(self, job: ReplyJob) -> None:
+        request, memory = job.request, job.memory
+        if memory is None:
+            raise RuntimeError("the request has no memory")
+        chat = memory.chat if job.waiting_for is not None else memory.chat.fork()
+        job.chat = chat
+        if job.waiting_for is not None:
+            job.before = chat.state.snapshot()
+        if request.text is not None:
+            turn = text_turn(self.tokenizer, request.text)
+            chat.state.enter(turn.conversation)
+        else:
+            prepared = prepare(chat, request, self._replay_limit)
+            turn, job.note = prepared.turn, prepared.note
+        earlier = said_turns(chat.turns, turn.conversation)
+        known = sum(each.length for each in earlier) if chat.state.keeps_text else 0
+        job.prompt_tokens = known + len(turn.opening.ids)
+        job.read_tokens = job.prompt_tokens - (known if chat.state.cache is not None else 0)
+        settings = ReplySettings(
+            request.max_tokens,
+            request.stop,
+            sampler_of(request.sampling, self.tokenizer),
+            _PREFILL_STEP,
+            self._others_go_on,
+            {"logits_processors": processors_of(request.sampling)},
+        )
+        row, response = self._batch.begin(chat, turn, settings, becomes_turn=job.waiting_for is not None)
+        job.row = row
+        self._jobs[row] = job
+        self.metrics.prompt_tokens.inc(job.read_tokens)
+        if response is not None:
+            self._took(row, response)
+
+    def _others_go_on(self, done: int, total: int) -> None:
+        """Between two parts of a long prompt, generate a token of the other replies."""
+        self._round_at = time.monotonic()
+        if done < total:
+            # How the prompt uses the memory is not how the others do.
+            contextvars.Context().run(self._step)
+
+    def _step(self) -> None:
+        if not self._jobs:
+            return
+        try:
+            for row, response in self._batch.step():
+                self._took(row, response)
+        except Exception as error:
+            _LOG.error("a step failed: %s; its replies run again, each alone", type(error).__name__)
+            for row, failure in self._batch.rebuild():
+                job = self._jobs.pop(row, None)
+                if job is not None:
+                    self._back(job)
+                    self._free(job)
+                    job.fail(_as_refused(failure))
+
+    def _took(self, row: BatchedReply, response: GenerationResponse) -> None:
+        job = self._jobs[row]
+        self.metrics.reply_tokens.inc()
+        job.send(response, self.tokenizer)
+        if response.finish_reason is not None:
+            del self._jobs[row]
+            self._finish(job, response.finish_reason)
+
+    def _end_closed(self) -> None:
+        """End the replies that nobody waits for, at their last token."""
+        for row, job in list(self._jobs.items()):
+            if job.outlet.is_closed and row in self._jobs:
+                del self._jobs[row]
+                self._batch.end(row)
+                self._finish(job, "stop")
+
+    def _end_all(self) -> None:
+        for job in self._ready:
+            self._waiting -= 1
+            self._free(job)
+            job.fail(RefusedError(503, "ending", "the server is ending; try again later"))
+        self._ready = []
+        for row, job in list(self._jobs.items()):
+            del self._jobs[row]
+            self._batch.end(row)
+            self._finish(job, "length")
+
+    def _finish(self, job: ReplyJob, reason: str) -> None:
+        """Save the memory of a reply that has ended, and tell the client of the end."""
+        row, memory, chat = job.row, job.memory, job.chat
+        if row is None or memory is None or chat is None:
+            raise RuntimeError("the request has not begun")
+        try:
+            if job.waiting_for is not None:
+                if job.note is not None and job.before is not None:
+                    chat.history = job.before.history
+                memory.save()
+            written = job.waiting_for is not None and chat.turns[-1].write != NONE
+            turn = turn_ids(chat.turns, self.tokenizer.think_end)[-1] if job.waiting_for is not None else ""
+            self.metrics.requests.labels(outcome="done").inc()
+            job.outlet.put(
+                Done(
+                    reason,
+                    job.prompt_tokens,
+                    len(row.tokens.ids),
+                    job.read_tokens,
+                    turn,
+                    memory.name,
+                    len(memory.chat.turns),
+                    written,
+                    job.note,
+                )
+            )
+        except Exception as error:
+            self._back(job)
+            job.fail(_as_refused(error))
+        finally:
+            self._free(job)
+
+    def _back(self, job: ReplyJob) -> None:
+        """Take back what a request did to its memory."""
+        self.metrics.requests.labels(outcome="failed").inc()
+        if job.before is not None and job.chat is not None:
+            job.chat.state.restore(job.before)
+
+    def _free(self, job: ReplyJob) -> None:
+        """Let the next work on a memory begin."""
+        memory, job.waiting_for = job.waiting_for, None
+        if memory is None:
+            return
+        memory.is_busy = False
+        while memory.waiting and not memory.is_busy:
+            self._do(memory.waiting.popleft())
+
+
+def _as_refused(error: Exception) -> Exception:
+    """An error of the library as the answer to a request."""
+    if isinstance(error, ValueError):
+        return RefusedError(400, "invalid_request_error", str(error))
+    return error

@@ -1,0 +1,136 @@
+"""What the HTTP side and the engine give each other: requests, the pieces of a reply, its end, and errors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from mlx_deltamem.sessions.messages import Message
+
+
+class Mode(Enum):
+    """How a request uses a memory."""
+
+    WRITE = "write"
+    READ = "read"
+    OFF = "off"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of a reply are chosen; the fields are those of mlx-lm's samplers and logits processors.
+
+    Attributes:
+        seed: The seed of this request alone; None: a random one.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    repetition_penalty: float = 0.0
+    repetition_context_size: int = 20
+    presence_penalty: float = 0.0
+    presence_context_size: int = 20
+    frequency_penalty: float = 0.0
+    frequency_context_size: int = 20
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class ReplyRequest:
+    """A request for a reply.
+
+    Attributes:
+        messages: The whole chat as the client sends it, with the system messages; with `continues`, what is new.
+        memory: The name of a memory; None: a private memory of this chat, in RAM.
+        mode: How the memory is used.
+        chat: The client's id of the chat; None if it gives none.
+        continues: The id of the turn that the messages follow (`Done.turn`); None: the messages say it.
+        tools: Tools in OpenAI's form; None: none.
+        template_options: Further variables of the chat template.
+        text: A plain text to continue without a chat template, in place of messages. The memory is then only read.
+        max_tokens: The longest reply, in tokens; -1: no limit.
+        stop: Texts that end the reply.
+        sampling: How tokens are chosen.
+        top_logprobs: The number of likeliest tokens to tell at each place; None: no log-probabilities.
+    """
+
+    messages: tuple[Message, ...] = ()
+    memory: str | None = None
+    mode: Mode = Mode.WRITE
+    chat: str | None = None
+    continues: str | None = None
+    tools: tuple[Mapping[str, object], ...] | None = None
+    template_options: Mapping[str, object] = field(default_factory=dict)
+    text: str | None = None
+    max_tokens: int = 512
+    stop: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token with its natural log-probability."""
+
+    token: str
+    logprob: float
+    raw: bytes
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of a reply.
+
+    Attributes:
+        text: The new text; often empty, because characters may need several tokens.
+        logprob: The token that was chosen; None if log-probabilities were not asked for.
+        top: The likeliest tokens at its place.
+    """
+
+    text: str
+    logprob: TokenLogprob | None = None
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of a reply. A memory that was written is saved before this is told.
+
+    Attributes:
+        finish_reason: `stop` or `length`.
+        prompt_tokens, reply_tokens: How many tokens the visible text before the reply, and the reply, have.
+        read_tokens: How many tokens before the reply ran for this request. The others were known.
+        turn: The id of the turn, for `continues`.
+        memory: The name of the memory; None: a private one.
+        revision: The number of turns that the memory has now.
+        written: Whether the turn was written into the memory.
+        note: A remark for the client, for example that the chat's text did not fit; None if there is none.
+    """
+
+    finish_reason: str
+    prompt_tokens: int
+    reply_tokens: int
+    read_tokens: int
+    turn: str
+    memory: str | None
+    revision: int
+    written: bool
+    note: str | None = None
+
+
+class RefusedError(Exception):
+    """A request that is refused, or that failed.
+
+    Attributes:
+        status: The HTTP status.
+        code: A short name of the kind of error, for programs.
+    """
+
+    def __init__(self, status: int, code: str, message: str):
+        super().__init__(message)
+        self.status = status
+        self.code = code

@@ -1,0 +1,251 @@
+"""`LocalService`: the engine in this process, for the HTTP side."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TypeVar
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.serving.engine import Engine
+from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest
+from mlx_deltamem.serving.memory import Memory
+from mlx_deltamem.serving.reply_job import Outlet, ReplyJob
+from mlx_deltamem.serving.service import Health, MemoryInfo, TurnInfo
+from mlx_deltamem.sessions.messages import Message
+
+_Result = TypeVar("_Result")
+
+
+class LocalService:
+    """The engine in this process. See `Service` for the methods.
+
+    Args:
+        engine: The engine.
+        model_name: The name of the model, as clients give it.
+    """
+
+    def __init__(self, engine: Engine, model_name: str):
+        self.model_name = model_name
+        self.tokenizer: TokenizerWrapper = engine.tokenizer
+        self._engine = engine
+
+    async def reply(self, request: ReplyRequest) -> AsyncIterator[Piece | Done]:
+        """Generate a reply."""
+        outlet = Outlet()
+        self._engine.submit(ReplyJob(request, outlet))
+        try:
+            while True:
+                item = await outlet.get()
+                yield item
+                if isinstance(item, Done):
+                    return
+        finally:
+            outlet.is_closed = True
+
+    async def memories(self) -> Sequence[MemoryInfo]:
+        """All memories, by name."""
+        return await self._in_engine(self._engine.memories.infos)
+
+    async def memory(self, name: str) -> MemoryInfo:
+        """One memory."""
+        return await self._in_engine(lambda: self._get(name).info())
+
+    async def create(self, name: str, history: str | int | None, write: str | None) -> MemoryInfo:
+        """Make an empty memory."""
+        return await self._in_engine(lambda: self._engine.memories.create(name, history, write).info())
+
+    async def change(self, name: str, history: str | int | None, write: str | None, match: str | None) -> MemoryInfo:
+        """Change the settings of a memory."""
+
+        def change(memory: Memory) -> None:
+            if history is not None:
+                memory.chat.history = history
+            if write is not None:
+                memory.chat.write = write
+
+        return await self._changed(name, match, change)
+
+    async def delete(self, name: str, match: str | None) -> None:
+        """Delete a memory and its file."""
+
+        def delete(memory: Memory) -> None:
+            memory.check(match)
+            self._engine.memories.delete(memory)
+
+        await self._on(name, delete)
+
+    async def fork(self, name: str, new: str) -> MemoryInfo:
+        """Copy a memory under a new name."""
+        return await self._on(name, lambda memory: self._engine.memories.fork(memory, new).info())
+
+    async def reset(self, name: str, match: str | None) -> MemoryInfo:
+        """Empty a memory."""
+        return await self._changed(name, match, lambda memory: memory.chat.reset())
+
+    async def undo(self, name: str, match: str | None) -> MemoryInfo:
+        """Take the last turn back."""
+
+        def undo(memory: Memory) -> None:
+            if not memory.chat.turns:
+                raise RefusedError(409, "nothing_to_undo", f"memory {name} has no turn to take back")
+            memory.chat.undo()
+
+        return await self._changed(name, match, undo)
+
+    async def remember(self, name: str, messages: Sequence[Message], write: str, match: str | None) -> MemoryInfo:
+        """Write messages into the memory without a reply."""
+        return await self._changed(name, match, lambda memory: memory.chat.remember(list(messages), write), make=True)
+
+    async def turns(self, name: str) -> Sequence[TurnInfo]:
+        """The turns of a memory."""
+        return await self._in_engine(lambda: self._get(name).turn_infos(self.tokenizer.think_end))
+
+    async def exported(self, name: str) -> bytes:
+        """The session file of a memory."""
+
+        def exported(memory: Memory) -> bytes:
+            if memory.path is None:
+                raise RuntimeError("a private memory has no file")
+            if not memory.path.exists():
+                memory.save()
+            return memory.path.read_bytes()
+
+        return await self._on(name, exported)
+
+    async def imported(self, name: str, content: bytes) -> MemoryInfo:
+        """Make or replace a memory from a session file."""
+
+        def replace() -> MemoryInfo:
+            memory = self._engine.memories.loaded_one(name)
+            if memory is not None and memory.is_busy:
+                raise RefusedError(409, "memory_busy", f"a turn of memory {name} is under way; try again later")
+            return self._engine.memories.replace(name, content).info()
+
+        return await self._in_engine(replace)
+
+    async def heatmap(self, name: str) -> Mapping[str, object]:
+        """The states for drawing."""
+
+        def heatmap() -> Mapping[str, object]:
+            layers = []
+            for layer, state in self._get(name).chat.memory.items():
+                for head, values in enumerate(state[0]):
+                    layers.append({"layer": layer, "head": head, "values": values.tolist()})
+            return {"layers": layers}
+
+        return await self._in_engine(heatmap)
+
+    async def drift(self, name: str) -> Mapping[str, object]:
+        """What each turn changed."""
+
+        def drift() -> Mapping[str, object]:
+            memory = self._get(name)
+            infos = memory.turn_infos(self.tokenizer.think_end)
+            turns = [
+                {
+                    "id": info.id,
+                    "chat": info.chat,
+                    "changed": {str(layer): value for layer, value in info.changed.items()},
+                    "kept": {} if turn.drift is None else {str(layer): x for layer, x in turn.drift.kept.items()},
+                }
+                for info, turn in zip(infos, memory.chat.turns, strict=True)
+            ]
+            chats = [info.chat for info in infos]
+            borders = [index for index in range(1, len(chats)) if chats[index] != chats[index - 1]]
+            return {"turns": turns, "borders": borders}
+
+        return await self._in_engine(drift)
+
+    async def events(self, name: str) -> AsyncIterator[Mapping[str, object]]:
+        """The events of a memory while a client listens: each turn that is added or taken back."""
+        revision = None
+        while True:
+            info = await self.memory(name)
+            if info.revision != revision:
+                if revision is not None:
+                    turns = await self.turns(name)
+                    last = turns[-1].id if turns else ""
+                    yield {"event": "turn", "id": last, "revision": info.revision}
+                revision = info.revision
+            await asyncio.sleep(0.5)
+
+    def health(self) -> Health:
+        """How the engine is."""
+        engine = self._engine
+        return Health(engine.stalled_seconds, engine.active, engine.waiting, engine.is_accepting)
+
+    def metrics(self) -> str:
+        """The figures in Prometheus' text form."""
+        engine = self._engine
+        total = sum(memory.nbytes for memory in engine.memories.loaded())
+        return engine.metrics.text(engine.active, engine.waiting, total)
+
+    def _get(self, name: str) -> Memory:
+        return self._engine.memories.get(name)
+
+    async def _changed(
+        self, name: str, match: str | None, change: Callable[[Memory], None], make: bool = False
+    ) -> MemoryInfo:
+        """Change a memory and save it. After an error it is as before."""
+
+        def work(memory: Memory) -> MemoryInfo:
+            memory.check(match)
+            state = memory.chat.state
+            before, write = state.snapshot(), memory.chat.write
+            try:
+                change(memory)
+                memory.save()
+            except BaseException:
+                memory.chat.state.restore(before)
+                memory.chat.write = write
+                raise
+            return memory.info()
+
+        return await self._on(name, work, make)
+
+    async def _on(self, name: str, work: Callable[[Memory], _Result], make: bool = False) -> _Result:
+        """Run a function on a memory when no turn of it is under way."""
+        future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+
+        def find() -> None:
+            try:
+                memory = self._engine.memories.get(name, make)
+            except RefusedError as refused:
+                # Python unbinds the name of an exception at the end of its block.
+                error = refused
+                _soon(loop, lambda: _fail(future, error))
+            else:
+                self._engine.when_free(memory, lambda: _settle(loop, future, lambda: work(memory)))
+
+        self._engine.call(find)
+        return await future
+
+    async def _in_engine(self, work: Callable[[], _Result]) -> _Result:
+        """Run a function in the engine's thread, between two steps."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_Result] = loop.create_future()
+        self._engine.call(lambda: _settle(loop, future, work))
+        return await future
+
+
+def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[_Result]", work: Callable[[], _Result]) -> None:
+    """Give a future the result of a function, or its error, from another thread."""
+    try:
+        result = work()
+    except Exception as error:
+        refused = RefusedError(400, "invalid_request_error", str(error)) if isinstance(error, ValueError) else error
+        _soon(loop, lambda: _fail(future, refused))
+    else:
+        _soon(loop, lambda: None if future.done() else future.set_result(result))
+
+
+def _soon(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(work)
+
+
+def _fail(future: "asyncio.Future[_Result]", error: Exception) -> None:
+    # The client may have gone.
+    if not future.done():
+        future.set_exception(error)

@@ -1,0 +1,230 @@
+"""All memories of the server: session files in a folder, and private memories in RAM."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.nn as nn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.files.atomic import locked
+from mlx_deltamem.serving.exchange import RefusedError
+from mlx_deltamem.serving.memory import Memory
+from mlx_deltamem.serving.service import MemoryInfo
+from mlx_deltamem.sessions.history import History
+from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.stored.file import SUFFIX
+
+_LOCK = ".lock"
+
+
+class Memories:
+    """The memories of a folder, and private ones. Those that are used are in RAM.
+
+    Args:
+        model: The attached model.
+        tokenizer: Its tokenizer.
+        folder: The folder of the session files. It is made if it is missing.
+        history, write: The settings of a new memory.
+        most_bytes: The size of the memories in RAM, beyond which the least recently used ones leave it.
+
+    Raises:
+        ValueError: Another server uses the folder.
+        OSError: The folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: TokenizerWrapper,
+        folder: Path,
+        history: History,
+        write: str,
+        most_bytes: int,
+    ):
+        self.folder = folder
+        self._model, self._tokenizer = model, tokenizer
+        self._history, self._write = history, write
+        self._most_bytes = most_bytes
+        self._loaded: dict[str, Memory] = {}
+        self._private: dict[str, Memory] = {}
+        # By name, the time of the file and what was in it.
+        self._infos: dict[str, tuple[int, MemoryInfo]] = {}
+        self._uses = 0
+        self._held = ExitStack()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = folder / _LOCK
+        lock.touch(mode=0o600)
+        try:
+            self._held.enter_context(locked(lock, wait=False))
+        except BlockingIOError:
+            raise ValueError(f"another server uses {folder}; name another folder by --memories") from None
+
+    def close(self) -> None:
+        """Give the folder free."""
+        self._held.close()
+
+    def names(self) -> list[str]:
+        """The names of all memories of the folder."""
+        files = [path.name.removesuffix(SUFFIX) for path in self.folder.iterdir() if path.name.endswith(SUFFIX)]
+        return sorted(name for name in files if not name.startswith("."))
+
+    def get(self, name: str, make: bool = False) -> Memory:
+        """A memory, which is loaded if it is not in RAM.
+
+        Args:
+            name: Its name.
+            make: Make an empty one if there is none. It gets its file with its first turn.
+
+        Raises:
+            RefusedError: There is no such memory, or its file is damaged or of another model.
+        """
+        memory = self._loaded.get(name)
+        if memory is None:
+            path = self._path(name)
+            if path.exists():
+                memory = Memory(name, self._load(path), path)
+            elif make:
+                memory = Memory(name, self.new_chat(), path)
+            else:
+                raise RefusedError(404, "memory_not_found", f"there is no memory {name}")
+            self._loaded[name] = memory
+        self._used(memory)
+        return memory
+
+    def new_private(self, write: str | None = None) -> Memory:
+        """A new private memory."""
+        chat = self.new_chat()
+        if write is not None:
+            chat.write = write
+        memory = Memory(None, chat, None)
+        self._private[secrets.token_hex(8)] = memory
+        self._used(memory)
+        return memory
+
+    def private(self) -> Iterator[Memory]:
+        """The private memories, the last used one first."""
+        return iter(sorted(self._private.values(), key=lambda memory: -memory.last_used))
+
+    def used(self, memory: Memory) -> None:
+        """Note that a memory is used, and let others leave RAM if there are too many."""
+        self._used(memory)
+
+    def create(self, name: str, history: History | None, write: str | None) -> Memory:
+        """Make an empty memory.
+
+        Raises:
+            RefusedError: There is one of the name, or it cannot be saved.
+        """
+        self._check_free(name)
+        chat = self.new_chat()
+        if history is not None:
+            chat.history = history
+        if write is not None:
+            chat.write = write
+        return self._added(name, chat)
+
+    def fork(self, memory: Memory, name: str) -> Memory:
+        """Copy a memory under a new name.
+
+        Raises:
+            RefusedError: There is one of the name, or it cannot be saved.
+        """
+        self._check_free(name)
+        return self._added(name, memory.chat.fork())
+
+    def delete(self, memory: Memory) -> None:
+        """Delete a memory and its file."""
+        self._loaded.pop(memory.name or "", None)
+        if memory.path is not None:
+            memory.path.unlink(missing_ok=True)
+
+    def replace(self, name: str, content: bytes) -> Memory:
+        """Make or replace a memory from the content of a session file.
+
+        Raises:
+            RefusedError: It is not a session of this model, or cannot be saved.
+        """
+        temporary = self.folder / f".import-{secrets.token_hex(8)}{SUFFIX}"
+        try:
+            temporary.write_bytes(content)
+            chat = self._load(temporary).fork()
+        except OSError as error:
+            raise RefusedError(507, "storage", f"the session was not saved: {error}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        old = self.get(name) if name in self._loaded or self._path(name).exists() else None
+        if old is None:
+            return self._added(name, chat)
+        old.chat.take_over(chat)
+        old.save()
+        return old
+
+    def infos(self) -> list[MemoryInfo]:
+        """All memories of the folder. A file that cannot be read is left out."""
+        found = []
+        for name in sorted({*self.names(), *self._loaded}):
+            if name in self._loaded:
+                found.append(self._loaded[name].info())
+                continue
+            with suppress(RefusedError, OSError):
+                found.append(self._info(name))
+        return found
+
+    def _info(self, name: str) -> MemoryInfo:
+        """The memory of a file, which does not stay in RAM."""
+        written = self._path(name).stat().st_mtime_ns
+        known = self._infos.get(name)
+        if known is None or known[0] != written:
+            info = Memory(name, self._load(self._path(name)), None).info()
+            known = self._infos[name] = written, replace(info, loaded=False)
+        return known[1]
+
+    def new_chat(self) -> ChatSession:
+        """An empty chat with the settings of a new memory."""
+        return ChatSession(self._model, self._tokenizer, history=self._history, write=self._write)
+
+    def loaded_one(self, name: str) -> Memory | None:
+        """The memory of a name if it is in RAM."""
+        return self._loaded.get(name)
+
+    def loaded(self) -> list[Memory]:
+        """The memories that are in RAM, the private ones among them."""
+        return [*self._loaded.values(), *self._private.values()]
+
+    def _added(self, name: str, chat: ChatSession) -> Memory:
+        memory = Memory(name, chat, self._path(name))
+        memory.save()
+        self._loaded[name] = memory
+        self._used(memory)
+        return memory
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{SUFFIX}"
+
+    def _check_free(self, name: str) -> None:
+        if name in self._loaded or self._path(name).exists():
+            raise RefusedError(409, "memory_exists", f"there is a memory {name} already; expected a new name")
+
+    def _load(self, path: Path) -> ChatSession:
+        try:
+            return ChatSession.load(self._model, self._tokenizer, path)
+        except ValueError as error:
+            # The name of the folder is not for clients.
+            message = str(error).replace(str(path.resolve()), path.name).replace(str(path), path.name)
+            raise RefusedError(422, "memory_damaged", f"the memory cannot be used: {message}") from None
+        except OSError as error:
+            raise RefusedError(500, "storage", f"the memory cannot be read: {error.strerror}") from None
+
+    def _used(self, memory: Memory) -> None:
+        self._uses += 1
+        memory.last_used = self._uses
+        total = 0
+        for other in sorted(self.loaded(), key=lambda each: -each.last_used):
+            total += other.nbytes
+            # All that a named memory holds is in its file.
+            if total > self._most_bytes and other is not memory and not other.is_busy and not other.waiting:
+                self._loaded = {name: each for name, each in self._loaded.items() if each is not other}
+                self._private = {name: each for name, each in self._private.items() if each is not other}

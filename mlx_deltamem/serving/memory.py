@@ -1,0 +1,101 @@
+"""One memory of the server: a chat, its file, and the work that waits for it."""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from mlx_deltamem.serving.exchange import RefusedError
+from mlx_deltamem.serving.service import MemoryInfo, TurnInfo
+from mlx_deltamem.sessions.place import turn_ids
+from mlx_deltamem.sessions.session import ChatSession
+
+
+class Memory:
+    """A loaded memory.
+
+    Args:
+        name: Its name; None for a private memory of one chat, which is only in RAM.
+        chat: The chat that holds it.
+        path: Its session file; None for a private memory.
+
+    Attributes:
+        is_busy: Whether a turn that changes it is under way.
+        waiting: The work that begins when it is free, in order.
+        last_used: When it was used last, as a count of uses of all memories.
+    """
+
+    def __init__(self, name: str | None, chat: ChatSession, path: Path | None):
+        self.name = name
+        self.chat = chat
+        self.path = path
+        self.is_busy = False
+        self.waiting: deque[Callable[[], None]] = deque()
+        self.last_used = 0
+
+    @property
+    def revision(self) -> str:
+        """A text that is another one after each change of the turns or settings."""
+        chat = self.chat
+        content = [turn_ids(chat.turns), chat.history, chat.write, len(chat.turns)]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the states and of the keys and values that are kept."""
+        state = self.chat.state
+        kept = sum(entry.nbytes for entry in state.cache or ())
+        places = sum(place is not None for turn in state.turns for place in (turn.before, turn.between))
+        return kept + (places + 1) * sum(each.nbytes for each in state.states)
+
+    def check(self, match: str | None) -> None:
+        """Check that the memory has a revision.
+
+        Raises:
+            RefusedError: It has another one.
+        """
+        if match not in (None, "*", self.revision):
+            raise RefusedError(
+                412, "revision_mismatch", f"the memory has revision {self.revision}, not {match}; read it again first"
+            )
+
+    def save(self) -> None:
+        """Save the memory to its file; a private memory has none.
+
+        Raises:
+            RefusedError: Another program has saved the file, or the disk is full or cannot be written.
+        """
+        if self.path is None:
+            return
+        try:
+            self.chat.save(self.path)
+        except ValueError as error:
+            raise RefusedError(409, "memory_changed", f"memory {self.name} was not saved: {error}") from None
+        except OSError as error:
+            raise RefusedError(507, "storage", f"memory {self.name} was not saved: {error}") from None
+
+    def info(self) -> MemoryInfo:
+        """The memory, as clients see it."""
+        chat = self.chat
+        return MemoryInfo(
+            name=self.name or "",
+            revision=self.revision,
+            turns=len(chat.turns),
+            tokens=sum(turn.length for turn in chat.turns),
+            state_bytes=sum(state.nbytes for state in chat.memory.values()),
+            history=chat.history,
+            write=chat.write,
+            loaded=True,
+        )
+
+    def turn_infos(self, think_end: str | None) -> list[TurnInfo]:
+        """The turns, as clients see them."""
+        infos = []
+        for turn, name in zip(self.chat.turns, turn_ids(self.chat.turns, think_end), strict=True):
+            reply = () if turn.remembered else ({"role": "assistant", "content": turn.reply},)
+            changed = {} if turn.drift is None else dict(turn.drift.changed)
+            infos.append(
+                TurnInfo(name, turn.conversation, (*turn.messages, *reply), turn.remembered, turn.write, changed)
+            )
+        return infos

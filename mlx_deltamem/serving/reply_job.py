@@ -1,0 +1,102 @@
+"""A request for a reply while it waits and runs, and the way of its pieces to the client."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.generate import GenerationResponse
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, TokenLogprob
+from mlx_deltamem.serving.memory import Memory
+from mlx_deltamem.sessions.batch import BatchedReply
+from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.state import Snapshot
+
+
+class Outlet:
+    """Takes the pieces of a reply from the generation thread to an event loop.
+
+    Attributes:
+        is_closed: Whether the client has gone.
+    """
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Piece | Done | Exception] = asyncio.Queue()
+
+    def put(self, item: Piece | Done | Exception) -> None:
+        """Send something to the client. Any thread may call it."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+
+    async def get(self) -> Piece | Done:
+        """Wait for the next piece.
+
+        Raises:
+            RefusedError: The request failed.
+        """
+        item = await self._queue.get()
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+
+@dataclass(eq=False)
+class ReplyJob:
+    """A request for a reply.
+
+    Attributes:
+        request: The request.
+        outlet: Where its pieces go.
+        memory: The memory that the turn is added to, or None.
+        chat: The chat that the reply runs in: that of the memory, or a copy.
+        row: Its row in the batch.
+        before: The chat before the turn, to go back to after an error.
+        pieces: The number of pieces that were sent.
+        read_tokens, prompt_tokens: As in `Done`.
+        note: As in `Done`.
+    """
+
+    request: ReplyRequest
+    outlet: Outlet
+    memory: Memory | None = None
+    chat: ChatSession | None = None
+    row: BatchedReply | None = None
+    before: Snapshot | None = None
+    pieces: int = 0
+    read_tokens: int = 0
+    prompt_tokens: int = 0
+    note: str | None = None
+    waiting_for: Memory | None = field(default=None)
+
+    def send(self, response: GenerationResponse, tokenizer: TokenizerWrapper) -> None:
+        """Send a step of the reply to the client."""
+        self.pieces += 1
+        if self.request.top_logprobs is None:
+            self.outlet.put(Piece(response.text))
+            return
+        if response.token in tokenizer.eos_token_ids:
+            self.outlet.put(Piece(response.text))
+            return
+        logprobs = response.logprobs.astype(mx.float32)
+        count = self.request.top_logprobs
+        top: tuple[TokenLogprob, ...] = ()
+        if count:
+            values = np.array(logprobs)
+            likeliest = np.argsort(-values, kind="stable")[:count]
+            top = tuple(_token(tokenizer, int(token), float(values[token])) for token in likeliest)
+        chosen = _token(tokenizer, response.token, logprobs[response.token].item())
+        self.outlet.put(Piece(response.text, chosen, top))
+
+    def fail(self, error: Exception) -> None:
+        """Tell the client of an error."""
+        refused = isinstance(error, RefusedError)
+        self.outlet.put(error if refused else RefusedError(500, "failed", f"the reply failed: {type(error).__name__}"))
+
+
+def _token(tokenizer: TokenizerWrapper, token: int, logprob: float | int | complex) -> TokenLogprob:
+    text: str = tokenizer.decode([token])
+    return TokenLogprob(text, float(logprob.real), text.encode("utf-8", "replace"))

@@ -1,0 +1,98 @@
+"""Run the server: the engine in its thread, and the HTTP side in this one."""
+
+import argparse
+import contextlib
+import signal
+from types import FrameType
+
+import mlx.nn as nn
+import uvicorn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.serving.api.app import make_app
+from mlx_deltamem.serving.api.settings import MEMORY_HEADERS, Settings
+from mlx_deltamem.serving.engine import Engine
+from mlx_deltamem.serving.local import LocalService
+from mlx_deltamem.serving.memories import Memories
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which ends with exit code 0 on SIGTERM, SIGHUP and Ctrl-C once everything is saved."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine):
+        super().__init__(config)
+        self._engine = engine
+
+    @contextlib.contextmanager
+    def capture_signals(self):
+        """Let the signals end the server, without raising them again afterwards as uvicorn does."""
+        before = {each: signal.signal(each, self._on_signal) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        try:
+            yield
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._engine.is_accepting = False
+        self.handle_exit(number, frame)
+
+    async def startup(self, sockets=None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        for server in self.servers if self.started else ():
+            host, port = server.sockets[0].getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"Serving on http://{shown}:{port} (Ctrl-C ends it)", flush=True)
+
+
+def serve(
+    model: nn.Module, tokenizer: TokenizerWrapper, model_name: str, key: str | None, args: argparse.Namespace
+) -> None:
+    """Serve until a signal comes.
+
+    Args:
+        model: An attached model.
+        tokenizer: Its tokenizer.
+        model_name: The name of the model for clients.
+        key: The key that clients give, or None.
+        args: The options of `mlx_deltamem.server`.
+
+    Raises:
+        ValueError: Another server uses the folder of memories, or the port is taken.
+        OSError: The folder cannot be written.
+    """
+    memories = Memories(model, tokenizer, args.memories, args.history, args.write, args.memory_bytes)
+    engine = Engine(model, tokenizer, memories, args.max_batch, args.queue, args.replay_limit)
+    hosts = ("*",) if args.host in ("0.0.0.0", "::") and not args.allowed_host else tuple(args.allowed_host)
+    settings = Settings(
+        api_key=key,
+        allowed_hosts=(*Settings.allowed_hosts, args.host.lower(), *(name.lower() for name in hosts)),
+        memory_headers=tuple(args.memory_header or MEMORY_HEADERS),
+        memory_from=tuple(args.memory_from),
+        read_only_pattern=args.read_only_pattern,
+        max_tokens=args.max_tokens,
+        temperature=args.temp,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+    )
+    app = make_app(LocalService(engine, model_name), settings)
+    config = uvicorn.Config(
+        app,
+        host=args.host,
+        port=args.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, args.grace),
+        server_header=False,
+        lifespan="off",
+    )
+    server = _Server(config, engine)
+    engine.start()
+    try:
+        server.run()
+    except SystemExit:
+        raise ValueError(f"cannot listen on {args.host}:{args.port}; is the port taken? name another --port") from None
+    finally:
+        engine.stop(args.grace)

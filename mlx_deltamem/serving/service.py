@@ -1,0 +1,130 @@
+"""`Service`: everything that the HTTP side can ask of the engine."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mlx_deltamem.serving.exchange import Done, Piece, ReplyRequest
+from mlx_deltamem.sessions.messages import Message
+
+
+@dataclass(frozen=True)
+class MemoryInfo:
+    """A memory, as clients see it.
+
+    Attributes:
+        name: Its name.
+        revision: The number of changes since it was opened or made. It is its ETag, together with the name.
+        turns: The number of turns, the remembered texts among them.
+        tokens: The number of tokens in them.
+        state_bytes: The size of the states.
+        history, write: As in `ChatSession`.
+        loaded: Whether it is in RAM.
+    """
+
+    name: str
+    revision: str
+    turns: int
+    tokens: int
+    state_bytes: int
+    history: str | int
+    write: str
+    loaded: bool
+
+
+@dataclass(frozen=True)
+class TurnInfo:
+    """A turn of a memory.
+
+    Attributes:
+        id: Its id, for `ReplyRequest.continues`.
+        chat: The chat that it is part of.
+        messages: Its messages, and the reply.
+        remembered: Whether it is a remembered text.
+        write: Which part of it was written.
+        changed: By layer, the norm of the change of the memory, divided by the larger norm.
+    """
+
+    id: str
+    chat: str
+    messages: tuple[Message, ...]
+    remembered: bool
+    write: str
+    changed: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Health:
+    """How the engine is.
+
+    Attributes:
+        stalled_seconds: The time since the generation thread last went round its loop while it had work; 0 if idle.
+        active: The number of replies that are being generated.
+        waiting: The number of requests that wait.
+        accepting: Whether new requests are accepted; False while the server ends.
+    """
+
+    stalled_seconds: float
+    active: int
+    waiting: int
+    accepting: bool
+
+
+class Service(Protocol):
+    """The engine, as the HTTP side uses it. All methods raise `RefusedError` with the status to answer with."""
+
+    model_name: str
+
+    def reply(self, request: ReplyRequest) -> AsyncIterator[Piece | Done]:
+        """Generate a reply. `Done` comes last. To close the iterator ends the reply within one step."""
+
+    async def memories(self) -> Sequence[MemoryInfo]:
+        """All memories, by name."""
+
+    async def memory(self, name: str) -> MemoryInfo:
+        """One memory."""
+
+    async def create(self, name: str, history: str | int | None, write: str | None) -> MemoryInfo:
+        """Make an empty memory."""
+
+    async def change(self, name: str, history: str | int | None, write: str | None, match: str | None) -> MemoryInfo:
+        """Change the settings of a memory. `match` is a revision that it must have."""
+
+    async def delete(self, name: str, match: str | None) -> None:
+        """Delete a memory and its file."""
+
+    async def fork(self, name: str, new: str) -> MemoryInfo:
+        """Copy a memory under a new name."""
+
+    async def reset(self, name: str, match: str | None) -> MemoryInfo:
+        """Empty a memory."""
+
+    async def undo(self, name: str, match: str | None) -> MemoryInfo:
+        """Take the last turn back."""
+
+    async def remember(self, name: str, messages: Sequence[Message], write: str, match: str | None) -> MemoryInfo:
+        """Write messages into the memory without a reply."""
+
+    async def turns(self, name: str) -> Sequence[TurnInfo]:
+        """The turns of a memory."""
+
+    async def exported(self, name: str) -> bytes:
+        """The session file of a memory."""
+
+    async def imported(self, name: str, content: bytes) -> MemoryInfo:
+        """Make or replace a memory from a session file."""
+
+    async def heatmap(self, name: str) -> Mapping[str, object]:
+        """The states for drawing: `layers`, a list of `{layer, head, values}` with values `[r, r]`."""
+
+    async def drift(self, name: str) -> Mapping[str, object]:
+        """What each turn changed: `turns`, a list of `{id, chat, changed, kept}` by layer; and `borders`."""
+
+    def events(self, name: str) -> AsyncIterator[Mapping[str, object]]:
+        """The events of a memory while a client listens: `token` (with β and state norms by layer) and `turn`."""
+
+    def health(self) -> Health:
+        """How the engine is, without waiting for it."""
+
+    def metrics(self) -> str:
+        """The figures in Prometheus' text form."""

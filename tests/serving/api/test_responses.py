@@ -1,0 +1,137 @@
+"""POST /v1/responses, and the responses that are kept."""
+
+import pytest
+
+pytest.importorskip("starlette")
+
+from mlx_deltamem.serving.api.kept import KeptResponse, KeptResponses
+from mlx_deltamem.serving.exchange import RefusedError
+from tests.serving.api.conftest import events
+
+PATH = "/v1/responses"
+TOOL = {"type": "function", "name": "add", "parameters": {"type": "object"}}
+
+
+def test_an_answer_has_openais_form(client, service):
+    answer = client.post(PATH, json={"input": "hi", "instructions": "be brief", "max_output_tokens": 9, "store": None})
+    content = answer.json()
+    assert content["object"] == "response" and content["status"] == "completed" and content["error"] is None
+    assert content["output"][0]["role"] == "assistant"
+    assert content["output"][0]["content"][0] == {
+        "type": "output_text",
+        "text": "Hello",
+        "annotations": [],
+        "logprobs": [],
+    }
+    assert content["usage"]["input_tokens_details"] == {"cached_tokens": 6}
+    asked = service.asked[0]
+    assert [message["role"] for message in asked.messages] == ["system", "user"] and asked.max_tokens == 9
+    assert client.get(f"{PATH}/{content['id']}").json() == content
+    assert client.delete(f"{PATH}/{content['id']}").json()["deleted"] is True
+    assert client.get(f"{PATH}/{content['id']}").status_code == 404
+
+
+def test_a_response_is_continued(client, service):
+    first = client.post(PATH, json={"input": "hi", "memory": {"name": "anna"}}).json()["id"]
+    for _ in range(2):
+        assert client.post(PATH, json={"input": "more", "previous_response_id": first}).status_code == 200
+        assert service.asked[-1].continues == "turn1" and service.asked[-1].memory == "anna"
+        assert [message["content"] for message in service.asked[-1].messages] == ["more"]
+    answer = client.post(PATH, json={"input": "x", "previous_response_id": first, "memory": {"name": "bob"}})
+    assert answer.status_code == 400
+    answer = client.post(PATH, json={"input": "x", "previous_response_id": "resp_none"})
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "previous_response_not_found"
+    unstored = client.post(PATH, json={"input": "hi", "store": False}).json()["id"]
+    assert client.get(f"{PATH}/{unstored}").status_code == 404
+
+
+def test_a_stream(client, service):
+    service.script = ["Hi ", '<call>{"name": "add", "arguments": {"a": 1}}</call>']
+    answer = client.post(PATH, json={"input": "hi", "stream": True, "tools": [TOOL]})
+    told = events(answer)
+    assert [each["sequence_number"] for each in told] == list(range(len(told)))
+    assert [each["type"].removeprefix("response.") for each in told] == [
+        *("created", "in_progress", "output_item.added", "content_part.added", "output_text.delta"),
+        *("output_text.done", "content_part.done", "output_item.done", "output_item.added"),
+        *("function_call_arguments.delta", "function_call_arguments.done", "output_item.done", "completed"),
+    ]
+    assert "event: response.created\n" in answer.text
+    assert [item["type"] for item in told[-1]["response"]["output"]] == ["message", "function_call"]
+    assert service.asked[0].tools[0]["function"]["name"] == "add"
+    assert client.get(f"{PATH}/{told[-1]['response']['id']}").json() == told[-1]["response"]
+
+
+def test_a_reply_that_is_cut_or_empty(client, service):
+    service.script, service.finish_reason = [], "length"
+    content = client.post(PATH, json={"input": "hi"}).json()
+    assert content["status"] == "incomplete" and content["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert content["output"][0]["content"][0]["text"] == ""
+
+
+def test_an_error_in_a_stream(client, service):
+    service.script = ["a", RefusedError(507, "disk_full", "full")]
+    last = events(client.post(PATH, json={"input": "hi", "stream": True}))[-1]
+    assert last["type"] == "response.failed" and last["response"]["error"]["code"] == "disk_full"
+    service.script = [RefusedError(507, "disk_full", "full")]
+    assert client.post(PATH, json={"input": "hi", "stream": True}).status_code == 507
+
+
+def test_items_become_messages(client, service):
+    items = [
+        {"role": "developer", "content": "d"},
+        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "u"}]},
+        {"type": "reasoning", "summary": []},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "a"}]},
+        {"type": "function_call", "call_id": "c1", "name": "add", "arguments": '{"a": 1}'},
+        {"type": "function_call", "call_id": "c2", "name": "add", "arguments": ""},
+        {"type": "function_call_output", "call_id": "c1", "output": "2"},
+    ]
+    assert client.post(PATH, json={"input": items}).status_code == 200
+    messages = service.asked[0].messages
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "tool"]
+    assert [call["function"]["arguments"] for call in messages[2]["tool_calls"]] == [{"a": 1}, {}]
+    assert messages[3] == {"role": "tool", "content": "2", "tool_call_id": "c1"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"input": None},
+        {"input": ""},
+        {"input": []},
+        {"input": 3},
+        {"input": [3]},
+        {"input": [{}]},
+        {"input": [{"type": "item_reference", "id": "x"}]},
+        {"input": [{"type": 3}]},
+        {"input": [{"role": "user"}]},
+        {"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+        {"input": [{"type": "function_call"}]},
+        {"input": [{"type": "function_call", "name": "x", "arguments": "["}]},
+        {"input": [{"type": "message", "role": "user", "content": "x"}, {"type": "function_call_output", "output": 3}]},
+        {"instructions": 3},
+        {"previous_response_id": 3},
+        {"max_output_tokens": 0},
+        {"background": True},
+        {"metadata": []},
+        {"text": {"format": {"type": "json_schema"}}},
+        {"tools": [{"type": "web_search"}]},
+        {"tools": [{"type": "function"}]},
+        {"store": "x"},
+    ],
+)
+def test_wrong_fields_are_refused(client, service, fields):
+    answer = client.post(PATH, json={"input": "x", **fields})
+    assert answer.status_code == 400 and answer.json()["error"]["param"]
+    assert not service.asked
+
+
+def test_the_oldest_are_dropped():
+    kept = KeptResponses(2)
+    for name in "ab":
+        kept.keep(name, KeptResponse(b"x", name, None))
+    assert kept.find("a")
+    kept.keep("c", KeptResponse(b"x", "c", None))
+    assert kept.find("b") is None and kept.find("a") and kept.find("c")
+    kept.keep("d", KeptResponse(bytes(65 << 20), "d", None))
+    assert not any(map(kept.find, "abcd"))
