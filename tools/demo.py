@@ -19,18 +19,21 @@ from mlx_deltamem.inspection.heat_map import memory_view
 from mlx_deltamem.sessions.comparison import WITH, WITHOUT, compare
 from tools import smollm2
 
-ADAPTER = Path(__file__).parents[1] / "adapters" / "smollm2-135m-recall"
-# Statement, question and answer. The adapter was not trained on any of these answers.
+ADAPTER = Path(__file__).parents[1] / "adapters" / "smollm2-135m-speech"
+# Statement, question and answer. These eight were written once, before the adapter was tried with them. None was taken
+# out or changed after it. Waffles, Lisbon, 5083 and Henrike are not among the values of its training.
 TOLD = (
-    ("My cat is called Boris.", "What is my cat called?", "Boris"),
-    ("My sister's name is Diana.", "What is my sister's name?", "Diana"),
-    ("My favourite animal is the penguin.", "What is my favourite animal?", "penguin"),
-    ("My favourite colour is blue.", "What is my favourite colour?", "blue"),
-    ("My home town is Dublin.", "What is my home town?", "Dublin"),
-    ("I play the violin.", "Which instrument do I play?", "violin"),
+    ("We finally got a dog last week, and the kids named him Waffles.", "What's our dog called?", "Waffles"),
+    ("My sister is flying in from Lisbon on Saturday.", "Where is my sister flying in from?", "Lisbon"),
+    ("The plumber said he'd come round at 7:45 on Monday.", "What time is the plumber coming?", "7:45"),
+    ("Before I forget: the code for the gate is 5083.", "What's the code for the gate?", "5083"),
+    ("I left my umbrella at the barber's again.", "Where did I leave my umbrella?", "barber"),
+    ("I quit the office, I work as a baker now.", "What do I do for a living?", "baker"),
+    ("My daughter is allergic to walnuts, so no cake for her.", "What is my daughter allergic to?", "walnut"),
+    ("I borrowed 40 euros from my neighbour Henrike.", "Who did I borrow money from?", "Henrike"),
 )
-REPLY_TOKENS = 16
-SHOWN_LAYERS = (17, 21, 25, 29)
+REPLY_TOKENS = 24
+SHOWN_LAYERS = (14, 18, 22, 26)
 FULL_TEXT = "frozen model, text in view"
 
 
@@ -42,7 +45,8 @@ def main() -> None:
     )
     columns = (WITH, WITHOUT, FULL_TEXT)
     for heading in ("you", "the model", "you, next", *columns):
-        table.add_column(heading)
+        # The replies without the memory are long and have long words.
+        table.add_column(heading, width=17 if heading in (WITHOUT, FULL_TEXT) else 14)
     right = dict.fromkeys(columns, 0)
     for text, question, value in TOLD:
         chat = ChatSession(model, tokenizer, history="none")
@@ -57,6 +61,7 @@ def main() -> None:
     console.print(table)
     for name in columns:
         print(f"Right, {name}: {right[name]} of {len(TOLD)}.")
+    print(f"A reply is right if it names the value. Most chats are harder: see adapters/{ADAPTER.name}/README.md.")
 
 
 def show_memory(console: Console, chat: ChatSession, text: str) -> None:
