@@ -18,6 +18,7 @@ from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.metrics import Metrics
 from mlx_deltamem.serving.reply_job import ReplyJob
 from mlx_deltamem.serving.sampling import processors_of, sampler_of
+from mlx_deltamem.serving.watching import Watch
 from mlx_deltamem.sessions.batch import BatchedReply, ReplyBatch
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.reply import ReplySettings
@@ -248,7 +249,9 @@ class Engine:
             self._others_go_on,
             {"logits_processors": processors_of(request.sampling)},
         )
-        row, response = self._batch.begin(chat, turn, settings, becomes_turn=job.waiting_for is not None)
+        if memory.listeners and job.waiting_for is not None:
+            job.watch = Watch(memory.listeners)
+        row, response = self._batch.begin(chat, turn, settings, job.waiting_for is not None, job.watch)
         job.row = row
         self._jobs[row] = job
         self.metrics.prompt_tokens.inc(job.read_tokens)
@@ -281,6 +284,8 @@ class Engine:
         job = self._jobs[row]
         self.metrics.reply_tokens.inc()
         job.send(response, self.tokenizer)
+        if job.watch is not None and response.finish_reason is None:
+            job.watch.token(response.text, row.state)
         if response.finish_reason is not None:
             del self._jobs[row]
             self._finish(job, response.finish_reason)
@@ -317,6 +322,7 @@ class Engine:
             written = job.waiting_for is not None and chat.turns[-1].write != NONE
             turn = turn_ids(chat.turns, self.tokenizer.think_end)[-1] if job.waiting_for is not None else ""
             self.metrics.requests.labels(outcome="done").inc()
+            memory.changed(turn)
             job.outlet.put(
                 Done(
                     reason,

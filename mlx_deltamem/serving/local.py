@@ -11,9 +11,11 @@ from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyReques
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.reply_job import Outlet, ReplyJob
 from mlx_deltamem.serving.service import Health, MemoryInfo, TurnInfo
+from mlx_deltamem.serving.watching import Event, states
 from mlx_deltamem.sessions.messages import Message
 
 _Result = TypeVar("_Result")
+_MOST_EVENTS = 200
 
 
 class LocalService:
@@ -127,11 +129,7 @@ class LocalService:
         """The states for drawing."""
 
         def heatmap() -> Mapping[str, object]:
-            layers = []
-            for layer, state in self._get(name).chat.memory.items():
-                for head, values in enumerate(state[0]):
-                    layers.append({"layer": layer, "head": head, "values": values.tolist()})
-            return {"layers": layers}
+            return {"layers": states(self._get(name).chat.memory)["heat"]}
 
         return await self._in_engine(heatmap)
 
@@ -157,17 +155,21 @@ class LocalService:
         return await self._in_engine(drift)
 
     async def events(self, name: str) -> AsyncIterator[Mapping[str, object]]:
-        """The events of a memory while a client listens: each turn that is added or taken back."""
-        revision = None
-        while True:
-            info = await self.memory(name)
-            if info.revision != revision:
-                if revision is not None:
-                    turns = await self.turns(name)
-                    last = turns[-1].id if turns else ""
-                    yield {"event": "turn", "id": last, "revision": info.revision}
-                revision = info.revision
-            await asyncio.sleep(0.5)
+        """The events of a memory while a client listens."""
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def listener(event: Event) -> None:
+            # A client that reads too slowly loses tokens, and no turns.
+            if event["event"] == "turn" or events.qsize() < _MOST_EVENTS:
+                _soon(loop, lambda: events.put_nowait(event))
+
+        memory = await self._in_engine(lambda: self._listened(name, listener))
+        try:
+            while True:
+                yield await events.get()
+        finally:
+            memory.listeners.remove(listener)
 
     def health(self) -> Health:
         """How the engine is."""
@@ -179,6 +181,11 @@ class LocalService:
         engine = self._engine
         total = sum(memory.nbytes for memory in engine.memories.loaded())
         return engine.metrics.text(engine.active, engine.waiting, total)
+
+    def _listened(self, name: str, listener: Callable[[Event], None]) -> Memory:
+        memory = self._get(name)
+        memory.listeners.append(listener)
+        return memory
 
     def _get(self, name: str) -> Memory:
         return self._engine.memories.get(name)
@@ -199,6 +206,7 @@ class LocalService:
                 memory.chat.state.restore(before)
                 memory.chat.write = write
                 raise
+            memory.changed()
             return memory.info()
 
         return await self._on(name, work, make)

@@ -225,6 +225,6 @@ class Memories:
         for other in sorted(self.loaded(), key=lambda each: -each.last_used):
             total += other.nbytes
             # All that a named memory holds is in its file.
-            if total > self._most_bytes and other is not memory and not other.is_busy and not other.waiting:
+            if total > self._most_bytes and other is not memory and not other.is_in_use:
                 self._loaded = {name: each for name, each in self._loaded.items() if each is not other}
                 self._private = {name: each for name, each in self._private.items() if each is not other}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlx_deltamem.serving.exchange import RefusedError
 from mlx_deltamem.serving.service import MemoryInfo, TurnInfo
+from mlx_deltamem.serving.watching import Event
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.session import ChatSession
 
@@ -24,6 +25,7 @@ class Memory:
         is_busy: Whether a turn that changes it is under way.
         waiting: The work that begins when it is free, in order.
         last_used: When it was used last, as a count of uses of all memories.
+        listeners: Called with each event of the memory.
     """
 
     def __init__(self, name: str | None, chat: ChatSession, path: Path | None):
@@ -33,6 +35,7 @@ class Memory:
         self.is_busy = False
         self.waiting: deque[Callable[[], None]] = deque()
         self.last_used = 0
+        self.listeners: list[Callable[[Event], None]] = []
 
     @property
     def revision(self) -> str:
@@ -40,6 +43,11 @@ class Memory:
         chat = self.chat
         content = [turn_ids(chat.turns), chat.history, chat.write, len(chat.turns)]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether the memory has to stay in RAM: a turn is under way or waits, or a client watches."""
+        return self.is_busy or bool(self.waiting or self.listeners)
 
     @property
     def nbytes(self) -> int:
@@ -74,6 +82,16 @@ class Memory:
             raise RefusedError(409, "memory_changed", f"memory {self.name} was not saved: {error}") from None
         except OSError as error:
             raise RefusedError(507, "storage", f"memory {self.name} was not saved: {error}") from None
+
+    def changed(self, turn: str = "") -> None:
+        """Tell those who watch the memory that its turns have changed.
+
+        Args:
+            turn: The id of the last turn.
+        """
+        event = {"event": "turn", "id": turn, "revision": self.revision} if self.listeners else {}
+        for listener in list(self.listeners):
+            listener(event)
 
     def info(self) -> MemoryInfo:
         """The memory, as clients see it."""

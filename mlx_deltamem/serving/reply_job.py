@@ -10,6 +10,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, TokenLogprob
 from mlx_deltamem.serving.memory import Memory
+from mlx_deltamem.serving.watching import Watch
 from mlx_deltamem.sessions.batch import BatchedReply
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.state import Snapshot
@@ -58,6 +59,7 @@ class ReplyJob:
         pieces: The number of pieces that were sent.
         read_tokens, prompt_tokens: As in `Done`.
         note: As in `Done`.
+        watch: Reports the tokens to those who watch the memory, or None.
     """
 
     request: ReplyRequest
@@ -70,6 +72,7 @@ class ReplyJob:
     read_tokens: int = 0
     prompt_tokens: int = 0
     note: str | None = None
+    watch: Watch | None = None
     waiting_for: Memory | None = field(default=None)
 
     def send(self, response: GenerationResponse, tokenizer: TokenizerWrapper) -> None:

@@ -5,6 +5,7 @@ mark that says whether the row is written. So mlx-lm merges and splits both with
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,8 +16,9 @@ from mlx_lm.models.cache import ArraysCache
 from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_deltamem.core.attention import Observer
 from mlx_deltamem.core.cache import PromptCache
-from mlx_deltamem.core.use import write_mask
+from mlx_deltamem.core.use import observing, write_mask
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.prefill import prefill
 from mlx_deltamem.sessions.reply import Reply, ReplySettings, ReplyTokens, logits_of
@@ -44,6 +46,7 @@ class BatchedReply:
         alone: Generates a reply that cannot be in a batch.
         kept: The number of tokens of the reply that the chat's own cache holds.
         becomes_turn: Whether the turn is added to the chat when the reply ends. If not, the chat is thrown away then.
+        observe: Called as `observing` does, for each token of the reply; or None.
         is_ended: Whether the reply has ended.
     """
 
@@ -55,6 +58,7 @@ class BatchedReply:
     alone: Iterator[GenerationResponse] | None = None
     kept: int = 0
     becomes_turn: bool = True
+    observe: Observer | None = None
     is_ended: bool = False
 
     def __post_init__(self) -> None:
@@ -91,7 +95,12 @@ class ReplyBatch:
         return len(self._rows)
 
     def begin(
-        self, chat: ChatSession, turn: Turn, settings: ReplySettings, becomes_turn: bool = True
+        self,
+        chat: ChatSession,
+        turn: Turn,
+        settings: ReplySettings,
+        becomes_turn: bool = True,
+        observe: Observer | None = None,
     ) -> tuple[BatchedReply, GenerationResponse | None]:
         """Read the messages of a turn, and choose the first token of the reply.
 
@@ -101,6 +110,8 @@ class ReplyBatch:
             settings: How to generate.
             becomes_turn: Whether the turn is added to the chat when the reply ends. If not, only the reply is wanted,
                 and the chat cannot be used any more.
+            observe: Called as `observing` does, for each token of the reply. The reply then runs beside the batch, and
+                `chat.state.filled_cache` has its memory.
 
         Returns:
             The reply and its first response. The response is None if the first one comes from `step`.
@@ -116,8 +127,8 @@ class ReplyBatch:
         with state.turn_or_nothing():
             turn = running.begin(state, turn, settings.prefill_step_size, settings.progress)
             row = BatchedReply(chat, turn, settings, ReplyTokens(self.tokenizer, settings))
-            row.becomes_turn = becomes_turn
-            if not _can_be_batched(state.filled_cache, settings):
+            row.becomes_turn, row.observe = becomes_turn, observe
+            if observe is not None or not _can_be_batched(state.filled_cache, settings):
                 reply = Reply(self.model, self.tokenizer, state.filled_cache, turn, settings)
                 row.tokens, row.alone = reply, reply.stream(0.0)
                 self._enter(row)
@@ -254,7 +265,8 @@ class ReplyBatch:
         )
 
     def _step_alone(self, row: BatchedReply) -> tuple[BatchedReply, GenerationResponse]:
-        response = next(cast(Iterator[GenerationResponse], row.alone))
+        with nullcontext() if row.observe is None else observing(self.model, row.observe):
+            response = next(cast(Iterator[GenerationResponse], row.alone))
         if response.finish_reason is not None:
             self._end(row, None)
         return row, response

@@ -326,3 +326,37 @@ def test_one_server_for_a_folder(running, tmp_path):
     running()
     with pytest.raises(ValueError, match="another server uses"):
         running()
+
+
+def test_a_memory_is_watched_token_by_token(running):
+    server = running()
+    server.ask("Hello.", memory="anna", chat="c")
+
+    async def watch() -> list:
+        events, found = server.service.events("anna"), []
+        first = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0.2)
+        text, _ = await server.asking("My word is jade.", memory="anna", chat="d", max_tokens=5)
+        found.append(await first)
+        while found[-1]["event"] != "turn":
+            found.append(await anext(events))
+        await events.aclose()
+        return [text, found]
+
+    text, found = asyncio.run(watch())
+    tokens = [event for event in found if event["event"] == "token"]
+    assert "".join(event["text"] for event in tokens) == text[: sum(len(event["text"]) for event in tokens)]
+    assert len(tokens) >= 4
+    layers = {str(layer) for layer in chat_of(server, "anna").memory}
+    for event in tokens:
+        assert event["norms"].keys() == layers
+        assert all(0 <= value <= 1 for value in event["beta"].values())
+    # mlx-lm runs one token ahead, so the first one has no gates.
+    assert any(event["beta"].keys() == layers for event in tokens)
+    assert tokens[0]["heat"] != tokens[-1]["heat"]
+    assert not server.memories.get("anna").listeners
+    chat = plain_chat()
+    chat.send("Hello.", 8)
+    chat.conversation = "d"
+    chat.send("My word is jade.", 5)
+    assert same_memory(chat_of(server, "anna"), chat, 1e-6)
