@@ -15,7 +15,7 @@ from tests.conftest import REPO
 
 pytestmark = pytest.mark.slow
 
-SUFFIXES = {".py", ".yaml", ".h", ".txt", ".typed"}
+SUFFIXES = {".py", ".yaml", ".h", ".txt", ".typed", ".html", ".css", ".js", ".md"}
 
 # What the installed scripts do, in one process. Importing the package takes most of the time of each.
 HELP = """

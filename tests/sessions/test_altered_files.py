@@ -90,7 +90,7 @@ def set_at(keys: tuple[str | int, ...], value: object) -> Callable[[dict], None]
         *((("origin", "adapter"), value) for value in (None, 5, "0" * 16)),
         (("origin", "more"), "x"),
         *((("file_id",), value) for value in (None, 5, [])),
-        *((("format_version",), value) for value in (True, 2.0, "2", None, 3, 0, [])),
+        *((("format_version",), value) for value in (True, 2.0, "2", None, 4, 0, [])),
     ],
     ids=repr,
 )
