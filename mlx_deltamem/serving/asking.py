@@ -1,5 +1,6 @@
 """Prepare the turn that a request asks for: the place in its memory, what is new, and what has to run first."""
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,4 +165,4 @@ def _template(
 
 def _reply_text(exchange: Exchange) -> str:
     calls = exchange.reply.get("tool_calls") or []
-    return "\n".join([exchange.reply["content"], *(f"{call['function']}" for call in calls)]).strip()
+    return "\n".join([exchange.reply["content"], *(json.dumps(call["function"]) for call in calls)]).strip()

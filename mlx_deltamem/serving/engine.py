@@ -156,9 +156,13 @@ class Engine:
                 self._round_at = time.monotonic()
                 self._do(work)
                 continue
-            self._begin_ready()
-            self._step()
-            self._end_closed()
+            self._do(self._round)
+
+    def _round(self) -> None:
+        """Begin what can begin, and generate a token of each reply."""
+        self._begin_ready()
+        self._step()
+        self._end_closed()
 
     def _do(self, work: Callable[[], None]) -> None:
         try:
@@ -294,9 +298,7 @@ class Engine:
         """End the replies that nobody waits for, at their last token."""
         for row, job in list(self._jobs.items()):
             if job.outlet.is_closed and row in self._jobs:
-                del self._jobs[row]
-                self._batch.end(row)
-                self._finish(job, "stop")
+                self._end(row, job, "stop")
 
     def _end_all(self) -> None:
         for job in self._ready:
@@ -305,9 +307,19 @@ class Engine:
             job.fail(RefusedError(503, "ending", "the server is ending; try again later"))
         self._ready = []
         for row, job in list(self._jobs.items()):
-            del self._jobs[row]
+            self._end(row, job, "length")
+
+    def _end(self, row: BatchedReply, job: ReplyJob, reason: str) -> None:
+        """End a reply at its last token."""
+        del self._jobs[row]
+        try:
             self._batch.end(row)
-            self._finish(job, "length")
+        except Exception as error:
+            self._back(job)
+            self._free(job)
+            job.fail(_as_refused(error))
+        else:
+            self._finish(job, reason)
 
     def _finish(self, job: ReplyJob, reason: str) -> None:
         """Save the memory of a reply that has ended, and tell the client of the end."""

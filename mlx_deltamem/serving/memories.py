@@ -18,6 +18,8 @@ from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.stored.file import SUFFIX
 
 _LOCK = ".lock"
+# Each request without a memory is compared with these.
+_MOST_PRIVATE = 256
 
 
 class Memories:
@@ -100,6 +102,9 @@ class Memories:
         if write is not None:
             chat.write = write
         memory = Memory(None, chat, None)
+        for key in list(self._private)[: max(0, len(self._private) - _MOST_PRIVATE + 1)]:
+            if not self._private[key].is_in_use:
+                del self._private[key]
         self._private[secrets.token_hex(8)] = memory
         self._used(memory)
         return memory

@@ -47,6 +47,7 @@ class BatchedReply:
         kept: The number of tokens of the reply that the chat's own cache holds.
         becomes_turn: Whether the turn is added to the chat when the reply ends. If not, the chat is thrown away then.
         observe: Called as `observing` does, for each token of the reply; or None.
+        failure: The error that ended a reply beside the batch, or None.
         is_ended: Whether the reply has ended.
     """
 
@@ -59,6 +60,7 @@ class BatchedReply:
     kept: int = 0
     becomes_turn: bool = True
     observe: Observer | None = None
+    failure: Exception | None = None
     is_ended: bool = False
 
     def __post_init__(self) -> None:
@@ -191,13 +193,14 @@ class ReplyBatch:
         self._generator = self._new_generator()
         failed = []
         for row in list(self._rows):
-            if row.alone is not None:
-                continue
-            row.uid = None
-            try:
-                self._run_again(row)
-            except Exception as error:
-                failed.append((row, error))
+            if row.alone is None:
+                row.uid = None
+                try:
+                    self._run_again(row)
+                except Exception as error:
+                    row.failure = error
+            if row.failure is not None:
+                failed.append((row, row.failure))
                 self.abort(row)
         return failed
 
@@ -266,7 +269,11 @@ class ReplyBatch:
 
     def _step_alone(self, row: BatchedReply) -> tuple[BatchedReply, GenerationResponse]:
         with nullcontext() if row.observe is None else observing(self.model, row.observe):
-            response = next(cast(Iterator[GenerationResponse], row.alone))
+            try:
+                response = next(cast(Iterator[GenerationResponse], row.alone))
+            except Exception as error:
+                row.failure = error
+                raise
         if response.finish_reason is not None:
             self._end(row, None)
         return row, response
