@@ -40,7 +40,8 @@ def new_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """
     temporary = _beside(path)
     try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        with _told_plainly(path):
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         yield temporary
         _flush(temporary)
         temporary.replace(path)
@@ -61,10 +62,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: `path` is a file or a folder that is not empty, or its parent cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
-        temporary.mkdir()
+        with _told_plainly(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
         yield temporary
         temporary.rename(path)
         _flush(path.parent)
@@ -163,6 +165,15 @@ def file_kind(path: Path) -> str:
 def one_line(error: Exception) -> str:
     """Return the type and the message of an error on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextmanager
+def _told_plainly(path: Path) -> Iterator[None]:
+    """A context to make something beside `path` in. The error names `path`, and not a temporary file."""
+    try:
+        yield
+    except PermissionError:
+        raise PermissionError(f"{path} cannot be made, its folder is read-only; name another place") from None
 
 
 def _beside(path: Path) -> Path:

@@ -122,3 +122,12 @@ def test_a_locked_folder_is_refused_or_waited_for(tmp_path):
 
 def test_an_error_is_told_on_one_line():
     assert one_line(ValueError("half\n  a file")) == "ValueError: half a file"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into every folder")
+@pytest.mark.parametrize("make", [new_file, new_folder])
+def test_a_read_only_folder_is_told_plainly(make, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match=r"out cannot be made, its folder is read-only"), make(tmp_path / "out"):
+        pass
+    tmp_path.chmod(0o700)
