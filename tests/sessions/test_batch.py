@@ -9,6 +9,7 @@ from mlx_deltamem.sessions.reply import ReplySettings
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.writing import WRITES
 from tests.conftest import distance
+from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
 from tests.sessions.test_session import every_history, every_kind, loaded, new_chat, same_memory
 
 TEXTS = ("My word is jade!", "Hello there. How are you?", "One.", "The river is wide and old, they say.")
@@ -136,7 +137,7 @@ def test_aborted(history, steps):
     for each in (chat, other):
         each.send("And now?", 5)
     assert chat.messages == other.messages
-    assert same_memory(chat, other, 1e-6)
+    assert same_memory(chat, other, TOLERANCE_AGAIN)
 
 
 def test_a_failure_ends_only_the_reply_that_fails():

@@ -5,6 +5,7 @@ import pytest
 from mlx_deltamem import ChatSession
 from mlx_deltamem.sessions.template import ChatTemplate
 from mlx_deltamem.sessions.turn import segments_of
+from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
 from tests.sessions.test_session import HISTORIES, loaded, new_chat, same_memory
 
 every_history = pytest.mark.parametrize("history", HISTORIES)
@@ -37,7 +38,7 @@ def test_a_conversation_sees_its_own_text_and_the_memory_of_all(history):
     said_in(chat, ("a", "What is it?"))
     alone.send("What is it?", 6)
     assert chat.messages == alone.messages
-    assert same_memory(chat, alone, 1e-6)
+    assert same_memory(chat, alone, TOLERANCE_AGAIN)
 
 
 @every_history
@@ -67,7 +68,7 @@ def test_a_message_of_an_earlier_conversation_is_edited(history):
     assert chat.conversation == "a"
     # The replies stay as they were; with the same replies the memory is the same.
     if [turn.reply for turn in chat.turns] == [turn.reply for turn in expected.turns]:
-        assert same_memory(chat, expected, 1e-5)
+        assert same_memory(chat, expected, TOLERANCE_AGAIN)
 
 
 @every_history
@@ -88,10 +89,10 @@ def test_saved_and_loaded(history, save_kv, tmp_path):
         for each in (chat, again):
             said_in(each, (conversation, "What is it?"))
         assert again.messages == chat.messages
-        assert same_memory(again, chat, 1e-6)
+        assert same_memory(again, chat, TOLERANCE_AGAIN)
     while chat.turns:
         assert again.undo() == chat.undo()
-        assert same_memory(again, chat, 1e-5)
+        assert same_memory(again, chat, TOLERANCE_AGAIN)
 
 
 def test_one_conversation_is_stored_as_before(tmp_path):
@@ -126,7 +127,7 @@ def test_another_visible_start_is_read_and_nothing_is_written_again(history):
     plain = said_in(new_chat(history=history), ("a", "My word is jade."), ("a", "Hello there."), ("a", "What is it?"))
     said_in(forked, ("a", "What is it?"))
     assert forked.messages == plain.messages
-    assert same_memory(forked, plain, 1e-6)
+    assert same_memory(forked, plain, TOLERANCE_AGAIN)
 
 
 def _start(chat: ChatSession) -> int:
