@@ -12,7 +12,7 @@ from mlx_lm.generate import GenerationResponse
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.asking import find_private, prepare, text_turn
-from mlx_deltamem.serving.exchange import Done, Mode, RefusedError
+from mlx_deltamem.serving.exchange import Done, Mode, RefusedError, refusal
 from mlx_deltamem.serving.memories import Memories
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.metrics import Metrics
@@ -223,9 +223,7 @@ class Engine:
             try:
                 self._begin(job)
             except Exception as error:
-                self._back(job)
-                self._free(job)
-                job.fail(_as_refused(error))
+                self._fail(job, error)
 
     def _begin(self, job: ReplyJob) -> None:
         request, memory = job.request, job.memory
@@ -280,9 +278,7 @@ class Engine:
             for row, failure in self._batch.rebuild():
                 job = self._jobs.pop(row, None)
                 if job is not None:
-                    self._back(job)
-                    self._free(job)
-                    job.fail(_as_refused(failure))
+                    self._fail(job, failure)
 
     def _took(self, row: BatchedReply, response: GenerationResponse) -> None:
         job = self._jobs[row]
@@ -315,9 +311,7 @@ class Engine:
         try:
             self._batch.end(row)
         except Exception as error:
-            self._back(job)
-            self._free(job)
-            job.fail(_as_refused(error))
+            self._fail(job, error)
         else:
             self._finish(job, reason)
 
@@ -349,16 +343,17 @@ class Engine:
                 )
             )
         except Exception as error:
-            self._back(job)
-            job.fail(_as_refused(error))
-        finally:
+            self._fail(job, error)
+        else:
             self._free(job)
 
-    def _back(self, job: ReplyJob) -> None:
-        """Take back what a request did to its memory."""
+    def _fail(self, job: ReplyJob, error: Exception) -> None:
+        """Take a request back from its memory, and tell the client why."""
         self.metrics.requests.labels(outcome="failed").inc()
         if job.before is not None and job.chat is not None:
             job.chat.state.restore(job.before)
+        self._free(job)
+        job.fail(refusal(error))
 
     def _free(self, job: ReplyJob) -> None:
         """Let the next work on a memory begin."""
@@ -368,10 +363,3 @@ class Engine:
         memory.is_busy = False
         while memory.waiting and not memory.is_busy:
             self._do(memory.waiting.popleft())
-
-
-def _as_refused(error: Exception) -> Exception:
-    """An error of the library as the answer to a request."""
-    if isinstance(error, ValueError):
-        return RefusedError(400, "invalid_request_error", str(error))
-    return error

@@ -1,4 +1,4 @@
-"""What the HTTP side and the engine give each other: requests, the pieces of a reply, its end, and errors."""
+"""The data between the HTTP side and the engine: requests, the pieces of a reply, its end, and errors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -134,3 +134,8 @@ class RefusedError(Exception):
         super().__init__(message)
         self.status = status
         self.code = code
+
+
+def refusal(error: Exception) -> Exception:
+    """The answer to a request for an error of the library: a ValueError refuses it, any other error stays."""
+    return RefusedError(400, "invalid_request_error", str(error)) if isinstance(error, ValueError) else error

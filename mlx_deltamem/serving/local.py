@@ -7,7 +7,7 @@ from typing import TypeVar
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.engine import Engine
-from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest
+from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, refusal
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.reply_job import Outlet, ReplyJob
 from mlx_deltamem.serving.service import Health, MemoryInfo, TurnInfo
@@ -134,7 +134,7 @@ class LocalService:
         return await self._in_engine(heatmap)
 
     async def drift(self, name: str) -> Mapping[str, object]:
-        """What each turn changed."""
+        """The change of the memory in each turn."""
 
         def drift() -> Mapping[str, object]:
             memory = self._get(name)
@@ -242,7 +242,7 @@ def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[_Result]", 
     try:
         result = work()
     except Exception as error:
-        refused = RefusedError(400, "invalid_request_error", str(error)) if isinstance(error, ValueError) else error
+        refused = refusal(error)
         _soon(loop, lambda: _fail(future, refused))
     else:
         _soon(loop, lambda: None if future.done() else future.set_result(result))

@@ -93,7 +93,7 @@ class Memories:
             else:
                 raise RefusedError(404, "memory_not_found", f"there is no memory {name}")
             self._loaded[name] = memory
-        self._used(memory)
+        self.used(memory)
         return memory
 
     def new_private(self, write: str | None = None) -> Memory:
@@ -106,7 +106,7 @@ class Memories:
             if not self._private[key].is_in_use:
                 del self._private[key]
         self._private[secrets.token_hex(8)] = memory
-        self._used(memory)
+        self.used(memory)
         return memory
 
     def private(self) -> Iterator[Memory]:
@@ -115,7 +115,15 @@ class Memories:
 
     def used(self, memory: Memory) -> None:
         """Note that a memory is used, and let others leave RAM if there are too many."""
-        self._used(memory)
+        self._uses += 1
+        memory.last_used = self._uses
+        total = 0
+        for other in sorted(self.loaded(), key=lambda each: -each.last_used):
+            total += other.nbytes
+            # All that a named memory holds is in its file.
+            if total > self._most_bytes and other is not memory and not other.is_in_use:
+                self._loaded = {name: each for name, each in self._loaded.items() if each is not other}
+                self._private = {name: each for name, each in self._private.items() if each is not other}
 
     def create(self, name: str, history: History | None, write: str | None) -> Memory:
         """Make an empty memory.
@@ -203,7 +211,7 @@ class Memories:
         memory = Memory(name, chat, self._path(name))
         memory.save()
         self._loaded[name] = memory
-        self._used(memory)
+        self.used(memory)
         return memory
 
     def _path(self, name: str) -> Path:
@@ -222,14 +230,3 @@ class Memories:
             raise RefusedError(422, "memory_damaged", f"the memory cannot be used: {message}") from None
         except OSError as error:
             raise RefusedError(500, "storage", f"the memory cannot be read: {error.strerror}") from None
-
-    def _used(self, memory: Memory) -> None:
-        self._uses += 1
-        memory.last_used = self._uses
-        total = 0
-        for other in sorted(self.loaded(), key=lambda each: -each.last_used):
-            total += other.nbytes
-            # All that a named memory holds is in its file.
-            if total > self._most_bytes and other is not memory and not other.is_in_use:
-                self._loaded = {name: each for name, each in self._loaded.items() if each is not other}
-                self._private = {name: each for name, each in self._private.items() if each is not other}

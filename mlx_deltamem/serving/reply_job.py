@@ -1,7 +1,7 @@
 """A request for a reply while it waits and runs, and the way of its pieces to the client."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -73,7 +73,7 @@ class ReplyJob:
     prompt_tokens: int = 0
     note: str | None = None
     watch: Watch | None = None
-    waiting_for: Memory | None = field(default=None)
+    waiting_for: Memory | None = None
 
     def send(self, response: GenerationResponse, tokenizer: TokenizerWrapper) -> None:
         """Send a step of the reply to the client."""

@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
 from mlx_deltamem.serving.exchange import Done, Piece, ReplyRequest
 from mlx_deltamem.sessions.messages import Message
 
@@ -74,6 +76,8 @@ class Service(Protocol):
     """The engine, as the HTTP side uses it. All methods raise `RefusedError` with the status to answer with."""
 
     model_name: str
+    # Reasoning and tool calls are found by its markers.
+    tokenizer: TokenizerWrapper
 
     def reply(self, request: ReplyRequest) -> AsyncIterator[Piece | Done]:
         """Generate a reply. `Done` comes last. To close the iterator ends the reply within one step."""
@@ -118,7 +122,12 @@ class Service(Protocol):
         """The states for drawing: `layers`, a list of `{layer, head, values}` with values `[r, r]`."""
 
     async def drift(self, name: str) -> Mapping[str, object]:
-        """What each turn changed: `turns`, a list of `{id, chat, changed, kept}` by layer; and `borders`."""
+        """The change of the memory in each turn.
+
+        Returns:
+            `turns`, a list of `{id, chat, changed, kept}` with numbers by layer; and `borders`, the indices of the
+            turns at which another chat begins.
+        """
 
     def events(self, name: str) -> AsyncIterator[Mapping[str, object]]:
         """The events of a memory while a client listens: `token` (with β and state norms by layer) and `turn`."""

@@ -1,4 +1,4 @@
-"""What a memory does while a reply is generated, for clients that watch it."""
+"""Reports of a memory while a reply is generated, for clients that watch it."""
 
 from collections.abc import Callable, Mapping
 

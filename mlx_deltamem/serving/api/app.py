@@ -12,7 +12,7 @@ from mlx_deltamem.serving.api import memories, models, operations, page, respons
 from mlx_deltamem.serving.api.anthropic import messages
 from mlx_deltamem.serving.api.chat_completions import chat_completions
 from mlx_deltamem.serving.api.completions import completions
-from mlx_deltamem.serving.api.context import ApiService, Context, Endpoint
+from mlx_deltamem.serving.api.context import Context, Endpoint
 from mlx_deltamem.serving.api.errors import ANTHROPIC_PATH, error_reply
 from mlx_deltamem.serving.api.failures import as_refused
 from mlx_deltamem.serving.api.guard import Guard
@@ -20,6 +20,7 @@ from mlx_deltamem.serving.api.kept import KeptResponses
 from mlx_deltamem.serving.api.openapi import openapi
 from mlx_deltamem.serving.api.settings import Settings
 from mlx_deltamem.serving.api.stream import EventStream
+from mlx_deltamem.serving.service import Service
 
 _MEMORIES = "/v1/memories"
 _MEMORY = f"{_MEMORIES}/{{name}}"
@@ -60,7 +61,7 @@ ENDPOINTS: tuple[tuple[str, str, Endpoint], ...] = (
 )
 
 
-def make_app(service: ApiService, settings: Settings) -> Starlette:
+def make_app(service: Service, settings: Settings) -> Starlette:
     """Make the HTTP application.
 
     Args:

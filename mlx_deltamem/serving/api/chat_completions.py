@@ -14,12 +14,12 @@ from mlx_deltamem.serving.api import sampling
 from mlx_deltamem.serving.api.body import Fields, read_object
 from mlx_deltamem.serving.api.choice import Choice, collected
 from mlx_deltamem.serving.api.context import Context
-from mlx_deltamem.serving.api.errors import BadFieldError, JsonReply, error_body
+from mlx_deltamem.serving.api.errors import BadFieldError, JsonReply
 from mlx_deltamem.serving.api.logprobs import chat_form
 from mlx_deltamem.serving.api.replies import Step, merged, unless_gone
 from mlx_deltamem.serving.api.reply_text import Part, ReplyText
-from mlx_deltamem.serving.api.selection import Selection, done_headers, is_read_only, memory_headers, narrower, select
-from mlx_deltamem.serving.api.stream import DONE, EventStream, event
+from mlx_deltamem.serving.api.selection import Selection, done_headers, is_read_only, narrower, select
+from mlx_deltamem.serving.api.stream import DONE, chunk_stream, event
 from mlx_deltamem.serving.api.tools import chat_tools
 from mlx_deltamem.serving.api.usage import usage
 from mlx_deltamem.serving.exchange import Done, Mode, ReplyRequest
@@ -55,13 +55,7 @@ async def chat_completions(context: Context, request: Request) -> Response:
     ]
     choices = [Choice(divider) for divider in dividers]
     if chat.asked.stream:
-        return EventStream(
-            _events(chat, choices, merged(replies)),
-            lambda error: event(error_body(request.scope["path"], error)) + DONE,
-            context.settings.keepalive,
-            context.settings.timeout,
-            memory_headers(chat.selection.memory),
-        )
+        return chunk_stream(context, request, _events(chat, choices, merged(replies)), chat.selection.memory)
     await unless_gone(request, collected(replies, choices), context.settings.timeout)
     content = {
         **_head(chat, "chat.completion"),

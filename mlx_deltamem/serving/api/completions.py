@@ -14,12 +14,12 @@ from mlx_deltamem.serving.api import sampling
 from mlx_deltamem.serving.api.body import Fields, read_object
 from mlx_deltamem.serving.api.choice import Choice, collected
 from mlx_deltamem.serving.api.context import Context
-from mlx_deltamem.serving.api.errors import BadFieldError, JsonReply, error_body
+from mlx_deltamem.serving.api.errors import BadFieldError, JsonReply
 from mlx_deltamem.serving.api.logprobs import text_form
 from mlx_deltamem.serving.api.replies import Step, merged, unless_gone
 from mlx_deltamem.serving.api.reply_text import ReplyText
-from mlx_deltamem.serving.api.selection import Selection, done_headers, memory_headers, memory_usage, narrower, select
-from mlx_deltamem.serving.api.stream import DONE, EventStream, event
+from mlx_deltamem.serving.api.selection import Selection, done_headers, memory_usage, narrower, select
+from mlx_deltamem.serving.api.stream import DONE, chunk_stream, event
 from mlx_deltamem.serving.api.usage import known_tokens
 from mlx_deltamem.serving.exchange import Done, Mode, ReplyRequest
 
@@ -51,13 +51,7 @@ async def completions(context: Context, request: Request) -> Response:
     replies = [context.service.reply(each) for each in texts.requests]
     choices = [Choice(ReplyText(context.service.tokenizer, plain=True)) for _ in replies]
     if texts.asked.stream:
-        return EventStream(
-            _events(texts, choices, merged(replies)),
-            lambda error: event(error_body(request.scope["path"], error)) + DONE,
-            context.settings.keepalive,
-            context.settings.timeout,
-            memory_headers(texts.selection.memory),
-        )
+        return chunk_stream(context, request, _events(texts, choices, merged(replies)), texts.selection.memory)
     await unless_gone(request, collected(replies, choices), context.settings.timeout)
     whole = [
         _choice(texts, choice, index, texts.starts[index] + choice.text, choice.finish_reason)

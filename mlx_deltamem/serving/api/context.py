@@ -1,23 +1,15 @@
-"""What every endpoint gets: the engine, the settings, and the responses that are kept."""
+"""`Context`: the engine, the settings and the kept responses, which every endpoint gets."""
 
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from mlx_lm.tokenizer_utils import TokenizerWrapper
 from starlette.requests import Request
 from starlette.responses import Response
 
 from mlx_deltamem.serving.api.kept import KeptResponses
 from mlx_deltamem.serving.api.settings import Settings
 from mlx_deltamem.serving.service import Service
-
-
-class ApiService(Service, Protocol):
-    """A `Service` whose tokenizer is known. Reasoning and tool calls are found with the tokenizer's markers."""
-
-    tokenizer: TokenizerWrapper
 
 
 @dataclass(frozen=True)
@@ -31,7 +23,7 @@ class Context:
         started: The time at which the server started, in seconds since 1970.
     """
 
-    service: ApiService
+    service: Service
     settings: Settings
     kept: KeptResponses
     started: int = field(default_factory=lambda: int(time.time()))

@@ -33,7 +33,7 @@ _TAKEN_BY_TEMPLATE = ("chat_template", "tools", "documents", "tokenizer")
 
 @dataclass(frozen=True)
 class Asked:
-    """What a request asks of a reply, whatever its endpoint.
+    """The wishes of a request for its reply. They are the same for all endpoints.
 
     Attributes:
         sampling, max_tokens, stop, top_logprobs: As in `ReplyRequest`.

@@ -7,9 +7,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mlx_deltamem.serving.api.errors import error_reply, json_bytes
+from mlx_deltamem.serving.api.context import Context
+from mlx_deltamem.serving.api.errors import error_body, error_reply, json_bytes
 from mlx_deltamem.serving.api.failures import as_refused
 from mlx_deltamem.serving.api.replies import cancelled, left, too_slow
+from mlx_deltamem.serving.api.selection import memory_headers
 from mlx_deltamem.serving.exchange import RefusedError
 
 DONE = b"data: [DONE]\n\n"
@@ -26,6 +28,26 @@ def event(value: object, name: str = "") -> bytes:
     # JSON has no line breaks outside of its texts, where they are escaped.
     data = b"data: " + json_bytes(value) + b"\n\n"
     return f"event: {name}\n".encode() + data if name else data
+
+
+def chunk_stream(
+    context: Context, request: Request, events: AsyncGenerator[bytes, None], memory: str | None
+) -> "EventStream":
+    """The answer of OpenAI's completion endpoints that is a stream of chunks. An error ends it as its end does.
+
+    Args:
+        context: The server.
+        request: The request.
+        events: The chunks.
+        memory: The name of the memory, for the headers; None: a private one.
+    """
+    return EventStream(
+        events,
+        lambda error: event(error_body(request.scope["path"], error)) + DONE,
+        context.settings.keepalive,
+        context.settings.timeout,
+        memory_headers(memory),
+    )
 
 
 class EventStream(Response):

@@ -1,4 +1,4 @@
-"""The endpoints that show a memory: its turns, heat maps of its states, its drift, and what happens to it now."""
+"""The endpoints that show a memory: its turns, heat maps of its states, its drift, and its changes as they come."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
@@ -31,12 +31,12 @@ async def heat_map_image(context: Context, request: Request) -> Response:
 
 
 async def drift(context: Context, request: Request) -> Response:
-    """What each turn changed."""
+    """The change of the memory in each turn."""
     return JsonReply(await context.service.drift(named(request)))
 
 
 async def events(context: Context, request: Request) -> Response:
-    """What happens to a memory, as a stream of events."""
+    """The changes of a memory as they come, as a stream of events."""
     name = named(request)
     # An unknown memory is an answer with its status, not a stream.
     await context.service.memory(name)
