@@ -11,14 +11,16 @@ from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.options import DEFAULT_MODEL, add_model_options, history_option, load_model
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import user_path
-from mlx_deltamem.options.rule import COUNT, POSITIVE, REPLY_LENGTH, SHARE, TEMPERATURE, Rule
+from mlx_deltamem.options.rule import COUNT, POSITIVE, REPLY_LENGTH, SHARE, TEMPERATURE, Rule, shown
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, WRITES
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _KEY_VARIABLE = "MLX_DELTAMEM_API_KEY"
 _FIELDS = ("conversation", "metadata.memory", "prompt_cache_key", "user")
+_EACH_TURN = "turn"
 PORT = Rule(int, least=0, most=65_535)
+SECONDS = Rule(float, least=0.1, most=86_400)
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -59,6 +61,14 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--memory-bytes", type=POSITIVE, default=2 << 30, help="Memories and texts kept in RAM (default: 2 GiB)."
     )
     memory.add_argument(
+        "--durability",
+        type=_durability,
+        default=0.0,
+        metavar="turn|SECONDS",
+        help="When a turn is saved: before the end of its reply is sent (turn), or at most this much later "
+        f"(default: {_EACH_TURN}).",
+    )
+    memory.add_argument(
         "--replay-limit",
         type=COUNT,
         default=4096,
@@ -83,6 +93,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     reply.add_argument(
         "--grace", type=COUNT, default=10, help="Seconds for the replies under way when the server ends (default: 10)."
     )
+    reply.add_argument(
+        "--exit-on-stall",
+        type=SECONDS,
+        metavar="SECONDS",
+        help="End the server with exit code 1 if one step of the model takes longer than this (default: never).",
+    )
     return parser
 
 
@@ -105,6 +121,16 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model, tokenizer = load_model(args)
     serve(model, tokenizer, Path(args.model or DEFAULT_MODEL).name, key, args)
+
+
+def _durability(text: str) -> float:
+    """An argparse type: the seconds that a turn may wait for its file; 0: none."""
+    try:
+        return 0.0 if text == _EACH_TURN else float(str(SECONDS(text)))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"is {shown(text)}; expected {_EACH_TURN!r} or seconds, {SECONDS.expected}"
+        ) from None
 
 
 def _api_key(path: Path | None) -> str | None:

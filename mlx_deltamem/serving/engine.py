@@ -18,6 +18,7 @@ from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.metrics import Metrics
 from mlx_deltamem.serving.reply_job import ReplyJob
 from mlx_deltamem.serving.sampling import processors_of, sampler_of
+from mlx_deltamem.serving.saver import Saver
 from mlx_deltamem.serving.watching import Watch
 from mlx_deltamem.sessions.batch import BatchedReply, ReplyBatch
 from mlx_deltamem.sessions.place import turn_ids
@@ -44,6 +45,7 @@ class Engine:
         most: The largest number of replies at a time.
         longest_queue: The largest number of requests that wait.
         replay_limit: The largest number of tokens that run again after an edit below other chats.
+        save_after: As in `Saver`: the seconds that a turn may wait for its file.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class Engine:
         most: int = 32,
         longest_queue: int = 256,
         replay_limit: int = 4096,
+        save_after: float = 0.0,
     ):
         self.tokenizer = tokenizer
         self.memories = memories
         self.metrics = Metrics()
         self.is_accepting = True
+        self._saver = Saver(save_after)
         self._batch = ReplyBatch(model, tokenizer, most)
         self._longest_queue = longest_queue
         self._replay_limit = replay_limit
@@ -102,6 +106,11 @@ class Engine:
         return self._waiting
 
     @property
+    def unsaved(self) -> int:
+        """The number of memories with turns that are not on disk."""
+        return self._saver.unsaved
+
+    @property
     def stalled_seconds(self) -> float:
         """The seconds since the thread last began a round, while it has work; else 0."""
         return time.monotonic() - self._round_at if self._is_working else 0.0
@@ -140,10 +149,10 @@ class Engine:
 
     def _run(self) -> None:
         while True:
-            self._is_working = bool(self._jobs or self._ready)
             self._round_at = time.monotonic()
+            self._is_working = bool(self._jobs or self._ready)
             try:
-                work = self._inbox.get(block=not self._is_working)
+                work = self._inbox.get(block=not self._is_working, timeout=self._saver.seconds_left())
             except queue.Empty:
                 pass
             else:
@@ -152,17 +161,19 @@ class Engine:
                     # MLX aborts the process if a thread that has computed ends before it.
                     threading.Event().wait()
                     return
-                self._is_working = True
+                # In this order: the time in which nothing came is no stall.
                 self._round_at = time.monotonic()
+                self._is_working = True
                 self._do(work)
                 continue
             self._do(self._round)
 
     def _round(self) -> None:
-        """Begin what can begin, and generate a token of each reply."""
+        """Begin what can begin, generate a token of each reply, and save what has waited for it."""
         self._begin_ready()
         self._step()
         self._end_closed()
+        self._saver.save_due()
 
     def _do(self, work: Callable[[], None]) -> None:
         try:
@@ -304,6 +315,7 @@ class Engine:
         self._ready = []
         for row, job in list(self._jobs.items()):
             self._end(row, job, "length")
+        self._saver.save_all()
 
     def _end(self, row: BatchedReply, job: ReplyJob, reason: str) -> None:
         """End a reply at its last token."""
@@ -324,7 +336,7 @@ class Engine:
             if job.waiting_for is not None:
                 if job.note is not None and job.before is not None:
                     chat.history = job.before.history
-                memory.save()
+                self._saver.turned(memory)
             written = job.waiting_for is not None and chat.turns[-1].write != NONE
             turn = turn_ids(chat.turns, self.tokenizer.think_end)[-1] if job.waiting_for is not None else ""
             self.metrics.requests.labels(outcome="done").inc()
@@ -340,6 +352,8 @@ class Engine:
                     len(memory.chat.turns),
                     written,
                     job.note,
+                    memory.is_saved,
+                    row.tokens.stop_text,
                 )
             )
         except Exception as error:

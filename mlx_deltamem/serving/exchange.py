@@ -98,7 +98,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Done:
-    """The end of a reply. A memory that was written is saved before this is told.
+    """The end of a reply.
 
     Attributes:
         finish_reason: `stop` or `length`.
@@ -109,6 +109,8 @@ class Done:
         revision: The number of turns that the memory has now.
         written: Whether the turn was written into the memory.
         note: A remark for the client, for example that the chat's text did not fit; None if there is none.
+        saved: Whether all turns of the memory are in its file now. A private memory has none.
+        stop_text: The stop text that ended the reply, or None.
     """
 
     finish_reason: str
@@ -120,6 +122,8 @@ class Done:
     revision: int
     written: bool
     note: str | None = None
+    saved: bool = True
+    stop_text: str | None = None
 
 
 class RefusedError(Exception):

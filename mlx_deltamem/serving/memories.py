@@ -151,6 +151,7 @@ class Memories:
     def delete(self, memory: Memory) -> None:
         """Delete a memory and its file."""
         self._loaded.pop(memory.name or "", None)
+        memory.is_unsaved = False
         if memory.path is not None:
             memory.path.unlink(missing_ok=True)
 
@@ -192,7 +193,7 @@ class Memories:
         known = self._infos.get(name)
         if known is None or known[0] != written:
             info = Memory(name, self._load(self._path(name)), None).info()
-            known = self._infos[name] = written, replace(info, loaded=False)
+            known = self._infos[name] = written, replace(info, loaded=False, saved=True)
         return known[1]
 
     def new_chat(self) -> ChatSession:

@@ -23,6 +23,7 @@ class Memory:
 
     Attributes:
         is_busy: Whether a turn that changes it is under way.
+        is_unsaved: Whether it has turns that are not in its file. Only `Saver` lets that be.
         waiting: The work that begins when it is free, in order.
         last_used: When it was used last, as a count of uses of all memories.
         listeners: Called with each event of the memory.
@@ -33,6 +34,7 @@ class Memory:
         self.chat = chat
         self.path = path
         self.is_busy = False
+        self.is_unsaved = False
         self.waiting: deque[Callable[[], None]] = deque()
         self.last_used = 0
         self.listeners: list[Callable[[Event], None]] = []
@@ -46,8 +48,8 @@ class Memory:
 
     @property
     def is_in_use(self) -> bool:
-        """Whether the memory has to stay in RAM: a turn is under way or waits, or a client watches."""
-        return self.is_busy or bool(self.waiting or self.listeners)
+        """Whether the memory has to stay in RAM: a turn is under way, waits or is not saved, or a client watches."""
+        return self.is_busy or self.is_unsaved or bool(self.waiting or self.listeners)
 
     @property
     def nbytes(self) -> int:
@@ -68,6 +70,11 @@ class Memory:
                 412, "revision_mismatch", f"the memory has revision {self.revision}, not {match}; read it again first"
             )
 
+    @property
+    def is_saved(self) -> bool:
+        """Whether all turns are in the file. A private memory has none."""
+        return self.path is not None and not self.is_unsaved
+
     def save(self) -> None:
         """Save the memory to its file; a private memory has none.
 
@@ -82,6 +89,7 @@ class Memory:
             raise RefusedError(409, "memory_changed", f"memory {self.name} was not saved: {error}") from None
         except OSError as error:
             raise RefusedError(507, "storage", f"memory {self.name} was not saved: {error}") from None
+        self.is_unsaved = False
 
     def changed(self, turn: str = "") -> None:
         """Tell those who watch the memory that its turns have changed.
@@ -105,6 +113,7 @@ class Memory:
             history=chat.history,
             write=chat.write,
             loaded=True,
+            saved=self.is_saved,
         )
 
     def turn_infos(self, think_end: str | None) -> list[TurnInfo]:

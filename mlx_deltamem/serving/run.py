@@ -14,6 +14,7 @@ from mlx_deltamem.serving.api.settings import MEMORY_HEADERS, Settings
 from mlx_deltamem.serving.engine import Engine
 from mlx_deltamem.serving.local import LocalService
 from mlx_deltamem.serving.memories import Memories
+from mlx_deltamem.serving.watchdog import watch
 
 
 class _Server(uvicorn.Server):
@@ -60,10 +61,10 @@ def serve(
 
     Raises:
         ValueError: Another server uses the folder of memories, or the port is taken.
-        OSError: The folder cannot be written.
+        OSError: The folder cannot be written, or a memory could not be saved at the end.
     """
     memories = Memories(model, tokenizer, args.memories, args.history, args.write, args.memory_bytes)
-    engine = Engine(model, tokenizer, memories, args.max_batch, args.queue, args.replay_limit)
+    engine = Engine(model, tokenizer, memories, args.max_batch, args.queue, args.replay_limit, args.durability)
     hosts = ("*",) if args.host in ("0.0.0.0", "::") and not args.allowed_host else tuple(args.allowed_host)
     settings = Settings(
         api_key=key,
@@ -77,7 +78,8 @@ def serve(
         top_k=args.top_k,
         min_p=args.min_p,
     )
-    app = make_app(LocalService(engine, model_name), settings)
+    service = LocalService(engine, model_name)
+    app = make_app(service, settings)
     config = uvicorn.Config(
         app,
         host=args.host,
@@ -90,9 +92,15 @@ def serve(
     )
     server = _Server(config, engine)
     engine.start()
+    if args.exit_on_stall is not None:
+        watch(engine, args.exit_on_stall, service.fail_all)
     try:
         server.run()
     except SystemExit:
         raise ValueError(f"cannot listen on {args.host}:{args.port}; is the port taken? name another --port") from None
     finally:
         engine.stop(args.grace)
+    if engine.unsaved:
+        raise OSError(
+            f"{engine.unsaved} memories could not be saved at the end, and their last turns are lost; is the disk full?"
+        )

@@ -115,6 +115,11 @@ class ReplyTokens:
         return self._stopped_text is not None
 
     @property
+    def stop_text(self) -> str | None:
+        """The stop text that ended the reply, or None."""
+        return self._stops.found
+
+    @property
     def text(self) -> str:
         """The text of the reply, without special tokens and without the stop text."""
         if self._stopped_text is not None:
@@ -134,7 +139,7 @@ class ReplyTokens:
             self.ids.append(response.token)
         shown = self._stops.shown(response.text, is_last=response.finish_reason is not None)
         self._shown += shown
-        if self._stops.is_found:
+        if self._stops.found is not None:
             self._stopped_text = self._shown
             return replace(response, text=shown, finish_reason="stop")
         return replace(response, text=shown)
@@ -225,16 +230,18 @@ def logits_of(turn: Turn) -> mx.array:
 
 
 class _TextMachine(Protocol):
-    """The methods of mlx-lm's `TextStateMachine` that are used here, with types. A state ends in None at a match."""
+    """The methods of mlx-lm's `TextStateMachine` that are used here, with types."""
 
     def make_state(self) -> object: ...
 
-    def step(self, state: object, text: str) -> tuple[object, str, str | None]: ...
+    def split(self, state: object, text: str) -> tuple[object, list[tuple[str, str]]]: ...
 
-    def flush(self, state: object) -> tuple[object, str, str | None]: ...
+    def flush(self, state: object) -> tuple[object, str, str]: ...
 
 
-_new_machine = cast(Callable[[Mapping[str, Sequence[tuple[str, None]]]], _TextMachine], TextStateMachine)
+_new_machine = cast(Callable[[Mapping[str, Sequence[tuple[str, str]]]], _TextMachine], TextStateMachine)
+# The state before a stop text. The others are numbers.
+_NORMAL = "normal"
 
 
 class _StopTexts:
@@ -244,19 +251,24 @@ class _StopTexts:
         texts: The stop texts.
 
     Attributes:
-        is_found: Whether one of them was found.
+        found: The text that was found, or None.
     """
 
     def __init__(self, texts: Sequence[str]):
-        self.is_found = False
-        self._machine = _new_machine({"normal": [(text, None) for text in texts]})
+        self.found: str | None = None
+        self._texts = texts
+        # A state for each text says which one was found.
+        ends: dict[str, list[tuple[str, str]]] = {str(index): [] for index in range(len(texts))}
+        self._machine = _new_machine({_NORMAL: list(zip(texts, ends, strict=True)), **ends})
         self._state = self._machine.make_state()
 
     def shown(self, text: str, is_last: bool) -> str:
         """The text that can be shown after this much more of the reply. `is_last`: nothing more follows."""
-        self._state, shown, place = self._machine.step(self._state, text)
-        self.is_found = place is None
-        if is_last and not self.is_found:
+        self._state, segments = self._machine.split(self._state, text)
+        shown, place = "".join(part for state, part in segments if state == _NORMAL), segments[-1][0]
+        if place != _NORMAL:
+            self.found = self._texts[int(place)]
+        elif is_last:
             self._state, rest, _ = self._machine.flush(self._state)
             shown += rest
         return shown

@@ -181,6 +181,16 @@ def test_a_seed_is_the_requests_own(running):
     assert other != alone
 
 
+def test_the_stop_text_that_ended_a_reply_is_told(running):
+    server = running()
+    whole, done = server.ask("Hello there.", mode=OFF, max_tokens=12)
+    assert done.stop_text is None
+    texts = (whole[8:10], whole[3:5])
+    for memory in ("anna", None):
+        text, done = server.ask("Hello there.", memory=memory, max_tokens=12, stop=texts)
+        assert (text, done.finish_reason, done.stop_text) == (whole[: whole.index(texts[1])], "stop", texts[1])
+
+
 def test_a_client_that_leaves_ends_the_turn_there(running):
     server = running()
     server.run(server.asking("Hello there.", memory="anna", max_tokens=400, leave_after=2))

@@ -175,13 +175,14 @@ def test_stop_texts_and_samplers_of_each_reply():
     chats, alone = [new_chat() for _ in range(3)], [new_chat() for _ in range(3)]
     reply = new_chat().send(TEXTS[0], 12)
     stop = reply[3:5]
-    first, _ = batch.begin(chats[0], chats[0].new_turn(TEXTS[0]), ReplySettings(12, stop=stop))
-    batch.begin(chats[1], chats[1].new_turn(TEXTS[0]), ReplySettings(12))
+    first, _ = batch.begin(chats[0], chats[0].new_turn(TEXTS[0]), ReplySettings(12, stop=["\x00", stop]))
+    second, _ = batch.begin(chats[1], chats[1].new_turn(TEXTS[0]), ReplySettings(12))
     mx.random.seed(1)
     batch.begin(chats[2], chats[2].new_turn(TEXTS[0]), ReplySettings(12, sampler=make_sampler(temp=1.0)))
     while len(batch):
         batch.step()
     assert first.tokens.is_stopped
+    assert (first.tokens.stop_text, second.tokens.stop_text) == (stop, None)
     alone[0].send(TEXTS[0], 12, stop=stop)
     alone[1].send(TEXTS[0], 12)
     for chat, other in zip(chats[:2], alone[:2], strict=True):

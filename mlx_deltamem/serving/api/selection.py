@@ -114,7 +114,13 @@ def done_headers(done: Done) -> dict[str, str]:
 
 def memory_usage(done: Done) -> Mapping[str, object]:
     """The object `usage.memory` of an answer."""
-    usage = {"name": done.memory, "revision": done.revision, "written": done.written, "turn": done.turn}
+    usage = {
+        "name": done.memory,
+        "revision": done.revision,
+        "written": done.written,
+        "saved": done.saved,
+        "turn": done.turn,
+    }
     return {**usage, "note": done.note} if done.note else usage
 
 
