@@ -183,7 +183,7 @@ def test_a_seed_is_the_requests_own(running):
 
 def test_the_stop_text_that_ended_a_reply_is_told(running):
     server = running()
-    whole, done = server.ask("Hello there.", mode=OFF, max_tokens=12)
+    whole, done = server.ask("Hello there.", memory="whole", max_tokens=12)
     assert done.stop_text is None
     texts = (whole[8:10], whole[3:5])
     for memory in ("anna", None):
