@@ -12,7 +12,7 @@ from mlx_lm.generate import GenerationResponse
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.asking import find_private, prepare, text_turn
-from mlx_deltamem.serving.exchange import Done, Mode, RefusedError, refusal
+from mlx_deltamem.serving.exchange import Done, Mode, RefusedError, ReplyRequest, refusal
 from mlx_deltamem.serving.memories import Memories
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.metrics import Metrics
@@ -79,6 +79,16 @@ class Engine:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way or waits."""
+        return not (self._jobs or self._waiting or self._is_working)
+
+    def cut(self) -> None:
+        """End all replies at their last token, and refuse what waits. Any thread may call it."""
+        self.is_accepting = False
+        self._inbox.put(self._end_all)
+
     def stop(self, grace: float) -> None:
         """Take no more requests, wait for those under way, and end the thread.
 
@@ -87,9 +97,9 @@ class Engine:
         """
         self.is_accepting = False
         end = time.monotonic() + grace
-        while (self._jobs or self._waiting) and time.monotonic() < end and self._thread.is_alive():
+        while not self.is_idle and time.monotonic() < end and self._thread.is_alive():
             time.sleep(0.02)
-        self._inbox.put(self._end_all)
+        self.cut()
         self._inbox.put(None)
         if self._thread.is_alive():
             self._ended.wait()
@@ -191,11 +201,16 @@ class Engine:
             job.fail(error)
             return
         job.memory = memory
-        changes = job.request.text is None and (job.request.mode is Mode.WRITE or memory.name is None)
-        if changes:
+        if self._changes(job.request, memory):
             self._queue(job, memory)
         else:
             self._ready.append(job)
+
+    def _changes(self, request: ReplyRequest, memory: Memory) -> bool:
+        """Whether the turn of a request is added to its memory. A private memory that writes nothing has its chat."""
+        if request.text is not None:
+            return False
+        return request.mode is Mode.WRITE or (memory.name is None and request.goes_on and memory.chat.write == NONE)
 
     def _queue(self, job: ReplyJob, memory: Memory) -> None:
         if memory.is_busy:
@@ -212,13 +227,19 @@ class Engine:
         if request.text is not None:
             return Memory(None, self.memories.new_chat(), None)
         writes = None if request.mode is Mode.WRITE else NONE
-        known = [memory for memory in self.memories.private() if (memory.chat.write == NONE) == (writes == NONE)]
+        known = [
+            memory
+            for memory in self.memories.private()
+            if request.mode is Mode.READ or (memory.chat.write == NONE) == (writes == NONE)
+        ]
         found = find_private(known, request, self.tokenizer.think_end)
         if found is not None:
             self.memories.used(found)
             return found
         if request.continues is not None:
             raise RefusedError(404, "turn_not_found", f"there is no turn {request.continues}")
+        if not request.goes_on:
+            return Memory(None, self.memories.new_chat(), None)
         return self.memories.new_private(writes)
 
     def _begin_ready(self) -> None:
@@ -240,20 +261,23 @@ class Engine:
         request, memory = job.request, job.memory
         if memory is None:
             raise RuntimeError("the request has no memory")
-        chat = memory.chat if job.waiting_for is not None else memory.chat.fork()
-        job.chat = chat
-        if job.waiting_for is not None:
-            job.before = chat.state.snapshot()
+        if job.waiting_for is None:
+            job.reader = memory.reader(request)
+        job.chat = chat = memory.chat if job.reader is None else job.reader.chat
+        job.before = chat.state.snapshot()
+        if job.reader is None:
+            memory.settled = job.before
+        ran = 0 if job.reader is None else job.reader.tokens
         if request.text is not None:
             turn = text_turn(self.tokenizer, request.text)
             chat.state.enter(turn.conversation)
         else:
             prepared = prepare(chat, request, self._replay_limit)
-            turn, job.note = prepared.turn, prepared.note
+            turn, job.note, ran = prepared.turn, prepared.note, ran + prepared.tokens
         earlier = said_turns(chat.turns, turn.conversation)
         known = sum(each.length for each in earlier) if chat.state.keeps_text else 0
         job.prompt_tokens = known + len(turn.opening.ids)
-        job.read_tokens = job.prompt_tokens - (known if chat.state.cache is not None else 0)
+        job.read_tokens = job.prompt_tokens - (known if chat.state.cache is not None else 0) + ran
         settings = ReplySettings(
             request.max_tokens,
             request.stop,
@@ -264,7 +288,7 @@ class Engine:
         )
         if memory.listeners and job.waiting_for is not None:
             job.watch = Watch(memory.listeners)
-        row, response = self._batch.begin(chat, turn, settings, job.waiting_for is not None, job.watch)
+        row, response = self._batch.begin(chat, turn, settings, job.is_kept, job.watch)
         job.row = row
         self._jobs[row] = job
         self.metrics.prompt_tokens.inc(job.read_tokens)
@@ -308,13 +332,15 @@ class Engine:
                 self._end(row, job, "stop")
 
     def _end_all(self) -> None:
-        for job in self._ready:
-            self._waiting -= 1
-            self._free(job)
-            job.fail(RefusedError(503, "ending", "the server is ending; try again later"))
-        self._ready = []
-        for row, job in list(self._jobs.items()):
-            self._end(row, job, "length")
+        # A reply that ends lets the next request for its memory begin.
+        while self._ready or self._jobs:
+            ready, self._ready = self._ready, []
+            for job in ready:
+                self._waiting -= 1
+                self._free(job)
+                job.fail(RefusedError(503, "ending", "the server is ending; try again later"))
+            for row, job in list(self._jobs.items()):
+                self._end(row, job, "length")
         self._saver.save_all()
 
     def _end(self, row: BatchedReply, job: ReplyJob, reason: str) -> None:
@@ -338,9 +364,12 @@ class Engine:
                     chat.history = job.before.history
                 self._saver.turned(memory)
             written = job.waiting_for is not None and chat.turns[-1].write != NONE
-            turn = turn_ids(chat.turns, self.tokenizer.think_end)[-1] if job.waiting_for is not None else ""
+            turn = turn_ids(chat.turns, self.tokenizer.think_end)[-1] if job.is_kept else ""
             self.metrics.requests.labels(outcome="done").inc()
-            memory.changed(turn)
+            if job.waiting_for is not None:
+                memory.changed(turn)
+            elif job.reader is not None and job.is_kept:
+                memory.readers.put_back(job.reader)
             job.outlet.put(
                 Done(
                     reason,
@@ -366,6 +395,8 @@ class Engine:
         self.metrics.requests.labels(outcome="failed").inc()
         if job.before is not None and job.chat is not None:
             job.chat.state.restore(job.before)
+            if job.memory is not None and job.reader is not None:
+                job.memory.readers.put_back(job.reader)
         self._free(job)
         job.fail(refusal(error))
 
@@ -374,6 +405,6 @@ class Engine:
         memory, job.waiting_for = job.waiting_for, None
         if memory is None:
             return
-        memory.is_busy = False
+        memory.is_busy, memory.settled = False, None
         while memory.waiting and not memory.is_busy:
             self._do(memory.waiting.popleft())

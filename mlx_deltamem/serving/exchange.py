@@ -51,6 +51,7 @@ class ReplyRequest:
         continues: The id of the turn that the messages follow (`Done.turn`); None: the messages say it.
         tools: Tools in OpenAI's form; None: none.
         template_options: Further variables of the chat template.
+        goes_on: Whether the chat may go on from the reply. If not, and the memory is only read, nothing of it is kept.
         text: A plain text to continue without a chat template, in place of messages. The memory is then only read.
         max_tokens: The longest reply, in tokens; -1: no limit.
         stop: Texts that end the reply.
@@ -65,6 +66,7 @@ class ReplyRequest:
     continues: str | None = None
     tools: tuple[Mapping[str, object], ...] | None = None
     template_options: Mapping[str, object] = field(default_factory=dict)
+    goes_on: bool = True
     text: str | None = None
     max_tokens: int = 512
     stop: tuple[str, ...] = ()

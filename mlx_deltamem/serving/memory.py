@@ -6,11 +6,13 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from mlx_deltamem.serving.exchange import RefusedError
+from mlx_deltamem.serving.exchange import RefusedError, ReplyRequest
+from mlx_deltamem.serving.readers import Reader, Readers
 from mlx_deltamem.serving.service import MemoryInfo, TurnInfo
 from mlx_deltamem.serving.watching import Event
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.state import Snapshot
 
 
 class Memory:
@@ -27,6 +29,8 @@ class Memory:
         waiting: The work that begins when it is free, in order.
         last_used: When it was used last, as a count of uses of all memories.
         listeners: Called with each event of the memory.
+        settled: The memory before the turn that is under way; None if none has begun.
+        readers: Copies for chats that only read it.
     """
 
     def __init__(self, name: str | None, chat: ChatSession, path: Path | None):
@@ -38,6 +42,8 @@ class Memory:
         self.waiting: deque[Callable[[], None]] = deque()
         self.last_used = 0
         self.listeners: list[Callable[[Event], None]] = []
+        self.settled: Snapshot | None = None
+        self.readers = Readers()
 
     @property
     def revision(self) -> str:
@@ -53,11 +59,11 @@ class Memory:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the states and of the keys and values that are kept."""
+        """The bytes of the states and of the keys and values that are kept, those of its copies among them."""
         state = self.chat.state
         kept = sum(entry.nbytes for entry in state.cache or ())
         places = sum(place is not None for turn in state.turns for place in (turn.before, turn.between))
-        return kept + (places + 1) * sum(each.nbytes for each in state.states)
+        return kept + self.readers.nbytes + (places + 1) * sum(each.nbytes for each in state.states)
 
     def check(self, match: str | None) -> None:
         """Check that the memory has a revision.
@@ -69,6 +75,11 @@ class Memory:
             raise RefusedError(
                 412, "revision_mismatch", f"the memory has revision {self.revision}, not {match}; read it again first"
             )
+
+    def reader(self, request: ReplyRequest) -> Reader:
+        """A copy for a request that only reads the memory, also while a turn is under way."""
+        now = self.chat.state.snapshot() if self.settled is None else self.settled
+        return self.readers.take(self.chat, now, request)
 
     @property
     def is_saved(self) -> bool:

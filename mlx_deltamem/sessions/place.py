@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.turn import Turn, said_turns
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,22 @@ def turn_ids(turns: Iterable[Turn], think_end: str | None = None) -> list[str]:
         latest[turn.conversation] = _id(latest.get(turn.conversation, ""), turn.messages, reply, think_end)
         ids.append(latest[turn.conversation])
     return ids
+
+
+def place_of_turn(turns: Sequence[Turn], name: str, think_end: str | None = None) -> Place | None:
+    """The place after the turn with an id; None if there is no such turn.
+
+    Args:
+        turns: All turns of a chat.
+        name: The id.
+        think_end: As for `turn_ids`.
+    """
+    ids = turn_ids(turns, think_end)
+    if name not in ids:
+        return None
+    index = ids.index(name)
+    conversation = turns[index].conversation
+    return Place(conversation, len(said_turns(turns[: index + 1], conversation)))
 
 
 def find_place(

@@ -35,7 +35,7 @@ from mlx_deltamem.sessions.reply import GenerateOptions, RegenerateOptions, Repl
 from mlx_deltamem.sessions.replying import reply_again, reply_to
 from mlx_deltamem.sessions.saving import load_foreign, load_stored, stored_chat
 from mlx_deltamem.sessions.segments import Segments
-from mlx_deltamem.sessions.state import ChatState, Progression
+from mlx_deltamem.sessions.state import ChatState, Progression, Snapshot
 from mlx_deltamem.sessions.stored.file import read_chat, write_chat
 from mlx_deltamem.sessions.template import ChatTemplate
 from mlx_deltamem.sessions.template_options import DEFAULTS, parse_tools
@@ -419,6 +419,15 @@ class ChatSession:
         self._state.check_idle()
         other = copy.copy(self)
         other._state, other._files = self._state.fork(), {}
+        return other
+
+    def fork_at(self, snapshot: Snapshot) -> "ChatSession":
+        """A second chat that goes on from a snapshot of this one's `state`; also while a reply is being generated.
+
+        The text runs again unless this chat is at the snapshot and no reply is being generated.
+        """
+        other = copy.copy(self)
+        other._state, other._files = self._state.fork_at(snapshot), {}
         return other
 
     def take_over(self, other: "ChatSession") -> None:
