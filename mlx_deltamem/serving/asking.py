@@ -116,7 +116,7 @@ def _new_turn(chat: ChatSession, question: Asked, write: str | None) -> tuple[Tu
 
 
 def _has_turn(memory: Memory, name: str, think_end: str | None) -> bool:
-    return name in turn_ids(memory.chat.turns, think_end) or memory.readers.knows(name, think_end)
+    return name in turn_ids(memory.chat.turns, think_end) or memory.readers.knows(name)
 
 
 def _place(chat: ChatSession, request: ReplyRequest, question: Asked, think_end: str | None) -> Place | None:

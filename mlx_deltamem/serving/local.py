@@ -8,6 +8,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.engine import Engine
 from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, refusal
+from mlx_deltamem.serving.memories import DAMAGED
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.reply_job import Outlet, ReplyJob
 from mlx_deltamem.serving.service import Health, MemoryInfo, TurnInfo
@@ -77,13 +78,18 @@ class LocalService:
         return await self._changed(name, match, change)
 
     async def delete(self, name: str, match: str | None) -> None:
-        """Delete a memory and its file."""
+        """Delete a memory and its file. A damaged file can be deleted too."""
 
         def delete(memory: Memory) -> None:
             memory.check(match)
             self._engine.memories.delete(memory)
 
-        await self._on(name, delete)
+        try:
+            await self._on(name, delete)
+        except RefusedError as error:
+            if error.code != DAMAGED or match is not None:
+                raise
+            await self._in_engine(lambda: self._engine.memories.delete_damaged(name))
 
     async def fork(self, name: str, new: str) -> MemoryInfo:
         """Copy a memory under a new name."""

@@ -1,11 +1,11 @@
 """`Readers`: copies of a memory for chats that only read it, so that their earlier turns do not run again."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from mlx_deltamem.serving.exchange import ReplyRequest
 from mlx_deltamem.sessions import running
-from mlx_deltamem.sessions.place import Place, asked, find_place, place_of_turn
+from mlx_deltamem.sessions.place import Place, asked, deepest, path_ids, places
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.state import Snapshot
 from mlx_deltamem.sessions.turn import Turn, are_same_runs, said_turns
@@ -38,6 +38,11 @@ class Reader:
         """Whether the copy has all turns of the memory. A request may have edited one of them in the copy."""
         return are_same_runs(self.chat.turns[: len(self.base.turns)], self.base.turns)
 
+    @cached_property
+    def places(self) -> dict[str, Place]:
+        """As from `mlx_deltamem.sessions.place.places`. A copy that is kept does not change."""
+        return places(self.chat.turns, self.chat.tokenizer.think_end)
+
     @property
     def nbytes(self) -> int:
         """The bytes of its keys and values."""
@@ -56,9 +61,9 @@ class Readers:
         self._readers: list[Reader] = []
         self.nbytes = 0
 
-    def knows(self, turn: str, think_end: str | None) -> bool:
+    def knows(self, turn: str) -> bool:
         """Whether a copy has the turn with an id."""
-        return any(place_of_turn(reader.chat.turns, turn, think_end) for reader in self._readers)
+        return any(turn in reader.places for reader in self._readers)
 
     def take(self, chat: ChatSession, now: Snapshot, request: ReplyRequest) -> Reader:
         """A copy of the memory for a request, which goes on with what an earlier request has read.
@@ -70,15 +75,10 @@ class Readers:
             now: The memory before that turn.
             request: The request.
         """
-        think_end: str | None = chat.tokenizer.think_end
-        best, depth = None, _depth(_place(now.turns, request, think_end))
-        for reader in self._readers:
-            place = _place(reader.chat.turns, request, think_end)
-            if place is not None and place.turns > depth:
-                best, depth = (reader, place), place.turns
-        if best is None:
+        found = self._deepest(chat, now, request) if self._readers and request.text is None else None
+        if found is None:
             return Reader(now, chat.fork_at(now))
-        reader, place = best
+        reader, place = found
         if reader.base.has_same_memory(now):
             if len(said_turns(reader.chat.turns, place.conversation)) > place.turns:
                 # Another reply, or an edited message. The copy may go on from its end too.
@@ -103,18 +103,22 @@ class Readers:
         while len(self._readers) > _MOST or self.nbytes > _MOST_BYTES:
             self._remove(self._readers[-1])
 
+    def _deepest(self, chat: ChatSession, now: Snapshot, request: ReplyRequest) -> tuple[Reader, Place] | None:
+        """The copy that knows most of a request's chat, with the place; None if the memory knows as much itself."""
+        think_end: str | None = chat.tokenizer.think_end
+        own = places(now.turns, think_end)
+        if request.continues is not None:
+            name = request.continues
+            knowing = (reader for reader in self._readers if name in reader.places)
+            return next(((reader, reader.places[name]) for reader in knowing if name not in own), None)
+        path = path_ids(asked(request.messages).earlier, think_end)
+        place, best = deepest(own, path), None
+        for reader in self._readers:
+            there = deepest(reader.places, path)
+            if there is not None and (place is None or there.turns > place.turns):
+                place, best = there, reader
+        return None if best is None or place is None else (best, place)
+
     def _remove(self, reader: Reader) -> None:
         self._readers = [each for each in self._readers if each is not reader]
         self.nbytes = sum(each.nbytes for each in self._readers)
-
-
-def _place(turns: Sequence[Turn], request: ReplyRequest, think_end: str | None) -> Place | None:
-    if request.continues is not None:
-        return place_of_turn(turns, request.continues, think_end)
-    if request.text is not None:
-        return None
-    return find_place(turns, asked(request.messages).earlier, think_end)
-
-
-def _depth(place: Place | None) -> int:
-    return 0 if place is None else place.turns

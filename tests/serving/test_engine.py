@@ -247,6 +247,48 @@ def test_a_damaged_file_is_refused_and_the_others_go_on(running, tmp_path):
     assert [info.name for info in server.run(server.service.memories())[0]] == ["good"]
 
 
+def test_a_damaged_memory_can_be_replaced_and_deleted(running, tmp_path, monkeypatch):
+    server, folder = running(), tmp_path / "memories"
+    run, service = server.run, server.service
+    server.ask("My word is jade.", memory="anna")
+    [content] = run(service.exported("anna"))
+    for name in ("bad", "worse"):
+        (folder / f"{name}.safetensors").write_bytes(b"nothing")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mlx_deltamem.sessions.session.write_chat", full)
+        with pytest.raises(RefusedError, match="No space left"):
+            run(service.imported("bad", content))
+    assert (folder / "bad.safetensors").read_bytes() == b"nothing"
+    [info] = run(service.imported("bad", content))
+    assert info.turns == 1
+    assert same_memory(chat_of(server, "bad"), chat_of(server, "anna"), 0)
+    with pytest.raises(RefusedError, match="cannot be used"):
+        run(service.delete("worse", "a revision"))
+    run(service.delete("worse", None))
+    assert {path.name for path in folder.iterdir()} == {".lock", "anna.safetensors", "bad.safetensors"}
+
+
+def test_an_import_that_cannot_be_saved_changes_nothing(running, monkeypatch):
+    server = running()
+    run, service = server.run, server.service
+    server.ask("My word is jade.", memory="anna")
+    server.ask("Hello there.", memory="ben")
+    [content], memory = run(service.exported("ben")), chat_of(server, "anna").memory
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlx_deltamem.sessions.session.write_chat", full)
+    with pytest.raises(RefusedError, match="No space left"):
+        run(service.imported("anna", content))
+    assert chat_of(server, "anna").turns[0].messages[0]["content"] == "My word is jade."
+    assert all((chat_of(server, "anna").memory[layer] == state).all() for layer, state in memory.items())
+
+
 def test_a_disk_that_is_full(running, monkeypatch):
     server = running()
     server.ask("Hello.", memory="anna")

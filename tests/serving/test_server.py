@@ -286,3 +286,35 @@ def test_a_wrong_durability_is_refused(given):
     )
     assert ended.returncode == 2
     assert "expected 'turn' or seconds, a number from 0.1 to 86,400" in ended.stderr
+
+
+def test_new_requests_are_refused_while_the_last_replies_end(tmp_path):
+    server = Server(tmp_path / "memories", "--grace", "3")
+    connection = server.connect()
+    banned = dict.fromkeys(map(str, loaded()[1].eos_token_ids), -100)
+    body = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": -1, "stream": True, "logit_bias": banned}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"X-Deltamem-Memory": "anna"})
+    stream = connection.getresponse()
+    assert stream.read(100)
+    # It waits for the turn under way, and is refused when that is cut.
+    waiting: list[tuple[int, dict]] = []
+    other = threading.Thread(target=lambda: waiting.append(server.say("And you?", "anna")))
+    other.start()
+    while server.ask("GET", "/health")[1]["waiting"] == 0:
+        time.sleep(0.05)
+    server.process.send_signal(signal.SIGTERM)
+    while server.ask("GET", "/health")[1]["status"] != "ending":
+        time.sleep(0.05)
+    refused = server.connect()
+    refused.request("POST", "/v1/chat/completions", json.dumps({**body, "stream": False}))
+    answer = refused.getresponse()
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+    assert json.loads(answer.read())["error"]["code"] == "ending"
+    refused.close()
+    end = stream.read().decode()
+    assert end.endswith("data: [DONE]\n\n") and '"finish_reason":"length"' in end
+    other.join()
+    assert waiting[0][0] == 503
+    assert server.process.wait(30) == 0
+    assert len(ChatSession.load(*loaded(), tmp_path / "memories" / "anna.safetensors").turns) == 1
+    server.end()
