@@ -4,10 +4,10 @@ mlx-lm's `BatchGenerator` runs the model. The memory is one more entry in the pr
 mark that says whether the row is written. So mlx-lm merges and splits both with the keys and values.
 """
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeAlias, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,6 +26,7 @@ from mlx_deltamem.sessions.replying import end_turn
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.together import can_run_together
 from mlx_deltamem.sessions.turn import Turn
 
 # mlx-lm's batches need a number of tokens. This one is more than any window.
@@ -33,43 +34,67 @@ _NO_LIMIT = 2**31
 _BATCHED_OPTIONS = {"logits_processors"}
 
 
-@dataclass(eq=False)
-class BatchedReply:
-    """A reply that is being generated.
+@dataclass(frozen=True, eq=False)
+class NewReply:
+    """A reply that is to be generated.
 
     Attributes:
-        chat: The chat.
-        turn: The turn, with its messages read.
+        chat: A chat with the batch's model.
+        turn: The turn, as from `ChatSession.new_turn`.
         settings: How to generate.
-        tokens: The tokens so far, and their text.
-        uid: The number of the row in mlx-lm's batch; None: it is not in the batch.
-        alone: Generates a reply that cannot be in a batch.
-        kept: The number of tokens of the reply that the chat's own cache holds.
-        becomes_turn: Whether the turn is added to the chat when the reply ends. If not, the chat is thrown away then.
-        observe: Called as `observing` does, for each token of the reply; or None.
-        failure: The error that ended a reply beside the batch, or None.
-        is_ended: Whether the reply has ended.
+        becomes_turn: Whether the turn is added to the chat when the reply ends. If not, only the reply is wanted, and
+            the chat cannot be used any more.
+        observe: Called as `observing` does, for each token of the reply; or None. The reply then runs beside the batch,
+            and `chat.state.filled_cache` has its memory.
     """
 
     chat: ChatSession
     turn: Turn
     settings: ReplySettings
+    becomes_turn: bool = True
+    observe: Observer | None = None
+
+
+@dataclass(eq=False)
+class BatchedReply:
+    """A reply that is being generated.
+
+    Attributes:
+        new: The reply as it was asked for.
+        turn: The turn, with its messages read.
+        tokens: The tokens so far, and their text.
+        uid: The number of the row in mlx-lm's batch; None: it is not in the batch.
+        alone: Generates a reply that cannot be in a batch.
+        kept: The number of tokens of the reply that the chat's own cache holds.
+        failure: The error that ended a reply beside the batch, or None.
+        is_ended: Whether the reply has ended.
+    """
+
+    new: NewReply
+    turn: Turn
     tokens: ReplyTokens
     uid: int | None = None
     alone: Iterator[GenerationResponse] | None = None
     kept: int = 0
-    becomes_turn: bool = True
-    observe: Observer | None = None
     failure: Exception | None = None
     is_ended: bool = False
 
     def __post_init__(self) -> None:
-        self.detokenizer = self.chat.tokenizer.detokenizer
+        self.detokenizer = self.new.chat.tokenizer.detokenizer
 
     @property
     def state(self) -> ChatState:
         """The state of the chat."""
-        return self.chat.state
+        return self.new.chat.state
+
+    @property
+    def settings(self) -> ReplySettings:
+        """How to generate."""
+        return self.new.settings
+
+
+# A reply and its first response. The response is None if the first one comes from `ReplyBatch.step`.
+Begun: TypeAlias = tuple[BatchedReply, GenerationResponse | None]
 
 
 class ReplyBatch:
@@ -96,49 +121,85 @@ class ReplyBatch:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def begin(
-        self,
-        chat: ChatSession,
-        turn: Turn,
-        settings: ReplySettings,
-        becomes_turn: bool = True,
-        observe: Observer | None = None,
-    ) -> tuple[BatchedReply, GenerationResponse | None]:
+    def begin(self, new: NewReply) -> Begun:
         """Read the messages of a turn, and choose the first token of the reply.
 
-        Args:
-            chat: A chat with the batch's model.
-            turn: The turn, as from `ChatSession.new_turn`.
-            settings: How to generate.
-            becomes_turn: Whether the turn is added to the chat when the reply ends. If not, only the reply is wanted,
-                and the chat cannot be used any more.
-            observe: Called as `observing` does, for each token of the reply. The reply then runs beside the batch, and
-                `chat.state.filled_cache` has its memory.
-
         Returns:
-            The reply and its first response. The response is None if the first one comes from `step`.
+            The reply and its first response.
 
         Raises:
             ValueError: A reply of the chat is under way, the batch is full, or the messages do not fit into the
                 model's window. After any error the chat is unchanged.
         """
-        state = chat.state
-        state.check_idle()
-        if len(self) >= self.most:
-            raise ValueError(f"the batch has {self.most} replies; expected fewer: wait until one has ended")
+        state, settings = new.chat.state, new.settings
+        self._check_free(new)
         with state.turn_or_nothing():
-            turn = running.begin(state, turn, settings.prefill_step_size, settings.progress)
-            row = BatchedReply(chat, turn, settings, ReplyTokens(self.tokenizer, settings))
-            row.becomes_turn, row.observe = becomes_turn, observe
-            if observe is not None or not _can_be_batched(state.filled_cache, settings):
+            turn = running.begin(state, new.turn, settings.prefill_step_size, settings.progress)
+            row = BatchedReply(new, turn, ReplyTokens(self.tokenizer, settings))
+            if new.observe is not None or not _can_be_batched(state.filled_cache, settings):
                 reply = Reply(self.model, self.tokenizer, state.filled_cache, turn, settings)
                 row.tokens, row.alone = reply, reply.stream(0.0)
                 self._enter(row)
                 return row, None
             token, logprobs = _chosen(row, logits_of(turn))
+        return row, self._entered(row, token, logprobs)
+
+    def begin_all(self, asked: Sequence[NewReply]) -> Iterator[tuple[NewReply, Begun | Exception]]:
+        """Begin several replies, as `begin` does. Short messages of different chats are read in one pass.
+
+        Yields:
+            Each reply that was asked for as soon as it has begun, with the result of `begin` or its error.
+        """
+        together: dict[ChatState, NewReply] = {}
+        alone = []
+        for new in asked:
+            if new.chat.state not in together and _can_begin_together(new):
+                together[new.chat.state] = new
+            else:
+                alone.append(new)
+        for group in _groups(list(together.values())):
+            if len(group) > 1 and (begun := self._begin_together(group)):
+                yield from begun
+            else:
+                alone += group
+        for new in alone:
+            try:
+                yield new, self.begin(new)
+            except Exception as error:
+                yield new, error
+
+    def _begin_together(self, group: Sequence[NewReply]) -> list[tuple[NewReply, Begun | Exception]]:
+        """Begin replies in one pass. The list is empty if that fails."""
+        try:
+            with ExitStack() as stack:
+                for new in group:
+                    self._check_free(new)
+                    stack.enter_context(new.chat.state.turn_or_nothing())
+                turns = running.begin_together([(new.chat.state, new.turn) for new in group])
+        except Exception:
+            # One of them fails. Alone, the others do not.
+            return []
+        found: list[tuple[NewReply, Begun | Exception]] = []
+        for new, turn in zip(group, turns, strict=True):
+            try:
+                self._check_free(new)
+                row = BatchedReply(new, turn, ReplyTokens(self.tokenizer, new.settings))
+                found.append((new, (row, self._entered(row, *_chosen(row, logits_of(turn))))))
+            except Exception as error:
+                new.chat.state.cache = None
+                found.append((new, error))
+        return found
+
+    def _check_free(self, new: NewReply) -> None:
+        new.chat.state.check_idle()
+        if len(self) >= self.most:
+            raise ValueError(f"the batch has {self.most} replies; expected fewer: wait until one has ended")
+
+    def _entered(self, row: BatchedReply, token: int, logprobs: mx.array) -> GenerationResponse:
+        """Take a reply in, with its first token."""
         self._enter(row)
         try:
-            return row, self._first(row, token, logprobs)
+            return self._first(row, token, logprobs)
         except BaseException:
             self.abort(row)
             raise
@@ -268,7 +329,7 @@ class ReplyBatch:
         )
 
     def _step_alone(self, row: BatchedReply) -> tuple[BatchedReply, GenerationResponse]:
-        with nullcontext() if row.observe is None else observing(self.model, row.observe):
+        with nullcontext() if row.new.observe is None else observing(self.model, row.new.observe):
             try:
                 response = next(cast(Iterator[GenerationResponse], row.alone))
             except Exception as error:
@@ -286,10 +347,10 @@ class ReplyBatch:
             cache: The row's caches if they have left the batch; else they are taken out of it.
         """
         if row.uid is not None:
-            removed = self._generator.remove([row.uid], return_prompt_caches=row.becomes_turn)
-            cache = removed[row.uid][0] if row.becomes_turn else None
+            removed = self._generator.remove([row.uid], return_prompt_caches=row.new.becomes_turn)
+            cache = removed[row.uid][0] if row.new.becomes_turn else None
             row.uid = None
-        if not row.becomes_turn:
+        if not row.new.becomes_turn:
             self._leave(row)
             return
         state = row.state
@@ -325,7 +386,27 @@ class _RowsModel:
 
 
 def _can_be_batched(cache: PromptCache, settings: ReplySettings) -> bool:
-    return all(hasattr(entry, "merge") for entry in cache) and set(settings.options) <= _BATCHED_OPTIONS
+    return can_run_together(cache) and set(settings.options) <= _BATCHED_OPTIONS
+
+
+def _can_begin_together(new: NewReply) -> bool:
+    is_plain = new.observe is None and set(new.settings.options) <= _BATCHED_OPTIONS
+    return is_plain and running.can_begin_together(new.chat.state, new.turn, new.settings.prefill_step_size)
+
+
+def _groups(asked: Sequence[NewReply]) -> Iterator[list[NewReply]]:
+    """Divide replies into groups, so that the messages of a group, padded, are as long as one step at most."""
+    group: list[NewReply] = []
+    longest = 0
+    for new in asked:
+        length = len(new.turn.opening.ids)
+        if group and max(longest, length) * (len(group) + 1) > new.settings.prefill_step_size:
+            yield group
+            group, longest = [], 0
+        group.append(new)
+        longest = max(longest, length)
+    if group:
+        yield group
 
 
 def _chosen(row: BatchedReply, logits: mx.array) -> tuple[int, mx.array]:
