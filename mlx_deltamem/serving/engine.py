@@ -19,7 +19,8 @@ from mlx_deltamem.serving.metrics import Metrics
 from mlx_deltamem.serving.reply_job import ReplyJob
 from mlx_deltamem.serving.sampling import processors_of, sampler_of
 from mlx_deltamem.serving.watching import Watch
-from mlx_deltamem.sessions.batch import BatchedReply, NewReply, ReplyBatch
+from mlx_deltamem.sessions.batch import ReplyBatch
+from mlx_deltamem.sessions.batched_reply import BatchedReply, NewReply
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.reply import ReplySettings
 from mlx_deltamem.sessions.turn import said_turns

@@ -11,7 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, TokenLogprob
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.watching import Watch
-from mlx_deltamem.sessions.batch import BatchedReply
+from mlx_deltamem.sessions.batched_reply import BatchedReply
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.state import Snapshot
 

@@ -7,7 +7,8 @@ import mlx.nn as nn
 from mlx_lm.generate import generation_stream
 
 from mlx_deltamem.core.cache import PromptCache
-from mlx_deltamem.core.use import writing
+from mlx_deltamem.core.use import memory_off, writing
+from mlx_deltamem.sessions.restore import States
 
 
 def can_run_together(cache: PromptCache) -> bool:
@@ -29,6 +30,20 @@ def run_together(
     Returns:
         The logits after the last token of each chat, `[B, V]`.
     """
+    if not any(map(any, written)) and all(memory_is_empty(cache[-1].cache) for cache in caches):
+        with memory_off(model):
+            return _run(model, caches, ids, written)
+    return _run(model, caches, ids, written)
+
+
+def memory_is_empty(states: States) -> bool:
+    """Whether the states of all layers are zero."""
+    return not mx.stack([mx.any(state) for state in states if state.size] or [mx.array(False)]).any().item()
+
+
+def _run(
+    model: nn.Module, caches: Sequence[PromptCache], ids: Sequence[Sequence[int]], written: Sequence[Sequence[bool]]
+) -> mx.array:
     merged = [type(entries[0]).merge(list(entries)) for entries in zip(*caches, strict=True)]
     with mx.stream(generation_stream):
         # The last tokens run alone, so that the logits of the others are not computed.

@@ -4,7 +4,8 @@ import mlx.core as mx
 import pytest
 from mlx_lm.sample_utils import make_sampler
 
-from mlx_deltamem.sessions.batch import BatchedReply, NewReply, ReplyBatch
+from mlx_deltamem.sessions.batch import ReplyBatch
+from mlx_deltamem.sessions.batched_reply import BatchedReply, NewReply
 from mlx_deltamem.sessions.reply import ReplySettings
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.writing import WRITES
@@ -259,3 +260,27 @@ def test_long_messages_are_read_in_smaller_groups():
         other.send(text * 3, 4)
         assert chat.messages == other.messages
         assert same_memory(chat, other, TOLERANCE)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]])
+def test_replies_that_use_no_memory_are_those_of_the_frozen_model(texts):
+    """The model then runs at the cost of the frozen one. A row that writes joins them later."""
+    batch = ReplyBatch(*loaded())
+    chats, alone = [new_chat() for _ in texts], [new_chat() for _ in texts]
+    for chat in (*chats, *alone):
+        chat.write = "none"
+    rows = [NewReply(chat, chat.new_turn(text), ReplySettings(9)) for chat, text in zip(chats, texts, strict=True)]
+    begun = [row for _, begun in batch.begin_all(rows) if not isinstance(begun, Exception) for row in begun[:1]]
+    assert len(begun) == len(texts) and all(row.is_off for row in begun if not row.is_ended)
+    batch.step()
+    writing, other = new_chat(), new_chat()
+    batch.begin(NewReply(writing, writing.new_turn("One."), ReplySettings(5)))
+    while len(batch):
+        batch.step()
+    other.send("One.", 5)
+    assert writing.messages == other.messages
+    assert same_memory(writing, other, TOLERANCE)
+    for chat, one, text in zip(chats, alone, texts, strict=True):
+        one.send(text, 9)
+        assert chat.messages == one.messages
+        assert not any(mx.any(state).item() for state in chat.memory.values())
