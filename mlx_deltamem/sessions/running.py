@@ -114,8 +114,10 @@ def finish(state: ChatState, turn: Turn, reply: Segments | None = None, ending: 
         _write_ended(state, turn)
         return
     cache = state.filled_cache
-    for segments in (reply, turn.ending if ending is None else ending):
-        if segments is not None and segments.ids:
+    parts = [reply or NO_SEGMENTS, turn.ending if ending is None else ending]
+    # A pass of several spans would not write the tokens of the reply, which are in no span.
+    for segments in [joined(parts)] if state.writes_tokens else parts:
+        if segments.ids:
             prefill(state.model, cache, segments, turn.reply_written, want_logits=False)
     state.add(turn, list(cache[-1].cache))
 
