@@ -32,6 +32,7 @@ class ForwardPass:
         access_for: Returns what the tokens `[B, T]` of this pass may do; called once, with B and T.
         observe: Called for each layer with its index, its reads and its output before the correction.
         plain: Whether the call has no cache and no context (`read_only`, ...) around it.
+        is_off: Whether the layers run without their memory, within `memory_off`.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class ForwardPass:
         access_for: Callable[[int, int], Access],
         observe: Observer | None = None,
         plain: bool = True,
+        is_off: bool = False,
     ):
         self.plain = plain
+        self.is_off = is_off
         self.observe = observe
         self.states = list(states)
         self.length = 0
@@ -66,6 +69,11 @@ class ForwardPass:
         reads, state = layer_memory.read_and_write(x, state, access)
         self.keep_state(layer, state)
         return reads
+
+    def skip(self, layer: int, x: mx.array) -> None:
+        """Note that a layer with the inputs `x` runs without its memory."""
+        self.length = x.shape[1]
+        self.keep_state(layer, self.states[layer])
 
     def access(self, batch: int, length: int) -> Access:
         """The access of the tokens `[batch, length]` of this pass; the first layer that asks decides it."""
@@ -137,6 +145,10 @@ class DeltaAttention(nn.Module):
         layer_memory = self.delta_mem
         x: mx.array = args[0] if args else kwargs[self.input_name]
         forward = self._forward_pass(args, kwargs)
+        if forward.is_off:
+            forward.skip(self.delta_layer, x)
+            found: mx.array | tuple[mx.array, ...] = super().__call__(*args, **kwargs)
+            return found
         steering = _Steering(self, forward.run(self.delta_layer, layer_memory, x), set())
         token = _STEERING.set(steering)
         try:

@@ -165,7 +165,7 @@ def _call_with_memory(frozen_call: Callable[..., mx.array]) -> Callable[..., mx.
                 kwargs["cache"] = backbone
         use, config = current_use(self), self.attachment.config
         access = functools.partial(use.access, config, entry)
-        forward = ForwardPass(states, access, use.observe, plain=entry is None and use is PLAIN)
+        forward = ForwardPass(states, access, use.observe, plain=entry is None and use is PLAIN, is_off=use.is_off)
         token = FORWARD_PASS.set(forward)
         try:
             output = frozen_call(self, *args, **kwargs)

@@ -97,13 +97,17 @@ class Reads:
 
         Args:
             gate: `[B, T, H, r or 1]`, one of `gates`.
+
+        Returns:
+            Two arrays `[B]` float32.
         """
         means = gate.mean(axis=(2, 3))
+        batch, length = means.shape
         if not self.written:
-            return mx.zeros(()), mx.zeros(())
+            return mx.zeros(batch), mx.zeros(batch)
         if self.written_tokens is None:
-            return means.sum(), mx.array(float(means.size))
-        return (means * self.written_tokens).sum(), self.written_tokens.sum().astype(mx.float32)
+            return means.sum(axis=1), mx.full(batch, float(length))
+        return (means * self.written_tokens).sum(axis=1), self.written_tokens.sum(axis=1).astype(mx.float32)
 
     def arrays(self) -> list[mx.array]:
         """The reads and the gates as arrays `[B, T, ...]`, for `from_arrays`."""

@@ -2,9 +2,9 @@
 
 CONVERSATIONS is a file of `mlx_deltamem.data speech`, OUTPUT a new `.jsonl` file for `mlx_deltamem.train`. Histories
 are written turn by turn, as in a chat that drops its text. All tokens are written, except that some of the questions
-are only read. The reply to a message that tells something repeats the part that is asked later ("Got it. Your cat is
-called Boris."). Other messages without a reply in CONVERSATIONS get the frozen model's reply, greedy and cut to a
-length.
+are only read. The reply to a message that tells something repeats it in the words of the later answer ("Got it. Your
+cat is called Boris."). Other messages without a reply in CONVERSATIONS get the frozen model's reply, greedy and cut to
+a length.
 
 Besides the records of the questions there are two other kinds. A record of kind `told` trains on the reply to a message
 that tells something. A record of kind `ordinary` trains on the reply to a message that has nothing to do with memory,
@@ -36,7 +36,7 @@ _ACKNOWLEDGED = ("Got it.", "Noted.", "Okay.", "All right.", "Thanks, noted.", "
 _TELLING = ("told", "update")
 _AT_ONCE = 48
 # The fields that a conversation in a file may leave out.
-_TURN: Row = {"assistant": None, "relations": [], "wordings": []}
+_TURN: Row = {"assistant": None, "relations": [], "wordings": [], "repeated": []}
 _QUESTION: Row = {each.name: None for each in fields(Question)}
 _PER_CONVERSATION = Rule(float, least=0, most=1000)
 
@@ -113,19 +113,17 @@ class Replies:
             progress("the frozen model's replies", len(batch))
 
 
-def restated(conversation: Conversation, index: int, rng: random.Random) -> str:
-    """Make the reply to a turn that tells something: an acknowledgement, with the answer that is asked for later."""
-    answers = [each.answer for each in conversation.questions if each.turn == index and each.value is not None]
-    said = rng.choice(_ACKNOWLEDGED)
-    return f"{said} {rng.choice(answers)}" if answers else said
+def restated(turn: Turn, rng: random.Random) -> str:
+    """Make the reply to a turn that tells something: an acknowledgement, and the facts in the words of the answers."""
+    return " ".join((rng.choice(_ACKNOWLEDGED), *turn.repeated))
 
 
 def with_replies(conversation: Conversation, replies: Replies, rng: random.Random) -> Conversation:
     """Complete a conversation with the missing replies, and with new replies to the turns that tell something."""
     given = []
-    for index, turn in enumerate(conversation.turns):
+    for turn in conversation.turns:
         if turn.kind in _TELLING:
-            given.append(restated(conversation, index, rng))
+            given.append(restated(turn, rng))
         elif turn.assistant is None:
             given.append(replies.found[turn.user][0] or rng.choice(_ACKNOWLEDGED))
         else:

@@ -27,7 +27,7 @@ class WriteGates:
     def __call__(self, layer: int, reads: Reads, output: mx.array) -> None:
         if reads.written:
             found, count = reads.sum_over_written(reads.gates.write)
-            self._sum, self._count = self._sum + found, self._count + count
+            self._sum, self._count = self._sum + found.sum(), self._count + count.sum()
 
     def evaluate(self, *_: int) -> None:
         """Compute the sums, which releases the activations they depend on. Also usable as a `Progress`."""

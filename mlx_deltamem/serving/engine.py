@@ -20,7 +20,8 @@ from mlx_deltamem.serving.reply_job import ReplyJob
 from mlx_deltamem.serving.sampling import processors_of, sampler_of
 from mlx_deltamem.serving.saver import Saver
 from mlx_deltamem.serving.watching import Watch
-from mlx_deltamem.sessions.batch import BatchedReply, ReplyBatch
+from mlx_deltamem.sessions.batch import ReplyBatch
+from mlx_deltamem.sessions.batched_reply import BatchedReply, NewReply
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.reply import ReplySettings
 from mlx_deltamem.sessions.turn import said_turns
@@ -28,7 +29,7 @@ from mlx_deltamem.sessions.writing import NONE
 
 _LOG = logging.getLogger(__name__)
 # While replies are generated, this many requests at most begin before the next step of the others.
-_BEGIN_AT_A_TIME = 2
+_BEGIN_AT_A_TIME = 8
 _PREFILL_STEP = 512
 
 
@@ -246,18 +247,26 @@ class Engine:
         """Begin some of the requests that can begin. The others go on before the next ones."""
         room = min(_BEGIN_AT_A_TIME if self._jobs else len(self._ready), self._batch.most - len(self._batch))
         starting, self._ready = self._ready[: max(0, room)], self._ready[max(0, room) :]
+        prepared: dict[NewReply, ReplyJob] = {}
         for job in starting:
             self._waiting -= 1
-            self._round_at = time.monotonic()
             if job.outlet.is_closed:
                 self._free(job)
                 continue
             try:
-                self._begin(job)
+                prepared[self._prepared(job)] = job
             except Exception as error:
                 self._fail(job, error)
+        self._round_at = time.monotonic()
+        for new, begun in self._batch.begin_all(list(prepared)):
+            self._round_at = time.monotonic()
+            if isinstance(begun, Exception):
+                self._fail(prepared[new], begun)
+            else:
+                self._begun(prepared[new], *begun)
 
-    def _begin(self, job: ReplyJob) -> None:
+    def _prepared(self, job: ReplyJob) -> NewReply:
+        """The reply that a request asks for, with its place in the chat."""
         request, memory = job.request, job.memory
         if memory is None:
             raise RuntimeError("the request has no memory")
@@ -288,7 +297,9 @@ class Engine:
         )
         if memory.listeners and job.waiting_for is not None:
             job.watch = Watch(memory.listeners)
-        row, response = self._batch.begin(chat, turn, settings, job.is_kept, job.watch)
+        return NewReply(chat, turn, settings, job.is_kept, job.watch)
+
+    def _begun(self, job: ReplyJob, row: BatchedReply, response: GenerationResponse | None) -> None:
         job.row = row
         self._jobs[row] = job
         self.metrics.prompt_tokens.inc(job.read_tokens)

@@ -12,7 +12,7 @@ from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyReques
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.readers import Reader
 from mlx_deltamem.serving.watching import Watch
-from mlx_deltamem.sessions.batch import BatchedReply
+from mlx_deltamem.sessions.batched_reply import BatchedReply
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.state import Snapshot
 
