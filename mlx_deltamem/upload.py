@@ -4,7 +4,7 @@ import argparse
 
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
-from mlx_deltamem.cli.publishing import add_upload_options, upload_folder
+from mlx_deltamem.cli.publishing import add_upload_options
 from mlx_deltamem.files.atomic import user_path
 
 
@@ -23,6 +23,8 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()
+    from mlx_deltamem.commands.upload import upload_folder
+
     upload_folder(user_path(args.path), args, args.dry_run)
 
 

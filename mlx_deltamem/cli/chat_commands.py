@@ -10,7 +10,7 @@ from rich.markup import escape
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.entered import check_session_file, checked_message
 from mlx_deltamem.cli.memory_commands import MemoryCommands
-from mlx_deltamem.cli.options import ReplyOptions
+from mlx_deltamem.cli.opening import ReplyOptions
 from mlx_deltamem.sessions.prefill import Progress, window
 from mlx_deltamem.sessions.writing import ALL, NONE
 from mlx_deltamem.show.console import Console

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from mlx_deltamem.cli.chat_commands import ChatCommands, LeavingError, Responses
 from mlx_deltamem.cli.copies import Copies
-from mlx_deltamem.cli.options import ReplyOptions
+from mlx_deltamem.cli.opening import ReplyOptions
 from mlx_deltamem.options.mlx_lm_habits import chat_command_hint
 from mlx_deltamem.sessions.prefill import Progress
 from mlx_deltamem.show.console import Console

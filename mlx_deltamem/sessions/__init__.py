@@ -6,6 +6,6 @@
 - `turn` is one turn. Its messages are checked in `messages`, and become tokens in `chat_text`, by the chat template in
   `template` (and `template_text`, `template_options`). `segments` are such tokens, `prefill` runs them.
 - `guarded_template`, `template_guards` and `template_limits` end a template that takes too long or writes too much.
-- `history` and `writing` are two options of a chat: what the model sees of earlier turns, and what is written.
+- `history` and `writing` are two options of a chat: what the model sees of earlier turns (`seen`), and what is written.
 - `saving` and `stored` are session files, and `foreign` the files of other implementations.
 """
