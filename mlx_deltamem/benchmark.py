@@ -19,7 +19,7 @@ import argparse
 
 from mlx_deltamem.benchmarking.shapes import SHAPES
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import DEFAULT_MODEL
+from mlx_deltamem.cli.options import ADAPTER_OPTION, DEFAULT_MODEL
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options import mlx_lm_defaults
 from mlx_deltamem.options.rule import BITS, PLACE, POSITIVE, STEP, Rule
@@ -38,7 +38,11 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     models.add_argument("--model", type=PLACE, help=f"Folder or Hub repo of the model (default: {DEFAULT_MODEL}).")
     models.add_argument("--shape", choices=SHAPES, help="A model of this shape with random weights instead.")
     parser.add_argument(
-        "--adapter", type=PLACE, help="Folder or Hub repo of the adapter (default: a fresh random one of rank 8)."
+        *ADAPTER_OPTION,
+        dest="adapter",
+        metavar="ADAPTER",
+        type=PLACE,
+        help="Folder or Hub repo of the adapter (default: a fresh random one of rank 8).",
     )
     parser.add_argument("--trust-remote-code", action="store_true", help="Run code that comes with the model.")
     parser.add_argument(

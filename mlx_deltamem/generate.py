@@ -23,6 +23,11 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="The message; `-` reads it from standard input. Several are the turns of one chat.",
     )
     parser.add_argument(
+        "--prefill-response",
+        metavar="TEXT",
+        help="The beginning of each reply, which goes on from there. It is part of the reply.",
+    )
+    parser.add_argument(
         "--remember",
         type=user_path,
         action="append",

@@ -70,7 +70,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 @command
 def main() -> None:
     """Run the command."""
-    args = setup_arg_parser().parse_args()
+    parser = setup_arg_parser()
+    args = parser.parse_args()
+    if len(args.what) != (3 if args.what[0] == _DIFF else 1):
+        parser.error(f"inspect got {' '.join(args.what)}; expected one adapter or session, or `diff` and two of a kind")
     _check_options(args)
     if args.plot is not None:
         check_plot(args.plot)
@@ -91,10 +94,6 @@ def main() -> None:
 
 def _check_options(args: argparse.Namespace) -> None:
     is_diff = args.what[0] == _DIFF
-    if len(args.what) != (3 if is_diff else 1):
-        raise ValueError(
-            f"inspect got {' '.join(args.what)}; expected one adapter or session, or `diff` and two of a kind"
-        )
     from mlx_deltamem.inspection.report import is_session
 
     of_session = not is_diff and is_session(args.what[0])

@@ -11,7 +11,15 @@ from mlx_deltamem.files.atomic import user_path
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser."""
     parser = Parser(prog="mlx_deltamem.upload", description=__doc__)
-    parser.add_argument("--path", required=True, help="The adapter's folder.")
+    parser.add_argument(
+        "--path",
+        "--adapter-path",
+        "--adapter",
+        dest="path",
+        metavar="FOLDER",
+        required=True,
+        help="The adapter's folder.",
+    )
     add_upload_options(parser, required=True)
     parser.add_argument(
         "--dry-run", action="store_true", help="Check the folder and show what would be sent, without asking the Hub."

@@ -34,6 +34,7 @@ HELP = """\
 /load FILE         go on with a saved chat
 /reset             forget everything but the system prompt
 /quit              leave (so does Ctrl-D)
+As in mlx_lm.chat, q leaves, r forgets and h prints this list.
 With a session file, the chat is saved after every turn. Ctrl-C stops a reply.
 A line that ends in \\ goes on in the next one; lines between \"\"\" and \"\"\" are one
 message, which may begin with /."""

@@ -44,15 +44,10 @@ def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Name
     """Open the chat of the options of `add_chat_options`: the chat in the session file if it exists, else a new one.
 
     Raises:
-        ValueError: The file holds no chat of this model and adapter, the chat has another system prompt, or a token
-            that ends a reply is not one of the model.
+        ValueError: The file holds no chat of this model and adapter, or the chat has another system prompt.
     """
     if args.session is not None:
         check_place(args.session)
-    for token in args.extra_eos_token:
-        _add_end(tokenizer, token)
-    if args.seed is not None:
-        mx.random.seed(args.seed)
     check_names(args.chat_template_config, TAKEN_NAMES)
     if args.session is None or not args.session.exists():
         history, write = FULL if args.history is None else args.history, args.write or ALL
@@ -69,12 +64,32 @@ def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Name
     return chat
 
 
-def reply_options(args: argparse.Namespace) -> ReplyOptions:
-    """The options of `add_chat_options` that decide how replies are generated."""
+def reply_options(tokenizer: TokenizerWrapper, args: argparse.Namespace) -> ReplyOptions:
+    """The options of `add_chat_options` that decide how replies are generated.
+
+    The tokenizer learns the tokens that end a reply, and the seed is set.
+
+    Raises:
+        ValueError: A token that ends a reply is not one of the model.
+    """
+    for token in args.extra_eos_token:
+        _add_end(tokenizer, token)
+    if args.seed is not None:
+        mx.random.seed(args.seed)
     return {
         "max_tokens": args.max_tokens,
         "prefill_step_size": args.prefill_step_size,
-        "sampler": make_sampler(args.temp, args.top_p, args.min_p, top_k=args.top_k),
+        "sampler": make_sampler(
+            args.temp,
+            args.top_p,
+            args.min_p,
+            args.min_tokens_to_keep,
+            args.top_k,
+            args.xtc_probability,
+            args.xtc_threshold,
+            # As in mlx_lm.generate: XTC never leaves out a new line or the end of a reply.
+            [*tokenizer.encode("\n", add_special_tokens=False), *tokenizer.eos_token_ids],
+        ),
     }
 
 

@@ -7,19 +7,25 @@ from mlx_deltamem.adapters.names import REFERENCE_ADAPTER
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.files.jsonl import parsed_json
 from mlx_deltamem.options import mlx_lm_defaults
-from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, REPLY_LENGTH, SEED, SHARE, STEP, TEMPERATURE, shown
+from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, REPLY_LENGTH, SEED, SHARE, STEP, TEMPERATURE, Rule, shown
 from mlx_deltamem.sessions.history import FULL, NONE, History
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, WRITES
 
+# mlx-lm's limit.
+_XTC_THRESHOLD = Rule(float, least=0, most=0.5)
 _TRUE, _FALSE = ("true", "t"), ("false", "f")
+# The name that mlx-lm has, and a short one.
+ADAPTER_OPTION = ("--adapter-path", "--adapter")
 DEFAULT_MODEL = "mlx-community/Qwen3-4B-Instruct-2507-4bit"
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--model`, `--adapter` and `--trust-remote-code`."""
+    """Add `--model`, `--adapter-path` (or `--adapter`) and `--trust-remote-code`."""
     parser.add_argument("--model", type=PLACE, help=f"Folder or Hub repo of the model (default: {DEFAULT_MODEL}).")
     parser.add_argument(
-        "--adapter",
+        *ADAPTER_OPTION,
+        dest="adapter",
+        metavar="ADAPTER",
         type=PLACE,
         help="Folder or Hub repo (USER/NAME[@REVISION]) of the δ-mem adapter "
         f"(default: {REFERENCE_ADAPTER}, with the default model).",
@@ -34,7 +40,9 @@ def model_and_adapter(args: argparse.Namespace) -> tuple[str, str]:
         ValueError: A model was named without an adapter.
     """
     if args.adapter is None and args.model is not None:
-        raise ValueError(f"--model {args.model} needs an --adapter made for it (without a memory: mlx_lm.generate)")
+        raise ValueError(
+            f"--model {args.model} needs an --adapter-path made for it (without a memory: mlx_lm.generate)"
+        )
     return args.model or DEFAULT_MODEL, args.adapter or REFERENCE_ADAPTER
 
 
@@ -68,6 +76,24 @@ def add_chat_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=SHARE, default=mlx_lm_defaults.TOP_P, help="Sampling top-p.")
     parser.add_argument("--min-p", type=SHARE, default=mlx_lm_defaults.MIN_P, help="Sampling min-p.")
     parser.add_argument("--top-k", type=COUNT, default=mlx_lm_defaults.TOP_K, help="Sampling top-k.")
+    parser.add_argument(
+        "--min-tokens-to-keep",
+        type=POSITIVE,
+        default=mlx_lm_defaults.MIN_TOKENS_TO_KEEP,
+        help="Tokens that min-p always keeps.",
+    )
+    parser.add_argument(
+        "--xtc-probability",
+        type=SHARE,
+        default=mlx_lm_defaults.XTC_PROBABILITY,
+        help="How often XTC sampling leaves out the likeliest tokens.",
+    )
+    parser.add_argument(
+        "--xtc-threshold",
+        type=_XTC_THRESHOLD,
+        default=mlx_lm_defaults.XTC_THRESHOLD,
+        help="XTC sampling leaves out the tokens above this probability, except the least likely of them.",
+    )
     parser.add_argument("--seed", type=SEED, help="Seed of the sampling.")
     parser.add_argument(
         "--prefill-step-size",

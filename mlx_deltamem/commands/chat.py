@@ -24,14 +24,16 @@ def run(args: argparse.Namespace) -> None:
     check_standard_input("messages")
     check_session_file(args.session)
     args.system_prompt = checked_system_prompt(args.system_prompt)
-    chat = open_chat(*load_model(args), args)
+    model, tokenizer = load_model(args)
+    options = reply_options(tokenizer, args)
+    chat = open_chat(model, tokenizer, args)
     accept_any_bytes()
     console = Console()
-    model, adapter = model_and_adapter(args)
-    facts = [f"model    {model}", f"adapter  {adapter}"]
+    names = model_and_adapter(args)
+    facts = [f"model    {names[0]}", f"adapter  {names[1]}"]
     facts.append(f"history  {chat.history}")
     if args.session is not None:
         facts.append(f"session  {args.session} ({len(chat.messages)} messages)")
     console.print(Panel(escape("\n".join(facts)), title="mlx_deltamem.chat", title_align="left"))
     console.print("/help lists the commands", style="dim")
-    TerminalChat(Copies(chat, args.session, args.save_kv), reply_options(args), console).run()
+    TerminalChat(Copies(chat, args.session, args.save_kv), options, console).run()

@@ -16,7 +16,9 @@ from mlx_deltamem.cli.opening import load_model, open_chat, reply_options
 from mlx_deltamem.cli.remembered import read_remembered
 from mlx_deltamem.core.cache import make_prompt_cache, memory
 from mlx_deltamem.core.use import read_only
+from mlx_deltamem.files.text import check_text
 from mlx_deltamem.inspection.states import bytes_held, norm, shape_held, squares, state_arrays
+from mlx_deltamem.sessions.beginning import Beginning
 from mlx_deltamem.sessions.prefill import window
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.show.printable import printable
@@ -42,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
     prompts = [standard_input("the prompt") if prompt == "-" else prompt for prompt in args.prompt]
     check_session_file(args.session)
     args.system_prompt = checked_system_prompt(args.system_prompt)
+    if args.prefill_response is not None:
+        args.prefill_response = check_text(args.prefill_response, "--prefill-response")
     model, tokenizer = load_model(args)
     is_chat = tokenizer.has_chat_template and not args.ignore_chat_template
     _check(args, is_chat)
@@ -55,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace, is_chat: bool) -> None:
-    for option in ("session", "history", "system_prompt"):
+    for option in ("session", "history", "system_prompt", "prefill_response"):
         if not is_chat and getattr(args, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')} is for chats; this runs without a chat template")
     if not is_chat and (args.remember or args.write is not None):
@@ -71,8 +75,12 @@ def _chat(
 
     Each turn is saved when it has ended. With a session file, no turn is lost because its output cannot be printed.
     """
+    options = reply_options(tokenizer, args)
+    begin = [] if args.prefill_response is None else tokenizer.encode(args.prefill_response, add_special_tokens=False)
+    if begin and options["max_tokens"] > 0:
+        options["max_tokens"] += len(begin)
     chat = open_chat(model, tokenizer, args)
-    options, kv_options = reply_options(args), _kv_options(args)
+    kv_options = _kv_options(args)
     with nullcontext() if args.session is None else keeping_output_failures():
         for path in args.remember:
             with reading_progress(f"Reading {path}", args.verbose) as progress:
@@ -81,7 +89,12 @@ def _chat(
         for prompt in prompts:
             with reading_progress("Reading the prompt", args.verbose) as progress:
                 responses = chat.stream(
-                    prompt, read_only=args.read_only, prompt_progress_callback=progress, **options, **kv_options
+                    prompt,
+                    read_only=args.read_only,
+                    prompt_progress_callback=progress,
+                    logits_processors=[Beginning(begin)] if begin else None,
+                    **options,
+                    **kv_options,
                 )
                 _print_reply(responses, args.verbose)
             _save(chat, args)
@@ -98,7 +111,7 @@ def _continue_text(
 ) -> dict[int, mx.array]:
     """Continue each prompt as plain text, all in one prompt cache; returns the memory after the last one."""
     cache = make_prompt_cache(model, args.max_kv_size)
-    options, kv_options = reply_options(args), _kv_options(args)
+    options, kv_options = reply_options(tokenizer, args), _kv_options(args)
     for prompt in prompts:
         reading = read_only(model) if args.read_only else nullcontext()
         with reading, reading_progress("Reading the prompt", args.verbose) as progress:
