@@ -23,15 +23,16 @@ numbers of layers are objects with the indices of the layers as names. A number 
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
-from mlx_deltamem.inspection.document import as_document
-from mlx_deltamem.inspection.report import Report, diff, is_session, report_on, report_on_model
 from mlx_deltamem.options.rule import PLACE
 from mlx_deltamem.show.plot import add_plot_option, check_plot, load_figures
 from mlx_deltamem.show.printable import json_document
-from mlx_deltamem.show.tables import print_tables
+
+if TYPE_CHECKING:
+    from mlx_deltamem.inspection.report import Report
 
 _DIFF = "diff"
 
@@ -69,10 +70,16 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 @command
 def main() -> None:
     """Run the command."""
-    args = setup_arg_parser().parse_args()
+    parser = setup_arg_parser()
+    args = parser.parse_args()
+    if len(args.what) != (3 if args.what[0] == _DIFF else 1):
+        parser.error(f"inspect got {' '.join(args.what)}; expected one adapter or session, or `diff` and two of a kind")
     _check_options(args)
     if args.plot is not None:
         check_plot(args.plot)
+    from mlx_deltamem.inspection.document import as_document
+    from mlx_deltamem.show.tables import print_tables
+
     report = _report(args)
     if args.plot is not None:
         # Before the tables: a reader such as `head` may close the output, which ends the command.
@@ -87,10 +94,8 @@ def main() -> None:
 
 def _check_options(args: argparse.Namespace) -> None:
     is_diff = args.what[0] == _DIFF
-    if len(args.what) != (3 if is_diff else 1):
-        raise ValueError(
-            f"inspect got {' '.join(args.what)}; expected one adapter or session, or `diff` and two of a kind"
-        )
+    from mlx_deltamem.inspection.report import is_session
+
     of_session = not is_diff and is_session(args.what[0])
     if args.model is not None and (is_diff or of_session):
         raise ValueError("--model goes with one adapter; a session is inspected without its model, and so is a diff")
@@ -100,7 +105,9 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ValueError("--messages goes with one session")
 
 
-def _report(args: argparse.Namespace) -> Report:
+def _report(args: argparse.Namespace) -> "Report":
+    from mlx_deltamem.inspection.report import diff, report_on, report_on_model
+
     if args.what[0] == _DIFF:
         return diff(*args.what[1:])
     if args.model is not None:

@@ -5,12 +5,11 @@ import logging
 import os
 from pathlib import Path
 
-from mlx_lm.generate import DEFAULT_MIN_P, DEFAULT_TEMP, DEFAULT_TOP_K, DEFAULT_TOP_P
-
 from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import DEFAULT_MODEL, add_model_options, history_option, load_model
+from mlx_deltamem.cli.options import add_model_options, history_option, model_and_adapter
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.options import mlx_lm_defaults
 from mlx_deltamem.options.rule import COUNT, POSITIVE, REPLY_LENGTH, SHARE, TEMPERATURE, Rule, shown
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, WRITES
@@ -84,10 +83,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     web.add_argument("--allowed-host", nargs="+", default=[], help="Further names of this server in URLs.")
     reply = parser.add_argument_group("replies")
     reply.add_argument("--max-tokens", type=REPLY_LENGTH, default=512, help="Longest reply, if a request gives none.")
-    reply.add_argument("--temp", type=TEMPERATURE, default=DEFAULT_TEMP, help="Temperature, if a request gives none.")
-    reply.add_argument("--top-p", type=SHARE, default=DEFAULT_TOP_P, help="Top-p, if a request gives none.")
-    reply.add_argument("--min-p", type=SHARE, default=DEFAULT_MIN_P, help="Min-p, if a request gives none.")
-    reply.add_argument("--top-k", type=COUNT, default=DEFAULT_TOP_K, help="Top-k, if a request gives none.")
+    reply.add_argument(
+        "--temp", type=TEMPERATURE, default=mlx_lm_defaults.TEMP, help="Temperature, if a request gives none."
+    )
+    reply.add_argument("--top-p", type=SHARE, default=mlx_lm_defaults.TOP_P, help="Top-p, if a request gives none.")
+    reply.add_argument("--min-p", type=SHARE, default=mlx_lm_defaults.MIN_P, help="Min-p, if a request gives none.")
+    reply.add_argument("--top-k", type=COUNT, default=mlx_lm_defaults.TOP_K, help="Top-k, if a request gives none.")
     reply.add_argument("--max-batch", type=POSITIVE, default=32, help="Replies at a time (default: 32).")
     reply.add_argument("--queue", type=POSITIVE, default=256, help="Requests that may wait (default: 256).")
     reply.add_argument(
@@ -112,15 +113,18 @@ def main() -> None:
             f"--host {args.host} lets other machines in, and there is no key; expected --api-key-file, "
             f"{_KEY_VARIABLE} or --insecure"
         )
+    name = Path(model_and_adapter(args)[0]).name
+    from mlx_deltamem.cli.opening import load_model
+
     try:
-        from mlx_deltamem.serving.run import serve  # noqa: PLC0415
+        from mlx_deltamem.serving.run import serve
     except ModuleNotFoundError as error:
         raise ValueError(
             f"the server needs {error.name}; install it with: pip install 'mlx-deltamem[server]'"
         ) from None
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model, tokenizer = load_model(args)
-    serve(model, tokenizer, Path(args.model or DEFAULT_MODEL).name, key, args)
+    serve(model, tokenizer, name, key, args)
 
 
 def _durability(text: str) -> float:

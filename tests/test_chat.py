@@ -232,6 +232,19 @@ def test_an_empty_chat_has_nothing_to_take_back(empty):
     assert "error" not in empty.say("")
 
 
+def test_the_commands_of_mlx_lm_chat(told):
+    assert "/undo  " in told.say("h")
+    assert "forgotten" in told.say(" r ")
+    assert told.messages() == ["0 system: Be brief."]
+    with Terminal("--max-tokens", 6) as other:
+        code, _ = other.leave("q\r")
+        assert code == 0
+    # Between three quotes, and with other words, they are messages.
+    told.say_lines('"""', "q", '"""')
+    told.say("r you there?")
+    assert [line for line in told.messages() if "user" in line] == ["1 user: q", "3 user: r you there?"]
+
+
 def test_undo(told):
     told.say("Another.")
     assert "took back: Another." in told.say("/undo")

@@ -27,6 +27,7 @@ FLOORS = (
     ("evaluation",),
     ("training", "benchmarking", "inspection", "serving"),
     ("cli",),
+    ("commands",),
     ("doors",),  # The commands: mlx_deltamem/*.py and mlx_deltamem/data.
 )
 FLOOR_OF = {place: number for number, places in enumerate(FLOORS) for place in places}
@@ -39,7 +40,7 @@ MLX_LM_PUBLIC = re.compile(
 )
 # The modules that may use the rest: look at these first when a new release of mlx-lm breaks something.
 MLX_LM_INTERNALS = {
-    "benchmarking.shapes",
+    "benchmarking.random_models",
     "core.cache",
     "evaluation.decoding",
     "evaluation.tasks.harness_model",
@@ -47,7 +48,7 @@ MLX_LM_INTERNALS = {
     "sessions.stored.file",
     "sessions.restore",
     "sessions.stored.chat",
-    "train",
+    "commands.train",
     "training.monitor",
     "training.optimizer",
     "training.run",

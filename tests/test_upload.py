@@ -11,10 +11,10 @@ from huggingface_hub import ModelCard
 
 from mlx_deltamem import load_adapter
 from mlx_deltamem.adapters.folder import TORCH_FILE
-from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
+from mlx_deltamem.adapters.names import REFERENCE_ADAPTER
 from mlx_deltamem.adapters.publish import pack, upload
-from mlx_deltamem.cli.publishing import upload_folder
-from mlx_deltamem.convert import convert
+from mlx_deltamem.commands.convert import convert
+from mlx_deltamem.commands.upload import upload_folder
 from mlx_deltamem.core.adapter import CARD_FILE, METRICS_FILE, WEIGHTS_FILE
 from mlx_deltamem.core.config import CONFIG_FILE
 from tests.adapters import test_publish

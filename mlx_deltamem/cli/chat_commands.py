@@ -10,7 +10,7 @@ from rich.markup import escape
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.entered import check_session_file, checked_message
 from mlx_deltamem.cli.memory_commands import MemoryCommands
-from mlx_deltamem.cli.options import ReplyOptions
+from mlx_deltamem.cli.opening import ReplyOptions
 from mlx_deltamem.sessions.prefill import Progress, window
 from mlx_deltamem.sessions.writing import ALL, NONE
 from mlx_deltamem.show.console import Console
@@ -34,6 +34,7 @@ HELP = """\
 /load FILE         go on with a saved chat
 /reset             forget everything but the system prompt
 /quit              leave (so does Ctrl-D)
+As in mlx_lm.chat, q leaves, r forgets and h prints this list.
 With a session file, the chat is saved after every turn. Ctrl-C stops a reply.
 A line that ends in \\ goes on in the next one; lines between \"\"\" and \"\"\" are one
 message, which may begin with /."""

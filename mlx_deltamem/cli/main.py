@@ -1,8 +1,5 @@
 """The command `mlx_deltamem NAME ...`, which runs the command of that name."""
 
-import sys
-
-from mlx_deltamem._version import __version__
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.command_list import CommandList
 
@@ -25,8 +22,4 @@ COMMANDS = {
 @command
 def main() -> None:
     """Run a command, or print the version. An unknown command ends with exit code 2."""
-    if sys.argv[1:2] == ["--version"]:
-        print(__version__)
-        return
-    note = "; `mlx_deltamem --version` prints the version"
-    CommandList("mlx_deltamem", "command", COMMANDS, "mlx_deltamem", note).run()
+    CommandList("mlx_deltamem", "command", COMMANDS, "mlx_deltamem").run()

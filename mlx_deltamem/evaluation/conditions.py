@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
-
 from mlx_deltamem.sessions.history import NONE, History
 
 
@@ -70,10 +68,6 @@ CONDITIONS = {
 _CHAT_WITH_TEXT = re.compile(r"chat-([1-9][0-9]{0,8})")
 DEFAULT_CONDITIONS = ("base", "full", "state", "none", "zeroed", "shuffled")
 
-# `shuffled` takes the memory of one of this many preceding groups. The number is small because similar histories often
-# follow each other, and so all memories are used about equally often.
-_NEAR = 8
-
 
 def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
     """The conditions with these names, in the same order, each once.
@@ -94,33 +88,3 @@ def find_condition(name: str) -> Condition | None:
         meaning = f"as `chat`, with the last {tokens:,} tokens of earlier turns kept in the text"
         return Condition(name, meaning, False, Memory.OWN, chat=tokens)
     return CONDITIONS.get(name)
-
-
-def partner_groups(groups: Sequence[str], seed: int) -> dict[str, str]:
-    """Choose the group that lends its memory to each group under `shuffled`.
-
-    It is drawn from the few groups just before it; the first group takes the second. Later groups have no influence
-    (except the second on the first), so a run can be continued with more questions.
-
-    Args:
-        groups: The names of the groups, in order.
-        seed: The seed of the draw.
-
-    Returns:
-        By group, the other group.
-
-    Raises:
-        ValueError: There is only one group.
-    """
-    if len(groups) < 2:
-        raise ValueError(
-            "shuffled needs the memory of another history, but all questions are about the same one; ask more "
-            "questions, or leave shuffled out of --conditions"
-        )
-    generator = np.random.default_rng(seed)
-    drawn = {
-        group: groups[int(generator.integers(max(0, place - _NEAR), place))]
-        for place, group in enumerate(groups)
-        if place
-    }
-    return {groups[0]: groups[1], **drawn}

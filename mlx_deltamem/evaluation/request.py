@@ -28,9 +28,8 @@ from mlx_deltamem.evaluation.tasks.harness import (
     check_harness_tasks,
 )
 from mlx_deltamem.evaluation.tasks.health import Checkup
-from mlx_deltamem.evaluation.tasks.health_report import NAME as HEALTH
 from mlx_deltamem.evaluation.tasks.health_report import STEPS, Health, examine
-from mlx_deltamem.evaluation.tasks.registry import TASKS
+from mlx_deltamem.evaluation.tasks.registry import HEALTH, TASKS
 from mlx_deltamem.show.plot import load_figures
 from mlx_deltamem.show.progress import counting_progress
 

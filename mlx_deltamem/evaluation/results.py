@@ -8,7 +8,8 @@ from pathlib import Path
 from mlx_deltamem.evaluation.analysis import Result, Subset
 from mlx_deltamem.evaluation.effects import Costs
 from mlx_deltamem.evaluation.statistics import Estimate
-from mlx_deltamem.evaluation.tasks.health_report import NAME, Health, health_document
+from mlx_deltamem.evaluation.tasks.health_report import Health, health_document
+from mlx_deltamem.evaluation.tasks.registry import HEALTH
 from mlx_deltamem.files.atomic import new_file
 
 
@@ -55,7 +56,7 @@ def write_results(evaluation: Evaluation, path: Path) -> None:
         ],
     }
     if evaluation.health is not None:
-        document[NAME] = health_document(evaluation.health)
+        document[HEALTH] = health_document(evaluation.health)
     with new_file(path) as temporary:
         temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -9,9 +9,10 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.evaluation.asking import Asker, Job
-from mlx_deltamem.evaluation.conditions import CONDITIONS, Condition, Memory, partner_groups
+from mlx_deltamem.evaluation.conditions import CONDITIONS, Condition, Memory
 from mlx_deltamem.evaluation.decoding import GeneratedReply
 from mlx_deltamem.evaluation.effects import Measures
+from mlx_deltamem.evaluation.partners import partner_groups
 from mlx_deltamem.evaluation.prepared import PreparedTask
 from mlx_deltamem.evaluation.prompts import Prompts
 from mlx_deltamem.evaluation.records import JsonLines, MeasuresRow, Record

@@ -12,9 +12,9 @@ from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
 from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
 from mlx_deltamem.core.use import observing
 from mlx_deltamem.sessions.drift import Drift, KeepGateMeans
-from mlx_deltamem.sessions.history import seen_before
 from mlx_deltamem.sessions.prefill import Progress, prefill, window, write_text
 from mlx_deltamem.sessions.restore import RestorePoint, mark
+from mlx_deltamem.sessions.seen import seen_before
 from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, joined, part, start_length
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.together import can_run_together, run_together

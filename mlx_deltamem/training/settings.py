@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
-from mlx_deltamem.adapters.publish import PLACES
+from mlx_deltamem.adapters.names import PLACES
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.options.option import check_options, flag, option, taken_from
 from mlx_deltamem.options.rule import COUNT, POSITIVE, SEED, Rule, shown
-from mlx_deltamem.training.episodes import EpisodeRules
-from mlx_deltamem.training.loss import LossTerms
+from mlx_deltamem.training.rules import EpisodeRules
+from mlx_deltamem.training.terms import LossTerms
 
+# What to do with an unusable record.
+ON_ERROR = ("stop", "skip")
 # The adapter that a run ends with.
 LAST, BEST = KEEPS = ("last", "best")
 # The configuration of a new adapter: the reference's released recipe (facts 3.5).
@@ -122,6 +124,10 @@ class Reporting:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+
+# The groups of options, by their titles in the help text.
+GROUPS = {"run": Schedule, "reports": Reporting, "episodes": EpisodeRules, "loss": LossTerms}
 
 
 @dataclass(frozen=True)

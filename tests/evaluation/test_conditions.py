@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mlx_deltamem import ChatSession, detach, load, make_prompt_cache, memory, read_only
 from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.evaluation.asking import Job, Manner
-from mlx_deltamem.evaluation.conditions import CONDITIONS, find_condition, parse_conditions, partner_groups
+from mlx_deltamem.evaluation.conditions import CONDITIONS, find_condition, parse_conditions
+from mlx_deltamem.evaluation.partners import partner_groups
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Sampling
 from mlx_deltamem.sessions.prefill import prefill, write_text

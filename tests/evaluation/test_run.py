@@ -10,8 +10,9 @@ import pytest
 from mlx_deltamem import load
 from mlx_deltamem.evaluation.analysis import analyse
 from mlx_deltamem.evaluation.asking import Manner
-from mlx_deltamem.evaluation.conditions import parse_conditions, partner_groups
+from mlx_deltamem.evaluation.conditions import parse_conditions
 from mlx_deltamem.evaluation.effects import sum_up
+from mlx_deltamem.evaluation.partners import partner_groups
 from mlx_deltamem.evaluation.prepared import PreparedTask, prepare
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.run import MEASURES_FILE, RECORDS_FILE, EvaluationRun, Plan

@@ -6,9 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_deltamem.training.checkpoint import Checkpoint, Progress, remove_unfinished_checkpoints
-from mlx_deltamem.training.loss import EpisodeModel, LossTerms
+from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.optimizer import ClippedAdamW
 from mlx_deltamem.training.prepare import freeze_all_but_adapter
+from mlx_deltamem.training.terms import LossTerms
 from tests.training.runs import CONFIG, same, toy_model, weights_of
 
 PROGRESS = Progress(7, 1.25, 20, "0123")

@@ -24,14 +24,16 @@ from mlx_deltamem.sessions.segments import NO_SEGMENTS
 from mlx_deltamem.training.batch import Batch, Pass
 from mlx_deltamem.training.batches import BatchMaker
 from mlx_deltamem.training.episode import Episode, Question
-from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
+from mlx_deltamem.training.episodes import EpisodeMaker
 from mlx_deltamem.training.logits import head_at_positions
-from mlx_deltamem.training.loss import EpisodeModel, LossTerms, answer_losses, divergence
+from mlx_deltamem.training.loss import EpisodeModel, answer_losses, divergence
 from mlx_deltamem.training.optimizer import ClippedAdamW
 from mlx_deltamem.training.passes import corrupted
 from mlx_deltamem.training.prepare import freeze_all_but_adapter
 from mlx_deltamem.training.records import records_of_rows
+from mlx_deltamem.training.rules import EpisodeRules
 from mlx_deltamem.training.settings import DEFAULT_ADAPTER
+from mlx_deltamem.training.terms import LossTerms
 from mlx_deltamem.training.written import Written
 from tests.conftest import backbone, distance
 from tests.double import use_float64

@@ -11,14 +11,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_deltamem import attach, load_adapter
-from mlx_deltamem.convert import convert
+from mlx_deltamem.commands.convert import convert
 from mlx_deltamem.core.adapter import METRICS_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from mlx_deltamem.core.model import attached_attention, current_adapter
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.keeper import RunStoppedError
-from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.monitor import Metrics, Monitor
+from mlx_deltamem.training.terms import LossTerms
 from tests.families import tiny_model
 from tests.training.cases import as_read, episode, in_turns, towards
 from tests.training.runs import (

@@ -20,7 +20,8 @@ from rich.table import Table
 from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.benchmarking.models import FRESH_ADAPTER, with_and_without
 from mlx_deltamem.benchmarking.paired import Sample, compare, interleave, measured
-from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
+from mlx_deltamem.benchmarking.random_models import random_model
+from mlx_deltamem.benchmarking.shapes import SHAPES
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE
@@ -29,7 +30,8 @@ from mlx_deltamem.show.progress import reading_progress
 from mlx_deltamem.training.batch import Batch
 from mlx_deltamem.training.batches import BatchMaker
 from mlx_deltamem.training.episode import Episode, Question
-from mlx_deltamem.training.loss import EpisodeModel, LossTerms, answer_losses, weighted_mean
+from mlx_deltamem.training.terms import LossTerms
+from mlx_deltamem.training.loss import EpisodeModel, answer_losses, weighted_mean
 from mlx_deltamem.training.logits import head_at_positions
 from mlx_deltamem.training.optimizer import ClippedAdamW
 from mlx_deltamem.training.prepare import freeze_all_but_adapter

@@ -5,7 +5,7 @@ Values are held out from training. A score depends on the value in the reply, no
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Backbone, Task
@@ -17,10 +17,11 @@ from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode
 from mlx_deltamem.recall import Question as Asked
 from mlx_deltamem.recall.vocabulary import keys, values
 from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.template import ChatTemplate
 
-# The keys of facts by name, and the family of keys that tell an instruction instead of a fact.
-_KEYS = {key.name: key for key in keys()}
+if TYPE_CHECKING:
+    from mlx_deltamem.sessions.template import ChatTemplate
+
+# The family of keys that tell an instruction instead of a fact.
 _INSTRUCTIONS = "code_word"
 
 
@@ -73,6 +74,8 @@ class Recall(Task):
         if self.natural:
             yield from natural_questions(tuple(self._system))
             return
+        from mlx_deltamem.sessions.template import ChatTemplate
+
         template = ChatTemplate(backbone.tokenizer, enable_thinking=False)
         left = dict.fromkeys(self.facts, self.questions_each)
         index = 0
@@ -122,14 +125,15 @@ class Recall(Task):
         )
 
     def _questions(
-        self, template: ChatTemplate, episode: Episode, asked: tuple[Asked, ...], group: str, facts: int
+        self, template: "ChatTemplate", episode: Episode, asked: tuple[Asked, ...], group: str, facts: int
     ) -> Iterator[Question]:
         told_before = [Message(role=message["role"], content=message["content"]) for message in episode.history]
         history = (*self._system, *told_before)
         message_ids = template.whole(history).message_ids if history else []
         told = "\n".join(each.value for each in episode.questions if each.value is not None)
+        by_name = {key.name: key for key in keys()}
         for number, each in enumerate(asked):
-            key = _KEYS[each.key]
+            key = by_name[each.key]
             kind = "instruction" if key.family.name == _INSTRUCTIONS else "fact"
             labels: dict[str, float | str] = {"facts": facts, "kind": kind, "key": key.name}
             labels |= {"values": key.values, "told": told}

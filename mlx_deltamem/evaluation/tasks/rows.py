@@ -1,6 +1,6 @@
 """Read the rows of data sets: files of JSON, JSON lines or Parquet, and data sets on the Hugging Face Hub.
 
-Packages of the extra `evaluate` are imported only where they are needed.
+Packages of the extra `evaluate`, and the client of the Hub, are imported only where they are needed.
 """
 
 import importlib
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from mlx_deltamem.adapters.hub_errors import hub_errors
 from mlx_deltamem.evaluation.tasks.left_out import LeftOut
 from mlx_deltamem.files.atomic import one_line
 from mlx_deltamem.files.fields import Row
@@ -71,6 +70,8 @@ def hub_rows(repo: str, split: str, files: str) -> Iterator[tuple[str, Row]]:
         FileNotFoundError: The data set does not exist, or the Hub cannot be reached.
         ValueError: The package `datasets` is not installed, or the Hub refused access.
     """
+    from mlx_deltamem.adapters.hub_errors import hub_errors
+
     datasets = evaluate_extra("datasets", f"the data set {repo}")
     with hub_errors(repo):
         try:
