@@ -8,6 +8,7 @@ from mlx_deltamem.adapters.loading import attach, load
 from mlx_deltamem.core.adapter import Adapter
 from mlx_deltamem.core.cache import make_prompt_cache, memory, reset_memory, set_memory
 from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.core.drafting import with_draft
 from mlx_deltamem.core.model import current_adapter, detach
 from mlx_deltamem.core.use import read_only, write_mask, write_spans
 from mlx_deltamem.recurrence.scan import delta_scan
@@ -30,6 +31,7 @@ __all__ = [
     "reset_memory",
     "save_adapter",
     "set_memory",
+    "with_draft",
     "write_mask",
     "write_spans",
 ]

@@ -174,6 +174,9 @@ def split_memory(cache: PromptCache, layout: MemoryLayout) -> tuple[PromptCache 
         ValueError: The cache has no memory, or it has the memory of another adapter.
     """
     expected = layout.backbone_entries
+    if len(cache) == expected and isinstance(cache[-1], CacheList) and len(cache[-1].caches) == 2:
+        # A cache that shares its list with that of a draft model (`drafting.py`).
+        cache = [*cache[:-1], *cache[-1].caches]
     entry = memory_entry(cache[-1]) if len(cache) == expected + 1 else None
     if entry is None:
         raise ValueError(

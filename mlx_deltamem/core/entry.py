@@ -3,7 +3,8 @@
 `trim(n)` takes the last n tokens back, exactly: the states are then those from before these tokens, up to the rounding
 of float32. It reaches back to the beginning of the text in the prompt cache, with these exceptions:
 
-- Tokens from before the memory was set (`set_memory`, `reset_memory`) or the prompt cache was loaded from a file.
+- Tokens from before the memory was set (`set_memory`, `reset_memory`) or the prompt cache was loaded from a file, and
+  tokens of a model in training mode.
 - The middle of a text that a mean-writing adapter wrote in several calls.
 - Where the keys and values cannot be trimmed (hybrid models, a window that is full), the entry keeps the last
   `KEPT` tokens at least, and not the whole text.
@@ -13,14 +14,29 @@ to go on until its memory is set.
 """
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import ArraysCache
 
-from mlx_deltamem.core.past import Kept, LayerPass, Pass, Past, Start, joined, kept, passes_of, states_of, taken_back
+from mlx_deltamem.core.past import (
+    Kept,
+    LayerPass,
+    Pass,
+    Past,
+    Start,
+    ended,
+    is_whole,
+    joined,
+    kept,
+    passes_of,
+    recent,
+    states_of,
+    taken_back,
+    without,
+)
 
 # Passes are joined when they have this many tokens together.
 KEPT = 64
@@ -68,12 +84,12 @@ class MemoryEntry(ArraysCache):
             return 0
         rows = self._rows_of(1) if len(self._rows) == 1 else self._past_by_row()
         reached = max(row.total for row in rows)
-        if any(row.total < n and not _is_whole(row) for row in rows):
+        if any(row.total < n and not is_whole(row) for row in rows):
             self._missed, self._after = n, list(self.cache)
             raise ValueError(
                 f"the memory cannot be trimmed by {n} tokens: its past has {min(row.total for row in rows)}, because "
-                "the memory was set or loaded then, or the keys and values cannot be trimmed as far; make a new cache "
-                "and read the text again"
+                "the memory was set, loaded or trained then, or the keys and values cannot be trimmed as far; make a "
+                "new cache and read the text again"
             )
         if not reached:
             return 0
@@ -89,7 +105,7 @@ class MemoryEntry(ArraysCache):
             self.left_padding = self.left_padding + done
         if self.lengths is not None:
             self.lengths = self.lengths + done
-        self._short = _without(self._short, done)
+        self._short = without(self._short, done)
         self._rows, self._after = rows, list(states)
         return done
 
@@ -143,7 +159,7 @@ class MemoryEntry(ArraysCache):
         self._after = list(states)
         if not tokens:
             return []
-        self._rows = [_ended(row) for row in self._rows_of(batch)]
+        self._rows = [ended(row) for row in self._rows_of(batch)]
         is_short = tokens < KEPT
         arrays = [] if is_short else self._join(before)
         last = Pass(batch, tokens, before, self._after, layers)
@@ -154,8 +170,22 @@ class MemoryEntry(ArraysCache):
                 return []
             arrays = self._join(self._after)
         if not all(entry.is_trimmable() for entry in backbone):
-            self._rows = [_recent(row) for row in self._rows]
+            self._rows = [recent(row, KEPT) for row in self._rows]
         return arrays
+
+    def make_mask(self, N: int, **options: object) -> mx.array | None:  # noqa: N803  (mlx-lm's name)
+        """The mask `[B, N]` of the next tokens, False for padding; None: no padding.
+
+        Raises:
+            ValueError: The entry got to a layer of a backbone, which asks for a causal mask with `options`.
+        """
+        if options:
+            raise ValueError(
+                "a model got the memory of another one as its keys and values; for speculative decoding with a given "
+                "prompt cache, join the caches with mlx_deltamem.with_draft(model, cache, draft_cache)"
+            )
+        mask: mx.array | None = super().make_mask(N)  # type: ignore[no-untyped-call]
+        return mask
 
     def filter(self, batch_indices: Sequence[int] | mx.array) -> None:
         """Keep some rows of the batch, in place."""
@@ -179,7 +209,7 @@ class MemoryEntry(ArraysCache):
     @classmethod
     def merge(cls, caches: Sequence[ArraysCache]) -> "MemoryEntry":
         """A new entry with the rows of several entries of one row each."""
-        entry: MemoryEntry = super().merge(caches)  # type: ignore[no-untyped-call]
+        entry: MemoryEntry = super().merge(caches)
         entry._take([past for each in caches for past in _past_by_row(each)])
         return entry
 
@@ -260,41 +290,6 @@ def _is_state(state: object) -> bool:
 def _past_by_row(entry: ArraysCache) -> list[Past]:
     """The past of each row of an entry with a memory."""
     return entry._past_by_row() if isinstance(entry, MemoryEntry) else [Start(is_whole=False)] * entry.batch_size
-
-
-def _is_whole(past: Past) -> bool:
-    """Whether a past reaches back to the beginning of the text."""
-    while isinstance(past, Kept):
-        past = past.earlier
-    return past.is_whole
-
-
-def _ended(past: Past) -> Past:
-    """A past without a pass of which no token is left."""
-    return past.earlier if isinstance(past, Kept) and not past.tokens else past
-
-
-def _recent(past: Past) -> Past:
-    """The last passes of a row, which have `KEPT` tokens together or a few more, without the past before them."""
-    links: list[Kept] = []
-    while isinstance(past, Kept) and sum(link.tokens for link in links) < KEPT:
-        links.append(past)
-        past = past.earlier
-    recent: Past = Start(is_whole=False) if isinstance(past, Kept) else past
-    for link in reversed(links):
-        recent = kept(link.last, link.row, link.tokens, recent)
-    return recent
-
-
-def _without(passes: Iterable[tuple[Pass, int]], tokens: int) -> list[tuple[Pass, int]]:
-    """The passes without their last tokens; empty if there are not that many."""
-    left = list(passes)
-    while left and tokens:
-        last, count = left.pop()
-        if count > tokens:
-            left.append((last, count - tokens))
-        tokens = max(0, tokens - count)
-    return left
 
 
 def _is_empty(entry: Any) -> bool:

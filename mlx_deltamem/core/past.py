@@ -9,7 +9,7 @@ Each row of a batch has its own past (`Kept`), because rows may join and leave a
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -146,6 +146,41 @@ def taken_back(past: Past, tokens: int) -> Past:
         tokens -= past.tokens
         past = past.earlier
     return past
+
+
+def is_whole(past: Past) -> bool:
+    """Whether a past reaches back to the beginning of the text."""
+    while isinstance(past, Kept):
+        past = past.earlier
+    return past.is_whole
+
+
+def ended(past: Past) -> Past:
+    """A past without a pass of which no token is left."""
+    return past.earlier if isinstance(past, Kept) and not past.tokens else past
+
+
+def recent(past: Past, tokens: int) -> Past:
+    """The last passes of a row, with at least this many tokens together, without the past before them."""
+    links: list[Kept] = []
+    while isinstance(past, Kept) and sum(link.tokens for link in links) < tokens:
+        links.append(past)
+        past = past.earlier
+    rest: Past = Start(is_whole=False) if isinstance(past, Kept) else past
+    for link in reversed(links):
+        rest = kept(link.last, link.row, link.tokens, rest)
+    return rest
+
+
+def without(passes: Iterable[tuple[Pass, int]], tokens: int) -> list[tuple[Pass, int]]:
+    """The passes without their last tokens; empty if there are not that many."""
+    left = list(passes)
+    while left and tokens:
+        last, count = left.pop()
+        if count > tokens:
+            left.append((last, count - tokens))
+        tokens = max(0, tokens - count)
+    return left
 
 
 def states_of(rows: Sequence[Past], present: Sequence[mx.array]) -> list[mx.array]:
