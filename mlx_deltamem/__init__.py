@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mlx_deltamem.core.adapter import Adapter
     from mlx_deltamem.core.cache import make_prompt_cache, memory, reset_memory, set_memory
     from mlx_deltamem.core.config import DeltaMemConfig
+    from mlx_deltamem.core.drafting import with_draft
     from mlx_deltamem.core.model import current_adapter, detach
     from mlx_deltamem.core.use import read_only, write_mask, write_spans
     from mlx_deltamem.recurrence.scan import delta_scan
@@ -28,6 +29,7 @@ _PUBLIC = {
     "core.adapter": ("Adapter",),
     "core.cache": ("make_prompt_cache", "memory", "reset_memory", "set_memory"),
     "core.config": ("DeltaMemConfig",),
+    "core.drafting": ("with_draft",),
     "core.model": ("current_adapter", "detach"),
     "core.use": ("read_only", "write_mask", "write_spans"),
     "recurrence.scan": ("delta_scan",),
@@ -52,6 +54,7 @@ __all__ = [
     "reset_memory",
     "save_adapter",
     "set_memory",
+    "with_draft",
     "write_mask",
     "write_spans",
 ]

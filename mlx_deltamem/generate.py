@@ -7,7 +7,7 @@ from mlx_deltamem.cli.options import add_chat_options, add_model_options, model_
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options import mlx_lm_defaults
-from mlx_deltamem.options.rule import BITS, COUNT, GROUP_SIZE, POSITIVE
+from mlx_deltamem.options.rule import BITS, COUNT, GROUP_SIZE, PLACE, POSITIVE
 from mlx_deltamem.sessions.writing import NONE
 
 
@@ -60,6 +60,13 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         type=POSITIVE,
         help="With --ignore-chat-template: keep this many tokens of keys and values.",
     )
+    parser.add_argument(
+        "--draft-model",
+        type=PLACE,
+        help="Folder or Hub repo of a smaller model with the same tokens, which drafts the replies (speculative "
+        "decoding). The replies stay the same without sampling.",
+    )
+    parser.add_argument("--num-draft-tokens", type=POSITIVE, default=3, help="Tokens to draft at a time (default: 3).")
     parser.add_argument("--verbose", type=true_or_false, default=True, help="False prints nothing but the replies.")
     return parser
 

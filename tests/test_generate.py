@@ -57,6 +57,22 @@ def test_what_is_printed():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("plain", [(), ("--ignore-chat-template",)])
+def test_a_draft_model_changes_no_reply(plain):
+    prompts = ("--prompt", "My name is Anna.", "--prompt", "Hello", *plain)
+    assert replies(*prompts, "--draft-model", backbone(), "--num-draft-tokens", "2") == replies(*prompts)
+
+
+@pytest.mark.slow
+def test_draft_models_that_do_not_fit_are_refused(tmp_path):
+    for options, message in (
+        (("--draft-model", backbone(), "--kv-bits", "8"), "--draft-model does not go with --kv-bits"),
+        (("--draft-model", str(tmp_path / "none")), "none"),
+    ):
+        assert_refused(generate(*MODEL, "--prompt", "Hello", *options), message)
+
+
+@pytest.mark.slow
 def test_the_prompt_from_standard_input():
     assert replies("--prompt", "-", stdin="What is my code word?") == replies("--prompt", "What is my code word?")
 

@@ -10,11 +10,13 @@ import mlx.nn as nn
 from mlx_lm.generate import GenerationResponse, stream_generate
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.cli.command import standard_input
 from mlx_deltamem.cli.entered import check_session_file, checked_message, checked_system_prompt
 from mlx_deltamem.cli.opening import load_model, open_chat, reply_options
 from mlx_deltamem.cli.remembered import read_remembered
 from mlx_deltamem.core.cache import make_prompt_cache, memory
+from mlx_deltamem.core.drafting import with_draft
 from mlx_deltamem.core.use import read_only
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.inspection.states import bytes_held, norm, shape_held, squares, state_arrays
@@ -26,12 +28,14 @@ from mlx_deltamem.show.progress import reading_progress
 from mlx_deltamem.show.streams import keeping_output_failures
 
 
-class _KvOptions(TypedDict, total=False):
-    """Keyword arguments of `mlx_lm.stream_generate` about quantised keys and values, as there."""
+class _FurtherOptions(TypedDict, total=False):
+    """Keyword arguments of `mlx_lm.stream_generate` that only this command has, as there."""
 
     kv_bits: int
     kv_group_size: int
     quantized_kv_start: int
+    draft_model: nn.Module
+    num_draft_tokens: int
 
 
 def run(args: argparse.Namespace) -> None:
@@ -49,11 +53,12 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer = load_model(args)
     is_chat = tokenizer.has_chat_template and not args.ignore_chat_template
     _check(args, is_chat)
+    draft = None if args.draft_model is None else _load_draft(tokenizer, args)
     # A cache of a given size takes a text of any length.
     longest = None if args.max_kv_size is not None else window(model)
     prompts = [checked_message(prompt, "the prompt", longest, tokenizer) for prompt in prompts]
     answer = _chat if is_chat else _continue_text
-    states = answer(model, tokenizer, prompts, args)
+    states = answer(model, tokenizer, prompts, args, draft)
     if args.verbose:
         print(f"Memory: {_memory_line(states)}")
 
@@ -66,10 +71,33 @@ def _check(args: argparse.Namespace, is_chat: bool) -> None:
         raise ValueError("--remember and --write are for chats; this runs without a chat template")
     if args.max_kv_size is not None and is_chat:
         raise ValueError("--max-kv-size is for --ignore-chat-template; a chat takes --history NUMBER")
+    for option in ("kv_bits", "max_kv_size", "prefill_response"):
+        if args.draft_model is not None and getattr(args, option) is not None:
+            raise ValueError(f"--draft-model does not go with --{option.replace('_', '-')}; leave one of them out")
+
+
+def _load_draft(tokenizer: TokenizerWrapper, args: argparse.Namespace) -> nn.Module:
+    """Load the model of `--draft-model`.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        ValueError: It has other tokens than the model.
+    """
+    draft, other = load(args.draft_model, trust_remote_code=args.trust_remote_code)
+    if other.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"--draft-model {args.draft_model} has {other.vocab_size:,} tokens and the model {tokenizer.vocab_size:,}; "
+            "expected a model with the same tokenizer"
+        )
+    return draft
 
 
 def _chat(
-    model: nn.Module, tokenizer: TokenizerWrapper, prompts: list[str], args: argparse.Namespace
+    model: nn.Module,
+    tokenizer: TokenizerWrapper,
+    prompts: list[str],
+    args: argparse.Namespace,
+    draft: nn.Module | None,
 ) -> dict[int, mx.array]:
     """Answer the prompts as the turns of a chat; returns the memory after the last one.
 
@@ -80,7 +108,7 @@ def _chat(
     if begin and options["max_tokens"] > 0:
         options["max_tokens"] += len(begin)
     chat = open_chat(model, tokenizer, args)
-    kv_options = _kv_options(args)
+    further = _further_options(args, draft)
     with nullcontext() if args.session is None else keeping_output_failures():
         for path in args.remember:
             with reading_progress(f"Reading {path}", args.verbose) as progress:
@@ -94,7 +122,7 @@ def _chat(
                     prompt_progress_callback=progress,
                     logits_processors=[Beginning(begin)] if begin else None,
                     **options,
-                    **kv_options,
+                    **further,
                 )
                 _print_reply(responses, args.verbose)
             _save(chat, args)
@@ -107,11 +135,19 @@ def _save(chat: ChatSession, args: argparse.Namespace) -> None:
 
 
 def _continue_text(
-    model: nn.Module, tokenizer: TokenizerWrapper, prompts: list[str], args: argparse.Namespace
+    model: nn.Module,
+    tokenizer: TokenizerWrapper,
+    prompts: list[str],
+    args: argparse.Namespace,
+    draft: nn.Module | None,
 ) -> dict[int, mx.array]:
     """Continue each prompt as plain text, all in one prompt cache; returns the memory after the last one."""
     cache = make_prompt_cache(model, args.max_kv_size)
-    options, kv_options = reply_options(tokenizer, args), _kv_options(args)
+    draft_cache = [] if draft is None else make_prompt_cache(draft)
+    options, further = reply_options(tokenizer, args), _further_options(args, draft)
+    if draft is not None and options["max_tokens"] < 0:
+        # For drafts, mlx-lm knows no value for "no limit".
+        options["max_tokens"] = 2**31 - 1
     for prompt in prompts:
         reading = read_only(model) if args.read_only else nullcontext()
         with reading, reading_progress("Reading the prompt", args.verbose) as progress:
@@ -119,16 +155,21 @@ def _continue_text(
                 model,
                 tokenizer,
                 prompt,
-                prompt_cache=cache,
+                prompt_cache=cache if draft is None else with_draft(model, cache, draft_cache),
                 prompt_progress_callback=progress,
                 **options,
-                **kv_options,
+                **further,
             )
-            _print_reply(responses, args.verbose)
+            last = _print_reply(responses, args.verbose)
+            if draft is not None and last is not None and not last.from_draft:
+                # mlx-lm has not run the last token, as it does without a draft model.
+                model(mx.array([[last.token]]), cache=cache)
     return memory(cache)
 
 
-def _kv_options(args: argparse.Namespace) -> _KvOptions:
+def _further_options(args: argparse.Namespace, draft: nn.Module | None) -> _FurtherOptions:
+    if draft is not None:
+        return {"draft_model": draft, "num_draft_tokens": args.num_draft_tokens}
     if args.kv_bits is None:
         return {}
     return {
@@ -138,8 +179,8 @@ def _kv_options(args: argparse.Namespace) -> _KvOptions:
     }
 
 
-def _print_reply(responses: Iterable[GenerationResponse], verbose: bool) -> None:
-    """Print a reply as it is generated, and mlx-lm's statistics after it."""
+def _print_reply(responses: Iterable[GenerationResponse], verbose: bool) -> GenerationResponse | None:
+    """Print a reply as it is generated, and mlx-lm's statistics after it; returns its last response."""
     response = None
     for response in responses:
         if verbose and response.generation_tokens == 1:
@@ -151,6 +192,7 @@ def _print_reply(responses: Iterable[GenerationResponse], verbose: bool) -> None
         print(f"Prompt: {response.prompt_tokens} tokens, {response.prompt_tps:.3f} tokens-per-sec")
         print(f"Generation: {response.generation_tokens} tokens, {response.generation_tps:.3f} tokens-per-sec")
         print(f"Peak memory: {response.peak_memory:.3f} GB")
+    return response
 
 
 def _memory_line(states: dict[int, mx.array]) -> str:

@@ -16,6 +16,7 @@ import mlx.nn as nn
 
 from mlx_deltamem.core.access import Access
 from mlx_deltamem.core.layer import DeltaMemory
+from mlx_deltamem.core.past import LayerPass
 from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.shapes import shards
 
@@ -49,6 +50,9 @@ class ForwardPass:
         self.states = list(states)
         self.length = 0
         self.layers_run: set[int] = set()
+        self.batch = 0
+        # By layer, the passes that wrote; the whole is None if a layer wrote and its pass is not known.
+        self.layer_passes: dict[int, LayerPass] | None = {}
         self._access_for = access_for
         self._access: Access | None = None
 
@@ -68,18 +72,23 @@ class ForwardPass:
             state = mx.broadcast_to(state, (x.shape[0], *state.shape[1:]))
         reads, state = layer_memory.read_and_write(x, state, access)
         self.keep_state(layer, state)
+        if reads.written and self.layer_passes is not None:
+            if reads.layer_pass is None:
+                self.layer_passes = None
+            else:
+                self.layer_passes[layer] = reads.layer_pass
         return reads
 
     def skip(self, layer: int, x: mx.array) -> None:
         """Note that a layer with the inputs `x` runs without its memory."""
-        self.length = x.shape[1]
+        self.batch, self.length = x.shape[:2]
         self.keep_state(layer, self.states[layer])
 
     def access(self, batch: int, length: int) -> Access:
         """The access of the tokens `[batch, length]` of this pass; the first layer that asks decides it."""
         if self._access is None:
             self._access = self._access_for(batch, length)
-            self.length = length
+            self.batch, self.length = batch, length
         return self._access
 
     def keep_state(self, layer: int, state: mx.array) -> None:

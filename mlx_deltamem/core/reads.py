@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlx_deltamem.core.past import LayerPass
+
 
 @dataclass(frozen=True)
 class PackedWeights:
@@ -69,6 +71,7 @@ class Reads:
         written: Whether the pass wrote the memory.
         written_tokens: `[B, T]` bool, the tokens that were written; None: all of them, or none if `written` is False.
         inputs: `[B, T, hidden]`, the inputs of the layer; None where they are not kept (`from_arrays`).
+        layer_pass: For a pass that wrote, what is needed to take its last tokens back; None if that is not known.
     """
 
     def __init__(
@@ -79,8 +82,10 @@ class Reads:
         written: bool,
         written_tokens: mx.array | None = None,
         inputs: mx.array | None = None,
+        layer_pass: LayerPass | None = None,
     ):
         self.inputs = inputs
+        self.layer_pass = layer_pass
         self.written = written
         self.written_tokens = written_tokens
         self._reads = reads

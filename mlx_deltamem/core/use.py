@@ -15,8 +15,8 @@ import mlx.nn as nn
 
 from mlx_deltamem.core.access import Access, both
 from mlx_deltamem.core.attention import Observer
-from mlx_deltamem.core.cache import MemoryEntry
 from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.core.entry import MemoryEntry
 from mlx_deltamem.core.spans import Ids, Spans, UnitSource
 
 

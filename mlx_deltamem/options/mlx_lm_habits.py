@@ -50,8 +50,6 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "--prompt-cache-file": "use --session FILE to go on with a chat",
         "--quantize-activations": _ACTIVATIONS,
         "-qa": _ACTIVATIONS,
-        "--draft-model": "a memory is written token by token, so drafts are not used; leave it out",
-        "--num-draft-tokens": "a memory is written token by token, so drafts are not used; leave it out",
     },
     "convert": {
         "--hf-path": "use --torch-path for the adapter to convert",

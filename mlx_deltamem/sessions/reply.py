@@ -1,6 +1,6 @@
 """Generate one reply with mlx-lm, after the messages have been read."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypedDict, cast
 
@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.core.use import writing
-from mlx_deltamem.options.rule import BITS, COUNT, GROUP_SIZE, REPLY_LENGTH
+from mlx_deltamem.options.rule import BITS, COUNT, GROUP_SIZE, POSITIVE, REPLY_LENGTH
 from mlx_deltamem.sessions.prefill import Progress, check_step
 from mlx_deltamem.sessions.restore import States
 from mlx_deltamem.sessions.turn import Turn
@@ -28,6 +28,9 @@ class GenerateOptions(TypedDict, total=False):
     kv_bits: int | None
     kv_group_size: int
     quantized_kv_start: int
+    # A smaller model with the same tokens, which proposes `num_draft_tokens` tokens at a time (speculative decoding).
+    draft_model: nn.Module | None
+    num_draft_tokens: int
 
 
 class RegenerateOptions(GenerateOptions, total=False):
@@ -80,6 +83,18 @@ class ReplySettings:
         for name, rule in _QUANTISED.items():
             if self.options.get(name) is not None:
                 rule.check(name, self.options[name])  # type: ignore[literal-required]  # The names are those of the type.
+        if self.options.get("num_draft_tokens") is not None:
+            POSITIVE.check("num_draft_tokens", self.options["num_draft_tokens"])
+        if self.draft_model is not None and self.options.get("kv_bits") is not None:
+            raise ValueError(
+                "kv_bits and draft_model are both given, and mlx-lm does not take them together with a prompt cache; "
+                "leave one of them out"
+            )
+
+    @property
+    def draft_model(self) -> nn.Module | None:
+        """The model that drafts the reply, or None."""
+        return self.options.get("draft_model")
 
 
 class ReplyTokens:
@@ -174,7 +189,7 @@ class Reply(ReplyTokens):
         self._logits = logits_of(turn)
         self._left = len(turn.opening.ids)
 
-    def stream(self, seconds: float) -> Iterator[GenerationResponse]:
+    def stream(self, seconds: float) -> Generator[GenerationResponse, None, None]:
         """Generate the reply.
 
         Args:
@@ -207,15 +222,17 @@ class Reply(ReplyTokens):
         """Stand in for the model in mlx-lm's generation.
 
         mlx-lm gets the messages as a prompt, because logits processors look at it. The messages have been read: so
-        nothing runs for them, and the result is their known logits, `[1, 1, V]` (None before the last call).
+        nothing runs for them, and the result is their known logits, `[1, 1, V]` (None before the last call). Drafted
+        tokens may come together with the last token of the messages.
         """
-        if self._left:
-            self._left -= tokens.shape[1]
+        known = min(self._left, tokens.shape[1])
+        self._left -= known
+        if known == tokens.shape[1]:
             return None if self._left else self._logits[:, None]
         self.states_before_last = list(cache[-1].cache)
         with writing(self._model, self._turn.reply_written):
-            logits: mx.array = self._model(tokens, cache=cache)
-        return logits
+            logits: mx.array = self._model(tokens[:, known:], cache=cache)
+        return mx.concatenate([self._logits[:, None], logits], axis=1) if known else logits
 
 
 def logits_of(turn: Turn) -> mx.array:
