@@ -184,7 +184,7 @@ class MemoryEntry(ArraysCache):
                 "a model got the memory of another one as its keys and values; for speculative decoding with a given "
                 "prompt cache, join the caches with mlx_deltamem.with_draft(model, cache, draft_cache)"
             )
-        mask: mx.array | None = super().make_mask(N)  # type: ignore[no-untyped-call]
+        mask: mx.array | None = super().make_mask(N)
         return mask
 
     def filter(self, batch_indices: Sequence[int] | mx.array) -> None:
@@ -209,7 +209,7 @@ class MemoryEntry(ArraysCache):
     @classmethod
     def merge(cls, caches: Sequence[ArraysCache]) -> "MemoryEntry":
         """A new entry with the rows of several entries of one row each."""
-        entry: MemoryEntry = super().merge(caches)
+        entry: MemoryEntry = super().merge(caches)  # type: ignore[no-untyped-call]
         entry._take([past for each in caches for past in _past_by_row(each)])
         return entry
 
