@@ -42,9 +42,12 @@ MLX_LM_PUBLIC = re.compile(
 MLX_LM_INTERNALS = {
     "benchmarking.random_models",
     "core.cache",
+    "core.drafting",
+    "core.entry",
     "evaluation.decoding",
     "evaluation.tasks.harness_model",
     "sessions.batch",
+    "sessions.drafted_reply",
     "sessions.stored.file",
     "sessions.restore",
     "sessions.stored.chat",

@@ -87,6 +87,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @every_model
 @settings(max_examples=12, deadline=None)
 @given(steps=STEPS, last=st.integers(1, 200))
@@ -124,6 +125,7 @@ def test_a_trimmed_cache_is_that_of_the_text_that_is_left(kind, steps, last):
     assert_memory(cache, expected)
 
 
+@pytest.mark.slow
 @every_model
 @pytest.mark.parametrize("drafted", [1, 2, 5])
 def test_speculative_decoding_gives_the_tokens_of_plain_decoding(kind, drafted):
@@ -145,6 +147,7 @@ def test_speculative_decoding_gives_the_tokens_of_plain_decoding(kind, drafted):
     assert_memory(cache, whole)
 
 
+@pytest.mark.slow
 def test_drafts_are_taken_and_thrown_away():
     """The test above would not try much if a draft were always right or always wrong."""
     model, draft = MODELS["qwen3"], tiny_model("qwen3")
@@ -152,6 +155,7 @@ def test_drafts_are_taken_and_thrown_away():
     assert 0 < sum(is_drafted for _, _, is_drafted in found) < 30
 
 
+@pytest.mark.slow
 def test_an_attached_model_may_draft():
     model = MODELS["qwen3"]
     expected = [token for token, _ in generate_step(mx.array(PROMPT), model, max_tokens=16)]
@@ -180,6 +184,7 @@ def test_the_prompt_cache_of_mlx_lms_server_goes_back_to_a_common_beginning():
     assert_memory(again, cache)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen3 with a key shift"])
 def test_rows_of_mlx_lms_batches_can_be_trimmed(kind):
     model = MODELS[kind]
@@ -272,6 +277,7 @@ def test_a_memory_that_was_set_before_the_text_is_what_trimming_all_goes_back_to
     assert mx.array_equal(memory(cache)[0], told[0])
 
 
+@pytest.mark.slow
 def test_a_cache_from_a_file_can_be_trimmed_by_the_tokens_after_it(tmp_path):
     model, path = MODELS["llama"], str(tmp_path / "c.safetensors")
     cache = make_prompt_cache(model)
@@ -314,6 +320,7 @@ def test_spans_of_several_calls_are_trimmed_as_a_whole_only():
         trim_prompt_cache(cache, 2)
 
 
+@pytest.mark.slow
 def test_where_keys_and_values_cannot_be_trimmed_nothing_is():
     for model in (attached_model("qwen3_next"), attached_model("gemma3_text")):
         cache = make_prompt_cache(model)
@@ -345,6 +352,7 @@ def test_caches_that_were_only_put_side_by_side_are_refused():
         next(speculative_generate_step(mx.array(PROMPT), model, draft, prompt_cache=side_by_side))
 
 
+@pytest.mark.slow
 def test_tokens_one_by_one_are_kept_in_few_arrays():
     model = MODELS["llama"]
     cache = make_prompt_cache(model)

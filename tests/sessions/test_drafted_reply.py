@@ -35,6 +35,7 @@ def assert_same(chat: ChatSession, expected: ChatSession) -> None:
         assert distance(chat.memory[layer], state) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("history", "options"),
     [("full", {}), ("none", {}), (20, {"write": "user"}), ("full", {"read_only": True}), ("full", {"stop": "e"})],
@@ -61,6 +62,7 @@ def test_a_reply_that_is_left_early_keeps_the_tokens_so_far(loaded, draft, stop_
     assert_same(*chats)
 
 
+@pytest.mark.slow
 def test_every_token_that_ends_a_reply_is_handled(loaded, draft):
     """The token that ends a reply may be drafted or not, and may be the first one."""
     _, tokenizer = loaded
