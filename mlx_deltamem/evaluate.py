@@ -13,7 +13,7 @@ from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, parse_conditions
 from mlx_deltamem.evaluation.report import REPORT_FILE, result_tables
-from mlx_deltamem.evaluation.request import Request, check_harness_request, evaluate, write_evaluation
+from mlx_deltamem.evaluation.request import Request, check_baselines, check_harness_request, evaluate, write_evaluation
 from mlx_deltamem.evaluation.run import Plan
 from mlx_deltamem.evaluation.task import Sampling, Task
 from mlx_deltamem.evaluation.tasks.harness import HarnessOptions
@@ -22,12 +22,14 @@ from mlx_deltamem.evaluation.tasks.health_report import health_tables
 from mlx_deltamem.evaluation.tasks.registry import TASKS
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options.arguments import add_options
-from mlx_deltamem.options.rule import COUNT, POSITIVE, SHARE, STEP, TEMPERATURE, Rule
+from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, SHARE, STEP, TEMPERATURE, Rule
 from mlx_deltamem.sessions.writing import AFTER, ALL, WRITES
 from mlx_deltamem.show.tables import print_tables
 
 # The index of a question is added to the seed of its reply, and MLX takes seeds of 64 bits.
 _SEED = Rule(int, least=0, most=2**63 - 1)
+# Examples for --help.
+_BASELINES = ("last", "last-256", "bm25-4", "bm25-all", "dense-4", "oracle", "summary-256")
 # NumPy's limit.
 _LARGEST_HARNESS_SEED = 2**32 - 1
 
@@ -46,6 +48,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     meanings = "; ".join(f"{name}: {condition.meaning}" for name, condition in CONDITIONS.items())
     meanings += "; chat-N: as chat, with the last N tokens of earlier turns kept in the text"
+    meanings += "; and baselines, other ways to remember: " + "; ".join(
+        f"{name}: {condition.meaning}" for name in _BASELINES for condition in parse_conditions([name])
+    )
+    meanings += "; a baseline with +state (or the controls +zeroed, +shuffled): the memory beside its text"
     default = ",".join(DEFAULT_CONDITIONS)
     parser.add_argument("--conditions", type=_names, default=default, help=f"{meanings} (default: {default}).")
     parser.add_argument(
@@ -88,6 +94,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         type=POSITIVE,
         help="The tokens of text that are visible while a history is read into the memory (default: the model's "
         "window).",
+    )
+    parser.add_argument(
+        "--dense-model",
+        type=PLACE,
+        help="For the conditions dense: the folder or Hub repo of a model of model2vec, for example "
+        "minishlab/potion-retrieval-32M.",
     )
     for name, task in TASKS.items():
         add_options(parser.add_argument_group(f"task {name}", task.source), task, f"{name}-")
@@ -156,6 +168,7 @@ def _request(args: argparse.Namespace) -> Request:
     names = list(dict.fromkeys(args.tasks))
     conditions = parse_conditions(args.conditions)
     others = [condition.name for condition in conditions if condition.chat is None]
+    check_baselines(conditions, args.dense_model)
     if others and args.write not in (None, ALL, AFTER):
         raise ValueError(f"--write {args.write} is for chat and chat-N; {', '.join(others)} take {ALL} or {AFTER}")
     given = [name for name, _ in args.data]
@@ -212,6 +225,7 @@ def _manner(task: Task, args: argparse.Namespace) -> Manner:
         reply_tokens=args.reply_tokens,
         prefill_step_size=args.prefill_step_size,
         history_tokens=args.history_tokens,
+        dense_model=args.dense_model,
     )
 
 
