@@ -6,15 +6,17 @@ from pathlib import Path
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.options import add_model_options, model_and_adapter
 from mlx_deltamem.cli.parser import Parser
-from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS
+from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, parse_conditions
 from mlx_deltamem.evaluation.tasks.registry import HEALTH, TASKS
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options.arguments import add_options
-from mlx_deltamem.options.rule import COUNT, POSITIVE, SHARE, STEP, TEMPERATURE, Rule
+from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, SHARE, STEP, TEMPERATURE, Rule
 from mlx_deltamem.sessions.writing import WRITES
 
 # The index of a question is added to the seed of its reply, and MLX takes seeds of 64 bits.
 _SEED = Rule(int, least=0, most=2**63 - 1)
+# Examples for --help.
+_BASELINES = ("last", "last-256", "bm25-4", "bm25-all", "dense-4", "oracle", "summary-256")
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -31,6 +33,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     meanings = "; ".join(f"{name}: {condition.meaning}" for name, condition in CONDITIONS.items())
     meanings += "; chat-N: as chat, with the last N tokens of earlier turns kept in the text"
+    meanings += "; and baselines, other ways to remember: " + "; ".join(
+        f"{name}: {condition.meaning}" for name in _BASELINES for condition in parse_conditions([name])
+    )
+    meanings += "; a baseline with +state (or the controls +zeroed, +shuffled): the memory beside its text"
     default = ",".join(DEFAULT_CONDITIONS)
     parser.add_argument("--conditions", type=_names, default=default, help=f"{meanings} (default: {default}).")
     parser.add_argument(
@@ -73,6 +79,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         type=POSITIVE,
         help="The tokens of text that are visible while a history is read into the memory (default: the model's "
         "window).",
+    )
+    parser.add_argument(
+        "--dense-model",
+        type=PLACE,
+        help="For the conditions dense: the folder or Hub repo of a model of model2vec, for example "
+        "minishlab/potion-retrieval-32M.",
     )
     for name, task in TASKS.items():
         add_options(parser.add_argument_group(f"task {name}", task.source), task, f"{name}-")

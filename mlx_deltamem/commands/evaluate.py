@@ -11,7 +11,7 @@ from mlx_deltamem.cli.options import model_and_adapter
 from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.conditions import parse_conditions
 from mlx_deltamem.evaluation.report import REPORT_FILE, result_tables
-from mlx_deltamem.evaluation.request import Request, check_harness_request, evaluate, write_evaluation
+from mlx_deltamem.evaluation.request import Request, check_baselines, check_harness_request, evaluate, write_evaluation
 from mlx_deltamem.evaluation.run import Plan
 from mlx_deltamem.evaluation.task import Sampling, Task
 from mlx_deltamem.evaluation.tasks.harness import HarnessOptions
@@ -68,6 +68,7 @@ def _request(args: argparse.Namespace) -> Request:
     names = list(dict.fromkeys(args.tasks))
     conditions = parse_conditions(args.conditions)
     others = [condition.name for condition in conditions if condition.chat is None]
+    check_baselines(conditions, args.dense_model)
     if others and args.write not in (None, ALL, AFTER):
         raise ValueError(f"--write {args.write} is for chat and chat-N; {', '.join(others)} take {ALL} or {AFTER}")
     given = [name for name, _ in args.data]
@@ -125,6 +126,7 @@ def _manner(task: Task, args: argparse.Namespace) -> Manner:
         reply_tokens=args.reply_tokens,
         prefill_step_size=args.prefill_step_size,
         history_tokens=args.history_tokens,
+        dense_model=args.dense_model,
     )
 
 

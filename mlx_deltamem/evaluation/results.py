@@ -32,6 +32,10 @@ class Evaluation:
     costs: Mapping[tuple[str, str], Costs]
     health: Health | None = None
 
+    def costs_of(self, task: str) -> dict[str, Costs]:
+        """The costs of a task, by condition."""
+        return {condition: costs for (name, condition), costs in self.costs.items() if name == task}
+
 
 def write_results(evaluation: Evaluation, path: Path) -> None:
     """Write `results.json`. Model cards show its entry `results`.
@@ -48,6 +52,11 @@ def write_results(evaluation: Evaluation, path: Path) -> None:
         "costs": [
             {"task": task, "condition": condition, **asdict(costs)}
             for (task, condition), costs in evaluation.costs.items()
+        ],
+        "evidence": [
+            {"task": result.task.name, "condition": condition, "share": share}
+            for result in evaluation.results
+            for condition, share in result.evidence.items()
         ],
         "published": [
             {"task": result.task.name, **asdict(score)}

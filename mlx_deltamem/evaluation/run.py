@@ -9,6 +9,8 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.evaluation.asking import Asker, Job
+from mlx_deltamem.evaluation.baselines.baseline import Kind
+from mlx_deltamem.evaluation.baselines.showing import check_evidence
 from mlx_deltamem.evaluation.conditions import CONDITIONS, Condition, Memory
 from mlx_deltamem.evaluation.decoding import GeneratedReply
 from mlx_deltamem.evaluation.effects import Measures
@@ -79,8 +81,9 @@ class EvaluationRun:
         The task may have more questions than the records, or fewer.
 
         Raises:
-            ValueError: A record belongs to another question or memory, there is no other history for `shuffled`, or
-                the chat template refuses the prompts of the first question.
+            ValueError: A record belongs to another question or memory, there is no other history for `shuffled`,
+                the data do not say where the evidence is (`oracle`), or the chat template refuses the prompts of the
+                first question.
         """
         partners = self._partners(task)
         prompts, first = Prompts(self._tokenizer, by_token=True), task.questions[0]
@@ -88,6 +91,9 @@ class EvaluationRun:
             prompts.prompt(first, condition.text, writing=False)
             if condition.memory is not Memory.EMPTY:
                 prompts.history(first)
+            if condition.baseline is not None and condition.baseline.kind is Kind.ORACLE:
+                for question in task.questions:
+                    check_evidence(question)
         for row in self.records.rows:
             if row["task"] != task.name or row["id"] not in task.digests:
                 continue
@@ -159,7 +165,17 @@ class EvaluationRun:
         if not missing:
             return
         replies, measures = asker.ask(batch, condition)
-        self.records.add(_record(task, condition, batch[index], replies[index], asker.partners) for index in missing)
+        self.records.add(
+            _record(
+                task,
+                condition,
+                batch[index],
+                replies[index],
+                asker.partners,
+                asker.evidence(batch[index].question, condition),
+            )
+            for index in missing
+        )
         self._done.update(keys)
         self.measures.add([_measures_row(task, condition, batch, measures)])
 
@@ -171,7 +187,12 @@ def _measures_row(task: PreparedTask, condition: Condition, batch: Sequence[Job]
 
 
 def _record(
-    task: PreparedTask, condition: Condition, job: Job, reply: GeneratedReply, partners: Mapping[str, str]
+    task: PreparedTask,
+    condition: Condition,
+    job: Job,
+    reply: GeneratedReply,
+    partners: Mapping[str, str],
+    evidence: float | None,
 ) -> Record:
     question = job.question
     return {
@@ -189,6 +210,7 @@ def _record(
         "reply": reply.text,
         "tokens": reply.tokens,
         "ending": reply.ending,
+        "evidence": evidence,
         "scores": dict(task.task.score(question, reply.text)),
     }
 

@@ -148,6 +148,7 @@ class Recall(Task):
                 category=each.kind,
                 max_tokens=self.max_tokens,
                 labels=labels,
+                evidence=() if each.turn is None else (each.turn,),
             )
 
 

@@ -3,12 +3,11 @@
 Packages of the extra `evaluate`, and the client of the Hub, are imported only where they are needed.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from mlx_deltamem.evaluation.extras import extra_module
 from mlx_deltamem.evaluation.tasks.left_out import LeftOut
 from mlx_deltamem.files.atomic import one_line
 from mlx_deltamem.files.fields import Row
@@ -111,12 +110,7 @@ def evaluate_extra(module: str, purpose: str) -> ModuleType:
     Raises:
         ValueError: The package is not installed.
     """
-    package = module.partition(".")[0]
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(
-            f"{purpose} needs the package {package}, which is not installed: pip install 'mlx-deltamem[evaluate]'"
-        )
-    return importlib.import_module(module)
+    return extra_module(module, purpose, "evaluate")
 
 
 def _json(path: Path) -> Iterator[JsonRecord]:
