@@ -169,7 +169,7 @@ class MemoryEntry(ArraysCache):
             if sum(count for _, count in self._short) < KEPT:
                 return []
             arrays = self._join(self._after)
-        if not all(entry.is_trimmable() for entry in backbone):
+        if not all(_is_trimmable(entry) for entry in backbone):
             self._rows = [recent(row, KEPT) for row in self._rows]
         return arrays
 
@@ -298,3 +298,9 @@ def _is_empty(entry: Any) -> bool:
         return bool(entry.empty()) or (isinstance(entry.offset, int) and not entry.offset)
     except (AttributeError, NotImplementedError):
         return False
+
+
+def _is_trimmable(entry: Any) -> bool:
+    """Whether an entry of a prompt cache can be trimmed now. Caches that are only for training do not say."""
+    is_trimmable = getattr(entry, "is_trimmable", None)
+    return is_trimmable is not None and bool(is_trimmable())

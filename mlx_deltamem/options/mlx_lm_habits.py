@@ -51,6 +51,10 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "--quantize-activations": _ACTIVATIONS,
         "-qa": _ACTIVATIONS,
     },
+    "server": dict.fromkeys(
+        ("--draft-model", "--num-draft-tokens"),
+        "the server answers several requests at a time, and drafts are for one; leave it out",
+    ),
     "convert": {
         "--hf-path": "use --torch-path for the adapter to convert",
         "--model": "use --torch-path for the adapter to convert",

@@ -33,6 +33,7 @@ from mlx_deltamem.core.entry import KEPT
 from mlx_deltamem.core.past import passes_of
 from mlx_deltamem.core.spans import RunningSpans
 from mlx_deltamem.core.use import using_spans
+from mlx_deltamem.training.segments.write_pass import write_states
 from tests.conftest import distance, randomise
 from tests.core.test_model import CONFIGS, attached_model, random_ids
 from tests.families import tiny_model
@@ -362,6 +363,15 @@ def test_tokens_one_by_one_are_kept_in_few_arrays():
     # P = 32 float32 for each token and layer, the states before 9 passes, and the present ones.
     per_layer = (4 * KEPT + 5) * 32 * 4 + 10 * 8 * 8 * 4
     assert cache[-1].nbytes == per_layer * len(model.layers)
+
+
+def test_a_write_pass_of_training_runs_without_gradients_too():
+    """It has caches that cannot be trimmed and do not say so."""
+    model, ids = MODELS["llama"], random_ids(2, KEPT + 6)
+    states = write_states(model, ids, mx.array([KEPT + 6, 9]))
+    cache = make_prompt_cache(model)
+    model(ids[:1], cache=cache)
+    assert distance(states[0][:1], memory(cache)[0]) <= ROUNDING
 
 
 def test_training_keeps_no_past():
