@@ -9,7 +9,7 @@ from mlx_deltamem.options.arguments import add_options
 from mlx_deltamem.options.mlx_lm_habits import ALWAYS
 from mlx_deltamem.options.option import flag
 from mlx_deltamem.training.recipes import PAPER_DATA, RECIPES
-from mlx_deltamem.training.settings import DEFAULT_ADAPTER, GROUPS, ON_ERROR
+from mlx_deltamem.training.settings import CHECKPOINTED, DEFAULT_ADAPTER, GROUPS, ON_ERROR
 
 _USAGE = """mlx_deltamem.train --model MODEL --data DATA --adapter-path FOLDER [-c FILE.yaml] [options]
        mlx_deltamem.train --recipe tsw --model MODEL --adapter-path FOLDER [options]
@@ -41,6 +41,9 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         add_options(parser.add_argument_group(title), kind)
     group = parser.add_argument_group("adapter", "The configuration of a new adapter, as in delta_mem_config.json.")
     add_options(group, DEFAULT_ADAPTER, empty="all")
+    parser.add_argument(
+        "--grad-checkpoint", action="store_true", default=None, help=f"As --segment {CHECKPOINTED}, to save memory."
+    )
     group = parser.add_argument_group("habits of mlx_lm.lora", "They may be given, and change nothing.")
     for name, meaning in ALWAYS.items():
         group.add_argument(flag(name), action="store_true", help=f"{meaning[0].upper()}{meaning[1:]}.")

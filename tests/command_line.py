@@ -1,6 +1,7 @@
 """Run commands as a user runs them: each in a new process."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,15 @@ def run_command(*arguments: object, stdin: str = "", **environment: str) -> subp
         env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
         check=False,
     )
+
+
+def error_line(errors: str) -> str:
+    """The line of an error. A second line, which names the help, may follow: for errors in the options."""
+    first, *more = errors.splitlines()
+    assert len(more) <= 1
+    assert all(re.fullmatch(r"`mlx_deltamem\.[a-z -]+ --help` lists the options", line) for line in more)
+    assert errors.endswith("\n")
+    return first
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], message: str) -> None:

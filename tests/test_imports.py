@@ -55,6 +55,7 @@ MLX_LM_INTERNALS = {
     "training.monitor",
     "training.optimizer",
     "training.run",
+    "training.services",
     "training.options_file",
     "training.segments.cache",
     "training.segments.write_pass",

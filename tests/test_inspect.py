@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlx_deltamem import inspect, load_adapter, save_adapter
 from mlx_deltamem.inspection.session import session_report
-from tests.command_line import run_command
+from tests.command_line import error_line, run_command
 from tests.conftest import adapter, backbone
 from tests.sessions.test_session import new_chat, told
 
@@ -59,9 +59,9 @@ def refused(inspected, capsys):
         assert exit_.value.code == 2
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert captured.err.startswith("error: ")
-        assert len(captured.err.splitlines()) == 1
-        return captured.err
+        line = error_line(captured.err)
+        assert line.startswith("error: ")
+        return line
 
     return run
 

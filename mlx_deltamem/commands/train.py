@@ -28,6 +28,7 @@ from mlx_deltamem.training.monitor import draw_curves
 from mlx_deltamem.training.prepare import load_episodes, prepare_model
 from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.run_options import RunOptions
+from mlx_deltamem.training.services import check_services
 from mlx_deltamem.training.settings import BEST
 
 # The header lists at most this many errors of records.
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
     """
     options = RunOptions.of(args)
     _check_folder(options.folder, args.resume)
+    check_services(options.reporting)
     model, tokenizer = prepare_model(options.settings, args.trust_remote_code)
     data = load_episodes(options.settings, tokenizer, options.on_error)
     texts = options.reporting.health_texts
@@ -121,7 +123,10 @@ def _print_header(options: RunOptions, model: nn.Module, counts: Mapping[str, Co
         *([("recipe", _followed(options))] if options.recipe else []),
         ("data", settings.data),
         *((split, _described(each)) for split, each in counts.items()),
-        ("optimizer", f"AdamW · lr {schedule.learning_rate:.1e}, {schedule.warmup_updates:,} updates of warm-up"),
+        (
+            "optimizer",
+            f"{schedule.optimizer} · lr {schedule.learning_rate:.1e}, {schedule.warmup_updates:,} updates of warm-up",
+        ),
         ("batch · iters", f"{schedule.batch_size} · {schedule.iters:,}{update}"),
     ]
     print_header_panel(make_console(), "mlx_deltamem.train", [(name, escape(text)) for name, text in rows])

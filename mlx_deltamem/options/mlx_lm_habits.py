@@ -21,18 +21,14 @@ _TEMPLATE = "chats always use the model's chat template; leave it out"
 # What to use instead of the options of mlx_lm.lora, under their names in a YAML file.
 TRAINING: Mapping[str, str] = {
     "fine_tune_type": "there is one kind of adapter, δ-mem; leave it out",
-    "optimizer": "the optimizer is AdamW; leave it out",
-    "optimizer_config": "the optimizer is AdamW: use --weight-decay",
+    "optimizer_config": "use --optimizer and --weight-decay",
     "num_layers": "use --target-layers with the indices of the layers",
     "lora_layers": "use --target-layers with the indices of the layers",
     "lora_parameters": "use --rank and --alpha",
     "resume_adapter_file": "use --start ADAPTER to train an adapter further, or --resume to go on with a run",
     "test": "use mlx_deltamem.evaluate to test an adapter",
     "test_batches": "use mlx_deltamem.evaluate to test an adapter",
-    "grad_checkpoint": "use --segment TOKENS to save memory",
     "clear_cache_threshold": _LEAVE_OUT,
-    "report_to": "the reports are in metrics.jsonl in --adapter-path; leave it out",
-    "project_name": "the reports are in metrics.jsonl in --adapter-path; leave it out",
     "lr_schedule": "the schedule is a warm-up and a cosine decay: use --warmup",
     "hf_dataset": "use --data with a folder or a data set on the Hub",
 }

@@ -17,11 +17,12 @@ from mlx_deltamem.options.rule import Rule, shown
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.options_file import parse_options, read_content
 from mlx_deltamem.training.recipes import find_recipe
-from mlx_deltamem.training.settings import GROUPS, ON_ERROR, Reporting, Settings
+from mlx_deltamem.training.settings import CHECKPOINTED, GROUPS, ON_ERROR, Reporting, Settings
 
 _KNOWN = {
     *PLACES,
     "adapter_path",
+    "grad_checkpoint",
     "on_error",
     "recipe",
     *(each.name for kind in (*GROUPS.values(), DeltaMemConfig) for each in fields(kind)),
@@ -65,6 +66,10 @@ class RunOptions:
         recipe = asked.pop("recipe", None)
         if recipe is not None and args.resume:
             raise ValueError(f"--recipe is for a new run, and the run in {folder} has its options; leave it out")
+        checkpointing = asked.pop("grad_checkpoint", False)
+        Rule(bool).check("--grad-checkpoint", checkpointing)
+        if checkpointing:
+            asked.setdefault("segment", CHECKPOINTED)
         earlier = _of_run(folder) if args.resume else {} if recipe is None else _of_recipe(recipe, asked)
         options = earlier | asked
         settings = Settings.from_flat(options)

@@ -234,6 +234,28 @@ def test_a_resumed_run_continues_the_learning_rate(tmp_path):
     assert rates["whole"][3:] == sorted(rates["whole"][3:], reverse=True)
 
 
+@pytest.mark.slow
+def test_a_run_that_does_not_get_better_ends_early_and_can_go_on(tmp_path, capsys):
+    episodes, held_out = toy_episodes(6), toy_episodes(2, seed=1)
+    # With this rate nothing changes, so that only the first evaluation is the best so far.
+    options = {"learning_rate": 1e-30, "steps_per_eval": 1, "save_every": 12}
+    run = toy_run(tmp_path / "run", early_stopping=2, **options)
+    with run.alone(False):
+        run.train(episodes, held_out)
+    assert "No better adapter in 2 evaluations: the run ends after step 3." in capsys.readouterr().out
+    assert [row["iteration"] for row in Metrics(run.folder).rows() if "val_loss" in row] == [0, 1, 2]
+    again = toy_run(tmp_path / "run", **options)
+    with again.alone(True):
+        assert again.resume() == 3
+        again.train(episodes, held_out)
+    assert toy_run(tmp_path / "run", **options).resume() == 12
+
+
+def test_early_stopping_needs_held_out_data(tmp_path):
+    with pytest.raises(ValueError, match="--early-stopping needs held-out data"):
+        toy_run(tmp_path / "run", early_stopping=1).check(toy_episodes(2), [])
+
+
 def test_other_data_is_refused(tmp_path):
     run = toy_run(tmp_path / "run")
     with pytest.raises(KilledError):
