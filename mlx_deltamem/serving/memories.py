@@ -11,7 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.files.atomic import locked
 from mlx_deltamem.serving.exchange import RefusedError
-from mlx_deltamem.serving.memory import Memory
+from mlx_deltamem.serving.memory import Memory, told
 from mlx_deltamem.serving.service import MemoryInfo
 from mlx_deltamem.sessions.history import History
 from mlx_deltamem.sessions.session import ChatSession
@@ -175,7 +175,7 @@ class Memories:
             temporary.write_bytes(content)
             chat = self._load(temporary).fork()
         except OSError as error:
-            raise RefusedError(507, "storage", f"the session was not saved: {error}") from None
+            raise RefusedError(507, "storage", f"the session was not saved: {told(error, temporary)}") from None
         finally:
             temporary.unlink(missing_ok=True)
         try:
@@ -246,9 +246,7 @@ class Memories:
         try:
             return ChatSession.load(self._model, self._tokenizer, path)
         except ValueError as error:
-            # The name of the folder is not for clients.
-            message = str(error).replace(str(path.resolve()), path.name).replace(str(path), path.name)
-            raise RefusedError(422, DAMAGED, f"the memory cannot be used: {message}") from None
+            raise RefusedError(422, DAMAGED, f"the memory cannot be used: {told(error, path)}") from None
         except OSError as error:
             raise RefusedError(500, "storage", f"the memory cannot be read: {error.strerror}") from None
 

@@ -97,9 +97,11 @@ class Memory:
         try:
             self.chat.save(self.path)
         except ValueError as error:
-            raise RefusedError(409, "memory_changed", f"memory {self.name} was not saved: {error}") from None
+            raise RefusedError(
+                409, "memory_changed", f"memory {self.name} was not saved: {told(error, self.path)}"
+            ) from None
         except OSError as error:
-            raise RefusedError(507, "storage", f"memory {self.name} was not saved: {error}") from None
+            raise RefusedError(507, "storage", f"memory {self.name} was not saved: {told(error, self.path)}") from None
         self.is_unsaved = False
 
     def changed(self, turn: str = "") -> None:
@@ -137,3 +139,11 @@ class Memory:
                 TurnInfo(name, turn.conversation, (*turn.messages, *reply), turn.remembered, turn.write, changed)
             )
         return infos
+
+
+def told(error: Exception, path: Path) -> str:
+    """The message of an error about a file, without the name of its folder, which is not for clients."""
+    message = str(error)
+    for place in (path.resolve(), path):
+        message = message.replace(str(place), place.name).replace(str(place.parent), "the folder of memories")
+    return message

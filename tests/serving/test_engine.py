@@ -1,6 +1,7 @@
 """The engine of the server: memories equal those of `ChatSession` on the same turns."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -293,13 +294,14 @@ def test_a_disk_that_is_full(running, monkeypatch):
     server = running()
     server.ask("Hello.", memory="anna")
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(path: Path, *_: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("mlx_deltamem.sessions.session.write_chat", full)
     with pytest.raises(RefusedError, match="No space left") as caught:
         server.ask("Hello again.", memory="anna")
     assert caught.value.status == 507
+    assert str(server.memories.folder) not in str(caught.value)
     assert len(chat_of(server, "anna").turns) == 1
     monkeypatch.undo()
     _, done = server.ask("Hello again.", memory="anna")
