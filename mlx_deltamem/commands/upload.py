@@ -1,6 +1,7 @@
 """The work of `mlx_deltamem.upload`, which mlx_deltamem.convert does too if it is asked to."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -10,8 +11,12 @@ from rich.prompt import Confirm
 from rich.table import Table
 
 from mlx_deltamem.adapters.publish import Parcel, pack, upload
-from mlx_deltamem.core.adapter import CARD_FILE
+from mlx_deltamem.core.adapter import CARD_FILE, RESULTS_FILE
 from mlx_deltamem.show.console import Console
+
+# The tasks that tell how far an adapter moves its model, and what it recalls.
+_HEALTH, _RECALL = "health", "recall"
+_MISSING = {_HEALTH: "how far the adapter moves its model", _RECALL: "what it recalls"}
 
 
 def upload_folder(folder: Path, args: argparse.Namespace, dry_run: bool = False) -> None:
@@ -66,3 +71,35 @@ def _show(parcel: Parcel, console: Console) -> None:
         console.print(f"Edited by hand in {CARD_FILE} and left as it is: {', '.join(parcel.card.kept)}")
     if parcel.left_out:
         console.print(f"Left out: {', '.join(parcel.left_out)}")
+    _show_results(parcel, console)
+
+
+def _show_results(parcel: Parcel, console: Console) -> None:
+    """Show how far the adapter moves its model beside what it recalls, as its card does; or say that it is unknown."""
+    # The card was made from the same bytes, so they are complete.
+    results = json.loads(parcel.contents.get(RESULTS_FILE, b"{}"))
+    health = results.get("health")
+    rows = (
+        [] if health is None else [(f"perplexity, {each['meaning']}", "ratio", each) for each in health["perplexity"]]
+    )
+    rows += [] if health is None else [("replies as without the adapter, %", "value", health["replies_equal"])]
+    recalled = [each for each in results.get("results", []) if each.get("task") == _RECALL]
+    rows += [(f"recall, {each.get('metric')} under {each.get('condition')}, %", "value", each) for each in recalled]
+    if rows:
+        table = Table("measured, as the card says", "", "95 %")
+        table.columns[1].justify = "right"
+        for name, key, each in rows:
+            interval = each.get("interval")
+            low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
+            table.add_row(escape(name), _number(each.get(key)), f"{_number(low)} to {_number(high)}")
+        console.print(table)
+    missing = [name for name, found in ((_HEALTH, health), (_RECALL, recalled)) if not found]
+    if missing:
+        console.print(
+            f"Not measured: {' and '.join(_MISSING[name] for name in missing)}. Measure it with mlx_deltamem.evaluate "
+            f"--tasks {','.join(missing)}, and put its {RESULTS_FILE} into the folder."
+        )
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "–"

@@ -12,7 +12,8 @@ from mlx_deltamem.evaluation.markdown import table
 TURNS = 1_000
 _NOTES = f"""Bytes are those of a file: the text as JSON, the memory as safetensors, an index as its library saves it.
 Bytes and tokens that grow with the history are scaled in proportion from the measured histories to {TURNS:,} turns; the
-newest text grows until it fills its room. The memory and a summary have the same size after any number of turns.
+newest text grows until it fills its room. The memory and a summary have the same size after any number of turns. An
+index has parts of a fixed size, which are scaled too: measured with a few turns, its number for {TURNS:,} is too large.
 
 The seconds are not scaled: they are those of the measured histories. A history is taken in by writing, indexing or
 summarising it. The time of a question ends with the reply. Of a batch, a question has its share; with `--batch-size 1`

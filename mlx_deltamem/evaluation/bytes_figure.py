@@ -16,7 +16,7 @@ _HEIGHT, _LEGEND_ROW = 3.0, 0.18
 _COLUMNS = 5
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 # The room at both ends of the axis, as a factor; and the factor between conditions that keep as many bytes.
-_ROOM, _APART = 2.0, 1.06
+_ROOM, _APART = 2.0, 1.12
 
 
 @styled
