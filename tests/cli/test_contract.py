@@ -28,7 +28,7 @@ WORKING: dict[str, tuple[str, ...]] = {
     "benchmark": ("--shape", "tiny"),
     "grow": (adapter(), "grown", "--rank", "16"),
     "generate": (*MODEL, "--prompt", "hi"),
-    "chat": MODEL,
+    "chat": (*MODEL, "--no-save"),
     "server": (*MODEL, "--memories", "memories"),
     "inspect": (adapter(),),
     "convert": ("--torch-path", adapter(), "--mlx-path", "converted"),
