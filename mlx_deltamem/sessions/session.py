@@ -31,6 +31,7 @@ from mlx_deltamem.sessions.messages import (
     said_messages,
     system_prompt,
 )
+from mlx_deltamem.sessions.notebook import chat_html
 from mlx_deltamem.sessions.prefill import Progress, check_step
 from mlx_deltamem.sessions.reply import GenerateOptions, RegenerateOptions, ReplySettings, SendOptions
 from mlx_deltamem.sessions.replying import reply_again, reply_to
@@ -500,6 +501,11 @@ class ChatSession:
         path = user_path(path).resolve()
         delete_chat(path, self._files.get(path))
         self._files.pop(path, None)
+
+    def _repr_html_(self) -> str:
+        """The chat as HTML, which notebooks show: its last messages, and its memory as heat maps."""
+        facts = {"turns": len(self._state.turns), "history": self.history, "written": self.write}
+        return chat_html(self._title, facts, self.messages, self.memory)
 
     def to_dict(self) -> dict[str, object]:
         """The chat as a dict that JSON can hold: its settings, messages and replies, and what of each was written.

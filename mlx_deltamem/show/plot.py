@@ -50,23 +50,27 @@ def add_plot_option(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path, endings: tuple[str, ...] = ENDINGS) -> None:
     """Check that a figure can be drawn and written to a file, before the work that the figure shows.
+
+    Args:
+        path: The file.
+        endings: The endings that it may have. Those that are not in `ENDINGS` need no matplotlib.
 
     Raises:
         ValueError: The file has another ending or is a folder, or matplotlib is not installed.
         FileNotFoundError: The folder of the file does not exist.
         PermissionError: The folder is read-only.
     """
-    if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"--plot {path} does not end in {', '.join(ENDINGS)}; give the file one of these endings")
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"--plot {path} does not end in {', '.join(endings)}; give the file one of these endings")
     if path.is_dir():
         raise ValueError(f"--plot {path} is a folder; expected the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} for --plot {path.name}; name another one")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"the folder {path.parent} is read-only; name a file in another folder after --plot")
-    if importlib.util.find_spec("matplotlib") is None:
+    if path.suffix.lower() in ENDINGS and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib, which is not installed: pip install 'mlx-deltamem[plot]'")
 
 

@@ -29,6 +29,7 @@ WORKING: dict[str, tuple[str, ...]] = {
     "grow": (adapter(), "grown", "--rank", "16"),
     "generate": (*MODEL, "--prompt", "hi"),
     "chat": (*MODEL, "--no-save"),
+    "demo": (),
     "server": (*MODEL, "--memories", "memories"),
     "inspect": (adapter(),),
     "convert": ("--torch-path", adapter(), "--mlx-path", "converted"),
