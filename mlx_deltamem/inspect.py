@@ -79,7 +79,7 @@ def main() -> None:
     report = _report(args)
     if args.plot is not None:
         # Before the tables: a reader such as `head` may close the output, which ends the command.
-        _draw(report, args.plot)
+        _draw(report, args.plot, args.dark)
     if args.json:
         print(json_document(as_document(report)))
     else:
@@ -88,7 +88,7 @@ def main() -> None:
             print(f"Drew {args.plot}")
 
 
-def _draw(report: Report, path: Path) -> None:
+def _draw(report: Report, path: Path, dark: bool) -> None:
     """Draw a report to a file.
 
     Raises:
@@ -97,7 +97,7 @@ def _draw(report: Report, path: Path) -> None:
     if path.suffix.lower() == PAGE and isinstance(report, ModelReport) and report.trace is not None:
         write_trace_page(report.trace, report.trace_title, path)
     else:
-        load_figures("inspection", "figures").draw(report, path)
+        load_figures("inspection", "figures", dark).draw(report, path)
 
 
 def _check_options(args: argparse.Namespace) -> None:

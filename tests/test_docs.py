@@ -123,7 +123,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     """A folder with the adapter and the chat of the examples."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(adapter(), "qwen3_tsw_qo")
-    model, tokenizer = load(backbone(), adapter=adapter())
+    shutil.copytree(backbone(), "qwen3-tiny")
+    model, tokenizer = load("qwen3-tiny", adapter="qwen3_tsw_qo")
     chat = ChatSession(model, tokenizer)
     for text in ("My name is Anna, and I like the sea.", "What is my name, and what do I like?"):
         chat.send(text, 12)
@@ -157,10 +158,12 @@ def test_an_upload_prints_what_is_shown(folder):
 
 @pytest.mark.slow
 def test_the_list_of_chats_looks_as_shown(folder):
-    run_command(
+    chat = run_command(
         "chat", "--model", backbone(), "--adapter", adapter(), "--max-tokens", "2", "--chats", "chats",
         stdin="One\nTwo\n/name The dog\n",
     )  # fmt: skip
+    assert chat.returncode == 0, chat.stderr
     result = run_command("chat", "--chats", "chats", "--list")
+    assert result.returncode == 0, result.stderr
     shown = example("mlx_deltamem.chat --list").replace("/home/anna/.mlx_deltamem/", "")
     assert without_numbers(result.stdout) == without_numbers(shown.replace("smollm2-135m-instruct", "qwen3-tiny"))

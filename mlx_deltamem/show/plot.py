@@ -48,6 +48,7 @@ def add_plot_option(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="OUT.png",
         help=f"Draw {what} to this file (.png, .pdf or .svg); needs `pip install 'mlx-deltamem[plot]'`.",
     )
+    parser.add_argument("--dark", action="store_true", help="With --plot: draw on a dark ground.")
 
 
 def check_plot(path: Path, endings: tuple[str, ...] = ENDINGS) -> None:
@@ -74,9 +75,16 @@ def check_plot(path: Path, endings: tuple[str, ...] = ENDINGS) -> None:
         raise ValueError("--plot needs matplotlib, which is not installed: pip install 'mlx-deltamem[plot]'")
 
 
-def load_figures(package: str, module: str = "figure") -> ModuleType:
+def load_figures(package: str, module: str = "figure", dark: bool = False) -> ModuleType:
     """Import `mlx_deltamem.PACKAGE.MODULE`, which imports matplotlib.
+
+    Args:
+        package: The package.
+        module: The module.
+        dark: Whether figures are drawn on a dark ground from here on.
 
     Commands call this only when they draw, because matplotlib may be missing and takes long to load.
     """
+    if dark:
+        importlib.import_module("mlx_deltamem.show.style").use_dark()
     return importlib.import_module(f"mlx_deltamem.{package}.{module}")

@@ -33,7 +33,8 @@ def test_a_release_has_absolute_links_and_addresses(tmp_path):
     for page in (tmp_path / "README.md", *(tmp_path / "mlx_deltamem").glob("*.md")):
         prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
         links = re.findall(r"\]\(([^)\s]+)\)", prose)
-        assert links and all(link.startswith(("https://", "http://127.0.0.1", "#")) for link in links)
+        assert all(link.startswith(("https://", "http://127.0.0.1", "#")) for link in links), page
+    assert f"{SITE}/blob/main/mlx_deltamem/CHAT.md" in (tmp_path / "README.md").read_text(encoding="utf-8")
     project = tomllib.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["urls"]["Repository"] == SITE
     assert project["urls"]["Issues"] == f"{SITE}/issues"
