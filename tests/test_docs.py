@@ -1,15 +1,18 @@
 """The README and the guides: their links lead somewhere, their commands run, and they print what is shown.
 
-Numbers may differ from those that are shown, for example times and sizes. Figures of adapters are compared with the
-adapters' own results in `tests/tools/test_default_adapter.py`.
+Numbers that commands print may differ from those that are shown, for example times and sizes. The figures of the adapter
+in the README are those of its model card and its results.
 """
 
 import importlib
+import json
+import math
 import re
 import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 
@@ -83,6 +86,30 @@ def test_every_command_has_the_options_that_are_shown(page, monkeypatch):
         parser = importlib.import_module(module).setup_arg_parser()
         monkeypatch.setattr(parser, "error", lambda message, line=line: pytest.fail(f"{line}: {message}"))
         parser.parse_args(arguments)
+
+
+def wilson(right: int, of: int) -> str:
+    """The 95 % interval of a share (E. B. Wilson, 1927), in whole percent."""
+    z = NormalDist().inv_cdf(0.975)
+    share, scale = right / of, 1 + z**2 / of
+    half = z * math.sqrt(share * (1 - share) / of + z**2 / (4 * of**2))
+    return " to ".join(f"{100 * (share + z**2 / (2 * of) + sign * half) / scale:.0f}" for sign in (-1, 1))
+
+
+def test_the_figures_of_the_readme_are_those_of_the_adapter():
+    folder = REPO / "adapters" / "smollm2-135m-speech"
+    card, readme = (" ".join(text_of(page).split()) for page in (folder / "README.md", REPO / "README.md"))
+    for figure in ("80.0 % of 40", "68 to 92", "17 to 42"):
+        assert figure in card and figure in readme
+    assert "14 of 48" in card and "it answers 14 of 48 questions (29 %, 17 to 42)" in readme
+    assert "Of the 42 facts that were told, it says of 12 that they were not." in card
+    assert f"of 42 that were told, it says of 12 that they were not ({100 * 12 / 42:.0f} %, {wilson(12, 42)})" in readme
+    assert "It makes up an answer to what was never told, in 4 of 6 questions." in card
+    assert f"it answers 4 of 6 questions about what was never told ({100 * 4 / 6:.0f} %, {wilson(4, 6)})" in readme
+    results = json.loads(text_of(folder / "results.json"))["health"]["perplexity"]
+    (written,) = (each for each in results if each["memory"] == "written")
+    low, high = written["interval"]
+    assert f"{written['ratio']:.3f} times the frozen model's ({low:.3f} to {high:.3f})" in readme
 
 
 def test_the_python_examples_are_python():

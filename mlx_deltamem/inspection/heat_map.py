@@ -63,7 +63,7 @@ def _meaning(has_drift: bool) -> str:
         "turn moved the memory, relative to its size"
     )
     return (
-        "scale: the largest number of the layer, in full colour; norm: the size of the layer's memory, 0 when empty"
+        "scale: the largest number of the layer, drawn strongest; norm: the size of the layer's memory, 0 when empty"
         f"{of_turn if has_drift else ''}"
     )
 
