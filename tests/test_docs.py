@@ -1,7 +1,7 @@
 """The README and the guides: their links lead somewhere, their commands run, and they print what is shown.
 
-Numbers that commands print may differ from those that are shown, for example times and sizes. The figures of the adapter
-in the README are those of its model card and its results.
+Numbers that commands print may differ from those that are shown, for example times and sizes. The figures of the
+adapter in the README are those of its model card and its results.
 """
 
 import importlib
