@@ -87,9 +87,19 @@ styled = rc_context(
 
 def use_dark() -> None:
     """Draw and save all further figures of this process on a dark ground, with light text and lighter blue lines."""
-    colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    rcParams.update(dict.fromkeys(colours, _DARK_INK))
-    rcParams.update({"axes.facecolor": _DARK_BACK, "savefig.facecolor": _DARK_BACK, "savefig.edgecolor": _DARK_BACK})
+    rcParams.update(
+        {
+            "text.color": _DARK_INK,
+            "axes.edgecolor": _DARK_INK,
+            "axes.labelcolor": _DARK_INK,
+            "axes.titlecolor": _DARK_INK,
+            "xtick.color": _DARK_INK,
+            "ytick.color": _DARK_INK,
+            "axes.facecolor": _DARK_BACK,
+            "savefig.facecolor": _DARK_BACK,
+            "savefig.edgecolor": _DARK_BACK,
+        }
+    )
     BAND["color"] = _DARK_BAND
     LINES[0]["color"] = _DARK_BLUE
 
