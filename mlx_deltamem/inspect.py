@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import PLACE
-from mlx_deltamem.show.plot import add_plot_option, check_plot, load_figures
+from mlx_deltamem.show.plot import ENDINGS, PAGE, add_plot_option, check_plot, load_figures
 from mlx_deltamem.show.printable import json_document
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add_plot_option(
         parser,
         "a figure (of an adapter its norms; with --text the effect of the text on the memory; of a chat its memory and "
-        "the effect of each turn; of a diff the distances by layer)",
+        "the effect of each turn; of a diff the distances by layer). With --text, a file that ends in .html is a page "
+        "in which one can point at tokens and layers; it needs nothing",
     )
     return parser
 
@@ -76,20 +77,35 @@ def main() -> None:
         parser.error(f"inspect got {' '.join(args.what)}; expected one adapter or session, or `diff` and two of a kind")
     _check_options(args)
     if args.plot is not None:
-        check_plot(args.plot)
+        check_plot(args.plot, ENDINGS if args.text is None else (*ENDINGS, PAGE))
     from mlx_deltamem.inspection.document import as_document
     from mlx_deltamem.show.tables import print_tables
 
     report = _report(args)
     if args.plot is not None:
         # Before the tables: a reader such as `head` may close the output, which ends the command.
-        load_figures("inspection", "figures").draw(report, args.plot)
+        _draw(report, args.plot, args.dark)
     if args.json:
         print(json_document(as_document(report)))
     else:
         print_tables(report.tables())
         if args.plot is not None:
             print(f"Drew {args.plot}")
+
+
+def _draw(report: "Report", path: Path, dark: bool) -> None:
+    """Draw a report to a file.
+
+    Raises:
+        OSError: The file cannot be written; its old content is still there.
+    """
+    from mlx_deltamem.inspection.model import ModelReport
+    from mlx_deltamem.inspection.trace_page import write_trace_page
+
+    if path.suffix.lower() == PAGE and isinstance(report, ModelReport) and report.trace is not None:
+        write_trace_page(report.trace, report.trace_title, path)
+    else:
+        load_figures("inspection", "figures", dark).draw(report, path)
 
 
 def _check_options(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib import image
 
 from mlx_deltamem import inspect, load_adapter, save_adapter
 from mlx_deltamem.inspection.session import session_report
@@ -380,3 +381,15 @@ def test_a_damaged_session_is_refused(data, folder):
     ) as error:
         session_report(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_dark_figure_has_a_dark_ground(tmp_path):
+    grounds = []
+    for more in ((), ("--dark",)):
+        file = tmp_path / f"adapter{len(more)}.png"
+        result = run_command("inspect", adapter(), "--plot", file, *more)
+        assert result.returncode == 0, result.stderr
+        grounds.append(image.imread(file)[0, 0, :3].tolist())
+    assert grounds[0] == [1, 1, 1]
+    assert max(grounds[1]) < 0.2

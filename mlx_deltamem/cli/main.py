@@ -5,6 +5,7 @@ from mlx_deltamem.cli.command_list import CommandList
 
 # By name, what each command does.
 COMMANDS = {
+    "demo": "tell a small model eight facts, drop their text, and ask for them",
     "generate": "answer prompts with a model that has a memory",
     "chat": "chat with such a model in the terminal",
     "server": "serve such a model, with named memories, to browsers and to clients of OpenAI's API",

@@ -16,6 +16,8 @@ _XTC_THRESHOLD = Rule(float, least=0, most=0.5)
 _TRUE, _FALSE = ("true", "t"), ("false", "f")
 # The name that mlx-lm has, and a short one.
 ADAPTER_OPTION = ("--adapter-path", "--adapter")
+# The folder of the chats that `mlx_deltamem.chat` keeps.
+KEPT_CHATS = "~/.mlx_deltamem/chats"
 DEFAULT_MODEL = "mlx-community/Qwen3-4B-Instruct-2507-4bit"
 
 

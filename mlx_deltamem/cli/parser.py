@@ -1,4 +1,4 @@
-"""The argument parser of all commands: no abbreviations, errors of two lines, ranges and defaults in the help."""
+"""The argument parser of all commands: no abbreviations, errors of one line, ranges and defaults in the help."""
 
 import argparse
 import sys
@@ -87,9 +87,9 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        """Print an error in one line, and where to look in another; end the process with exit code 2."""
+        """Print an error in one line, with the place where the options are listed; end the process with exit code 2."""
         shown = message if len(message) <= _LONGEST else f"{message[:_LONGEST]} ..."
-        self.exit(2, f"error: {on_one_line(shown)}\n`{self.prog} --help` lists the options\n")
+        self.exit(2, f"error: {on_one_line(shown)} (`{self.prog} --help` lists the options)\n")
         raise AssertionError("exit returned")
 
     def _hint(self, name: str) -> str:

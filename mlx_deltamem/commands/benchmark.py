@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         print_tables(benchmark_tables(report))
     if args.plot is not None:
-        load_figures("benchmarking").draw(report, args.plot)
+        load_figures("benchmarking", dark=args.dark).draw(report, args.plot)
         if not args.json:
             print(f"Drew {args.plot}")
 

@@ -1,39 +1,108 @@
-"""The work of `mlx_deltamem.chat`: it opens the chat and runs it in the terminal."""
+"""The work of `mlx_deltamem.chat`: it opens the chat, keeps it, and runs it in the terminal."""
 
 import argparse
+import warnings
+from pathlib import Path
 
 from rich.markup import escape
 from rich.panel import Panel
 
+from mlx_deltamem.adapters.fingerprint import origin_of
 from mlx_deltamem.cli.command import check_standard_input
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.entered import check_session_file, checked_system_prompt
+from mlx_deltamem.cli.kept import KeptChats, Places
+from mlx_deltamem.cli.kept_list import print_found, print_list
 from mlx_deltamem.cli.opening import load_model, open_chat, reply_options
 from mlx_deltamem.cli.options import model_and_adapter
 from mlx_deltamem.cli.terminal import TerminalChat, accept_any_bytes
+from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.show.console import Console
 
 
 def run(args: argparse.Namespace) -> None:
-    """Chat until the user leaves.
+    """Chat until the user leaves, or print the chats that were kept.
 
     Raises:
         OSError: A file does not exist, or cannot be read or written.
         ValueError: The options do not fit the model or the session, or the chat was not saved.
     """
+    kept = KeptChats(args.chats)
+    if args.list or args.search is not None:
+        print_list(kept) if args.list else print_found(kept, args.search)
+        return
     check_standard_input("messages")
     check_session_file(args.session)
     args.system_prompt = checked_system_prompt(args.system_prompt)
-    model, tokenizer = load_model(args)
-    options = reply_options(tokenizer, args)
-    chat = open_chat(model, tokenizer, args)
+    chat = _opened(args, kept)
+    options = reply_options(chat.tokenizer, args)
+    file = args.session
+    if file is None and not args.no_save:
+        file = _new_file(args, kept, chat)
     accept_any_bytes()
     console = Console()
-    names = model_and_adapter(args)
-    facts = [f"model    {names[0]}", f"adapter  {names[1]}"]
-    facts.append(f"history  {chat.history}")
-    if args.session is not None:
-        facts.append(f"session  {args.session} ({len(chat.messages)} messages)")
-    console.print(Panel(escape("\n".join(facts)), title="mlx_deltamem.chat", title_align="left"))
+    console.print(Panel(escape("\n".join(_facts(args, chat, file))), title="mlx_deltamem.chat", title_align="left"))
     console.print("/help lists the commands", style="dim")
-    TerminalChat(Copies(chat, args.session, args.save_kv), options, console).run()
+    is_kept = file is not None and kept.holds(file)
+    TerminalChat(Copies(chat, file, args.save_kv, kept if is_kept else None), options, console).run()
+
+
+def _opened(args: argparse.Namespace, kept: KeptChats) -> ChatSession:
+    """The chat of the options. With `--continue`, its file becomes `args.session`.
+
+    Raises:
+        FileNotFoundError, ValueError: There is no such chat, model or adapter, or they do not fit.
+    """
+    if args.go_on is None:
+        return open_chat(*load_model(args), args)
+    # With a model but without a name, the last chat of that model is meant. Its fingerprint is not known yet.
+    found = kept.find(args.go_on) if args.go_on or args.model is None else None
+    if found is not None and args.model is None and args.adapter is None:
+        places = kept.places_of(found)
+        if places is None:
+            raise ValueError(
+                f"the model of the chat {found.title!r} is not known here ({found.texts.origin.name}); name it by "
+                "--model and --adapter"
+            )
+        args.model, args.adapter = places.model, places.adapter
+    model, tokenizer = load_model(args)
+    args.session = (found or kept.last_of(origin_of(model, tokenizer))).file
+    return open_chat(model, tokenizer, args)
+
+
+def _new_file(args: argparse.Namespace, kept: KeptChats, chat: ChatSession) -> Path | None:
+    """The file for a new chat; None if the folder cannot be written."""
+    names = model_and_adapter(args)
+    try:
+        file = kept.new_file()
+        kept.note_model(
+            origin_of(chat.model, chat.tokenizer),
+            Places(_absolute(names[0]), _absolute(names[1])),
+        )
+    except OSError as error:
+        # A home that cannot be written is no reason not to chat.
+        warnings.warn(f"this chat is not kept ({error}); --chats names another folder", stacklevel=2)
+        return None
+    return file
+
+
+def _absolute(place: str) -> str:
+    """The full path of a folder, so that it is found from another place; the name of a repo is left as it is."""
+    path = user_path(place)
+    return str(path.resolve()) if path.exists() else place
+
+
+def _facts(args: argparse.Namespace, chat: ChatSession, file: Path | None) -> list[str]:
+    """The lines at the beginning of a chat."""
+    names = model_and_adapter(args)
+    facts = [
+        f"model    {names[0]}",
+        f"adapter  {names[1]}",
+        f"history  {chat.history}",
+    ]
+    if chat.title:
+        facts.append(f"title    {chat.title}")
+    if args.session is not None:
+        return [*facts, f"session  {args.session} ({len(chat.messages)} messages)"]
+    return [*facts, f"kept in  {file} (--no-save keeps nothing)" if file is not None else "kept in  no file"]
