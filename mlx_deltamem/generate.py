@@ -10,19 +10,21 @@ import mlx.nn as nn
 from mlx_lm.generate import DEFAULT_QUANTIZED_KV_START, GenerationResponse, stream_generate
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.cli.command import command, standard_input
+from mlx_deltamem.cli.command import command_of_ranks, standard_input
 from mlx_deltamem.cli.entered import check_session_file, checked_message, checked_system_prompt
 from mlx_deltamem.cli.options import (
     add_chat_options,
     add_model_options,
-    load_model,
+    add_pipeline_option,
+    load_spread_model,
     open_chat,
     reply_options,
     true_or_false,
 )
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.cli.remembered import read_remembered
-from mlx_deltamem.core.cache import make_prompt_cache, memory
+from mlx_deltamem.core.cache import make_prompt_cache
+from mlx_deltamem.core.spread import same_tokens, whole_states
 from mlx_deltamem.core.use import read_only
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.inspection.states import bytes_held, norm, shape_held, squares, state_arrays
@@ -47,6 +49,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     """Make the argument parser of the command."""
     parser = Parser(prog="mlx_deltamem.generate", description=__doc__)
     add_model_options(parser)
+    add_pipeline_option(parser)
     parser.add_argument(
         "--prompt",
         "-p",
@@ -88,7 +91,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command
+@command_of_ranks
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()
@@ -97,7 +100,7 @@ def main() -> None:
     prompts = [standard_input("the prompt") if prompt == "-" else prompt for prompt in args.prompt]
     check_session_file(args.session)
     args.system_prompt = checked_system_prompt(args.system_prompt)
-    model, tokenizer = load_model(args)
+    model, tokenizer = load_spread_model(args)
     is_chat = tokenizer.has_chat_template and not args.ignore_chat_template
     _check(args, is_chat)
     # A cache of a given size takes a text of any length.
@@ -156,6 +159,7 @@ def _continue_text(
     """Continue each prompt as plain text, all in one prompt cache; returns the memory after the last one."""
     cache = make_prompt_cache(model, args.max_kv_size)
     options, kv_options = reply_options(args), _kv_options(args)
+    options["sampler"] = same_tokens(model, options["sampler"])
     for prompt in prompts:
         reading = read_only(model) if args.read_only else nullcontext()
         with reading, reading_progress("Reading the prompt", args.verbose) as progress:
@@ -169,7 +173,8 @@ def _continue_text(
                 **kv_options,
             )
             _print_reply(responses, args.verbose)
-    return memory(cache)
+    states = whole_states(model, cache[-1].cache)
+    return {layer: state for layer, state in enumerate(states) if state.size}
 
 
 def _kv_options(args: argparse.Namespace) -> _KvOptions:

@@ -20,9 +20,12 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
 from mlx_deltamem.adapters.loading import load
+from mlx_deltamem.adapters.spread_loading import load_spread
+from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.files.jsonl import parsed_json
 from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, REPLY_LENGTH, SEED, SHARE, STEP, TEMPERATURE, shown
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.history import FULL, NONE, History
 from mlx_deltamem.sessions.session import TAKEN_NAMES, ChatSession
 from mlx_deltamem.sessions.stored.file import check_place
@@ -53,6 +56,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         f"(default: {REFERENCE_ADAPTER}, with the default model).",
     )
     parser.add_argument("--trust-remote-code", action="store_true", help="Run code that comes with the model.")
+
+
+def add_pipeline_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--pipeline`, for commands that spread a model over several ranks."""
+    parser.add_argument(
+        "--pipeline",
+        action="store_true",
+        help="Under mlx.launch: give each machine some of the layers, in place of a part of each layer.",
+    )
 
 
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
@@ -105,12 +117,36 @@ def load_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
         FileNotFoundError: There is no such model or adapter.
         ValueError: They do not fit, or a model was named without an adapter.
     """
+    return load(*_names(args), trust_remote_code=args.trust_remote_code)
+
+
+def load_spread_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
+    """As `load_model`; under mlx.launch, spread the model over the ranks, as `--pipeline` says.
+
+    Raises:
+        FileNotFoundError: There is no such model or adapter.
+        ValueError: They do not fit, the model cannot be split so, or there is `--pipeline` and one rank only.
+    """
+    ranks = world()
+    if ranks.is_alone:
+        if args.pipeline:
+            raise ValueError("--pipeline is for several machines; start the command with mlx.launch, or leave it out")
+        return load_model(args)
+    return load_spread(*_names(args), ranks, args.pipeline, args.trust_remote_code)
+
+
+def _names(args: argparse.Namespace) -> tuple[str, str]:
+    """The names of the model and the adapter.
+
+    Raises:
+        ValueError: A model was named without an adapter.
+    """
     model, adapter = args.model or DEFAULT_MODEL, args.adapter
     if adapter is None:
         if args.model is not None:
             raise ValueError(f"--model {args.model} needs an --adapter made for it (without a memory: mlx_lm.generate)")
         adapter = REFERENCE_ADAPTER
-    return load(model, adapter, trust_remote_code=args.trust_remote_code)
+    return model, adapter
 
 
 def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Namespace) -> ChatSession:
@@ -120,14 +156,15 @@ def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Name
         ValueError: The file holds no chat of this model and adapter, the chat has another system prompt, or a token
             that ends a reply is not one of the model.
     """
+    ranks = world_of(model)
     if args.session is not None:
-        check_place(args.session)
+        ranks.first(lambda: check_place(args.session))
     for token in args.extra_eos_token:
         _add_end(tokenizer, token)
     if args.seed is not None:
         mx.random.seed(args.seed)
     check_names(args.chat_template_config, TAKEN_NAMES)
-    if args.session is None or not args.session.exists():
+    if args.session is None or not ranks.first(args.session.exists):
         history, write = FULL if args.history is None else args.history, args.write or ALL
         return ChatSession(model, tokenizer, args.system_prompt, history, write, **args.chat_template_config)
     chat = ChatSession.load(model, tokenizer, args.session)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
 
 from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
+from mlx_deltamem.core.spread import whole_numbers
 from mlx_deltamem.core.use import observing
 from mlx_deltamem.sessions.drift import Drift, KeepGateMeans
 from mlx_deltamem.sessions.history import seen_before
@@ -242,4 +243,4 @@ def _with_start(state: ChatState, turn: Turn) -> Turn:
 def _drift(state: ChatState, gates: KeepGateMeans) -> Drift:
     """The drift of a turn, as far as it is known before the turn has ended."""
     kept_all = {layer: 1.0 for layer, array in enumerate(state.states) if array.size}
-    return Drift(gates.means() or kept_all, {})
+    return Drift(whole_numbers(state.model, gates.means()) or kept_all, {})
