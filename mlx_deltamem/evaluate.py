@@ -6,14 +6,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
+import mlx.nn as nn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
 from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
-from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import DEFAULT_MODEL, add_model_options, load_model
+from mlx_deltamem.cli.command import command_of_ranks
+from mlx_deltamem.cli.options import DEFAULT_MODEL, add_model_options, load_model, load_spread_model
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, parse_conditions
+from mlx_deltamem.evaluation.dealing import Dealt
 from mlx_deltamem.evaluation.report import REPORT_FILE, result_tables
-from mlx_deltamem.evaluation.request import Request, check_harness_request, evaluate, write_evaluation
+from mlx_deltamem.evaluation.request import Request, assist, check_harness_request, evaluate, write_evaluation
 from mlx_deltamem.evaluation.run import Plan
 from mlx_deltamem.evaluation.task import Sampling, Task
 from mlx_deltamem.evaluation.tasks.harness import HarnessOptions
@@ -23,6 +27,8 @@ from mlx_deltamem.evaluation.tasks.registry import TASKS
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options.arguments import add_options
 from mlx_deltamem.options.rule import COUNT, POSITIVE, SHARE, STEP, TEMPERATURE, Rule
+from mlx_deltamem.ranks.joining import world
+from mlx_deltamem.ranks.world import World
 from mlx_deltamem.sessions.writing import AFTER, ALL, WRITES
 from mlx_deltamem.show.tables import print_tables
 
@@ -59,6 +65,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         type=POSITIVE,
         help="The most questions of each task. A run can be continued with another limit, except tasks of "
         "lm-evaluation-harness.",
+    )
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="Under mlx.launch: split the model over the machines, if it is too large for one. Without it each machine "
+        "has the whole model and asks a part of the questions.",
     )
     parser.add_argument("--batch-size", type=POSITIVE, default=16, help="Questions in a batch (default: 16).")
     parser.add_argument("--seed", type=_SEED, default=0, help="The seed of all random choices (default: 0).")
@@ -99,20 +111,45 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command
+@command_of_ranks
 def main() -> None:
     args = setup_arg_parser().parse_args()
     request = _request(args)
+    dealt = Dealt(world(), args.shard)
+    if args.shard:
+        _check_shard(request, dealt.world)
+    if not dealt.world.is_first:
+        assist(request, *_load(args), dealt)
+        return
     if args.output.is_file():
         raise ValueError(f"--output is the file {args.output}; name a folder")
     # Created before the model is loaded, which may take long.
     with _created(args.output):
-        model, tokenizer = load_model(args)
-        evaluation = evaluate(request, model, tokenizer, args.output)
+        evaluation = evaluate(request, *_load(args), args.output, dealt)
         write_evaluation(evaluation, args.output)
     print_tables(table for result in evaluation.results for table in result_tables(result))
     print_tables([] if evaluation.health is None else health_tables(evaluation.health))
     print(f"The report is in {args.output / REPORT_FILE}")
+
+
+def _load(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
+    """The whole model in each rank; with --shard, a part of it."""
+    return load_spread_model(args) if args.shard else load_model(args)
+
+
+def _check_shard(request: Request, ranks: World) -> None:
+    """Check that the ranks can ask the questions with one model together.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    if ranks.is_alone:
+        raise ValueError("--shard is for several machines; start the command with mlx.launch, or leave it out")
+    if request.harness_tasks:
+        raise ValueError(
+            f"--shard is not for tasks of lm-evaluation-harness ({', '.join(request.harness_tasks)}); leave it out: "
+            "rank 0 then asks them"
+        )
 
 
 @contextmanager

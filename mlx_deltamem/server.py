@@ -7,11 +7,12 @@ from pathlib import Path
 
 from mlx_lm.generate import DEFAULT_MIN_P, DEFAULT_TEMP, DEFAULT_TOP_K, DEFAULT_TOP_P
 
-from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.command import command_of_ranks
 from mlx_deltamem.cli.options import DEFAULT_MODEL, add_model_options, history_option, load_model
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options.rule import COUNT, POSITIVE, REPLY_LENGTH, SHARE, TEMPERATURE, Rule
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, WRITES
 
@@ -86,10 +87,15 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command
+@command_of_ranks
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()
+    if not world().is_alone:
+        raise ValueError(
+            f"mlx.launch has started {world().size} servers, and the server runs on one machine; start it without "
+            "mlx.launch (mlx_deltamem.chat and mlx_deltamem.generate run on several)"
+        )
     key = _api_key(args.api_key_file)
     if args.host not in _LOCAL and key is None and not args.insecure:
         raise ValueError(

@@ -15,7 +15,7 @@ from mlx_lm.utils import get_total_parameters
 from rich.markup import escape
 
 from mlx_deltamem.adapters.card.folder import load_with_card, refresh_card
-from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.command import command_of_ranks
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.evaluation.tasks.health import Checkup
 from mlx_deltamem.files.atomic import user_path
@@ -76,7 +76,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command
+@command_of_ranks
 def main() -> None:
     args = setup_arg_parser().parse_args()
     options = RunOptions.of(args)

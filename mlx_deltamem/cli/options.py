@@ -129,10 +129,10 @@ def load_spread_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWra
     """
     ranks = world()
     if ranks.is_alone:
-        if args.pipeline:
+        if getattr(args, "pipeline", False):
             raise ValueError("--pipeline is for several machines; start the command with mlx.launch, or leave it out")
         return load_model(args)
-    return load_spread(*_names(args), ranks, args.pipeline, args.trust_remote_code)
+    return load_spread(*_names(args), ranks, getattr(args, "pipeline", False), args.trust_remote_code)
 
 
 def _names(args: argparse.Namespace) -> tuple[str, str]:

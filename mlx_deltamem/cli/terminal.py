@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import cast
 
 from mlx_lm.generate import GenerationResponse
 from rich.markup import escape
@@ -13,6 +14,7 @@ from rich.markup import escape
 from mlx_deltamem.cli.chat_commands import ChatCommands, LeavingError, Responses
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.options import ReplyOptions
+from mlx_deltamem.files.jsonl import Json
 from mlx_deltamem.options.mlx_lm_habits import chat_command_hint
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.prefill import Progress

@@ -20,9 +20,9 @@ from mlx_deltamem.core.cache import (
     split_memory,
 )
 from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.core.fields import HEADS
 from mlx_deltamem.core.initial import initial_parameters
 from mlx_deltamem.core.layer import DeltaMemory
-from mlx_deltamem.core.fields import HEADS
 from mlx_deltamem.core.shapes import AttentionShape, frozen_projections, inactive_parameters
 from mlx_deltamem.core.spread import all_layers, held_layers
 from mlx_deltamem.core.targets import Target, find_attention
@@ -53,7 +53,9 @@ def attach_adapter(model: nn.Module, adapter: Adapter | DeltaMemConfig) -> list[
         elsewhere = _check_and_part(model, adapter, targets)
         weights = adapter.weights_by_layer()
     elif len(held_layers(model)) < len(all_layers(model)):
-        raise ValueError("the model is in a pipeline; expected an adapter from a file, because a new one needs it whole")
+        raise ValueError(
+            "the model is in a pipeline; expected an adapter from a file, because a new one needs it whole"
+        )
     else:
         weights = {target.layer: _initial_weights(config, target) for target in targets}
     layout = _layout(model, config, targets, weights.keys() - {target.layer for target in targets})

@@ -56,7 +56,15 @@ class PackedWeights:
             Whether that was possible; it is not within a function transformation.
         """
         return _is_evaluated(
-            [self.inputs, self.queries, self.gate_bias, self.corrections, self.output_norm, self.read_gate, self.key_shift]
+            [
+                self.inputs,
+                self.queries,
+                self.gate_bias,
+                self.corrections,
+                self.output_norm,
+                self.read_gate,
+                self.key_shift,
+            ]
         )
 
 

@@ -15,7 +15,7 @@ from mlx_deltamem.files.jsonl import Json
 
 # Seconds. A rank that says nothing for so long counts as dead. Its other threads may keep the interpreter busy for
 # some seconds, for example while a tokenizer is read.
-SILENCE, BEAT = 20.0, 2.0
+SILENCE, BEAT = 25.0, 1.0
 # The kind of a message, the length of its JSON and the length of the bytes behind it.
 _HEAD = struct.Struct("!BIQ")
 _BEAT, _DATA, _END, _ROWS = range(4)
