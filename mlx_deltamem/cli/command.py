@@ -153,11 +153,12 @@ def _exit_code_of_ranks(main: Callable[[], None], output: ShownStream) -> int | 
         try:
             code = _exit_code(main, output)
         except Exception as error:
-            # An error of MLX, perhaps since another rank is gone.
-            joined.wait_for_end()
+            if isinstance(error, RuntimeError):
+                # It may be MLX's, because another rank is gone.
+                joined.wait_for_end()
             code = UNEXPECTED
+            traceback.print_exc(file=sys.stderr)
             print(f"error: {type(error).__name__}: {on_one_line(error)}", file=sys.stderr)
-            traceback.print_exc(file=said)
         lines = said.getvalue().splitlines()
         message = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), "")
         joined.leave(code if isinstance(code, int) else int(bool(code)), message)

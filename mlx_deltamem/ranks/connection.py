@@ -57,16 +57,16 @@ class Connection:
         ended: Called once, in another thread, when the other rank has ended.
     """
 
-    def __init__(self, sock: socket.socket, name: str, ended: Callable[["Connection", End], None]):
+    def __init__(self, sock: socket.socket, name: str, ended: Callable[[End], None]):
         self.name = name
         self.messages: SimpleQueue[Message] = SimpleQueue()
         self._socket = sock
         self._sending = threading.Lock()
         self._ended = ended
-        self._rows: Callable[[Json], None] | None = None
-        self._has_rows = threading.Event()
+        self._take: Callable[[Json], None] | None = None
+        self._waiting: list[Json] = []
+        self._taking = threading.Lock()
         sock.settimeout(SILENCE)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         threading.Thread(target=self._beat, daemon=True).start()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -80,8 +80,10 @@ class Connection:
 
     def take_rows(self, take: Callable[[Json], None]) -> None:
         """Let a function take the values of `send_rows`. It is called in another thread."""
-        self._rows = take
-        self._has_rows.set()
+        with self._taking:
+            waiting, self._waiting, self._take = self._waiting, [], take
+            for value in waiting:
+                take(value)
 
     def send_end(self, end: End) -> None:
         """Tell the other rank that this one ends."""
@@ -111,17 +113,22 @@ class Connection:
                 if kind == _DATA:
                     self.messages.put(message)
                 elif kind == _ROWS:
-                    self._has_rows.wait()
-                    if self._rows is not None:
-                        self._rows(message.value)
+                    self._take_or_keep(message.value)
                 elif kind == _END:
                     code, text = cast("tuple[int, str]", message.value)  # as `send_end` sends it
-                    self._ended(self, End(int(code), str(text)))
+                    self._ended(End(int(code), str(text)))
                     return
         except TimeoutError:
-            self._ended(self, End(1, "", "silent"))
+            self._ended(End(1, "", "silent"))
         except (OSError, ValueError):
-            self._ended(self, End(1, "", "lost"))
+            self._ended(End(1, "", "lost"))
+
+    def _take_or_keep(self, value: Json) -> None:
+        with self._taking:
+            if self._take is None:
+                self._waiting.append(value)
+            else:
+                self._take(value)
 
     def _read(self, size: int) -> bytes:
         parts = []

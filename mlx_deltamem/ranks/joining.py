@@ -51,7 +51,10 @@ def join(errors: TextIO | None = None) -> World:
     """
     global _joined  # noqa: PLW0603  # A process has one rank.
     if _joined is None and is_launched():
-        group = mx.distributed.init()
+        try:
+            group = mx.distributed.init()
+        except RuntimeError as error:
+            raise ConnectionError(f"MLX did not connect the ranks: {error}") from None
         _joined = World(group.rank(), group.size(), group, {}, errors or sys.stderr)
         if group.size() > 1:
             _connect(_joined)
@@ -119,8 +122,11 @@ def _reach(joined: World, addresses: list[str], port: int, secret: list[str]) ->
 
 
 def _connection(joined: World, rank: int, sock: socket.socket, name: str) -> Connection:
-    def ended(_: Connection, end: End) -> None:
-        joined.ended(rank, end)
+    # A short message must not wait for the next one.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ended(end: End) -> None:
+        joined.ended(rank, name, end)
 
     return Connection(sock, name, ended)
 

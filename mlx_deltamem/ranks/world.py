@@ -25,6 +25,8 @@ T = TypeVar("T", bound=Json)
 
 # Seconds that a rank gets to come to an end by itself, after another one has said that it ends.
 _GRACE = 2.0
+# Seconds in which a rank that is gone is noticed, if its connection is closed.
+_NOTICED = 5.0
 # Seconds to wait for the others at the end of the program.
 _LEAVING = 10.0
 # The exit code of a rank that ends because another one is gone.
@@ -168,17 +170,19 @@ class World:
 
         It returns if that is not so.
         """
-        # A rank that has been cut off is noticed after `SILENCE`; the error of a closed connection comes at once.
-        self._is_told.wait(SILENCE + _GRACE if self.size > 1 else 0)
+        # MLX notices a closed connection when this program does, or some moments before it.
+        self._is_told.wait(_NOTICED)
         if self._is_told.is_set():
             threading.Event().wait(_LEAVING)
 
-    def name(self, rank: int) -> str:
-        """The name of another rank, for messages."""
-        return f"rank {rank} ({self.connections[rank].name})"
+    def ended(self, rank: int, name: str, end: End) -> None:
+        """Called in another thread when a rank has ended: this process ends too, unless both have done their work.
 
-    def ended(self, rank: int, end: End) -> None:
-        """Called in another thread when a rank has ended: this process ends too, unless both have done their work."""
+        Args:
+            rank: The rank.
+            name: The name of its machine.
+            end: How it ended.
+        """
         self._finished[rank].set()
         if end.kind == "done" and end.code == 0:
             return
@@ -194,12 +198,13 @@ class World:
                 if self._is_leaving:
                     return
                 self._is_leaving = True
-            text = f"{self.name(rank)}: {end.message}" if self.is_first and end.message else ""
+            message = end.message or f"it has ended with exit code {end.code}"
+            text = f"rank {rank} ({name}): {message}" if self.is_first else ""
         else:
             with self._lock:
                 self._is_leaving = True
             how = "is gone" if end.kind == "lost" else f"has not answered for {SILENCE:.0f} seconds"
-            text = f"{self.name(rank)} {how}; this rank ends too, and files are as they were saved last"
+            text = f"rank {rank} ({name}) {how}; this rank ends too, and files are as they were saved last"
         if text:
             print(f"error: {text}", file=self.errors, flush=True)
         for other, connection in self.connections.items():
