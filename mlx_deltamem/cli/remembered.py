@@ -1,11 +1,10 @@
 """Read the text or the file that a user names to be remembered."""
 
 from pathlib import Path
-from typing import cast
 
 from mlx_deltamem.cli.command import read_input
 from mlx_deltamem.files.atomic import user_path
-from mlx_deltamem.files.jsonl import Json, parsed_json
+from mlx_deltamem.files.jsonl import parsed_json
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.messages import Message, parse_messages
@@ -31,8 +30,7 @@ def read_remembered(path: Path) -> str | tuple[Message, ...]:
         ValueError: The file is not UTF-8 text, or its JSON is not a list of messages.
         OSError: The file cannot be read.
     """
-    # A tuple is a list for the other ranks, and the values of the messages are those of JSON.
-    return cast("str | tuple[Message, ...]", world().first(lambda: cast(Json, _read(path))))
+    return world().first(lambda: _read(path))
 
 
 def _is_file(given: str) -> bool:

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import cast
 
 from mlx_lm.generate import GenerationResponse
 from rich.markup import escape
@@ -14,7 +13,6 @@ from rich.markup import escape
 from mlx_deltamem.cli.chat_commands import ChatCommands, LeavingError, Responses
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.options import ReplyOptions
-from mlx_deltamem.files.jsonl import Json
 from mlx_deltamem.options.mlx_lm_habits import chat_command_hint
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.prefill import Progress
@@ -78,7 +76,7 @@ class TerminalChat:
     def _do_next(self) -> None:
         """Wait for the user's next message or command, and do it."""
         try:
-            text, is_block = self._ranks.first(lambda: cast("list[Json]", self._typed()))
+            text, is_block = self._ranks.first(self._typed)
         except EOFError:
             self._end_line()
             raise LeavingError from None

@@ -21,7 +21,8 @@ import mlx.core as mx
 from mlx_deltamem.files.jsonl import Json
 from mlx_deltamem.ranks.connection import SILENCE, Connection, End, Message
 
-T = TypeVar("T", bound=Json)
+# A value that JSON has. Tuples reach the other ranks as lists.
+T = TypeVar("T")
 
 # Seconds that a rank gets to come to an end by itself, after another one has said that it ends.
 _GRACE = 2.0
@@ -78,7 +79,7 @@ class World:
         if self.is_alone:
             return value
         if self.is_first:
-            self._send(Message(value))
+            self._send(Message(cast(Json, value)))
             return value
         return cast(T, self._next().value)
 
@@ -101,7 +102,7 @@ class World:
             name = next(each for each in _ERRORS if isinstance(error, getattr(builtins, each)))
             self._send(Message([name, str(error)]))
             raise
-        self._send(Message([None, result]))
+        self._send(Message([None, cast(Json, result)]))
         return result
 
     def collect(self, value: Json) -> list[Json]:

@@ -49,6 +49,15 @@ class Ranks:
             for rank in range(count)
         ]
 
+    def read_until(self, text: str) -> str:
+        """Read the standard output of rank 0 until a text is in it; returns all that was read."""
+        stream, found = self.processes[0].stdout, b""
+        while text.encode() not in found:
+            part = os.read(stream.fileno(), 4096)
+            assert part, (found, self.processes[0].stderr.read())
+            found += part
+        return found.decode()
+
     def wait(self, stdin: str = "", timeout: float = 120) -> list[Rank]:
         """Write to the standard input of rank 0, wait for all ranks, and return them."""
         results: dict[int, Rank] = {}

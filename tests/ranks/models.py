@@ -47,6 +47,8 @@ def make_model(folder: Path, family: str, bits: int | None = None) -> Path:
     module = importlib.import_module(f"mlx_lm.models.{family}")
     mx.random.seed(11)
     model = module.Model(module.ModelArgs.from_dict(config))
+    # The token that ends a reply has a logit of 0, so it is never the likeliest one, and replies are long.
+    model.model.embed_tokens.weight[config["eos_token_id"]] = 0
     if bits is not None:
         nn.quantize(model, group_size=32, bits=bits, class_predicate=lambda _, part: hasattr(part, "to_quantized"))
         config["quantization"] = {"group_size": 32, "bits": bits}

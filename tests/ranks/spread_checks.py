@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import tools.openblas  # noqa: F401
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+import tools.openblas  # noqa: F401
 from mlx_deltamem import ChatSession, detach, load, make_prompt_cache
 from mlx_deltamem.adapters.fingerprint import origin_of
 from mlx_deltamem.adapters.spread_loading import load_spread

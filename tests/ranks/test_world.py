@@ -61,9 +61,10 @@ def together(worlds, action):
 
 
 def test_all_ranks_get_the_value_of_the_first(ranks):
-    assert together(ranks[0], lambda each: each.share({"rank": each.rank, "word": "δ\udcff"})) == [
-        {"rank": 0, "word": "δ\udcff"}
-    ] * 3
+    assert (
+        together(ranks[0], lambda each: each.share({"rank": each.rank, "word": "δ\udcff"}))
+        == [{"rank": 0, "word": "δ\udcff"}] * 3
+    )
 
 
 def test_only_the_first_rank_acts(ranks):
