@@ -51,7 +51,6 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     "chat": {
         **_CHATS,
         "--max-kv-size": "use --history NUMBER to keep this many tokens of earlier turns",
-        "--pipeline": _DISTRIBUTED,
     },
     "generate": {
         **_CHATS,

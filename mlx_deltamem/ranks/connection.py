@@ -70,6 +70,10 @@ class Connection:
         threading.Thread(target=self._beat, daemon=True).start()
         threading.Thread(target=self._listen, daemon=True).start()
 
+    def fileno(self) -> int:
+        """The descriptor of the socket."""
+        return self._socket.fileno()
+
     def send(self, message: Message) -> None:
         """Send a message, which the other rank finds in its `messages`."""
         self._send(_DATA, message)

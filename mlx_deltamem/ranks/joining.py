@@ -5,10 +5,11 @@ import json
 import os
 import secrets
 import socket
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 import mlx.core as mx
 import numpy as np
@@ -74,6 +75,7 @@ def _connect(joined: World) -> None:
     else:
         addresses, port, *secret = json.loads(_shared_bytes(joined, b""))
         joined.connections = {0: _connection(joined, 0, *_reach(joined, addresses, port, secret))}
+    joined.set_guard(_guard(joined))
 
 
 def _shared_bytes(joined: World, content: bytes) -> bytes:
@@ -122,13 +124,34 @@ def _reach(joined: World, addresses: list[str], port: int, secret: list[str]) ->
 
 
 def _connection(joined: World, rank: int, sock: socket.socket, name: str) -> Connection:
-    # A short message must not wait for the next one.
+    # A short message must not wait for the next one. The kernel asks whether the other machine is there.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # macOS has another name for the first one.
+    for option, number in (("TCP_KEEPIDLE", 5), ("TCP_KEEPALIVE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), number)
 
     def ended(end: End) -> None:
         joined.ended(rank, name, end)
 
     return Connection(sock, name, ended)
+
+
+def _guard(joined: World) -> IO[bytes]:
+    """Start the process that watches the connections; returns its standard input."""
+    places = [f"{each.fileno()}:{rank}:{each.name}" for rank, each in joined.connections.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-I", str(Path(__file__).with_name("guard.py")), str(os.getpid()), *places],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        pass_fds=[each.fileno() for each in joined.connections.values()],
+        # Ctrl-C in a terminal is not for it.
+        start_new_session=True,
+    )
+    if process.stdin is None:
+        raise RuntimeError("the guard has no standard input; expected a pipe")
+    return process.stdin
 
 
 def _line(sock: socket.socket) -> bytes:

@@ -10,11 +10,11 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO, TypeVar, cast
+from typing import IO, TextIO, TypeVar, cast
 
 import mlx.core as mx
 
@@ -59,6 +59,11 @@ class World:
         self._finished: dict[int, threading.Event] = {rank: threading.Event() for rank in range(self.size)}
         self._is_leaving = False
         self._is_told = threading.Event()
+        self._guard: IO[bytes] | None = None
+
+    def set_guard(self, guard: IO[bytes]) -> None:
+        """Name the standard input of the process that ends this one if it cannot notice that a rank is gone."""
+        self._guard = guard
 
     def __deepcopy__(self, _: object) -> "World":
         # A copied model is held by the same ranks.
@@ -160,6 +165,7 @@ class World:
             if self._is_leaving:
                 return
             self._is_leaving = True
+        self._tell_guard(self.connections)
         for connection in self.connections.values():
             connection.send_end(End(code, message))
         # Rank 0 waits for all; the others wait for the word of rank 0, which may print their error.
@@ -185,6 +191,8 @@ class World:
             end: How it ended.
         """
         self._finished[rank].set()
+        if end.kind == "done":
+            self._tell_guard([rank])
         if end.kind == "done" and end.code == 0:
             return
         self._is_told.set()
@@ -208,15 +216,24 @@ class World:
             text = f"rank {rank} ({name}) {how}; this rank ends too, and files are as they were saved last"
         if text:
             print(f"error: {text}", file=self.errors, flush=True)
+        self._pass_on(rank, end)
+        os._exit(end.code)
+
+    def _pass_on(self, rank: int, end: End) -> None:
+        """Tell the other ranks that this one ends because of a rank."""
         for other, connection in self.connections.items():
-            if other != rank:
+            if other != rank or (self.is_first and end.kind == "done"):
                 connection.send_end(End(end.code, ""))
-        if self.is_first and end.kind == "done":
-            self.connections[rank].send_end(End(end.code, ""))
         if self.is_first:
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
-        os._exit(end.code)
+
+    def _tell_guard(self, ranks: Iterable[int]) -> None:
+        """Tell the guard that ranks may close their connections."""
+        if self._guard is not None:
+            with suppress(OSError, ValueError):
+                self._guard.write("".join(f"{rank}\n" for rank in ranks).encode())
+                self._guard.flush()
 
     def _send(self, message: Message) -> None:
         for connection in self.connections.values():

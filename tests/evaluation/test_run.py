@@ -29,7 +29,7 @@ def ask(
     asked = prepared(manner, limit, task)
     run = EvaluationRun(*loaded(), plan, folder)
     told = []
-    run.ask(asked, lambda what, more: told.append(more))
+    run.ask([asked], lambda what, more: told.append(more))
     assert sum(told) == run.amount(asked)
     return run
 

@@ -33,7 +33,8 @@ def options(tmp_path_factory) -> list[object]:
 
 def assert_one_line_names(rank: int, survivors: list[Rank]) -> None:
     """The ranks that were left have ended by themselves, and rank 0, or all without it, have named the other one."""
-    assert all(each.code == 1 for each in survivors), survivors
+    # The second: MLX waited in a call, and the guard ended the rank.
+    assert all(each.code in (1, -signal.SIGKILL) for each in survivors), survivors
     speaking = [each for each in survivors if "error: " in each.err]
     assert speaking
     for each in speaking:
