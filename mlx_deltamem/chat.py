@@ -1,31 +1,38 @@
-"""Chat in a terminal with a model that has a memory."""
+"""Chat in a terminal with a model that has a memory. Each chat is kept; --continue goes on with it."""
 
 import argparse
 
-from rich.markup import escape
-from rich.panel import Panel
-
-from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
-from mlx_deltamem.cli.command import check_standard_input, command_of_ranks
-from mlx_deltamem.cli.copies import Copies
-from mlx_deltamem.cli.entered import check_session_file, checked_system_prompt
+from mlx_deltamem.cli.command import command_of_ranks
 from mlx_deltamem.cli.options import (
-    DEFAULT_MODEL,
+    KEPT_CHATS,
     add_chat_options,
     add_model_options,
     add_pipeline_option,
-    load_spread_model,
-    open_chat,
-    reply_options,
+    model_and_adapter,
 )
 from mlx_deltamem.cli.parser import Parser
-from mlx_deltamem.cli.terminal import TerminalChat, accept_any_bytes
-from mlx_deltamem.show.console import Console
+from mlx_deltamem.files.atomic import user_path
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Make the argument parser of the command."""
     parser = Parser(prog="mlx_deltamem.chat", description=__doc__)
+    kept = parser.add_argument_group("chats that are kept")
+    kept.add_argument(
+        "--continue",
+        dest="go_on",
+        nargs="?",
+        const="",
+        metavar="CHAT",
+        help="Go on with a chat that was kept: the last one, or the one of this number or title. Without --model, its "
+        "own model and adapter are loaded.",
+    )
+    kept.add_argument("--list", action="store_true", help="Print the chats that were kept, and end.")
+    kept.add_argument("--search", metavar="TEXT", help="Print the messages of these chats that have TEXT, and end.")
+    kept.add_argument("--no-save", action="store_true", help="Do not keep this chat.")
+    kept.add_argument(
+        "--chats", type=user_path, default=user_path(KEPT_CHATS), help=f"Folder of the chats (default: {KEPT_CHATS})."
+    )
     add_model_options(parser)
     add_pipeline_option(parser)
     add_chat_options(parser)
@@ -36,19 +43,13 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()
-    check_standard_input("messages")
-    check_session_file(args.session)
-    args.system_prompt = checked_system_prompt(args.system_prompt)
-    chat = open_chat(*load_spread_model(args), args)
-    accept_any_bytes()
-    console = Console()
-    facts = [f"model    {args.model or DEFAULT_MODEL}", f"adapter  {args.adapter or REFERENCE_ADAPTER}"]
-    facts.append(f"history  {chat.history}")
-    if args.session is not None:
-        facts.append(f"session  {args.session} ({len(chat.messages)} messages)")
-    console.print(Panel(escape("\n".join(facts)), title="mlx_deltamem.chat", title_align="left"))
-    console.print("/help lists the commands", style="dim")
-    TerminalChat(Copies(chat, args.session, args.save_kv), reply_options(args), console).run()
+    if args.go_on is not None and (args.session is not None or args.no_save):
+        raise ValueError("--continue goes on with a chat that is kept; leave --session and --no-save out")
+    if not args.list and args.search is None:
+        model_and_adapter(args)
+    from mlx_deltamem.commands.chat import run
+
+    run(args)
 
 
 if __name__ == "__main__":

@@ -1,41 +1,22 @@
 """Measure whether a δ-mem adapter helps: questions with the history in the text, in the memory, or left out."""
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import fields
 from pathlib import Path
 
-import mlx.nn as nn
-from mlx_lm.tokenizer_utils import TokenizerWrapper
-
-from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
 from mlx_deltamem.cli.command import command_of_ranks
-from mlx_deltamem.cli.options import DEFAULT_MODEL, add_model_options, load_model, load_spread_model
+from mlx_deltamem.cli.options import add_model_options, model_and_adapter
 from mlx_deltamem.cli.parser import Parser
-from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, parse_conditions
-from mlx_deltamem.evaluation.dealing import Dealt
-from mlx_deltamem.evaluation.report import REPORT_FILE, result_tables
-from mlx_deltamem.evaluation.request import Request, assist, check_harness_request, evaluate, write_evaluation
-from mlx_deltamem.evaluation.run import Plan
-from mlx_deltamem.evaluation.task import Sampling, Task
-from mlx_deltamem.evaluation.tasks.harness import HarnessOptions
-from mlx_deltamem.evaluation.tasks.health_report import NAME as HEALTH
-from mlx_deltamem.evaluation.tasks.health_report import health_tables
-from mlx_deltamem.evaluation.tasks.registry import TASKS
+from mlx_deltamem.evaluation.tasks.registry import HEALTH, TASKS
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options.arguments import add_options
-from mlx_deltamem.options.rule import COUNT, POSITIVE, SHARE, STEP, TEMPERATURE, Rule
-from mlx_deltamem.ranks.joining import world
-from mlx_deltamem.ranks.world import World
-from mlx_deltamem.sessions.writing import AFTER, ALL, WRITES
-from mlx_deltamem.show.tables import print_tables
+from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, SHARE, STEP, TEMPERATURE, Rule
+from mlx_deltamem.sessions.writing import WRITES
 
 # The index of a question is added to the seed of its reply, and MLX takes seeds of 64 bits.
 _SEED = Rule(int, least=0, most=2**63 - 1)
-# NumPy's limit.
-_LARGEST_HARNESS_SEED = 2**32 - 1
+# Examples for --help.
+_BASELINES = ("last", "last-256", "bm25-4", "bm25-all", "dense-4", "oracle", "summary-256")
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -52,6 +33,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     meanings = "; ".join(f"{name}: {condition.meaning}" for name, condition in CONDITIONS.items())
     meanings += "; chat-N: as chat, with the last N tokens of earlier turns kept in the text"
+    meanings += "; and baselines, other ways to remember: " + "; ".join(
+        f"{name}: {condition.meaning}" for name in _BASELINES for condition in parse_conditions([name])
+    )
+    meanings += "; a baseline with +state (or the controls +zeroed, +shuffled): the memory beside its text"
     default = ",".join(DEFAULT_CONDITIONS)
     parser.add_argument("--conditions", type=_names, default=default, help=f"{meanings} (default: {default}).")
     parser.add_argument(
@@ -101,6 +86,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="The tokens of text that are visible while a history is read into the memory (default: the model's "
         "window).",
     )
+    parser.add_argument(
+        "--dense-model",
+        type=PLACE,
+        help="For the conditions dense: the folder or Hub repo of a model of model2vec, for example "
+        "minishlab/potion-retrieval-32M.",
+    )
     for name, task in TASKS.items():
         add_options(parser.add_argument_group(f"task {name}", task.source), task, f"{name}-")
     group = parser.add_argument_group("tasks of lm-evaluation-harness", "They are asked under base and full only.")
@@ -113,57 +104,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 
 @command_of_ranks
 def main() -> None:
+    """Run the command."""
     args = setup_arg_parser().parse_args()
-    request = _request(args)
-    dealt = Dealt(world(), args.shard)
-    if args.shard:
-        _check_shard(request, dealt.world)
-    if not dealt.world.is_first:
-        assist(request, *_load(args), dealt)
-        return
-    if args.output.is_file():
-        raise ValueError(f"--output is the file {args.output}; name a folder")
-    # Created before the model is loaded, which may take long.
-    with _created(args.output):
-        evaluation = evaluate(request, *_load(args), args.output, dealt)
-        write_evaluation(evaluation, args.output)
-    print_tables(table for result in evaluation.results for table in result_tables(result))
-    print_tables([] if evaluation.health is None else health_tables(evaluation.health))
-    print(f"The report is in {args.output / REPORT_FILE}")
+    model_and_adapter(args)
+    from mlx_deltamem.commands.evaluate import run
 
-
-def _load(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
-    """The whole model in each rank; with --shard, a part of it."""
-    return load_spread_model(args) if args.shard else load_model(args)
-
-
-def _check_shard(request: Request, ranks: World) -> None:
-    """Check that the ranks can ask the questions with one model together.
-
-    Raises:
-        ValueError: They cannot.
-    """
-    if ranks.is_alone:
-        raise ValueError("--shard is for several machines; start the command with mlx.launch, or leave it out")
-    if request.harness_tasks:
-        raise ValueError(
-            f"--shard is not for tasks of lm-evaluation-harness ({', '.join(request.harness_tasks)}); leave it out: "
-            "rank 0 then asks them"
-        )
-
-
-@contextmanager
-def _created(folder: Path) -> Iterator[None]:
-    """Create a folder and its parents. If the block fails, those that are new and still empty are removed."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for path in new:
-            with suppress(OSError):
-                path.rmdir()
-        raise
+    run(args)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -181,87 +127,6 @@ def _place(text: str) -> tuple[str, Path]:
             f"{text!r} does not name the data of a task; expected TASK=PATH, with TASK one of {', '.join(with_data)}"
         )
     return task, user_path(path)
-
-
-def _request(args: argparse.Namespace) -> Request:
-    """The work that the command line describes.
-
-    Raises:
-        FileNotFoundError: The folder of --harness-include does not exist.
-        ValueError: Options contradict each other or are impossible, or a task does not exist.
-    """
-    names = list(dict.fromkeys(args.tasks))
-    conditions = parse_conditions(args.conditions)
-    others = [condition.name for condition in conditions if condition.chat is None]
-    if others and args.write not in (None, ALL, AFTER):
-        raise ValueError(f"--write {args.write} is for chat and chat-N; {', '.join(others)} take {ALL} or {AFTER}")
-    given = [name for name, _ in args.data]
-    if twice := [name for name in dict.fromkeys(given) if given.count(name) > 1]:
-        raise ValueError(f"--data names the data of {', '.join(twice)} twice; leave one of them out")
-    if unused := [name for name in given if name not in names]:
-        raise ValueError(f"--data is of {', '.join(unused)}, which is not among --tasks; add it there, or leave it out")
-    tasks = [_task(name, args) for name in names if name in TASKS]
-    harness_options = _harness_options(args)
-    harness_tasks = [name for name in names if name not in (*TASKS, HEALTH)]
-    if harness_tasks:
-        if args.seed > _LARGEST_HARNESS_SEED:
-            raise ValueError(f"--seed is {args.seed}; tasks of lm-evaluation-harness take seeds from 0 to 2**32 - 1")
-        check_harness_request(harness_tasks, conditions, harness_options.include)
-    elif harness_options != HarnessOptions(args.limit, args.batch_size, seed=args.seed):
-        raise ValueError("--harness-... is for tasks of lm-evaluation-harness, and none is among --tasks; add one")
-    return Request(
-        model=args.model or DEFAULT_MODEL,
-        adapter=args.adapter or REFERENCE_ADAPTER,
-        tasks=[(task, _manner(task, args)) for task in tasks],
-        harness_tasks=harness_tasks,
-        harness_options=harness_options,
-        health=HEALTH in names,
-        plan=Plan(conditions, tuple(dict.fromkeys(args.seeds or (args.seed,))), args.batch_size, args.seed),
-        limit=args.limit,
-    )
-
-
-def _task(name: str, args: argparse.Namespace) -> Task:
-    """A task with its options.
-
-    Raises:
-        ValueError: An option is impossible.
-    """
-    kind = TASKS[name]
-    given = {}
-    for each in fields(kind):
-        value = getattr(args, f"{name}_{each.name}", None)
-        if value is not None:
-            given[each.name] = tuple(value) if isinstance(value, list) else value
-    return kind(data=dict(args.data).get(name), seed=args.seed, **given)
-
-
-def _manner(task: Task, args: argparse.Namespace) -> Manner:
-    usual = task.sampling
-    return Manner(
-        sampling=Sampling(
-            temp=usual.temp if args.temp is None else args.temp,
-            top_p=usual.top_p if args.top_p is None else args.top_p,
-            top_k=usual.top_k if args.top_k is None else args.top_k,
-        ),
-        stop=task.stop,
-        write=args.write,
-        reply_tokens=args.reply_tokens,
-        prefill_step_size=args.prefill_step_size,
-        history_tokens=args.history_tokens,
-    )
-
-
-def _harness_options(args: argparse.Namespace) -> HarnessOptions:
-    return HarnessOptions(
-        limit=args.limit,
-        batch_size=args.batch_size,
-        shots=args.harness_shots,
-        max_tokens=args.harness_max_tokens,
-        seed=args.seed,
-        include=args.harness_include,
-        run_code=args.harness_run_code,
-    )
 
 
 if __name__ == "__main__":

@@ -6,11 +6,8 @@ save memory. The new weights have next to no effect until `mlx_deltamem.train --
 
 import argparse
 
-from mlx_deltamem.adapters.card.folder import load_with_card, save_with_card
-from mlx_deltamem.adapters.grow import uncoupled, widened, with_key_shift, with_layers, with_read_gates
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
-from mlx_deltamem.core.adapter import layer_list
 from mlx_deltamem.core.fields import SIZE
 from mlx_deltamem.files.atomic import check_absent, user_path
 from mlx_deltamem.options.rule import COUNT, SEED, Rule
@@ -61,6 +58,10 @@ def main() -> None:
     if args.seed is not None and args.rank is None:
         raise ValueError("--seed is the seed of the rows that are new with --rank; give both or neither")
     check_absent(args.output)
+    from mlx_deltamem.adapters.card.folder import load_with_card, save_with_card
+    from mlx_deltamem.adapters.grow import uncoupled, widened, with_key_shift, with_layers, with_read_gates
+    from mlx_deltamem.core.adapter import layer_list
+
     adapter = load_with_card(args.adapter)
     if args.target_layers:
         adapter = with_layers(adapter, args.target_layers)

@@ -23,15 +23,16 @@ numbers of layers are objects with the indices of the layers as names. A number 
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
-from mlx_deltamem.inspection.document import as_document
-from mlx_deltamem.inspection.report import Report, diff, is_session, report_on, report_on_model
 from mlx_deltamem.options.rule import PLACE
-from mlx_deltamem.show.plot import add_plot_option, check_plot, load_figures
+from mlx_deltamem.show.plot import ENDINGS, PAGE, add_plot_option, check_plot, load_figures
 from mlx_deltamem.show.printable import json_document
-from mlx_deltamem.show.tables import print_tables
+
+if TYPE_CHECKING:
+    from mlx_deltamem.inspection.report import Report
 
 _DIFF = "diff"
 
@@ -61,7 +62,8 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add_plot_option(
         parser,
         "a figure (of an adapter its norms; with --text the effect of the text on the memory; of a chat its memory and "
-        "the effect of each turn; of a diff the distances by layer)",
+        "the effect of each turn; of a diff the distances by layer). With --text, a file that ends in .html is a page "
+        "in which one can point at tokens and layers; it needs nothing",
     )
     return parser
 
@@ -69,14 +71,20 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 @command
 def main() -> None:
     """Run the command."""
-    args = setup_arg_parser().parse_args()
+    parser = setup_arg_parser()
+    args = parser.parse_args()
+    if len(args.what) != (3 if args.what[0] == _DIFF else 1):
+        parser.error(f"inspect got {' '.join(args.what)}; expected one adapter or session, or `diff` and two of a kind")
     _check_options(args)
     if args.plot is not None:
-        check_plot(args.plot)
+        check_plot(args.plot, ENDINGS if args.text is None else (*ENDINGS, PAGE))
+    from mlx_deltamem.inspection.document import as_document
+    from mlx_deltamem.show.tables import print_tables
+
     report = _report(args)
     if args.plot is not None:
         # Before the tables: a reader such as `head` may close the output, which ends the command.
-        load_figures("inspection", "figures").draw(report, args.plot)
+        _draw(report, args.plot, args.dark)
     if args.json:
         print(json_document(as_document(report)))
     else:
@@ -85,12 +93,25 @@ def main() -> None:
             print(f"Drew {args.plot}")
 
 
+def _draw(report: "Report", path: Path, dark: bool) -> None:
+    """Draw a report to a file.
+
+    Raises:
+        OSError: The file cannot be written; its old content is still there.
+    """
+    from mlx_deltamem.inspection.model import ModelReport
+    from mlx_deltamem.inspection.trace_page import write_trace_page
+
+    if path.suffix.lower() == PAGE and isinstance(report, ModelReport) and report.trace is not None:
+        write_trace_page(report.trace, report.trace_title, path)
+    else:
+        load_figures("inspection", "figures", dark).draw(report, path)
+
+
 def _check_options(args: argparse.Namespace) -> None:
     is_diff = args.what[0] == _DIFF
-    if len(args.what) != (3 if is_diff else 1):
-        raise ValueError(
-            f"inspect got {' '.join(args.what)}; expected one adapter or session, or `diff` and two of a kind"
-        )
+    from mlx_deltamem.inspection.report import is_session
+
     of_session = not is_diff and is_session(args.what[0])
     if args.model is not None and (is_diff or of_session):
         raise ValueError("--model goes with one adapter; a session is inspected without its model, and so is a diff")
@@ -100,7 +121,9 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ValueError("--messages goes with one session")
 
 
-def _report(args: argparse.Namespace) -> Report:
+def _report(args: argparse.Namespace) -> "Report":
+    from mlx_deltamem.inspection.report import diff, report_on, report_on_model
+
     if args.what[0] == _DIFF:
         return diff(*args.what[1:])
     if args.model is not None:

@@ -5,21 +5,22 @@ import logging
 import os
 from pathlib import Path
 
-from mlx_lm.generate import DEFAULT_MIN_P, DEFAULT_TEMP, DEFAULT_TOP_K, DEFAULT_TOP_P
-
 from mlx_deltamem.cli.command import command_of_ranks
-from mlx_deltamem.cli.options import DEFAULT_MODEL, add_model_options, history_option, load_model
+from mlx_deltamem.cli.options import add_model_options, history_option, model_and_adapter
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import user_path
-from mlx_deltamem.options.rule import COUNT, POSITIVE, REPLY_LENGTH, SHARE, TEMPERATURE, Rule
-from mlx_deltamem.ranks.joining import world
+from mlx_deltamem.options import mlx_lm_defaults
+from mlx_deltamem.options.rule import COUNT, POSITIVE, REPLY_LENGTH, SHARE, TEMPERATURE, Rule, shown
+from mlx_deltamem.ranks.launched import is_launched
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, WRITES
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _KEY_VARIABLE = "MLX_DELTAMEM_API_KEY"
 _FIELDS = ("conversation", "metadata.memory", "prompt_cache_key", "user")
+_EACH_TURN = "turn"
 PORT = Rule(int, least=0, most=65_535)
+SECONDS = Rule(float, least=0.1, most=86_400)
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -60,6 +61,14 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--memory-bytes", type=POSITIVE, default=2 << 30, help="Memories and texts kept in RAM (default: 2 GiB)."
     )
     memory.add_argument(
+        "--durability",
+        type=_durability,
+        default=0.0,
+        metavar="turn|SECONDS",
+        help="When a turn is saved: before the end of its reply is sent (turn), or at most this much later "
+        f"(default: {_EACH_TURN}).",
+    )
+    memory.add_argument(
         "--replay-limit",
         type=COUNT,
         default=4096,
@@ -75,14 +84,22 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     web.add_argument("--allowed-host", nargs="+", default=[], help="Further names of this server in URLs.")
     reply = parser.add_argument_group("replies")
     reply.add_argument("--max-tokens", type=REPLY_LENGTH, default=512, help="Longest reply, if a request gives none.")
-    reply.add_argument("--temp", type=TEMPERATURE, default=DEFAULT_TEMP, help="Temperature, if a request gives none.")
-    reply.add_argument("--top-p", type=SHARE, default=DEFAULT_TOP_P, help="Top-p, if a request gives none.")
-    reply.add_argument("--min-p", type=SHARE, default=DEFAULT_MIN_P, help="Min-p, if a request gives none.")
-    reply.add_argument("--top-k", type=COUNT, default=DEFAULT_TOP_K, help="Top-k, if a request gives none.")
+    reply.add_argument(
+        "--temp", type=TEMPERATURE, default=mlx_lm_defaults.TEMP, help="Temperature, if a request gives none."
+    )
+    reply.add_argument("--top-p", type=SHARE, default=mlx_lm_defaults.TOP_P, help="Top-p, if a request gives none.")
+    reply.add_argument("--min-p", type=SHARE, default=mlx_lm_defaults.MIN_P, help="Min-p, if a request gives none.")
+    reply.add_argument("--top-k", type=COUNT, default=mlx_lm_defaults.TOP_K, help="Top-k, if a request gives none.")
     reply.add_argument("--max-batch", type=POSITIVE, default=32, help="Replies at a time (default: 32).")
     reply.add_argument("--queue", type=POSITIVE, default=256, help="Requests that may wait (default: 256).")
     reply.add_argument(
         "--grace", type=COUNT, default=10, help="Seconds for the replies under way when the server ends (default: 10)."
+    )
+    reply.add_argument(
+        "--exit-on-stall",
+        type=SECONDS,
+        metavar="SECONDS",
+        help="End the server with exit code 1 if one step of the model takes longer than this (default: never).",
     )
     return parser
 
@@ -91,26 +108,52 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()
-    if not world().is_alone:
-        raise ValueError(
-            f"mlx.launch has started {world().size} servers, and the server runs on one machine; start it without "
-            "mlx.launch (mlx_deltamem.chat and mlx_deltamem.generate run on several)"
-        )
+    if is_launched():
+        _check_alone()
     key = _api_key(args.api_key_file)
     if args.host not in _LOCAL and key is None and not args.insecure:
         raise ValueError(
             f"--host {args.host} lets other machines in, and there is no key; expected --api-key-file, "
             f"{_KEY_VARIABLE} or --insecure"
         )
+    name = Path(model_and_adapter(args)[0]).name
+    from mlx_deltamem.cli.opening import load_model
+
     try:
-        from mlx_deltamem.serving.run import serve  # noqa: PLC0415
+        from mlx_deltamem.serving.run import serve
     except ModuleNotFoundError as error:
         raise ValueError(
             f"the server needs {error.name}; install it with: pip install 'mlx-deltamem[server]'"
         ) from None
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model, tokenizer = load_model(args)
-    serve(model, tokenizer, Path(args.model or DEFAULT_MODEL).name, key, args)
+    serve(model, tokenizer, name, key, args)
+
+
+def _check_alone() -> None:
+    """Check that one server was started.
+
+    Raises:
+        ValueError: There are several.
+    """
+    # It imports MLX, which options that are refused need not wait for.
+    from mlx_deltamem.ranks.joining import world
+
+    if not world().is_alone:
+        raise ValueError(
+            f"mlx.launch has started {world().size} servers, and the server runs on one machine; start it without "
+            "mlx.launch (mlx_deltamem.chat and mlx_deltamem.generate run on several)"
+        )
+
+
+def _durability(text: str) -> float:
+    """An argparse type: the seconds that a turn may wait for its file; 0: none."""
+    try:
+        return 0.0 if text == _EACH_TURN else float(str(SECONDS(text)))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"is {shown(text)}; expected {_EACH_TURN!r} or seconds, {SECONDS.expected}"
+        ) from None
 
 
 def _api_key(path: Path | None) -> str | None:

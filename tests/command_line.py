@@ -1,6 +1,7 @@
 """Run commands as a user runs them: each in a new process."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,12 @@ def run_command(*arguments: object, stdin: str = "", **environment: str) -> subp
         env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
         check=False,
     )
+
+
+def error_line(errors: str) -> str:
+    """The line of an error, without the name of the help, which errors in the options have at their end."""
+    assert errors.count("\n") == 1 and errors.endswith("\n")
+    return re.sub(r" \(`mlx_deltamem\.[a-z -]+ --help` lists the options\)$", "", errors[:-1])
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], message: str) -> None:

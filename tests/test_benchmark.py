@@ -4,7 +4,6 @@ import math
 import mlx.core as mx
 import pytest
 
-from mlx_deltamem import benchmark
 from mlx_deltamem.adapters.folder import load_adapter
 from mlx_deltamem.benchmark import main
 from mlx_deltamem.benchmarking.figure import benchmark_figure
@@ -112,7 +111,7 @@ def test_a_real_model_and_adapter_in_batches(run, tmp_path):
 )
 def test_bad_inputs_are_refused(run, arguments, message, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(benchmark, "_measure", lambda *_: pytest.fail("it measured all the same"))
+    monkeypatch.setattr("mlx_deltamem.commands.benchmark._measure", lambda *_: pytest.fail("it measured all the same"))
     code, shown, errors = run(*arguments)
     assert code == 2
     assert message in errors
@@ -120,7 +119,9 @@ def test_bad_inputs_are_refused(run, arguments, message, monkeypatch):
 
 
 def test_a_missing_adapter_is_missed_before_a_model_is_made(run, monkeypatch):
-    monkeypatch.setattr(benchmark, "random_model", lambda *_: pytest.fail("it made a model all the same"))
+    monkeypatch.setattr(
+        "mlx_deltamem.commands.benchmark.random_model", lambda *_: pytest.fail("it made a model all the same")
+    )
     code, _, errors = run("--shape", "tiny", "--adapter", "no/such/folder")
     assert code == 2
     assert "there is no folder no/such/folder" in errors

@@ -36,25 +36,28 @@ PATIENCE = 60.0
 PROGRAM = "import os, runpy; os.login_tty(0); runpy.run_module('mlx_deltamem.chat', run_name='__main__')"
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 TINY = ["--model", backbone(), "--adapter", adapter()]
+# Without it, a chat of a test would be kept among those of the one who runs the test.
+UNKEPT = "--no-save"
 
 
 class Terminal:
     """A terminal in which the chat runs.
 
     Args:
-        arguments: Its command line, without the model.
+        arguments: Its command line, without the model. The chat is not kept unless they name a folder or a file.
 
     Attributes:
         output: What was shown since the last line was typed, without colours.
     """
 
     def __init__(self, *arguments: object):
+        unkept = () if {"--chats", "--session"} & set(arguments) else (UNKEPT,)
         self._terminal, theirs = os.openpty()
         # Wide, so that no message is broken into lines.
         termios.tcsetwinsize(theirs, (50, 250))
         environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES", "INPUTRC")}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *TINY, *map(str, arguments)],
+            [sys.executable, "-c", PROGRAM, *TINY, *map(str, arguments), *unkept],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -216,6 +219,17 @@ def test_help_names_every_command(terminal):
         ("/load", "/load needs a file name"),
         ("/load nowhere.safetensors", "there is no session file"),
         ("/save", "/save needs a file name; this chat has none yet"),
+        ("/new now", "/new takes nothing after it"),
+        ("/branch", "/branch got ''; expected the number of a reply"),
+        ("/branch ²", "/branch got '²'; expected the number of a reply"),
+        ("/branch 1", "message 1 is not a reply; expected the number of a message of the assistant"),
+        ("/branch 9", "there is no message 9; the chat has 3"),
+        (f"/name {'x' * 201}", "the title has 201 characters in 1 lines; expected one line"),
+        ("/export", "/export got ''; expected a file name that ends in .json or .md"),
+        ("/export a.txt", "/export got 'a.txt'; expected"),
+        ("/export /nowhere/at/all.md", "/nowhere/at/all.md cannot be written"),
+        ("/import nowhere.json", "No such file or directory: 'nowhere.json'"),
+        ("/import nowhere.md", "No such file or directory: 'nowhere.md'"),
         ("/save notes.txt", "does not end in .safetensors"),
         ("/save /nowhere/at/all.safetensors", "there is no folder /nowhere/at to save a session in"),
     ],
@@ -230,6 +244,19 @@ def test_an_empty_chat_has_nothing_to_take_back(empty):
     assert "error: there is no turn to take back" in empty.say("/undo")
     assert "error: there is no turn to regenerate" in empty.say("/retry")
     assert "error" not in empty.say("")
+
+
+def test_the_commands_of_mlx_lm_chat(told):
+    assert "/undo  " in told.say("h")
+    assert "forgotten" in told.say(" r ")
+    assert told.messages() == ["0 system: Be brief."]
+    with Terminal("--max-tokens", 6) as other:
+        code, _ = other.leave("q\r")
+        assert code == 0
+    # Between three quotes, and with other words, they are messages.
+    told.say_lines('"""', "q", '"""')
+    told.say("r you there?")
+    assert [line for line in told.messages() if "user" in line] == ["1 user: q", "3 user: r you there?"]
 
 
 def test_undo(told):
@@ -451,7 +478,7 @@ def test_leaving_waits_for_a_chat_that_cannot_be_saved(tmp_path):
 
 def test_a_pipe_instead_of_a_terminal():
     lines = 'Hello there.\n/messages\n/nonsense\nGrüße\n"""\nto the\nend'
-    result = run_command("chat", *TINY, "--max-tokens", 6, stdin=lines, PYTHONIOENCODING="ascii")
+    result = run_command("chat", *TINY, UNKEPT, "--max-tokens", 6, stdin=lines, PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
     assert "0 user: Hello there." in result.stdout
     assert "error: there is no command /nonsense" in result.stdout
@@ -461,6 +488,86 @@ def test_a_pipe_instead_of_a_terminal():
 
 @pytest.mark.parametrize("history", ["none", "30"])
 def test_histories(history):
-    result = run_command("chat", *TINY, "--max-tokens", 6, "--history", history, stdin="One.\nTwo.\n")
+    result = run_command("chat", *TINY, UNKEPT, "--max-tokens", 6, "--history", history, stdin="One.\nTwo.\n")
     assert f"history  {history} " in result.stdout
     assert result.stdout.count("6 tokens") == 2
+
+
+def test_a_chat_is_kept_from_its_first_turn_until_it_is_forgotten(tmp_path):
+    folder = tmp_path / "chats"
+    kept = folder.glob("*.safetensors")
+    with Terminal("--chats", folder, "--max-tokens", 6) as terminal:
+        assert not list(kept)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        terminal.say("My word is jade.")
+        (file,) = folder.glob("*.safetensors")
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        before = terminal.messages()
+        assert "this chat has no title yet" in terminal.say("/name")
+        assert "this chat is called 'The [b]word[/b]'" in terminal.say("/name The [b]word[/b]")
+        assert "a new chat" in terminal.say("/new")
+        assert terminal.messages() == []
+        assert len(list(folder.glob("*.safetensors"))) == 1
+        terminal.say("Hello there.")
+        assert len(list(folder.glob("*.safetensors"))) == 2
+        terminal.say("/reset")
+        assert list(folder.glob("*.safetensors")) == [file]
+        assert terminal.leave()[0] == 0
+    assert list(folder.glob("*.safetensors")) == [file]
+    listed = run_command("chat", "--chats", folder, "--list")
+    assert re.search(r"1 .* 1   qwen3-tiny   The \[b\]word\[/b\]", listed.stdout)
+    # Without --model: the folder knows which one it was.
+    result = run_command("chat", "--chats", folder, "--continue", stdin="/messages\n/name\n")
+    assert result.returncode == 0, result.stderr
+    assert all(line in result.stdout for line in before)
+    assert "this chat is called 'The [b]word[/b]'" in result.stdout
+
+
+def test_a_branch_is_kept_beside_the_chat(tmp_path):
+    with Terminal("--chats", tmp_path, "--max-tokens", 6) as terminal:
+        terminal.say("My word is jade.")
+        before = terminal.messages()
+        terminal.say("Another.")
+        shown = terminal.say("/branch 1")
+        assert "this chat goes on from reply 1; the chat before is copy 1 (/fork 1 goes back to it)" in shown
+        assert terminal.messages() == before
+        terminal.say("Only here.")
+        assert len(terminal.messages()) == 4
+        terminal.say("/fork 1")
+        assert terminal.messages()[2] == "2 user: Another."
+        terminal.leave()
+    model, tokenizer = load(backbone(), adapter=adapter())
+    chats = [ChatSession.load(model, tokenizer, file) for file in tmp_path.glob("*.safetensors")]
+    assert {chat.messages[2]["content"] for chat in chats} == {"Another.", "Only here."}
+    assert {chat.send("And?", 6) for chat in chats} == {terminal_reply(text) for text in ("Another.", "Only here.")}
+
+
+def terminal_reply(second: str) -> str:
+    return replies("My word is jade.", second, "And?", system=None)[-1]
+
+
+@pytest.mark.parametrize("ending", ["json", "md"])
+def test_an_export_is_imported(tmp_path, ending):
+    file = tmp_path / f"chat.{ending}"
+    with Terminal("--history", "none", "--write", "user", "--max-tokens", 6) as terminal:
+        terminal.say("My word is jade.")
+        terminal.say("/name Words")
+        before = terminal.messages()
+        assert f"exported to {file}, without the memory" in terminal.say(f"/export {file}")
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert "exists already" in terminal.say(f"/export {file}")
+        assert "2 messages, history none; the chat before is copy 1" in terminal.say(f"/import {file}")
+        assert terminal.messages() == before
+        assert "this chat is called 'Words'" in terminal.say("/name")
+        assert "written into the memory: user" in terminal.say("/write")
+        file.write_text("{" if ending == "json" else "Hi")
+        assert "error: " in terminal.say(f"/import {file}")
+        assert terminal.messages() == before
+
+
+def test_a_folder_that_cannot_be_written_keeps_no_chat(tmp_path):
+    (tmp_path / "file").touch()
+    result = run_command("chat", *TINY, "--chats", tmp_path / "file" / "chats", "--max-tokens", 6, stdin="Hello\n")
+    assert result.returncode == 0, result.stderr
+    assert "warning: this chat is not kept (" in result.stderr
+    assert "kept in  no file" in result.stdout and "6 tokens" in result.stdout

@@ -10,7 +10,7 @@ import pytest
 from mlx_deltamem import load_adapter, save_adapter
 from mlx_deltamem.adapters.folder import TORCH_FILE
 from mlx_deltamem.adapters.grow import with_key_shift, with_read_gates
-from mlx_deltamem.convert import convert
+from mlx_deltamem.commands.convert import convert
 from mlx_deltamem.core.adapter import WEIGHTS_FILE
 from mlx_deltamem.core.config import CONFIG_FILE
 from tests.command_line import assert_refused, run_command

@@ -50,7 +50,7 @@ def test_what_is_left_in_the_folder(run):
     folder, result = run
     names = {path.name for path in folder.iterdir()}
     files = {"measures.jsonl", RECORDS_FILE, REPORT_FILE, RESULTS_FILE, SETTINGS_FILE}
-    assert names in (files, files | {"recall.png", "recall-curves.png"})
+    assert names in (files, files | {"recall.png", "recall-curves.png", "recall-bytes.png"})
     rows = [json.loads(line) for line in (folder / RECORDS_FILE).read_text().splitlines()]
     assert len(rows) == len(CONDITIONS) * 8
     assert "Recall of facts told in a chat: exact, in percent" in result.stdout

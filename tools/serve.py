@@ -9,7 +9,7 @@ import sys
 
 from mlx_deltamem import server
 from tools import smollm2
-from tools.demo import ADAPTER
+from mlx_deltamem.demo.model import ADAPTER
 
 
 def main() -> None:

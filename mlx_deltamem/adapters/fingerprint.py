@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.model import current_adapter
 from mlx_deltamem.core.spread import spread_of
+from mlx_deltamem.core.use import attachment_of
 
 _DIGITS = 16
 _UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
@@ -54,12 +56,45 @@ class Origin:
 
 def origin_of(model: nn.Module, tokenizer: TokenizerWrapper) -> Origin:
     """Return the origin of chats with a model that has an adapter."""
+    backbone, adapter = _model_fingerprints(model)
     return Origin(
         name=getattr(model, "backbone_name", model.model_type),
-        backbone=backbone_fingerprint(model),
-        adapter=adapter_fingerprint(model),
+        backbone=backbone,
+        adapter=adapter,
         tokenizer=tokenizer_fingerprint(tokenizer),
     )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The fingerprints that were found for a model with these arguments, adapter and weights."""
+
+    arguments: str
+    attachment: object
+    weights: list[weakref.ref[mx.array]]
+    fingerprints: tuple[str, str]
+
+
+def _model_fingerprints(model: nn.Module) -> tuple[str, str]:
+    """The fingerprints of the backbone and the adapter of a model.
+
+    They are made again only after a weight was replaced: they take as long as some tokens of a reply, and each turn of
+    a served chat is saved. A weight that was changed in place (`weight[0] = 1`) is not noticed.
+    """
+    # Without a destination it returns a list.
+    weights = [weight for _, weight in cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))]
+    arguments, known = _json(model.args), getattr(model, "known_fingerprints", None)
+    attachment = attachment_of(model)
+    if (
+        isinstance(known, _Known)
+        and (known.arguments, known.attachment) == (arguments, attachment)
+        and len(known.weights) == len(weights)
+        and all(reference() is weight for reference, weight in zip(known.weights, weights, strict=True))
+    ):
+        return known.fingerprints
+    fingerprints = backbone_fingerprint(model), adapter_fingerprint(model)
+    model.known_fingerprints = _Known(arguments, attachment, [weakref.ref(weight) for weight in weights], fingerprints)
+    return fingerprints
 
 
 def backbone_fingerprint(model: nn.Module) -> str:

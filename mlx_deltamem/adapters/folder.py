@@ -16,7 +16,8 @@ import mlx.core as mx
 
 from mlx_deltamem._version import __version__
 from mlx_deltamem.adapters.expected import check_expected
-from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER, AdapterFolder, find_adapter
+from mlx_deltamem.adapters.hub import AdapterFolder, find_adapter
+from mlx_deltamem.adapters.names import REFERENCE_ADAPTER
 from mlx_deltamem.adapters.npz import load_npz
 from mlx_deltamem.adapters.torch.reader import load_torch
 from mlx_deltamem.adapters.untrusted import Shapes

@@ -12,9 +12,6 @@ from huggingface_hub.utils import validate_repo_id
 from mlx_deltamem.adapters.hub_errors import hub_errors
 from mlx_deltamem.files.atomic import user_path
 
-# The adapter that the authors of the reference released, under CC-BY-4.0.
-REFERENCE_ADAPTER = "declare-lab/delta-mem_qwen3_4b-instruct"
-
 _REPO = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _SNAPSHOT = re.compile(r"models--(?P<user>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/[0-9a-f]{40}")
 _FILES = ["delta_mem*", "adapter.safetensors", "README.md"]

@@ -19,6 +19,7 @@ from mlx_deltamem.adapters.card.sections import MOST_RESULTS_BYTES, shown_pictur
 from mlx_deltamem.adapters.folder import NPZ_FILE, PLAIN_FILE, TORCH_FILE
 from mlx_deltamem.adapters.hub import find_adapter, is_repo_name
 from mlx_deltamem.adapters.hub_errors import upload_errors
+from mlx_deltamem.adapters.names import PLACES
 from mlx_deltamem.adapters.untrusted import shown
 from mlx_deltamem.core.adapter import (
     CARD_FILE,
@@ -32,9 +33,6 @@ from mlx_deltamem.core.adapter import (
 from mlx_deltamem.core.config import CONFIG_FILE
 from mlx_deltamem.files.regular import checked_files, read_within
 from mlx_deltamem.files.yaml_text import parse_yaml
-
-# The options of a training run that name a folder or a repo.
-PLACES = ("model", "data", "start")
 
 # The title of this program's commits: a repo with another last title was changed by somebody else.
 _TITLE = "Upload a δ-mem adapter with mlx_deltamem"

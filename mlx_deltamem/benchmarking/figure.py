@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -68,7 +69,7 @@ def _costs(axes: Axes, comparisons: Sequence[PhaseComparison], clock: str) -> No
     width = lengths * (_BAR - 1 / _BAR)
     axes.bar(lengths / _BAR, 2 * noise, width, 1 - noise, align="edge", label="noise (frozen against itself)", **BAND)
     axes.use_sticky_edges = False
-    axes.axhline(1, color="black", linewidth=0.6)
+    axes.axhline(1, color=rcParams["text.color"], linewidth=0.6)
     for variant in (DELTA_MEM, READ_ONLY):
         _line(axes, comparisons, variant, [each.ratio(variant, clock).quartiles for each in comparisons])
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 from mlx_lm.generate import GenerationResponse
 from rich.markup import escape
 
 from mlx_deltamem.cli.copies import Copies
-from mlx_deltamem.cli.entered import check_session_file, checked_message
+from mlx_deltamem.cli.entered import checked_message
+from mlx_deltamem.cli.file_commands import FileCommands
 from mlx_deltamem.cli.memory_commands import MemoryCommands
-from mlx_deltamem.cli.options import ReplyOptions
+from mlx_deltamem.cli.opening import ReplyOptions
 from mlx_deltamem.sessions.prefill import Progress, window
 from mlx_deltamem.sessions.writing import ALL, NONE
 from mlx_deltamem.show.console import Console
@@ -24,6 +24,9 @@ HELP = """\
 /messages          print the chat so far, with the numbers for /edit
 /retry             get another reply to the last message
 /fork              go on in a copy of this chat; /fork N goes to copy N
+/branch N          go on from reply N in a copy of this chat; all that came later stays in this one
+/new               begin a new chat; this one stays
+/name [TITLE]      give this chat a title
 /remember X        write the file X, or the text X, into the memory, without a reply
 /history [X]       what the model sees of earlier turns: full, none, or a number of tokens
 /write [X]         what is written into the memory: all, after, user, assistant or none
@@ -32,9 +35,12 @@ HELP = """\
 /memory            draw the memory and the effect of the last turn
 /save [FILE]       save the chat; with FILE, this becomes the chat's file
 /load FILE         go on with a saved chat
+/export FILE       write the messages to a .json or .md file
+/import FILE       read the messages of such a file into a new chat; the model reads all of them
 /reset             forget everything but the system prompt
 /quit              leave (so does Ctrl-D)
-With a session file, the chat is saved after every turn. Ctrl-C stops a reply.
+As in mlx_lm.chat, q leaves, r forgets and h prints this list.
+A chat that has a file is saved after every turn. Ctrl-C stops a reply.
 A line that ends in \\ goes on in the next one; lines between \"\"\" and \"\"\" are one
 message, which may begin with /."""
 
@@ -73,6 +79,7 @@ class ChatCommands:
         self._show_reply = show_reply
         self._stoppable = stoppable
         memory = MemoryCommands(copies, options, console, self.say, stoppable)
+        files = FileCommands(copies, console, self.say, stoppable)
         self._actions: dict[str, Callable[[], None]] = {
             "/help": lambda: self.say(HELP),
             "/undo": self._undo,
@@ -80,14 +87,19 @@ class ChatCommands:
             "/retry": self._retry,
             "/readonly": memory.toggle_read_only,
             "/memory": memory.show,
+            "/new": files.new,
             "/reset": self._reset,
             "/quit": self._quit,
         }
         self._actions_on: dict[str, Callable[[str], None]] = {
             "/edit": self._edit,
             "/fork": self._fork,
-            "/save": self._save,
-            "/load": self._load,
+            "/branch": files.branch,
+            "/name": files.name,
+            "/save": files.save,
+            "/load": files.load,
+            "/export": files.export,
+            "/import": files.import_,
             "/remember": memory.remember,
             "/history": memory.history,
             "/write": memory.write,
@@ -189,7 +201,9 @@ class ChatCommands:
     def _fork(self, rest: str) -> None:
         if not rest:
             self._copies.fork()
-            self.say(f"this is copy {self._copies.number} of {len(self._copies)}; it has no file yet (/save FILE)")
+            file = self._copies.file
+            where = "it has no file yet (/save FILE)" if file is None else f"its file is {file}"
+            self.say(f"this is copy {self._copies.number} of {len(self._copies)}; {where}")
             return
         number, count = _number(rest), len(self._copies)
         if number is None or not 1 <= number <= count:
@@ -201,19 +215,6 @@ class ChatCommands:
         """A message, checked before the chat changes."""
         chat = self._copies.chat
         return checked_message(text, "the message", window(chat.model), chat.tokenizer)
-
-    def _save(self, rest: str) -> None:
-        file = Path(rest) if rest else None
-        check_session_file(file)
-        self.say(f"saved to {self._copies.save(file)}")
-
-    def _load(self, rest: str) -> None:
-        if not rest:
-            raise ValueError("/load needs a file name")
-        before = self._copies.load(Path(rest))
-        chat = self._copies.chat
-        kept = "" if before is None else f"; the chat before is copy {before} (/fork {before} goes back to it)"
-        self.say(f"{len(chat.messages)} messages, history {chat.history}{kept}")
 
     def _reset(self) -> None:
         self._copies.chat.reset()

@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from mlx_deltamem.cli.starting import INTERRUPTED, end_at_once
 from mlx_deltamem.files.temporary import ensure_temporary_folder
-from mlx_deltamem.ranks.joining import join, launched_rank, world
-from mlx_deltamem.ranks.world import World
+from mlx_deltamem.ranks.launched import is_launched, launched_rank
 from mlx_deltamem.show.printable import on_one_line
 from mlx_deltamem.show.streams import ShownStream, shown_streams
 
+if TYPE_CHECKING:
+    from mlx_deltamem.ranks.world import World
+
+T = TypeVar("T")
 # The first is as shells give it to a program that a closed pipe has ended.
 _CLOSED_PIPE, _FAILED = 141, 2
 # An error of one rank that no command expects, after which Python would print a traceback.
@@ -83,7 +86,7 @@ def standard_input(wanted: str) -> str:
     Raises:
         ValueError: Standard input is closed, or is not text.
     """
-    return world().first(lambda: read_input(wanted))
+    return _first(lambda: read_input(wanted))
 
 
 def read_input(wanted: str) -> str:
@@ -106,7 +109,17 @@ def check_standard_input(wanted: str) -> None:
     Raises:
         ValueError: Standard input is closed.
     """
-    world().first(lambda: _check_input(wanted))
+    _first(lambda: _check_input(wanted))
+
+
+def _first(action: Callable[[], T]) -> T:
+    """As `World.first`."""
+    if not is_launched():
+        return action()
+    # It imports MLX, which a command imports late.
+    from mlx_deltamem.ranks.joining import world
+
+    return world().first(action)
 
 
 def _check_input(wanted: str) -> None:
@@ -141,6 +154,11 @@ def _exit_code(main: Callable[[], None], output: ShownStream) -> int | str | Non
 
 def _exit_code_of_ranks(main: Callable[[], None], output: ShownStream) -> int | str | None:
     """Run a command in one of several ranks, and return its exit code when all ranks have ended."""
+    if not is_launched():
+        return _exit_code(main, output)
+    # It imports MLX, which a command imports late.
+    from mlx_deltamem.ranks.joining import join
+
     try:
         joined = join()
     except OSError as error:
@@ -166,7 +184,7 @@ def _exit_code_of_ranks(main: Callable[[], None], output: ShownStream) -> int | 
 
 
 @contextmanager
-def one_voice(joined: World, said: TextIO) -> Iterator[None]:
+def one_voice(joined: "World", said: TextIO) -> Iterator[None]:
     """A context in which rank 0 alone prints. What others would print as errors and warnings goes to `said`.
 
     Ctrl-C reaches all ranks on one machine. Only rank 0 takes notice; it tells the others.

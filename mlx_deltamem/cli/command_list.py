@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mlx_deltamem._version import __version__
 from mlx_deltamem.options.rule import shown
 
 
@@ -17,19 +18,20 @@ class CommandList:
         noun: The word for one of them, for the help and for errors.
         commands: By name, the purpose of each.
         package: The package with a module of each command's name, where `-` becomes `_`.
-        note: What the help says of further options.
     """
 
     prog: str
     noun: str
     commands: Mapping[str, str]
     package: str
-    note: str = ""
 
     @property
     def usage(self) -> str:
         """The help text."""
-        hint = f"`{self.prog} {self.noun.upper()} --help` lists the options of a {self.noun}{self.note}."
+        hint = (
+            f"`{self.prog} {self.noun.upper()} --help` lists the options of a {self.noun}; "
+            f"`{self.prog} --version` prints the version."
+        )
         lines = [f"  {name:<10} {purpose}" for name, purpose in self.commands.items()]
         return "\n".join([f"usage: {self.prog} {self.noun.upper()} ...", "", f"{self.noun}s:", *lines, "", hint])
 
@@ -45,6 +47,8 @@ class CommandList:
             importlib.import_module(f"{self.package}.{name.replace('-', '_')}").main()
         elif name in ("-h", "--help"):
             print(self.usage)
+        elif name == "--version":
+            print(__version__)
         else:
             problem = f"there is no {self.noun} {shown(name)}" if name else f"there is no {self.noun} named"
             raise ValueError(f"{problem}; expected {', '.join(self.commands)} (`{self.prog} --help` explains them)")

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlx_deltamem.cli.kept import KeptChats
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.session import ChatSession
 
 
@@ -29,14 +31,17 @@ class Copies:
         chat: The first chat.
         file: The file that it is saved to; None if it has none yet.
         save_kv: Whether the files get the keys and values too.
+        kept: The folder in which new chats are kept; None: they have no file. A chat of this folder gets its file with
+            its first turn, and loses it when it is reset.
 
     Attributes:
         number: The number of the current chat, from 1 to `len(copies)`. It may be set.
     """
 
-    def __init__(self, chat: ChatSession, file: Path | None, save_kv: bool):
+    def __init__(self, chat: ChatSession, file: Path | None, save_kv: bool, kept: KeptChats | None = None):
         self._copies = [_Copy(chat, file)]
         self._save_kv = save_kv
+        self._kept = kept
         self.number = 1
 
     def __len__(self) -> int:
@@ -47,9 +52,26 @@ class Copies:
         """The current chat."""
         return self._current.chat
 
+    @property
+    def file(self) -> Path | None:
+        """The file that the current chat is saved to; None if it has none yet."""
+        return self._current.file
+
     def fork(self) -> None:
-        """Add a copy of the current chat, without a file; it becomes the current one."""
-        self._add(_Copy(self.chat.fork(), None))
+        """Add a copy of the current chat; it becomes the current one. It gets its file when it changes."""
+        self._add(_Copy(self.chat.fork(), self._new_file()))
+
+    def begin(self, chat: ChatSession, keep: bool = False) -> int | None:
+        """Go on with another chat; it takes the place of a chat that would lose nothing.
+
+        Args:
+            chat: The chat, which is in no file yet.
+            keep: Never take a place: both chats stay.
+
+        Returns:
+            The number of the chat before, if that was kept.
+        """
+        return self._go_on_with(_Copy(chat, self._new_file()), keep)
 
     def load(self, file: Path) -> int | None:
         """Load a saved chat; it becomes the current one. It takes the place of a chat that would lose nothing.
@@ -60,14 +82,8 @@ class Copies:
         Raises:
             FileNotFoundError, ValueError: As in `ChatSession.load`; nothing has changed.
         """
-        before = self._current
-        loaded = _Copy(ChatSession.load(self.chat.model, self.chat.tokenizer, file), file, is_saved=True)
-        if before.is_saved or not before.chat.segments.ids:
-            self._copies[self.number - 1] = loaded
-            return None
-        number = self.number
-        self._add(loaded)
-        return number
+        loaded = ChatSession.load(self.chat.model, self.chat.tokenizer, file)
+        return self._go_on_with(_Copy(loaded, file, is_saved=True))
 
     def changed(self) -> None:
         """Save the current chat, which has changed, if it has a file.
@@ -113,7 +129,8 @@ class Copies:
             try:
                 if not copy.is_saved:
                     self._save(copy, copy.file)
-                saved(copy.file)
+                if not self._is_forgotten(copy, copy.file):
+                    saved(copy.file)
             except (ValueError, OSError) as error:
                 errors.append(error)
         return errors
@@ -122,10 +139,32 @@ class Copies:
     def _current(self) -> _Copy:
         return self._copies[self.number - 1]
 
+    def _new_file(self) -> Path | None:
+        kept = self._kept
+        return None if kept is None else Path(world().first(lambda: str(kept.new_file())))
+
+    def _go_on_with(self, copy: _Copy, keep: bool = False) -> int | None:
+        """Make a chat the current one; returns the number of the chat before, if that was kept."""
+        before, number = self._current, self.number
+        if not keep and (before.is_saved or not before.chat.turns):
+            self._copies[number - 1] = copy
+            return None
+        self._add(copy)
+        return number
+
+    def _is_forgotten(self, copy: _Copy, file: Path) -> bool:
+        """Whether nothing of a chat is to be in its file, because the user keeps no empty chats."""
+        chat, kept = copy.chat, self._kept
+        is_kept = kept is not None and world().first(lambda: kept.holds(file))
+        return is_kept and not chat.turns and not chat.state.memory_set
+
     def _add(self, copy: _Copy) -> None:
         self._copies.append(copy)
         self.number = len(self._copies)
 
     def _save(self, copy: _Copy, file: Path) -> None:
-        copy.chat.save(file, self._save_kv)
+        if self._is_forgotten(copy, file):
+            copy.chat.delete(file)
+        else:
+            copy.chat.save(file, self._save_kv)
         copy.file, copy.is_saved = file, True

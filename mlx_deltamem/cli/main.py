@@ -2,12 +2,12 @@
 
 import sys
 
-from mlx_deltamem._version import __version__
 from mlx_deltamem.cli.command import command, command_of_ranks
 from mlx_deltamem.cli.command_list import CommandList
 
 # By name, what each command does.
 COMMANDS = {
+    "demo": "tell a small model eight facts, drop their text, and ask for them",
     "generate": "answer prompts with a model that has a memory",
     "chat": "chat with such a model in the terminal",
     "server": "serve such a model, with named memories, to browsers and to clients of OpenAI's API",
@@ -31,8 +31,4 @@ def main() -> None:
 
 
 def _main() -> None:
-    if sys.argv[1:2] == ["--version"]:
-        print(__version__)
-        return
-    note = "; `mlx_deltamem --version` prints the version"
-    CommandList("mlx_deltamem", "command", COMMANDS, "mlx_deltamem", note).run()
+    CommandList("mlx_deltamem", "command", COMMANDS, "mlx_deltamem").run()

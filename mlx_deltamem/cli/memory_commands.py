@@ -8,7 +8,7 @@ from rich.table import Table
 
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.entered import checked_message
-from mlx_deltamem.cli.options import ReplyOptions
+from mlx_deltamem.cli.opening import ReplyOptions
 from mlx_deltamem.cli.remembered import to_remember
 from mlx_deltamem.inspection.heat_map import memory_view
 from mlx_deltamem.sessions.comparison import compare

@@ -12,8 +12,8 @@ from rich.markup import escape
 
 from mlx_deltamem.cli.chat_commands import ChatCommands, LeavingError, Responses
 from mlx_deltamem.cli.copies import Copies
-from mlx_deltamem.cli.options import ReplyOptions
-from mlx_deltamem.options.mlx_lm_habits import chat_command_hint
+from mlx_deltamem.cli.opening import ReplyOptions
+from mlx_deltamem.options.mlx_lm_habits import CHAT_COMMANDS
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.prefill import Progress
 from mlx_deltamem.show.console import Console
@@ -99,8 +99,8 @@ class TerminalChat:
 
     def _answer(self, text: str, is_block: bool) -> None:
         """Do the command in a text, or send it as a message."""
-        if not is_block and (hint := chat_command_hint(text)):
-            raise ValueError(hint)
+        if not is_block:
+            text = CHAT_COMMANDS.get(text.strip(), text)
         if text.startswith("/") and not is_block:
             self._commands.do(text)
         elif text.strip():

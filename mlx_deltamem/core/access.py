@@ -1,5 +1,6 @@
 """The access of tokens to the memory: which of them read, which write, and which are written as one mean."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -21,6 +22,21 @@ class WriteUnits:
     carried: dict[int, mx.array] | None = None
     complete: bool = True
 
+    def first(self, tokens: int) -> "WriteUnits":
+        """The units of the first tokens: the mean of a unit is then that of its tokens among them.
+
+        Raises:
+            ValueError: The pass is split into several calls, so the first tokens of one call are no units.
+        """
+        if self.carried is not None:
+            raise ValueError(
+                "the memory cannot be taken back into the middle of a text that was written as means of spans in "
+                "several calls; take back all of it, or less than what follows it"
+            )
+        members = (self.weights[..., :tokens] > 0).astype(mx.float32)
+        sizes = members.sum(axis=-1)
+        return WriteUnits(members / mx.maximum(sizes, 1)[..., None], self.mask & (sizes > 0))
+
 
 @dataclass(frozen=True)
 class Access:
@@ -37,6 +53,44 @@ class Access:
     writing: bool = True
     units: WriteUnits | None = None
     written: mx.array | None = None
+
+    def first(self, tokens: int) -> "Access":
+        """The access of the first tokens of the pass.
+
+        Raises:
+            ValueError: The units are those of several calls (`WriteUnits.first`).
+        """
+        mask, units, written = self.mask, self.units, self.written
+        if mask is None and units is None and written is None:
+            return self
+        return Access(
+            None if mask is None else mask[:, :tokens],
+            self.writing,
+            None if units is None else units.first(tokens),
+            None if written is None else written[:, :tokens],
+        )
+
+    def goes_on_in(self, other: "Access") -> bool:
+        """Whether the tokens of this pass and those of a later one could have been one pass (`joined`)."""
+        return (
+            self.units is None
+            and other.units is None
+            and self.writing == other.writing
+            # A pass with padding may use another engine than one without.
+            and (self.mask is None) == (other.mask is None)
+            and (self.written is None) == (other.written is None)
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Access"]) -> "Access":
+        """The access of consecutive passes of one kind (`goes_on_in`) as one pass."""
+        masks = [part.mask for part in parts if part.mask is not None]
+        written = [part.written for part in parts if part.written is not None]
+        return cls(
+            mx.concatenate(masks, axis=1) if masks else None,
+            parts[0].writing,
+            written=mx.concatenate(written, axis=1) if written else None,
+        )
 
 
 def both(one: mx.array | None, other: mx.array | None) -> mx.array | None:

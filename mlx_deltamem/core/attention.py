@@ -16,6 +16,7 @@ import mlx.nn as nn
 
 from mlx_deltamem.core.access import Access
 from mlx_deltamem.core.layer import DeltaMemory
+from mlx_deltamem.core.past import LayerPass
 from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.shapes import shards
 
@@ -32,6 +33,7 @@ class ForwardPass:
         access_for: Returns what the tokens `[B, T]` of this pass may do; called once, with B and T.
         observe: Called for each layer with its index, its reads and its output before the correction.
         plain: Whether the call has no cache and no context (`read_only`, ...) around it.
+        is_off: Whether the layers run without their memory, within `memory_off`.
     """
 
     def __init__(
@@ -40,12 +42,17 @@ class ForwardPass:
         access_for: Callable[[int, int], Access],
         observe: Observer | None = None,
         plain: bool = True,
+        is_off: bool = False,
     ):
         self.plain = plain
+        self.is_off = is_off
         self.observe = observe
         self.states = list(states)
         self.length = 0
         self.layers_run: set[int] = set()
+        self.batch = 0
+        # By layer, the passes that wrote; the whole is None if a layer wrote and its pass is not known.
+        self.layer_passes: dict[int, LayerPass] | None = {}
         self._access_for = access_for
         self._access: Access | None = None
 
@@ -65,13 +72,23 @@ class ForwardPass:
             state = mx.broadcast_to(state, (x.shape[0], *state.shape[1:]))
         reads, state = layer_memory.read_and_write(x, state, access)
         self.keep_state(layer, state)
+        if reads.written and self.layer_passes is not None:
+            if reads.layer_pass is None:
+                self.layer_passes = None
+            else:
+                self.layer_passes[layer] = reads.layer_pass
         return reads
+
+    def skip(self, layer: int, x: mx.array) -> None:
+        """Note that a layer with the inputs `x` runs without its memory."""
+        self.batch, self.length = x.shape[:2]
+        self.keep_state(layer, self.states[layer])
 
     def access(self, batch: int, length: int) -> Access:
         """The access of the tokens `[batch, length]` of this pass; the first layer that asks decides it."""
         if self._access is None:
             self._access = self._access_for(batch, length)
-            self.length = length
+            self.batch, self.length = batch, length
         return self._access
 
     def keep_state(self, layer: int, state: mx.array) -> None:
@@ -137,6 +154,10 @@ class DeltaAttention(nn.Module):
         layer_memory = self.delta_mem
         x: mx.array = args[0] if args else kwargs[self.input_name]
         forward = self._forward_pass(args, kwargs)
+        if forward.is_off:
+            forward.skip(self.delta_layer, x)
+            found: mx.array | tuple[mx.array, ...] = super().__call__(*args, **kwargs)
+            return found
         steering = _Steering(self, forward.run(self.delta_layer, layer_memory, x), set())
         token = _STEERING.set(steering)
         try:

@@ -10,27 +10,18 @@ import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import cache as mlx_lm_cache
 from mlx_lm.models.cache import ArraysCache, CacheList
 
+from mlx_deltamem.core.entry import MemoryEntry, memory_entry
+from mlx_deltamem.core.past import Start
+
 # The entries are mlx-lm's cache classes. They have no common public base class, so the entry type is Any.
 PromptCache: TypeAlias = list[Any]
-
-
-class MemoryEntry(Protocol):
-    """The entry of the memory in a prompt cache: the part of mlx-lm's `ArraysCache` that is used here, with types."""
-
-    cache: list[mx.array]
-
-    def make_mask(self, length: int, /) -> mx.array | None:
-        """The mask `[B, length]` of the next tokens, False for padding; None: no padding."""
-
-    def advance(self, length: int, /) -> None:
-        """Count these tokens as read, for the padding of the next call."""
 
 
 @dataclass(frozen=True)
@@ -183,11 +174,14 @@ def split_memory(cache: PromptCache, layout: MemoryLayout) -> tuple[PromptCache 
         ValueError: The cache has no memory, or it has the memory of another adapter.
     """
     expected = layout.backbone_entries
-    entry: object = cache[-1] if len(cache) == expected + 1 else None
-    if not _is_memory(entry):
+    if len(cache) == expected and isinstance(cache[-1], CacheList) and len(cache[-1].caches) == 2:
+        # A cache that shares its list with that of a draft model (`drafting.py`).
+        cache = [*cache[:-1], *cache[-1].caches]
+    entry = memory_entry(cache[-1]) if len(cache) == expected + 1 else None
+    if entry is None:
         raise ValueError(
             f"the prompt cache has {len(cache)} entries and no memory; expected {expected} and a memory: make it with "
-            "mlx_deltamem.make_prompt_cache(model) (mlx-lm's speculative decoding cannot be used with a memory)"
+            "mlx_deltamem.make_prompt_cache(model)"
         )
     found = [state.shape[1:] for state in entry.cache]
     if found != layout.shapes:
@@ -206,29 +200,19 @@ def _by_shape(shapes: Sequence[tuple[int, ...]]) -> str:
 
 
 def _memory_entry(cache: PromptCache) -> MemoryEntry:
-    entry: object = cache[-1] if cache else None
-    if _is_memory(entry):
-        return entry
-    raise ValueError(
-        "the prompt cache has no memory; attach an adapter and make it with mlx_deltamem.make_prompt_cache(model)"
-    )
+    entry = memory_entry(cache[-1]) if cache else None
+    if entry is None:
+        raise ValueError(
+            "the prompt cache has no memory; attach an adapter and make it with mlx_deltamem.make_prompt_cache(model)"
+        )
+    return entry
 
 
-def _is_memory(entry: object) -> TypeGuard[MemoryEntry]:
-    return isinstance(entry, ArraysCache) and all(
-        isinstance(state, mx.array)
-        and state.ndim == 4
-        and state.shape[-2] - state.shape[-1] in (0, 1)
-        and state.dtype == mx.float32
-        for state in entry.cache
-    )
-
-
-def _empty_memory(shapes: Sequence[tuple[int, int, int]], left_padding: list[int] | None) -> ArraysCache:
+def _empty_memory(shapes: Sequence[tuple[int, int, int]], left_padding: list[int] | None) -> MemoryEntry:
     batch = 1 if left_padding is None else len(left_padding)
-    entry = ArraysCache(len(shapes), left_padding)
-    for layer, shape in enumerate(shapes):
-        entry[layer] = mx.zeros((batch, *shape))
+    entry = MemoryEntry(len(shapes), left_padding)
+    entry.cache = [mx.zeros((batch, *shape)) for shape in shapes]
+    entry.start(Start(is_whole=True))
     # Any thread can use arrays that are evaluated.
     mx.eval(entry.cache)
     return entry

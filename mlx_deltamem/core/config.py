@@ -10,7 +10,7 @@ from mlx_deltamem.core.fields import HEADS, SIZE, problems_of_names
 from mlx_deltamem.files.jsonl import read_json
 from mlx_deltamem.options.option import option, options_of, raise_all
 from mlx_deltamem.options.rule import POSITIVE, Rule, shown
-from mlx_deltamem.recurrence.gates import Variant
+from mlx_deltamem.recurrence.variant import Variant
 
 CONFIG_FILE = "delta_mem_config.json"
 # Fields that the reference does not have. It refuses them by name, so a file has them only where they are true.

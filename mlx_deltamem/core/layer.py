@@ -20,6 +20,7 @@ from mlx_deltamem.core.access import Access, WriteUnits, both
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.fields import HEADS
 from mlx_deltamem.core.key_shift import square, token_before
+from mlx_deltamem.core.past import LayerPass
 from mlx_deltamem.core.reads import Gates, PackedWeights, Reads
 from mlx_deltamem.core.shapes import AttentionShape, inactive_parameters, parameter_shapes
 from mlx_deltamem.recurrence.engines import Engine, engine_for
@@ -92,6 +93,11 @@ class DeltaMemory(nn.Module):
             reads = self._let_through(reads, x, weights)
             return Reads(reads, weights, gates_of, written=False, inputs=x), state
         projected = x @ weights.inputs
+        # In training, the projections would keep the graph of the step.
+        layer_pass = None
+        if not self.training:
+            write = functools.partial(self._write, engine, weights)
+            layer_pass = LayerPass(write, (self, engine, weights), projected, access)
         if access.units is None:
             reads, state = self._write_tokens(engine, projected, state, access, weights)
         else:
@@ -99,7 +105,15 @@ class DeltaMemory(nn.Module):
             state = self._write_means(projected, state, access.units, weights)
         gates_of = functools.partial(self._gates, projected, weights.gate_bias)
         reads = self._let_through(reads, x, weights)
-        return Reads(reads, weights, gates_of, True, access.written, x), state
+        return Reads(reads, weights, gates_of, True, access.written, x, layer_pass), state
+
+    def _write(
+        self, engine: Engine, weights: PackedWeights, projected: mx.array, state: mx.array, access: Access
+    ) -> mx.array:
+        """The states after tokens that have been projected, for `LayerPass`."""
+        if access.units is None:
+            return self._write_tokens(engine, projected, state, access, weights)[1]
+        return self._write_means(projected, state, access.units, weights)
 
     def _write_tokens(
         self, engine: Engine, projected: mx.array, state: mx.array, access: Access, weights: PackedWeights

@@ -12,7 +12,6 @@ import mlx.nn as nn
 from mlx_deltamem.core.adapter import Adapter, check_weights, shape_of, weight_key
 from mlx_deltamem.core.attention import FORWARD_PASS, DeltaAttention, ForwardPass, delta_attention_class
 from mlx_deltamem.core.cache import (
-    MemoryEntry,
     MemoryLayout,
     PromptCache,
     make_backbone_cache,
@@ -20,6 +19,7 @@ from mlx_deltamem.core.cache import (
     split_memory,
 )
 from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.core.entry import MemoryEntry
 from mlx_deltamem.core.fields import HEADS
 from mlx_deltamem.core.initial import initial_parameters
 from mlx_deltamem.core.layer import DeltaMemory
@@ -158,10 +158,12 @@ def _call_with_memory(frozen_call: Callable[..., mx.array]) -> Callable[..., mx.
     def call(self: DeltaModel, *args: Any, **kwargs: Any) -> mx.array:
         cache: PromptCache | None = args[position] if len(args) > position else kwargs.get("cache")
         entry: MemoryEntry | None = None
+        backbone: PromptCache | None = None
         if cache is None:
             states = [mx.zeros((1, *shape)) for shape in self.memory_layout.shapes]
         else:
             backbone, entry = split_memory(cache, self.memory_layout)
+            entry.begin(backbone)
             states = entry.cache
             if len(args) > position:
                 args = (*args[:position], backbone, *args[position + 1 :])
@@ -169,7 +171,7 @@ def _call_with_memory(frozen_call: Callable[..., mx.array]) -> Callable[..., mx.
                 kwargs["cache"] = backbone
         use, config = current_use(self), self.attachment.config
         access = functools.partial(use.access, config, entry)
-        forward = ForwardPass(states, access, use.observe, plain=entry is None and use is PLAIN)
+        forward = ForwardPass(states, access, use.observe, plain=entry is None and use is PLAIN, is_off=use.is_off)
         token = FORWARD_PASS.set(forward)
         try:
             output = frozen_call(self, *args, **kwargs)
@@ -181,8 +183,9 @@ def _call_with_memory(frozen_call: Callable[..., mx.array]) -> Callable[..., mx.
                 "an adapter whose target_layers leave them out"
             )
         if entry is not None:
-            entry.cache = forward.states
-            entry.advance(forward.length)
+            shape = forward.batch, forward.length
+            if joined := entry.end(forward.states, shape, forward.layer_passes, backbone):
+                output = mx.depends(output, joined)
         if not config.delta_heads:
             # The output does not depend on the states. Without this, MLX would not evaluate them with the output, and
             # their graph would grow with every token.

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from mlx_deltamem.core.past import LayerPass
+
 
 @dataclass(frozen=True)
 class PackedWeights:
@@ -100,6 +102,7 @@ class Reads:
         written: Whether the pass wrote the memory.
         written_tokens: `[B, T]` bool, the tokens that were written; None: all of them, or none if `written` is False.
         inputs: `[B, T, hidden]`, the inputs of the layer; None where they are not kept (`from_arrays`).
+        layer_pass: For a pass that wrote, what is needed to take its last tokens back; None if that is not known.
     """
 
     def __init__(
@@ -110,8 +113,10 @@ class Reads:
         written: bool,
         written_tokens: mx.array | None = None,
         inputs: mx.array | None = None,
+        layer_pass: LayerPass | None = None,
     ):
         self.inputs = inputs
+        self.layer_pass = layer_pass
         self.written = written
         self.written_tokens = written_tokens
         self._reads = reads
@@ -128,13 +133,17 @@ class Reads:
 
         Args:
             gate: `[B, T, H, r or 1]`, one of `gates`.
+
+        Returns:
+            Two arrays `[B]` float32.
         """
         means = gate.mean(axis=(2, 3))
+        batch, length = means.shape
         if not self.written:
-            return mx.zeros(()), mx.zeros(())
+            return mx.zeros(batch), mx.zeros(batch)
         if self.written_tokens is None:
-            return means.sum(), mx.array(float(means.size))
-        return (means * self.written_tokens).sum(), self.written_tokens.sum().astype(mx.float32)
+            return means.sum(axis=1), mx.full(batch, float(length))
+        return (means * self.written_tokens).sum(axis=1), self.written_tokens.sum(axis=1).astype(mx.float32)
 
     def arrays(self) -> list[mx.array]:
         """The reads and the gates as arrays `[B, T, ...]`, for `from_arrays`."""

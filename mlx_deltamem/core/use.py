@@ -1,7 +1,8 @@
 """How calls of an attached model use the memory: read and write, or only read; write tokens or spans of tokens.
 
-The functions `read_only`, `write_spans`, `write_mask`, `writing`, `using_spans` and `observing` return contexts for
-`with`. Within them, calls of the model from the same thread use the memory in another way. The contexts nest.
+The functions `read_only`, `write_spans`, `write_mask`, `writing`, `using_spans`, `observing` and `memory_off` return
+contexts for `with`. Within them, calls of the model from the same thread use the memory in another way. The contexts
+nest.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +15,8 @@ import mlx.nn as nn
 
 from mlx_deltamem.core.access import Access, both
 from mlx_deltamem.core.attention import Observer
-from mlx_deltamem.core.cache import MemoryEntry
 from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.core.entry import MemoryEntry
 from mlx_deltamem.core.spans import Ids, Spans, UnitSource
 
 
@@ -121,6 +122,14 @@ def observing(model: nn.Module, observe: Observer | None) -> AbstractContextMana
     return _used(model, lambda use: replace(use, observe=observe))
 
 
+def memory_off(model: nn.Module) -> AbstractContextManager[None]:
+    """A context in which calls run as the frozen model does, at its cost, and leave the memory as it is.
+
+    With an empty memory, this gives the outputs of `read_only` bit for bit. `observing` reports nothing.
+    """
+    return _used(model, lambda use: replace(use, is_off=True))
+
+
 def is_writing(model: nn.Module) -> bool:
     """Whether calls from this thread write the memory; they do not within `read_only`."""
     return current_use(model).writing
@@ -135,12 +144,14 @@ class Use:
         spans: The units of `write_spans`; None: write single tokens.
         written: The mask of `write_mask`; None: write all tokens.
         observe: The function of `observing`; None: no reports.
+        is_off: Whether calls run as the frozen model, within `memory_off`.
     """
 
     writing: bool = True
     spans: UnitSource | None = None
     written: mx.array | None = None
     observe: Observer | None = None
+    is_off: bool = False
 
     def access(self, config: DeltaMemConfig, entry: MemoryEntry | None, batch: int, length: int) -> Access:
         """The access of `[batch, length]` tokens to the memory in an entry of a prompt cache.

@@ -3,7 +3,8 @@
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.command_list import CommandList
 
-_MAKERS = {
+# By name, what each maker makes.
+MAKERS = {
     "recall": "synthetic chats with facts in a few fixed wordings, and questions about them",
     "speech": "synthetic conversations in which facts are told as people tell them",
     "records": "training records of the conversations of speech",
@@ -15,4 +16,4 @@ _MAKERS = {
 @command
 def main() -> None:
     """Run the maker that the first argument names; an unknown name exits with code 2."""
-    CommandList("mlx_deltamem.data", "maker", _MAKERS, "mlx_deltamem.data").run()
+    CommandList("mlx_deltamem.data", "maker", MAKERS, "mlx_deltamem.data").run()

@@ -6,15 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from rich.markup import escape
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.files.jsonl import write_json_lines
 from mlx_deltamem.options.rule import POSITIVE
 from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.show.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # The reasons for leaving a chat out. Only the first is an error in the file, for `--on-error`.
 BAD = "bad records"
@@ -99,6 +99,8 @@ def write_episodes(found: Iterable[Found | Unusable], args: argparse.Namespace) 
     if args.input.exists() and args.output.exists() and args.output.samefile(args.input):
         raise ValueError(f"{args.output} would replace what is read; name another file")
     args.output.parent.mkdir(parents=True, exist_ok=True)
+    from mlx_deltamem.show.console import Console
+
     counts = Counts()
 
     def records() -> Iterator[dict[str, list[Message]]]:
@@ -114,8 +116,11 @@ def write_episodes(found: Iterable[Found | Unusable], args: argparse.Namespace) 
     return counts
 
 
-def summary(path: Path, counts: Counts) -> Table:
+def summary(path: Path, counts: Counts) -> "Table":
     """Return a table of the counts."""
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title=escape(str(path)))
     table.add_column("")
     table.add_column("records", justify="right")

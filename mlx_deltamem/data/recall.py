@@ -11,11 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.markup import escape
-from rich.table import Table
-
-from mlx_deltamem.adapters.loading import load_tokenizer
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.data.ranges import add_ranges, as_range
@@ -26,7 +23,9 @@ from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, SEED, SHARE
 from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode, words_of
 from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.writing import ALL
-from mlx_deltamem.show.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 TRAIN, HELD_OUT = "train", ("valid", "test")
 _RANGES = {
@@ -179,9 +178,7 @@ def training_settings(args: argparse.Namespace) -> EpisodeSettings:
     """
     if bool(args.invent) != bool(args.words_of):
         raise ValueError("give --invent SHARE and --words-of MODEL together, or neither of them")
-    words = words_of(load_tokenizer(args.words_of).get_vocab()) if args.words_of else ()
-    if args.words_of and not words:
-        raise ValueError(f"the tokenizer of {args.words_of} has no words of 3 letters; name another model")
+    words = _words(args.words_of) if args.words_of else ()
     return EpisodeSettings(
         facts=as_range(args.facts),
         filler=as_range(args.filler),
@@ -195,6 +192,20 @@ def training_settings(args: argparse.Namespace) -> EpisodeSettings:
         words=words,
         invented=args.invent,
     )
+
+
+def _words(model: str) -> tuple[str, ...]:
+    """The words of a model's tokenizer, to invent values from.
+
+    Raises:
+        ValueError: It has none.
+    """
+    from mlx_deltamem.adapters.loading import load_tokenizer
+
+    words = words_of(load_tokenizer(model).get_vocab())
+    if not words:
+        raise ValueError(f"the tokenizer of {model} has no words of 3 letters; name another model")
+    return words
 
 
 @command
@@ -216,11 +227,16 @@ def main() -> None:
         for name, (own, chats) in made.items():
             path, count = folder / f"{name}.jsonl", getattr(args, name)
             files[name] = write(path, own, f"{args.seed}/{name}", count, chats)
+    from mlx_deltamem.show.console import Console
+
     Console(width=110).print(summary(args.folder, files))
 
 
-def summary(folder: Path, files: dict[str, Contents]) -> Table:
+def summary(folder: Path, files: dict[str, Contents]) -> "Table":
     """Return a table of the files' contents, and of the share of them that is in the training file."""
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title=escape(str(folder)))
     table.add_column("")
     names = (TRAIN, *HELD_OUT)

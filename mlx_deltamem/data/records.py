@@ -2,9 +2,9 @@
 
 CONVERSATIONS is a file of `mlx_deltamem.data speech`, OUTPUT a new `.jsonl` file for `mlx_deltamem.train`. Histories
 are written turn by turn, as in a chat that drops its text. All tokens are written, except that some of the questions
-are only read. The reply to a message that tells something repeats the part that is asked later ("Got it. Your cat is
-called Boris."). Other messages without a reply in CONVERSATIONS get the frozen model's reply, greedy and cut to a
-length.
+are only read. The reply to a message that tells something repeats it in the words of the later answer ("Got it. Your
+cat is called Boris."). Other messages without a reply in CONVERSATIONS get the frozen model's reply, greedy and cut to
+a length.
 
 Besides the records of the questions there are two other kinds. A record of kind `told` trains on the reply to a message
 that tells something. A record of kind `ordinary` trains on the reply to a message that has nothing to do with memory,
@@ -16,27 +16,24 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mlx_lm import batch_generate
-
-from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import check_absent, one_line, user_path
 from mlx_deltamem.files.fields import Row, as_text, given_fields, given_items
 from mlx_deltamem.files.jsonl import JsonRecord, json_records, write_json_lines
 from mlx_deltamem.options.rule import PLACE, POSITIVE, SEED, SHARE, Rule
-from mlx_deltamem.sessions.template_text import rendered
 from mlx_deltamem.sessions.writing import AFTER, ALL
-from mlx_deltamem.show.console import Console
-from mlx_deltamem.show.progress import Counted, counting_progress
 from mlx_deltamem.speech import Conversation, Question, Turn, ordinary_message
+
+if TYPE_CHECKING:
+    from mlx_deltamem.data.replies import Replies
 
 _ACKNOWLEDGED = ("Got it.", "Noted.", "Okay.", "All right.", "Thanks, noted.", "Good to know.")
 _TELLING = ("told", "update")
-_AT_ONCE = 48
 # The fields that a conversation in a file may leave out.
-_TURN: Row = {"assistant": None, "relations": [], "wordings": []}
+_TURN: Row = {"assistant": None, "relations": [], "wordings": [], "repeated": []}
 _QUESTION: Row = {each.name: None for each in fields(Question)}
 _PER_CONVERSATION = Rule(float, least=0, most=1000)
 
@@ -76,56 +73,17 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class Replies:
-    """The frozen model's replies to messages that begin a chat.
-
-    Args:
-        model: The folder or Hub repo of the model.
-        longest: The most tokens of a reply.
-
-    Attributes:
-        found: For each message, the reply and whether it was cut.
-    """
-
-    def __init__(self, model: str, longest: int):
-        self._model, self._tokenizer = load(model)
-        self._longest = longest
-        self.found: dict[str, tuple[str, bool]] = {}
-
-    def ask(self, messages: list[str], progress: Counted) -> None:
-        """Generate the replies to messages, in batches of similar length."""
-        prompts = {
-            message: self._tokenizer.encode(
-                rendered(self._tokenizer, [{"role": "user", "content": message}], True, {"enable_thinking": False}),
-                add_special_tokens=False,
-            )
-            for message in dict.fromkeys(messages)
-        }
-        order = sorted(prompts, key=lambda message: len(prompts[message]))
-        for begin in range(0, len(order), _AT_ONCE):
-            batch = order[begin : begin + _AT_ONCE]
-            response = batch_generate(
-                self._model, self._tokenizer, [prompts[message] for message in batch], max_tokens=self._longest
-            )
-            for message, text in zip(batch, response.texts, strict=True):
-                cut = len(self._tokenizer.encode(text, add_special_tokens=False)) >= self._longest
-                self.found[message] = (text.strip(), cut)
-            progress("the frozen model's replies", len(batch))
+def restated(turn: Turn, rng: random.Random) -> str:
+    """Make the reply to a turn that tells something: an acknowledgement, and the facts in the words of the answers."""
+    return " ".join((rng.choice(_ACKNOWLEDGED), *turn.repeated))
 
 
-def restated(conversation: Conversation, index: int, rng: random.Random) -> str:
-    """Make the reply to a turn that tells something: an acknowledgement, with the answer that is asked for later."""
-    answers = [each.answer for each in conversation.questions if each.turn == index and each.value is not None]
-    said = rng.choice(_ACKNOWLEDGED)
-    return f"{said} {rng.choice(answers)}" if answers else said
-
-
-def with_replies(conversation: Conversation, replies: Replies, rng: random.Random) -> Conversation:
+def with_replies(conversation: Conversation, replies: "Replies", rng: random.Random) -> Conversation:
     """Complete a conversation with the missing replies, and with new replies to the turns that tell something."""
     given = []
-    for index, turn in enumerate(conversation.turns):
+    for turn in conversation.turns:
         if turn.kind in _TELLING:
-            given.append(restated(conversation, index, rng))
+            given.append(restated(turn, rng))
         elif turn.assistant is None:
             given.append(replies.found[turn.user][0] or rng.choice(_ACKNOWLEDGED))
         else:
@@ -160,7 +118,7 @@ class Drawn:
 
 
 def records(
-    conversation: Conversation, drawn: Drawn, replies: Replies, rng: random.Random
+    conversation: Conversation, drawn: Drawn, replies: "Replies", rng: random.Random
 ) -> Iterator[dict[str, object]]:
     """Yield the records of a conversation.
 
@@ -204,6 +162,10 @@ def main() -> None:
     plans = [Drawn.by(rng, args) for _ in found]
     asked = [turn.user for each in found for turn in each.turns if _needs_reply(turn)]
     asked += [message for each in plans for message, _, _ in each.ordinary]
+    from mlx_deltamem.data.replies import Replies
+    from mlx_deltamem.show.console import Console
+    from mlx_deltamem.show.progress import counting_progress
+
     replies = Replies(args.model, args.reply_tokens)
     with counting_progress(len(set(asked))) as progress:
         replies.ask(asked, progress)

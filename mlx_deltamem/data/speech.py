@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_deltamem.adapters.loading import load_tokenizer
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.data.ranges import add_ranges, as_range
@@ -82,6 +81,14 @@ def write(path: Path, settings: SpeechSettings, seed: str, count: int, encode: E
     return kinds
 
 
+def _encode(model: str) -> Encode:
+    """The function of a model's tokenizer that makes tokens of a text."""
+    from mlx_deltamem.adapters.loading import load_tokenizer
+
+    encode: Encode = load_tokenizer(model).encode
+    return encode
+
+
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
@@ -100,7 +107,7 @@ def main() -> None:
     if args.folder is None:
         raise ValueError("name a new folder to write to, or give --show COUNT")
     check_absent(args.folder)
-    encode = load_tokenizer(args.tokenizer).encode if args.tokenizer else None
+    encode = _encode(args.tokenizer) if args.tokenizer else None
     with new_folder(args.folder) as folder:
         for name, split in SPLITS.items():
             count = args.train if name == "train" else args.test

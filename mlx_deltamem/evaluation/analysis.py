@@ -1,11 +1,12 @@
 """The results of a task from its records: means and differences with intervals, by category and by label."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
+from mlx_deltamem.evaluation.baselines.baseline import find_baseline
 from mlx_deltamem.evaluation.records import Record
 from mlx_deltamem.evaluation.statistics import Bootstrap, Estimate
 from mlx_deltamem.evaluation.task import Described
@@ -27,6 +28,19 @@ COMPARED = (
 # A curve has one point for each value of its label. If there are more values, it has this many points, with about the
 # same number of questions each.
 _MOST_POINTS = 8
+
+
+def compared_with(baseline: str) -> tuple[tuple[str, str], ...]:
+    """The pairs of conditions in which a baseline is compared.
+
+    The memory alone is compared with it, and the memory beside its text with the text alone and with another memory.
+
+    Args:
+        baseline: The name of the baseline, for example "bm25-4".
+    """
+    both = f"{baseline}+state"
+    pairs = (both, baseline), (both, f"{baseline}+shuffled"), (both, "state")
+    return (("state", baseline), ("chat", baseline), (baseline, "none"), *pairs)
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,8 @@ class Result:
         by_seed: By condition, the mean of the main score in percent for each seed, over the questions of `whole`.
         cut: By condition, the share of replies that reached the longest length.
         distinct_replies: By pair of compared conditions, the share of questions with different replies.
+        evidence: By condition, the mean share of the evidence that was in the text, from 0 to 1; only for conditions
+            and questions where it is known.
     """
 
     task: Described
@@ -86,6 +102,7 @@ class Result:
     by_seed: Mapping[str, Mapping[int, float]]
     cut: Mapping[str, float]
     distinct_replies: Mapping[tuple[str, str], float]
+    evidence: Mapping[str, float] = field(default_factory=dict)
 
 
 class ScoreTable:
@@ -137,8 +154,10 @@ class ScoreTable:
         return Bootstrap(self.scores[:, metric, kept], groups, self._seed)
 
     def compared(self) -> list[tuple[str, str]]:
-        """The pairs of `COMPARED` that were asked."""
-        return [pair for pair in COMPARED if set(pair) <= set(self.conditions)]
+        """The pairs of `COMPARED` that were asked, and those of the baselines."""
+        baselines = [name for name in self.conditions if find_baseline(name) is not None]
+        pairs = [*COMPARED, *(pair for name in baselines for pair in compared_with(name))]
+        return [pair for pair in pairs if set(pair) <= set(self.conditions)]
 
     def values(self, label: str) -> list[float | str]:
         """The values of a label, ascending."""
@@ -170,6 +189,7 @@ def analyse(task: Described, rows: Sequence[Record], conditions: Sequence[str], 
         by_seed=_by_seed(counted or rows, table),
         cut=_cut(rows, table.conditions),
         distinct_replies=_distinct(rows, table),
+        evidence=_evidence(rows, table.conditions),
     )
 
 
@@ -227,6 +247,14 @@ def _cut(rows: Sequence[Record], conditions: Sequence[str]) -> dict[str, float]:
         for condition in conditions
     }
     return {condition: ends.count("length") / len(ends) for condition, ends in known.items() if ends}
+
+
+def _evidence(rows: Sequence[Record], conditions: Sequence[str]) -> dict[str, float]:
+    known: dict[str, list[float]] = {condition: [] for condition in conditions}
+    for row in rows:
+        if (share := row.get("evidence")) is not None:
+            known[row["condition"]].append(share)
+    return {condition: float(np.mean(shares)) for condition, shares in known.items() if shares}
 
 
 def _distinct(rows: Sequence[Record], table: ScoreTable) -> dict[tuple[str, str], float]:

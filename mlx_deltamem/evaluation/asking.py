@@ -1,6 +1,5 @@
 """Ask a model questions under a condition. Each question starts from a separate prompt cache and memory."""
 
-import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,16 +14,18 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
 from mlx_deltamem.core.spans import RunningSpans
 from mlx_deltamem.core.use import attachment_of, observing, read_only, using_spans
+from mlx_deltamem.evaluation.baselines.showing import Showing, Shown
+from mlx_deltamem.evaluation.baselines.turns import text_bytes, turn_texts
+from mlx_deltamem.evaluation.beginnings import Beginnings
 from mlx_deltamem.evaluation.chats import Chats
 from mlx_deltamem.evaluation.conditions import Condition, Memory
 from mlx_deltamem.evaluation.decoding import GeneratedReply, Start, generate_replies, seeded_sampler
-from mlx_deltamem.evaluation.effects import Corrections, Measures, WriteGates, corrects_output, mean_norm
+from mlx_deltamem.evaluation.effects import Corrections, Measures, corrects_output, mean_norm
+from mlx_deltamem.evaluation.histories import Histories, Written
 from mlx_deltamem.evaluation.prompts import Prompt, Prompts
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Sampling
-from mlx_deltamem.sessions.prefill import prefill, window, write_text
-from mlx_deltamem.sessions.restore import States
-from mlx_deltamem.sessions.segments import Segments, start_length
+from mlx_deltamem.sessions.prefill import window
 from mlx_deltamem.sessions.writing import ALL
 
 
@@ -57,6 +58,7 @@ class Manner:
         prefill_step_size: The most tokens in one call of the model.
         history_tokens: The most tokens of text that are visible while a history is read into the memory. None: the
             model's window.
+        dense_model: The folder or Hub repo of the model of model2vec for the conditions `dense`.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -65,21 +67,7 @@ class Manner:
     reply_tokens: int = 64
     prefill_step_size: int = 2048
     history_tokens: int | None = None
-
-
-@dataclass
-class _Beginning:
-    """The shared beginning of a group's prompts under a condition, and the prompt cache after it.
-
-    Attributes:
-        key: The group and the condition.
-        ids: The tokens.
-        cache: The prompt cache after them.
-    """
-
-    key: tuple[str, str]
-    ids: list[int]
-    cache: PromptCache
+    dense_model: str | None = None
 
 
 class Asker:
@@ -104,19 +92,31 @@ class Asker:
         self._model = model
         self._tokenizer = tokenizer
         self._manner = manner
-        self._histories = histories
         self.partners = partners
         self._attachment = attachment_of(model)
         self._by_token = self._attachment.config.memory_write_granularity == "token"
         self._prompts = Prompts(tokenizer, self._by_token)
-        self._written: dict[str, tuple[States, WriteGates]] = {}
-        self._beginning: _Beginning | None = None
+        step = manner.prefill_step_size
+        self._histories = Histories(model, self._prompts, histories, step, manner.history_tokens)
+        self._showing = Showing(model, tokenizer, manner.dense_model, step)
+        self._beginnings = Beginnings(model, step)
         write = ALL if manner.write is None else manner.write
         self._chats = Chats(model, tokenizer, write, manner.reply_tokens, manner.prefill_step_size)
 
     def prompt(self, question: Question, condition: Condition) -> Prompt:
         """The prompt of a question under a condition."""
-        return self._prompts.prompt(question, condition.text, self._writes(condition))
+        shown = self._shown(question, condition).question
+        # The text that a baseline shows may depend on the question.
+        return self._prompts.prompt(shown, condition.text, self._writes(condition), shown is question)
+
+    def evidence(self, question: Question, condition: Condition) -> float | None:
+        """The share of the turns with the evidence that are in the prompt. None if there are none, or it is unknown."""
+        if not condition.text or not question.evidence:
+            return None
+        if condition.baseline is None:
+            return 1.0
+        turns = self._shown(question, condition).turns
+        return None if turns is None else len(set(turns) & set(question.evidence)) / len(set(question.evidence))
 
     def ask(self, jobs: Sequence[Job], condition: Condition) -> tuple[list[GeneratedReply], Measures]:
         """Ask questions as one batch.
@@ -148,6 +148,7 @@ class Asker:
         measures.prompt_tokens += stats.prompt_tokens
         measures.prompt_seconds += stats.prompt_time
         measures.reply_tokens, measures.reply_seconds = stats.generation_tokens, stats.decode_time
+        measures.asked_seconds += stats.prompt_time + stats.decode_time
         measures.correction = corrections.sum
         measures.corrected = count * len(self._attachment.paths)
         measures.peak_memory = mx.get_peak_memory()
@@ -165,8 +166,11 @@ class Asker:
 
     def _start(self, job: Job, condition: Condition, measures: Measures) -> Start:
         question = job.question
+        shown = self._shown(question, condition)
         prompt = self.prompt(question, condition)
+        measures.read_tokens += prompt.length
         begun = time.perf_counter()
+        self._add_costs(question, condition, shown, measures)
         cache = self._cache(question, condition, prompt, measures)
         measures.prompt_seconds += time.perf_counter() - begun
         measures.norm += mean_norm(cache[-1].cache)
@@ -181,55 +185,44 @@ class Asker:
         if not prompt.shared.ids:
             return self._empty_cache(question, condition, measures)
         key = (question.group, condition.name)
-        if self._beginning is None or self._beginning.key != key or self._beginning.ids != prompt.shared.ids:
-            self._beginning = None
-            cache = self._empty_cache(question, condition, measures)
-            measures.add_gates(self._read(cache, prompt.shared, self._writes(condition), measures))
-            self._beginning = _Beginning(key, prompt.shared.ids, cache)
-        # A deep copy shares its arrays until one side writes.
-        return copy.deepcopy(self._beginning.cache)
+        writing = self._writes(condition)
+        return self._beginnings.after(
+            key, prompt.shared, writing, lambda: self._empty_cache(question, condition, measures), measures
+        )
 
     def _empty_cache(self, question: Question, condition: Condition, measures: Measures) -> PromptCache:
         """A cache without text, with the memory of the condition."""
         cache = make_prompt_cache(self._model)
-        group = self.partners[question.group] if condition.memory is Memory.OTHER else question.group
         if condition.memory is not Memory.EMPTY:
-            states = self._states(group, measures)
+            written = self._written(question, condition, measures)
+            # Counted for every batch that uses the history, so that the order of the conditions has no effect.
+            measures.add_gates(written.gates)
             zeroed = condition.memory is Memory.ZEROED
+            states = written.states
             cache[-1].cache = [mx.zeros_like(state) for state in states] if zeroed else list(states)
         return cache
 
-    def _states(self, group: str, measures: Measures) -> States:
-        """The memory after the history of a group. The history is read once, from an empty memory."""
-        if group not in self._written:
-            history = self._prompts.history(self._histories[group])
-            states, gates = make_prompt_cache(self._model)[-1].cache, WriteGates()
-            if history.ids:
-                step, seen = self._manner.prefill_step_size, self._seen_of(history)
-                with observing(self._model, gates):
-                    states = write_text(self._model, states, history, True, seen, step, gates.evaluate)
-                measures.prompt_tokens += len(history.ids)
-            self._written[group] = states, gates
-        states, gates = self._written[group]
-        # Counted for every batch that uses the history, so that the order of the conditions has no effect.
-        measures.add_gates(gates)
-        return states
+    def _written(self, question: Question, condition: Condition, measures: Measures) -> Written:
+        group = self.partners[question.group] if condition.memory is Memory.OTHER else question.group
+        return self._histories.written(group, measures)
 
-    def _seen_of(self, history: Segments) -> int:
-        """The most tokens of a history that are visible while it is written, beside the system prompt."""
-        if self._manner.history_tokens is not None:
-            return self._manner.history_tokens
-        longest = window(self._model)
-        return max(1, len(history.ids) if longest is None else longest - start_length(history))
+    def _shown(self, question: Question, condition: Condition) -> Shown:
+        """What the question is shown under a condition."""
+        if condition.baseline is not None:
+            return self._showing.show(question, condition.baseline)
+        return Shown(question, None, text_bytes(question) if condition.text else 0)
 
-    def _read(self, cache: PromptCache, segments: Segments, writing: bool, measures: Measures) -> WriteGates:
-        """Run the shared beginning of prompts, without computing logits. Returns the gates of the written tokens."""
-        gates = WriteGates()
-        with observing(self._model, gates):
-            step = self._manner.prefill_step_size
-            prefill(self._model, cache, segments, writing, step, gates.evaluate, want_logits=False)
-        measures.prompt_tokens += len(segments.ids)
-        return gates
+    def _add_costs(self, question: Question, condition: Condition, shown: Shown, measures: Measures) -> None:
+        """Add the costs of a question that do not depend on its prompt."""
+        measures.turns += len(turn_texts(question))
+        measures.kept_bytes += shown.kept_bytes
+        measures.memory_bytes += self._showing.memory_bytes
+        measures.told_seconds += shown.told_seconds
+        measures.asked_seconds += shown.found_seconds
+        if condition.keeps_memory:
+            written = self._written(question, condition, measures)
+            measures.kept_bytes += written.bytes
+            measures.told_seconds += written.seconds
 
     def _spans(self, job: Job, condition: Condition) -> AbstractContextManager[None]:
         """A context in which the rest of a prompt is written as one pass by spans, and the reply token by token."""

@@ -8,10 +8,13 @@ import mlx.nn as nn
 from mlx_lm.sample_utils import Sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_deltamem.evaluation.baselines.turns import turn_texts
 from mlx_deltamem.evaluation.decoding import Ending, GeneratedReply
-from mlx_deltamem.evaluation.effects import Measures, mean_norm
+from mlx_deltamem.evaluation.effects import Measures, mean_norm, state_bytes
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.sessions.history import History
+from mlx_deltamem.sessions.seen import seen_before
+from mlx_deltamem.sessions.segments import start_length
 from mlx_deltamem.sessions.session import ChatSession
 
 
@@ -40,6 +43,7 @@ class Chats:
         self._step = prefill_step_size
         # The last chat that was told a history. The questions of a group follow each other and share it.
         self._told: tuple[tuple[str, History], ChatSession] | None = None
+        self._told_seconds = 0.0
 
     def ask(self, asked: Sequence[tuple[Question, Sampler]], history: History) -> tuple[list[GeneratedReply], Measures]:
         """Ask questions, each in a separate chat.
@@ -62,7 +66,10 @@ class Chats:
             turn = chat.turns[-1]
             measures.prompt_tokens += len(turn.opening.ids)
             measures.reply_tokens += last.generation_tokens
-            measures.reply_seconds += time.perf_counter() - begun
+            seconds = time.perf_counter() - begun
+            measures.reply_seconds += seconds
+            measures.asked_seconds += seconds
+            self._add_costs(question, chat, history, measures)
             ending: Ending = "length" if last.finish_reason == "length" else "end"
             replies.append(GeneratedReply(turn.reply, last.generation_tokens, ending, turn.reply_ids))
         measures.peak_memory = mx.get_peak_memory()
@@ -78,9 +85,22 @@ class Chats:
         begun = time.perf_counter()
         chat = self._tell(question, history)
         measures.prompt_tokens += len(chat.segments.ids)
-        measures.prompt_seconds += time.perf_counter() - begun
+        self._told_seconds = time.perf_counter() - begun
+        measures.prompt_seconds += self._told_seconds
         self._told = key, chat
         return chat
+
+    def _add_costs(self, question: Question, chat: ChatSession, history: History, measures: Measures) -> None:
+        """Add the costs of the last turn of a chat, which asked a question."""
+        *earlier, turn = chat.turns
+        again = seen_before(turn, earlier, history).ids
+        visible = again[start_length(earlier[0].opening) if earlier else 0 :]
+        measures.turns += len(turn_texts(question))
+        measures.read_tokens += len(again) + len(turn.opening.ids)
+        measures.told_seconds += self._told_seconds
+        memory = state_bytes(list(chat.memory.values()))
+        measures.memory_bytes += memory
+        measures.kept_bytes += memory + len(self._tokenizer.decode(visible).encode())
 
     def _tell(self, question: Question, history: History) -> ChatSession:
         system = "\n".join(message["content"] for message in question.system) if question.system else None

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
-
+from mlx_deltamem.evaluation.baselines.baseline import NAMES, Baseline, find_baseline
 from mlx_deltamem.sessions.history import NONE, History
 
 
@@ -36,6 +35,7 @@ class Condition:
         writes: Whether the prompt and the reply are written into the memory. None: `--write` decides.
         chat: The `history` setting of the `ChatSession` in which the question is asked. None: the question is asked
             in a single prompt, not in a chat.
+        baseline: The choice of the part of the history that is in the prompt, if it is not all of it.
     """
 
     name: str
@@ -44,6 +44,22 @@ class Condition:
     memory: Memory
     writes: bool | None = None
     chat: History | None = None
+    baseline: Baseline | None = None
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether a memory is kept between the history and the question."""
+        return self.chat is not None or self.memory is not Memory.EMPTY
+
+    @property
+    def grows(self) -> bool:
+        """Whether the bytes that are kept, beside the memory, grow with the history."""
+        return self.text if self.baseline is None else self.baseline.grows
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether the tokens that are read for a question grow with the history."""
+        return self.text and self.baseline is None
 
 
 CONDITIONS = {
@@ -67,12 +83,15 @@ CONDITIONS = {
         ),
     )
 }
+# What may follow the name of a baseline: the memory beside its text, or a control of it.
+_WITH_MEMORY = {"state": Memory.OWN, "zeroed": Memory.ZEROED, "shuffled": Memory.OTHER}
+_BESIDE = {
+    Memory.OWN: "the history in the memory, and",
+    Memory.ZEROED: "control: a memory of zeros, and",
+    Memory.OTHER: "control: the memory of another history, and",
+}
 _CHAT_WITH_TEXT = re.compile(r"chat-([1-9][0-9]{0,8})")
 DEFAULT_CONDITIONS = ("base", "full", "state", "none", "zeroed", "shuffled")
-
-# `shuffled` takes the memory of one of this many preceding groups. The number is small because similar histories often
-# follow each other, and so all memories are used about equally often.
-_NEAR = 8
 
 
 def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
@@ -83,44 +102,28 @@ def parse_conditions(names: Sequence[str]) -> tuple[Condition, ...]:
     """
     found = {name: find_condition(name) for name in names}
     if unknown := [name for name, condition in found.items() if condition is None]:
-        raise ValueError(f"there is no condition {', '.join(unknown)}; expected {', '.join(CONDITIONS)} or chat-N")
+        raise ValueError(
+            f"there is no condition {', '.join(unknown)}; expected {', '.join(CONDITIONS)} or chat-N, or a baseline: "
+            f"{NAMES}, alone or with +{', +'.join(_WITH_MEMORY)}"
+        )
     return tuple(condition for condition in found.values() if condition is not None)
 
 
 def find_condition(name: str) -> Condition | None:
-    """The condition with a name, including `chat-256` and the like; None if there is none."""
+    """The condition with a name, including `chat-256`, `bm25-4+state` and the like; None if there is none."""
     if match := _CHAT_WITH_TEXT.fullmatch(name):
         tokens = int(match[1])
         meaning = f"as `chat`, with the last {tokens:,} tokens of earlier turns kept in the text"
         return Condition(name, meaning, False, Memory.OWN, chat=tokens)
-    return CONDITIONS.get(name)
+    return CONDITIONS.get(name) or _with_baseline(name)
 
 
-def partner_groups(groups: Sequence[str], seed: int) -> dict[str, str]:
-    """Choose the group that lends its memory to each group under `shuffled`.
-
-    It is drawn from the few groups just before it; the first group takes the second. Later groups have no influence
-    (except the second on the first), so a run can be continued with more questions.
-
-    Args:
-        groups: The names of the groups, in order.
-        seed: The seed of the draw.
-
-    Returns:
-        By group, the other group.
-
-    Raises:
-        ValueError: There is only one group.
-    """
-    if len(groups) < 2:
-        raise ValueError(
-            "shuffled needs the memory of another history, but all questions are about the same one; ask more "
-            "questions, or leave shuffled out of --conditions"
-        )
-    generator = np.random.default_rng(seed)
-    drawn = {
-        group: groups[int(generator.integers(max(0, place - _NEAR), place))]
-        for place, group in enumerate(groups)
-        if place
-    }
-    return {groups[0]: groups[1], **drawn}
+def _with_baseline(name: str) -> Condition | None:
+    """The condition of a baseline, alone or with a memory. As in `base` and `replay`, the prompt is only read."""
+    text, plus, beside = name.partition("+")
+    baseline = find_baseline(text)
+    if baseline is None or (plus and beside not in _WITH_MEMORY):
+        return None
+    memory = _WITH_MEMORY[beside] if plus else Memory.EMPTY
+    meaning = f"{_BESIDE[memory]} {baseline.meaning}, read only" if plus else f"{baseline.meaning}, no memory"
+    return Condition(name, meaning, True, memory, False, baseline=baseline)

@@ -4,6 +4,7 @@ Observers watch the layers while texts are read. `Measures` are the sums of a ba
 means that a report shows for a condition.
 """
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -27,7 +28,7 @@ class WriteGates:
     def __call__(self, layer: int, reads: Reads, output: mx.array) -> None:
         if reads.written:
             found, count = reads.sum_over_written(reads.gates.write)
-            self._sum, self._count = self._sum + found, self._count + count
+            self._sum, self._count = self._sum + found.sum(), self._count + count.sum()
 
     def evaluate(self, *_: int) -> None:
         """Compute the sums, which releases the activations they depend on. Also usable as a `Progress`."""
@@ -81,6 +82,13 @@ def mean_norm(states: States) -> float:
     return _number(mx.stack(norms).mean()) if norms else 0.0
 
 
+def state_bytes(states: States) -> int:
+    """The bytes of a memory as a file of safetensors."""
+    file = io.BytesIO()
+    mx.save_safetensors(file, {str(index): state for index, state in enumerate(states)})
+    return len(file.getvalue())
+
+
 @dataclass
 class Measures:
     """Sums over a batch of questions.
@@ -97,6 +105,14 @@ class Measures:
             number of summands.
         norm, prompts: The sum over the questions of ‖S‖, the layers' mean norm of the state before the question, and
             the number of questions.
+        kept_bytes: The sum over the questions of the bytes that are kept between the history and the question.
+        memory_bytes: The sum over the questions of the bytes of a memory, also of conditions that keep none.
+        turns: The sum over the questions of the turns of the history.
+        read_tokens: The sum over the questions of the tokens of the prompt, also of text that questions share.
+        told_seconds: The sum over the questions of the time in which the history is taken in: written into the memory,
+            indexed or summarised.
+        asked_seconds: The sum over the questions of the time from the question to the end of the reply. In a batch it
+            is a question's share of the time. The time for text that questions share counts for each of them.
     """
 
     prompt_tokens: int = 0
@@ -111,6 +127,12 @@ class Measures:
     corrected: int = 0
     norm: float = 0.0
     prompts: int = 0
+    kept_bytes: int = 0
+    memory_bytes: int = 0
+    turns: int = 0
+    read_tokens: int = 0
+    told_seconds: float = 0.0
+    asked_seconds: float = 0.0
 
     def add_gates(self, gates: WriteGates) -> None:
         """Add the write gates of a text that was written."""
@@ -129,6 +151,8 @@ class Costs:
         write: The mean of β, the write gate, over the layers and the written tokens of histories.
         norm: ‖S‖, the mean Frobenius norm of the layers' states just before a question.
         correction: ‖Δo‖ / ‖o‖, the mean over the layers and the tokens of questions.
+        kept_bytes, memory_bytes, turns, read_tokens, told_seconds, asked_seconds: Means over the questions; see
+            `Measures`.
     """
 
     prompt_tps: float | None
@@ -138,6 +162,12 @@ class Costs:
     write: float | None
     norm: float | None
     correction: float | None
+    kept_bytes: float | None = None
+    memory_bytes: float | None = None
+    turns: float | None = None
+    read_tokens: float | None = None
+    told_seconds: float | None = None
+    asked_seconds: float | None = None
 
 
 def sum_up(rows: Iterable[MeasuresRow]) -> Costs:
@@ -151,6 +181,12 @@ def sum_up(rows: Iterable[MeasuresRow]) -> Costs:
         write=_ratio((row["write"], row["written"]) for row in found),
         norm=_ratio((row["norm"], row["prompts"]) for row in found),
         correction=_ratio((row["correction"], row["corrected"]) for row in found),
+        kept_bytes=_ratio((row["kept_bytes"], row["prompts"]) for row in found),
+        memory_bytes=_ratio((row["memory_bytes"], row["prompts"]) for row in found),
+        turns=_ratio((row["turns"], row["prompts"]) for row in found),
+        read_tokens=_ratio((row["read_tokens"], row["prompts"]) for row in found),
+        told_seconds=_ratio((row["told_seconds"], row["prompts"]) for row in found),
+        asked_seconds=_ratio((row["asked_seconds"], row["prompts"]) for row in found),
     )
 
 

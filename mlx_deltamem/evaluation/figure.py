@@ -1,7 +1,7 @@
 """The figures of an evaluation: the scores under each condition, and the scores as functions of labels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -9,39 +9,33 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mlx_deltamem.evaluation.analysis import Curve, Result
+from mlx_deltamem.evaluation.budget import budgets
+from mlx_deltamem.evaluation.bytes_figure import bytes_figure
+from mlx_deltamem.evaluation.condition_styles import style_of
+from mlx_deltamem.evaluation.effects import Costs
 from mlx_deltamem.evaluation.statistics import Estimate
-from mlx_deltamem.show.style import BLUE, GREEN, GREY, VERMILLION, WIDTH, LineStyle, add_title, save_figure, styled
+from mlx_deltamem.show.style import WIDTH, add_title, save_figure, styled
 
 # Inches: the height of the figure of scores, of a row of curves, and of the room for names written upright.
 _HEIGHT, _CURVE_HEIGHT, _UPRIGHT = 2.6, 2.4, 1.2
 # Curves in a row.
 _ACROSS = 2
-# More of Okabe and Ito's colours.
-_ORANGE, _SKY, _PURPLE, _BROWN = "#E69F00", "#56B4E9", "#CC79A7", "#8C564B"
-
-
-# Lines are solid with the history in the text, dashed with the history in the memory, and dotted for controls.
-_STYLES: dict[str, LineStyle] = {
-    "base": {"color": "black", "linestyle": "-", "marker": "o"},
-    "full": {"color": BLUE, "linestyle": "-", "marker": "s"},
-    "replay": {"color": _SKY, "linestyle": "-", "marker": "D"},
-    "state": {"color": VERMILLION, "linestyle": "--", "marker": "^"},
-    "none": {"color": GREY, "linestyle": ":", "marker": "v"},
-    "zeroed": {"color": GREEN, "linestyle": ":", "marker": "x"},
-    "shuffled": {"color": _PURPLE, "linestyle": ":", "marker": "P"},
-    "chat": {"color": _ORANGE, "linestyle": "-.", "marker": "*"},
-}
-# Chats that keep some of their text (`chat-256` and the like).
-_CHAT_WITH_TEXT: LineStyle = {"color": _BROWN, "linestyle": "-.", "marker": "h"}
 _HATCHES = {"zeroed": "//", "shuffled": "\\\\", "none": ".."}
 # The share of a group's room that its bars fill.
 _BARS = 0.8
+# With more conditions than in one row, a legend has rows of so many columns.
+_MOST_IN_A_ROW, _MOST_COLUMNS = 9, 6
 # With more groups, their names are written upright.
 _MOST_LEVEL = 6
 
 
-def draw(result: Result, folder: Path) -> list[str]:
+def draw(result: Result, costs: Mapping[str, Costs], folder: Path) -> list[str]:
     """Draw the results of a task to files in a folder.
+
+    Args:
+        result: The results.
+        costs: The costs, by condition.
+        folder: The folder.
 
     Returns:
         The names of the files.
@@ -52,6 +46,8 @@ def draw(result: Result, folder: Path) -> list[str]:
     figures = {f"{result.task.name}.png": scores_figure(result)}
     if result.curves:
         figures[f"{result.task.name}-curves.png"] = curves_figure(result)
+    if budget := budgets(result, costs):
+        figures[f"{result.task.name}-bytes.png"] = bytes_figure(result, budget)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
     return list(figures)
@@ -76,7 +72,7 @@ def scores_figure(result: Result) -> Figure:
             width,
             yerr=_errors(estimates),
             label=condition,
-            color=_style(condition)["color"],
+            color=style_of(condition)["color"],
             hatch=_HATCHES.get(condition),
             edgecolor="white",
             linewidth=0,
@@ -88,7 +84,7 @@ def scores_figure(result: Result) -> Figure:
     else:
         axes.set_xticks(range(len(groups)), [name for name, _ in groups])
     _percent(axes, result)
-    figure.legend(loc="outside lower center", ncols=len(result.conditions))
+    figure.legend(loc="outside lower center", ncols=_columns(result))
     return figure
 
 
@@ -104,13 +100,13 @@ def curves_figure(result: Result) -> Figure:
         _percent(axes, result)
     for axes in grid[len(result.curves) :]:
         axes.set_axis_off()
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(result.conditions))
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=_columns(result))
     return figure
 
 
 def _curve(axes: Axes, curve: Curve) -> None:
     for condition, estimates in curve.conditions.items():
-        style = _style(condition)
+        style = style_of(condition)
         values = [each.value for each in estimates]
         axes.fill_between(
             curve.places,
@@ -127,8 +123,9 @@ def _curve(axes: Axes, curve: Curve) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
-def _style(condition: str) -> LineStyle:
-    return _STYLES.get(condition, _CHAT_WITH_TEXT)
+def _columns(result: Result) -> int:
+    """The columns of a legend with all conditions."""
+    return min(len(result.conditions), _MOST_COLUMNS if len(result.conditions) > _MOST_IN_A_ROW else _MOST_IN_A_ROW)
 
 
 def _percent(axes: Axes, result: Result) -> None:

@@ -54,16 +54,17 @@ class Prompts:
             return NO_SEGMENTS
         return self._template.whole(question.history)
 
-    def prompt(self, question: Question, with_history: bool, writing: bool) -> Prompt:
+    def prompt(self, question: Question, with_history: bool, writing: bool, shared: bool = True) -> Prompt:
         """The prompt of a question.
 
         Args:
             question: The question.
             with_history: Whether the prompt contains the history as text.
             writing: Whether the prompt is written into the memory.
+            shared: Whether the question has the history of its group. If not, no part of the prompt is shared.
         """
         whole = self._template.whole(question.messages(with_history), generation_prompt=True)
-        cut = self._cut(question, whole, writing) if with_history and question.told else 0
+        cut = self._cut(question, whole, writing) if shared and with_history and question.told else 0
         return Prompt(part(whole, slice(0, cut)), part(whole, slice(cut, None)))
 
     def _cut(self, question: Question, whole: Segments, writing: bool) -> int:

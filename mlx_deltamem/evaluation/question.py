@@ -37,6 +37,10 @@ class Question:
         index: The place in the official order of the data. The sampling seed of a reply is the run's seed plus it.
         given_replies: The indices in `history` of replies that the chat conditions use word for word. The model writes
             all other replies of a chat itself.
+        evidence: The turns of the history that hold the answer, as indices (see `baselines.turns`). Empty if nothing
+            in the history holds it; None if the data do not say.
+        preface: The number of characters at the beginning of `context` that introduce the history and are no part of
+            it.
     """
 
     id: str
@@ -51,6 +55,8 @@ class Question:
     labels: Labels = field(default_factory=dict)
     index: int = 0
     given_replies: tuple[int, ...] = ()
+    evidence: tuple[int, ...] | None = None
+    preface: int = 0
 
     @property
     def system(self) -> list[Message]:

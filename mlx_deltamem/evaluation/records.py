@@ -26,6 +26,8 @@ class Record(TypedDict):
         question: The user's message without the history.
         tokens: The number of generated tokens.
         questions: The number of questions of the whole task, for tasks of lm-evaluation-harness.
+        evidence: The share of the turns with the evidence that were in the text, from 0 to 1; None if there are none,
+            or if it is not known.
     """
 
     task: str
@@ -44,6 +46,7 @@ class Record(TypedDict):
     question: NotRequired[str]
     tokens: NotRequired[int]
     questions: NotRequired[int]
+    evidence: NotRequired[float | None]
 
 
 class MeasuresRow(TypedDict):
@@ -70,6 +73,12 @@ class MeasuresRow(TypedDict):
     corrected: int
     norm: float
     prompts: int
+    kept_bytes: int
+    memory_bytes: int
+    turns: int
+    read_tokens: int
+    told_seconds: float
+    asked_seconds: float
 
 
 Row = TypeVar("Row", Record, MeasuresRow)

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from mlx_deltamem.evaluation.analysis import Result, Subset
+from mlx_deltamem.evaluation.budget import budget_section
 from mlx_deltamem.evaluation.conditions import parse_conditions
 from mlx_deltamem.evaluation.effects import Costs
 from mlx_deltamem.evaluation.markdown import table
@@ -45,8 +46,7 @@ def write_report(evaluation: Evaluation, pictures: Mapping[str, Sequence[str]], 
     if evaluation.results:
         parts += [_NOTES, _conditions(evaluation)]
     for result in evaluation.results:
-        costs = {condition: costs for (task, condition), costs in evaluation.costs.items() if task == result.task.name}
-        parts += _sections(result, costs, pictures.get(result.task.name, ()))
+        parts += _sections(result, evaluation.costs_of(result.task.name), pictures.get(result.task.name, ()))
     if evaluation.health is not None:
         parts.append(health_section(evaluation.health))
     with new_file(path) as temporary:
@@ -92,6 +92,7 @@ def _sections(result: Result, costs: Mapping[str, Costs], pictures: Sequence[str
         *(_subsets(result, name, subsets) for name, subsets in _tables_of_subsets(result)),
         _differences(result),
         _costs(result, costs),
+        budget_section(result, costs),
         _published(result),
         "\n".join(f"- {sentence}" for sentence in result.task.differences),
     ]
@@ -102,9 +103,19 @@ def _scores(result: Result) -> str:
     for condition in result.conditions:
         means = [result.whole.means[condition, metric] for metric in result.metrics]
         seeds = [f"{mean:.1f}" for mean in result.by_seed[condition].values()]
-        cut = f"{100 * result.cut[condition]:.0f} %" if condition in result.cut else "–"
-        rows.append([condition, *map(_cell, means), means[0].questions, " ".join(seeds), cut])
-    titles = ("condition", *result.metrics, "questions", f"{result.metrics[0]} by seed", "replies cut off")
+        cut, evidence = (
+            f"{100 * shares[condition]:.0f} %" if condition in shares else "–"
+            for shares in (result.cut, result.evidence)
+        )
+        rows.append([condition, *map(_cell, means), means[0].questions, " ".join(seeds), cut, evidence])
+    titles = (
+        "condition",
+        *result.metrics,
+        "questions",
+        f"{result.metrics[0]} by seed",
+        "replies cut off",
+        "evidence in the text",
+    )
     left_out = ", ".join(result.task.outside_mean)
     note = f"\n\nThe means leave out: {left_out}." if left_out and result.categories else ""
     return table(titles, rows) + note

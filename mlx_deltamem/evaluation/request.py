@@ -12,6 +12,8 @@ from mlx_deltamem.adapters.fingerprint import origin_of
 from mlx_deltamem.core.adapter import RESULTS_FILE
 from mlx_deltamem.evaluation.analysis import Result, analyse
 from mlx_deltamem.evaluation.asking import Manner
+from mlx_deltamem.evaluation.baselines.baseline import Kind
+from mlx_deltamem.evaluation.baselines.retrieval import check_bm25, load_vectors
 from mlx_deltamem.evaluation.conditions import Condition
 from mlx_deltamem.evaluation.dealing import MEASURES, RECORDS, Dealt, SentRows
 from mlx_deltamem.evaluation.effects import Costs, sum_up
@@ -29,9 +31,8 @@ from mlx_deltamem.evaluation.tasks.harness import (
     check_harness_tasks,
 )
 from mlx_deltamem.evaluation.tasks.health import Checkup
-from mlx_deltamem.evaluation.tasks.health_report import NAME as HEALTH
 from mlx_deltamem.evaluation.tasks.health_report import STEPS, Health, examine
-from mlx_deltamem.evaluation.tasks.registry import TASKS
+from mlx_deltamem.evaluation.tasks.registry import HEALTH, TASKS
 from mlx_deltamem.show.plot import load_figures
 from mlx_deltamem.show.progress import counting_progress
 
@@ -80,6 +81,29 @@ def check_harness_request(names: Sequence[str], conditions: Sequence[Condition],
     check_harness_tasks(names, include)
     if not asked_conditions(conditions):
         raise ValueError(f"{', '.join(names)} can be asked under base and full only; add one to --conditions")
+
+
+def check_baselines(conditions: Sequence[Condition], dense_model: str | None) -> None:
+    """Check, before any work, that the libraries and the model of the baselines are there.
+
+    Args:
+        conditions: All conditions of the evaluation.
+        dense_model: The folder or Hub repo of the model of model2vec, if one is given.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        ValueError: A package is not installed, the model is damaged, or `dense` has no model or a model no `dense`.
+    """
+    kinds = {condition.baseline.kind for condition in conditions if condition.baseline is not None}
+    if Kind.BM25 in kinds:
+        check_bm25()
+    if Kind.DENSE not in kinds:
+        if dense_model is not None:
+            raise ValueError("--dense-model is for the condition dense, which is not among --conditions; add it there")
+        return
+    if dense_model is None:
+        raise ValueError("the condition dense needs --dense-model: the folder or Hub repo of a model of model2vec")
+    load_vectors(dense_model)
 
 
 def assist(request: Request, model: nn.Module, tokenizer: TokenizerWrapper, dealt: Dealt) -> None:
@@ -155,7 +179,10 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     pictures: dict[str, list[str]] = {}
     if importlib.util.find_spec("matplotlib") is not None:
         draw = load_figures("evaluation").draw
-        pictures = {result.task.name: draw(result, folder) for result in evaluation.results}
+        pictures = {
+            result.task.name: draw(result, evaluation.costs_of(result.task.name), folder)
+            for result in evaluation.results
+        }
     write_results(evaluation, folder / RESULTS_FILE)
     write_report(evaluation, pictures, folder / REPORT_FILE)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from mlx_deltamem.evaluation.analysis import Result, Subset
 from mlx_deltamem.evaluation.effects import Costs
 from mlx_deltamem.evaluation.statistics import Estimate
-from mlx_deltamem.evaluation.tasks.health_report import NAME, Health, health_document
+from mlx_deltamem.evaluation.tasks.health_report import Health, health_document
+from mlx_deltamem.evaluation.tasks.registry import HEALTH
 from mlx_deltamem.files.atomic import new_file
 
 
@@ -31,6 +32,10 @@ class Evaluation:
     costs: Mapping[tuple[str, str], Costs]
     health: Health | None = None
 
+    def costs_of(self, task: str) -> dict[str, Costs]:
+        """The costs of a task, by condition."""
+        return {condition: costs for (name, condition), costs in self.costs.items() if name == task}
+
 
 def write_results(evaluation: Evaluation, path: Path) -> None:
     """Write `results.json`. Model cards show its entry `results`.
@@ -48,6 +53,11 @@ def write_results(evaluation: Evaluation, path: Path) -> None:
             {"task": task, "condition": condition, **asdict(costs)}
             for (task, condition), costs in evaluation.costs.items()
         ],
+        "evidence": [
+            {"task": result.task.name, "condition": condition, "share": share}
+            for result in evaluation.results
+            for condition, share in result.evidence.items()
+        ],
         "published": [
             {"task": result.task.name, **asdict(score)}
             for result in evaluation.results
@@ -55,7 +65,7 @@ def write_results(evaluation: Evaluation, path: Path) -> None:
         ],
     }
     if evaluation.health is not None:
-        document[NAME] = health_document(evaluation.health)
+        document[HEALTH] = health_document(evaluation.health)
     with new_file(path) as temporary:
         temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

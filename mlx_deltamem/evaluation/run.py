@@ -9,10 +9,13 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.evaluation.asking import Asker, Job
-from mlx_deltamem.evaluation.conditions import CONDITIONS, Condition, Memory, partner_groups
+from mlx_deltamem.evaluation.baselines.baseline import Kind
+from mlx_deltamem.evaluation.baselines.showing import check_evidence
+from mlx_deltamem.evaluation.conditions import CONDITIONS, Condition, Memory
 from mlx_deltamem.evaluation.dealing import MEASURES, RECORDS, Dealt, Key, Rows
 from mlx_deltamem.evaluation.decoding import GeneratedReply
 from mlx_deltamem.evaluation.effects import Measures
+from mlx_deltamem.evaluation.partners import partner_groups
 from mlx_deltamem.evaluation.prepared import PreparedTask
 from mlx_deltamem.evaluation.prompts import Prompts
 from mlx_deltamem.evaluation.records import JsonLines, MeasuresRow, Record
@@ -84,8 +87,9 @@ class EvaluationRun:
         The task may have more questions than the records, or fewer.
 
         Raises:
-            ValueError: A record belongs to another question or memory, there is no other history for `shuffled`, or
-                the chat template refuses the prompts of the first question.
+            ValueError: A record belongs to another question or memory, there is no other history for `shuffled`,
+                the data do not say where the evidence is (`oracle`), or the chat template refuses the prompts of the
+                first question.
         """
         partners = self._part.partners(task)
         prompts, first = Prompts(self._tokenizer, by_token=True), task.questions[0]
@@ -93,6 +97,9 @@ class EvaluationRun:
             prompts.prompt(first, condition.text, writing=False)
             if condition.memory is not Memory.EMPTY:
                 prompts.history(first)
+            if condition.baseline is not None and condition.baseline.kind is Kind.ORACLE:
+                for question in task.questions:
+                    check_evidence(question)
         for row in self.records.rows:
             if row["task"] != task.name or row["id"] not in task.digests:
                 continue
@@ -196,17 +203,30 @@ class PartOfRun:
             progress(step, sum(map(len, batches)) - sum(map(len, open_batches)))
             for batch in self._dealt.part(open_batches):
                 progress(step, 0)
-                replies, measured = asker.ask(batch, condition)
-                keys = _keys(task, condition, batch)
-                rows = [
-                    _record(task, condition, batch[index], replies[index], asker.partners)
-                    for index, key in enumerate(keys)
-                    if key not in done
-                ]
+                rows, measured = self._ask_batch(task, asker, batch, condition, done)
                 self._dealt.add(records, rows)
-                done.update(keys)
-                self._dealt.add(measures, [_measures_row(task, condition, batch, measured)])
+                done.update(_keys(task, condition, batch))
+                self._dealt.add(measures, [measured])
                 progress(step, len(batch))
+
+    def _ask_batch(
+        self, task: PreparedTask, asker: Asker, batch: Sequence[Job], condition: Condition, done: set[Key]
+    ) -> tuple[list[Record], MeasuresRow]:
+        """Ask a batch; returns the records of the questions that have none yet, and the measures."""
+        replies, measures = asker.ask(batch, condition)
+        rows = [
+            _record(
+                task,
+                condition,
+                batch[index],
+                replies[index],
+                asker.partners,
+                asker.evidence(batch[index].question, condition),
+            )
+            for index, key in enumerate(_keys(task, condition, batch))
+            if key not in done
+        ]
+        return rows, _measures_row(task, condition, batch, measures)
 
     def partners(self, task: PreparedTask) -> dict[str, str]:
         """For each group of a task, the group that lends its memory under `shuffled`; see `partner_groups`."""
@@ -227,7 +247,12 @@ def _measures_row(task: PreparedTask, condition: Condition, batch: Sequence[Job]
 
 
 def _record(
-    task: PreparedTask, condition: Condition, job: Job, reply: GeneratedReply, partners: Mapping[str, str]
+    task: PreparedTask,
+    condition: Condition,
+    job: Job,
+    reply: GeneratedReply,
+    partners: Mapping[str, str],
+    evidence: float | None,
 ) -> Record:
     question = job.question
     return {
@@ -245,6 +270,7 @@ def _record(
         "reply": reply.text,
         "tokens": reply.tokens,
         "ending": reply.ending,
+        "evidence": evidence,
         "scores": dict(task.task.score(question, reply.text)),
     }
 

@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
-
-from mlx_lm.tokenizer_utils import TokenizerWrapper
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from mlx_deltamem.evaluation.published import Published, published_scores
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.options.option import check_options
+
+if TYPE_CHECKING:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Backbone:
         window: The longest text in tokens; None if the model does not state it.
     """
 
-    tokenizer: TokenizerWrapper
+    tokenizer: "TokenizerWrapper"
     window: int | None
 
 

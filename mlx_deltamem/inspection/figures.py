@@ -32,6 +32,6 @@ def figure_of(report: Report) -> Figure:
         case ForeignReport():
             return memory_figure(report)
         case ModelReport() if report.trace is not None:
-            return trace_figure(report.trace, f"{report.title}, reading {Path(str(report.text)).name}")
+            return trace_figure(report.trace, report.trace_title)
         case _:
             return layer_figure(report.charts())

@@ -46,6 +46,7 @@ def memory_view(states: Mapping[int, mx.array], drift: Drift | None, console: Co
         parts.append(Text("the memory is empty"))
     if drift is not None and drift.kept:
         parts.append(Text(_sentence(drift)))
+    parts.append(Text(_meaning(drift is not None), style="dim"))
     return Group(*parts)
 
 
@@ -53,6 +54,18 @@ def _legend(signs: str | None) -> Text:
     colours = Text().join(Text("█", style=_colour(step / 8)) for step in range(-8, 9))
     bar = colours if signs is None else Text(signs)
     return Text("-scale ").append_text(bar).append(" +scale; each layer has its own")
+
+
+def _meaning(has_drift: bool) -> str:
+    """The meaning of the numbers beside the tiles."""
+    of_turn = (
+        "; kept: the share of the memory that a token of the last message leaves in place; moved: how far the last "
+        "turn moved the memory, relative to its size"
+    )
+    return (
+        "scale: the largest number of the layer, drawn strongest; norm: the size of the layer's memory, 0 when empty"
+        f"{of_turn if has_drift else ''}"
+    )
 
 
 def _sentence(drift: Drift) -> str:

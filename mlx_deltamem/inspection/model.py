@@ -55,6 +55,11 @@ class ModelReport:
         """The names of the adapter and the model."""
         return f"{Path(self.adapter.source).name} on {Path(self.model).name}"
 
+    @property
+    def trace_title(self) -> str:
+        """The names of the adapter, the model and the text."""
+        return f"{self.title}, reading {Path(str(self.text)).name}"
+
     def tables(self) -> list[RenderableType]:
         """The report as tables: the adapter, the model, and the trace if there is one."""
         names = self.attached

@@ -27,16 +27,16 @@ def main() -> None:
     names: dict[int, str] = {}
     sockets: dict[int, socket.socket] = {}
     for place in places:
-        descriptor, rank, name = place.split(":", 2)
-        names[int(rank)], sockets[int(rank)] = name, socket.socket(fileno=int(descriptor))
+        descriptor, number, name = place.split(":", 2)
+        names[int(number)], sockets[int(number)] = name, socket.socket(fileno=int(descriptor))
     gone_since: dict[int, float] = {}
     while True:
         if select.select([0], [], [], _LOOK)[0]:
             said = os.read(0, 4096).split()
             if not said:
                 return
-            for rank in said:
-                sockets.pop(int(rank), None)
+            for done in said:
+                sockets.pop(int(done), None)
         for rank, sock in sockets.items():
             if _is_closed(sock) and time.monotonic() - gone_since.setdefault(rank, time.monotonic()) > _GRACE:
                 # The rank at the other end may have said that it ends, and why.
@@ -49,7 +49,7 @@ def main() -> None:
 
 def _is_closed(sock: socket.socket) -> bool:
     """Whether the other end has closed a connection, also if there is something left to read."""
-    if hasattr(select, "POLLRDHUP"):
+    if sys.platform == "linux":
         poll = select.poll()
         poll.register(sock, select.POLLRDHUP)
         return bool(poll.poll(0))

@@ -15,30 +15,18 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_deltamem.ranks.connection import SILENCE, Connection, End
+from mlx_deltamem.ranks.launched import is_launched
 from mlx_deltamem.ranks.world import World
 
-# A variable that each launcher sets: mlx.launch (for its rings, JACCL and NCCL), Open MPI, MPICH, PMIx.
-_LAUNCHED = ("MLX_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
-_RANKS = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 _INVITATION, _TOKEN = 4096, 32
 _LOCAL = "127.0.0.1"
 
 _joined: World | None = None
 
 
-def is_launched() -> bool:
-    """Whether a launcher of MLX has started this process as one of several."""
-    return any(name in os.environ for name in _LAUNCHED)
-
-
 def world() -> World:
     """The ranks of this process: those of `join`, or this process alone."""
     return World(0, 1) if _joined is None else _joined
-
-
-def launched_rank() -> int:
-    """The rank that a launcher gave to this process, 0 without a launcher. MLX is not asked, so no rank waits."""
-    return next((int(os.environ[name]) for name in _RANKS if os.environ.get(name, "").isdigit()), 0)
 
 
 def join(errors: TextIO | None = None) -> World:

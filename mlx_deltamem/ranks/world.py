@@ -102,13 +102,13 @@ class World:
                 raise getattr(builtins, str(name))(result)
             return cast(T, result)
         try:
-            result = action()
+            done = action()
         except (ValueError, OSError, EOFError, KeyboardInterrupt) as error:
             name = next(each for each in _ERRORS if isinstance(error, getattr(builtins, each)))
             self._send(Message([name, str(error)]))
             raise
-        self._send(Message([None, cast(Json, result)]))
-        return result
+        self._send(Message([None, cast(Json, done)]))
+        return done
 
     def collect(self, value: Json) -> list[Json]:
         """Get the values that all ranks give, in the order of their ranks. All ranks get the list."""

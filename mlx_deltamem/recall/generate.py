@@ -88,6 +88,8 @@ def _draw_value(rng: random.Random, settings: EpisodeSettings, key: Key, taken: 
     value = rng.choice(values)
     if settings.invented and not _has_digit(value) and rng.random() < settings.invented:
         value = invent(rng, settings.words, settings.split.values, value)
+    if settings.doubled and not _has_digit(value):
+        value = f"{value} {rng.choice([other for other in values if other != value])}"
     if _overlaps(value, taken):
         free = [value for value in values if not _overlaps(value, taken)]
         if not free:

@@ -24,6 +24,9 @@ class EpisodeSettings:
         words: The words that invented values are made of.
         invented: The share of invented values; the others come from lists. Numbers and dates are never invented, and an
             invented value that overlaps another value of the episode is replaced by one from the list.
+        doubled: Whether each value is two values of its list together ("Ada Lin"), so that it has several tokens.
+            Numbers and dates are never doubled, and a doubled value that overlaps another value of the episode is
+            replaced by a single one.
         split: The sides of the values, keys and phrasings to use.
 
     Raises:
@@ -41,6 +44,7 @@ class EpisodeSettings:
     keys: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     invented: float = 0.0
+    doubled: bool = False
     split: Split = field(default_factory=Split)
 
     def __post_init__(self) -> None:

@@ -5,9 +5,9 @@ import functools
 import mlx.core as mx
 
 from mlx_deltamem.recurrence.fused import FusedEngine
-from mlx_deltamem.recurrence.gates import Variant
 from mlx_deltamem.recurrence.kernels.build import on_gpu
 from mlx_deltamem.recurrence.ops import OpsEngine
+from mlx_deltamem.recurrence.variant import Variant
 
 Engine = OpsEngine | FusedEngine
 

@@ -8,11 +8,11 @@ from typing import TypeVar
 import mlx.core as mx
 
 from mlx_deltamem.recurrence.custom_gradient import custom_gradient
-from mlx_deltamem.recurrence.gates import Variant
 from mlx_deltamem.recurrence.kernels import launch
 from mlx_deltamem.recurrence.kernels.build import LARGEST_RANK
 from mlx_deltamem.recurrence.kernels.trial import trial
 from mlx_deltamem.recurrence.ops import OpsEngine
+from mlx_deltamem.recurrence.variant import Variant
 
 # Sequences of at least this many tokens are cut into chunks that run side by side.
 _FEWEST_TOKENS = 64

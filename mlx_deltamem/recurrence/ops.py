@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from mlx_deltamem.recurrence.gates import Variant, by_head, gates, keep_and_erase, norm, unit_vectors
+from mlx_deltamem.recurrence.gates import by_head, gates, keep_and_erase, norm, unit_vectors
 from mlx_deltamem.recurrence.scan import delta_scan
+from mlx_deltamem.recurrence.variant import Variant
 
 
 @dataclass(frozen=True)

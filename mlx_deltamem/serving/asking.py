@@ -11,7 +11,7 @@ from mlx_deltamem.serving.exchange import Mode, RefusedError, ReplyRequest
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.history import FULL
-from mlx_deltamem.sessions.place import Asked, Exchange, Place, asked, find_place, turn_ids
+from mlx_deltamem.sessions.place import Asked, Exchange, Place, asked, find_place, place_of_turn, turn_ids
 from mlx_deltamem.sessions.prefill import window
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.sessions.session import ChatSession
@@ -30,10 +30,12 @@ class Prepared:
 
     Attributes:
         turn: The turn.
+        tokens: The number of tokens of earlier messages that ran.
         note: A remark for the client, or None.
     """
 
     turn: Turn
+    tokens: int
     note: str | None = None
 
 
@@ -53,9 +55,8 @@ def text_turn(tokenizer: TokenizerWrapper, text: str) -> Turn:
 def find_private(memories: Sequence[Memory], request: ReplyRequest, think_end: str | None) -> Memory | None:
     """The private memory that knows the messages of a request; None if none does."""
     if request.continues is not None:
-        return next(
-            (memory for memory in memories if request.continues in turn_ids(memory.chat.turns, think_end)), None
-        )
+        name = request.continues
+        return next((memory for memory in memories if _has_turn(memory, name, think_end)), None)
     earlier = asked(request.messages).earlier
     if not earlier:
         return None
@@ -92,15 +93,18 @@ def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prep
         system = chat.system
     chat.state.set_start(system, template)
     write = NONE if request.mode is not Mode.WRITE else None
+    tokens = 0
     for exchange in earlier:
         if exchange.messages:
             chat.read_exchange(exchange.messages, _reply_text(exchange), write)
-    return _new_turn(chat, question, write)
+            tokens += chat.turns[-1].length
+    turn, note = _new_turn(chat, question, write)
+    return Prepared(turn, tokens, note)
 
 
-def _new_turn(chat: ChatSession, question: Asked, write: str | None) -> Prepared:
+def _new_turn(chat: ChatSession, question: Asked, write: str | None) -> tuple[Turn, str | None]:
     try:
-        return Prepared(chat.new_turn(question.new, write))
+        return chat.new_turn(question.new, write), None
     except ValueError:
         longest = window(chat.model)
         if chat.history != FULL or longest is None:
@@ -108,18 +112,20 @@ def _new_turn(chat: ChatSession, question: Asked, write: str | None) -> Prepared
         # The memory has the rest.
         chat.history = max(1, longest // 2)
         turn = chat.new_turn(question.new, write)
-        return Prepared(turn, f"the chat is longer than the model's window; the last {chat.history} tokens are seen")
+        return turn, f"the chat is longer than the model's window; the last {chat.history} tokens are seen"
+
+
+def _has_turn(memory: Memory, name: str, think_end: str | None) -> bool:
+    return name in turn_ids(memory.chat.turns, think_end) or memory.readers.knows(name)
 
 
 def _place(chat: ChatSession, request: ReplyRequest, question: Asked, think_end: str | None) -> Place | None:
     turns = chat.turns
     if request.continues is not None:
-        ids = turn_ids(turns, think_end)
-        if request.continues not in ids:
+        place = place_of_turn(turns, request.continues, think_end)
+        if place is None:
             raise RefusedError(404, "turn_not_found", f"the memory has no turn {request.continues}")
-        index = ids.index(request.continues)
-        name = turns[index].conversation
-        return Place(name, sum(turn.conversation == name and not turn.remembered for turn in turns[: index + 1]))
+        return place
     if request.chat is not None and any(turn.conversation == request.chat for turn in turns):
         # An edit of the first message too is one of this chat.
         return find_place(turns, question.earlier, think_end, request.chat) or Place(request.chat, 0)

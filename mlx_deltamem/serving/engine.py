@@ -12,14 +12,16 @@ from mlx_lm.generate import GenerationResponse
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.asking import find_private, prepare, text_turn
-from mlx_deltamem.serving.exchange import Done, Mode, RefusedError, refusal
+from mlx_deltamem.serving.exchange import Done, Mode, RefusedError, ReplyRequest, refusal
 from mlx_deltamem.serving.memories import Memories
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.metrics import Metrics
 from mlx_deltamem.serving.reply_job import ReplyJob
 from mlx_deltamem.serving.sampling import processors_of, sampler_of
+from mlx_deltamem.serving.saver import Saver
 from mlx_deltamem.serving.watching import Watch
-from mlx_deltamem.sessions.batch import BatchedReply, ReplyBatch
+from mlx_deltamem.sessions.batch import ReplyBatch
+from mlx_deltamem.sessions.batched_reply import BatchedReply, NewReply
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.reply import ReplySettings
 from mlx_deltamem.sessions.turn import said_turns
@@ -27,7 +29,7 @@ from mlx_deltamem.sessions.writing import NONE
 
 _LOG = logging.getLogger(__name__)
 # While replies are generated, this many requests at most begin before the next step of the others.
-_BEGIN_AT_A_TIME = 2
+_BEGIN_AT_A_TIME = 8
 _PREFILL_STEP = 512
 
 
@@ -44,6 +46,7 @@ class Engine:
         most: The largest number of replies at a time.
         longest_queue: The largest number of requests that wait.
         replay_limit: The largest number of tokens that run again after an edit below other chats.
+        save_after: As in `Saver`: the seconds that a turn may wait for its file.
     """
 
     def __init__(
@@ -54,11 +57,13 @@ class Engine:
         most: int = 32,
         longest_queue: int = 256,
         replay_limit: int = 4096,
+        save_after: float = 0.0,
     ):
         self.tokenizer = tokenizer
         self.memories = memories
         self.metrics = Metrics()
         self.is_accepting = True
+        self._saver = Saver(save_after)
         self._batch = ReplyBatch(model, tokenizer, most)
         self._longest_queue = longest_queue
         self._replay_limit = replay_limit
@@ -75,6 +80,16 @@ class Engine:
         """Start the thread."""
         self._thread.start()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way or waits."""
+        return not (self._jobs or self._waiting or self._is_working)
+
+    def cut(self) -> None:
+        """End all replies at their last token, and refuse what waits. Any thread may call it."""
+        self.is_accepting = False
+        self._inbox.put(self._end_all)
+
     def stop(self, grace: float) -> None:
         """Take no more requests, wait for those under way, and end the thread.
 
@@ -83,9 +98,9 @@ class Engine:
         """
         self.is_accepting = False
         end = time.monotonic() + grace
-        while (self._jobs or self._waiting) and time.monotonic() < end and self._thread.is_alive():
+        while not self.is_idle and time.monotonic() < end and self._thread.is_alive():
             time.sleep(0.02)
-        self._inbox.put(self._end_all)
+        self.cut()
         self._inbox.put(None)
         if self._thread.is_alive():
             self._ended.wait()
@@ -100,6 +115,11 @@ class Engine:
     def waiting(self) -> int:
         """The number of requests that wait."""
         return self._waiting
+
+    @property
+    def unsaved(self) -> int:
+        """The number of memories with turns that are not on disk."""
+        return self._saver.unsaved
 
     @property
     def stalled_seconds(self) -> float:
@@ -140,10 +160,10 @@ class Engine:
 
     def _run(self) -> None:
         while True:
-            self._is_working = bool(self._jobs or self._ready)
             self._round_at = time.monotonic()
+            self._is_working = bool(self._jobs or self._ready)
             try:
-                work = self._inbox.get(block=not self._is_working)
+                work = self._inbox.get(block=not self._is_working, timeout=self._saver.seconds_left())
             except queue.Empty:
                 pass
             else:
@@ -152,17 +172,19 @@ class Engine:
                     # MLX aborts the process if a thread that has computed ends before it.
                     threading.Event().wait()
                     return
-                self._is_working = True
+                # In this order: the time in which nothing came is no stall.
                 self._round_at = time.monotonic()
+                self._is_working = True
                 self._do(work)
                 continue
             self._do(self._round)
 
     def _round(self) -> None:
-        """Begin what can begin, and generate a token of each reply."""
+        """Begin what can begin, generate a token of each reply, and save what has waited for it."""
         self._begin_ready()
         self._step()
         self._end_closed()
+        self._saver.save_due()
 
     def _do(self, work: Callable[[], None]) -> None:
         try:
@@ -180,11 +202,16 @@ class Engine:
             job.fail(error)
             return
         job.memory = memory
-        changes = job.request.text is None and (job.request.mode is Mode.WRITE or memory.name is None)
-        if changes:
+        if self._changes(job.request, memory):
             self._queue(job, memory)
         else:
             self._ready.append(job)
+
+    def _changes(self, request: ReplyRequest, memory: Memory) -> bool:
+        """Whether the turn of a request is added to its memory. A private memory that writes nothing has its chat."""
+        if request.text is not None:
+            return False
+        return request.mode is Mode.WRITE or (memory.name is None and request.goes_on and memory.chat.write == NONE)
 
     def _queue(self, job: ReplyJob, memory: Memory) -> None:
         if memory.is_busy:
@@ -201,48 +228,65 @@ class Engine:
         if request.text is not None:
             return Memory(None, self.memories.new_chat(), None)
         writes = None if request.mode is Mode.WRITE else NONE
-        known = [memory for memory in self.memories.private() if (memory.chat.write == NONE) == (writes == NONE)]
+        known = [
+            memory
+            for memory in self.memories.private()
+            if request.mode is Mode.READ or (memory.chat.write == NONE) == (writes == NONE)
+        ]
         found = find_private(known, request, self.tokenizer.think_end)
         if found is not None:
             self.memories.used(found)
             return found
         if request.continues is not None:
             raise RefusedError(404, "turn_not_found", f"there is no turn {request.continues}")
+        if not request.goes_on:
+            return Memory(None, self.memories.new_chat(), None)
         return self.memories.new_private(writes)
 
     def _begin_ready(self) -> None:
         """Begin some of the requests that can begin. The others go on before the next ones."""
         room = min(_BEGIN_AT_A_TIME if self._jobs else len(self._ready), self._batch.most - len(self._batch))
         starting, self._ready = self._ready[: max(0, room)], self._ready[max(0, room) :]
+        prepared: dict[NewReply, ReplyJob] = {}
         for job in starting:
             self._waiting -= 1
-            self._round_at = time.monotonic()
             if job.outlet.is_closed:
                 self._free(job)
                 continue
             try:
-                self._begin(job)
+                prepared[self._prepared(job)] = job
             except Exception as error:
                 self._fail(job, error)
+        self._round_at = time.monotonic()
+        for new, begun in self._batch.begin_all(list(prepared)):
+            self._round_at = time.monotonic()
+            if isinstance(begun, Exception):
+                self._fail(prepared[new], begun)
+            else:
+                self._begun(prepared[new], *begun)
 
-    def _begin(self, job: ReplyJob) -> None:
+    def _prepared(self, job: ReplyJob) -> NewReply:
+        """The reply that a request asks for, with its place in the chat."""
         request, memory = job.request, job.memory
         if memory is None:
             raise RuntimeError("the request has no memory")
-        chat = memory.chat if job.waiting_for is not None else memory.chat.fork()
-        job.chat = chat
-        if job.waiting_for is not None:
-            job.before = chat.state.snapshot()
+        if job.waiting_for is None:
+            job.reader = memory.reader(request)
+        job.chat = chat = memory.chat if job.reader is None else job.reader.chat
+        job.before = chat.state.snapshot()
+        if job.reader is None:
+            memory.settled = job.before
+        ran = 0 if job.reader is None else job.reader.tokens
         if request.text is not None:
             turn = text_turn(self.tokenizer, request.text)
             chat.state.enter(turn.conversation)
         else:
             prepared = prepare(chat, request, self._replay_limit)
-            turn, job.note = prepared.turn, prepared.note
+            turn, job.note, ran = prepared.turn, prepared.note, ran + prepared.tokens
         earlier = said_turns(chat.turns, turn.conversation)
         known = sum(each.length for each in earlier) if chat.state.keeps_text else 0
         job.prompt_tokens = known + len(turn.opening.ids)
-        job.read_tokens = job.prompt_tokens - (known if chat.state.cache is not None else 0)
+        job.read_tokens = job.prompt_tokens - (known if chat.state.cache is not None else 0) + ran
         settings = ReplySettings(
             request.max_tokens,
             request.stop,
@@ -253,7 +297,9 @@ class Engine:
         )
         if memory.listeners and job.waiting_for is not None:
             job.watch = Watch(memory.listeners)
-        row, response = self._batch.begin(chat, turn, settings, job.waiting_for is not None, job.watch)
+        return NewReply(chat, turn, settings, job.is_kept, job.watch)
+
+    def _begun(self, job: ReplyJob, row: BatchedReply, response: GenerationResponse | None) -> None:
         job.row = row
         self._jobs[row] = job
         self.metrics.prompt_tokens.inc(job.read_tokens)
@@ -297,13 +343,16 @@ class Engine:
                 self._end(row, job, "stop")
 
     def _end_all(self) -> None:
-        for job in self._ready:
-            self._waiting -= 1
-            self._free(job)
-            job.fail(RefusedError(503, "ending", "the server is ending; try again later"))
-        self._ready = []
-        for row, job in list(self._jobs.items()):
-            self._end(row, job, "length")
+        # A reply that ends lets the next request for its memory begin.
+        while self._ready or self._jobs:
+            ready, self._ready = self._ready, []
+            for job in ready:
+                self._waiting -= 1
+                self._free(job)
+                job.fail(RefusedError(503, "ending", "the server is ending; try again later"))
+            for row, job in list(self._jobs.items()):
+                self._end(row, job, "length")
+        self._saver.save_all()
 
     def _end(self, row: BatchedReply, job: ReplyJob, reason: str) -> None:
         """End a reply at its last token."""
@@ -324,11 +373,14 @@ class Engine:
             if job.waiting_for is not None:
                 if job.note is not None and job.before is not None:
                     chat.history = job.before.history
-                memory.save()
+                self._saver.turned(memory)
             written = job.waiting_for is not None and chat.turns[-1].write != NONE
-            turn = turn_ids(chat.turns, self.tokenizer.think_end)[-1] if job.waiting_for is not None else ""
+            turn = turn_ids(chat.turns, self.tokenizer.think_end)[-1] if job.is_kept else ""
             self.metrics.requests.labels(outcome="done").inc()
-            memory.changed(turn)
+            if job.waiting_for is not None:
+                memory.changed(turn)
+            elif job.reader is not None and job.is_kept:
+                memory.readers.put_back(job.reader)
             job.outlet.put(
                 Done(
                     reason,
@@ -340,6 +392,8 @@ class Engine:
                     len(memory.chat.turns),
                     written,
                     job.note,
+                    memory.is_saved,
+                    row.tokens.stop_text,
                 )
             )
         except Exception as error:
@@ -352,6 +406,8 @@ class Engine:
         self.metrics.requests.labels(outcome="failed").inc()
         if job.before is not None and job.chat is not None:
             job.chat.state.restore(job.before)
+            if job.memory is not None and job.reader is not None:
+                job.memory.readers.put_back(job.reader)
         self._free(job)
         job.fail(refusal(error))
 
@@ -360,6 +416,6 @@ class Engine:
         memory, job.waiting_for = job.waiting_for, None
         if memory is None:
             return
-        memory.is_busy = False
+        memory.is_busy, memory.settled = False, None
         while memory.waiting and not memory.is_busy:
             self._do(memory.waiting.popleft())

@@ -51,6 +51,7 @@ class ReplyRequest:
         continues: The id of the turn that the messages follow (`Done.turn`); None: the messages say it.
         tools: Tools in OpenAI's form; None: none.
         template_options: Further variables of the chat template.
+        goes_on: Whether the chat may go on from the reply. If not, and the memory is only read, nothing of it is kept.
         text: A plain text to continue without a chat template, in place of messages. The memory is then only read.
         max_tokens: The longest reply, in tokens; -1: no limit.
         stop: Texts that end the reply.
@@ -65,6 +66,7 @@ class ReplyRequest:
     continues: str | None = None
     tools: tuple[Mapping[str, object], ...] | None = None
     template_options: Mapping[str, object] = field(default_factory=dict)
+    goes_on: bool = True
     text: str | None = None
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
@@ -98,7 +100,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Done:
-    """The end of a reply. A memory that was written is saved before this is told.
+    """The end of a reply.
 
     Attributes:
         finish_reason: `stop` or `length`.
@@ -109,6 +111,8 @@ class Done:
         revision: The number of turns that the memory has now.
         written: Whether the turn was written into the memory.
         note: A remark for the client, for example that the chat's text did not fit; None if there is none.
+        saved: Whether all turns of the memory are in its file now. A private memory has none.
+        stop_text: The stop text that ended the reply, or None.
     """
 
     finish_reason: str
@@ -120,6 +124,8 @@ class Done:
     revision: int
     written: bool
     note: str | None = None
+    saved: bool = True
+    stop_text: str | None = None
 
 
 class RefusedError(Exception):

@@ -8,6 +8,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.engine import Engine
 from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, refusal
+from mlx_deltamem.serving.memories import DAMAGED
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.reply_job import Outlet, ReplyJob
 from mlx_deltamem.serving.service import Health, MemoryInfo, TurnInfo
@@ -30,11 +31,19 @@ class LocalService:
         self.model_name = model_name
         self.tokenizer: TokenizerWrapper = engine.tokenizer
         self._engine = engine
+        # Each answers a client that waits with an error.
+        self._waiting: set[Callable[[Exception], None]] = set()
+
+    def fail_all(self, error: RefusedError) -> None:
+        """Answer all clients that wait for the engine with an error. Any thread may call it."""
+        for fail in list(self._waiting):
+            fail(error)
 
     async def reply(self, request: ReplyRequest) -> AsyncIterator[Piece | Done]:
         """Generate a reply."""
         outlet = Outlet()
         self._engine.submit(ReplyJob(request, outlet))
+        self._waiting.add(outlet.put)
         try:
             while True:
                 item = await outlet.get()
@@ -43,6 +52,7 @@ class LocalService:
                     return
         finally:
             outlet.is_closed = True
+            self._waiting.discard(outlet.put)
 
     async def memories(self) -> Sequence[MemoryInfo]:
         """All memories, by name."""
@@ -68,13 +78,18 @@ class LocalService:
         return await self._changed(name, match, change)
 
     async def delete(self, name: str, match: str | None) -> None:
-        """Delete a memory and its file."""
+        """Delete a memory and its file. A damaged file can be deleted too."""
 
         def delete(memory: Memory) -> None:
             memory.check(match)
             self._engine.memories.delete(memory)
 
-        await self._on(name, delete)
+        try:
+            await self._on(name, delete)
+        except RefusedError as error:
+            if error.code != DAMAGED or match is not None:
+                raise
+            await self._in_engine(lambda: self._engine.memories.delete_damaged(name))
 
     async def fork(self, name: str, new: str) -> MemoryInfo:
         """Copy a memory under a new name."""
@@ -108,7 +123,7 @@ class LocalService:
         def exported(memory: Memory) -> bytes:
             if memory.path is None:
                 raise RuntimeError("a private memory has no file")
-            if not memory.path.exists():
+            if memory.is_unsaved or not memory.path.exists():
                 memory.save()
             return memory.path.read_bytes()
 
@@ -180,7 +195,7 @@ class LocalService:
         """The figures in Prometheus' text form."""
         engine = self._engine
         total = sum(memory.nbytes for memory in engine.memories.loaded())
-        return engine.metrics.text(engine.active, engine.waiting, total)
+        return engine.metrics.text(engine.active, engine.waiting, total, engine.unsaved)
 
     def _listened(self, name: str, listener: Callable[[Event], None]) -> Memory:
         memory = self._get(name)
@@ -213,8 +228,8 @@ class LocalService:
 
     async def _on(self, name: str, work: Callable[[Memory], _Result], make: bool = False) -> _Result:
         """Run a function on a memory when no turn of it is under way."""
-        future: asyncio.Future[_Result] = asyncio.get_running_loop().create_future()
         loop = asyncio.get_running_loop()
+        future: asyncio.Future[_Result] = loop.create_future()
 
         def find() -> None:
             try:
@@ -227,14 +242,27 @@ class LocalService:
                 self._engine.when_free(memory, lambda: _settle(loop, future, lambda: work(memory)))
 
         self._engine.call(find)
-        return await future
+        return await self._result(future)
 
     async def _in_engine(self, work: Callable[[], _Result]) -> _Result:
         """Run a function in the engine's thread, between two steps."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Result] = loop.create_future()
         self._engine.call(lambda: _settle(loop, future, work))
-        return await future
+        return await self._result(future)
+
+    async def _result(self, future: "asyncio.Future[_Result]") -> _Result:
+        """Wait for a result of the engine."""
+        loop = asyncio.get_running_loop()
+
+        def fail(error: Exception) -> None:
+            _soon(loop, lambda: _fail(future, error))
+
+        self._waiting.add(fail)
+        try:
+            return await future
+        finally:
+            self._waiting.discard(fail)
 
 
 def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[_Result]", work: Callable[[], _Result]) -> None:

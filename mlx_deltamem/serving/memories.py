@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +11,13 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.files.atomic import locked
 from mlx_deltamem.serving.exchange import RefusedError
-from mlx_deltamem.serving.memory import Memory
+from mlx_deltamem.serving.memory import Memory, told
 from mlx_deltamem.serving.service import MemoryInfo
 from mlx_deltamem.sessions.history import History
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.stored.file import SUFFIX
 
+DAMAGED = "memory_damaged"
 _LOCK = ".lock"
 # Each request without a memory is compared with these.
 _MOST_PRIVATE = 256
@@ -149,30 +150,50 @@ class Memories:
         return self._added(name, memory.chat.fork())
 
     def delete(self, memory: Memory) -> None:
-        """Delete a memory and its file."""
-        self._loaded.pop(memory.name or "", None)
-        if memory.path is not None:
-            memory.path.unlink(missing_ok=True)
-
-    def replace(self, name: str, content: bytes) -> Memory:
-        """Make or replace a memory from the content of a session file.
+        """Delete a memory and its file.
 
         Raises:
-            RefusedError: It is not a session of this model, or cannot be saved.
+            RefusedError: The file cannot be deleted. The memory is unchanged.
+        """
+        if memory.path is not None:
+            _remove(memory.path)
+        self._loaded.pop(memory.name or "", None)
+        memory.is_unsaved = False
+
+    def delete_damaged(self, name: str) -> None:
+        """Delete the file of a memory that cannot be loaded."""
+        _remove(self._path(name))
+
+    def replace(self, name: str, content: bytes) -> Memory:
+        """Make or replace a memory from the content of a session file. A damaged memory is replaced too.
+
+        Raises:
+            RefusedError: It is not a session of this model, or cannot be saved. The memory is then unchanged.
         """
         temporary = self.folder / f".import-{secrets.token_hex(8)}{SUFFIX}"
         try:
             temporary.write_bytes(content)
             chat = self._load(temporary).fork()
         except OSError as error:
-            raise RefusedError(507, "storage", f"the session was not saved: {error}") from None
+            raise RefusedError(507, "storage", f"the session was not saved: {told(error, temporary)}") from None
         finally:
             temporary.unlink(missing_ok=True)
-        old = self.get(name) if name in self._loaded or self._path(name).exists() else None
+        try:
+            old = self.get(name) if name in self._loaded or self._path(name).exists() else None
+        except RefusedError as error:
+            if error.code != DAMAGED:
+                raise
+            with _set_aside(self._path(name)):
+                return self._added(name, chat)
         if old is None:
             return self._added(name, chat)
+        before = old.chat.fork()
         old.chat.take_over(chat)
-        old.save()
+        try:
+            old.save()
+        except RefusedError:
+            old.chat.take_over(before)
+            raise
         return old
 
     def infos(self) -> list[MemoryInfo]:
@@ -192,7 +213,7 @@ class Memories:
         known = self._infos.get(name)
         if known is None or known[0] != written:
             info = Memory(name, self._load(self._path(name)), None).info()
-            known = self._infos[name] = written, replace(info, loaded=False)
+            known = self._infos[name] = written, replace(info, loaded=False, saved=True)
         return known[1]
 
     def new_chat(self) -> ChatSession:
@@ -225,8 +246,26 @@ class Memories:
         try:
             return ChatSession.load(self._model, self._tokenizer, path)
         except ValueError as error:
-            # The name of the folder is not for clients.
-            message = str(error).replace(str(path.resolve()), path.name).replace(str(path), path.name)
-            raise RefusedError(422, "memory_damaged", f"the memory cannot be used: {message}") from None
+            raise RefusedError(422, DAMAGED, f"the memory cannot be used: {told(error, path)}") from None
         except OSError as error:
             raise RefusedError(500, "storage", f"the memory cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def _set_aside(path: Path) -> Iterator[None]:
+    """A context to write another file in place of a damaged one. If that fails, the damaged file is back."""
+    aside = path.with_name(f".aside-{secrets.token_hex(8)}")
+    path.rename(aside)
+    try:
+        yield
+    except BaseException:
+        aside.rename(path)
+        raise
+    aside.unlink()
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RefusedError(507, "storage", f"the memory was not deleted: {error.strerror}") from None

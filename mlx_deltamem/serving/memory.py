@@ -6,11 +6,13 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from mlx_deltamem.serving.exchange import RefusedError
+from mlx_deltamem.serving.exchange import RefusedError, ReplyRequest
+from mlx_deltamem.serving.readers import Reader, Readers
 from mlx_deltamem.serving.service import MemoryInfo, TurnInfo
 from mlx_deltamem.serving.watching import Event
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.state import Snapshot
 
 
 class Memory:
@@ -23,9 +25,12 @@ class Memory:
 
     Attributes:
         is_busy: Whether a turn that changes it is under way.
+        is_unsaved: Whether it has turns that are not in its file. Only `Saver` lets that be.
         waiting: The work that begins when it is free, in order.
         last_used: When it was used last, as a count of uses of all memories.
         listeners: Called with each event of the memory.
+        settled: The memory before the turn that is under way; None if none has begun.
+        readers: Copies for chats that only read it.
     """
 
     def __init__(self, name: str | None, chat: ChatSession, path: Path | None):
@@ -33,9 +38,12 @@ class Memory:
         self.chat = chat
         self.path = path
         self.is_busy = False
+        self.is_unsaved = False
         self.waiting: deque[Callable[[], None]] = deque()
         self.last_used = 0
         self.listeners: list[Callable[[Event], None]] = []
+        self.settled: Snapshot | None = None
+        self.readers = Readers()
 
     @property
     def revision(self) -> str:
@@ -46,16 +54,16 @@ class Memory:
 
     @property
     def is_in_use(self) -> bool:
-        """Whether the memory has to stay in RAM: a turn is under way or waits, or a client watches."""
-        return self.is_busy or bool(self.waiting or self.listeners)
+        """Whether the memory has to stay in RAM: a turn is under way, waits or is not saved, or a client watches."""
+        return self.is_busy or self.is_unsaved or bool(self.waiting or self.listeners)
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the states and of the keys and values that are kept."""
+        """The bytes of the states and of the keys and values that are kept, those of its copies among them."""
         state = self.chat.state
         kept = sum(entry.nbytes for entry in state.cache or ())
         places = sum(place is not None for turn in state.turns for place in (turn.before, turn.between))
-        return kept + (places + 1) * sum(each.nbytes for each in state.states)
+        return kept + self.readers.nbytes + (places + 1) * sum(each.nbytes for each in state.states)
 
     def check(self, match: str | None) -> None:
         """Check that the memory has a revision.
@@ -68,6 +76,16 @@ class Memory:
                 412, "revision_mismatch", f"the memory has revision {self.revision}, not {match}; read it again first"
             )
 
+    def reader(self, request: ReplyRequest) -> Reader:
+        """A copy for a request that only reads the memory, also while a turn is under way."""
+        now = self.chat.state.snapshot() if self.settled is None else self.settled
+        return self.readers.take(self.chat, now, request)
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether all turns are in the file. A private memory has none."""
+        return self.path is not None and not self.is_unsaved
+
     def save(self) -> None:
         """Save the memory to its file; a private memory has none.
 
@@ -79,9 +97,12 @@ class Memory:
         try:
             self.chat.save(self.path)
         except ValueError as error:
-            raise RefusedError(409, "memory_changed", f"memory {self.name} was not saved: {error}") from None
+            raise RefusedError(
+                409, "memory_changed", f"memory {self.name} was not saved: {told(error, self.path)}"
+            ) from None
         except OSError as error:
-            raise RefusedError(507, "storage", f"memory {self.name} was not saved: {error}") from None
+            raise RefusedError(507, "storage", f"memory {self.name} was not saved: {told(error, self.path)}") from None
+        self.is_unsaved = False
 
     def changed(self, turn: str = "") -> None:
         """Tell those who watch the memory that its turns have changed.
@@ -105,6 +126,7 @@ class Memory:
             history=chat.history,
             write=chat.write,
             loaded=True,
+            saved=self.is_saved,
         )
 
     def turn_infos(self, think_end: str | None) -> list[TurnInfo]:
@@ -117,3 +139,11 @@ class Memory:
                 TurnInfo(name, turn.conversation, (*turn.messages, *reply), turn.remembered, turn.write, changed)
             )
         return infos
+
+
+def told(error: Exception, path: Path) -> str:
+    """The message of an error about a file, without the name of its folder, which is not for clients."""
+    message = str(error)
+    for place in (path.resolve(), path):
+        message = message.replace(str(place), place.name).replace(str(place.parent), "the folder of memories")
+    return message

@@ -17,9 +17,14 @@ class Metrics:
             "deltamem_memory_bytes", "Bytes of the memories in RAM, keys and values included.", registry=registry
         )
 
-    def text(self, active: int, waiting: int, memory_bytes: int) -> str:
+        self._unsaved = Gauge(
+            "deltamem_unsaved_memories", "Memories with turns that are not on disk.", registry=registry
+        )
+
+    def text(self, active: int, waiting: int, memory_bytes: int, unsaved: int) -> str:
         """All figures."""
         self._active.set(active)
         self._waiting.set(waiting)
         self._memories.set(memory_bytes)
+        self._unsaved.set(unsaved)
         return generate_latest(self._registry).decode()

@@ -10,8 +10,9 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, TokenLogprob
 from mlx_deltamem.serving.memory import Memory
+from mlx_deltamem.serving.readers import Reader
 from mlx_deltamem.serving.watching import Watch
-from mlx_deltamem.sessions.batch import BatchedReply
+from mlx_deltamem.sessions.batched_reply import BatchedReply
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.state import Snapshot
 
@@ -53,7 +54,8 @@ class ReplyJob:
         request: The request.
         outlet: Where its pieces go.
         memory: The memory that the turn is added to, or None.
-        chat: The chat that the reply runs in: that of the memory, or a copy.
+        chat: The chat that the reply runs in: that of the memory, or that of `reader`.
+        reader: The copy of the memory that the reply runs in, if the memory is only read.
         row: Its row in the batch.
         before: The chat before the turn, to go back to after an error.
         pieces: The number of pieces that were sent.
@@ -66,6 +68,7 @@ class ReplyJob:
     outlet: Outlet
     memory: Memory | None = None
     chat: ChatSession | None = None
+    reader: Reader | None = None
     row: BatchedReply | None = None
     before: Snapshot | None = None
     pieces: int = 0
@@ -74,6 +77,11 @@ class ReplyJob:
     note: str | None = None
     watch: Watch | None = None
     waiting_for: Memory | None = None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the turn is added to the chat, so that the next request can go on from it."""
+        return self.waiting_for is not None or (self.request.text is None and self.request.goes_on)
 
     def send(self, response: GenerationResponse, tokenizer: TokenizerWrapper) -> None:
         """Send a step of the reply to the client."""

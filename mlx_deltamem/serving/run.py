@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import signal
+import time
 from types import FrameType
 
 import mlx.nn as nn
@@ -14,14 +15,24 @@ from mlx_deltamem.serving.api.settings import MEMORY_HEADERS, Settings
 from mlx_deltamem.serving.engine import Engine
 from mlx_deltamem.serving.local import LocalService
 from mlx_deltamem.serving.memories import Memories
+from mlx_deltamem.serving.watchdog import watch
+
+# The time in which the last answers are sent when all replies have ended, in seconds.
+_LAST_ANSWERS = 5
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which ends with exit code 0 on SIGTERM, SIGHUP and Ctrl-C once everything is saved."""
+    """uvicorn, which ends with exit code 0 on SIGTERM, SIGHUP and Ctrl-C once everything is saved.
 
-    def __init__(self, config: uvicorn.Config, engine: Engine):
+    After a signal it goes on to listen, so that new requests get 503, until the replies under way have ended or the
+    grace is over. A second signal ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, grace: float):
         super().__init__(config)
         self._engine = engine
+        self._grace = grace
+        self._ends_at: float | None = None
 
     @contextlib.contextmanager
     def capture_signals(self):
@@ -35,7 +46,19 @@ class _Server(uvicorn.Server):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._engine.is_accepting = False
-        self.handle_exit(number, frame)
+        if self._ends_at is None:
+            self._ends_at = time.monotonic() + self._grace
+        else:
+            self.handle_exit(number, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: return whether the server ends now."""
+        if self._ends_at is not None and not self.should_exit:
+            is_over = time.monotonic() >= self._ends_at
+            if is_over:
+                self._engine.cut()
+            self.should_exit = is_over or self._engine.is_idle
+        return await super().on_tick(counter)
 
     async def startup(self, sockets=None) -> None:
         """Listen, and say where."""
@@ -60,10 +83,10 @@ def serve(
 
     Raises:
         ValueError: Another server uses the folder of memories, or the port is taken.
-        OSError: The folder cannot be written.
+        OSError: The folder cannot be written, or a memory could not be saved at the end.
     """
     memories = Memories(model, tokenizer, args.memories, args.history, args.write, args.memory_bytes)
-    engine = Engine(model, tokenizer, memories, args.max_batch, args.queue, args.replay_limit)
+    engine = Engine(model, tokenizer, memories, args.max_batch, args.queue, args.replay_limit, args.durability)
     hosts = ("*",) if args.host in ("0.0.0.0", "::") and not args.allowed_host else tuple(args.allowed_host)
     settings = Settings(
         api_key=key,
@@ -77,22 +100,29 @@ def serve(
         top_k=args.top_k,
         min_p=args.min_p,
     )
-    app = make_app(LocalService(engine, model_name), settings)
+    service = LocalService(engine, model_name)
+    app = make_app(service, settings)
     config = uvicorn.Config(
         app,
         host=args.host,
         port=args.port,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=max(1, args.grace),
+        timeout_graceful_shutdown=_LAST_ANSWERS,
         server_header=False,
         lifespan="off",
     )
-    server = _Server(config, engine)
+    server = _Server(config, engine, args.grace)
     engine.start()
+    if args.exit_on_stall is not None:
+        watch(engine, args.exit_on_stall, service.fail_all)
     try:
         server.run()
     except SystemExit:
         raise ValueError(f"cannot listen on {args.host}:{args.port}; is the port taken? name another --port") from None
     finally:
-        engine.stop(args.grace)
+        engine.stop(0)
+    if engine.unsaved:
+        raise OSError(
+            f"{engine.unsaved} memories could not be saved at the end, and their last turns are lost; is the disk full?"
+        )

@@ -22,6 +22,7 @@ class MemoryInfo:
         state_bytes: The size of the states.
         history, write: As in `ChatSession`.
         loaded: Whether it is in RAM.
+        saved: Whether its file has all its turns.
     """
 
     name: str
@@ -32,6 +33,7 @@ class MemoryInfo:
     history: str | int
     write: str
     loaded: bool
+    saved: bool = True
 
 
 @dataclass(frozen=True)

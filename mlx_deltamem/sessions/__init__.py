@@ -1,11 +1,12 @@
 """Chats with one memory across turns.
 
 - `session` is what a user of the package calls: `ChatSession`. `comparison` asks a question with and without memory.
-- `state` holds the data of a chat. `running` runs its turns, `replying` generates replies (one of them: `reply`),
-  `editing` changes messages. `restore` has the places that a chat can go back to, and `drift` measures turns.
+- `state` holds the data of a chat. `running` runs its turns, `replying` generates replies (one of them: `reply`, which
+  `beginning` makes begin with a given text), `editing` changes messages. `restore` has the places that a chat can go
+  back to, and `drift` measures turns.
 - `turn` is one turn. Its messages are checked in `messages`, and become tokens in `chat_text`, by the chat template in
   `template` (and `template_text`, `template_options`). `segments` are such tokens, `prefill` runs them.
 - `guarded_template`, `template_guards` and `template_limits` end a template that takes too long or writes too much.
-- `history` and `writing` are two options of a chat: what the model sees of earlier turns, and what is written.
+- `history` and `writing` are two options of a chat: what the model sees of earlier turns (`seen`), and what is written.
 - `saving` and `stored` are session files, and `foreign` the files of other implementations.
 """

@@ -4,9 +4,8 @@ mlx-lm's `BatchGenerator` runs the model. The memory is one more entry in the pr
 mark that says whether the row is written. So mlx-lm merges and splits both with the keys and values.
 """
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, nullcontext
 from typing import cast
 
 import mlx.core as mx
@@ -16,60 +15,27 @@ from mlx_lm.models.cache import ArraysCache
 from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.core.attention import Observer
 from mlx_deltamem.core.cache import PromptCache
-from mlx_deltamem.core.use import observing, write_mask
+from mlx_deltamem.core.use import memory_off, observing, write_mask
 from mlx_deltamem.sessions import running
+from mlx_deltamem.sessions.batched_reply import (
+    BatchedReply,
+    Begun,
+    NewReply,
+    can_be_batched,
+    can_begin_together,
+    chosen,
+    groups,
+)
 from mlx_deltamem.sessions.prefill import prefill
-from mlx_deltamem.sessions.reply import Reply, ReplySettings, ReplyTokens, logits_of
+from mlx_deltamem.sessions.reply import Reply, ReplyTokens, logits_of
 from mlx_deltamem.sessions.replying import end_turn
 from mlx_deltamem.sessions.segments import Segments
-from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.state import ChatState
-from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.together import memory_is_empty
 
 # mlx-lm's batches need a number of tokens. This one is more than any window.
 _NO_LIMIT = 2**31
-_BATCHED_OPTIONS = {"logits_processors"}
-
-
-@dataclass(eq=False)
-class BatchedReply:
-    """A reply that is being generated.
-
-    Attributes:
-        chat: The chat.
-        turn: The turn, with its messages read.
-        settings: How to generate.
-        tokens: The tokens so far, and their text.
-        uid: The number of the row in mlx-lm's batch; None: it is not in the batch.
-        alone: Generates a reply that cannot be in a batch.
-        kept: The number of tokens of the reply that the chat's own cache holds.
-        becomes_turn: Whether the turn is added to the chat when the reply ends. If not, the chat is thrown away then.
-        observe: Called as `observing` does, for each token of the reply; or None.
-        failure: The error that ended a reply beside the batch, or None.
-        is_ended: Whether the reply has ended.
-    """
-
-    chat: ChatSession
-    turn: Turn
-    settings: ReplySettings
-    tokens: ReplyTokens
-    uid: int | None = None
-    alone: Iterator[GenerationResponse] | None = None
-    kept: int = 0
-    becomes_turn: bool = True
-    observe: Observer | None = None
-    failure: Exception | None = None
-    is_ended: bool = False
-
-    def __post_init__(self) -> None:
-        self.detokenizer = self.chat.tokenizer.detokenizer
-
-    @property
-    def state(self) -> ChatState:
-        """The state of the chat."""
-        return self.chat.state
 
 
 class ReplyBatch:
@@ -96,49 +62,85 @@ class ReplyBatch:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def begin(
-        self,
-        chat: ChatSession,
-        turn: Turn,
-        settings: ReplySettings,
-        becomes_turn: bool = True,
-        observe: Observer | None = None,
-    ) -> tuple[BatchedReply, GenerationResponse | None]:
+    def begin(self, new: NewReply) -> Begun:
         """Read the messages of a turn, and choose the first token of the reply.
 
-        Args:
-            chat: A chat with the batch's model.
-            turn: The turn, as from `ChatSession.new_turn`.
-            settings: How to generate.
-            becomes_turn: Whether the turn is added to the chat when the reply ends. If not, only the reply is wanted,
-                and the chat cannot be used any more.
-            observe: Called as `observing` does, for each token of the reply. The reply then runs beside the batch, and
-                `chat.state.filled_cache` has its memory.
-
         Returns:
-            The reply and its first response. The response is None if the first one comes from `step`.
+            The reply and its first response.
 
         Raises:
             ValueError: A reply of the chat is under way, the batch is full, or the messages do not fit into the
                 model's window. After any error the chat is unchanged.
         """
-        state = chat.state
-        state.check_idle()
-        if len(self) >= self.most:
-            raise ValueError(f"the batch has {self.most} replies; expected fewer: wait until one has ended")
+        state, settings = new.chat.state, new.settings
+        self._check_free(new)
         with state.turn_or_nothing():
-            turn = running.begin(state, turn, settings.prefill_step_size, settings.progress)
-            row = BatchedReply(chat, turn, settings, ReplyTokens(self.tokenizer, settings))
-            row.becomes_turn, row.observe = becomes_turn, observe
-            if observe is not None or not _can_be_batched(state.filled_cache, settings):
+            turn = running.begin(state, new.turn, settings.prefill_step_size, settings.progress)
+            row = BatchedReply(new, turn, ReplyTokens(self.tokenizer, settings))
+            if new.observe is not None or not can_be_batched(state.filled_cache, settings):
                 reply = Reply(self.model, self.tokenizer, state.filled_cache, turn, settings)
                 row.tokens, row.alone = reply, reply.stream(0.0)
                 self._enter(row)
                 return row, None
-            token, logprobs = _chosen(row, logits_of(turn))
+            token, logprobs = chosen(row, logits_of(turn))
+        return row, self._entered(row, token, logprobs)
+
+    def begin_all(self, asked: Sequence[NewReply]) -> Iterator[tuple[NewReply, Begun | Exception]]:
+        """Begin several replies, as `begin` does. Short messages of different chats are read in one pass.
+
+        Yields:
+            Each reply that was asked for as soon as it has begun, with the result of `begin` or its error.
+        """
+        together: dict[ChatState, NewReply] = {}
+        alone = []
+        for new in asked:
+            if new.chat.state not in together and can_begin_together(new):
+                together[new.chat.state] = new
+            else:
+                alone.append(new)
+        for group in groups(list(together.values())):
+            if len(group) > 1 and (begun := self._begin_together(group)):
+                yield from begun
+            else:
+                alone += group
+        for new in alone:
+            try:
+                yield new, self.begin(new)
+            except Exception as error:
+                yield new, error
+
+    def _begin_together(self, group: Sequence[NewReply]) -> list[tuple[NewReply, Begun | Exception]]:
+        """Begin replies in one pass. The list is empty if that fails."""
+        try:
+            with ExitStack() as stack:
+                for new in group:
+                    self._check_free(new)
+                    stack.enter_context(new.chat.state.turn_or_nothing())
+                turns = running.begin_together([(new.chat.state, new.turn) for new in group])
+        except Exception:
+            # One of them fails. Alone, the others do not.
+            return []
+        found: list[tuple[NewReply, Begun | Exception]] = []
+        for new, turn in zip(group, turns, strict=True):
+            try:
+                self._check_free(new)
+                row = BatchedReply(new, turn, ReplyTokens(self.tokenizer, new.settings))
+                found.append((new, (row, self._entered(row, *chosen(row, logits_of(turn))))))
+            except Exception as error:
+                new.chat.state.cache = None
+                found.append((new, error))
+        return found
+
+    def _check_free(self, new: NewReply) -> None:
+        new.chat.state.check_idle()
+        if len(self) >= self.most:
+            raise ValueError(f"the batch has {self.most} replies; expected fewer: wait until one has ended")
+
+    def _entered(self, row: BatchedReply, token: int, logprobs: mx.array) -> GenerationResponse:
+        """Take a reply in, with its first token."""
         self._enter(row)
         try:
-            return row, self._first(row, token, logprobs)
+            return self._first(row, token, logprobs)
         except BaseException:
             self.abort(row)
             raise
@@ -156,6 +158,7 @@ class ReplyBatch:
         responses += [self._step_alone(row) for row in list(self._rows) if row.alone is not None]
         rows = {row.uid: row for row in self._rows if row.uid is not None}
         if rows:
+            self._rows_model.is_off = all(row.is_off for row in rows.values())
             begun, generated = self._generator.next()
             for started in begun:
                 rows[started.uid].tokens.unread = 0
@@ -206,7 +209,8 @@ class ReplyBatch:
 
     def _new_generator(self) -> BatchGenerator:
         # mlx-lm only calls the model.
-        model = cast(nn.Module, _RowsModel(self.model))
+        self._rows_model = _RowsModel(self.model)
+        model = cast(nn.Module, self._rows_model)
         return BatchGenerator(model, completion_batch_size=self.most, prefill_batch_size=self.most)
 
     def _enter(self, row: BatchedReply) -> None:
@@ -233,6 +237,7 @@ class ReplyBatch:
         return response
 
     def _insert(self, row: BatchedReply, token: int) -> None:
+        row.is_off = not row.turn.reply_written and memory_is_empty(row.state.filled_cache[-1].cache)
         written = ArraysCache(1)
         written[0] = mx.array([[row.turn.reply_written]])
         longest = row.settings.max_tokens
@@ -268,7 +273,7 @@ class ReplyBatch:
         )
 
     def _step_alone(self, row: BatchedReply) -> tuple[BatchedReply, GenerationResponse]:
-        with nullcontext() if row.observe is None else observing(self.model, row.observe):
+        with nullcontext() if row.new.observe is None else observing(self.model, row.new.observe):
             try:
                 response = next(cast(Iterator[GenerationResponse], row.alone))
             except Exception as error:
@@ -286,10 +291,10 @@ class ReplyBatch:
             cache: The row's caches if they have left the batch; else they are taken out of it.
         """
         if row.uid is not None:
-            removed = self._generator.remove([row.uid], return_prompt_caches=row.becomes_turn)
-            cache = removed[row.uid][0] if row.becomes_turn else None
+            removed = self._generator.remove([row.uid], return_prompt_caches=row.new.becomes_turn)
+            cache = removed[row.uid][0] if row.new.becomes_turn else None
             row.uid = None
-        if not row.becomes_turn:
+        if not row.new.becomes_turn:
             self._leave(row)
             return
         state = row.state
@@ -308,34 +313,26 @@ class ReplyBatch:
         if new.ids:
             logits = prefill(self.model, row.state.filled_cache, new, row.turn.reply_written)
         row.kept, row.tokens.unread = len(row.tokens.ids), 0
-        token, logprobs = _chosen(row, logits)
+        token, logprobs = chosen(row, logits)
         self._pending.append((row, self._first(row, token, logprobs)))
 
 
 class _RowsModel:
-    """The model, for a batch with rows that are not all written. The last entry of the cache has the marks."""
+    """The model, for a batch with rows that are not all written. The last entry of the cache has the marks.
+
+    Attributes:
+        is_off: Whether no row uses its memory.
+    """
 
     def __init__(self, model: nn.Module):
         self._model = model
+        self.is_off = False
 
     def __call__(self, tokens: mx.array, cache: PromptCache) -> mx.array:
+        if self.is_off:
+            with memory_off(self._model):
+                frozen: mx.array = self._model(tokens, cache=cache[:-1])
+            return frozen
         with write_mask(self._model, cache[-1][0]):
             logits: mx.array = self._model(tokens, cache=cache[:-1])
         return logits
-
-
-def _can_be_batched(cache: PromptCache, settings: ReplySettings) -> bool:
-    return all(hasattr(entry, "merge") for entry in cache) and set(settings.options) <= _BATCHED_OPTIONS
-
-
-def _chosen(row: BatchedReply, logits: mx.array) -> tuple[int, mx.array]:
-    """Choose a token as mlx-lm does, from the logits `[1, V]` after the tokens so far; also, all log-probabilities."""
-    processors = row.settings.options.get("logits_processors") or []
-    if processors:
-        tokens = mx.array([*row.turn.opening.ids, *row.tokens.ids])
-        for processor in processors:
-            logits = processor(tokens, logits)
-    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    sampler = row.settings.sampler or greedy_sampler
-    token = cast(int, sampler(logprobs).item())
-    return token, logprobs[0]

@@ -57,22 +57,26 @@ class KeepGateMeans:
     """The mean of the keep gate over the tokens that are written, by layer. An `Observer` of forward passes."""
 
     def __init__(self) -> None:
-        # By layer, the sum over the tokens and their number.
+        # By layer, the sum over the tokens and their number, `[B]`.
         self._sums: dict[int, tuple[mx.array, mx.array]] = {}
 
     def __call__(self, layer: int, reads: Reads, output: mx.array) -> None:
         if reads.written:
-            total, count = self._sums.get(layer, (mx.zeros(()), mx.zeros(())))
-            more, tokens = reads.sum_over_written(reads.gates.keep)
-            self._sums[layer] = (total + more, count + tokens)
+            total, count = reads.sum_over_written(reads.gates.keep)
+            if layer in self._sums:
+                earlier, earlier_count = self._sums[layer]
+                total, count = earlier + total, earlier_count + count
+            self._sums[layer] = total, count
 
     def evaluate(self) -> None:
         """Evaluate the sums, so that the activations that they are computed from can be freed."""
         mx.eval(list(self._sums.values()))
 
-    def means(self) -> dict[int, float]:
-        """The means by layer index; empty if nothing was written."""
-        return _numbers({layer: total / mx.maximum(count, 1) for layer, (total, count) in self._sums.items()})
+    def means(self, row: int = 0) -> dict[int, float]:
+        """The means of a row by layer index; empty if nothing was written."""
+        sums = {layer: total[row] for layer, (total, _) in self._sums.items()}
+        counts = _numbers({layer: count[row] for layer, (_, count) in self._sums.items()})
+        return _numbers({layer: sums[layer] / count for layer, count in counts.items() if count})
 
 
 def _relative_distance(before: mx.array, after: mx.array) -> mx.array:

@@ -1,10 +1,5 @@
 """The `history` option: how much of the earlier turns a model sees beside its memory."""
 
-from collections.abc import Sequence
-
-from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, start_length
-from mlx_deltamem.sessions.turn import Turn, said_turns
-
 # `full`, `none`, or a number of tokens.
 History = str | int
 FULL, NONE = "full", "none"
@@ -22,49 +17,4 @@ def parse_history(history: object) -> History:
     # isinstance(True, int) is True.
     if type(tokens) is not int or tokens < 1:
         raise ValueError(f"history is {history!r}; expected 'full', 'none' or a number of tokens >= 1")
-    return tokens
-
-
-def seen_before(turn: Turn, earlier: Sequence[Turn], history: History, start: Sequence[int] | None = None) -> Segments:
-    """The tokens of earlier turns that are read again before a turn, in a chat that does not keep its whole text.
-
-    These are the visible start and the last tokens of the text. The first turn has the visible start in its opening,
-    so nothing is read before it. Before the results of tools, the turns with the calls are read, whatever the history.
-
-    Args:
-        turn: The turn.
-        earlier: All turns before it. Those that were remembered, and those of other conversations, are not part of
-            the text.
-        history: `none` or a number of tokens.
-        start: The tokens of the visible start; None: those that the conversation began with.
-    """
-    said = said_turns(earlier, turn.conversation)
-    if not said:
-        return NO_SEGMENTS
-    length = start_length(said[0].opening)
-    wanted = max(history if isinstance(history, int) else 0, _tokens_of_tool_loop(said, turn))
-    begun_with = said[0].opening.ids[:length] if start is None else start
-    return Segments.without_spans([*begun_with, *_last_tokens(said, wanted, length)])
-
-
-def _last_tokens(said: Sequence[Turn], wanted: int, start: int) -> list[int]:
-    """The last `wanted` tokens of some turns, without the visible start: the first `start` tokens of the first turn."""
-    parts: list[list[int]] = []
-    missing = wanted
-    for index in range(len(said) - 1, -1, -1):
-        if missing <= 0:
-            break
-        ids = said[index].segments.ids[0 if index else start :]
-        parts.append(ids[max(0, len(ids) - missing) :])
-        missing -= len(ids)
-    return [token for ids in reversed(parts) for token in ids]
-
-
-def _tokens_of_tool_loop(said: Sequence[Turn], turn: Turn) -> int:
-    """The number of tokens in the turns that a turn's tool results answer; 0 if it has no tool results."""
-    tokens = 0
-    for earlier in reversed(said):
-        if turn.messages[0]["role"] != "tool":
-            break
-        tokens, turn = tokens + earlier.length, earlier
     return tokens

@@ -5,11 +5,12 @@ Clients of OpenAI's API send the whole chat with each request. A message that th
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.turn import Turn, said_turns
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,42 @@ def turn_ids(turns: Iterable[Turn], think_end: str | None = None) -> list[str]:
     return ids
 
 
+def place_of_turn(turns: Sequence[Turn], name: str, think_end: str | None = None) -> Place | None:
+    """The place after the turn with an id; None if there is no such turn.
+
+    Args:
+        turns: All turns of a chat.
+        name: The id.
+        think_end: As for `turn_ids`.
+    """
+    return places(turns, think_end).get(name)
+
+
+def places(turns: Sequence[Turn], think_end: str | None = None) -> dict[str, Place]:
+    """The place after each turn of a chat, by the id of the turn. Remembered texts are not part of a conversation.
+
+    Args:
+        turns: All turns of the chat.
+        think_end: As for `turn_ids`.
+    """
+    known: dict[str, Place] = {}
+    counts: dict[str, int] = {}
+    for turn, name in zip(turns, turn_ids(turns, think_end), strict=True):
+        if not turn.remembered:
+            counts[turn.conversation] = counts.get(turn.conversation, 0) + 1
+            known[name] = Place(turn.conversation, counts[turn.conversation])
+    return known
+
+
+def path_ids(earlier: Iterable[Exchange], think_end: str | None = None) -> list[str]:
+    """The ids that the turns of some exchanges have, if they begin a conversation."""
+    ids, name = [], ""
+    for exchange in earlier:
+        name = _id(name, exchange.messages, exchange.reply, think_end)
+        ids.append(name)
+    return ids
+
+
 def find_place(
     turns: Sequence[Turn], earlier: Sequence[Exchange], think_end: str | None = None, conversation: str | None = None
 ) -> Place | None:
@@ -110,20 +147,21 @@ def find_place(
     Returns:
         None if no exchange is known.
     """
-    known: dict[str, Place] = {}
-    counts: dict[str, int] = {}
-    for turn, name in zip(turns, turn_ids(turns, think_end), strict=True):
-        if turn.remembered or conversation not in (None, turn.conversation):
-            continue
-        counts[turn.conversation] = counts.get(turn.conversation, 0) + 1
-        known[name] = Place(turn.conversation, counts[turn.conversation])
-    place, name = None, ""
-    for exchange in earlier:
-        name = _id(name, exchange.messages, exchange.reply, think_end)
-        if name not in known:
-            break
-        place = known[name]
-    return place
+    if conversation is not None:
+        # Another conversation may have the same words, and so the same ids.
+        turns = said_turns(turns, conversation)
+    return deepest(places(turns, think_end), path_ids(earlier, think_end))
+
+
+def deepest(known: Mapping[str, Place], path: Iterable[str]) -> Place | None:
+    """The place at the end of the longest known part of a path.
+
+    Args:
+        known: As from `places`.
+        path: As from `path_ids`.
+    """
+    found = [known[name] for name in takewhile(known.__contains__, path)]
+    return found[-1] if found else None
 
 
 def _id(parent: str, messages: Sequence[Message], reply: Message | None, think_end: str | None) -> str:

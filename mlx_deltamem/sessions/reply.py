@@ -1,6 +1,6 @@
 """Generate one reply with mlx-lm, after the messages have been read."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypedDict, cast
 
@@ -13,7 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.core.spread import same_tokens
 from mlx_deltamem.core.use import writing
-from mlx_deltamem.options.rule import BITS, COUNT, GROUP_SIZE, REPLY_LENGTH
+from mlx_deltamem.options.rule import BITS, COUNT, GROUP_SIZE, POSITIVE, REPLY_LENGTH
 from mlx_deltamem.sessions.prefill import Progress, check_step
 from mlx_deltamem.sessions.restore import States
 from mlx_deltamem.sessions.turn import Turn
@@ -29,6 +29,9 @@ class GenerateOptions(TypedDict, total=False):
     kv_bits: int | None
     kv_group_size: int
     quantized_kv_start: int
+    # A smaller model with the same tokens, which proposes `num_draft_tokens` tokens at a time (speculative decoding).
+    draft_model: nn.Module | None
+    num_draft_tokens: int
 
 
 class RegenerateOptions(GenerateOptions, total=False):
@@ -81,6 +84,18 @@ class ReplySettings:
         for name, rule in _QUANTISED.items():
             if self.options.get(name) is not None:
                 rule.check(name, self.options[name])  # type: ignore[literal-required]  # The names are those of the type.
+        if self.options.get("num_draft_tokens") is not None:
+            POSITIVE.check("num_draft_tokens", self.options["num_draft_tokens"])
+        if self.draft_model is not None and self.options.get("kv_bits") is not None:
+            raise ValueError(
+                "kv_bits and draft_model are both given, and mlx-lm does not take them together with a prompt cache; "
+                "leave one of them out"
+            )
+
+    @property
+    def draft_model(self) -> nn.Module | None:
+        """The model that drafts the reply, or None."""
+        return self.options.get("draft_model")
 
 
 class ReplyTokens:
@@ -116,6 +131,11 @@ class ReplyTokens:
         return self._stopped_text is not None
 
     @property
+    def stop_text(self) -> str | None:
+        """The stop text that ended the reply, or None."""
+        return self._stops.found
+
+    @property
     def text(self) -> str:
         """The text of the reply, without special tokens and without the stop text."""
         if self._stopped_text is not None:
@@ -135,7 +155,7 @@ class ReplyTokens:
             self.ids.append(response.token)
         shown = self._stops.shown(response.text, is_last=response.finish_reason is not None)
         self._shown += shown
-        if self._stops.is_found:
+        if self._stops.found is not None:
             self._stopped_text = self._shown
             return replace(response, text=shown, finish_reason="stop")
         return replace(response, text=shown)
@@ -170,7 +190,7 @@ class Reply(ReplyTokens):
         self._logits = logits_of(turn)
         self._left = len(turn.opening.ids)
 
-    def stream(self, seconds: float) -> Iterator[GenerationResponse]:
+    def stream(self, seconds: float) -> Generator[GenerationResponse, None, None]:
         """Generate the reply.
 
         Args:
@@ -203,15 +223,17 @@ class Reply(ReplyTokens):
         """Stand in for the model in mlx-lm's generation.
 
         mlx-lm gets the messages as a prompt, because logits processors look at it. The messages have been read: so
-        nothing runs for them, and the result is their known logits, `[1, 1, V]` (None before the last call).
+        nothing runs for them, and the result is their known logits, `[1, 1, V]` (None before the last call). Drafted
+        tokens may come together with the last token of the messages.
         """
-        if self._left:
-            self._left -= tokens.shape[1]
+        known = min(self._left, tokens.shape[1])
+        self._left -= known
+        if known == tokens.shape[1]:
             return None if self._left else self._logits[:, None]
         self.states_before_last = list(cache[-1].cache)
         with writing(self._model, self._turn.reply_written):
-            logits: mx.array = self._model(tokens, cache=cache)
-        return logits
+            logits: mx.array = self._model(tokens[:, known:], cache=cache)
+        return mx.concatenate([self._logits[:, None], logits], axis=1) if known else logits
 
 
 def logits_of(turn: Turn) -> mx.array:
@@ -226,16 +248,18 @@ def logits_of(turn: Turn) -> mx.array:
 
 
 class _TextMachine(Protocol):
-    """The methods of mlx-lm's `TextStateMachine` that are used here, with types. A state ends in None at a match."""
+    """The methods of mlx-lm's `TextStateMachine` that are used here, with types."""
 
     def make_state(self) -> object: ...
 
-    def step(self, state: object, text: str) -> tuple[object, str, str | None]: ...
+    def split(self, state: object, text: str) -> tuple[object, list[tuple[str, str]]]: ...
 
-    def flush(self, state: object) -> tuple[object, str, str | None]: ...
+    def flush(self, state: object) -> tuple[object, str, str]: ...
 
 
-_new_machine = cast(Callable[[Mapping[str, Sequence[tuple[str, None]]]], _TextMachine], TextStateMachine)
+_new_machine = cast(Callable[[Mapping[str, Sequence[tuple[str, str]]]], _TextMachine], TextStateMachine)
+# The state before a stop text. The others are numbers.
+_NORMAL = "normal"
 
 
 class _StopTexts:
@@ -245,19 +269,24 @@ class _StopTexts:
         texts: The stop texts.
 
     Attributes:
-        is_found: Whether one of them was found.
+        found: The text that was found, or None.
     """
 
     def __init__(self, texts: Sequence[str]):
-        self.is_found = False
-        self._machine = _new_machine({"normal": [(text, None) for text in texts]})
+        self.found: str | None = None
+        self._texts = texts
+        # A state for each text says which one was found.
+        ends: dict[str, list[tuple[str, str]]] = {str(index): [] for index in range(len(texts))}
+        self._machine = _new_machine({_NORMAL: list(zip(texts, ends, strict=True)), **ends})
         self._state = self._machine.make_state()
 
     def shown(self, text: str, is_last: bool) -> str:
         """The text that can be shown after this much more of the reply. `is_last`: nothing more follows."""
-        self._state, shown, place = self._machine.step(self._state, text)
-        self.is_found = place is None
-        if is_last and not self.is_found:
+        self._state, segments = self._machine.split(self._state, text)
+        shown, place = "".join(part for state, part in segments if state == _NORMAL), segments[-1][0]
+        if place != _NORMAL:
+            self.found = self._texts[int(place)]
+        elif is_last:
             self._state, rest, _ = self._machine.flush(self._state)
             shown += rest
         return shown

@@ -1,20 +1,22 @@
 """Run a turn of a chat: read its messages, generate the reply, and add both to the chat."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mlx_lm.generate import GenerationResponse
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.sessions import running
+from mlx_deltamem.sessions.drafted_reply import DraftedReply
 from mlx_deltamem.sessions.messages import ToolCall
 from mlx_deltamem.sessions.reply import Reply, ReplySettings, ReplyTokens
 from mlx_deltamem.sessions.restore import take_back_token
+from mlx_deltamem.sessions.seen import seen_before
 from mlx_deltamem.sessions.segments import Segments, part
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.tool_calls import find_tool_calls
-from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.turn import Turn, said_turns
 
 
 def reply_to(
@@ -63,7 +65,8 @@ def _generate(
     state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, settings: ReplySettings, seconds: float
 ) -> Iterator[GenerationResponse]:
     """Generate the reply to messages that have been read, which took `seconds`."""
-    reply = Reply(state.model, tokenizer, state.filled_cache, turn, settings)
+    parts = state.model, tokenizer, state.filled_cache, turn, settings
+    reply = Reply(*parts) if settings.draft_model is None else DraftedReply(*parts, _tokens_in_view(state, turn))
     state.replying = True
     try:
         yield from reply.stream(seconds)
@@ -73,6 +76,13 @@ def _generate(
         raise
     finally:
         state.replying = False
+
+
+def _tokens_in_view(state: ChatState, turn: Turn) -> Sequence[int]:
+    """The tokens of the text that a turn sees before its own messages."""
+    if state.keeps_text:
+        return [token for said in said_turns(state.turns, turn.conversation) for token in said.segments.ids]
+    return seen_before(turn, state.turns, state.history, state.starts.get(turn.conversation)).ids
 
 
 def end_turn(state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, reply: ReplyTokens) -> None:

@@ -13,11 +13,12 @@ from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
 from mlx_deltamem.core.spread import whole_numbers
 from mlx_deltamem.core.use import observing
 from mlx_deltamem.sessions.drift import Drift, KeepGateMeans
-from mlx_deltamem.sessions.history import seen_before
 from mlx_deltamem.sessions.prefill import Progress, prefill, window, write_text
 from mlx_deltamem.sessions.restore import RestorePoint, mark
+from mlx_deltamem.sessions.seen import seen_before
 from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, joined, part, start_length
 from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.together import can_run_together, run_together
 from mlx_deltamem.sessions.turn import Turn, said_turns
 
 
@@ -58,6 +59,49 @@ def begin(
     return replace(turn, between=state.here(), logits=logits, drift=_drift(state, gates))
 
 
+def can_begin_together(state: ChatState, turn: Turn, longest: int) -> bool:
+    """Whether `begin_together` can read the messages of a turn.
+
+    Args:
+        state: The chat.
+        turn: The turn.
+        longest: The largest number of tokens of the messages.
+    """
+    # If the text that is kept has to run again, there is no cache yet.
+    is_ready = state.cache is not None or not state.keeps_text or not state.turns
+    cache = state.cache or make_prompt_cache(state.model)
+    return is_ready and state.writes_tokens and len(turn.opening.ids) <= longest and can_run_together(cache)
+
+
+def begin_together(begun: Sequence[tuple[ChatState, Turn]]) -> list[Turn]:
+    """Read the messages of turns of several chats with one model in one pass, as `begin` does for one.
+
+    Args:
+        begun: Chats, each with a turn that `can_begin_together`.
+
+    Returns:
+        The turns, as `begin` returns them.
+
+    Raises:
+        ValueError: Messages do not fit into the model's window.
+    """
+    for state, turn in begun:
+        check_fits(state, turn)
+    placed = [_placed(state, turn) for state, turn in begun]
+    model = begun[0][0].model
+    with observing(model, gates := KeepGateMeans()):
+        logits = run_together(
+            model,
+            [cache for _, cache in placed],
+            [turn.opening.ids for turn, _ in placed],
+            [turn.opening_written for turn, _ in placed],
+        )
+    return [
+        replace(turn, between=state.here(), logits=logits[row : row + 1], drift=_drift(state, gates, row))
+        for row, ((state, _), (turn, _)) in enumerate(zip(begun, placed, strict=True))
+    ]
+
+
 def finish(state: ChatState, turn: Turn, reply: Segments | None = None, ending: Segments | None = None) -> None:
     """Run the rest of a turn and add the turn to the chat.
 
@@ -71,8 +115,10 @@ def finish(state: ChatState, turn: Turn, reply: Segments | None = None, ending: 
         _write_ended(state, turn)
         return
     cache = state.filled_cache
-    for segments in (reply, turn.ending if ending is None else ending):
-        if segments is not None and segments.ids:
+    parts = [reply or NO_SEGMENTS, turn.ending if ending is None else ending]
+    # A pass of several spans would not write the tokens of the reply, which are in no span.
+    for segments in [joined(parts)] if state.writes_tokens else parts:
+        if segments.ids:
             prefill(state.model, cache, segments, turn.reply_written, want_logits=False)
     state.add(turn, list(cache[-1].cache))
 
@@ -240,7 +286,7 @@ def _with_start(state: ChatState, turn: Turn) -> Turn:
     return replace(turn, opening=joined([Segments.without_spans(start), rest]))
 
 
-def _drift(state: ChatState, gates: KeepGateMeans) -> Drift:
+def _drift(state: ChatState, gates: KeepGateMeans, row: int = 0) -> Drift:
     """The drift of a turn, as far as it is known before the turn has ended."""
     kept_all = {layer: 1.0 for layer, array in enumerate(state.states) if array.size}
-    return Drift(whole_numbers(state.model, gates.means()) or kept_all, {})
+    return Drift(whole_numbers(state.model, gates.means(row)) or kept_all, {})

@@ -20,7 +20,9 @@ from mlx_deltamem.sessions.template import ChatTemplate
 from mlx_deltamem.sessions.template_options import DEFAULTS, check_trusted, parse_tools
 
 
-def stored_chat(state: ChatState, tokenizer: TokenizerWrapper, write: str, save_kv: bool) -> StoredChat:
+def stored_chat(
+    state: ChatState, tokenizer: TokenizerWrapper, write: str, save_kv: bool, title: str = ""
+) -> StoredChat:
     """The content of a chat's session file.
 
     Args:
@@ -28,6 +30,7 @@ def stored_chat(state: ChatState, tokenizer: TokenizerWrapper, write: str, save_
         tokenizer: The model's tokenizer.
         write: Which part of the next turns is written, one of `WRITES`.
         save_kv: Whether the keys and values are in it. They are, if the chat keeps its text.
+        title: The title of the chat; empty for none.
 
     Raises:
         ValueError: Keys and values are wanted, and the model is spread over several processes.
@@ -49,6 +52,7 @@ def stored_chat(state: ChatState, tokenizer: TokenizerWrapper, write: str, save_
         memory_set=state.memory_set,
         text=None if kept is None else kept[:-1],
         conversation=state.conversation,
+        title=title,
     )
 
 

@@ -20,6 +20,7 @@ from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.drift import Drift
 from mlx_deltamem.sessions.editing import edit_message, edit_system
+from mlx_deltamem.sessions.exported import chat_title, exported_chat, parse_export, read_export
 from mlx_deltamem.sessions.foreign.folder import foreign_format
 from mlx_deltamem.sessions.history import FULL, History, parse_history
 from mlx_deltamem.sessions.messages import (
@@ -31,17 +32,18 @@ from mlx_deltamem.sessions.messages import (
     said_messages,
     system_prompt,
 )
+from mlx_deltamem.sessions.notebook import chat_html
 from mlx_deltamem.sessions.prefill import Progress, check_step
 from mlx_deltamem.sessions.reply import GenerateOptions, RegenerateOptions, ReplySettings, SendOptions
 from mlx_deltamem.sessions.replying import reply_again, reply_to
 from mlx_deltamem.sessions.saving import check_whole, load_foreign, load_stored, stored_chat
 from mlx_deltamem.sessions.segments import Segments
-from mlx_deltamem.sessions.state import ChatState, Progression
-from mlx_deltamem.sessions.stored.file import read_chat, write_chat
+from mlx_deltamem.sessions.state import ChatState, Progression, Snapshot
+from mlx_deltamem.sessions.stored.file import delete_chat, read_chat, write_chat
 from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.template_options import DEFAULTS, parse_tools
+from mlx_deltamem.sessions.template_options import DEFAULTS, check_trusted, parse_tools
 from mlx_deltamem.sessions.turn import Turn, said_turns, segments_of
-from mlx_deltamem.sessions.writing import ALL, parse_write
+from mlx_deltamem.sessions.writing import ALL, parse_remembered_write, parse_write
 from mlx_deltamem.sessions.writing import NONE as NOTHING
 
 
@@ -94,6 +96,7 @@ class ChatSession:
         template = ChatTemplate(tokenizer, parsed_tools, **{**DEFAULTS, **template_options})
         self._write = parse_write(write)
         self._state = ChatState(model, template, prompt, parse_history(history))
+        self._title = ""
         # The session files that this chat is in, with their ids. Other files are not overwritten.
         self._files: dict[Path, str] = {}
         if memory is not None:
@@ -165,6 +168,19 @@ class ChatSession:
         if not isinstance(name, str) or not is_utf8(name):
             raise ValueError(f"the name of the conversation is {name!r}; expected text")
         self._state.enter(name)
+
+    @property
+    def title(self) -> str:
+        """The title of the chat, one line; empty for none. It may be set, and is saved with the chat.
+
+        Raises:
+            ValueError: When set: it is not text of one line with at most 200 characters.
+        """
+        return self._title
+
+    @title.setter
+    def title(self, title: str) -> None:
+        self._title = chat_title(title)
 
     @property
     def messages(self) -> list[Message]:
@@ -336,8 +352,7 @@ class ChatSession:
         check_step(prefill_step_size)
         if not is_writing(self.model):
             raise ValueError("nothing can be remembered while the model is read only; leave read_only(model) for it")
-        if parse_write(write) not in (ALL, "user", "assistant"):
-            raise ValueError(f"write is {write!r} for a text to remember; expected all, user or assistant")
+        write = parse_remembered_write(write)
         messages = parse_messages(text)
         turn = Turn(messages, self._state.text.remembered(messages), write, self.conversation, remembered=True)
         with self._state.all_or_nothing():
@@ -415,11 +430,31 @@ class ChatSession:
         if set_memory is not None:
             self._state.set_memory(set_memory)
 
-    def fork(self) -> "ChatSession":
-        """A second chat that goes on from here. Later changes of one do not reach the other."""
+    def fork(self, at: int | None = None) -> "ChatSession":
+        """A second chat that goes on from here, or from an earlier reply. Later changes of one do not reach the other.
+
+        Args:
+            at: The place of a reply in `messages`, which may be negative as for a list; None: the end of the chat. The
+                second chat is as if nothing had come after that reply, as after `undo`.
+
+        Raises:
+            ValueError: There is no reply at that place, or a reply is being generated.
+        """
         self._state.check_idle()
+        turns = len(self._state.turns) if at is None else self._turns_up_to(at)
         other = copy.copy(self)
         other._state, other._files = self._state.fork(), {}
+        if turns < len(other._state.turns):
+            running.return_to(other._state, turns)
+        return other
+
+    def fork_at(self, snapshot: Snapshot) -> "ChatSession":
+        """A second chat that goes on from a snapshot of this one's `state`; also while a reply is being generated.
+
+        The text runs again unless this chat is at the snapshot and no reply is being generated.
+        """
+        other = copy.copy(self)
+        other._state, other._files = self._state.fork_at(snapshot), {}
         return other
 
     def take_over(self, other: "ChatSession") -> None:
@@ -463,9 +498,72 @@ class ChatSession:
         """
         self._state.check_idle()
         path = user_path(path).resolve()
-        chat = stored_chat(self._state, self.tokenizer, self._write, save_kv)
+        chat = stored_chat(self._state, self.tokenizer, self._write, save_kv, self._title)
         world = world_of(self.model)
         self._files[path] = world.first(lambda: write_chat(path, chat, self._files.get(path)))
+
+    def delete(self, path: str | Path) -> None:
+        """Delete a file that this chat was saved to. The chat itself stays. There may be no such file.
+
+        Raises:
+            ValueError: Someone else has saved the file.
+            OSError: The file cannot be deleted.
+        """
+        path = user_path(path).resolve()
+        world_of(self.model).first(lambda: delete_chat(path, self._files.get(path)))
+        self._files.pop(path, None)
+
+    def _repr_html_(self) -> str:
+        """The chat as HTML, which notebooks show: its last messages, and its memory as heat maps."""
+        facts = {"turns": len(self._state.turns), "history": self.history, "written": self.write}
+        return chat_html(self._title, facts, self.messages, self.memory)
+
+    def to_dict(self) -> dict[str, object]:
+        """The chat as a dict that JSON can hold: its settings, messages and replies, and what of each was written.
+
+        The memory is not in it: `from_dict` makes it again by reading the chat, with this model or with another one.
+        Save a session file to keep the memory as it is.
+
+        Returns:
+            A dict with the keys `format`, `version`, `title`, `system`, `history`, `write`, `template_options`,
+            `conversation` and `turns`. Each turn has `messages` and `reply` in OpenAI's form, `reply_ids`,
+            `tool_calls`, `write`, `remembered` and `conversation`.
+
+        Raises:
+            ValueError: A memory was set (`chat.memory = ...`): no reading of the chat leads to it. Or a reply is being
+                generated.
+        """
+        self._state.check_idle()
+        return exported_chat(self._state, self._title, self._write)
+
+    @classmethod
+    def from_dict(
+        cls, model: nn.Module, tokenizer: TokenizerWrapper, content: object, progress: Progress | None = None
+    ) -> "ChatSession":
+        """Make a chat of a dict of `to_dict`, of a list of messages in OpenAI's form, or of a dict with `messages`.
+
+        The model reads the whole chat again. With the same model, adapter and tokenizer, the memory is the same up to
+        rounding.
+
+        Args:
+            model: An attached model. It need not be the one that the chat was made with.
+            tokenizer: Its tokenizer.
+            content: The dict or list. Anyone may have written it. A dict with `messages` may also have `title`,
+                `history`, `write` and `template_options`.
+            progress: Called with the number of turns that have been read, and of all.
+
+        Raises:
+            ValueError: It is something else, of a newer version, or does not fit into the model's window; a message
+                has no reply; or it brings another chat template.
+        """
+        given = parse_export(content)
+        check_trusted("the exported chat", given.template_options, tokenizer, TAKEN_NAMES)
+        options = {**DEFAULTS, **given.template_options}
+        tools = parse_tools(options.pop("tools")) if "tools" in options else None
+        chat = cls(model, tokenizer, given.system, given.history, given.write)
+        chat._state.template, chat._title = ChatTemplate(tokenizer, tools, **options), given.title
+        read_export(chat._state, tokenizer, given, progress)
+        return chat
 
     @classmethod
     def load(cls, model: nn.Module, tokenizer: TokenizerWrapper, path: str | Path) -> "ChatSession":
@@ -497,12 +595,30 @@ class ChatSession:
         with world.file(path) as readable:
             stored, file_id = read_chat(readable)
         chat._state, chat._write = load_stored(path, stored, model, tokenizer, taken=TAKEN_NAMES), stored.write
-        chat._files[path] = file_id
+        chat._files[path], chat._title = file_id, stored.title
         return chat
 
     def _new_state(self, turns: Sequence[Turn]) -> ChatState:
         """A state with an empty memory and the settings of the present one."""
         return ChatState(self.model, self._state.template, self.system, self.history, turns)
+
+    def _turns_up_to(self, at: int) -> int:
+        """The number of turns up to the one with the reply at a place in `messages`.
+
+        Raises:
+            ValueError: There is no reply at that place.
+        """
+        messages = self.messages
+        if type(at) is not int or not -len(messages) <= at < len(messages):
+            raise ValueError(f"there is no message {at!r}; the chat has {len(messages)}")
+        place = at % len(messages) - (self.system is not None)
+        for number, turn in enumerate(self._state.turns, start=1):
+            if turn.remembered or turn.conversation != self.conversation:
+                continue
+            place -= len(turn.messages) + 1
+            if place == -1:
+                return number
+        raise ValueError(f"message {at} is not a reply; expected the number of a message of the assistant")
 
     def _stream(self, turn: Turn, settings: ReplySettings, asked_at: Progression) -> Iterator[GenerationResponse]:
         self._check_is_at(asked_at)

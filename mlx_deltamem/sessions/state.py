@@ -20,7 +20,7 @@ from mlx_deltamem.sessions.history import FULL, History
 from mlx_deltamem.sessions.restore import RestorePoint, States, go_back, mark
 from mlx_deltamem.sessions.segments import start_length
 from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.turn import Turn, said_turns
+from mlx_deltamem.sessions.turn import Turn, are_same_runs, said_turns
 
 # The number of conversations, beside the one that goes on, whose keys and values are kept.
 _MOST_CACHES = 8
@@ -190,6 +190,14 @@ class ChatState:
         other.conversation, other.starts = self.conversation, dict(self.starts)
         return other
 
+    def fork_at(self, snapshot: "Snapshot") -> "ChatState":
+        """A copy as it was at a snapshot. It has the keys and values if the chat is still there, and idle."""
+        if not self.replying and self.snapshot().is_same(snapshot):
+            return self.fork()
+        other = ChatState(self.model, snapshot.template, snapshot.system, snapshot.history)
+        other.restore(snapshot)
+        return other
+
     def here(self) -> RestorePoint:
         """The place in the chat that the cache is at."""
         cache = self.filled_cache
@@ -298,6 +306,17 @@ class Snapshot:
     starts: dict[str, tuple[int, ...]]
     history: History
 
+    def is_same(self, other: "Snapshot") -> bool:
+        """Whether both have the same turns and the same memory, and the text is seen in the same way."""
+        text = (self.system, self.template, self.conversation, self.starts)
+        same_text = text == (other.system, other.template, other.conversation, other.starts)
+        return self.has_same_memory(other) and _are_same(self.turns, other.turns) and same_text
+
+    def has_same_memory(self, other: "Snapshot") -> bool:
+        """Whether both have the same turns, memory and history."""
+        same_states = _are_same(self.states, other.states)
+        return self.history == other.history and same_states and are_same_runs(self.turns, other.turns)
+
 
 @dataclass(frozen=True)
 class Progression:
@@ -316,7 +335,10 @@ class Progression:
 
     def is_same(self, other: "Progression") -> bool:
         """Whether the chat has not gone on between the two."""
-        # Turns are compared by identity: they hold arrays, and two turns may have the same texts.
-        same_turns = len(self.turns) == len(other.turns) and all(map(operator.is_, self.turns, other.turns))
         same_text = (self.system, self.history, self.conversation) == (other.system, other.history, other.conversation)
-        return self.state is other.state and same_turns and same_text
+        return self.state is other.state and _are_same(self.turns, other.turns) and same_text
+
+
+def _are_same(some: Sequence[object], others: Sequence[object]) -> bool:
+    # Turns and states hold arrays, and never change.
+    return len(some) == len(others) and all(map(operator.is_, some, others))

@@ -89,14 +89,14 @@ def check_storable(options: Mapping[str, object]) -> None:
 
 
 def check_trusted(
-    path: Path, options: Mapping[str, object], tokenizer: TokenizerWrapper, taken: Collection[str]
+    path: Path | str, options: Mapping[str, object], tokenizer: TokenizerWrapper, taken: Collection[str]
 ) -> None:
     """Check the options that a session file brings.
 
     A chat template is a program. So a file may bring one only if it is the tokenizer's own.
 
     Args:
-        path: The file, for messages.
+        path: The file, or a name for the place of the options, for messages.
         options: The options, by name.
         tokenizer: The tokenizer that the chat is loaded with.
         taken: Names that an option cannot have.

@@ -1,6 +1,6 @@
 """One turn of a chat: its messages and reply, or a text that was remembered, with their tokens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -59,6 +59,11 @@ class Turn:
         before, between = (place and place.without_copies() for place in (self.before, self.between))
         return replace(self, before=before, between=between, logits=None)
 
+    def is_same_run(self, other: "Turn") -> bool:
+        """Whether both are the same turn, and it has not run again in one of them."""
+        # Each run makes a new drift, and what is kept of a turn later has that drift.
+        return self is other or (self.opening is other.opening and self.drift is other.drift)
+
     @property
     def text(self) -> str:
         """The contents of the messages, one per line."""
@@ -103,6 +108,11 @@ class Turn:
     def segments(self) -> Segments:
         """All tokens of the turn."""
         return joined([self.opening, self.reply_segments, self.ending])
+
+
+def are_same_runs(turns: Sequence[Turn], others: Sequence[Turn]) -> bool:
+    """Whether two lists have the same turns, and none of them has run again in one of the lists."""
+    return len(turns) == len(others) and all(map(Turn.is_same_run, turns, others))
 
 
 def said_turns(turns: Iterable[Turn], conversation: str | None = None) -> list[Turn]:

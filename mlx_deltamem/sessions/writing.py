@@ -1,6 +1,6 @@
 """The `write` option: which tokens of a turn are written into the memory.
 
-`all` is the reference's way, and the default. The README ("How it works") has measurements of the others.
+`all` is the reference's way, and the default. The guide HOW.md has measurements of the others.
 """
 
 WRITES = ("all", "after", "user", "assistant", "none")
@@ -24,6 +24,17 @@ def parse_write(write: object) -> str:
     if not isinstance(write, str) or write not in WRITES:
         raise ValueError(f"write is {write!r}; expected one of {', '.join(WRITES)}")
     return write
+
+
+def parse_remembered_write(write: object) -> str:
+    """Check which messages of a text to remember are written.
+
+    Raises:
+        ValueError: It is not `all`, `user` or `assistant`.
+    """
+    if parse_write(write) not in (ALL, "user", "assistant"):
+        raise ValueError(f"write is {write!r} for a text to remember; expected all, user or assistant")
+    return str(write)
 
 
 def writes_role(write: str, role: str) -> bool:

@@ -12,6 +12,8 @@ from types import ModuleType
 from mlx_deltamem.files.atomic import user_path
 
 ENDINGS = (".png", ".pdf", ".svg")
+# The ending of a page that a browser shows.
+PAGE = ".html"
 
 
 @dataclass(frozen=True)
@@ -48,31 +50,43 @@ def add_plot_option(parser: argparse.ArgumentParser, what: str) -> None:
         metavar="OUT.png",
         help=f"Draw {what} to this file (.png, .pdf or .svg); needs `pip install 'mlx-deltamem[plot]'`.",
     )
+    parser.add_argument("--dark", action="store_true", help="With --plot: draw on a dark ground.")
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path, endings: tuple[str, ...] = ENDINGS) -> None:
     """Check that a figure can be drawn and written to a file, before the work that the figure shows.
+
+    Args:
+        path: The file.
+        endings: The endings that it may have. Those that are not in `ENDINGS` need no matplotlib.
 
     Raises:
         ValueError: The file has another ending or is a folder, or matplotlib is not installed.
         FileNotFoundError: The folder of the file does not exist.
         PermissionError: The folder is read-only.
     """
-    if path.suffix.lower() not in ENDINGS:
-        raise ValueError(f"--plot {path} does not end in {', '.join(ENDINGS)}; give the file one of these endings")
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"--plot {path} does not end in {', '.join(endings)}; give the file one of these endings")
     if path.is_dir():
         raise ValueError(f"--plot {path} is a folder; expected the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} for --plot {path.name}; name another one")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"the folder {path.parent} is read-only; name a file in another folder after --plot")
-    if importlib.util.find_spec("matplotlib") is None:
+    if path.suffix.lower() in ENDINGS and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib, which is not installed: pip install 'mlx-deltamem[plot]'")
 
 
-def load_figures(package: str, module: str = "figure") -> ModuleType:
+def load_figures(package: str, module: str = "figure", dark: bool = False) -> ModuleType:
     """Import `mlx_deltamem.PACKAGE.MODULE`, which imports matplotlib.
+
+    Args:
+        package: The package.
+        module: The module.
+        dark: Whether figures are drawn on a dark ground from here on.
 
     Commands call this only when they draw, because matplotlib may be missing and takes long to load.
     """
+    if dark:
+        importlib.import_module("mlx_deltamem.show.style").use_dark()
     return importlib.import_module(f"mlx_deltamem.{package}.{module}")

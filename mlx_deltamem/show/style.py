@@ -49,6 +49,7 @@ LINES: tuple[LineStyle, ...] = (
     {"color": GREEN, "linestyle": ":", "marker": "^"},
 )
 BAND: BandStyle = {"color": "#D0D0D0", "linewidth": 0}
+_DARK_BACK, _DARK_INK, _DARK_BAND, _DARK_BLUE = "#16181C", "#E6E6E6", "#454A52", "#56B4E9"
 
 # Without a date in it, a file has the same bytes when the figure is drawn again.
 _UNDATED: dict[str, dict[str, None]] = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
@@ -82,6 +83,25 @@ styled = rc_context(
         "svg.hashsalt": "mlx_deltamem",
     }
 )
+
+
+def use_dark() -> None:
+    """Draw and save all further figures of this process on a dark ground, with light text and lighter blue lines."""
+    rcParams.update(
+        {
+            "text.color": _DARK_INK,
+            "axes.edgecolor": _DARK_INK,
+            "axes.labelcolor": _DARK_INK,
+            "axes.titlecolor": _DARK_INK,
+            "xtick.color": _DARK_INK,
+            "ytick.color": _DARK_INK,
+            "axes.facecolor": _DARK_BACK,
+            "savefig.facecolor": _DARK_BACK,
+            "savefig.edgecolor": _DARK_BACK,
+        }
+    )
+    BAND["color"] = _DARK_BAND
+    LINES[0]["color"] = _DARK_BLUE
 
 
 def add_title(figure: Figure, text: str) -> None:

@@ -21,6 +21,7 @@ class Turn:
         kind: What the turn does.
         relations: The names of the relations that the turn tells, updates or deletes.
         wordings: The names of the wordings that it uses for that.
+        repeated: The facts that the turn tells, as the assistant would repeat them.
     """
 
     user: str
@@ -28,6 +29,7 @@ class Turn:
     kind: TurnKind
     relations: tuple[str, ...] = ()
     wordings: tuple[str, ...] = ()
+    repeated: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Conversation:
     def from_json(cls, found: Mapping[str, Any]) -> "Conversation":
         """Make a conversation from the result of `as_json`."""
         turns = (
-            Turn(**{**turn, "relations": tuple(turn["relations"]), "wordings": tuple(turn["wordings"])})
+            Turn(**{**turn, **{name: tuple(turn.get(name, ())) for name in ("relations", "wordings", "repeated")}})
             for turn in found["turns"]
         )
         return cls(tuple(turns), tuple(Question(**question) for question in found["questions"]))

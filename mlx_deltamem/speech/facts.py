@@ -1,6 +1,7 @@
 """Draws the facts of a conversation: relations, their subjects, and their values."""
 
 import random
+import re
 from dataclasses import dataclass, field
 
 from .conversation import Style
@@ -11,6 +12,7 @@ from .subjects import Subject, draw_subject
 from .wording import contains, fill, second_person, slots, words
 
 _TRIES = 300
+_VALUE_AT_END = re.compile(r"(?: (?:the|a|an))? \{(?:a_)?value\}.*")
 
 
 @dataclass(eq=False)
@@ -38,7 +40,7 @@ class Fact:
     by_name: bool = True
 
     def blanks(self, use: str) -> dict[str, str]:
-        """Return the texts for the slots of its wordings. `use` is `tell`, `ask` or `answer`."""
+        """Return the texts for the slots of its wordings. `use` is `tell`, `ask`, `answer` or `repeat`."""
         found = self.subject.blanks(use, self.by_name) if self.subject else {}
         if self.values:
             found["value"] = self.values[-1]
@@ -50,6 +52,14 @@ class Fact:
         """Return its `topic` or `about` in the words of the user, or with use `answer` in those of the assistant."""
         text = fill(getattr(self.relation, name), self.blanks(use))
         return second_person(text) if use == "answer" else text
+
+    def repeated(self) -> str:
+        """Return it as the assistant repeats it when it is told."""
+        return fill(self.relation.answer, self.blanks("repeat"))
+
+    def begun(self, use: str) -> str:
+        """Return its answer up to the value, with use `repeat` as the assistant repeats it."""
+        return fill(_VALUE_AT_END.sub("", self.relation.answer), self.blanks(use))
 
     def same_as(self, other: "Fact") -> bool:
         """Whether both have the same relation and subject."""

@@ -7,7 +7,7 @@ from .conversation import Conversation, Question, Turn
 from .facts import Fact, FactDrawer
 from .messages import Written, forget, tell, tell_two, update, wish
 from .ordinary import ordinary_message
-from .questions import Asker, Encode
+from .questions import Asker, Encode, unknown
 from .settings import SpeechSettings
 from .talk import talk
 
@@ -97,7 +97,8 @@ class _Teller:
         # A model answers the request in the message.
         reply = None if written.style == "with_request" else self._reply("acknowledge")
         names = tuple(each.relation.name for each in facts)
-        return Turn(written.text, reply, "told", names, written.wordings), facts
+        repeated = tuple(each.repeated() for each in facts)
+        return Turn(written.text, reply, "told", names, written.wordings, repeated), facts
 
     def _fates(self, facts: tuple[Fact, ...]) -> list[tuple[Fact, str]]:
         """Draw the updates and deletions of facts that were just told or updated."""
@@ -120,12 +121,13 @@ class _Teller:
             fact.values.pop()
             return None
         fact.wording = written.wordings[-1]
-        return Turn(written.text, self._reply("acknowledge"), "update", (fact.relation.name,), written.wordings)
+        reply = self._reply("acknowledge")
+        return Turn(written.text, reply, "update", (fact.relation.name,), written.wordings, (fact.repeated(),))
 
     def _forget(self, fact: Fact) -> Turn:
         written = forget(self._rng, self._settings, fact)
         fact.deleted = True
-        return Turn(written.text, self._reply("forgotten"), "deletion", (fact.relation.name,), written.wordings)
+        return Turn(written.text, unknown(fact, "forgotten"), "deletion", (fact.relation.name,), written.wordings)
 
     def _reply(self, use: str) -> str | None:
         drawn = self._rng.random() < self._settings.replies

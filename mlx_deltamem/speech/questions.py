@@ -13,6 +13,13 @@ from .wording import capital, fill, is_sentence, lower_case, within
 Encode = Callable[[str], Sequence[int]]
 
 
+def unknown(fact: Fact, use: str) -> str:
+    """Return the reply to a question that has no answer, or to the wish to forget a fact, by its use in talk.yaml."""
+    [template] = talk(use, "train")
+    # The assistant forgets a fact in the words in which it has repeated it.
+    return fill(template, {"begun": fact.begun("repeat" if use == "forgotten" else "answer")})
+
+
 class Asker:
     """Writes the questions of a conversation.
 
@@ -37,20 +44,14 @@ class Asker:
             kind = fact.style
         text, asked_in = self._ask(fact)
         if fact.deleted:
-            template = self._rng.choice(talk("deleted", "train"))
-            return self._question(fact, kind, text, fill(template, self._named(fact)), None, asked_in)
+            return self._question(fact, kind, text, unknown(fact, "deleted"), None, asked_in)
         answer, value = self._answer(fact)
         return self._question(fact, kind, text, answer, value, asked_in)
 
     def absent(self, fact: Fact, told: Sequence[Fact]) -> Question:
         """Write a question about an absent fact, given the facts that were told."""
-        near = [each for each in told if not each.deleted and each.relation is fact.relation]
         text, asked_in = self._ask(fact)
-        blanks, use = self._named(fact), "absent"
-        if near and self._rng.random() < 0.4:
-            use = "absent_sibling"
-            blanks["sibling"] = self._rng.choice(near).called("topic", "answer")
-        answer = fill(self._rng.choice(talk(use, "train")), blanks)
+        answer = unknown(fact, "absent_own" if fact.relation.by_assistant else "absent")
         sibling = any(each.relation.theme == fact.relation.theme for each in told)
         return replace(self._question(fact, "absent", text, answer, None, asked_in), sibling=sibling)
 
@@ -106,13 +107,10 @@ class Asker:
         return lower_case(template, apostrophes=self._rng.random() < 0.7) if lower else template
 
     def _answer(self, fact: Fact) -> tuple[str, str]:
-        """Draw an answer; return it and the value as it is written there."""
+        """Return the answer, and the value as it is written there."""
         value = fact.values[-1]
-        answer = fill(self._rng.choice(fact.relation.texts["answer"]), fact.blanks("answer"))
+        answer = fill(fact.relation.answer, fact.blanks("answer"))
         return answer, value if value in answer else capital(value)
-
-    def _named(self, fact: Fact) -> dict[str, str]:
-        return {"about": fact.called("about", "answer")}
 
     def _question(self, fact: Fact, kind: Kind, text: str, answer: str, value: str | None, asked_in: str) -> Question:
         pieces = None if self._encode is None else len(self._encode(f" {value}")) if value else 0

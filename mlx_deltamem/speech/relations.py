@@ -6,7 +6,8 @@ A relation has these entries. A text has one wording on each of its lines:
 - `of`: its subjects, if it has any: "person", or a list of things ([ladder, drill]).
 - `topic`: the fact as a noun in the first person, "my {it}". `about`: the fact as a clause, "who has my {it}".
 - `tell`, `ask`, `update`: statements, questions, and statements with a new value (`{old}` is the value before).
-- `answer`: answers to the questions, in the second person.
+- `answer`: the answer to the questions, in the second person. It names the subject, and the value comes last. The
+  assistant repeats a fact in the same words when it is told. So a memory is written and read in one wording.
 - `wish`: requests for the value, if the assistant tells it. `tell` then has the replies.
 - `all`: questions for all facts of the relation. `all_answer`: the answers, with `{values}`.
 - `back`: questions for the subject of a value. `back_answer`: the answers.
@@ -45,7 +46,7 @@ _WITH_VALUE = {
     "back": True,
     "pair": True,
 }
-_LEAST = {"tell": 10, "ask": 8, "answer": 2}
+_LEAST = {"tell": 10, "ask": 8}
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,11 @@ class Relation:
     def wording_id(self, use: str, template: str) -> str:
         """Return the name of a wording."""
         return wording_id(self.name, use, template)
+
+    @property
+    def answer(self) -> str:
+        """The wording of its answers."""
+        return self.texts["answer"][0]
 
     @property
     def by_assistant(self) -> bool:
@@ -142,6 +148,7 @@ def _relation(theme: str, name: str, entry: dict) -> Relation:
         raise ValueError(f"{where} has missing or unknown entries: {', '.join(sorted(wrong))}")
     texts = {use: tuple(entry[use].strip().splitlines()) for use in _TEXTS if use in entry}
     _check_texts(where, texts)
+    _check_answer(where, texts["answer"])
     of = entry.get("of")
     of = tuple(of) if isinstance(of, list) else of
     _check_slots(where, of, {**texts, "topic": (entry["topic"],), "about": (entry["about"],)})
@@ -177,6 +184,13 @@ def _check_texts(where: str, texts: dict[str, tuple[str, ...]]) -> None:
     for one, other in (("all", "all_answer"), ("back", "back_answer")):
         if (one in texts) != (other in texts):
             raise ValueError(f"{where} has only one of {one} and {other}; write both")
+
+
+def _check_answer(where: str, answers: tuple[str, ...]) -> None:
+    if len(answers) != 1:
+        raise ValueError(f"{where} has {len(answers)} wordings to answer; write one")
+    if not re.search(r"[\w}] \{(a_)?value\}\.$", answers[0]):
+        raise ValueError(f"{where} has the answer {answers[0]!r}, which must have {{value}} at its end")
 
 
 def _check_slots(where: str, of: tuple[str, ...] | str | None, texts: dict[str, tuple[str, ...]]) -> None:

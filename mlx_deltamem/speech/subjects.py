@@ -13,6 +13,7 @@ from .split import side_of
 from .wording import second_person
 
 _PRONOUNS = {"female": ("she", "her", "her"), "male": ("he", "his", "him")}
+_BY_ASSISTANT = ("answer", "repeat")
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,18 @@ class Subject:
         return self.it or self.name or self.role
 
     def blanks(self, use: str, by_name: bool = True) -> dict[str, str]:
-        """Return the texts for the slots. `use` is `tell`, `ask` or `answer`.
+        """Return the texts for the slots. `use` is `tell`, `ask`, `answer` or `repeat`.
 
-        A person with a name and a role is told with both, and asked for by name (`by_name`) or by role.
+        A person with a name and a role is told and repeated with both, and asked for by name (`by_name`) or by role.
         """
         if self.it:
-            return {"it": second_person(self.it) if use == "answer" else self.it}
+            return {"it": second_person(self.it) if use in _BY_ASSISTANT else self.it}
         if self.name and self.role:
             asked = self.name if by_name else self.role
-            who = f"{self.role} {self.name}" if use == "tell" else asked
+            who = f"{self.role} {self.name}" if use in ("tell", "repeat") else asked
         else:
             who = self.name or self.role
-        who = second_person(who) if use == "answer" else who
+        who = second_person(who) if use in _BY_ASSISTANT else who
         he, his, him = _PRONOUNS[self.gender]
         return {"who": who, "whose": f"{who}'s", "he": he, "his": his, "him": him}
 

@@ -11,8 +11,8 @@ from .wording import slots, wording_id
 SHARED = "shared"
 # The uses with wordings that are split; the others are the same on both sides.
 _SPLIT = {"forget", "ask", "change", "correct"}
-_SLOTS = {"forget": {"topic"}, "ask": {"about", "topic"}, "absent": {"about"}, "deleted": {"about"}}
-_SLOTS["absent_sibling"] = {"about", "sibling"}
+_SLOTS = {"forget": {"topic"}, "ask": {"about", "topic"}}
+_SLOTS |= {use: {"begun"} for use in ("absent", "absent_own", "deleted", "forgotten")}
 
 
 @cache

@@ -17,7 +17,7 @@ from mlx_deltamem.core.use import attachment_of
 from mlx_deltamem.files.atomic import new_file, one_line
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.loss import EpisodeModel
-from mlx_deltamem.training.optimizer import ClippedAdamW
+from mlx_deltamem.training.optimizer import ClippedOptimizer
 
 FOLDER = "checkpoints"
 # The newest checkpoint, and the one before in case the newest is damaged.
@@ -62,14 +62,14 @@ class Checkpoint:
     config: str
 
     @classmethod
-    def of(cls, module: EpisodeModel, optimizer: ClippedAdamW, progress: Progress) -> "Checkpoint":
+    def of(cls, module: EpisodeModel, optimizer: ClippedOptimizer, progress: Progress) -> "Checkpoint":
         """Make the checkpoint of a run's present state."""
         arrays = {f"adapter.{name}": weight for name, weight in _named_arrays(module.trainable_parameters()).items()}
         arrays |= {f"optimizer.{name}": array for name, array in _named_arrays(optimizer.state).items()}
         (arrays["random"],) = cast(list[mx.array], mx.random.state)
         return cls(progress, arrays, attachment_of(module.model).config.to_json())
 
-    def restore(self, module: EpisodeModel, optimizer: ClippedAdamW) -> None:
+    def restore(self, module: EpisodeModel, optimizer: ClippedOptimizer) -> None:
         """Put a run back into this state.
 
         Raises:

@@ -4,49 +4,23 @@ Only the last messages before an answer stay visible. Everything earlier goes in
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.options.option import check_options, option
 from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.segments import shared_length
 from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.writing import AFTER, NONE, WRITES
+from mlx_deltamem.sessions.writing import AFTER, NONE
 from mlx_deltamem.training.cached_tokenizer import CachedTokenizer
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.records import Record, RecordError
+from mlx_deltamem.training.rules import EpisodeRules
 from mlx_deltamem.training.turns import exchanges, split_system, wrong_roles
 from mlx_deltamem.training.written import WrittenHistory, written_flags
-
-
-@dataclass(frozen=True)
-class EpisodeRules:
-    """The rules for making episodes of a chat.
-
-    Raises:
-        ValueError: A number is out of range.
-    """
-
-    recent_messages: int = option(1, "Messages before the answer that stay in the text.", least=1)
-    final_assistant_only: bool = option(True, "Train on the last answer of a chat only, not on every answer.")
-    max_write_length: int = option(8192, "Longest history in tokens; a longer one is cut to its end.", least=1)
-    max_seq_length: int = option(
-        512, "Longest text with its answer in tokens; a longer one is cut to its end.", least=2
-    )
-    write: str = option(AFTER, "The part of a chat that is written into the memory, as `--write` of a chat.", WRITES)
-    turn_by_turn: bool = option(
-        False, "Write the turns of a history one by one, as a chat does that does not see its earlier turns."
-    )
-    questions_per_write: int = option(
-        4, "Most questions in a row about one history that share the passes over it.", least=1
-    )
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class EpisodeMaker:

@@ -29,7 +29,7 @@ from mlx_deltamem.training.best import BEST_FOLDER
 from mlx_deltamem.training.checkpoint import Checkpoint, Progress, remove_unfinished_checkpoints
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.loss import EpisodeModel
-from mlx_deltamem.training.optimizer import ClippedAdamW
+from mlx_deltamem.training.optimizer import ClippedOptimizer
 from mlx_deltamem.training.settings import Settings
 
 _FILES = (SETTINGS_FILE, METRICS_FILE, CURVES_FILE, CONFIG_FILE, WEIGHTS_FILE, CARD_FILE)
@@ -54,7 +54,7 @@ class Keeper:
     """
 
     def __init__(
-        self, folder: Path, module: EpisodeModel, optimizer: ClippedAdamW, settings: Settings, dtype: mx.Dtype
+        self, folder: Path, module: EpisodeModel, optimizer: ClippedOptimizer, settings: Settings, dtype: mx.Dtype
     ):
         self._folder = folder
         self._module = module

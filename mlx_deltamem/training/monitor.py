@@ -26,7 +26,7 @@ from mlx_deltamem.training import processes
 from mlx_deltamem.training.batches import Feed
 from mlx_deltamem.training.checkpoint import Progress
 from mlx_deltamem.training.loss import EpisodeModel
-from mlx_deltamem.training.optimizer import ClippedAdamW
+from mlx_deltamem.training.optimizer import ClippedOptimizer
 
 # mlx-lm's own console writes colours into files too, and the names of files and models as they are.
 cast(Any, cli_ui).Console = Console
@@ -103,13 +103,16 @@ class Monitor(TrainingCallback):
         steps_per_report: The number given to mlx-lm.
         evaluated: Called in all processes with the row of each evaluation, to which it may add numbers; returns
             whether the adapter is the best so far.
+
+    Attributes:
+        reporter: Gets every row of the metrics too, after it is set.
     """
 
     def __init__(
         self,
         folder: Path,
         module: EpisodeModel,
-        optimizer: ClippedAdamW,
+        optimizer: ClippedOptimizer,
         feed: Feed,
         first: Progress,
         iters: int,
@@ -124,6 +127,7 @@ class Monitor(TrainingCallback):
         self._iters = iters
         self._steps_per_report = steps_per_report
         self._evaluated = evaluated
+        self.reporter: TrainingCallback | None = None
         self._began = time.perf_counter()
         self._reported = first.iteration
         self._tokens = 0
@@ -149,6 +153,8 @@ class Monitor(TrainingCallback):
         }
         if processes.is_first():
             self._metrics.add(row)
+            if self.reporter is not None:
+                self.reporter.on_train_loss_report(row)
             print_below(
                 f"{iteration:,} of {self._iters:,} · β {row['write_gate']:.3f} · ‖S‖ {row['state_norm']:.2f} · "
                 f"gradient {row['gradient_norm']:.3g} · {row['tokens_per_second']:,.0f} tokens/s read · "
@@ -163,6 +169,8 @@ class Monitor(TrainingCallback):
         if not processes.is_first():
             return
         self._metrics.add(row)
+        if self.reporter is not None:
+            self.reporter.on_val_loss_report(row)
         best = " · the best so far" if is_best else ""
         if accuracy:
             print_below(f"held out: {_described(accuracy)}{best}")

@@ -26,8 +26,6 @@ from mlx_deltamem.training.episodes import EpisodeMaker
 from mlx_deltamem.training.records import SPLITS, Record, RecordError, find_file, read_file, records_of_rows
 from mlx_deltamem.training.settings import Settings
 
-# What to do with an unusable record.
-ON_ERROR = ("stop", "skip")
 # The names of the splits in data sets on the Hub.
 _HUB_NAMES = {"train": ("train",), "valid": ("valid", "validation")}
 # The card is among the files, since huggingface_hub warns if no file matches.

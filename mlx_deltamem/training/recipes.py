@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, replace
 
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.sessions.writing import AFTER
-from mlx_deltamem.training.episodes import EpisodeRules
-from mlx_deltamem.training.loss import LossTerms
+from mlx_deltamem.training.rules import EpisodeRules
 from mlx_deltamem.training.settings import Schedule
+from mlx_deltamem.training.terms import LossTerms
 
 # The data set in the authors' launch scripts (facts 8.5).
 PAPER_DATA = "huaXiaKyrie/delta-mem-qasper-data"

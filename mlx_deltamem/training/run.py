@@ -29,9 +29,14 @@ from mlx_deltamem.training.keeper import Keeper, RunStoppedError, episodes_finge
 from mlx_deltamem.training.logits import head_at_positions
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.monitor import Metrics, Monitor, Row
-from mlx_deltamem.training.optimizer import ClippedAdamW
+from mlx_deltamem.training.optimizer import clipped_optimizer
 from mlx_deltamem.training.prepare import freeze_all_but_adapter
+from mlx_deltamem.training.services import reporter
 from mlx_deltamem.training.settings import BEST, Reporting, Settings
+
+
+class _EnoughError(Exception):
+    """The run ends early: the evaluations do not get better."""
 
 
 @dataclass
@@ -56,7 +61,8 @@ class Run:
         freeze_all_but_adapter(self.model)
         schedule = self.settings.schedule
         self._module = EpisodeModel(self.model, self.settings.terms, self.settings.schedule.segment)
-        self._optimizer = ClippedAdamW(
+        self._optimizer = clipped_optimizer(
+            schedule.optimizer,
             schedule.learning_rate,
             schedule.updates,
             schedule.warmup_updates,
@@ -70,6 +76,8 @@ class Run:
         self._data, self._episodes = "", 0
         self._began = time.perf_counter()
         self._stopping = False
+        # Evaluations in a row that were not the best so far, and the steps done when it was enough.
+        self._worse, self._done = 0, 0
 
     @property
     def kept(self) -> str:
@@ -88,8 +96,12 @@ class Run:
             ValueError: As `check_data`; or the best adapter is wanted and there is no held-out data.
         """
         check_data(episodes, held_out, self.settings.schedule, self.model.attachment.config)
-        if self.reporting.keep == BEST and not held_out:
-            raise ValueError("--keep best needs held-out data; expected a valid.jsonl, or --keep last")
+        for name, wanted in (
+            ("keep best", self.reporting.keep == BEST),
+            ("early-stopping", self.reporting.early_stopping),
+        ):
+            if wanted and not held_out:
+                raise ValueError(f"--{name} needs held-out data; expected a valid.jsonl, or leave the option out")
 
     def alone(self, resumed: bool) -> AbstractContextManager[None]:
         """Lock the folder, which is created if needed, so that no other process trains in it.
@@ -132,7 +144,11 @@ class Run:
             if self._first.iteration < iters:
                 if processes.is_first():
                     Metrics(self.folder).go_back(self._first.iteration)
-                self._take_steps(episodes, held_out)
+                try:
+                    self._take_steps(episodes, held_out)
+                except _EnoughError:
+                    iters = self._done
+                    _print(f"No better adapter in {self._worse} evaluations: the run ends after step {iters:,}.")
                 self._check(iters)
             self._keeper.keep(self._progress(iters))
             if self.reporting.keep == BEST:
@@ -154,6 +170,8 @@ class Run:
             self.reporting.steps_per_report,
             self._evaluated,
         )
+        if processes.is_first():
+            monitor.reporter = reporter(self.reporting, self.settings.flat(), self.folder)
         self._best = Best(self.folder, None if self.checkup is None else self.reporting.health_limit)
         with tempfile.TemporaryDirectory() as unused, head_at_positions(self.model), self._keeper.stopped_by_memory():
             # mlx-lm writes a file of weights at the end. It is not used: the weights are in the checkpoints.
@@ -192,6 +210,9 @@ class Run:
             if new:
                 self._keeper.keep(self._progress(done))
             raise KeyboardInterrupt
+        if self._module.training and 0 < self.reporting.early_stopping <= self._worse and self._complete(done) == done:
+            self._done = done
+            raise _EnoughError
 
     def _evaluated(self, row: Row) -> bool:
         """Complete an evaluation: measure the model's health, and keep the adapter if it is the best so far."""
@@ -199,6 +220,7 @@ class Run:
             # The other processes wait for the verdict in `note`.
             row |= measure_health(self.checkup, self.reporting.health_limit)
         is_best = self._best.note(row)
+        self._worse = 0 if is_best else self._worse + 1
         if is_best:
             self._keeper.keep_best(self._progress(cast(int, row["iteration"])))
         return is_best

@@ -8,25 +8,21 @@ from pathlib import Path
 import yaml
 
 from mlx_deltamem.adapters.loading import load_model_type
-from mlx_deltamem.adapters.publish import PLACES
+from mlx_deltamem.adapters.names import PLACES
 from mlx_deltamem.core.adapter import SETTINGS_FILE
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.files.atomic import new_file, user_path
 from mlx_deltamem.options.option import flag, taken_from
 from mlx_deltamem.options.rule import Rule, shown
 from mlx_deltamem.training import processes
-from mlx_deltamem.training.episodes import EpisodeRules
-from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.options_file import parse_options, read_content
-from mlx_deltamem.training.prepare import ON_ERROR
 from mlx_deltamem.training.recipes import find_recipe
-from mlx_deltamem.training.settings import Reporting, Schedule, Settings
+from mlx_deltamem.training.settings import CHECKPOINTED, GROUPS, ON_ERROR, Reporting, Settings
 
-# The groups of options, by their titles in the help text.
-GROUPS = {"run": Schedule, "reports": Reporting, "episodes": EpisodeRules, "loss": LossTerms}
 _KNOWN = {
     *PLACES,
     "adapter_path",
+    "grad_checkpoint",
     "on_error",
     "recipe",
     *(each.name for kind in (*GROUPS.values(), DeltaMemConfig) for each in fields(kind)),
@@ -70,6 +66,10 @@ class RunOptions:
         recipe = asked.pop("recipe", None)
         if recipe is not None and args.resume:
             raise ValueError(f"--recipe is for a new run, and the run in {folder} has its options; leave it out")
+        checkpointing = asked.pop("grad_checkpoint", False)
+        Rule(bool).check("--grad-checkpoint", checkpointing)
+        if checkpointing:
+            asked.setdefault("segment", CHECKPOINTED)
         earlier = _of_run(folder) if args.resume else {} if recipe is None else _of_recipe(recipe, asked)
         options = earlier | asked
         settings = Settings.from_flat(options)

@@ -3,13 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 
-from mlx_deltamem.adapters.publish import PLACES
+from mlx_deltamem.adapters.names import PLACES
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.options.option import check_options, flag, option, taken_from
 from mlx_deltamem.options.rule import COUNT, POSITIVE, SEED, Rule, shown
-from mlx_deltamem.training.episodes import EpisodeRules
-from mlx_deltamem.training.loss import LossTerms
+from mlx_deltamem.training.rules import EpisodeRules
+from mlx_deltamem.training.terms import LossTerms
 
+# What to do with an unusable record.
+ON_ERROR = ("stop", "skip")
+# mlx-lm's optimizers; the first is the default.
+OPTIMIZERS = ("adamw", "adam", "muon", "sgd", "adafactor")
+WITHOUT_DECAY = ("adam",)
+# The segment, in tokens, that `--grad-checkpoint` of mlx-lm stands for.
+CHECKPOINTED = 1024
 # The adapter that a run ends with.
 LAST, BEST = KEEPS = ("last", "best")
 # The configuration of a new adapter: the reference's released recipe (facts 3.5).
@@ -29,13 +36,14 @@ class Schedule:
 
     batch_size: int = option(4, "Episodes per step, over all processes.", rule=POSITIVE)
     iters: int = option(1000, "Training steps.", rule=POSITIVE)
-    learning_rate: float = option(2e-4, "Peak learning rate of AdamW.", above=0)
+    optimizer: str = option(OPTIMIZERS[0], "The optimizer.", OPTIMIZERS)
+    learning_rate: float = option(2e-4, "Peak learning rate.", above=0)
     warmup: int = option(
         -1,
         "Updates of linear warm-up, before a cosine decay.",
         rule=Rule(int, least=0, other=(-1, "a tenth of all updates")),
     )
-    weight_decay: float = option(0.0, "Weight decay of AdamW.", least=0)
+    weight_decay: float = option(0.0, "Weight decay; adam has none.", least=0)
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", above=0)
     grad_accumulation_steps: int = option(1, "Steps whose mean gradient makes one update.", rule=POSITIVE)
     value_weight: float = option(
@@ -59,6 +67,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.weight_decay and self.optimizer in WITHOUT_DECAY:
+            raise ValueError(
+                f"--weight-decay is {self.weight_decay}, and {self.optimizer} has none; use --optimizer adamw, "
+                "or leave the decay out"
+            )
         if spare := self.iters % self.grad_accumulation_steps:
             below, above = self.iters - spare, self.iters - spare + self.grad_accumulation_steps
             raise ValueError(
@@ -87,7 +100,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Reporting:
-    """The reports and checkpoints of a run. They have no effect on the training.
+    """The reports and checkpoints of a run. They have no effect on its steps.
 
     Raises:
         ValueError: A number is out of range.
@@ -97,6 +110,18 @@ class Reporting:
     steps_per_eval: int = option(200, "Steps between evaluations on the held-out data.", rule=POSITIVE)
     val_batches: int = option(25, "Held-out batches of an evaluation.", rule=Rule(int, least=1, other=(-1, "all")))
     save_every: int = option(100, "Steps between checkpoints.", rule=POSITIVE)
+    early_stopping: int = option(
+        0,
+        "End the run after this many evaluations in a row that are not the best so far, since it was begun or resumed; "
+        "0: never.",
+        rule=COUNT,
+    )
+    report_to: str | None = option(
+        None,
+        "Send the reports to these services too, as mlx_lm.lora does. They also get the options of the run.",
+        rule=Rule(str, optional=True, choices=("wandb", "swanlab", "wandb,swanlab")),
+    )
+    project_name: str | None = option(None, "With --report-to: the name of the project there.")
     keep: str = option(
         LAST,
         "The adapter that the run ends with: the last one, or the healthy one with the most held-out answers right.",
@@ -122,6 +147,10 @@ class Reporting:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+
+# The groups of options, by their titles in the help text.
+GROUPS = {"run": Schedule, "reports": Reporting, "episodes": EpisodeRules, "loss": LossTerms}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from mlx_deltamem import load_adapter
 from mlx_deltamem.adapters.card.folder import load_with_card, save_with_card
 from mlx_deltamem.adapters.folder import NPZ_FILE, TORCH_FILE
-from mlx_deltamem.adapters.hub import REFERENCE_ADAPTER
+from mlx_deltamem.adapters.names import REFERENCE_ADAPTER
 from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE, Adapter
 from mlx_deltamem.core.config import CONFIG_FILE
 from tests.command_line import assert_refused, run_command

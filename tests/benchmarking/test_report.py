@@ -24,7 +24,8 @@ from mlx_deltamem.benchmarking.models import (
     with_and_without,
 )
 from mlx_deltamem.benchmarking.paired import Sample
-from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
+from mlx_deltamem.benchmarking.random_models import random_model
+from mlx_deltamem.benchmarking.shapes import SHAPES
 from mlx_deltamem.benchmarking.workloads import Workload, workload
 from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.core.model import is_attached

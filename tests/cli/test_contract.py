@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from mlx_deltamem import __version__
 from mlx_deltamem.cli import main as lister
 from mlx_deltamem.cli.main import COMMANDS
 from mlx_deltamem.cli.parser import Parser
-from mlx_deltamem.data import _MAKERS
+from mlx_deltamem.data import MAKERS
 from mlx_deltamem.options.mlx_lm_habits import OPTIONS, TRAINING
 from mlx_deltamem.options.rule import Rule, shown
 from tests.conftest import adapter, backbone
@@ -28,7 +29,8 @@ WORKING: dict[str, tuple[str, ...]] = {
     "benchmark": ("--shape", "tiny"),
     "grow": (adapter(), "grown", "--rank", "16"),
     "generate": (*MODEL, "--prompt", "hi"),
-    "chat": MODEL,
+    "chat": (*MODEL, "--no-save"),
+    "demo": (),
     "server": (*MODEL, "--memories", "memories"),
     "inspect": (adapter(),),
     "convert": ("--torch-path", adapter(), "--mlx-path", "converted"),
@@ -51,8 +53,16 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     return module(command).setup_arg_parser()
 
 
+def argparse_help(command: str, option: argparse.Action) -> str:
+    """The help text of one option, as it is printed."""
+    parser = parser_of(command)
+    return " ".join(parser._get_formatter()._expand_help(option).split())
+
+
 def options(command: str) -> Iterator[argparse.Action]:
-    return (each for each in parser_of(command)._actions if each.option_strings and each.dest != "help")
+    return (
+        each for each in parser_of(command)._actions if each.option_strings and each.dest not in ("help", "version")
+    )
 
 
 @pytest.fixture
@@ -97,6 +107,12 @@ def assert_one_line(ended: tuple[int, str, str], message: str = "") -> None:
     assert message in err
 
 
+def assert_usage_error(command: str, ended: tuple[int, str, str], message: str = "") -> None:
+    """Check for an error of the command line: one line as above, which says where the options are listed."""
+    assert_one_line(ended, message)
+    assert ended[2].endswith(f" (`mlx_deltamem.{command} --help` lists the options)\n")
+
+
 def beyond(rule: Rule) -> Iterator[str]:
     """Numbers out of a rule's range."""
     if rule.choices:
@@ -114,7 +130,7 @@ def beyond(rule: Rule) -> Iterator[str]:
 
 def test_every_command_is_tried():
     assert {name for name in WORKING if not name.startswith("data ")} == COMMANDS.keys() - {"data"}
-    assert {name for name in WORKING if name.startswith("data ")} == {f"data {name}" for name in _MAKERS}
+    assert {name for name in WORKING if name.startswith("data ")} == {f"data {name}" for name in MAKERS}
 
 
 @pytest.mark.parametrize("command", WORKING)
@@ -137,7 +153,7 @@ def test_wrong_numbers(command, run):
                         continue
                     given = [f"{name}={value}"] if count == 1 and len(name) > 2 else [name, *[value] * count]
                     ended = run(command, *WORKING[command], *given)
-                    assert_one_line(ended, f"{'/'.join(option.option_strings)} is ")
+                    assert_usage_error(command, ended, f"{'/'.join(option.option_strings)} is ")
                     assert "; expected " in ended[2], given
 
 
@@ -149,6 +165,18 @@ def test_the_help_has_the_range_of_every_number(command):
             assert f"{rule.expected_one[1:]}." in text, option.dest
 
 
+@pytest.mark.parametrize("command", WORKING)
+def test_the_help_has_the_default_of_every_option(command):
+    for option in options(command):
+        if option.nargs != 0 and option.default not in (None, [], {}, ()):
+            assert "default:" in argparse_help(command, option), option.dest
+
+
+@pytest.mark.parametrize("command", WORKING)
+def test_every_command_prints_the_version(command, run):
+    assert run(command, *WORKING[command], "--version") == (0, f"{__version__}\n", "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", WORKING)
 def test_wrong_choices_and_missing_values(command, run):
@@ -157,22 +185,24 @@ def test_wrong_choices_and_missing_values(command, run):
         if option.choices:
             for value in ("", "nonsense", "\x1b]0;title\x07", "x\ny"):
                 given = (name, *[value] * (option.nargs if isinstance(option.nargs, int) else 1))
-                assert_one_line(run(command, *WORKING[command], *given), name)
+                assert_usage_error(command, run(command, *WORKING[command], *given), name)
         if option.nargs is None or option.nargs == "+":
-            assert_one_line(run(command, *WORKING[command], name), name)
+            assert_usage_error(command, run(command, *WORKING[command], name), name)
         elif option.nargs == 0:
-            assert_one_line(run(command, *WORKING[command], f"{name}=x"), name)
+            assert_usage_error(command, run(command, *WORKING[command], f"{name}=x"), name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", WORKING)
 def test_options_are_written_in_full(command, run):
-    known = {name for option in options(command) for name in option.option_strings} | {"--help"}
+    known = {name for option in options(command) for name in option.option_strings} | {"--help", "--version"}
     for name in known:
         short = name[:-1]
         if len(short) > 3 and short.startswith("--") and short not in known:
-            assert_one_line(run(command, *WORKING[command], short), f"there is no option {short}; did you mean --")
-            assert_one_line(run(command, f"{short}=1"), f"there is no option {short}; did you mean --")
+            assert_usage_error(
+                command, run(command, *WORKING[command], short), f"there is no option {short}; did you mean --"
+            )
+            assert_usage_error(command, run(command, f"{short}=1"), f"there is no option {short}; did you mean --")
 
 
 @pytest.mark.parametrize("command", WORKING)
@@ -185,13 +215,13 @@ def test_unknown_arguments(command, run):
         ["--" + "x" * 9999],
         ["one", "two", "x"],
     ):
-        assert_one_line(run(command, *WORKING[command], *given))
+        assert_usage_error(command, run(command, *WORKING[command], *given))
 
 
 @pytest.mark.parametrize(("command", "option"), [(name, option) for name, found in OPTIONS.items() for option in found])
 def test_options_of_mlx_lm_have_a_hint(command, option, run):
     ended = run(command, *WORKING[command], option or "word")
-    assert_one_line(ended, OPTIONS[command][option])
+    assert_usage_error(command, ended, OPTIONS[command][option])
     # A hint names options that exist.
     known = {name for each in options(command) for name in each.option_strings}
     words = OPTIONS[command][option].replace(",", " ").replace(":", " ").replace(";", " ").split()
@@ -301,7 +331,7 @@ def test_wrong_outputs(command, run):
 )
 @pytest.mark.parametrize("command", ["generate", "chat"])
 def test_template_options_are_an_object(command, text, message, run):
-    assert_one_line(run(command, *WORKING[command], "--chat-template-config", text), message)
+    assert_usage_error(command, run(command, *WORKING[command], "--chat-template-config", text), message)
 
 
 @pytest.mark.parametrize(
@@ -347,12 +377,12 @@ def test_what_mlx_lm_lora_asks_for_and_train_always_does(folder, run):
 @pytest.mark.parametrize("value", ["", "-5", "0", "1.5", "nan", "all", "9" * 5000, f"1{'0' * 20}"])
 @pytest.mark.parametrize("command", ["generate", "chat"])
 def test_wrong_histories(command, value, run):
-    assert_one_line(run(command, *WORKING[command], f"--history={value}"), "--history is ")
+    assert_usage_error(command, run(command, *WORKING[command], f"--history={value}"), "--history is ")
 
 
 @pytest.mark.parametrize("value", ["", "maybe", "0", "no", "yes"])
 def test_what_is_not_true_or_false(value, run):
-    assert_one_line(run("generate", *WORKING["generate"], "--verbose", value), "expected True or False")
+    assert_usage_error("generate", run("generate", *WORKING["generate"], "--verbose", value), "expected True or False")
 
 
 @pytest.mark.slow

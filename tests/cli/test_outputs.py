@@ -111,7 +111,9 @@ def test_nothing_from_files_is_sent_to_the_terminal(tmp_path):
 
 
 def test_ascii_terminals_have_no_other_signs(tmp_path):
-    result = run_command("chat", *MODEL, "--max-tokens", 6, stdin="Hello\n/memory\n", PYTHONIOENCODING="ascii")
+    result = run_command(
+        "chat", *MODEL, "--no-save", "--max-tokens", 6, stdin="Hello\n/memory\n", PYTHONIOENCODING="ascii"
+    )
     assert result.returncode == 0, result.stderr
     assert "-scale #=-. +*%@ +scale" in result.stdout
     assert "\\u25" not in result.stdout
@@ -138,7 +140,11 @@ def test_a_file_that_cannot_be_saved_is_refused_before_the_model_is_loaded(comma
 
 
 def test_a_closed_standard_input():
-    for arguments in (("generate", *MODEL, "--prompt", "-"), ("generate", *MODEL, "--remember", "-"), ("chat", *MODEL)):
+    for arguments in (
+        ("generate", *MODEL, "--prompt", "-"),
+        ("generate", *MODEL, "--remember", "-"),
+        ("chat", *MODEL, "--no-save"),
+    ):
         assert_refused(in_shell("COMMAND <&-", *arguments), "standard input is closed")
 
 

@@ -11,7 +11,6 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
     load_prompt_cache,
     save_prompt_cache,
-    trim_prompt_cache,
 )
 from mlx_lm.models.cache import make_prompt_cache as make_plain_cache
 
@@ -207,21 +206,6 @@ def test_the_cache_of_another_adapter_is_refused(loaded):
         ValueError, match=r"states \(2, 4, 4\) in 2 of 2 layers, while the attached one has \(1, 8, 8\)"
     ):
         model(mx.array([[1]]), cache=[*expected[:-1], other[-1]])
-
-
-def test_a_draft_model_is_refused(loaded):
-    model, tokenizer = loaded
-    draft, _ = load(backbone())
-    with pytest.raises(ValueError, match="requires a trimmable prompt cache"):
-        next(stream_generate(model, tokenizer, PROMPTS[0], draft_model=draft))
-
-
-def test_a_cache_with_a_memory_is_not_trimmed(loaded):
-    model, _ = loaded
-    cache = make_prompt_cache(model)
-    model(mx.array([PROMPTS[0]]), cache=cache)
-    assert trim_prompt_cache(cache, 2) == 0
-    assert cache[0].offset == len(PROMPTS[0])
 
 
 def test_an_error_in_the_model_leaves_the_memory_as_it_was():

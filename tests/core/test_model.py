@@ -22,6 +22,7 @@ from mlx_deltamem import (
     set_memory,
     write_spans,
 )
+from mlx_deltamem.core.use import memory_off
 from tests.conftest import adapter, backbone, distance, randomise
 from tests.families import FAMILIES, fits, tiny_model
 
@@ -345,6 +346,21 @@ def test_the_inner_model_with_a_cache_is_an_error():
     model = attached_model()
     with pytest.raises(ValueError, match="call the model itself"):
         model.model(random_ids(), make_prompt_cache(model)[:-1])
+
+
+@every_family
+def test_an_attached_model_with_its_memory_off_is_the_frozen_model_bit_for_bit(family):
+    ids = random_ids()
+    frozen = tiny_model(family)
+    attached = attached_model(family)
+    cache, frozen_cache = (
+        make_prompt_cache(attached, left_padding=[0, 0]),
+        make_prompt_cache(frozen, left_padding=[0, 0]),
+    )
+    with memory_off(attached):
+        for part in (ids, ids[:, :1], ids[:, 3:5]):
+            assert mx.array_equal(attached(part, cache=cache), frozen(part, cache=frozen_cache))
+    assert not any(mx.any(state).item() for state in memory(cache).values())
 
 
 def test_read_only_ends_with_its_block_also_after_an_error():

@@ -8,8 +8,10 @@ from mlx_deltamem.data import recall as recall_data
 from mlx_deltamem.recall.split import side_of
 from mlx_deltamem.recall.vocabulary import keys, values
 from mlx_deltamem.sessions.segments import NO_SEGMENTS
-from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
+from mlx_deltamem.training.episodes import EpisodeMaker
 from mlx_deltamem.training.records import read_file
+from mlx_deltamem.training.rules import EpisodeRules
+from tests.command_line import error_line
 from tests.conftest import backbone
 from tests.sessions.test_template import golden_tokenizer
 from tests.tool_runs import records_of, runner
@@ -159,7 +161,7 @@ def test_impossible_settings_are_refused_and_leave_no_files(write, tmp_path, opt
     run = write(tmp_path / "data", *SMALL, *options)
     assert run.code == 2
     assert message in run.errors
-    assert run.errors.startswith("error: ") and run.errors.count("\n") == 1
+    assert error_line(run.errors).startswith("error: ")
     assert list(tmp_path.iterdir()) == []
 
 

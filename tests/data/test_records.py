@@ -10,8 +10,9 @@ from mlx_deltamem.data import records as speech_records
 from mlx_deltamem.data import speech as speech_data
 from mlx_deltamem.files.jsonl import json_records
 from mlx_deltamem.speech import Conversation
-from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
+from mlx_deltamem.training.episodes import EpisodeMaker
 from mlx_deltamem.training.records import read_file
+from mlx_deltamem.training.rules import EpisodeRules
 from tests.conftest import backbone
 from tests.tool_runs import runner
 

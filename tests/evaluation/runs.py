@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from mlx_deltamem import load
 from mlx_deltamem.evaluation.asking import Asker, Job, Manner
-from mlx_deltamem.evaluation.conditions import CONDITIONS, partner_groups
+from mlx_deltamem.evaluation.conditions import CONDITIONS
+from mlx_deltamem.evaluation.partners import partner_groups
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Backbone, Task
 from tests.conftest import adapter, backbone

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from mlx_deltamem import ChatSession, detach, load, make_prompt_cache, memory, read_only
 from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.evaluation.asking import Job, Manner
-from mlx_deltamem.evaluation.conditions import CONDITIONS, find_condition, parse_conditions, partner_groups
+from mlx_deltamem.evaluation.conditions import CONDITIONS, find_condition, parse_conditions
+from mlx_deltamem.evaluation.partners import partner_groups
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Sampling
 from mlx_deltamem.sessions.prefill import prefill, write_text
@@ -203,9 +204,9 @@ def test_conditions_one_after_the_other_do_not_meet():
 def test_histories_and_shared_text_are_run_once(monkeypatch):
     asked = questions(3, 3, in_prompt=True)
     lengths = []
-    for function in (prefill, write_text):
+    for module, function in (("beginnings", prefill), ("histories", write_text)):
         monkeypatch.setattr(
-            f"mlx_deltamem.evaluation.asking.{function.__name__}",
+            f"mlx_deltamem.evaluation.{module}.{function.__name__}",
             lambda model, memory, segments, *rest, function=function, **options: (
                 lengths.append(len(segments.ids)) or function(model, memory, segments, *rest, **options)
             ),
@@ -225,11 +226,11 @@ def test_a_history_longer_than_the_window_is_read_through_one():
     assert whole == replies(asked, "state")
     one = asker(asked, manner=Manner(history_tokens=8))
     found, _ = one.ask([Job(asked[1], 0)], CONDITIONS["state"])
-    assert one._written["group 1"][0][0].shape == (1, 1, 8, 8)
+    assert one._histories._written["group 1"].states[0].shape == (1, 1, 8, 8)
     states = [asker(asked, manner=Manner(history_tokens=count)) for count in (8, None)]
     for each in states:
         each.ask([Job(asked[1], 0)], CONDITIONS["state"])
-    one, other = (each._written["group 1"][0] for each in states)
+    one, other = (each._histories._written["group 1"].states for each in states)
     assert all(not mx.allclose(a, b, atol=1e-4) for a, b in zip(one[1:], other[1:], strict=True))
     assert found[0].tokens > 0
 

@@ -278,7 +278,7 @@ def test_it_is_downloaded_once(tmp_path, monkeypatch):
     source = tmp_path / "source.json"
     source.write_text(json.dumps([sample(qa("single_hop"))]))
     monkeypatch.setattr(locomo_data, "URL", source.as_uri())
-    monkeypatch.setattr(locomo_data.constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     assert len(asked(Locomo())) == 1
     source.unlink()
     assert len(asked(Locomo())) == 1
@@ -291,7 +291,7 @@ def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch, content):
     if content is not None:
         source.write_bytes(content)
     monkeypatch.setattr(locomo_data, "URL", source.as_uri())
-    monkeypatch.setattr(locomo_data.constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     with pytest.raises(ValueError, match=r"cannot download .*source\.json|source\.json is not JSON"):
         asked(Locomo())
     assert not list((tmp_path / "home").rglob("*.json"))
@@ -302,7 +302,7 @@ def test_a_download_that_breaks_off_leaves_nothing(tmp_path, monkeypatch):
         raise IncompleteRead(b"[{")
 
     monkeypatch.setattr(locomo_data.urllib.request, "urlopen", broken)
-    monkeypatch.setattr(locomo_data.constants, "HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
     with pytest.raises(ValueError, match=r"cannot download .* \(IncompleteRead.*; download it in another way"):
         asked(Locomo())
     assert not list((tmp_path / "home").rglob("*.json"))

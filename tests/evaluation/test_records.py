@@ -22,7 +22,8 @@ ROWS = [ROW, {**ROW, "id": "2", "reply": "日本"}]
 MEASURES = {
     **{"task": "recall", "condition": "state", "questions": ["0/1"], "prompt_tokens": 3, "prompt_seconds": 0.5},
     **{"reply_tokens": 2, "reply_seconds": 0, "peak_memory": 10**12, "beyond_window": 0, "write": 0.5, "written": 3},
-    **{"correction": 0.1, "corrected": 3, "norm": 1.0, "prompts": 1},
+    **{"correction": 0.1, "corrected": 3, "norm": 1.0, "prompts": 1, "kept_bytes": 59_136, "memory_bytes": 59_136},
+    **{"turns": 2, "read_tokens": 39, "told_seconds": 0.5, "asked_seconds": 1.5},
 }
 DEEP = "[" * 900 + "]" * 900
 ORIGIN = Origin("model", "b1", "a1", "t1")
@@ -59,7 +60,7 @@ def test_another_damaged_row_is_named(line, tmp_path):
         JsonLines(path)
 
 
-TEXTS, WHOLES, FLOATS = ("task", "id", "reply"), ("seed",), ("prompt_seconds", "write", "norm")
+TEXTS, WHOLES, FLOATS = ("task", "id", "reply"), ("seed",), ("prompt_seconds", "write", "norm", "asked_seconds")
 WRONG = [
     *((ROW, name, value) for name in TEXTS for value in (None, 5, True, [], {})),
     *((ROW, name, value) for name in WHOLES for value in (None, 2.5, True, "0", 10**400)),

@@ -131,5 +131,5 @@ def test_the_figures_can_be_read(conditions, monkeypatch, tmp_path):
         assert {"right, %", *conditions} <= set(shown)
     many = [record(q, "state", q % 2, category=f"a long category {q % 25}") for q in range(50)]
     figures.assert_readable(plots.scores_figure(analyse(Small(), many, ["state"], 0)), monkeypatch)
-    assert plots.draw(found, tmp_path) == ["small.png", "small-curves.png"]
+    assert plots.draw(found, {}, tmp_path) == ["small.png", "small-curves.png"]
     assert {path.name for path in tmp_path.iterdir()} == {"small.png", "small-curves.png"}

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from mlx_deltamem.options.mlx_lm_habits import ALWAYS, OPTIONS, chat_command_hint
+from mlx_deltamem.options.mlx_lm_habits import ALWAYS, OPTIONS
 
 # By our command, mlx-lm's, and the function that makes its parser.
 THEIRS = {
@@ -34,13 +34,3 @@ def test_every_option_of_mlx_lm_is_known_or_has_a_hint(command):
 def test_what_train_always_does_may_be_given():
     args = importlib.import_module("mlx_deltamem.train").setup_arg_parser().parse_args(["--train", "--mask-prompt"])
     assert all(getattr(args, name) is True for name in ALWAYS)
-
-
-@pytest.mark.parametrize(("line", "command"), [("q", "/quit"), ("h", "/help"), (" r ", "/reset")])
-def test_commands_of_mlx_lm_chat_have_a_hint(line, command):
-    assert chat_command_hint(line).startswith(f"{command} ")
-
-
-@pytest.mark.parametrize("line", ["", "quit", "Q", "/q", "q w", "r\nr"])
-def test_messages_are_no_commands(line):
-    assert chat_command_hint(line) == ""

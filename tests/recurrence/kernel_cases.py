@@ -7,7 +7,7 @@ import mlx.core as mx
 from mlx_deltamem import delta_scan
 from mlx_deltamem.recurrence import gates as gating
 from mlx_deltamem.recurrence.definition import delta_scan_reference
-from mlx_deltamem.recurrence.gates import Variant
+from mlx_deltamem.recurrence.variant import Variant
 
 STANDARD = Variant(rank=8, heads=1, normalized=True, rankwise=True, free_lambda=False, mode="standard")
 

@@ -20,11 +20,11 @@ from mlx_deltamem.recurrence import engines
 from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.recurrence.engines import engine_for
 from mlx_deltamem.recurrence.fused import FusedEngine
-from mlx_deltamem.recurrence.gates import Variant
 from mlx_deltamem.recurrence.kernels import build
 from mlx_deltamem.recurrence.kernels.build import Kernel
 from mlx_deltamem.recurrence.kernels.trial import Trial, trial
 from mlx_deltamem.recurrence.ops import OpsEngine
+from mlx_deltamem.recurrence.variant import Variant
 from tests.conftest import distance, randomise
 from tests.families import tiny_model
 from tests.recurrence.host_kernels import forget_trials, host_kernel, needs_compiler, pretend_gpu

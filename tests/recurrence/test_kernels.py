@@ -13,12 +13,12 @@ import pytest
 
 from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.recurrence.fused import FusedEngine
-from mlx_deltamem.recurrence.gates import Variant
 from mlx_deltamem.recurrence.kernels import build
 from mlx_deltamem.recurrence.kernels.build import Kernel
 from mlx_deltamem.recurrence.kernels.history import history_scan
 from mlx_deltamem.recurrence.ops import OpsEngine
 from mlx_deltamem.recurrence.scan import delta_scan
+from mlx_deltamem.recurrence.variant import Variant
 from tests.conftest import distance
 from tests.gpu_text import Use, cuda_text, metal_text
 from tests.recurrence import nvrtc

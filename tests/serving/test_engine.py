@@ -1,6 +1,7 @@
 """The engine of the server: memories equal those of `ChatSession` on the same turns."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -181,6 +182,16 @@ def test_a_seed_is_the_requests_own(running):
     assert other != alone
 
 
+def test_the_stop_text_that_ended_a_reply_is_told(running):
+    server = running()
+    whole, done = server.ask("Hello there.", memory="whole", max_tokens=12)
+    assert done.stop_text is None
+    texts = (whole[8:10], whole[3:5])
+    for memory in ("anna", None):
+        text, done = server.ask("Hello there.", memory=memory, max_tokens=12, stop=texts)
+        assert (text, done.finish_reason, done.stop_text) == (whole[: whole.index(texts[1])], "stop", texts[1])
+
+
 def test_a_client_that_leaves_ends_the_turn_there(running):
     server = running()
     server.run(server.asking("Hello there.", memory="anna", max_tokens=400, leave_after=2))
@@ -237,17 +248,60 @@ def test_a_damaged_file_is_refused_and_the_others_go_on(running, tmp_path):
     assert [info.name for info in server.run(server.service.memories())[0]] == ["good"]
 
 
-def test_a_disk_that_is_full(running, monkeypatch):
+def test_a_damaged_memory_can_be_replaced_and_deleted(running, tmp_path, monkeypatch):
+    server, folder = running(), tmp_path / "memories"
+    run, service = server.run, server.service
+    server.ask("My word is jade.", memory="anna")
+    [content] = run(service.exported("anna"))
+    for name in ("bad", "worse"):
+        (folder / f"{name}.safetensors").write_bytes(b"nothing")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mlx_deltamem.sessions.session.write_chat", full)
+        with pytest.raises(RefusedError, match="No space left"):
+            run(service.imported("bad", content))
+    assert (folder / "bad.safetensors").read_bytes() == b"nothing"
+    [info] = run(service.imported("bad", content))
+    assert info.turns == 1
+    assert same_memory(chat_of(server, "bad"), chat_of(server, "anna"), 0)
+    with pytest.raises(RefusedError, match="cannot be used"):
+        run(service.delete("worse", "a revision"))
+    run(service.delete("worse", None))
+    assert {path.name for path in folder.iterdir()} == {".lock", "anna.safetensors", "bad.safetensors"}
+
+
+def test_an_import_that_cannot_be_saved_changes_nothing(running, monkeypatch):
     server = running()
-    server.ask("Hello.", memory="anna")
+    run, service = server.run, server.service
+    server.ask("My word is jade.", memory="anna")
+    server.ask("Hello there.", memory="ben")
+    [content], memory = run(service.exported("ben")), chat_of(server, "anna").memory
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mlx_deltamem.sessions.session.write_chat", full)
+    with pytest.raises(RefusedError, match="No space left"):
+        run(service.imported("anna", content))
+    assert chat_of(server, "anna").turns[0].messages[0]["content"] == "My word is jade."
+    assert all((chat_of(server, "anna").memory[layer] == state).all() for layer, state in memory.items())
+
+
+def test_a_disk_that_is_full(running, monkeypatch):
+    server = running()
+    server.ask("Hello.", memory="anna")
+
+    def full(path: Path, *_: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("mlx_deltamem.sessions.session.write_chat", full)
     with pytest.raises(RefusedError, match="No space left") as caught:
         server.ask("Hello again.", memory="anna")
     assert caught.value.status == 507
+    assert str(server.memories.folder) not in str(caught.value)
     assert len(chat_of(server, "anna").turns) == 1
     monkeypatch.undo()
     _, done = server.ask("Hello again.", memory="anna")

@@ -29,9 +29,9 @@ SERVER = (sys.executable, "-c", LAUNCH)
 class Server:
     """A running server on a free port."""
 
-    def __init__(self, folder: Path, *options: str):
+    def __init__(self, folder: Path, *options: str, before: str = ""):
         places = ("--model", backbone(), "--adapter", adapter("qwen3_tsw_qo"), "--memories", str(folder))
-        command = [*SERVER, *places, "--port", "0", *options]
+        command = [sys.executable, "-c", before + LAUNCH, *places, "--port", "0", *options]
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -213,3 +213,108 @@ def test_a_port_that_is_taken(server, tmp_path):
     assert ended.returncode == 2
     assert "cannot listen on 127.0.0.1" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_sigterm_saves_turns_that_wait_for_their_file(tmp_path):
+    server = Server(tmp_path / "memories", "--durability", "3600")
+    status, answer = server.say("Hello there.", "anna")
+    assert status == 200
+    assert answer["usage"]["memory"]["written"] and not answer["usage"]["memory"]["saved"]
+    file = tmp_path / "memories" / "anna.safetensors"
+    assert not file.exists()
+    assert server.end() == 0
+    assert len(ChatSession.load(*loaded(), file).turns) == 1
+
+
+def test_a_kill_loses_only_turns_that_were_not_saved(tmp_path):
+    server = Server(tmp_path / "memories", "--durability", "0.2")
+    for text in ("Hello there.", "And you?"):
+        server.say(text, "anna")
+    end = time.monotonic() + 30
+    while not server.ask("GET", "/v1/memories/anna")[1]["saved"]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    server.end(signal.SIGKILL)
+    assert len(ChatSession.load(*loaded(), tmp_path / "memories" / "anna.safetensors").turns) == 2
+
+
+def test_a_full_disk_at_the_end_is_told(tmp_path):
+    folder = tmp_path / "memories"
+    server = Server(folder, "--durability", "3600")
+    assert server.say("Hello there.", "anna")[0] == 200
+    # Where a folder has the name of the file, nothing can be saved.
+    (folder / "anna.safetensors").mkdir()
+    server.process.send_signal(signal.SIGTERM)
+    _, errors = server.process.communicate(timeout=30)
+    assert server.process.returncode == 2
+    assert "1 memories could not be saved at the end" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_stalled_server_answers_and_ends(tmp_path):
+    stalls = "import threading\nfrom mlx_deltamem.sessions.batch import ReplyBatch\n"
+    stalls += "ReplyBatch.step = lambda batch: threading.Event().wait()\n"
+    server = Server(tmp_path / "memories", "--exit-on-stall", "1", before=stalls)
+    answers = []
+    asking = [
+        threading.Thread(target=lambda name=name: answers.append(server.say("Hello there.", name)))
+        for name in ("anna", "anna", "ben")
+    ]
+    for each in asking:
+        each.start()
+    for each in asking:
+        each.join(60)
+    assert [status for status, _ in answers] == [503] * 3
+    assert {answer["error"]["code"] for _, answer in answers} <= {"stalled", "ending"}
+    assert server.process.wait(30) == 1
+    assert "has stalled" in server.process.stderr.read()
+    server.end()
+
+
+def test_an_idle_server_has_not_stalled(tmp_path):
+    server = Server(tmp_path / "memories", "--exit-on-stall", "0.5")
+    for _ in range(3):
+        time.sleep(1)
+        assert server.say("Hello there.", "anna", 2)[0] == 200
+    assert server.end() == 0
+
+
+@pytest.mark.parametrize("given", ["never", "0", "-1", "nan", ""])
+def test_a_wrong_durability_is_refused(given):
+    ended = subprocess.run(
+        [*SERVER, f"--durability={given}"], capture_output=True, text=True, timeout=60, check=False, cwd=REPO
+    )
+    assert ended.returncode == 2
+    assert "expected 'turn' or seconds, a number from 0.1 to 86,400" in ended.stderr
+
+
+def test_new_requests_are_refused_while_the_last_replies_end(tmp_path):
+    server = Server(tmp_path / "memories", "--grace", "3")
+    connection = server.connect()
+    banned = dict.fromkeys(map(str, loaded()[1].eos_token_ids), -100)
+    body = {"messages": [{"role": "user", "content": "Hello."}], "max_tokens": -1, "stream": True, "logit_bias": banned}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"X-Deltamem-Memory": "anna"})
+    stream = connection.getresponse()
+    assert stream.read(100)
+    # It waits for the turn under way, and is refused when that is cut.
+    waiting: list[tuple[int, dict]] = []
+    other = threading.Thread(target=lambda: waiting.append(server.say("And you?", "anna")))
+    other.start()
+    while server.ask("GET", "/health")[1]["waiting"] == 0:
+        time.sleep(0.05)
+    server.process.send_signal(signal.SIGTERM)
+    while server.ask("GET", "/health")[1]["status"] != "ending":
+        time.sleep(0.05)
+    refused = server.connect()
+    refused.request("POST", "/v1/chat/completions", json.dumps({**body, "stream": False}))
+    answer = refused.getresponse()
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+    assert json.loads(answer.read())["error"]["code"] == "ending"
+    refused.close()
+    end = stream.read().decode()
+    assert end.endswith("data: [DONE]\n\n") and '"finish_reason":"length"' in end
+    other.join()
+    assert waiting[0][0] == 503
+    assert server.process.wait(30) == 0
+    assert len(ChatSession.load(*loaded(), tmp_path / "memories" / "anna.safetensors").turns) == 1
+    server.end()

@@ -4,7 +4,8 @@ import mlx.core as mx
 import pytest
 from mlx_lm.sample_utils import make_sampler
 
-from mlx_deltamem.sessions.batch import BatchedReply, ReplyBatch
+from mlx_deltamem.sessions.batch import ReplyBatch
+from mlx_deltamem.sessions.batched_reply import BatchedReply, NewReply
 from mlx_deltamem.sessions.reply import ReplySettings
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.writing import WRITES
@@ -17,15 +18,19 @@ TEXTS = ("My word is jade!", "Hello there. How are you?", "One.", "The river is 
 TOLERANCE = 1e-4
 
 
-def run(batch: ReplyBatch, asked: list[tuple[ChatSession, str, int]], **options) -> list[list[str]]:
-    """Send all messages at once; returns the texts of the responses, by chat."""
+def run(
+    batch: ReplyBatch, asked: list[tuple[ChatSession, str, int]], at_once: bool = True, **options
+) -> list[list[str]]:
+    """Send all messages, read in one pass or one by one; returns the texts of the responses, by chat."""
     rows: dict[BatchedReply, int] = {}
     parts: list[list[str]] = [[] for _ in asked]
-    for index, (chat, text, tokens) in enumerate(asked):
-        row, first = batch.begin(chat, chat.new_turn(text), ReplySettings(tokens, **options))
-        rows[row] = index
+    new = [NewReply(chat, chat.new_turn(text), ReplySettings(tokens, **options)) for chat, text, tokens in asked]
+    for each, begun in batch.begin_all(new) if at_once else ((each, batch.begin(each)) for each in new):
+        assert not isinstance(begun, Exception), begun
+        row, first = begun
+        rows[row] = new.index(each)
         if first is not None:
-            parts[index].append(first.text)
+            parts[rows[row]].append(first.text)
     while len(batch):
         for row, response in batch.step():
             if row in rows:
@@ -34,21 +39,24 @@ def run(batch: ReplyBatch, asked: list[tuple[ChatSession, str, int]], **options)
 
 
 @every_history
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("write", WRITES)
-def test_as_one_after_the_other(history, write):
+def test_as_one_after_the_other(history, write, at_once):
     batch = ReplyBatch(*loaded(), most=4)
     chats = [new_chat(history=history) for _ in TEXTS]
     alone = [new_chat(history=history) for _ in TEXTS]
     for chat in (*chats, *alone):
         chat.write = write
     for lengths in ((12, 3, 1, 20), (5, 9, 14, 2)):
-        parts = run(batch, list(zip(chats, TEXTS, lengths, strict=True)))
+        parts = run(batch, list(zip(chats, TEXTS, lengths, strict=True)), at_once)
         for chat, other, text, tokens, shown in zip(chats, alone, TEXTS, lengths, parts, strict=True):
             responses = list(other.stream(text, tokens))
             assert chat.messages == other.messages
             assert chat.segments == other.segments
             assert shown == [response.text for response in responses]
             assert same_memory(chat, other, TOLERANCE)
+        drifts = [(chat.drift[-1], other.drift[-1]) for chat, other in zip(chats, alone, strict=True)]
+        assert all(one.kept == pytest.approx(two.kept, abs=TOLERANCE) for one, two in drifts)
     # The caches are as after a turn in the chat itself.
     for chat, other in zip(chats, alone, strict=True):
         chat.send("And now?", 4)
@@ -85,7 +93,7 @@ def test_one_reply_is_that_of_the_chat_bit_for_bit():
 def test_replies_join_while_others_go_on():
     batch = ReplyBatch(*loaded())
     first, second, expected = new_chat(), new_chat(), new_chat()
-    row, _ = batch.begin(first, first.new_turn(TEXTS[0]), ReplySettings(20))
+    row, _ = batch.begin(NewReply(first, first.new_turn(TEXTS[0]), ReplySettings(20)))
     for _ in range(5):
         batch.step()
     run(batch, [(second, TEXTS[1], 10)])
@@ -101,8 +109,8 @@ def test_replies_join_while_others_go_on():
 def test_ended_early(steps):
     batch = ReplyBatch(*loaded())
     chat, other, third = new_chat(), new_chat(), new_chat()
-    row, _ = batch.begin(chat, chat.new_turn(TEXTS[0]), ReplySettings(20))
-    kept, _ = batch.begin(third, third.new_turn(TEXTS[1]), ReplySettings(7))
+    row, _ = batch.begin(NewReply(chat, chat.new_turn(TEXTS[0]), ReplySettings(20)))
+    kept, _ = batch.begin(NewReply(third, third.new_turn(TEXTS[1]), ReplySettings(7)))
     for _ in range(steps):
         batch.step()
     count = len(row.tokens.ids)
@@ -126,9 +134,9 @@ def test_aborted(history, steps):
     chat, other = new_chat(history=history), new_chat(history=history)
     for each in (chat, other):
         each.send("Hello.", 5)
-    row, _ = batch.begin(chat, chat.new_turn(TEXTS[0]), ReplySettings(20))
+    row, _ = batch.begin(NewReply(chat, chat.new_turn(TEXTS[0]), ReplySettings(20)))
     with pytest.raises(ValueError, match="a reply is under way"):
-        batch.begin(chat, row.turn, ReplySettings(20))
+        batch.begin(NewReply(chat, row.turn, ReplySettings(20)))
     for _ in range(steps):
         batch.step()
     batch.abort(row)
@@ -153,8 +161,8 @@ def test_a_failure_ends_only_the_reply_that_fails():
         return mx.argmax(logprobs, axis=-1)
 
     good, bad, expected = new_chat(), new_chat(), new_chat()
-    batch.begin(good, good.new_turn(TEXTS[0]), ReplySettings(12))
-    batch.begin(bad, bad.new_turn(TEXTS[1]), ReplySettings(12, sampler=failing))
+    batch.begin(NewReply(good, good.new_turn(TEXTS[0]), ReplySettings(12)))
+    batch.begin(NewReply(bad, bad.new_turn(TEXTS[1]), ReplySettings(12, sampler=failing)))
     failed = []
     while len(batch):
         try:
@@ -162,7 +170,7 @@ def test_a_failure_ends_only_the_reply_that_fails():
         except RuntimeError:
             failed += batch.rebuild()
     [(row, error)] = failed
-    assert row.chat is bad
+    assert row.new.chat is bad
     assert str(error) == "no"
     assert not bad.turns
     expected.send(TEXTS[0], 12)
@@ -175,13 +183,14 @@ def test_stop_texts_and_samplers_of_each_reply():
     chats, alone = [new_chat() for _ in range(3)], [new_chat() for _ in range(3)]
     reply = new_chat().send(TEXTS[0], 12)
     stop = reply[3:5]
-    first, _ = batch.begin(chats[0], chats[0].new_turn(TEXTS[0]), ReplySettings(12, stop=stop))
-    batch.begin(chats[1], chats[1].new_turn(TEXTS[0]), ReplySettings(12))
+    first, _ = batch.begin(NewReply(chats[0], chats[0].new_turn(TEXTS[0]), ReplySettings(12, stop=["\x00", stop])))
+    second, _ = batch.begin(NewReply(chats[1], chats[1].new_turn(TEXTS[0]), ReplySettings(12)))
     mx.random.seed(1)
-    batch.begin(chats[2], chats[2].new_turn(TEXTS[0]), ReplySettings(12, sampler=make_sampler(temp=1.0)))
+    batch.begin(NewReply(chats[2], chats[2].new_turn(TEXTS[0]), ReplySettings(12, sampler=make_sampler(temp=1.0))))
     while len(batch):
         batch.step()
     assert first.tokens.is_stopped
+    assert (first.tokens.stop_text, second.tokens.stop_text) == (stop, None)
     alone[0].send(TEXTS[0], 12, stop=stop)
     alone[1].send(TEXTS[0], 12)
     for chat, other in zip(chats[:2], alone[:2], strict=True):
@@ -194,8 +203,8 @@ def test_options_that_batches_lack_run_beside_them():
     batch = ReplyBatch(*loaded())
     chat, other, beside = new_chat(), new_chat(), new_chat()
     options = {"quantized_kv_start": 7}
-    batch.begin(chat, chat.new_turn(TEXTS[0]), ReplySettings(8, options=options))
-    batch.begin(beside, beside.new_turn(TEXTS[1]), ReplySettings(8))
+    batch.begin(NewReply(chat, chat.new_turn(TEXTS[0]), ReplySettings(8, options=options)))
+    batch.begin(NewReply(beside, beside.new_turn(TEXTS[1]), ReplySettings(8)))
     while len(batch):
         batch.step()
     other.send(TEXTS[0], 8, **options)
@@ -206,8 +215,73 @@ def test_options_that_batches_lack_run_beside_them():
 def test_a_full_batch_refuses():
     batch = ReplyBatch(*loaded(), most=1)
     one, two = new_chat(), new_chat()
-    row, _ = batch.begin(one, one.new_turn("Hello."), ReplySettings(30))
+    row, _ = batch.begin(NewReply(one, one.new_turn("Hello."), ReplySettings(30)))
     if not row.is_ended:
         with pytest.raises(ValueError, match="the batch has 1 replies"):
-            batch.begin(two, two.new_turn("Hello."), ReplySettings(30))
+            batch.begin(NewReply(two, two.new_turn("Hello."), ReplySettings(30)))
     assert distance(two.memory[0], mx.zeros_like(two.memory[0])) == 0
+
+
+def test_a_reply_that_cannot_begin_leaves_the_others():
+    """Its sampler fails at the first token, or its chat has a reply under way."""
+    batch = ReplyBatch(*loaded())
+    chats, expected = [new_chat() for _ in range(3)], [new_chat() for _ in range(3)]
+
+    def failing(logprobs: mx.array) -> mx.array:
+        raise RuntimeError("no")
+
+    samplers = [None, failing, None]
+    new = [
+        NewReply(chat, chat.new_turn(text), ReplySettings(6, sampler=sampler))
+        for chat, text, sampler in zip(chats, TEXTS, samplers, strict=False)
+    ]
+    begun = dict(batch.begin_all([*new, new[0]]))
+    assert [isinstance(begun[each], Exception) for each in new[1:]] == [True, False]
+    while len(batch):
+        batch.step()
+    assert not chats[1].turns
+    assert chats[1].send(TEXTS[1], 6) == expected[1].send(TEXTS[1], 6)
+    for index in (0, 2):
+        expected[index].send(TEXTS[index], 6)
+        assert same_memory(chats[index], expected[index], TOLERANCE)
+        assert chats[index].messages == expected[index].messages
+
+
+def test_long_messages_are_read_in_smaller_groups():
+    batch = ReplyBatch(*loaded())
+    chats, alone = [new_chat() for _ in TEXTS], [new_chat() for _ in TEXTS]
+    new = [
+        NewReply(chat, chat.new_turn(text * 3), ReplySettings(4, prefill_step_size=step))
+        for chat, text, step in zip(chats, TEXTS, (200, 200, 9, 200), strict=True)
+    ]
+    assert not any(isinstance(begun, Exception) for _, begun in batch.begin_all(new))
+    while len(batch):
+        batch.step()
+    for chat, other, text in zip(chats, alone, TEXTS, strict=True):
+        other.send(text * 3, 4)
+        assert chat.messages == other.messages
+        assert same_memory(chat, other, TOLERANCE)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, TEXTS[:1]])
+def test_replies_that_use_no_memory_are_those_of_the_frozen_model(texts):
+    """The model then runs at the cost of the frozen one. A row that writes joins them later."""
+    batch = ReplyBatch(*loaded())
+    chats, alone = [new_chat() for _ in texts], [new_chat() for _ in texts]
+    for chat in (*chats, *alone):
+        chat.write = "none"
+    rows = [NewReply(chat, chat.new_turn(text), ReplySettings(9)) for chat, text in zip(chats, texts, strict=True)]
+    begun = [row for _, begun in batch.begin_all(rows) if not isinstance(begun, Exception) for row in begun[:1]]
+    assert len(begun) == len(texts) and all(row.is_off for row in begun if not row.is_ended)
+    batch.step()
+    writing, other = new_chat(), new_chat()
+    batch.begin(NewReply(writing, writing.new_turn("One."), ReplySettings(5)))
+    while len(batch):
+        batch.step()
+    other.send("One.", 5)
+    assert writing.messages == other.messages
+    assert same_memory(writing, other, TOLERANCE)
+    for chat, one, text in zip(chats, alone, texts, strict=True):
+        one.send(text, 9)
+        assert chat.messages == one.messages
+        assert not any(mx.any(state).item() for state in chat.memory.values())

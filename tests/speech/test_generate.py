@@ -81,7 +81,9 @@ def test_every_kind_is_used_or_part_of_another() -> None:
         ({"of": "someone"}, "is of 'someone'; write person, or a list of things"),
         ({"sold": "no"}, "has missing or unknown entries: sold"),
         ({"all": "who has what"}, "only one of all and all_answer"),
-        ({"answer": "It is {value}.\nIt is {value}."}, "the same line twice"),
+        ({"answer": "It is {value}.\nThat is {value}."}, "2 wordings to answer; write one"),
+        ({"answer": "{value} has it."}, r"must have \{value\} at its end"),
+        ({"all": "who?\nwho?", "all_answer": "{values}"}, "the same line twice"),
     ],
 )
 def test_mistakes_in_a_file_are_refused(entry: dict, message: str) -> None:
@@ -91,7 +93,7 @@ def test_mistakes_in_a_file_are_refused(entry: dict, message: str) -> None:
         "about": "who has my ladder",
         "tell": "\n".join(f"{{value}} has my ladder {n}" for n in range(10)),
         "ask": "\n".join(f"who has my ladder {n}" for n in range(8)),
-        "answer": "{value} has it.\nIt is {value}.",
+        "answer": "Your ladder is with {value}.",
     }
     assert _relation("lending", "ladder", good).name == "ladder"
     with pytest.raises(ValueError, match=rf"lending.yaml, ladder, .*{message}"):
@@ -343,6 +345,6 @@ def test_the_command_prints_conversations(monkeypatch, capsys, tmp_path) -> None
 
 PINNED = (
     "you know what, Kelly did the gutter last time and will do it again",
-    "there's trouble with the gutter again. who do i ring?",
-    "Kelly takes care of it.",
+    "What is Kelly going to fix?",
+    "The gutter.",
 )

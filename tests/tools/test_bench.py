@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from mlx_deltamem.benchmarking.measure import PhaseComparison
 from mlx_deltamem.benchmarking.models import FRESH_ADAPTER, with_and_without
 from mlx_deltamem.benchmarking.paired import Sample
-from mlx_deltamem.benchmarking.shapes import random_model
+from mlx_deltamem.benchmarking.random_models import random_model
 from mlx_deltamem.benchmarking.workloads import Workload
 from tools.measure import bench
 from tools.measure.bench import Figure

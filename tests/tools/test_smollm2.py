@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tools import gguf_llama, smollm2
+from mlx_deltamem.demo import gguf_llama
+from tools import smollm2
 
 # isort: split
 import mlx.core as mx  # After the tools, which load OpenBLAS.

@@ -2,7 +2,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_deltamem.benchmarking.models import FRESH_ADAPTER, with_and_without
-from mlx_deltamem.benchmarking.shapes import random_model
+from mlx_deltamem.benchmarking.random_models import random_model
 from tests.tool_runs import runner
 from tests.training.runs import frozen_of, same, weights_of
 from tools.measure import step_time

@@ -12,11 +12,11 @@ from tools.measure.training_memory import Widths, computed_peak
     ("tokens", "segment", "gigabytes"),
     [(2048, 1024, 1.3), (4096, 1024, 2.4), (8192, 1024, 4.7), (2048, None, 18), (4096, None, 56), (8192, None, 192)],
 )
-def test_the_figures_of_the_readme(tokens, segment, gigabytes):
+def test_the_figures_of_the_guide(tokens, segment, gigabytes):
     computed = computed_peak(Widths.of("qwen3-4b"), tokens, segment, itemsize=2) / 1e9
     assert round(computed, 1 if segment else None) == gigabytes
-    readme = " ".join((REPO / "README.md").read_text(encoding="utf-8").split())
-    told = re.search(r"takes (.*?) GB on top of the weights, instead of (.*?) GB", readme)
+    guide = " ".join((REPO / "mlx_deltamem" / "TRAIN.md").read_text(encoding="utf-8").split())
+    told = re.search(r"takes (.*?) GB on top of the weights, instead of (.*?) GB", guide)
     assert f"{gigabytes:g}" in re.findall(r"[\d.]+", told[1 if segment else 2])
 
 

@@ -12,8 +12,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_deltamem import DeltaMemConfig, attach
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.training.episode import Episode, Question
-from mlx_deltamem.training.loss import EpisodeModel, LossTerms
+from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.prepare import freeze_all_but_adapter
+from mlx_deltamem.training.terms import LossTerms
 from mlx_deltamem.training.written import Written
 from tests.conftest import randomise
 from tests.families import tiny_model

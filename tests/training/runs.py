@@ -13,9 +13,9 @@ from mlx.utils import tree_flatten
 from mlx_deltamem import DeltaMemConfig, attach
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.training.episode import Episode, Question
-from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.settings import Reporting, Schedule, Settings
+from mlx_deltamem.training.terms import LossTerms
 from tests.families import tiny_model
 
 CONFIG = DeltaMemConfig(rank=4, delta_heads=("q", "o"), output_init="base_slice_fixed")

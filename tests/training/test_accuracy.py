@@ -10,9 +10,10 @@ from mlx_deltamem.training.accuracy import Accuracy
 from mlx_deltamem.training.batch import Asked, Frozen
 from mlx_deltamem.training.batches import BatchMaker
 from mlx_deltamem.training.episode import Question
-from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
+from mlx_deltamem.training.episodes import EpisodeMaker
 from mlx_deltamem.training.logits import head_at_positions
 from mlx_deltamem.training.records import Record
+from mlx_deltamem.training.rules import EpisodeRules
 from tests.conftest import adapter, backbone
 from tests.sessions.test_template import chat
 

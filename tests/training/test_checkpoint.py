@@ -6,21 +6,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_deltamem.training.checkpoint import Checkpoint, Progress, remove_unfinished_checkpoints
-from mlx_deltamem.training.loss import EpisodeModel, LossTerms
-from mlx_deltamem.training.optimizer import ClippedAdamW
+from mlx_deltamem.training.loss import EpisodeModel
+from mlx_deltamem.training.optimizer import ClippedOptimizer, clipped_optimizer
 from mlx_deltamem.training.prepare import freeze_all_but_adapter
+from mlx_deltamem.training.settings import OPTIMIZERS
+from mlx_deltamem.training.terms import LossTerms
 from tests.training.runs import CONFIG, same, toy_model, weights_of
 
 PROGRESS = Progress(7, 1.25, 20, "0123")
 
 
-def parts(config=CONFIG) -> tuple[EpisodeModel, ClippedAdamW]:
+def parts(config=CONFIG, name: str = "adamw") -> tuple[EpisodeModel, ClippedOptimizer]:
     model = toy_model(config)
     freeze_all_but_adapter(model)
-    return EpisodeModel(model, LossTerms()), ClippedAdamW(1e-2, 20, 4, 0.0, 1.0)
+    return EpisodeModel(model, LossTerms()), clipped_optimizer(name, 1e-2, 20, 4, 0.0, 1.0)
 
 
-def updated(module: EpisodeModel, optimizer: ClippedAdamW) -> None:
+def updated(module: EpisodeModel, optimizer: ClippedOptimizer) -> None:
     optimizer.update(module, module.trainable_parameters())
     mx.eval(module.parameters(), optimizer.state)
 
@@ -42,13 +44,14 @@ def test_a_checkpoint_is_read_as_it_was_saved(tmp_path):
     assert kinds == {"adapter", "optimizer", "random"}
 
 
-def test_a_restored_run_takes_the_same_steps(tmp_path):
-    module, optimizer = parts()
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_restored_run_takes_the_same_steps(tmp_path, name):
+    module, optimizer = parts(name=name)
     updated(module, optimizer)
     Checkpoint.of(module, optimizer, PROGRESS).save(tmp_path)
     expected = mx.random.uniform(shape=(3,))
     updated(module, optimizer)
-    again, other_optimizer = parts()
+    again, other_optimizer = parts(name=name)
     mx.random.seed(99)
     Checkpoint.last(tmp_path).restore(again, other_optimizer)
     assert mx.array_equal(mx.random.uniform(shape=(3,)), expected)

@@ -6,10 +6,10 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from mlx_deltamem.training.episodes import EpisodeRules
-from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.prepare import load_episodes
+from mlx_deltamem.training.rules import EpisodeRules
 from mlx_deltamem.training.settings import Settings
+from mlx_deltamem.training.terms import LossTerms
 from tests.conftest import REPO
 from tests.hub import fixture as hub_fixture
 from tests.hub.fixture import using

@@ -15,8 +15,9 @@ from mlx_deltamem.sessions.segments import NO_SEGMENTS
 from mlx_deltamem.sessions.template import ChatTemplate
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode, Question
-from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
+from mlx_deltamem.training.episodes import EpisodeMaker
 from mlx_deltamem.training.records import Record, RecordError
+from mlx_deltamem.training.rules import EpisodeRules
 from tests.conftest import backbone
 from tests.sessions.test_template import chat, golden_tokenizer, written
 from tests.training.cases import as_read

@@ -24,14 +24,16 @@ from mlx_deltamem.sessions.segments import NO_SEGMENTS
 from mlx_deltamem.training.batch import Batch, Pass
 from mlx_deltamem.training.batches import BatchMaker
 from mlx_deltamem.training.episode import Episode, Question
-from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
+from mlx_deltamem.training.episodes import EpisodeMaker
 from mlx_deltamem.training.logits import head_at_positions
-from mlx_deltamem.training.loss import EpisodeModel, LossTerms, answer_losses, divergence
-from mlx_deltamem.training.optimizer import ClippedAdamW
+from mlx_deltamem.training.loss import EpisodeModel, answer_losses, divergence
+from mlx_deltamem.training.optimizer import ClippedOptimizer, clipped_optimizer
 from mlx_deltamem.training.passes import corrupted
 from mlx_deltamem.training.prepare import freeze_all_but_adapter
 from mlx_deltamem.training.records import records_of_rows
+from mlx_deltamem.training.rules import EpisodeRules
 from mlx_deltamem.training.settings import DEFAULT_ADAPTER
+from mlx_deltamem.training.terms import LossTerms
 from mlx_deltamem.training.written import Written
 from tests.conftest import backbone, distance
 from tests.double import use_float64
@@ -521,8 +523,8 @@ def train(module: EpisodeModel, batch: Batch, optimizer: optim.Optimizer, steps:
     return losses
 
 
-def adamw(steps: int) -> ClippedAdamW:
-    return ClippedAdamW(2e-2, steps, warmup=steps // 4, weight_decay=0.0, max_norm=1.0)
+def adamw(steps: int) -> ClippedOptimizer:
+    return clipped_optimizer("adamw", 2e-2, steps, warmup=steps // 4, weight_decay=0.0, max_norm=1.0)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "4 bits", "8 bits"])

@@ -11,14 +11,14 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_deltamem import attach, load_adapter
-from mlx_deltamem.convert import convert
+from mlx_deltamem.commands.convert import convert
 from mlx_deltamem.core.adapter import METRICS_FILE, SETTINGS_FILE, WEIGHTS_FILE
 from mlx_deltamem.core.model import attached_attention, current_adapter
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.keeper import RunStoppedError
-from mlx_deltamem.training.loss import LossTerms
 from mlx_deltamem.training.monitor import Metrics, Monitor
+from mlx_deltamem.training.terms import LossTerms
 from tests.families import tiny_model
 from tests.training.cases import as_read, episode, in_turns, towards
 from tests.training.runs import (
@@ -232,6 +232,28 @@ def test_a_resumed_run_continues_the_learning_rate(tmp_path):
     assert rates["whole"][0] == 0
     assert max(rates["whole"]) == pytest.approx(1e-2)
     assert rates["whole"][3:] == sorted(rates["whole"][3:], reverse=True)
+
+
+@pytest.mark.slow
+def test_a_run_that_does_not_get_better_ends_early_and_can_go_on(tmp_path, capsys):
+    episodes, held_out = toy_episodes(6), toy_episodes(2, seed=1)
+    # With this rate nothing changes, so that only the first evaluation is the best so far.
+    options = {"learning_rate": 1e-30, "steps_per_eval": 1, "save_every": 12}
+    run = toy_run(tmp_path / "run", early_stopping=2, **options)
+    with run.alone(False):
+        run.train(episodes, held_out)
+    assert "No better adapter in 2 evaluations: the run ends after step 3." in capsys.readouterr().out
+    assert [row["iteration"] for row in Metrics(run.folder).rows() if "val_loss" in row] == [0, 1, 2]
+    again = toy_run(tmp_path / "run", **options)
+    with again.alone(True):
+        assert again.resume() == 3
+        again.train(episodes, held_out)
+    assert toy_run(tmp_path / "run", **options).resume() == 12
+
+
+def test_early_stopping_needs_held_out_data(tmp_path):
+    with pytest.raises(ValueError, match="--early-stopping needs held-out data"):
+        toy_run(tmp_path / "run", early_stopping=1).check(toy_episodes(2), [])
 
 
 def test_other_data_is_refused(tmp_path):

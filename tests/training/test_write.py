@@ -15,8 +15,9 @@ from mlx_deltamem.sessions.writing import WRITES
 from mlx_deltamem.training import passes
 from mlx_deltamem.training.batch import Batch
 from mlx_deltamem.training.batches import BatchMaker
-from mlx_deltamem.training.episodes import EpisodeMaker, EpisodeRules
+from mlx_deltamem.training.episodes import EpisodeMaker
 from mlx_deltamem.training.records import Record
+from mlx_deltamem.training.rules import EpisodeRules
 from mlx_deltamem.training.segments.write_pass import write_states
 from tests.conftest import distance
 from tests.sessions.test_session import loaded

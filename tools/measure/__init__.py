@@ -1,1 +1,1 @@
-"""Programs that measure speed, memory and behaviour. README.md quotes their results."""
+"""Programs that measure speed, memory and behaviour. The guides and CONTRIBUTING.md quote their results."""

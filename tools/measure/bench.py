@@ -26,7 +26,7 @@ from mlx_deltamem.benchmarking.models import (
     with_and_without,
 )
 from mlx_deltamem.benchmarking.report import clock, machine
-from mlx_deltamem.benchmarking.shapes import random_model
+from mlx_deltamem.benchmarking.random_models import random_model
 from mlx_deltamem.benchmarking.table import CLOCKS
 from mlx_deltamem.benchmarking.workloads import Workload, workload
 from mlx_deltamem.recurrence import ops

@@ -20,7 +20,8 @@ from rich.table import Table
 from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.benchmarking.models import FRESH_ADAPTER, with_and_without
 from mlx_deltamem.benchmarking.paired import Sample, compare, interleave, measured
-from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
+from mlx_deltamem.benchmarking.random_models import random_model
+from mlx_deltamem.benchmarking.shapes import SHAPES
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE
@@ -29,9 +30,10 @@ from mlx_deltamem.show.progress import reading_progress
 from mlx_deltamem.training.batch import Batch
 from mlx_deltamem.training.batches import BatchMaker
 from mlx_deltamem.training.episode import Episode, Question
-from mlx_deltamem.training.loss import EpisodeModel, LossTerms, answer_losses, weighted_mean
+from mlx_deltamem.training.terms import LossTerms
+from mlx_deltamem.training.loss import EpisodeModel, answer_losses, weighted_mean
 from mlx_deltamem.training.logits import head_at_positions
-from mlx_deltamem.training.optimizer import ClippedAdamW
+from mlx_deltamem.training.optimizer import clipped_optimizer
 from mlx_deltamem.training.prepare import freeze_all_but_adapter
 
 FROZEN, FROZEN_AGAIN, STEP = "frozen backbone", "the same again", "training step"
@@ -80,7 +82,7 @@ def training_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
     """Return a function that trains an attached model for one step, as a training run does."""
     freeze_all_but_adapter(model)
     module = EpisodeModel(model, LossTerms()).train()
-    optimizer = ClippedAdamW(1e-4, steps=1000, warmup=100, weight_decay=0.0, max_norm=1.0)
+    optimizer = clipped_optimizer("adamw", 1e-4, steps=1000, warmup=100, weight_decay=0.0, max_norm=1.0)
     optimizer.init(module.trainable_parameters())
     state = [module.state, optimizer.state]
 

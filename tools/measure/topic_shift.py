@@ -34,7 +34,7 @@ from mlx_deltamem.recall.vocabulary import filler, keys, values
 from mlx_deltamem.show.progress import Counted, counting_progress
 from mlx_deltamem.show.style import LINES, WIDTH, add_title, save_figure, styled
 from tools import smollm2
-from tools.demo import ADAPTER
+from mlx_deltamem.demo.model import ADAPTER
 
 WAYS = ("write all", "write user", "a memory for each topic")
 SIDES = ("before", "after")

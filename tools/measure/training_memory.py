@@ -19,7 +19,8 @@ from rich.table import Table
 from mlx_deltamem import attach
 from mlx_deltamem.benchmarking.models import FRESH_ADAPTER
 from mlx_deltamem.benchmarking.paired import measured
-from mlx_deltamem.benchmarking.shapes import SHAPES, random_model
+from mlx_deltamem.benchmarking.random_models import random_model
+from mlx_deltamem.benchmarking.shapes import SHAPES
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE

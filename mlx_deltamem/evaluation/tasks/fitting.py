@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mlx_deltamem.evaluation.task import Backbone
 from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.template import sentences
-from mlx_deltamem.sessions.template_text import rendered
 
 _MARKER = "\n\n[... context truncated ...]\n\n"
 
@@ -21,6 +19,8 @@ def prompt_tokens(backbone: Backbone, messages: Sequence[Message]) -> int:
     Raises:
         ValueError: The chat template refuses the messages.
     """
+    from mlx_deltamem.sessions.template_text import rendered
+
     # The tokens that switch thinking off count too.
     return text_tokens(backbone, rendered(backbone.tokenizer, messages, True, {"enable_thinking": False}))
 
@@ -89,6 +89,8 @@ def sentence_chunks(text: str, longest: int, count: Callable[[str], int]) -> Ite
         longest: The most tokens of a chunk. A longer sentence is cut between words.
         count: Counts the tokens of a text.
     """
+    from mlx_deltamem.sessions.template import sentences
+
     chunk: list[str] = []
     size = 0
     for sentence in sentences(text):

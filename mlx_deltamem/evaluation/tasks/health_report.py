@@ -10,10 +10,10 @@ from rich.table import Table
 from mlx_deltamem.evaluation.markdown import table
 from mlx_deltamem.evaluation.statistics import Bootstrap, Estimate, mean_interval
 from mlx_deltamem.evaluation.tasks.health import MEANINGS, REPLY_TOKENS, Answered, Checkup, Losses, perplexity_ratio
+from mlx_deltamem.evaluation.tasks.registry import HEALTH
 from mlx_deltamem.show.progress import Counted
 from mlx_deltamem.show.tables import columns
 
-NAME = "health"
 # The steps of `examine`, for the progress bar.
 STEPS = ("perplexity", "replies", "likeliest tokens")
 _NOTES = """A ratio of 1 means that the model predicts these texts as well as without the adapter; a larger ratio means
@@ -64,7 +64,7 @@ def examine(checkup: Checkup, seed: int, progress: Counted) -> Health:
         seed: The seed of the bootstrap.
         progress: Called with the name of the step, and 0 before and 1 after each of `STEPS`.
     """
-    perplexity, reply, likeliest = (f"{NAME}, {step}" for step in STEPS)
+    perplexity, reply, likeliest = (f"{HEALTH}, {step}" for step in STEPS)
     progress(perplexity, 0)
     losses = checkup.losses()
     progress(perplexity, 1)

@@ -112,6 +112,7 @@ def _question(index: int, row: Row) -> Question:
         category=kind,
         max_tokens=_MAX_TOKENS,
         context=_CONTEXT + "\n\n".join(passages),
+        preface=len(_CONTEXT),
         question_with_context="\n\n" + prompt,
         labels={"level": level},
         index=index,

@@ -116,6 +116,7 @@ class Locomo(Task):
             history = tuple(history_messages(conversation, self.message))
             prompts = [_INSTRUCTION.format(_wording(self.seed, conversation.id, *each)) for each in asked]
             context = official_context(conversation, prompts, backbone) if self.mode == "official" else ""
+            preface = len(_INTRODUCTION.format(*conversation.speakers)) if context else 0
             for (index, each), prompt in zip(asked, prompts, strict=True):
                 yield Question(
                     id=f"{conversation.id}/{each.place}",
@@ -126,6 +127,7 @@ class Locomo(Task):
                     category=each.category,
                     max_tokens=_MAX_TOKENS,
                     context=context,
+                    preface=preface,
                     question_with_context="\n\n" + prompt if context else "",
                     labels=_labels(conversation, each),
                     index=index,

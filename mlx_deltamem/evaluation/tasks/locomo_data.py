@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
-from huggingface_hub import constants
-
 from mlx_deltamem.evaluation.tasks.left_out import LeftOut
 from mlx_deltamem.evaluation.tasks.rows import parse_json
 from mlx_deltamem.files.atomic import new_file
@@ -140,6 +138,8 @@ def downloaded() -> Path:
     Raises:
         ValueError: The file cannot be downloaded.
     """
+    from huggingface_hub import constants
+
     path = Path(constants.HF_HOME) / "mlx_deltamem" / "locomo10.json"
     if not path.exists():
         try:

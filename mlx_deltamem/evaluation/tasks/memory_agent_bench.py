@@ -116,6 +116,7 @@ class MemoryAgentBench(Task):
                     category=SPLITS[row.source.split],
                     max_tokens=row.source.max_tokens,
                     context=_CONTEXT + context,
+                    preface=len(_CONTEXT),
                     question_with_context="\n\n" + prompt,
                     labels={"source": row.name},
                     index=index + asked.number,

@@ -5,9 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-
-from mlx_deltamem.adapters.hub_errors import hub_errors
 from mlx_deltamem.evaluation.tasks.left_out import LeftOut
 from mlx_deltamem.evaluation.tasks.rows import evaluate_extra
 from mlx_deltamem.files.fields import as_answer, as_text, is_absent, shown
@@ -38,6 +35,10 @@ def load_films(folder: Path | None, repo: str) -> Mapping[str, str]:
     # Checked before the run, not only when the first reply is scored.
     evaluate_extra("rapidfuzz", _PURPOSE)
     if folder is None:
+        from huggingface_hub import hf_hub_download
+
+        from mlx_deltamem.adapters.hub_errors import hub_errors
+
         with hub_errors(repo):
             path = Path(hf_hub_download(repo, FILE, repo_type="dataset"))
     else:

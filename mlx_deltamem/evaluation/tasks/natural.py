@@ -96,6 +96,7 @@ def _question(item: _Item, system: tuple[Message, ...]) -> Question:
             history[-1] = {"role": "assistant", "content": message["assistant"]}
             given.append(len(history) - 1)
     told = sum(isinstance(message, str) for message in item["told"])
+    turns = [history[at : at + 2] for at in range(len(system), len(history), 2)]
     return Question(
         id=item["id"],
         group=item["id"],
@@ -106,4 +107,11 @@ def _question(item: _Item, system: tuple[Message, ...]) -> Question:
         max_tokens=REPLY_TOKENS,
         labels={"facts": told, "kind": item["kind"], "rivals": "\n".join(item["rivals"])},
         given_replies=tuple(given),
+        evidence=tuple(place for place, turn in enumerate(turns) if _tells(turn, item["answers"])),
     )
+
+
+def _tells(turn: list[Message], answers: list[str]) -> bool:
+    """Whether a turn names an accepted answer."""
+    text = " ".join(" ".join(message["content"] for message in turn).split())
+    return any(names(text, answer) for answer in answers)

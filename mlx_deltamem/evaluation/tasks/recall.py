@@ -4,24 +4,36 @@ Values are held out from training. A score depends on the value in the reply, no
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Backbone, Task
 from mlx_deltamem.evaluation.tasks.naming import names, names_any, names_only, says_unknown
 from mlx_deltamem.evaluation.tasks.natural import natural_questions, natural_score
+from mlx_deltamem.evaluation.tasks.recall_kinds import KINDS, WRITTEN, make_kind_chat
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.options.option import option
 from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode
 from mlx_deltamem.recall import Question as Asked
 from mlx_deltamem.recall.vocabulary import keys, values
 from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.template import ChatTemplate
 
-# The keys of facts by name, and the family of keys that tell an instruction instead of a fact.
-_KEYS = {key.name: key for key in keys()}
+if TYPE_CHECKING:
+    from mlx_deltamem.sessions.template import ChatTemplate
+
+# The family of keys that tell an instruction instead of a fact.
 _INSTRUCTIONS = "code_word"
+# With `hard`: the facts that are told beside those that are asked, and lists of values that many keys have.
+_MORE_FACTS = 3
+_HARD_LISTS = ("first_names", "towns")
+# The settings of chats in which a fact of each kind is asked.
+_KIND_SETTINGS: dict[str, dict[str, Any]] = {
+    "told": {"updates": (0, 0), "deletions": (0, 0), "absent": (0, 0)},
+    "updated": {"updates": (1, 1), "deletions": (0, 0), "absent": (0, 0), "questions": None},
+    "deleted": {"updates": (0, 0), "deletions": (1, 1), "absent": (0, 0), "questions": None},
+    "absent": {"updates": (0, 0), "deletions": (0, 0), "absent": (1, 1)},
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,16 @@ class Recall(Task):
         None, "The system prompt of every chat; an empty one suppresses the default of the chat template."
     )
     max_tokens: int = option(16, "The longest reply, in tokens.", least=1)
+    kinds: tuple[str, ...] = option(
+        (),
+        "Ask these kinds, each in chats of its own: facts that were told, updated, deleted or not told (absent), two "
+        "facts to join (joined), the same fact told by several people (people), and habits (often). Then "
+        "--recall-questions-each is for each kind, and the largest of --recall-facts counts.",
+        KINDS,
+    )
+    hard: bool = option(
+        False, "Values of several words, and three more facts in each chat with values of the same list."
+    )
     natural: bool = option(
         False, "Ask the hand-written questions in free wording. Of the other options, only the system prompt applies."
     )
@@ -73,12 +95,17 @@ class Recall(Task):
         if self.natural:
             yield from natural_questions(tuple(self._system))
             return
+        from mlx_deltamem.sessions.template import ChatTemplate
+
+        if self.kinds:
+            yield from self._of_kinds(ChatTemplate(backbone.tokenizer, enable_thinking=False))
+            return
         template = ChatTemplate(backbone.tokenizer, enable_thinking=False)
         left = dict.fromkeys(self.facts, self.questions_each)
         index = 0
         while any(left.values()):
             for count in [count for count, more in left.items() if more]:
-                episode = make_episode(self._settings(count), f"{self.seed}/evaluate/{count}", index)
+                episode = make_episode(self._settings(count, index), f"{self.seed}/evaluate/{count}", index)
                 asked = episode.questions[: left[count]]
                 left[count] -= len(asked)
                 yield from self._questions(template, episode, asked, f"facts {count}, chat {index}", count)
@@ -89,7 +116,7 @@ class Recall(Task):
         if self.natural:
             return natural_score(question, reply)
         rivals = (*values(question.text_label("values")), *question.text_label("told").split("\n"))
-        if question.category in ("told", "updated"):
+        if "value" in question.labels:
             value = question.text_label("value")
             exact = names_only(reply, value, rivals, question.question)
             return {"exact": float(exact), "named": float(names(reply, value))}
@@ -103,33 +130,71 @@ class Recall(Task):
             return []
         return [{"role": "system", "content": check_text(self.system_prompt, "--recall-system-prompt")}]
 
-    def _settings(self, facts: int) -> EpisodeSettings:
+    def _of_kinds(self, template: ChatTemplate) -> Iterator[Question]:
+        """The questions of `kinds`. The kinds take turns."""
+        count = max(self.facts)
+        for index in range(self.questions_each):
+            for kind in dict.fromkeys(self.kinds):
+                group = f"{kind}, chat {index}"
+                if kind in WRITTEN:
+                    yield self._of_written_kind(kind, group, index)
+                    continue
+                settings = replace(self._settings(max(count, 1), index), **_KIND_SETTINGS[kind])
+                episode = make_episode(settings, f"{self.seed}/evaluate/{kind}", index)
+                asked = next(each for each in episode.questions if each.kind == kind)
+                yield from self._questions(template, episode, (asked,), group, settings.facts[0])
+
+    def _of_written_kind(self, kind: str, group: str, index: int) -> Question:
+        filled, gap = _range(self.filler), _range(self.gap)
+        chat = make_kind_chat(kind, filled, gap, self.hard, f"{self.seed}/evaluate", index)
+        labels: dict[str, float | str] = {"facts": len(chat.told), "kind": "fact", "values": chat.values}
+        return Question(
+            id=f"{group}, question 0",
+            group=group,
+            history=(*self._system, *chat.history),
+            question=chat.ask,
+            golds=(chat.value,),
+            category=kind,
+            max_tokens=self.max_tokens,
+            labels={**labels, "told": "\n".join(chat.told), "value": chat.value},
+            evidence=chat.evidence,
+        )
+
+    def _settings(self, facts: int, index: int = 0) -> EpisodeSettings:
         split = Split(
             values="held_out",
             keys="held_out" if self.held_out_keys else "train",
             phrasings="held_out" if self.held_out_phrasings else "train",
         )
+        told, keys = facts, self.keys
+        if self.hard and facts:
+            told = facts + _MORE_FACTS
+            # The values of one list: each fact is a rival of the others.
+            keys = keys or (_HARD_LISTS[index % len(_HARD_LISTS)],)
         return EpisodeSettings(
-            facts=(facts, facts),
+            facts=(told, told),
+            questions=facts if self.hard else None,
+            doubled=self.hard,
             filler=_range(self.filler),
             gap=_range(self.gap),
             updates=_range(self.updates),
             deletions=_range(self.deletions),
             absent=_range(self.absent),
             topic_switches=_range(self.topic_shifts) if self.topic_shifts else None,
-            keys=self.keys,
+            keys=keys,
             split=split,
         )
 
     def _questions(
-        self, template: ChatTemplate, episode: Episode, asked: tuple[Asked, ...], group: str, facts: int
+        self, template: "ChatTemplate", episode: Episode, asked: tuple[Asked, ...], group: str, facts: int
     ) -> Iterator[Question]:
         told_before = [Message(role=message["role"], content=message["content"]) for message in episode.history]
         history = (*self._system, *told_before)
         message_ids = template.whole(history).message_ids if history else []
         told = "\n".join(each.value for each in episode.questions if each.value is not None)
+        by_name = {key.name: key for key in keys()}
         for number, each in enumerate(asked):
-            key = _KEYS[each.key]
+            key = by_name[each.key]
             kind = "instruction" if key.family.name == _INSTRUCTIONS else "fact"
             labels: dict[str, float | str] = {"facts": facts, "kind": kind, "key": key.name}
             labels |= {"values": key.values, "told": told}
@@ -144,6 +209,7 @@ class Recall(Task):
                 category=each.kind,
                 max_tokens=self.max_tokens,
                 labels=labels,
+                evidence=() if each.turn is None else (each.turn,),
             )
 
 

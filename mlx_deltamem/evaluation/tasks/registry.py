@@ -7,3 +7,5 @@ from mlx_deltamem.evaluation.tasks.memory_agent_bench import MemoryAgentBench
 from mlx_deltamem.evaluation.tasks.recall import Recall
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Locomo, MemoryAgentBench, HotpotQA, Recall)}
+# The task that asks no questions with an answer: it compares the model with the frozen one (`health`).
+HEALTH = "health"

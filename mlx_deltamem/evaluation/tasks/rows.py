@@ -1,15 +1,13 @@
 """Read the rows of data sets: files of JSON, JSON lines or Parquet, and data sets on the Hugging Face Hub.
 
-Packages of the extra `evaluate` are imported only where they are needed.
+Packages of the extra `evaluate`, and the client of the Hub, are imported only where they are needed.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from mlx_deltamem.adapters.hub_errors import hub_errors
+from mlx_deltamem.evaluation.extras import extra_module
 from mlx_deltamem.evaluation.tasks.left_out import LeftOut
 from mlx_deltamem.files.atomic import one_line
 from mlx_deltamem.files.fields import Row
@@ -71,6 +69,8 @@ def hub_rows(repo: str, split: str, files: str) -> Iterator[tuple[str, Row]]:
         FileNotFoundError: The data set does not exist, or the Hub cannot be reached.
         ValueError: The package `datasets` is not installed, or the Hub refused access.
     """
+    from mlx_deltamem.adapters.hub_errors import hub_errors
+
     datasets = evaluate_extra("datasets", f"the data set {repo}")
     with hub_errors(repo):
         try:
@@ -110,12 +110,7 @@ def evaluate_extra(module: str, purpose: str) -> ModuleType:
     Raises:
         ValueError: The package is not installed.
     """
-    package = module.partition(".")[0]
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(
-            f"{purpose} needs the package {package}, which is not installed: pip install 'mlx-deltamem[evaluate]'"
-        )
-    return importlib.import_module(module)
+    return extra_module(module, purpose, "evaluate")
 
 
 def _json(path: Path) -> Iterator[JsonRecord]:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from mlx_deltamem.recurrence.gates import SMALLEST_NORM, Variant
+from mlx_deltamem.recurrence.gates import SMALLEST_NORM
 from mlx_deltamem.recurrence.kernels.build import Kernel, Template
+from mlx_deltamem.recurrence.variant import Variant
 
 
 def scan(

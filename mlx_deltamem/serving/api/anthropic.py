@@ -89,7 +89,10 @@ async def _events(
 
 
 def _end(choice: Choice) -> Mapping[str, str | None]:
-    return {"stop_reason": _STOP_REASONS.get(choice.finish_reason, "end_turn"), "stop_sequence": None}
+    # Clients answer calls only if these are the reason.
+    text = None if choice.calls else choice.end.stop_text
+    reason = _STOP_REASONS.get(choice.finish_reason, "end_turn")
+    return {"stop_reason": reason if text is None else "stop_sequence", "stop_sequence": text}
 
 
 def _usage(done: Done) -> Mapping[str, object]:

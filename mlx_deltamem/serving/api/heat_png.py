@@ -1,20 +1,11 @@
-"""Heat maps of the states of a memory as one PNG file, written without a library for images."""
+"""Heat maps of the states of a memory as one PNG file."""
 
-import math
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-Pixels = npt.NDArray[np.uint8]
-
-_WHITE = np.array([247, 247, 247], float)
-_BLUE = np.array([33, 102, 172], float)
-_RED = np.array([178, 24, 43], float)
-# The side of a tile is about this many pixels; the gap between tiles is in pixels.
-_TILE, _GAP = 64, 4
+from mlx_deltamem.sessions.heat_png import states_png
 
 
 def heat_png(heat_map: Mapping[str, object]) -> bytes:
@@ -25,45 +16,9 @@ def heat_png(heat_map: Mapping[str, object]) -> bytes:
     """
     layers = heat_map.get("layers")
     states = [_state(layer) for layer in layers] if isinstance(layers, Sequence) else []
-    return _png(_image(states))
+    return states_png(states)
 
 
 def _state(layer: object) -> npt.NDArray[np.float64]:
     values = np.asarray(layer["values"] if isinstance(layer, Mapping) else [[0.0]], dtype=np.float64)
     return np.nan_to_num(np.atleast_2d(values))
-
-
-def _image(states: Sequence[npt.NDArray[np.float64]]) -> Pixels:
-    if not states:
-        return np.full((1, 1, 3), 247, np.uint8)
-    tiles = [_tile(state) for state in states]
-    height, width = max(len(tile) for tile in tiles) + _GAP, max(tile.shape[1] for tile in tiles) + _GAP
-    columns = math.ceil(math.sqrt(len(tiles)))
-    image = np.full((math.ceil(len(tiles) / columns) * height + _GAP, columns * width + _GAP, 3), 255, np.uint8)
-    for index, tile in enumerate(tiles):
-        top, left = _GAP + index // columns * height, _GAP + index % columns * width
-        image[top : top + len(tile), left : left + tile.shape[1]] = tile
-    return image
-
-
-def _tile(state: npt.NDArray[np.float64]) -> Pixels:
-    """The pixels of one state. Its largest number has the full colour."""
-    share = (state / (np.abs(state).max(initial=0.0) or 1.0))[..., None]
-    colours = np.where(share < 0, _WHITE + (_WHITE - _BLUE) * share, _WHITE + (_RED - _WHITE) * share)
-    pixels: Pixels = np.rint(colours).astype(np.uint8)
-    size = max(1, _TILE // max(state.shape))
-    return np.repeat(np.repeat(pixels, size, axis=0), size, axis=1)
-
-
-def _png(image: Pixels) -> bytes:
-    """A PNG file (ISO/IEC 15948) with 8 bits for each of the three colours."""
-    height, width, _ = image.shape
-    # Each line begins with the number of its filter: 0, none.
-    lines = b"".join(b"\0" + line.tobytes() for line in image)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(lines)) + _chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

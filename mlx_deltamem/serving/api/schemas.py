@@ -225,7 +225,7 @@ SCHEMAS: Mapping[str, Schema] = {
         ("type", "error"), type={"const": "error"}, error=_object(("type", "message"), type=_TEXT, message=_TEXT)
     ),
     "Memory": _object(
-        ("id", "object", "name", "revision", "turns", "tokens", "state_bytes", "history", "write", "loaded"),
+        ("id", "object", "name", "revision", "turns", "tokens", "state_bytes", "history", "write", "loaded", "saved"),
         id=_TEXT,
         object={"const": "memory"},
         name=_TEXT,
@@ -236,6 +236,7 @@ SCHEMAS: Mapping[str, Schema] = {
         history={"type": ["string", "integer"]},
         write=_TEXT,
         loaded={"type": "boolean"},
+        saved={"type": "boolean"},
     ),
     "Any": {"type": "object"},
 }

@@ -28,7 +28,7 @@ class Selection:
     """The memory of a request.
 
     Attributes:
-        memory: Its name; None: a private memory of the chat.
+        memory: Its name; None: a private memory of the chat, or none is used.
         mode: How it is used.
         chat: The client's id of the chat; None if it gives none.
         model: The name of the model, as the client gave it.
@@ -83,7 +83,8 @@ def select(fields: Fields, headers: Headers, settings: Settings, model_name: str
         modes.append(mode_of_model)
     chats = [value for name in settings.memory_headers if not _is_ours(name) and (value := headers.get(name, ""))]
     chat = next((stable_name(value) for value in (*map(_without_mode, chats), *threads) if value), None)
-    return Selection(memory, min(modes, key=_NARROWEST.index), chat, model)
+    mode = min(modes, key=_NARROWEST.index)
+    return Selection(None if mode is Mode.OFF else memory, mode, chat, model)
 
 
 def is_read_only(messages: Sequence[Message], pattern: str) -> bool:
@@ -114,7 +115,13 @@ def done_headers(done: Done) -> dict[str, str]:
 
 def memory_usage(done: Done) -> Mapping[str, object]:
     """The object `usage.memory` of an answer."""
-    usage = {"name": done.memory, "revision": done.revision, "written": done.written, "turn": done.turn}
+    usage = {
+        "name": done.memory,
+        "revision": done.revision,
+        "written": done.written,
+        "saved": done.saved,
+        "turn": done.turn,
+    }
     return {**usage, "note": done.note} if done.note else usage
 
 

@@ -28,6 +28,7 @@ def single_request(
         memory=selection.memory,
         mode=narrower(selection.mode, Mode.READ) if reads else selection.mode,
         chat=selection.chat,
+        goes_on=not reads,
         tools=tools,
         template_options=options,
         sampling=sampling,

@@ -40,6 +40,7 @@ class StoredChat:
         memory_set: Whether the user set the memory after the last turn.
         text: The keys and values after the last turn of the conversation that goes on, or None.
         conversation: The name of the conversation that goes on.
+        title: The title that the user gave to the chat; empty for none.
     """
 
     origin: Origin
@@ -52,6 +53,7 @@ class StoredChat:
     memory_set: bool
     text: PromptCache | None
     conversation: str = ""
+    title: str = ""
 
     def check_fits(self, path: Path, layout: MemoryLayout) -> None:
         """Check that a model can go on with the chat.
@@ -85,6 +87,7 @@ def description(chat: StoredChat, file_id: str) -> dict[str, object]:
         "turns": [_described(turn) | ({"conversation": turn.conversation} if named else {}) for turn in chat.turns],
         "keeps_text": chat.text is not None,
         **({"conversation": chat.conversation} if named else {}),
+        **({"title": chat.title} if chat.title else {}),
     }
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TypeVar, cast
 
@@ -56,7 +56,7 @@ def decode(description: Mapping[str, object], entries: PromptCache) -> StoredCha
     }
     layers = [layer for layer, state in enumerate(states) if state.size]
     return StoredChat(
-        origin=Origin(**{name: _text(value) for name, value in _mapping(description["origin"]).items()}),
+        origin=_origin(description),
         system=None if description["system"] is None else _text(description["system"]),
         history=history,
         write=parse_write(description.get("write", ALL)),
@@ -69,7 +69,44 @@ def decode(description: Mapping[str, object], entries: PromptCache) -> StoredCha
         memory_set=_boolean(description.get("memory_set", False)),
         text=None if kept is None else text,
         conversation=conversation,
+        title=_text(description.get("title", "")),
     )
+
+
+@dataclass(frozen=True)
+class ChatTexts:
+    """The part of a chat that a list of chats shows.
+
+    Attributes:
+        title: The title that the user gave to the chat; empty for none.
+        origin: The backbone, adapter and tokenizer that the chat was made with.
+        messages: The role and the text of the system prompt, of each message and of each reply, in order.
+        turns: The number of turns.
+    """
+
+    title: str
+    origin: Origin
+    messages: tuple[tuple[str, str], ...]
+    turns: int
+
+
+def decode_texts(description: Mapping[str, object]) -> ChatTexts:
+    """The texts of the chat in a session file, from its JSON alone.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: A chat does not write such JSON.
+    """
+    turns = [_turn(_mapping(turn)) for turn in _list(description["turns"])]
+    said = [] if description["system"] is None else [("system", _text(description["system"]))]
+    for turn in turns:
+        said += [(message["role"], message["content"]) for message in turn.messages]
+        if not turn.remembered:
+            said.append(("assistant", turn.reply))
+    return ChatTexts(_text(description.get("title", "")), _origin(description), tuple(said), len(turns))
+
+
+def _origin(description: Mapping[str, object]) -> Origin:
+    return Origin(**{name: _text(value) for name, value in _mapping(description["origin"]).items()})
 
 
 def _turn(turn: Mapping[str, object]) -> Turn:

@@ -22,7 +22,7 @@ from mlx_deltamem.files.atomic import check_file_name, locked, new_file, one_lin
 from mlx_deltamem.files.jsonl import parsed_json
 from mlx_deltamem.files.safetensors import SafetensorsHeader, check_safetensors
 from mlx_deltamem.sessions.stored.chat import READABLE_VERSIONS, StoredChat, cache_entries, description
-from mlx_deltamem.sessions.stored.decode import decode
+from mlx_deltamem.sessions.stored.decode import ChatTexts, decode, decode_texts
 
 SUFFIX = ".safetensors"
 _ERRORS = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
@@ -94,6 +94,59 @@ def read_chat(path: Path) -> tuple[StoredChat, str]:
         FileNotFoundError: There is no such file.
         ValueError: It is not a session file, it is damaged or altered, or its format is newer.
     """
+    metadata, session = _read_session(path)
+    try:
+        entries = _load_prompt_cache(str(path))
+        if _checksum(metadata["session"], entries) != metadata["checksum"]:
+            raise ValueError("its checksum is wrong")
+        file_id = session["file_id"]
+        if not isinstance(file_id, str):
+            raise ValueError("its file_id is not text")
+        return decode(session, entries), file_id
+    except _ERRORS as error:
+        raise ValueError(f"{path} is damaged or was altered ({_reason(error)}); use a copy of it") from None
+
+
+def read_texts(path: Path) -> ChatTexts:
+    """Read the texts of a session file. No array is read, and the checksum is not checked.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a session file, or its format is newer, or its texts were altered.
+    """
+    _, session = _read_session(path)
+    try:
+        return decode_texts(session)
+    except _ERRORS as error:
+        raise ValueError(f"{path} is damaged or was altered ({_reason(error)}); use a copy of it") from None
+
+
+def delete_chat(path: Path, expected: str | None) -> None:
+    """Delete a session file. There may be none.
+
+    Args:
+        path: The file.
+        expected: The id of the file that may be deleted.
+
+    Raises:
+        ValueError: Another file is there: someone else has saved it.
+        OSError: The file cannot be deleted.
+    """
+    if not path.parent.is_dir():
+        return
+    with locked(path.parent):
+        if path.exists():
+            _check_replaceable(path, expected)
+        path.unlink(missing_ok=True)
+
+
+def _read_session(path: Path) -> tuple[dict[str, str], dict[str, object]]:
+    """The texts in the metadata of a session file, and the JSON object among them.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a session file, or its format is newer.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no session file {path}")
     try:
@@ -106,16 +159,7 @@ def read_chat(path: Path) -> tuple[StoredChat, str]:
         readable = " and ".join(map(str, READABLE_VERSIONS))
         found = shown(str(version))
         raise ValueError(f"{path} is of session format {found}; this mlx_deltamem {__version__} reads {readable}")
-    try:
-        entries = _load_prompt_cache(str(path))
-        if _checksum(metadata["session"], entries) != metadata["checksum"]:
-            raise ValueError("its checksum is wrong")
-        file_id = session["file_id"]
-        if not isinstance(file_id, str):
-            raise ValueError("its file_id is not text")
-        return decode(session, entries), file_id
-    except _ERRORS as error:
-        raise ValueError(f"{path} is damaged or was altered ({_reason(error)}); use a copy of it") from None
+    return metadata, session
 
 
 def _check_replaceable(path: Path, expected: str | None) -> None:

@@ -53,7 +53,7 @@ class Service:
     def __init__(self):
         self.tokenizer = Tokenizer()
         self.script: Sequence[str | Exception] = ["Hel", "lo"]
-        self.finish_reason = "stop"
+        self.finish_reason, self.stop_text = "stop", None
         self.asked: list[ReplyRequest] = []
         self.closed = 0
         # Set: a reply goes on after its script without an end.
@@ -74,7 +74,10 @@ class Service:
             if self.endless:
                 await asyncio.sleep(60)
             written = request.mode is Mode.WRITE
-            yield Done(self.finish_reason, 10, 2, 4, f"turn{len(self.asked)}", request.memory, 7, written)
+            turn = f"turn{len(self.asked)}"
+            yield Done(
+                self.finish_reason, 10, 2, 4, turn, request.memory, 7, written, saved=False, stop_text=self.stop_text
+            )
         finally:
             self.closed += 1
 

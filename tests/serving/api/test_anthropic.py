@@ -40,6 +40,20 @@ def test_a_stream(client, service):
     assert whole["content"][2]["input"] == {"a": 1} and whole["content"][0]["thinking"] == "w"
 
 
+def test_a_stop_sequence_is_named(client, service):
+    service.stop_text = "END"
+    asked = {**HELLO, "stop_sequences": ["STOP", "END"]}
+    content = client.post(PATH, json=asked).json()
+    assert (content["stop_reason"], content["stop_sequence"]) == ("stop_sequence", "END")
+    told = events(client.post(PATH, json={**asked, "stream": True}))
+    assert told[0]["message"]["stop_sequence"] is None
+    assert told[-2]["delta"] == {"stop_reason": "stop_sequence", "stop_sequence": "END"}
+    # A client answers calls only if these are the reason.
+    service.script = ['<call>{"name": "add", "arguments": {"a": 1}}</call>']
+    content = client.post(PATH, json={**asked, "tools": [TOOL]}).json()
+    assert (content["stop_reason"], content["stop_sequence"]) == ("tool_use", None)
+
+
 def test_blocks_become_messages(client, service):
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]},

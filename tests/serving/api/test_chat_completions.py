@@ -29,7 +29,8 @@ def test_an_answer_has_openais_form(client):
     assert choice["finish_reason"] == "stop" and choice["logprobs"] is None
     assert content["usage"]["prompt_tokens"] == 10 and content["usage"]["total_tokens"] == 12
     assert content["usage"]["prompt_tokens_details"] == {"cached_tokens": 6}
-    assert content["usage"]["memory"] == {"name": None, "revision": 7, "written": True, "turn": "turn1"}
+    memory = {"name": None, "revision": 7, "written": True, "saved": False, "turn": "turn1"}
+    assert content["usage"]["memory"] == memory
     assert answer.headers["X-Deltamem-Written"] == "true" and "X-Deltamem-Memory" not in answer.headers
 
 

@@ -9,13 +9,9 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+import mlx.core as mx
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-import tools.openblas  # noqa: F401
-
-# isort: split
-import mlx.core as mx  # After OpenBLAS, so that all who import this module compute with OpenBLAS.
 
 Tensors = dict[str, mx.array]
 Metadata = dict[str, Any]  # Values: mx.array, str or list[str].

@@ -1,0 +1,306 @@
+"""The entry of the memory in a prompt cache: mlx-lm's `ArraysCache` with a past, so that it can be trimmed.
+
+`trim(n)` takes the last n tokens back, exactly: the states are then those from before these tokens, up to the rounding
+of float32. It reaches back to the beginning of the text in the prompt cache, with these exceptions:
+
+- Tokens from before the memory was set (`set_memory`, `reset_memory`) or the prompt cache was loaded from a file, and
+  tokens of a model in training mode.
+- The middle of a text that a mean-writing adapter wrote in several calls.
+- Where the keys and values cannot be trimmed (hybrid models, a window that is full), the entry keeps the last
+  `KEPT` tokens at least, and not the whole text.
+
+Beyond that, `trim` raises a ValueError. mlx-lm has then trimmed the keys and values already, so the entry also refuses
+to go on until its memory is set.
+"""
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import ArraysCache
+
+from mlx_deltamem.core.past import (
+    Kept,
+    LayerPass,
+    Pass,
+    Past,
+    Start,
+    ended,
+    is_whole,
+    joined,
+    kept,
+    passes_of,
+    recent,
+    states_of,
+    taken_back,
+    without,
+)
+
+# Passes are joined when they have this many tokens together.
+KEPT = 64
+
+
+class MemoryEntry(ArraysCache):
+    """The states of all layers of a model, and their past.
+
+    Attributes:
+        cache: By layer index, the states `[B, H, r, r]` float32, or `[B, 0, 0, 0]`.
+        left_padding, lengths: `[B]` int, or None: the padding that is still to come, as in mlx-lm.
+    """
+
+    # mlx-lm annotates neither these attributes nor the methods that are called below.
+    cache: list[mx.array]  # type: ignore[assignment]
+    left_padding: mx.array | None
+    lengths: mx.array | None  # type: ignore[assignment]
+    # These are values of the class, because mlx-lm also makes entries without calling `__init__`.
+    # The past of each row. A single one stands for all rows.
+    _rows: Sequence[Past] = (Start(is_whole=False),)
+    # The states that the past leads to. Where `cache` holds other arrays, the memory was set.
+    _after: Sequence[mx.array] = ()
+    # The latest passes, which are short and whose rows are those of the batch; each with its tokens that are there.
+    _short: Sequence[tuple[Pass, int]] = ()
+    # The tokens that could not be taken back, although the text was trimmed by them.
+    _missed: int = 0
+
+    def is_trimmable(self) -> bool:
+        """Whether tokens can be taken back: always. mlx-lm asks this of each entry."""
+        return True
+
+    def trim(self, n: int) -> int:
+        """Take the last n tokens back.
+
+        Args:
+            n: The number of tokens, as for mlx-lm's caches; all tokens, if there are fewer.
+
+        Returns:
+            The number of tokens that were taken back.
+
+        Raises:
+            ValueError: The past does not reach that far.
+        """
+        if n <= 0:
+            return 0
+        rows = self._rows_of(1) if len(self._rows) == 1 else self._past_by_row()
+        reached = max(row.total for row in rows)
+        if any(row.total < n and not is_whole(row) for row in rows):
+            self._missed, self._after = n, list(self.cache)
+            raise ValueError(
+                f"the memory cannot be trimmed by {n} tokens: its past has {min(row.total for row in rows)}, because "
+                "the memory was set, loaded or trained then, or the keys and values cannot be trimmed as far; make a "
+                "new cache and read the text again"
+            )
+        if not reached:
+            return 0
+        rows = [taken_back(row, min(n, row.total)) for row in rows]
+        try:
+            states = states_of(rows, self.cache)
+        except ValueError:
+            self._missed, self._after = n, list(self.cache)
+            raise
+        done = min(n, reached)
+        self.cache = states
+        if self.left_padding is not None:
+            self.left_padding = self.left_padding + done
+        if self.lengths is not None:
+            self.lengths = self.lengths + done
+        self._short = without(self._short, done)
+        self._rows, self._after = rows, list(states)
+        return done
+
+    def start(self, start: Start) -> None:
+        """Begin a new past with the present states."""
+        self._rows, self._after, self._short, self._missed = (start,), list(self.cache), (), 0
+
+    def begin(self, backbone: Sequence[Any] | None) -> None:
+        """Begin a call of the model.
+
+        Args:
+            backbone: The other entries of the prompt cache; None if there are none.
+
+        Raises:
+            ValueError: The text was trimmed and the memory was not.
+        """
+        follows = self._follows()
+        if follows and self._missed:
+            raise ValueError(
+                f"the text in this prompt cache was trimmed by {self._missed} tokens and its memory could not be; make "
+                "a new cache with mlx_deltamem.make_prompt_cache(model), or set the memory with set_memory"
+            )
+        # An entry may be moved to another text: then its past is not that of the text.
+        if not follows or not any(row.total for row in self._rows) or backbone is None or _is_empty(backbone[0]):
+            self.start(Start(backbone is not None and all(_is_empty(entry) for entry in backbone)))
+
+    def end(
+        self,
+        states: list[mx.array],
+        shape: tuple[int, int],
+        layers: Mapping[int, LayerPass] | None,
+        backbone: Sequence[Any] | None,
+    ) -> list[mx.array]:
+        """End a call of the model.
+
+        Args:
+            states: By layer index, the states after the call.
+            shape: B and T, the shape of the tokens.
+            layers: The passes of the layers that wrote; None if they are not known.
+            backbone: The other entries of the prompt cache; None if there are none.
+
+        Returns:
+            Arrays to evaluate with the output of the call.
+        """
+        batch, tokens = shape
+        before, self.cache = self.cache, states
+        self.advance(tokens)  # type: ignore[no-untyped-call]
+        if layers is None or backbone is None:
+            self.start(Start(is_whole=False))
+            return []
+        self._after = list(states)
+        if not tokens:
+            return []
+        self._rows = [ended(row) for row in self._rows_of(batch)]
+        is_short = tokens < KEPT
+        arrays = [] if is_short else self._join(before)
+        last = Pass(batch, tokens, before, self._after, layers)
+        self._rows = [kept(last, row, tokens, past) for row, past in enumerate(self._rows)]
+        if is_short:
+            self._short = [*self._short, (last, tokens)]
+            if sum(count for _, count in self._short) < KEPT:
+                return []
+            arrays = self._join(self._after)
+        if not all(_is_trimmable(entry) for entry in backbone):
+            self._rows = [recent(row, KEPT) for row in self._rows]
+        return arrays
+
+    def make_mask(self, N: int, **options: object) -> mx.array | None:  # noqa: N803  (mlx-lm's name)
+        """The mask `[B, N]` of the next tokens, False for padding; None: no padding.
+
+        Raises:
+            ValueError: The entry got to a layer of a backbone, which asks for a causal mask with `options`.
+        """
+        if options:
+            raise ValueError(
+                "a model got the memory of another one as its keys and values; for speculative decoding with a given "
+                "prompt cache, join the caches with mlx_deltamem.with_draft(model, cache, draft_cache)"
+            )
+        mask: mx.array | None = super().make_mask(N)
+        return mask
+
+    def filter(self, batch_indices: Sequence[int] | mx.array) -> None:
+        """Keep some rows of the batch, in place."""
+        rows = self._past_by_row()
+        super().filter(batch_indices)  # type: ignore[no-untyped-call]
+        self._take([rows[int(index)] for index in batch_indices])
+
+    def extend(self, other: ArraysCache) -> None:
+        """Add the rows of another entry to the batch, in place."""
+        rows = [*self._past_by_row(), *_past_by_row(other)]
+        super().extend(other)  # type: ignore[no-untyped-call]
+        self._take(rows)
+
+    def extract(self, idx: int) -> "MemoryEntry":
+        """A new entry with one row of the batch."""
+        entry = MemoryEntry(len(self.cache))
+        entry.cache = [state if state.shape[0] == 1 else state[idx : idx + 1] for state in self.cache]
+        entry._take([self._past_by_row()[idx]])
+        return entry
+
+    @classmethod
+    def merge(cls, caches: Sequence[ArraysCache]) -> "MemoryEntry":
+        """A new entry with the rows of several entries of one row each."""
+        entry: MemoryEntry = super().merge(caches)  # type: ignore[no-untyped-call]
+        entry._take([past for each in caches for past in _past_by_row(each)])
+        return entry
+
+    def finalize(self) -> None:
+        """Forget the padding. mlx-lm calls it after a batch that is padded at the right was read."""
+        if self.lengths is not None:
+            # Padding neither reads nor writes. mlx-lm moves it to the left, so it does not count as tokens.
+            padding = np.maximum(-np.array(self.lengths), 0)
+            rows = self._rows_of(len(padding))
+            self._take([taken_back(row, int(count)) for row, count in zip(rows, padding, strict=True)])
+        super().finalize()  # type: ignore[no-untyped-call]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the states and of their past."""
+        arrays = {id(array): array for each in passes_of(self._rows) for array in each.arrays()}
+        arrays.update((id(state), state) for state in self.cache)
+        return sum(array.nbytes for array in arrays.values())
+
+    def _join(self, after: Sequence[mx.array]) -> list[mx.array]:
+        """Join the latest short passes, which end in the states `after`; returns the arrays that this makes."""
+        short, self._short = self._short, ()
+        last = joined(short, after) if len(short) > 1 else None
+        if last is None or last.rows != len(self._rows):
+            return []
+        rows = []
+        for row, past in enumerate(self._rows):
+            earlier = past
+            for _ in short:
+                earlier = earlier.earlier if isinstance(earlier, Kept) else earlier
+            rows.append(kept(last, row, last.tokens, earlier))
+        self._rows = rows
+        return [layer.projected for layer in last.layers.values()]
+
+    def _follows(self) -> bool:
+        """Whether the past leads to the present states."""
+        return len(self._after) == len(self.cache) and all(map(operator.is_, self._after, self.cache))
+
+    def _rows_of(self, batch: int) -> list[Past]:
+        """The past of each of `batch` rows."""
+        rows: Sequence[Past] = self._rows if self._follows() else (Start(is_whole=False),)
+        return list(rows) * batch if len(rows) == 1 else list(rows)
+
+    def _past_by_row(self) -> list[Past]:
+        """The past of each row of the batch."""
+        return self._rows_of(max(state.shape[0] for state in self.cache))
+
+    def _take(self, rows: Sequence[Past]) -> None:
+        """Take the past of each row, after `cache` was set to their states."""
+        self._rows, self._after, self._short = list(rows), list(self.cache), ()
+
+
+# mlx-lm saves an entry under the name of its class, and finds the class among its own when it loads the entry.
+MemoryEntry.__name__ = "ArraysCache"
+
+
+def memory_entry(entry: object) -> MemoryEntry | None:
+    """An entry of a prompt cache as a memory entry; None if it holds no states of a memory.
+
+    mlx-lm loads a memory entry from a file as an `ArraysCache`. That becomes a memory entry in place.
+    """
+    if not isinstance(entry, ArraysCache) or not all(map(_is_state, entry.cache)):
+        return None
+    if not isinstance(entry, MemoryEntry):
+        entry.__class__ = MemoryEntry
+    return cast(MemoryEntry, entry)
+
+
+def _is_state(state: object) -> bool:
+    return (
+        isinstance(state, mx.array)
+        and state.ndim == 4
+        and state.shape[-2] - state.shape[-1] in (0, 1)
+        and state.dtype == mx.float32
+    )
+
+
+def _past_by_row(entry: ArraysCache) -> list[Past]:
+    """The past of each row of an entry with a memory."""
+    return entry._past_by_row() if isinstance(entry, MemoryEntry) else [Start(is_whole=False)] * entry.batch_size
+
+
+def _is_empty(entry: Any) -> bool:
+    """Whether an entry of a prompt cache has no text yet."""
+    try:
+        return bool(entry.empty()) or (isinstance(entry.offset, int) and not entry.offset)
+    except (AttributeError, NotImplementedError):
+        return False
+
+
+def _is_trimmable(entry: Any) -> bool:
+    """Whether an entry of a prompt cache can be trimmed now. Caches that are only for training do not say."""
+    is_trimmable = getattr(entry, "is_trimmable", None)
+    return is_trimmable is not None and bool(is_trimmable())

@@ -1,0 +1,3 @@
+from mlx_deltamem.demo import main
+
+main()

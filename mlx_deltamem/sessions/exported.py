@@ -1,0 +1,289 @@
+"""A chat as a dict that JSON can hold, and back. The memory is not in it: reading the chat again makes it."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.files.jsonl import kind_of
+from mlx_deltamem.files.text import check_text
+from mlx_deltamem.sessions import running
+from mlx_deltamem.sessions.history import FULL, History, parse_history
+from mlx_deltamem.sessions.messages import Message, ToolCall, json_text, parse_messages, said_messages, system_prompt
+from mlx_deltamem.sessions.prefill import Progress
+from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.template_options import check_storable
+from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.writing import ALL, parse_remembered_write, parse_write
+
+FORMAT, VERSION = "mlx_deltamem chat", 1
+_LONGEST_TITLE = 200
+
+
+@dataclass(frozen=True)
+class ExportedTurn:
+    """One turn of an exported chat. The attributes are those of `Turn`; `reply_ids` may be empty or wrong."""
+
+    messages: tuple[Message, ...]
+    reply: str = ""
+    reply_ids: tuple[int, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    write: str = ALL
+    remembered: bool = False
+    conversation: str = ""
+
+
+@dataclass(frozen=True)
+class ExportedChat:
+    """An exported chat that was checked. The attributes are those of `ChatSession`."""
+
+    turns: tuple[ExportedTurn, ...]
+    title: str = ""
+    system: str | None = None
+    history: History = FULL
+    write: str = ALL
+    template_options: Mapping[str, object] = field(default_factory=dict)
+    conversation: str = ""
+
+
+def chat_title(title: object) -> str:
+    """Check the title of a chat.
+
+    Raises:
+        ValueError: It is not text, or has several lines or more than 200 characters.
+    """
+    if not isinstance(title, str):
+        raise ValueError(f"the title is of type {type(title).__name__}; expected text")
+    title = check_text(title, "the title").strip()
+    if len(title.splitlines()) > 1 or len(title) > _LONGEST_TITLE:
+        raise ValueError(
+            f"the title has {len(title):,} characters in {len(title.splitlines())} lines; expected one line of at most "
+            f"{_LONGEST_TITLE} characters"
+        )
+    return title
+
+
+def exported_chat(state: ChatState, title: str, write: str) -> dict[str, object]:
+    """The dict of a chat; `ChatSession.to_dict` describes it.
+
+    Raises:
+        ValueError: A memory was set, or a template option is not JSON.
+    """
+    for index, turn in enumerate(state.turns):
+        if turn.memory_set:
+            raise ValueError(
+                f"a memory was set before turn {index + 1}, and an export has no memory; save a session file instead"
+            )
+    if state.memory_set:
+        raise ValueError("a memory was set, and an export has no memory; save a session file instead")
+    check_storable(state.template.options)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "title": title,
+        "system": state.system,
+        "history": state.history,
+        "write": write,
+        "template_options": copy.deepcopy(state.template.options),
+        "conversation": state.conversation,
+        "turns": [_exported(turn) for turn in state.turns],
+    }
+
+
+def parse_export(content: object) -> ExportedChat:
+    """Check the dict of a chat, or messages in OpenAI's form.
+
+    Args:
+        content: A dict of `exported_chat`; a list of messages; or a dict with `messages`, which may have `title`,
+            `history`, `write` and `template_options` too.
+
+    Raises:
+        ValueError: It is something else, of another version, or a message has no reply.
+    """
+    if isinstance(content, Mapping) and content.get("format") == FORMAT:
+        return _parse_own(content)
+    given: Mapping[str, object] = content if isinstance(content, Mapping) else {"messages": content}
+    messages = given.get("messages")
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes | bytearray):
+        raise ValueError(
+            f"the chat is {kind_of(content)} without messages; expected an exported chat, or messages in OpenAI's form"
+        )
+    settings = _parse_settings(given)
+    system, turns = _exchanges(parse_messages(messages), settings.write)
+    return replace(settings, system=system, turns=turns)
+
+
+def read_export(
+    state: ChatState, tokenizer: TokenizerWrapper, chat: ExportedChat, progress: Progress | None = None
+) -> None:
+    """Read the turns of an exported chat into a chat that is empty.
+
+    Args:
+        state: The chat, with its settings.
+        tokenizer: The model's tokenizer.
+        chat: The exported chat.
+        progress: Called with the number of turns that have been read, and of all.
+
+    Raises:
+        ValueError: The chat template refuses a message, or a turn does not fit into the model's window.
+    """
+    for number, given in enumerate(chat.turns, start=1):
+        state.enter(given.conversation)
+        running.run_again(state, _turn_of(state, tokenizer, given))
+        if progress is not None:
+            progress(number, len(chat.turns))
+    state.enter(chat.conversation)
+
+
+def _exported(turn: Turn) -> dict[str, object]:
+    return {
+        "messages": copy.deepcopy(list(turn.messages)),
+        "reply": turn.reply,
+        "reply_ids": list(turn.reply_ids),
+        "tool_calls": copy.deepcopy(list(turn.tool_calls)),
+        "write": turn.write,
+        "remembered": turn.remembered,
+        "conversation": turn.conversation,
+    }
+
+
+def _turn_of(state: ChatState, tokenizer: TokenizerWrapper, given: ExportedTurn) -> Turn:
+    """The turn as the present model reads it.
+
+    Raises:
+        ValueError: The chat template refuses a message, or the turn does not fit into the model's window.
+    """
+    if given.remembered:
+        opening = state.text.remembered(given.messages)
+        return Turn(given.messages, opening, given.write, given.conversation, remembered=True)
+    turn = Turn(
+        given.messages,
+        state.text.opening(state.turns, given.messages),
+        given.write,
+        given.conversation,
+        reply=given.reply,
+        reply_ids=_reply_ids(tokenizer, given),
+        ending=state.text.ending(state.turns, given.messages, given.reply),
+        tool_calls=given.tool_calls,
+    )
+    running.check_fits_edited(state, len(state.turns), turn)
+    return turn
+
+
+def _reply_ids(tokenizer: TokenizerWrapper, given: ExportedTurn) -> tuple[int, ...]:
+    """The tokens of a reply: those that were generated, if this tokenizer reads the same text from them."""
+    largest = max(tokenizer.get_vocab().values())
+    known = bool(given.reply_ids) and all(0 <= token <= largest for token in given.reply_ids)
+    if known and tokenizer.decode(list(given.reply_ids)) == given.reply:
+        return given.reply_ids
+    return tuple(tokenizer.encode(given.reply, add_special_tokens=False))
+
+
+def _parse_own(content: Mapping[str, object]) -> ExportedChat:
+    version = content.get("version")
+    if type(version) is not int or not 1 <= version <= VERSION:
+        raise ValueError(f"the chat is of export version {version!r}; expected {VERSION}: use a newer mlx_deltamem")
+    system, turns = content.get("system"), content.get("turns")
+    if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
+        raise ValueError(f"the turns of the chat are {kind_of(turns)}; expected a list")
+    settings = _parse_settings(content)
+    return replace(
+        settings,
+        turns=tuple(
+            _parse_turn(f"turn {index} of the chat", turn, settings.write) for index, turn in enumerate(turns, start=1)
+        ),
+        system=None if system is None else system_prompt(system),
+        conversation=_text("the conversation of the chat", content.get("conversation", "")),
+    )
+
+
+def _parse_settings(content: Mapping[str, object]) -> ExportedChat:
+    """A chat without turns that has the settings of a dict.
+
+    Raises:
+        ValueError: A setting is not valid.
+    """
+    options = content.get("template_options", {})
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise ValueError(f"the template_options of the chat are {kind_of(options)}; expected an object")
+    check_storable(dict(options))
+    return ExportedChat(
+        turns=(),
+        title=chat_title(content.get("title", "")),
+        history=parse_history(content.get("history", FULL)),
+        write=parse_write(content.get("write", ALL)),
+        template_options=dict(options),
+    )
+
+
+def _parse_turn(place: str, turn: object, usual: str) -> ExportedTurn:
+    """Check one turn. `place` names it in errors, and `usual` is what is written where the turn does not say it."""
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"{place} is {kind_of(turn)}; expected an object")
+    remembered, ids = turn.get("remembered", False), turn.get("reply_ids", [])
+    calls = turn.get("tool_calls", [])
+    if not isinstance(remembered, bool):
+        raise ValueError(f"remembered of {place} is {kind_of(remembered)}; expected true or false")
+    if not isinstance(ids, Sequence) or not all(type(token) is int for token in ids):
+        raise ValueError(f"reply_ids of {place} are not a list of whole numbers; leave them out")
+    reply = _text(f"the reply of {place}", turn.get("reply", ""))
+    try:
+        messages = (parse_messages if remembered else said_messages)(turn.get("messages"))
+        # This is a check only: in a reply, the arguments of calls stay JSON text.
+        parse_messages({"role": "assistant", "content": reply, "tool_calls": calls})
+        write = (parse_remembered_write if remembered else parse_write)(turn.get("write", ALL if remembered else usual))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    if remembered and (reply or ids or calls):
+        raise ValueError(f"{place} was remembered and has a reply; expected one of the two: leave the reply out")
+    return ExportedTurn(
+        messages,
+        reply,
+        tuple(ids),
+        tuple(cast(list[ToolCall], copy.deepcopy(calls))),
+        write,
+        remembered,
+        _text(f"the conversation of {place}", turn.get("conversation", "")),
+    )
+
+
+def _exchanges(messages: Sequence[Message], write: str) -> tuple[str | None, tuple[ExportedTurn, ...]]:
+    """The system prompt and the turns of messages in OpenAI's form.
+
+    Raises:
+        ValueError: A message has no reply, a reply has no message, or a system message comes later.
+    """
+    system: str | None = None
+    turns: list[ExportedTurn] = []
+    new: list[Message] = []
+    for index, message in enumerate(messages):
+        if message["role"] == "system" and index == 0:
+            system = message["content"]
+        elif message["role"] != "assistant":
+            new.append(message)
+        elif not new:
+            raise ValueError(f"messages[{index}] is a reply without a message before it; expected one: take it out")
+        else:
+            turns.append(ExportedTurn(tuple(new), message["content"], (), _as_generated(message), write))
+            new = []
+    if new:
+        raise ValueError(
+            "the messages end without a reply; expected one: take the last message out, and send it in the chat"
+        )
+    return system, tuple(turns)
+
+
+def _as_generated(message: Message) -> tuple[ToolCall, ...]:
+    """The tool calls of a message, with the arguments as JSON text: a reply that was generated has them so."""
+    calls = copy.deepcopy(message.get("tool_calls", []))
+    for call in calls:
+        call["function"]["arguments"] = json_text(call["function"]["arguments"])
+    return tuple(calls)
+
+
+def _text(place: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{place} is {kind_of(value)}; expected text")
+    return check_text(value, place)
