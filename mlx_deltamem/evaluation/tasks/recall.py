@@ -130,7 +130,7 @@ class Recall(Task):
             return []
         return [{"role": "system", "content": check_text(self.system_prompt, "--recall-system-prompt")}]
 
-    def _of_kinds(self, template: ChatTemplate) -> Iterator[Question]:
+    def _of_kinds(self, template: "ChatTemplate") -> Iterator[Question]:
         """The questions of `kinds`. The kinds take turns."""
         count = max(self.facts)
         for index in range(self.questions_each):
