@@ -2,8 +2,14 @@
 
 import argparse
 
-from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import KEPT_CHATS, add_chat_options, add_model_options, model_and_adapter
+from mlx_deltamem.cli.command import command_of_ranks
+from mlx_deltamem.cli.options import (
+    KEPT_CHATS,
+    add_chat_options,
+    add_model_options,
+    add_pipeline_option,
+    model_and_adapter,
+)
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import user_path
 
@@ -28,11 +34,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--chats", type=user_path, default=user_path(KEPT_CHATS), help=f"Folder of the chats (default: {KEPT_CHATS})."
     )
     add_model_options(parser)
+    add_pipeline_option(parser)
     add_chat_options(parser)
     return parser
 
 
-@command
+@command_of_ranks
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()

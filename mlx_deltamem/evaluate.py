@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.command import command_of_ranks
 from mlx_deltamem.cli.options import add_model_options, model_and_adapter
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.evaluation.conditions import CONDITIONS, DEFAULT_CONDITIONS, parse_conditions
@@ -51,6 +51,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="The most questions of each task. A run can be continued with another limit, except tasks of "
         "lm-evaluation-harness.",
     )
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="Under mlx.launch: split the model over the machines, if it is too large for one. Without it each machine "
+        "has the whole model and asks a part of the questions.",
+    )
     parser.add_argument("--batch-size", type=POSITIVE, default=16, help="Questions in a batch (default: 16).")
     parser.add_argument("--seed", type=_SEED, default=0, help="The seed of all random choices (default: 0).")
     parser.add_argument("--seeds", type=_SEED, nargs="+", help="The seeds of sampled replies, one run each.")
@@ -96,7 +102,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command
+@command_of_ranks
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()

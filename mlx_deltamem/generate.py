@@ -2,8 +2,14 @@
 
 import argparse
 
-from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import add_chat_options, add_model_options, model_and_adapter, true_or_false
+from mlx_deltamem.cli.command import command_of_ranks
+from mlx_deltamem.cli.options import (
+    add_chat_options,
+    add_model_options,
+    add_pipeline_option,
+    model_and_adapter,
+    true_or_false,
+)
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options import mlx_lm_defaults
@@ -15,6 +21,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     """Make the argument parser of the command."""
     parser = Parser(prog="mlx_deltamem.generate", description=__doc__)
     add_model_options(parser)
+    add_pipeline_option(parser)
     parser.add_argument(
         "--prompt",
         "-p",
@@ -71,7 +78,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command
+@command_of_ranks
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()

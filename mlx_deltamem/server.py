@@ -5,12 +5,13 @@ import logging
 import os
 from pathlib import Path
 
-from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.command import command_of_ranks
 from mlx_deltamem.cli.options import add_model_options, history_option, model_and_adapter
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options import mlx_lm_defaults
 from mlx_deltamem.options.rule import COUNT, POSITIVE, REPLY_LENGTH, SHARE, TEMPERATURE, Rule, shown
+from mlx_deltamem.ranks.launched import is_launched
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, WRITES
 
@@ -103,10 +104,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command
+@command_of_ranks
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()
+    if is_launched():
+        _check_alone()
     key = _api_key(args.api_key_file)
     if args.host not in _LOCAL and key is None and not args.insecure:
         raise ValueError(
@@ -125,6 +128,22 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model, tokenizer = load_model(args)
     serve(model, tokenizer, name, key, args)
+
+
+def _check_alone() -> None:
+    """Check that one server was started.
+
+    Raises:
+        ValueError: There are several.
+    """
+    # It imports MLX, which options that are refused need not wait for.
+    from mlx_deltamem.ranks.joining import world
+
+    if not world().is_alone:
+        raise ValueError(
+            f"mlx.launch has started {world().size} servers, and the server runs on one machine; start it without "
+            "mlx.launch (mlx_deltamem.chat and mlx_deltamem.generate run on several)"
+        )
 
 
 def _durability(text: str) -> float:

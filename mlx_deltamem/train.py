@@ -2,7 +2,7 @@
 
 import argparse
 
-from mlx_deltamem.cli.command import command
+from mlx_deltamem.cli.command import command_of_ranks
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options.arguments import add_options
@@ -50,7 +50,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@command
+@command_of_ranks
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()

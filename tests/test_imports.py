@@ -17,6 +17,7 @@ FLOORS = (
     ("_version",),
     ("files",),
     ("options",),
+    ("ranks",),
     ("recurrence",),
     ("core",),
     ("adapters",),

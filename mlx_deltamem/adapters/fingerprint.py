@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.model import current_adapter
+from mlx_deltamem.core.spread import spread_of
 from mlx_deltamem.core.use import attachment_of
 
 _DIGITS = 16
@@ -100,14 +101,28 @@ def backbone_fingerprint(model: nn.Module) -> str:
     """Return the fingerprint of the backbone of a model that has an adapter.
 
     It covers the configuration, the names, shapes and types of all weights, and every bit of the norms and biases. Two
-    checkpoints of the same architecture therefore differ in it, although the large matrices are not read.
+    checkpoints of the same architecture therefore differ in it, although the large matrices are not read. For a model
+    that is spread over several processes, it is that of the whole backbone.
     """
+    spread = spread_of(model)
+    if spread is not None:
+        return spread.backbone
+    shapes, small = backbone_facts(model)
+    return facts_fingerprint(model, shapes, small)
+
+
+def backbone_facts(model: nn.Module) -> tuple[dict[str, str], dict[str, mx.array]]:
+    """The facts that a backbone's fingerprint is made of: by name, the shapes and types, and the norms and biases."""
     # Without a destination it returns a list.
     weights = cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))
     backbone = {name: weight for name, weight in sorted(weights) if ".delta_mem." not in name}
-    shapes = [f"{name} {weight.shape} {weight.dtype}" for name, weight in backbone.items()]
-    small = {name: weight for name, weight in backbone.items() if weight.ndim == 1}
-    return _digest([_json(model.args), *shapes], small)
+    shapes = {name: f"{name} {weight.shape} {weight.dtype}" for name, weight in backbone.items()}
+    return shapes, {name: weight for name, weight in backbone.items() if weight.ndim == 1}
+
+
+def facts_fingerprint(model: nn.Module, shapes: Mapping[str, str], small: Mapping[str, mx.array]) -> str:
+    """The fingerprint of a backbone from the facts of `backbone_facts`, perhaps of several processes."""
+    return _digest([_json(model.args), *(shapes[name] for name in sorted(shapes))], dict(sorted(small.items())))
 
 
 def adapter_fingerprint(model: nn.Module) -> str:

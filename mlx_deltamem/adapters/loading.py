@@ -50,19 +50,17 @@ def load(
         FileNotFoundError: There is no such model or adapter.
         ValueError: The adapter does not fit the model, or one of them is damaged.
     """
-    _check_folder(path_or_hf_repo)
+    check_folder(path_or_hf_repo)
     if isinstance(adapter, str | Path):
         adapter = load_adapter(adapter)
-    folder = _model_folder(path_or_hf_repo, options.get("revision"))
+    folder = model_folder(path_or_hf_repo, options.get("revision"))
     overrides = options.get("model_config")
     check_checkpoint(folder, overrides)
     with one_error(folder, overrides):
         model, tokenizer = mlx_lm.load(str(folder), **options)[:2]
     check_dtypes(model, folder)
     check_encodes(tokenizer, folder)
-    # The name is for errors about chats of another model, the repo for the card of an adapter trained on this model.
-    model.backbone_name = str(path_or_hf_repo)
-    model.backbone_repo = name if is_repo_name(name := model.backbone_name) and not Path(name).exists() else None
+    set_names(model, path_or_hf_repo)
     if adapter is not None:
         attach(model, adapter)
     return model, tokenizer
@@ -94,8 +92,8 @@ def load_tokenizer(path_or_hf_repo: str | Path) -> TokenizerWrapper:
         FileNotFoundError: There is no such model.
         ValueError: The tokenizer is damaged, or the Hub refused access.
     """
-    _check_folder(path_or_hf_repo)
-    folder = _model_folder(path_or_hf_repo, None, weights=False)
+    check_folder(path_or_hf_repo)
+    folder = model_folder(path_or_hf_repo, None, weights=False)
     if (folder / CONFIG).exists():
         read_json_object(folder / CONFIG)
     check_tokenizer(folder)
@@ -112,7 +110,7 @@ def load_model_type(path_or_hf_repo: str | Path) -> str:
         FileNotFoundError: There is no such model.
         ValueError: The config.json is damaged, or the Hub refused access.
     """
-    _check_folder(path_or_hf_repo)
+    check_folder(path_or_hf_repo)
     folder = user_path(path_or_hf_repo)
     with hub_errors(str(path_or_hf_repo)):
         path = folder / CONFIG if folder.exists() else Path(hf_hub_download(str(path_or_hf_repo), CONFIG))
@@ -120,7 +118,13 @@ def load_model_type(path_or_hf_repo: str | Path) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _model_folder(path_or_hf_repo: str | Path, revision: str | None, weights: bool = True) -> Path:
+def set_names(model: nn.Module, path_or_hf_repo: str | Path) -> None:
+    """Keep the name of a model: for errors about chats of another model, and for the card of an adapter."""
+    model.backbone_name = str(path_or_hf_repo)
+    model.backbone_repo = name if is_repo_name(name := model.backbone_name) and not Path(name).exists() else None
+
+
+def model_folder(path_or_hf_repo: str | Path, revision: str | None, weights: bool = True) -> Path:
     """The folder of a model. A Hub repo is downloaded first, as mlx-lm does it.
 
     Args:
@@ -140,7 +144,12 @@ def _model_folder(path_or_hf_repo: str | Path, revision: str | None, weights: bo
         return Path(snapshot_download(str(path_or_hf_repo), revision=revision, allow_patterns=patterns))
 
 
-def _check_folder(path_or_hf_repo: str | Path) -> None:
+def check_folder(path_or_hf_repo: str | Path) -> None:
+    """Check that a folder, if there is one of this name, holds a model.
+
+    Raises:
+        FileNotFoundError: It does not.
+    """
     folder = user_path(path_or_hf_repo)
     if folder.exists() and not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} is not a model: it has no {CONFIG}; expected a model's folder or a Hub repo")

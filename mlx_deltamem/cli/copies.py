@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_deltamem.cli.kept import KeptChats
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.session import ChatSession
 
 
@@ -139,7 +140,8 @@ class Copies:
         return self._copies[self.number - 1]
 
     def _new_file(self) -> Path | None:
-        return None if self._kept is None else self._kept.new_file()
+        kept = self._kept
+        return None if kept is None else Path(world().first(lambda: str(kept.new_file())))
 
     def _go_on_with(self, copy: _Copy, keep: bool = False) -> int | None:
         """Make a chat the current one; returns the number of the chat before, if that was kept."""
@@ -152,8 +154,9 @@ class Copies:
 
     def _is_forgotten(self, copy: _Copy, file: Path) -> bool:
         """Whether nothing of a chat is to be in its file, because the user keeps no empty chats."""
-        chat = copy.chat
-        return self._kept is not None and self._kept.holds(file) and not chat.turns and not chat.state.memory_set
+        chat, kept = copy.chat, self._kept
+        is_kept = kept is not None and world().first(lambda: kept.holds(file))
+        return is_kept and not chat.turns and not chat.state.memory_set
 
     def _add(self, copy: _Copy) -> None:
         self._copies.append(copy)

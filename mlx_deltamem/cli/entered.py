@@ -6,6 +6,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.files.atomic import check_file_name, check_new_file, user_path
 from mlx_deltamem.files.text import check_text
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.stored.file import check_place
 
 # The first part of a text to tokenise, in characters for each token of the window.
@@ -46,7 +47,7 @@ def checked_system_prompt(text: str | None) -> str | None:
 
 
 def check_session_file(path: Path | None) -> None:
-    """Check, before a model is loaded, that a chat can be saved to a file.
+    """Check, before a model is loaded, that a chat can be saved to a file; of several ranks, by rank 0.
 
     Args:
         path: The file, which may exist; None: there is nothing to check.
@@ -56,10 +57,13 @@ def check_session_file(path: Path | None) -> None:
         OSError: There is no such folder, or it cannot be written.
     """
     if path is not None:
-        path = user_path(path)
-        check_file_name(path)
-        check_place(path)
-        check_new_file(path)
+        world().first(lambda: _check_file(user_path(path)))
+
+
+def _check_file(path: Path) -> None:
+    check_file_name(path)
+    check_place(path)
+    check_new_file(path)
 
 
 def _is_longer(text: str, longest: int, tokenizer: TokenizerWrapper) -> bool:

@@ -11,6 +11,7 @@ from mlx_deltamem.files.atomic import check_absent, check_new_file, new_file, us
 from mlx_deltamem.files.jsonl import read_json
 from mlx_deltamem.files.regular import read_file
 from mlx_deltamem.files.text import check_text
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.markdown import from_markdown, to_markdown
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.show.console import Console
@@ -85,22 +86,17 @@ class FileCommands:
     def export(self, rest: str) -> None:
         """Run `/export FILE`."""
         path = _path("/export", rest)
-        check_absent(path)
-        check_new_file(path)
+        ranks = world()
+        ranks.first(lambda: _check_new(path))
         content = self._copies.chat.to_dict()
         text = to_markdown(content) if path.suffix == _MARKDOWN else json.dumps(content, ensure_ascii=False, indent=1)
-        with new_file(path, mode=0o600) as temporary:
-            # As bytes: line ends within messages stay as they are.
-            temporary.write_bytes(text.encode())
+        ranks.first(lambda: _write(path, text))
         self._say(f"exported to {path}, without the memory; /import reads the chat again")
 
     def import_(self, rest: str) -> None:
         """Run `/import FILE`."""
         path = _path("/import", rest)
-        if path.suffix == _MARKDOWN:
-            content: object = from_markdown(_markdown_file(path))
-        else:
-            content = read_json(path)
+        content = world().first(lambda: _content(path))
         chat = self._copies.chat
         # Markdown and plain messages do not say how the chat is to be read.
         settings = {"history": chat.history, "write": chat.write}
@@ -131,6 +127,21 @@ def _path(command: str, name: str) -> Path:
     if path.suffix not in (_JSON, _MARKDOWN):
         raise ValueError(f"{command} got {name!r}; expected a file name that ends in {_JSON} or {_MARKDOWN}")
     return path
+
+
+def _check_new(path: Path) -> None:
+    check_absent(path)
+    check_new_file(path)
+
+
+def _write(path: Path, text: str) -> None:
+    with new_file(path, mode=0o600) as temporary:
+        # As bytes: line ends within messages stay as they are.
+        temporary.write_bytes(text.encode())
+
+
+def _content(path: Path) -> object:
+    return from_markdown(_markdown_file(path)) if path.suffix == _MARKDOWN else read_json(path)
 
 
 def _markdown_file(path: Path) -> str:

@@ -1,6 +1,8 @@
 """The command `mlx_deltamem NAME ...`, which runs the command of that name."""
 
-from mlx_deltamem.cli.command import command
+import sys
+
+from mlx_deltamem.cli.command import command, command_of_ranks
 from mlx_deltamem.cli.command_list import CommandList
 
 # By name, what each command does.
@@ -18,9 +20,15 @@ COMMANDS = {
     "evaluate": "measure whether an adapter helps",
     "benchmark": "measure the time and the memory that an adapter costs",
 }
+# Those that several ranks run together; rank 0 alone runs the others.
+OF_RANKS = {"generate", "chat", "server", "train", "evaluate"}
 
 
-@command
 def main() -> None:
     """Run a command, or print the version. An unknown command ends with exit code 2."""
+    decorate = command_of_ranks if OF_RANKS.intersection(sys.argv[1:2]) else command
+    decorate(_main)()
+
+
+def _main() -> None:
     CommandList("mlx_deltamem", "command", COMMANDS, "mlx_deltamem").run()

@@ -10,8 +10,11 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.adapters.loading import load
+from mlx_deltamem.adapters.spread_loading import load_spread
 from mlx_deltamem.cli.options import model_and_adapter
+from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.options.rule import shown
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.session import TAKEN_NAMES, ChatSession
 from mlx_deltamem.sessions.stored.file import check_place
@@ -40,16 +43,33 @@ def load_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
     return load(*model_and_adapter(args), trust_remote_code=args.trust_remote_code)
 
 
+def load_spread_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
+    """As `load_model`; under mlx.launch, spread the model over the ranks, as `--pipeline` says.
+
+    Raises:
+        FileNotFoundError: There is no such model or adapter.
+        ValueError: They do not fit, the model cannot be split so, or there is `--pipeline` and one rank only.
+    """
+    ranks = world()
+    is_pipeline = getattr(args, "pipeline", False)
+    if ranks.is_alone:
+        if is_pipeline:
+            raise ValueError("--pipeline is for several machines; start the command with mlx.launch, or leave it out")
+        return load_model(args)
+    return load_spread(*model_and_adapter(args), ranks, is_pipeline, args.trust_remote_code)
+
+
 def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Namespace) -> ChatSession:
     """Open the chat of the options of `add_chat_options`: the chat in the session file if it exists, else a new one.
 
     Raises:
         ValueError: The file holds no chat of this model and adapter, or the chat has another system prompt.
     """
+    ranks = world_of(model)
     if args.session is not None:
-        check_place(args.session)
+        ranks.first(lambda: check_place(args.session))
     check_names(args.chat_template_config, TAKEN_NAMES)
-    if args.session is None or not args.session.exists():
+    if args.session is None or not ranks.first(args.session.exists):
         history, write = FULL if args.history is None else args.history, args.write or ALL
         return ChatSession(model, tokenizer, args.system_prompt, history, write, **args.chat_template_config)
     chat = ChatSession.load(model, tokenizer, args.session)

@@ -48,6 +48,15 @@ def model_and_adapter(args: argparse.Namespace) -> tuple[str, str]:
     return args.model or DEFAULT_MODEL, args.adapter or REFERENCE_ADAPTER
 
 
+def add_pipeline_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--pipeline`, for commands that spread a model over several ranks."""
+    parser.add_argument(
+        "--pipeline",
+        action="store_true",
+        help="Under mlx.launch: give each machine some of the layers, in place of a part of each layer.",
+    )
+
+
 def add_chat_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a chat, and of how its replies are generated."""
     parser.add_argument(

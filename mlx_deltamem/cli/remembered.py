@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from mlx_deltamem.cli.command import standard_input
+from mlx_deltamem.cli.command import read_input
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.files.jsonl import parsed_json
 from mlx_deltamem.files.text import check_text
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.messages import Message, parse_messages
 
 
@@ -15,24 +16,34 @@ def to_remember(given: str) -> str | tuple[Message, ...]:
     Raises:
         ValueError, OSError: As in `read_remembered`; or the text has a character that cannot be in a text.
     """
-    try:
-        is_file = user_path(given).is_file()
-    except (OSError, ValueError):
-        # The text cannot be a name: it is too long, or it has a NUL in it.
-        is_file = False
+    is_file = world().first(lambda: _is_file(given))
     return read_remembered(user_path(given)) if is_file else check_text(given, "the text")
 
 
 def read_remembered(path: Path) -> str | tuple[Message, ...]:
     """Read a text file, or the messages of a `.json` file in the form of OpenAI's API; `-` is standard input.
 
+    Of several ranks, rank 0 reads.
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is not UTF-8 text, or its JSON is not a list of messages.
         OSError: The file cannot be read.
     """
+    return world().first(lambda: _read(path))
+
+
+def _is_file(given: str) -> bool:
+    try:
+        return user_path(given).is_file()
+    except (OSError, ValueError):
+        # The text cannot be a name: it is too long, or it has a NUL in it.
+        return False
+
+
+def _read(path: Path) -> str | tuple[Message, ...]:
     if str(path) == "-":
-        return check_text(standard_input("the text to remember"), "standard input")
+        return check_text(read_input("the text to remember"), "standard input")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:

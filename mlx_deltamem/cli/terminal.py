@@ -14,6 +14,7 @@ from mlx_deltamem.cli.chat_commands import ChatCommands, LeavingError, Responses
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.opening import ReplyOptions
 from mlx_deltamem.options.mlx_lm_habits import CHAT_COMMANDS
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.prefill import Progress
 from mlx_deltamem.show.console import Console
 from mlx_deltamem.show.printable import on_one_line, printable
@@ -41,9 +42,12 @@ class TerminalChat:
 
     def __init__(self, copies: Copies, options: ReplyOptions, console: Console):
         self._console = console
+        self._ranks = world()
         self._ctrl_c = _CtrlC()
-        self._commands = ChatCommands(copies, options, console, self._show_reply, self._ctrl_c.raising)
-        self._is_interactive = sys.stdin.isatty()
+        # Several ranks cannot be stopped at any place: all must come to the same one.
+        stoppable = self._ctrl_c.raising if self._ranks.is_alone else contextlib.nullcontext
+        self._commands = ChatCommands(copies, options, console, self._show_reply, stoppable)
+        self._is_interactive = self._ranks.first(sys.stdin.isatty)
         self._step = options["prefill_step_size"]
 
     def run(self) -> None:
@@ -52,7 +56,7 @@ class TerminalChat:
         Raises:
             ValueError, OSError: A chat was not saved. On a terminal the user was told, and left all the same.
         """
-        with self._ctrl_c.handled():
+        with self._ctrl_c.handled() if self._ranks.is_first else contextlib.nullcontext():
             refused = False
             while True:
                 try:
@@ -72,8 +76,7 @@ class TerminalChat:
     def _do_next(self) -> None:
         """Wait for the user's next message or command, and do it."""
         try:
-            with self._ctrl_c.raising():
-                text, is_block = self._message()
+            text, is_block = self._ranks.first(self._typed)
         except EOFError:
             self._end_line()
             raise LeavingError from None
@@ -88,6 +91,9 @@ class TerminalChat:
         except (LeavingError, BrokenPipeError):
             raise
         except Exception as error:
+            if not (self._ranks.is_alone or isinstance(error, ValueError | OSError)):
+                # Perhaps it is this rank's alone. The others would wait for it.
+                raise
             # No error may end the program: the chat may be in no file.
             self._complain(error)
 
@@ -101,6 +107,10 @@ class TerminalChat:
             self._commands.answer(text.strip())
         elif is_block:
             self._commands.say("(the message is empty; it was not sent)")
+
+    def _typed(self) -> tuple[str, bool]:
+        with self._ctrl_c.raising():
+            return self._message()
 
     def _message(self) -> tuple[str, bool]:
         """Read one line or several; the second result is whether they stood between three quotes."""
@@ -129,11 +139,11 @@ class TerminalChat:
     def _show_reply(self, reply: Callable[[Progress], Responses]) -> bool:
         """Print a reply as it is generated; it is a `ShowReply`."""
         self._ctrl_c.pressed = False
-        response = None
+        response, stopped = None, False
         with self._console.status("") as status:
 
             def progress(done: int, total: int) -> None:
-                if self._ctrl_c.pressed and done < total:
+                if self._ranks.share(self._ctrl_c.pressed) and done < total:
                     raise KeyboardInterrupt
                 if total > self._step:
                     status.update(f"[dim]read {done} of {total} tokens; Ctrl-C stops at the next {self._step}[/]")
@@ -144,13 +154,13 @@ class TerminalChat:
                         status.stop()
                         sys.stdout.write(printable(response.text))
                         sys.stdout.flush()
-                        if self._ctrl_c.pressed:
+                        if stopped := self._ranks.share(self._ctrl_c.pressed):
                             break
             except KeyboardInterrupt:
                 return False
         sys.stdout.write("\n")
         if response is not None:
-            self._commands.say(_speeds(response) + (" · stopped" if self._ctrl_c.pressed else ""))
+            self._commands.say(_speeds(response) + (" · stopped" if stopped else ""))
         return True
 
     def _complain(self, error: Exception) -> None:

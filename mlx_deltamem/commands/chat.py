@@ -13,10 +13,11 @@ from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.entered import check_session_file, checked_system_prompt
 from mlx_deltamem.cli.kept import KeptChats, Places
 from mlx_deltamem.cli.kept_list import print_found, print_list
-from mlx_deltamem.cli.opening import load_model, open_chat, reply_options
+from mlx_deltamem.cli.opening import load_spread_model, open_chat, reply_options
 from mlx_deltamem.cli.options import model_and_adapter
 from mlx_deltamem.cli.terminal import TerminalChat, accept_any_bytes
 from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.show.console import Console
 
@@ -28,9 +29,11 @@ def run(args: argparse.Namespace) -> None:
         OSError: A file does not exist, or cannot be read or written.
         ValueError: The options do not fit the model or the session, or the chat was not saved.
     """
-    kept = KeptChats(args.chats)
+    ranks = world()
+    # Of several ranks, rank 0 alone has the folder and the chats in it.
+    kept = KeptChats(Path(ranks.first(lambda: str(args.chats))))
     if args.list or args.search is not None:
-        print_list(kept) if args.list else print_found(kept, args.search)
+        ranks.first(lambda: print_list(kept) if args.list else print_found(kept, args.search))
         return
     check_standard_input("messages")
     check_session_file(args.session)
@@ -44,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     console = Console()
     console.print(Panel(escape("\n".join(_facts(args, chat, file))), title="mlx_deltamem.chat", title_align="left"))
     console.print("/help lists the commands", style="dim")
-    is_kept = file is not None and kept.holds(file)
+    is_kept = file is not None and ranks.first(lambda: kept.holds(file))
     TerminalChat(Copies(chat, file, args.save_kv, kept if is_kept else None), options, console).run()
 
 
@@ -55,36 +58,51 @@ def _opened(args: argparse.Namespace, kept: KeptChats) -> ChatSession:
         FileNotFoundError, ValueError: There is no such chat, model or adapter, or they do not fit.
     """
     if args.go_on is None:
-        return open_chat(*load_model(args), args)
-    # With a model but without a name, the last chat of that model is meant. Its fingerprint is not known yet.
-    found = kept.find(args.go_on) if args.go_on or args.model is None else None
-    if found is not None and args.model is None and args.adapter is None:
-        places = kept.places_of(found)
-        if places is None:
-            raise ValueError(
-                f"the model of the chat {found.title!r} is not known here ({found.texts.origin.name}); name it by "
-                "--model and --adapter"
-            )
-        args.model, args.adapter = places.model, places.adapter
-    model, tokenizer = load_model(args)
-    args.session = (found or kept.last_of(origin_of(model, tokenizer))).file
+        return open_chat(*load_spread_model(args), args)
+    ranks = world()
+    file, args.model, args.adapter = ranks.first(lambda: _found(args, kept))
+    model, tokenizer = load_spread_model(args)
+    origin = origin_of(model, tokenizer)
+    args.session = Path(file or ranks.first(lambda: str(kept.last_of(origin).file)))
     return open_chat(model, tokenizer, args)
+
+
+def _found(args: argparse.Namespace, kept: KeptChats) -> tuple[str, str | None, str | None]:
+    """The file of the chat that `--continue` names, or "" for the last one of the model; its model and its adapter.
+
+    Raises:
+        ValueError: There is no such chat, or its model is not known.
+    """
+    if not args.go_on and args.model is not None:
+        # The last chat of that model is meant. Its fingerprint is not known yet.
+        return "", args.model, args.adapter
+    found = kept.find(args.go_on)
+    if args.model is not None or args.adapter is not None:
+        return str(found.file), args.model, args.adapter
+    places = kept.places_of(found)
+    if places is None:
+        raise ValueError(
+            f"the model of the chat {found.title!r} is not known here ({found.texts.origin.name}); name it by "
+            "--model and --adapter"
+        )
+    return str(found.file), places.model, places.adapter
 
 
 def _new_file(args: argparse.Namespace, kept: KeptChats, chat: ChatSession) -> Path | None:
     """The file for a new chat; None if the folder cannot be written."""
-    names = model_and_adapter(args)
-    try:
+    names, origin = model_and_adapter(args), origin_of(chat.model, chat.tokenizer)
+
+    def begin() -> str:
         file = kept.new_file()
-        kept.note_model(
-            origin_of(chat.model, chat.tokenizer),
-            Places(_absolute(names[0]), _absolute(names[1])),
-        )
+        kept.note_model(origin, Places(_absolute(names[0]), _absolute(names[1])))
+        return str(file)
+
+    try:
+        return Path(world().first(begin))
     except OSError as error:
         # A home that cannot be written is no reason not to chat.
         warnings.warn(f"this chat is not kept ({error}); --chats names another folder", stacklevel=2)
         return None
-    return file
 
 
 def _absolute(place: str) -> str:

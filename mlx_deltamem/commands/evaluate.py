@@ -6,17 +6,30 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
-from mlx_deltamem.cli.opening import load_model
+import mlx.nn as nn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from mlx_deltamem.cli.opening import load_model, load_spread_model
 from mlx_deltamem.cli.options import model_and_adapter
 from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.conditions import parse_conditions
+from mlx_deltamem.evaluation.dealing import Dealt
 from mlx_deltamem.evaluation.report import REPORT_FILE, result_tables
-from mlx_deltamem.evaluation.request import Request, check_baselines, check_harness_request, evaluate, write_evaluation
+from mlx_deltamem.evaluation.request import (
+    Request,
+    assist,
+    check_baselines,
+    check_harness_request,
+    evaluate,
+    write_evaluation,
+)
 from mlx_deltamem.evaluation.run import Plan
 from mlx_deltamem.evaluation.task import Sampling, Task
 from mlx_deltamem.evaluation.tasks.harness import HarnessOptions
 from mlx_deltamem.evaluation.tasks.health_report import health_tables
 from mlx_deltamem.evaluation.tasks.registry import HEALTH, TASKS
+from mlx_deltamem.ranks.joining import world
+from mlx_deltamem.ranks.world import World
 from mlx_deltamem.sessions.writing import AFTER, ALL
 from mlx_deltamem.show.tables import print_tables
 
@@ -32,16 +45,41 @@ def run(args: argparse.Namespace) -> None:
         ValueError: Options contradict each other or are impossible, a task does not exist, or a file is damaged.
     """
     request = _request(args)
+    dealt = Dealt(world(), args.shard)
+    if args.shard:
+        _check_shard(request, dealt.world)
+    if not dealt.world.is_first:
+        assist(request, *_load(args), dealt)
+        return
     if args.output.is_file():
         raise ValueError(f"--output is the file {args.output}; name a folder")
     # Created before the model is loaded, which may take long.
     with _created(args.output):
-        model, tokenizer = load_model(args)
-        evaluation = evaluate(request, model, tokenizer, args.output)
+        evaluation = evaluate(request, *_load(args), args.output, dealt)
         write_evaluation(evaluation, args.output)
     print_tables(table for result in evaluation.results for table in result_tables(result))
     print_tables([] if evaluation.health is None else health_tables(evaluation.health))
     print(f"The report is in {args.output / REPORT_FILE}")
+
+
+def _load(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
+    """The whole model in each rank; with --shard, a part of it."""
+    return load_spread_model(args) if args.shard else load_model(args)
+
+
+def _check_shard(request: Request, ranks: World) -> None:
+    """Check that the ranks can ask the questions with one model together.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    if ranks.is_alone:
+        raise ValueError("--shard is for several machines; start the command with mlx.launch, or leave it out")
+    if request.harness_tasks:
+        raise ValueError(
+            f"--shard is not for tasks of lm-evaluation-harness ({', '.join(request.harness_tasks)}); leave it out: "
+            "rank 0 then asks them"
+        )
 
 
 @contextmanager

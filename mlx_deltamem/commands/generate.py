@@ -13,13 +13,15 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.cli.command import standard_input
 from mlx_deltamem.cli.entered import check_session_file, checked_message, checked_system_prompt
-from mlx_deltamem.cli.opening import load_model, open_chat, reply_options
+from mlx_deltamem.cli.opening import load_spread_model, open_chat, reply_options
 from mlx_deltamem.cli.remembered import read_remembered
-from mlx_deltamem.core.cache import make_prompt_cache, memory
+from mlx_deltamem.core.cache import make_prompt_cache
 from mlx_deltamem.core.drafting import with_draft
+from mlx_deltamem.core.spread import same_tokens, whole_states
 from mlx_deltamem.core.use import read_only
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.inspection.states import bytes_held, norm, shape_held, squares, state_arrays
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.beginning import Beginning
 from mlx_deltamem.sessions.prefill import window
 from mlx_deltamem.sessions.session import ChatSession
@@ -45,12 +47,14 @@ def run(args: argparse.Namespace) -> None:
         OSError: A file does not exist, or cannot be read or written.
         ValueError: The options do not fit the model or the session, or a text or file is unusable.
     """
+    if args.draft_model is not None and not world().is_alone:
+        raise ValueError("--draft-model is for one machine, and mlx.launch has started several; leave one of them out")
     prompts = [standard_input("the prompt") if prompt == "-" else prompt for prompt in args.prompt]
     check_session_file(args.session)
     args.system_prompt = checked_system_prompt(args.system_prompt)
     if args.prefill_response is not None:
         args.prefill_response = check_text(args.prefill_response, "--prefill-response")
-    model, tokenizer = load_model(args)
+    model, tokenizer = load_spread_model(args)
     is_chat = tokenizer.has_chat_template and not args.ignore_chat_template
     _check(args, is_chat)
     draft = None if args.draft_model is None else _load_draft(tokenizer, args)
@@ -145,6 +149,7 @@ def _continue_text(
     cache = make_prompt_cache(model, args.max_kv_size)
     draft_cache = [] if draft is None else make_prompt_cache(draft)
     options, further = reply_options(tokenizer, args), _further_options(args, draft)
+    options["sampler"] = same_tokens(model, options["sampler"])
     if draft is not None and options["max_tokens"] < 0:
         # For drafts, mlx-lm knows no value for "no limit".
         options["max_tokens"] = 2**31 - 1
@@ -164,7 +169,8 @@ def _continue_text(
             if draft is not None and last is not None and not last.from_draft:
                 # mlx-lm has not run the last token, as it does without a draft model.
                 model(mx.array([[last.token]]), cache=cache)
-    return memory(cache)
+    states = whole_states(model, cache[-1].cache)
+    return {layer: state for layer, state in enumerate(states) if state.size}
 
 
 def _further_options(args: argparse.Namespace, draft: nn.Module | None) -> _FurtherOptions:

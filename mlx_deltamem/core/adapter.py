@@ -3,7 +3,7 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -59,6 +59,11 @@ class Adapter:
                 layers[int(match["layer"])][match["name"]] = tensor
         return dict(layers)
 
+    def paths_by_layer(self) -> dict[int, str]:
+        """For each layer, the name of the attention module within the layer."""
+        matches = [match for key in self.weights if (match := _KEY.fullmatch(key))]
+        return {int(match["layer"]): match["path"] for match in matches}
+
 
 def changed(metadata: Mapping[str, str], done: str) -> str:
     """The new value of the metadata entry `changed`, the list of changes to an adapter, with `done` at its end."""
@@ -76,7 +81,10 @@ def weight_key(layer: int, path: str, name: str) -> str:
 
 
 def check_weights(
-    adapter: Adapter, shapes: Mapping[int, AttentionShape] | None = None, num_layers: int | None = None
+    adapter: Adapter,
+    shapes: Mapping[int, AttentionShape] | None = None,
+    num_layers: int | None = None,
+    elsewhere: Collection[int] = (),
 ) -> None:
     """Check that the tensors of an adapter fit its configuration and, if `shapes` are given, a model.
 
@@ -84,6 +92,7 @@ def check_weights(
         adapter: The adapter to check.
         shapes: By layer index, the attention layers of the model that get a memory.
         num_layers: The number of layers of the model.
+        elsewhere: The layers that are in other processes of a pipeline, which check them against the model.
 
     Raises:
         ValueError: The adapter has no tensors; or tensors are missing, unknown, of a wrong shape, not finite or not of
@@ -96,11 +105,11 @@ def check_weights(
     for layer in sorted(layers.keys() | (adapter.config.target_layers if shapes is None else shapes)):
         if num_layers is not None and layer >= num_layers:
             problems[f"the model has {num_layers} layers"].append(layer)
-        elif shapes is not None and layer not in shapes:
+        elif shapes is not None and layer not in shapes and layer not in elsewhere:
             problems["this model has no attention layer for a memory there"].append(layer)
         else:
             tensors = layers.get(layer, {})
-            shape = _shape_of(tensors) if shapes is None else shapes[layer]
+            shape = shape_of(tensors) if shapes is None or layer not in shapes else shapes[layer]
             for problem in _layer_problems(adapter.config, tensors, shape):
                 problems[problem].append(layer)
     strays = len(adapter.weights) - sum(map(len, layers.values()))
@@ -130,7 +139,7 @@ def _layer_problems(config: DeltaMemConfig, tensors: Mapping[str, mx.array], sha
     return sorted(problems)
 
 
-def _shape_of(tensors: Mapping[str, mx.array]) -> AttentionShape:
+def shape_of(tensors: Mapping[str, mx.array]) -> AttentionShape:
     """The attention layer that the tensors of an adapter were made for; 0 for a width that they do not show."""
     queries = tensors.get("memory_q_proj")
 

@@ -2,13 +2,14 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeGuard, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_deltamem.core.adapter import Adapter, check_weights, weight_key
+from mlx_deltamem.core.adapter import Adapter, check_weights, shape_of, weight_key
 from mlx_deltamem.core.attention import FORWARD_PASS, DeltaAttention, ForwardPass, delta_attention_class
 from mlx_deltamem.core.cache import (
     MemoryLayout,
@@ -19,9 +20,11 @@ from mlx_deltamem.core.cache import (
 )
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.entry import MemoryEntry
+from mlx_deltamem.core.fields import HEADS
 from mlx_deltamem.core.initial import initial_parameters
 from mlx_deltamem.core.layer import DeltaMemory
-from mlx_deltamem.core.shapes import frozen_projections, inactive_parameters
+from mlx_deltamem.core.shapes import AttentionShape, frozen_projections, inactive_parameters
+from mlx_deltamem.core.spread import all_layers, held_layers
 from mlx_deltamem.core.targets import Target, find_attention
 from mlx_deltamem.core.use import PLAIN, Attachment, attachment_of, current_use
 
@@ -45,12 +48,17 @@ def attach_adapter(model: nn.Module, adapter: Adapter | DeltaMemConfig) -> list[
     check_detached(model)
     config = adapter if isinstance(adapter, DeltaMemConfig) else adapter.config
     targets = find_attention(model, config)
+    elsewhere: dict[str, mx.array] = {}
     if isinstance(adapter, Adapter):
-        check_weights(adapter, {target.layer: target.shape for target in targets}, len(model.layers))
+        elsewhere = _check_and_part(model, adapter, targets)
         weights = adapter.weights_by_layer()
+    elif len(held_layers(model)) < len(all_layers(model)):
+        raise ValueError(
+            "the model is in a pipeline; expected an adapter from a file, because a new one needs it whole"
+        )
     else:
         weights = {target.layer: _initial_weights(config, target) for target in targets}
-    layout = _layout(model, config, targets)
+    layout = _layout(model, config, targets, weights.keys() - {target.layer for target in targets})
     model_class = _delta_model_class(type(model))
     for target in targets:
         target.module.delta_mem = DeltaMemory(config, target.shape, weights[target.layer]).train(target.module.training)
@@ -58,7 +66,7 @@ def attach_adapter(model: nn.Module, adapter: Adapter | DeltaMemConfig) -> list[
         _change_class(target.module, delta_attention_class(target.module, target.module.delta_mem.corrected))
     model.memory_layout = layout
     metadata = adapter.metadata if isinstance(adapter, Adapter) else {}
-    model.attachment = Attachment(config, {target.layer: target.path for target in targets}, metadata)
+    model.attachment = Attachment(config, {target.layer: target.path for target in targets}, metadata, elsewhere)
     _change_class(model, model_class)
     return [target.name for target in targets]
 
@@ -105,15 +113,11 @@ def current_adapter(model: nn.Module) -> Adapter:
     """
     attachment = attachment_of(model)
     config = attachment.config
-    weights: dict[str, mx.array] = {}
+    weights: dict[str, mx.array] = dict(attachment.elsewhere)
     for layer, attention in attached_attention(model).items():
         layer_memory = attention.delta_mem
         tensors: dict[str, mx.array] = dict(layer_memory.items())
-        for name in sorted(inactive_parameters(config)):
-            width = layer_memory.shape.width(name.split("_")[1])
-            tensors[name] = mx.zeros((width, config.width), layer_memory.memory_q_proj.dtype)
-        path = attachment.paths[layer]
-        weights |= {weight_key(layer, path, name): tensor for name, tensor in tensors.items()}
+        weights |= _with_all_heads(config, layer_memory.shape, layer, attachment.paths[layer], tensors)
     repo = getattr(model, "backbone_repo", None)
     metadata = {} if repo is None else {"base_model": repo}
     return Adapter(config, weights, metadata | dict(attachment.metadata))
@@ -204,13 +208,59 @@ def _change_class(module: nn.Module, new_class: type[nn.Module]) -> None:
     module.__class__ = new_class
 
 
-def _layout(model: nn.Module, config: DeltaMemConfig, targets: Sequence[Target]) -> MemoryLayout:
-    shapes = [(0, 0, 0)] * len(model.layers)
-    for target in targets:
-        shapes[target.layer] = config.state_shape
+def _check_and_part(model: nn.Module, adapter: Adapter, targets: Sequence[Target]) -> dict[str, mx.array]:
+    """Check that an adapter fits a model; returns the tensors of the layers that are in other ranks of a pipeline.
+
+    Raises:
+        ValueError: It does not fit.
+    """
+    count, held = len(all_layers(model)), held_layers(model)
+    others = set(range(count)) - set(held)
+    check_weights(adapter, {target.layer: target.shape for target in targets}, count, others)
+    kept: dict[str, mx.array] = {}
+    paths = adapter.paths_by_layer()
+    for layer, tensors in adapter.weights_by_layer().items():
+        if layer in others:
+            shape = _shape_like(tensors, targets)
+            kept |= _with_all_heads(adapter.config, shape, layer, paths[layer], tensors)
+    return kept
+
+
+def _shape_like(tensors: Mapping[str, mx.array], targets: Sequence[Target]) -> AttentionShape:
+    """The shape of a layer in another rank: what its tensors show, and else that of a layer in this one."""
+    shown = shape_of(tensors)
+    if not targets:
+        return shown
+    known = targets[0].shape
+    q, k, v, o = (shown.width(head) or known.width(head) for head in HEADS)
+    return replace(known, q=q, k=k, v=v, o=o)
+
+
+def _with_all_heads(
+    config: DeltaMemConfig, shape: AttentionShape, layer: int, path: str, tensors: Mapping[str, mx.array]
+) -> dict[str, mx.array]:
+    """The tensors of a layer under their full names, with zeros for the correction heads that are not in use."""
+    inactive = inactive_parameters(config)
+    complete = {name: tensor for name, tensor in tensors.items() if name not in inactive}
+    for name in sorted(inactive):
+        width = shape.width(name.split("_")[1])
+        complete[name] = mx.zeros((width, config.width), tensors["memory_q_proj"].dtype)
+    return {weight_key(layer, path, name): tensor for name, tensor in complete.items()}
+
+
+def _layout(
+    model: nn.Module, config: DeltaMemConfig, targets: Sequence[Target], elsewhere: Collection[int]
+) -> MemoryLayout:
+    shapes = [(0, 0, 0)] * len(all_layers(model))
+    for layer in {target.layer for target in targets}.union(elsewhere):
+        shapes[layer] = config.state_shape
     return MemoryLayout(type(model), shapes, len(make_backbone_cache(model, type(model))))
 
 
 def attached_attention(model: nn.Module) -> dict[int, DeltaAttention]:
-    """Get the attention modules that have a memory, by layer index."""
-    return {layer: dict(model.layers[layer].named_modules())[path] for layer, path in model.attachment.paths.items()}
+    """Get the attention modules in this process that have a memory, by layer index."""
+    layers = all_layers(model)
+    return {
+        layer: dict(cast(nn.Module, layers[layer]).named_modules())[path]
+        for layer, path in model.attachment.paths.items()
+    }

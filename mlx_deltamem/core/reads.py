@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 
@@ -23,6 +23,7 @@ class PackedWeights:
         read_gate: The projection to the read gates, `[hidden, H]` in the activations' dtype, and their bias, `[H]`
             float32; None: the adapter has no read gates.
         key_shift: `[H * r]` float32, the factors of the key shift; None: the adapter has no key shift.
+        parts: The parts of `corrections` that `held_correction` has made.
     """
 
     sources: list[mx.array]
@@ -33,6 +34,22 @@ class PackedWeights:
     output_norm: tuple[mx.array, float] | None
     read_gate: tuple[mx.array, mx.array] | None
     key_shift: mx.array | None
+    parts: dict[tuple[str, int, int], mx.array] = field(default_factory=dict)
+
+    def held_correction(self, projection: str, rows: slice | None) -> mx.array:
+        """The correction `[H * r, width]` of a projection, or the part of it for some rows of the projection.
+
+        A part is made once, and contiguous, because a view makes a single token slower.
+        """
+        if rows is None:
+            return self.corrections[projection]
+        key = (projection, rows.start, rows.stop)
+        if key in self.parts:
+            return self.parts[key]
+        part = mx.contiguous(self.corrections[projection][:, rows])
+        if _is_evaluated(part):
+            self.parts[key] = part
+        return part
 
     def evaluate(self) -> bool:
         """Evaluate the weights, so that several threads may use them.
@@ -40,12 +57,26 @@ class PackedWeights:
         Returns:
             Whether that was possible; it is not within a function transformation.
         """
-        try:
-            mx.eval([self.inputs, self.queries, self.gate_bias, self.corrections])
-            mx.eval([self.output_norm, self.read_gate, self.key_shift])
-        except (ValueError, RuntimeError):
-            return False
-        return True
+        return _is_evaluated(
+            [
+                self.inputs,
+                self.queries,
+                self.gate_bias,
+                self.corrections,
+                self.output_norm,
+                self.read_gate,
+                self.key_shift,
+            ]
+        )
+
+
+def _is_evaluated(arrays: object) -> bool:
+    """Evaluate arrays. Returns False where that is not possible: within a function transformation."""
+    try:
+        mx.eval(arrays)
+    except (ValueError, RuntimeError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -134,9 +165,7 @@ class Reads:
             base: `[B, T, width]`, the output of the projection; the result has the same shape and dtype.
             rows: For a projection that is split over several processes, the part of the width in this process.
         """
-        weight = self._weights.corrections[projection]
-        if rows is not None:
-            weight = weight[:, rows]
+        weight = self._weights.held_correction(projection, rows)
         if projection == "o_proj" and self._weights.output_norm is not None:
             delta = mx.fast.rms_norm((self._reads @ weight).astype(mx.float32), *self._weights.output_norm)
             return base + delta.astype(base.dtype)

@@ -6,6 +6,7 @@ import mlx.nn as nn
 
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.shapes import AttentionShape, attention_shape
+from mlx_deltamem.core.spread import all_layers, held_layers
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,23 @@ class Target:
 def find_attention(model: nn.Module, config: DeltaMemConfig) -> list[Target]:
     """Find the attention layers that a configuration names (`target_layers` and `target_modules`).
 
+    Of a model in a pipeline, only those in this process are found.
+
     Raises:
         ValueError: There are none, a named layer is missing, or a layer is not supported.
     """
-    layers = getattr(model, "layers", None)
-    if not layers:
+    if not getattr(model, "layers", None):
         raise ValueError(f"{type(model).__name__} has no layers; expected a language model from mlx_lm.load")
+    layers = all_layers(model)
     if beyond := [layer for layer in config.target_layers if layer >= len(layers)]:
         raise ValueError(f"target_layers names {beyond}; the model has layers 0 to {len(layers) - 1}")
     names = {id(module): name for name, module in model.named_modules()}
     targets = []
     for index in config.target_layers or range(len(layers)):
-        found = _modules_named(layers[index], config.target_modules)
+        layer = layers[index]
+        if layer is None:
+            continue
+        found = _modules_named(layer, config.target_modules)
         if len(found) > 1 or (not found and config.target_layers):
             raise ValueError(
                 f"layer {index} has {', '.join(sorted(found)) or 'no module'} of the target_modules "
@@ -58,12 +64,10 @@ def find_attention(model: nn.Module, config: DeltaMemConfig) -> list[Target]:
                     "leave these heads out of delta_heads"
                 )
             targets.append(Target(index, module, path, names[id(module)], shape))
-    if not targets:
+    if not targets and len(held_layers(model)) == len(layers):
         raise ValueError(f"no layer of {type(model).__name__} has a module named {', '.join(config.target_modules)}")
     return targets
 
 
-def _modules_named(layer: nn.Module | None, names: tuple[str, ...]) -> dict[str, nn.Module]:
-    if layer is None:  # The layer is in another process of a pipeline.
-        return {}
+def _modules_named(layer: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
     return {path: module for path, module in layer.named_modules() if path.rpartition(".")[2] in names}

@@ -28,11 +28,13 @@ class Attachment:
         config: The adapter's configuration.
         paths: By layer index, the name of the attention module within the layer.
         metadata: Where the adapter comes from (`Adapter.metadata`).
+        elsewhere: The tensors of layers that are in other processes of a pipeline, as in `Adapter.weights`.
     """
 
     config: DeltaMemConfig
     paths: dict[int, str]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Mapping[str, mx.array] = field(default_factory=dict)
 
 
 def attachment_of(model: nn.Module) -> Attachment:

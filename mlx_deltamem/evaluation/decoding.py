@@ -15,6 +15,7 @@ from mlx_lm.sample_utils import Sampler, apply_top_k, apply_top_p, greedy_sample
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.cache import PromptCache
+from mlx_deltamem.core.spread import same_tokens
 from mlx_deltamem.evaluation.task import Sampling
 
 # A reply ends because the model ended it, because of a stop text, or because it has the most tokens allowed.
@@ -135,7 +136,7 @@ def generate_replies(
         [list(start.ids) for start in starts],
         [start.max_tokens for start in starts],
         caches=[start.cache for start in starts],
-        samplers=[start.sampler for start in starts],
+        samplers=[same_tokens(model, start.sampler) for start in starts],
     )
     growing = {uid: _Growing(tokenizer, stop) for uid in uids}
     done: dict[int, GeneratedReply] = {}

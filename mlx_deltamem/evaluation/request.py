@@ -15,11 +15,12 @@ from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.baselines.baseline import Kind
 from mlx_deltamem.evaluation.baselines.retrieval import check_bm25, load_vectors
 from mlx_deltamem.evaluation.conditions import Condition
+from mlx_deltamem.evaluation.dealing import MEASURES, RECORDS, Dealt, SentRows
 from mlx_deltamem.evaluation.effects import Costs, sum_up
 from mlx_deltamem.evaluation.prepared import PreparedTask, prepare
 from mlx_deltamem.evaluation.report import REPORT_FILE, write_report
 from mlx_deltamem.evaluation.results import Evaluation, write_results
-from mlx_deltamem.evaluation.run import EvaluationRun, Plan
+from mlx_deltamem.evaluation.run import EvaluationRun, PartOfRun, Plan
 from mlx_deltamem.evaluation.settings import compare_settings, keep_settings
 from mlx_deltamem.evaluation.task import Task
 from mlx_deltamem.evaluation.tasks.harness import (
@@ -105,7 +106,32 @@ def check_baselines(conditions: Sequence[Condition], dense_model: str | None) ->
     load_vectors(dense_model)
 
 
-def evaluate(request: Request, model: nn.Module, tokenizer: TokenizerWrapper, folder: Path) -> Evaluation:
+def assist(request: Request, model: nn.Module, tokenizer: TokenizerWrapper, dealt: Dealt) -> None:
+    """Ask the questions of a rank other than 0, which evaluates. The records go to rank 0.
+
+    Args:
+        request: The work, as in rank 0.
+        model: An attached model: all of it; or a part of it, and then all ranks ask all questions together.
+        tokenizer: Its tokenizer.
+        dealt: The part of this rank.
+
+    Raises:
+        FileNotFoundError: The data of a task do not exist.
+        ValueError: The data of a task are damaged, or the questions cannot be asked.
+    """
+    prepared = [prepare(task, manner, model, tokenizer, request.limit) for task, manner in request.tasks]
+    if request.health and not dealt.is_dealt:
+        examine(Checkup(model, tokenizer, request.limit, request.limit), request.plan.seed, lambda *_: None)
+    done = dealt.share_done([])
+    part = PartOfRun(model, tokenizer, request.plan, dealt)
+    for task in prepared:
+        part.ask(task, done, SentRows(dealt, RECORDS), SentRows(dealt, MEASURES), lambda *_: None)
+    dealt.wait()
+
+
+def evaluate(
+    request: Request, model: nn.Module, tokenizer: TokenizerWrapper, folder: Path, dealt: Dealt | None = None
+) -> Evaluation:
     """Ask all questions and analyse the records. A run in the folder is continued.
 
     Args:
@@ -113,6 +139,7 @@ def evaluate(request: Request, model: nn.Module, tokenizer: TokenizerWrapper, fo
         model: An attached model.
         tokenizer: Its tokenizer.
         folder: The folder of the records and settings. It exists.
+        dealt: The part of rank 0, where other ranks `assist`; None: there are none.
 
     Raises:
         FileNotFoundError: The data of a task do not exist.
@@ -122,7 +149,7 @@ def evaluate(request: Request, model: nn.Module, tokenizer: TokenizerWrapper, fo
     """
     prepared = [prepare(task, manner, model, tokenizer, request.limit) for task, manner in request.tasks]
     checkup = Checkup(model, tokenizer, request.limit, request.limit) if request.health else None
-    run = EvaluationRun(model, tokenizer, request.plan, folder)
+    run = EvaluationRun(model, tokenizer, request.plan, folder, dealt)
     harness = HarnessRun(model, tokenizer, request.harness_options, run.records)
 
     harness_settings: dict[str, object] = {name: request.harness_options.settings for name in request.harness_tasks}
@@ -173,8 +200,7 @@ def _ask(
     steps += 0 if checkup is None else len(STEPS)
     with counting_progress(steps) as progress:
         health = None if checkup is None else examine(checkup, request.plan.seed, progress)
-        for task in prepared:
-            run.ask(task, progress)
+        run.ask(prepared, progress)
         for name in request.harness_tasks:
             harness.ask(name, conditions, progress)
     return health

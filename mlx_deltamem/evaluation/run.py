@@ -12,12 +12,14 @@ from mlx_deltamem.evaluation.asking import Asker, Job
 from mlx_deltamem.evaluation.baselines.baseline import Kind
 from mlx_deltamem.evaluation.baselines.showing import check_evidence
 from mlx_deltamem.evaluation.conditions import CONDITIONS, Condition, Memory
+from mlx_deltamem.evaluation.dealing import MEASURES, RECORDS, Dealt, Key, Rows
 from mlx_deltamem.evaluation.decoding import GeneratedReply
 from mlx_deltamem.evaluation.effects import Measures
 from mlx_deltamem.evaluation.partners import partner_groups
 from mlx_deltamem.evaluation.prepared import PreparedTask
 from mlx_deltamem.evaluation.prompts import Prompts
 from mlx_deltamem.evaluation.records import JsonLines, MeasuresRow, Record
+from mlx_deltamem.ranks.world import World
 from mlx_deltamem.show.progress import Counted
 
 RECORDS_FILE, MEASURES_FILE = "records.jsonl", "measures.jsonl"
@@ -51,25 +53,29 @@ class EvaluationRun:
         tokenizer: Its tokenizer.
         plan: What to ask.
         folder: The folder of the records. It exists.
+        dealt: The part of this rank; None: all of the run.
 
     Attributes:
         records: The replies and scores.
         measures: The measures of each batch.
+        dealt: The part of this rank.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: TokenizerWrapper, plan: Plan, folder: Path):
-        self._model = model
+    def __init__(
+        self, model: nn.Module, tokenizer: TokenizerWrapper, plan: Plan, folder: Path, dealt: Dealt | None = None
+    ):
+        self._folder = folder
+        self.dealt = dealt or Dealt(World(0, 1))
+        self._part = PartOfRun(model, tokenizer, plan, self.dealt)
         self._tokenizer = tokenizer
         self._plan = plan
-        self._folder = folder
         self.records: JsonLines[Record] = JsonLines(folder / RECORDS_FILE)
         self.measures: JsonLines[MeasuresRow] = JsonLines(folder / MEASURES_FILE)
         self._done = {(row["task"], row["condition"], row["seed"], row["id"]) for row in self.records.rows}
 
     def jobs(self, task: PreparedTask) -> list[Job]:
         """The questions of a task under each condition, one job for each seed."""
-        seeds = self._plan.seeds if task.manner.sampling.temp else self._plan.seeds[:1]
-        return [Job(question, seed) for question in task.questions for seed in seeds]
+        return self._part.jobs(task)
 
     def amount(self, task: PreparedTask) -> int:
         """The number of replies under all conditions."""
@@ -85,7 +91,7 @@ class EvaluationRun:
                 the data do not say where the evidence is (`oracle`), or the chat template refuses the prompts of the
                 first question.
         """
-        partners = self._partners(task)
+        partners = self._part.partners(task)
         prompts, first = Prompts(self._tokenizer, by_token=True), task.questions[0]
         for condition in self._plan.conditions:
             prompts.prompt(first, condition.text, writing=False)
@@ -105,22 +111,25 @@ class EvaluationRun:
                     "options, or name a new folder"
                 )
 
-    def ask(self, task: PreparedTask, progress: Counted) -> None:
-        """Ask a task's questions under all conditions, except those that have a record.
+    def ask(self, tasks: Sequence[PreparedTask], progress: Counted) -> None:
+        """Ask the questions of tasks under all conditions, except those that have a record.
+
+        Other ranks ask their parts meanwhile, by `PartOfRun.ask`. Their rows are here when this returns.
 
         Args:
-            task: The task.
+            tasks: The tasks.
             progress: Called with the name of the step and the number of replies that were added.
         """
-        histories = {question.group: question for question in task.questions}
-        asker = Asker(self._model, self._tokenizer, task.manner, histories, self._partners(task))
-        for condition in self._plan.conditions:
-            most = asker.most_at_once(condition, self._plan.batch_size)
-            # A continued run forms the same batches, so that its replies have the same rounding.
-            for batch in _batches(self.jobs(task), condition, most):
-                progress(f"{task.name}, {condition.name}", 0)
-                self._ask_batch(task, asker, batch, condition)
-                progress(f"{task.name}, {condition.name}", len(batch))
+        done = self.dealt.share_done(self._done)
+
+        def added(row: Record) -> None:
+            progress(f"{row['task']}, {row['condition']}", 1)
+
+        self.dealt.take({RECORDS: self.records, MEASURES: self.measures}, added)
+        for task in tasks:
+            self._part.ask(task, done, self.records, self.measures, progress)
+        self.dealt.wait()
+        self._done = {(row["task"], row["condition"], row["seed"], row["id"]) for row in self.records.rows}
 
     def complete_conditions(self, task: PreparedTask) -> list[str]:
         """The conditions under which all questions of a task have a record."""
@@ -152,20 +161,60 @@ class EvaluationRun:
                 found.append(row)
         return found
 
-    def _partners(self, task: PreparedTask) -> dict[str, str]:
-        """For each group of a task, the group that lends its memory under `shuffled`; see `partner_groups`."""
-        groups = list(dict.fromkeys(question.group for question in task.questions))
-        shuffled = any(condition.memory is Memory.OTHER for condition in self._plan.conditions)
-        # `check` needs them for the records of an earlier run even if `shuffled` is not asked.
-        return partner_groups(groups, self._plan.seed) if shuffled or len(groups) > 1 else {}
 
-    def _ask_batch(self, task: PreparedTask, asker: Asker, batch: Sequence[Job], condition: Condition) -> None:
-        keys = [(task.name, condition.name, job.seed, job.question.id) for job in batch]
-        missing = [index for index, key in enumerate(keys) if key not in self._done]
-        if not missing:
-            return
+class PartOfRun:
+    """The questions of a run that one rank asks.
+
+    Args:
+        model: An attached model.
+        tokenizer: Its tokenizer.
+        plan: What to ask.
+        dealt: The part of this rank.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: TokenizerWrapper, plan: Plan, dealt: Dealt):
+        self._model = model
+        self._tokenizer = tokenizer
+        self._plan = plan
+        self._dealt = dealt
+
+    def jobs(self, task: PreparedTask) -> list[Job]:
+        """The questions of a task under each condition, one job for each seed."""
+        seeds = self._plan.seeds if task.manner.sampling.temp else self._plan.seeds[:1]
+        return [Job(question, seed) for question in task.questions for seed in seeds]
+
+    def ask(self, task: PreparedTask, done: set[Key], records: Rows, measures: Rows, progress: Counted) -> None:
+        """Ask this rank's part of a task's questions under all conditions.
+
+        Args:
+            task: The task.
+            done: The keys of the questions that have a record.
+            records, measures: The places for the rows.
+            progress: Called with the name of the step and the number of replies that were added.
+        """
+        histories = {question.group: question for question in task.questions}
+        asker = Asker(self._model, self._tokenizer, task.manner, histories, self.partners(task))
+        for condition in self._plan.conditions:
+            step = f"{task.name}, {condition.name}"
+            most = asker.most_at_once(condition, self._plan.batch_size)
+            # A continued run forms the same batches, so that its replies have the same rounding.
+            batches = list(_batches(self.jobs(task), condition, most))
+            open_batches = [batch for batch in batches if not done.issuperset(_keys(task, condition, batch))]
+            progress(step, sum(map(len, batches)) - sum(map(len, open_batches)))
+            for batch in self._dealt.part(open_batches):
+                progress(step, 0)
+                rows, measured = self._ask_batch(task, asker, batch, condition, done)
+                self._dealt.add(records, rows)
+                done.update(_keys(task, condition, batch))
+                self._dealt.add(measures, [measured])
+                progress(step, len(batch))
+
+    def _ask_batch(
+        self, task: PreparedTask, asker: Asker, batch: Sequence[Job], condition: Condition, done: set[Key]
+    ) -> tuple[list[Record], MeasuresRow]:
+        """Ask a batch; returns the records of the questions that have none yet, and the measures."""
         replies, measures = asker.ask(batch, condition)
-        self.records.add(
+        rows = [
             _record(
                 task,
                 condition,
@@ -174,10 +223,21 @@ class EvaluationRun:
                 asker.partners,
                 asker.evidence(batch[index].question, condition),
             )
-            for index in missing
-        )
-        self._done.update(keys)
-        self.measures.add([_measures_row(task, condition, batch, measures)])
+            for index, key in enumerate(_keys(task, condition, batch))
+            if key not in done
+        ]
+        return rows, _measures_row(task, condition, batch, measures)
+
+    def partners(self, task: PreparedTask) -> dict[str, str]:
+        """For each group of a task, the group that lends its memory under `shuffled`; see `partner_groups`."""
+        groups = list(dict.fromkeys(question.group for question in task.questions))
+        shuffled = any(condition.memory is Memory.OTHER for condition in self._plan.conditions)
+        # `check` needs them for the records of an earlier run even if `shuffled` is not asked.
+        return partner_groups(groups, self._plan.seed) if shuffled or len(groups) > 1 else {}
+
+
+def _keys(task: PreparedTask, condition: Condition, batch: Sequence[Job]) -> list[Key]:
+    return [(task.name, condition.name, job.seed, job.question.id) for job in batch]
 
 
 def _measures_row(task: PreparedTask, condition: Condition, batch: Sequence[Job], measures: Measures) -> MeasuresRow:

@@ -38,7 +38,6 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     "train": {f"--{name.replace('_', '-')}": hint for name, hint in TRAINING.items()},
     "chat": {
         "--max-kv-size": "use --history NUMBER to keep this many tokens of earlier turns",
-        "--pipeline": _DISTRIBUTED,
     },
     "generate": {
         "--image": "only text is read; leave it out",

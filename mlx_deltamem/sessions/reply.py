@@ -11,6 +11,7 @@ from mlx_lm.sample_utils import Sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.cache import PromptCache
+from mlx_deltamem.core.spread import same_tokens
 from mlx_deltamem.core.use import writing
 from mlx_deltamem.options.rule import BITS, COUNT, GROUP_SIZE, POSITIVE, REPLY_LENGTH
 from mlx_deltamem.sessions.prefill import Progress, check_step
@@ -212,7 +213,7 @@ class Reply(ReplyTokens):
             self._tokenizer,
             prompt,
             max_tokens=self._settings.max_tokens,
-            sampler=self._settings.sampler,
+            sampler=same_tokens(self._model, self._settings.sampler),
             prompt_cache=self._cache,
             prefill_step_size=len(prompt),
             **self._settings.options,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
 
 from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
+from mlx_deltamem.core.spread import whole_numbers
 from mlx_deltamem.core.use import observing
 from mlx_deltamem.sessions.drift import Drift, KeepGateMeans
 from mlx_deltamem.sessions.prefill import Progress, prefill, window, write_text
@@ -288,4 +289,4 @@ def _with_start(state: ChatState, turn: Turn) -> Turn:
 def _drift(state: ChatState, gates: KeepGateMeans, row: int = 0) -> Drift:
     """The drift of a turn, as far as it is known before the turn has ended."""
     kept_all = {layer: 1.0 for layer, array in enumerate(state.states) if array.size}
-    return Drift(gates.means(row) or kept_all, {})
+    return Drift(whole_numbers(state.model, gates.means(row)) or kept_all, {})

@@ -1,6 +1,7 @@
 """From the state of a chat to the content of a session file, and back."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.nn as nn
@@ -8,6 +9,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.adapters.fingerprint import origin_of
 from mlx_deltamem.core.cache import MemoryLayout
+from mlx_deltamem.core.spread import spread_of
 from mlx_deltamem.sessions.foreign.folder import read_foreign_session
 from mlx_deltamem.sessions.foreign.states import fitted_states
 from mlx_deltamem.sessions.foreign.turns import foreign_turns
@@ -29,7 +31,15 @@ def stored_chat(
         write: Which part of the next turns is written, one of `WRITES`.
         save_kv: Whether the keys and values are in it. They are, if the chat keeps its text.
         title: The title of the chat; empty for none.
+
+    Raises:
+        ValueError: Keys and values are wanted, and the model is spread over several processes.
     """
+    if save_kv and spread_of(state.model) is not None:
+        raise ValueError(
+            "the keys and values are spread over several processes and cannot be saved; expected save_kv=False "
+            "(without --save-kv), after which the text runs again when the chat goes on"
+        )
     kept = state.cache if save_kv and state.keeps_text else None
     return StoredChat(
         origin=origin_of(state.model, tokenizer),
@@ -67,6 +77,9 @@ def load_stored(
     tools = parse_tools(options.pop("tools")) if "tools" in options else None
     template = ChatTemplate(tokenizer, tools, **options)
     origin_of(model, tokenizer).check(path, stored.origin)
+    if spread_of(model) is not None:
+        # They are those of a whole model. The text runs again.
+        stored = replace(stored, text=None)
     stored.check_fits(path, model.memory_layout)
     state = ChatState(model, template, stored.system, stored.history, stored.turns, stored.states)
     state.enter(stored.conversation)
@@ -74,6 +87,19 @@ def load_stored(
     if stored.text is not None:
         state.restore_text(stored.text)
     return state
+
+
+def check_whole(model: nn.Module, path: Path) -> None:
+    """Check that a chat of another implementation can be read: each process would have to read its files.
+
+    Raises:
+        ValueError: The model is spread over several processes.
+    """
+    if spread_of(model) is not None:
+        raise ValueError(
+            f"{path} is a chat of another implementation, which several processes cannot load; convert it with "
+            "mlx_deltamem.convert first"
+        )
 
 
 def load_foreign(path: Path, model: nn.Module, tokenizer: TokenizerWrapper) -> ChatState:

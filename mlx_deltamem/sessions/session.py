@@ -14,6 +14,7 @@ from mlx_lm.sample_utils import Sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.cache import check_states
+from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.core.use import attachment_of, is_writing
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.sessions import running
@@ -35,7 +36,7 @@ from mlx_deltamem.sessions.notebook import chat_html
 from mlx_deltamem.sessions.prefill import Progress, check_step
 from mlx_deltamem.sessions.reply import GenerateOptions, RegenerateOptions, ReplySettings, SendOptions
 from mlx_deltamem.sessions.replying import reply_again, reply_to
-from mlx_deltamem.sessions.saving import load_foreign, load_stored, stored_chat
+from mlx_deltamem.sessions.saving import check_whole, load_foreign, load_stored, stored_chat
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.sessions.state import ChatState, Progression, Snapshot
 from mlx_deltamem.sessions.stored.file import delete_chat, read_chat, write_chat
@@ -498,7 +499,8 @@ class ChatSession:
         self._state.check_idle()
         path = user_path(path).resolve()
         chat = stored_chat(self._state, self.tokenizer, self._write, save_kv, self._title)
-        self._files[path] = write_chat(path, chat, self._files.get(path))
+        world = world_of(self.model)
+        self._files[path] = world.first(lambda: write_chat(path, chat, self._files.get(path)))
 
     def delete(self, path: str | Path) -> None:
         """Delete a file that this chat was saved to. The chat itself stays. There may be no such file.
@@ -508,7 +510,7 @@ class ChatSession:
             OSError: The file cannot be deleted.
         """
         path = user_path(path).resolve()
-        delete_chat(path, self._files.get(path))
+        world_of(self.model).first(lambda: delete_chat(path, self._files.get(path)))
         self._files.pop(path, None)
 
     def _repr_html_(self) -> str:
@@ -585,10 +587,13 @@ class ChatSession:
         """
         path = user_path(path).resolve()
         chat = cls(model, tokenizer)
-        if foreign_format(path) is not None:
+        world = world_of(model)
+        if world.first(lambda: foreign_format(path) is not None):
+            check_whole(model, path)
             chat._state = load_foreign(path, model, tokenizer)
             return chat
-        stored, file_id = read_chat(path)
+        with world.file(path) as readable:
+            stored, file_id = read_chat(readable)
         chat._state, chat._write = load_stored(path, stored, model, tokenizer, taken=TAKEN_NAMES), stored.write
         chat._files[path], chat._title = file_id, stored.title
         return chat

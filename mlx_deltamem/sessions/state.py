@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.core.cache import MemoryLayout, PromptCache, make_prompt_cache
+from mlx_deltamem.core.spread import whole_states
 from mlx_deltamem.core.use import attachment_of
 from mlx_deltamem.sessions.chat_text import ChatText
 from mlx_deltamem.sessions.drift import changes
@@ -200,7 +201,7 @@ class ChatState:
     def here(self) -> RestorePoint:
         """The place in the chat that the cache is at."""
         cache = self.filled_cache
-        return RestorePoint(list(cache[-1].cache), mark(cache))
+        return RestorePoint(whole_states(self.model, cache[-1].cache), mark(cache))
 
     def go_to(self, place: RestorePoint | None) -> bool:
         """Take the cache back to a place. The turns are not changed.
@@ -221,6 +222,7 @@ class ChatState:
         """
         if turn.before is None or turn.drift is None:
             raise RuntimeError("the turn has no place before it or no drift; expected both: run it first")
+        states = whole_states(self.model, states)
         changed = changes(turn.before.states, states)
         if not all(map(math.isfinite, changed.values())):
             warnings.warn(

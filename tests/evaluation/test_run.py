@@ -15,7 +15,7 @@ from mlx_deltamem.evaluation.effects import sum_up
 from mlx_deltamem.evaluation.partners import partner_groups
 from mlx_deltamem.evaluation.prepared import PreparedTask, prepare
 from mlx_deltamem.evaluation.question import Question
-from mlx_deltamem.evaluation.run import MEASURES_FILE, RECORDS_FILE, EvaluationRun, Plan
+from mlx_deltamem.evaluation.run import MEASURES_FILE, RECORDS_FILE, EvaluationRun, PartOfRun, Plan
 from mlx_deltamem.evaluation.task import Backbone, Sampling
 from tests.conftest import adapter, backbone
 from tests.evaluation.runs import Small, loaded, questions
@@ -30,7 +30,7 @@ def ask(
     asked = prepared(manner, limit, task)
     run = EvaluationRun(*loaded(), plan, folder)
     told = []
-    run.ask(asked, lambda what, more: told.append(more))
+    run.ask([asked], lambda what, more: told.append(more))
     assert sum(told) == run.amount(asked)
     return run
 
@@ -135,9 +135,9 @@ def test_measures_are_of_the_questions_of_a_result(tmp_path):
 def test_long_prompts_are_not_asked_side_by_side(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr("mlx_deltamem.evaluation.run._MOST_CHARACTERS", 70)
-    original = EvaluationRun._ask_batch
+    original = PartOfRun._ask_batch
     monkeypatch.setattr(
-        EvaluationRun,
+        PartOfRun,
         "_ask_batch",
         lambda self, run, asker, batch, *rest: sizes.append(len(batch)) or original(self, run, asker, batch, *rest),
     )
