@@ -99,11 +99,11 @@ def wilson(right: int, of: int) -> str:
 def test_the_figures_of_the_readme_are_those_of_the_adapter():
     folder = REPO / "adapters" / "smollm2-135m-speech"
     card, readme = (" ".join(text_of(page).split()) for page in (folder / "README.md", REPO / "README.md"))
-    for figure in ("80.0 % of 40", "68 to 92", "17 to 42"):
+    for figure in ("80.0 % of 40", "68 to 92", "25 to 54"):
         assert figure in card and figure in readme
-    assert "14 of 48" in card and "it answers 14 of 48 questions (29 %, 17 to 42)" in readme
-    assert "Of the 42 facts that were told, it says of 12 that they were not." in card
-    assert f"of 42 that were told, it says of 12 that they were not ({100 * 12 / 42:.0f} %, {wilson(12, 42)})" in readme
+    assert "19 of 48" in card and "it answers 19 of 48 questions (40 %, 25 to 54)" in readme
+    assert "Of the 42 facts that were told, it says of 7 that they were not." in card
+    assert f"of 42 that were told, it says of 7 that they were not ({100 * 7 / 42:.0f} %, {wilson(7, 42)})" in readme
     assert "It makes up an answer to what was never told, in 4 of 6 questions." in card
     assert f"it answers 4 of 6 questions about what was never told ({100 * 4 / 6:.0f} %, {wilson(4, 6)})" in readme
     results = json.loads(text_of(folder / "results.json"))["health"]["perplexity"]
