@@ -23,7 +23,8 @@ def view(states: dict[int, mx.array], drift: Drift | None = None, styles: bool =
 def picture(heads: int, rank: int, **options: object) -> list[str]:
     """The lines of the heat map of a layer of ones."""
     text = view({0: mx.ones((1, heads, rank, rank))}, **options)
-    lines = text.split("layer 0\n")[1].splitlines()
+    # The meaning of the numbers is below.
+    lines = text.split("layer 0\n")[1].partition("\nscale: ")[0].splitlines()
     return [line.split("  scale")[0].split("  norm")[0] for line in lines]
 
 
@@ -112,7 +113,7 @@ def test_an_empty_memory():
         text = view({0: mx.zeros((1, 4, 8, 8)), 1: mx.zeros((1, 4, 8, 8))}, colours=colours)
         assert "the memory is empty" in text
         assert text.count("scale       0") == 2
-    assert "empty" not in view({0: one_number(0, 0, 1e-6)})
+    assert "the memory is empty" not in view({0: one_number(0, 0, 1e-6)})
 
 
 def test_numbers_that_overflowed_are_told():

@@ -15,7 +15,7 @@ from tests.ranks.models import make_adapter, make_model
 from tests.training.command import tiny_options
 from tests.training.runs import write_chats
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ctrl_c")]
+pytestmark = [pytest.mark.ranks, pytest.mark.slow, pytest.mark.usefixtures("ctrl_c")]
 _COMMAND = ("-m", "mlx_deltamem")
 # A model that replies until it is stopped.
 _ENDLESS = 100_000
