@@ -36,7 +36,6 @@ class Schedule:
 
     batch_size: int = option(4, "Episodes per step, over all processes.", rule=POSITIVE)
     iters: int = option(1000, "Training steps.", rule=POSITIVE)
-    optimizer: str = option(OPTIMIZERS[0], "The optimizer.", OPTIMIZERS)
     learning_rate: float = option(2e-4, "Peak learning rate.", above=0)
     warmup: int = option(
         -1,
@@ -64,6 +63,7 @@ class Schedule:
         rule=COUNT,
     )
     seed: int = option(0, "Seed of the first weights and of the order of the data.", rule=SEED)
+    optimizer: str = option(OPTIMIZERS[0], "The optimizer.", OPTIMIZERS)
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -121,7 +121,7 @@ def test_the_demo_prints_what_the_guide_shows(tmp_path):
     shutil.unpack_archive(wheel, tmp_path / "site", "zip")
     result = run_command("demo", PYTHONPATH=f"{HERE}:{tmp_path / 'site'}", HF_HOME=str(tmp_path / "home"))
     assert result.returncode == 0, result.stderr
-    shown = result.stdout[result.stdout.index("One chat each") :]
+    shown = "\n".join(line.rstrip() for line in result.stdout[result.stdout.index("One chat each") :].splitlines())
     for line in ("Right, with the memory: 6 of 8.", "Right, without it: 0 of 8.", "text in view: 3 of 8."):
         assert line in shown
     guide = (HERE / "mlx_deltamem" / "CHAT.md").read_text(encoding="utf-8")

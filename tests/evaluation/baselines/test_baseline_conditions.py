@@ -221,7 +221,7 @@ def test_an_oracle_scores_all_and_a_mute_one_nothing_under_every_condition(tmp_p
         folder = tmp_path / str(knows)
         folder.mkdir()
         run = EvaluationRun(model, tokenizer, Plan(parse_conditions(EVERY), batch_size=4), folder)
-        run.ask(prepared, lambda *_: None)
+        run.ask([prepared], lambda *_: None)
         result = analyse(prepared.task, run.rows(prepared, EVERY), EVERY, 0)
         means = {name: result.whole.means[name, "right"].value for name in EVERY}
         assert means == dict.fromkeys(EVERY, 100.0 if knows else 0.0)
@@ -240,7 +240,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_records(tmp_path, vectors):
     def ask(folder: Path) -> bytes:
         run = EvaluationRun(model, tokenizer, Plan(parse_conditions(names), batch_size=2), folder)
         run.check(prepared)
-        run.ask(prepared, lambda *_: None)
+        run.ask([prepared], lambda *_: None)
         return (folder / RECORDS_FILE).read_bytes()
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -272,7 +272,7 @@ def test_bytes_are_counted_by_serialising(tmp_path, vectors):
     )
     prepared = prepare(Told(), Manner(reply_tokens=3), model, tokenizer, None)
     run = EvaluationRun(model, tokenizer, Plan(parse_conditions(names), batch_size=4), tmp_path)
-    run.ask(prepared, lambda *_: None)
+    run.ask([prepared], lambda *_: None)
     costs = {name: sum_up(run.measures_of(prepared, name)) for name in names}
     kept = {name: each.kept_bytes for name, each in costs.items()}
 
