@@ -152,6 +152,15 @@ def test_a_view_is_written_contiguous(tmp_path: Path):
     assert all(mx.array_equal(back[name], view) for name, view in views.items())
 
 
+def test_a_package_that_changes_pickle_changes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As dill does when it is imported."""
+    save_torch(tmp_path / "a.pt", {"w": mx.ones((2, 3))})
+    for kind in (dict, type, int, str, tuple):
+        monkeypatch.setitem(pickle._Pickler.dispatch, kind, lambda pickler, obj: pickler.save_none(None))
+    save_torch(tmp_path / "b.pt", {"w": mx.ones((2, 3))})
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
 @st.composite
 def views(draw: st.DrawFn) -> tuple[list[int], list[int], int, int]:
     """Size, stride, offset and storage length of a tensor that lies in its storage."""

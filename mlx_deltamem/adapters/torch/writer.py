@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
+from typing import ClassVar
 from zipfile import ZipFile, ZipInfo
 
 import mlx.core as mx
@@ -121,6 +122,12 @@ class _Pickler(pickle._Pickler):
     write: Callable[[bytes], object]
     save: Callable[[object], None]
     memoize: Callable[[object], None]
+    # A table of its own: the package dill, which comes with `datasets`, changes Python's table when it is imported. The
+    # methods have no types.
+    dispatch: ClassVar[dict[type, Callable[..., None]]] = {
+        kind: getattr(pickle._Pickler, f"save_{name}")
+        for kind, name in {bool: "bool", int: "long", str: "str", tuple: "tuple", dict: "dict", type: "type"}.items()
+    }
 
     def persistent_id(self, obj: object) -> tuple[object, ...] | None:
         """Describe a storage as torch does; None for other objects."""
