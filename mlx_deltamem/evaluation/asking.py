@@ -207,7 +207,7 @@ class Asker:
         return self._histories.written(group, measures)
 
     def _shown(self, question: Question, condition: Condition) -> Shown:
-        """What the question is shown under a condition."""
+        """The question with the text that a condition puts before it."""
         if condition.baseline is not None:
             return self._showing.show(question, condition.baseline)
         return Shown(question, None, text_bytes(question) if condition.text else 0)

@@ -1,4 +1,4 @@
-"""What each condition keeps and reads: bytes between the history and the question, tokens and seconds a question."""
+"""The costs of each condition: bytes kept between history and question, tokens read and seconds for a question."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ model are not counted."""
 
 @dataclass(frozen=True)
 class Budget:
-    """What a condition keeps and reads.
+    """The costs of a condition.
 
     Attributes:
         kept_bytes, read_tokens: As measured: the bytes that are kept, and the tokens that are read for a question.

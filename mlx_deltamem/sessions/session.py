@@ -104,7 +104,7 @@ class ChatSession:
 
     @property
     def state(self) -> ChatState:
-        """What the chat consists of, for modules that run turns in another way, as `ReplyBatch` does."""
+        """The turns and the memory of the chat, for modules that run turns in another way, as `ReplyBatch` does."""
         return self._state
 
     @property

@@ -2,11 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
+
+from tests.ranks.launched import free_ports
 
 _SCRIPT = """
 import sys
@@ -64,13 +65,3 @@ def test_a_sharded_model_equals_the_whole_one(family, order, tmp_path):
     for process in processes:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -11,7 +11,7 @@ from tests.training.runs import toy_episodes, toy_run
 
 
 class Service(ModuleType):
-    """What mlx-lm calls of wandb and SwanLab."""
+    """A stand-in for wandb and SwanLab, with the functions that mlx-lm calls."""
 
     def __init__(self, name: str):
         super().__init__(name)

@@ -1,4 +1,4 @@
-"""What the model is shown under a baseline: the text in place of the history, its evidence, and its costs."""
+"""The text that a baseline puts in place of the history, with its evidence and its costs."""
 
 import time
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a baseline keeps of a history: an index or a summary, with its bytes and the seconds that it took."""
+    """An index or a summary of a history, which a baseline keeps, with its bytes and the seconds that it took."""
 
     index: Index | None
     summary: str
