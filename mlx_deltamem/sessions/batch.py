@@ -15,7 +15,7 @@ from mlx_lm.models.cache import ArraysCache
 from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.core.cache import PromptCache
+from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
 from mlx_deltamem.core.use import memory_off, observing, write_mask
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.batched_reply import (
@@ -32,7 +32,7 @@ from mlx_deltamem.sessions.reply import Reply, ReplyTokens, logits_of
 from mlx_deltamem.sessions.replying import end_turn
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.sessions.state import ChatState
-from mlx_deltamem.sessions.together import memory_is_empty
+from mlx_deltamem.sessions.together import can_run_together, memory_is_empty
 
 # mlx-lm's batches need a number of tokens. This one is more than any window.
 _NO_LIMIT = 2**31
@@ -54,6 +54,8 @@ class ReplyBatch:
         self.model = model
         self.tokenizer = tokenizer
         self.most = most
+        # Found once: to make a prompt cache takes time.
+        self._is_mergeable = can_run_together(make_prompt_cache(model))
         self._rows: list[BatchedReply] = []
         # Responses that the next step hands out.
         self._pending: list[tuple[BatchedReply, GenerationResponse]] = []
@@ -94,7 +96,7 @@ class ReplyBatch:
         together: dict[ChatState, NewReply] = {}
         alone = []
         for new in asked:
-            if new.chat.state not in together and can_begin_together(new):
+            if self._is_mergeable and new.chat.state not in together and can_begin_together(new):
                 together[new.chat.state] = new
             else:
                 alone.append(new)

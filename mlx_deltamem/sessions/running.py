@@ -63,14 +63,14 @@ def can_begin_together(state: ChatState, turn: Turn, longest: int) -> bool:
     """Whether `begin_together` can read the messages of a turn.
 
     Args:
-        state: The chat.
+        state: The chat. New prompt caches of its model can be merged.
         turn: The turn.
         longest: The largest number of tokens of the messages.
     """
     # If the text that is kept has to run again, there is no cache yet.
     is_ready = state.cache is not None or not state.keeps_text or not state.turns
-    cache = state.cache or make_prompt_cache(state.model)
-    return is_ready and state.writes_tokens and len(turn.opening.ids) <= longest and can_run_together(cache)
+    is_mergeable = state.cache is None or can_run_together(state.cache)
+    return is_ready and is_mergeable and state.writes_tokens and len(turn.opening.ids) <= longest
 
 
 def begin_together(begun: Sequence[tuple[ChatState, Turn]]) -> list[Turn]:
