@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_deltamem.adapters.torch.reader import load_torch
-from mlx_deltamem.adapters.torch.writer import save_torch
+from mlx_deltamem.adapters.torch.writer import save_none, save_torch
 from mlx_deltamem.adapters.untrusted import Shapes
 
 REPO = Path(__file__).parents[2]
@@ -155,10 +155,13 @@ def test_a_view_is_written_contiguous(tmp_path: Path):
 def test_a_package_that_changes_pickle_changes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As dill does when it is imported."""
     save_torch(tmp_path / "a.pt", {"w": mx.ones((2, 3))})
-    for kind in (dict, type, int, str, tuple):
-        monkeypatch.setitem(pickle._Pickler.dispatch, kind, lambda pickler, obj: pickler.save_none(None))
+    save_none(tmp_path / "none.pt")
+    for kind in (dict, type, int, str, tuple, type(None)):
+        monkeypatch.setitem(pickle._Pickler.dispatch, kind, lambda pickler, obj: pickler.save_bool(True))
     save_torch(tmp_path / "b.pt", {"w": mx.ones((2, 3))})
+    save_none(tmp_path / "none2.pt")
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+    assert (tmp_path / "none.pt").read_bytes() == (tmp_path / "none2.pt").read_bytes()
 
 
 @st.composite

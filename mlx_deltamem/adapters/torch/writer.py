@@ -113,6 +113,18 @@ class _Tensor:
         return _REBUILD, (_Storage(self.key, self.array), 0, shape, strides, False, OrderedDict())
 
 
+# The types of all objects in these files, with the names that Python's pickler has for them.
+_PICKLED = {
+    type(None): "none",
+    bool: "bool",
+    int: "long",
+    str: "str",
+    tuple: "tuple",
+    dict: "dict",
+    type: "type",
+}
+
+
 class _Pickler(pickle._Pickler):
     """Python's pickler, which writes references to torch without an import, and dictionaries as the C pickler does.
 
@@ -125,8 +137,7 @@ class _Pickler(pickle._Pickler):
     # A table of its own: the package dill, which comes with `datasets`, changes Python's table when it is imported. The
     # methods have no types.
     dispatch: ClassVar[dict[type, Callable[..., None]]] = {
-        kind: getattr(pickle._Pickler, f"save_{name}")
-        for kind, name in {bool: "bool", int: "long", str: "str", tuple: "tuple", dict: "dict", type: "type"}.items()
+        kind: getattr(pickle._Pickler, f"save_{name}") for kind, name in _PICKLED.items()
     }
 
     def persistent_id(self, obj: object) -> tuple[object, ...] | None:
