@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _ACKNOWLEDGED = ("Got it.", "Noted.", "Okay.", "All right.", "Thanks, noted.", "Good to know.")
 _TELLING = ("told", "update")
 # The fields that a conversation in a file may leave out.
-_TURN: Row = {"assistant": None, "relations": [], "wordings": [], "repeated": []}
+_TURN: Row = {"assistant": None, "relations": [], "wordings": [], "repeated": [], "values": []}
 _QUESTION: Row = {each.name: None for each in fields(Question)}
 _PER_CONVERSATION = Rule(float, least=0, most=1000)
 
@@ -138,8 +138,10 @@ def records(
             yield {"messages": messages, **_chat(write), "kind": "ordinary", "cut": cut}
     telling = [index for index, turn in enumerate(conversation.turns) if turn.kind in _TELLING]
     if drawn.told and telling:
-        end = 2 * rng.choice(telling) + 2
-        yield {"messages": conversation.history()[:end], **_chat(ALL), "kind": "told"}
+        chosen = rng.choice(telling)
+        record = {"messages": conversation.history()[: 2 * chosen + 2], **_chat(ALL), "kind": "told"}
+        values = conversation.turns[chosen].values
+        yield {**record, "value": rng.choice(values)} if values else record
 
 
 def _chat(write: str) -> dict[str, object]:

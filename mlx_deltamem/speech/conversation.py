@@ -22,6 +22,7 @@ class Turn:
         relations: The names of the relations that the turn tells, updates or deletes.
         wordings: The names of the wordings that it uses for that.
         repeated: The facts that the turn tells, as the assistant would repeat them.
+        values: The value of each of these facts, as it is written there.
     """
 
     user: str
@@ -30,6 +31,7 @@ class Turn:
     relations: tuple[str, ...] = ()
     wordings: tuple[str, ...] = ()
     repeated: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,6 @@ class Conversation:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Conversation":
         """Make a conversation from the result of `as_json`."""
-        turns = (
-            Turn(**{**turn, **{name: tuple(turn.get(name, ())) for name in ("relations", "wordings", "repeated")}})
-            for turn in found["turns"]
-        )
+        listed = ("relations", "wordings", "repeated", "values")
+        turns = (Turn(**{**turn, **{name: tuple(turn.get(name, ())) for name in listed}}) for turn in found["turns"])
         return cls(tuple(turns), tuple(Question(**question) for question in found["questions"]))

@@ -97,8 +97,8 @@ class _Teller:
         # A model answers the request in the message.
         reply = None if written.style == "with_request" else self._reply("acknowledge")
         names = tuple(each.relation.name for each in facts)
-        repeated = tuple(each.repeated() for each in facts)
-        return Turn(written.text, reply, "told", names, written.wordings, repeated), facts
+        repeated, values = tuple(each.repeated() for each in facts), tuple(each.values[-1] for each in facts)
+        return Turn(written.text, reply, "told", names, written.wordings, repeated, values), facts
 
     def _fates(self, facts: tuple[Fact, ...]) -> list[tuple[Fact, str]]:
         """Draw the updates and deletions of facts that were just told or updated."""
@@ -122,7 +122,8 @@ class _Teller:
             return None
         fact.wording = written.wordings[-1]
         reply = self._reply("acknowledge")
-        return Turn(written.text, reply, "update", (fact.relation.name,), written.wordings, (fact.repeated(),))
+        repeated, values = (fact.repeated(),), (fact.values[-1],)
+        return Turn(written.text, reply, "update", (fact.relation.name,), written.wordings, repeated, values)
 
     def _forget(self, fact: Fact) -> Turn:
         written = forget(self._rng, self._settings, fact)

@@ -55,6 +55,8 @@ def test_the_reply_to_a_fact_has_the_answer_that_is_asked_later(run, conversatio
     answers = {row["messages"][-1]["content"] for row in found if row["kind"] == "fact"}
     # In some conversations only the assistant tells something, and not every fact is asked.
     assert CONVERSATIONS // 2 < len(told) <= CONVERSATIONS
+    # What is told back counts as much as what is recalled.
+    assert all(row["value"] in row["messages"][-1]["content"] for row in found if row["kind"] == "told")
     assert sum(any(reply.endswith(answer) for answer in answers) for reply in told) >= CONVERSATIONS // 3
 
 
