@@ -26,7 +26,7 @@ class BatchMaker:
 
     Args:
         config: The adapter's configuration.
-        value_weight: The loss weight of the tokens of a value; other answer tokens have weight 1.
+        value_weight: The loss weight of the tokens of a value and of the one after it; other answer tokens have weight 1.
         kinds: The kinds of questions that are counted separately. They are numbered from 1.
     """
 
@@ -87,7 +87,9 @@ class BatchMaker:
             targets[row, :answer] = question.ids[question.answer :]
             if counted and question.target != FROZEN:
                 weights[row, :answer] = question.weight
-                weights[row, begin:end] = self._value_weight * question.weight
+                if end > begin:
+                    # With the token after the value, which says that the value ends there.
+                    weights[row, begin : min(end + 1, answer)] = self._value_weight * question.weight
                 values[row, begin:end] = True
         alone = [question.target == ANSWER for question, _ in questions]
         kinds = [self._kinds.get(question.kind, 0) for question, _ in questions]

@@ -46,7 +46,9 @@ class Schedule:
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", above=0)
     grad_accumulation_steps: int = option(1, "Steps whose mean gradient makes one update.", rule=POSITIVE)
     value_weight: float = option(
-        1.0, "Loss weight of the tokens of a record's value; other answer tokens have weight 1.", above=0
+        1.0,
+        "Loss weight of the tokens of a record's value and of the token after it; other answer tokens have weight 1.",
+        above=0,
     )
     tie_output: bool = option(
         False, "Start a new adapter so that a reply repeats what was written: the output head is the value projection."

@@ -105,6 +105,14 @@ def test_turns_as_arrays():
     assert batch.rows.tolist() == [0, 1]
 
 
+def test_the_token_after_a_value_counts_as_the_value():
+    """An answer that goes on after a value names another one."""
+    told = Episode(Segments([5], [0], [0]), (Question([1, 2, 3, 4, 5, 6], 2, (2, 4)), Question([1, 2, 3], 2, (2, 2))))
+    asked = BatchMaker(TSW, value_weight=4.0).batch([told]).asked
+    assert asked.weights[:2, :4].tolist() == [[4, 4, 4, 1], [1, 0, 0, 0]]
+    assert asked.values[0, :4].tolist() == [True, True, False, False]
+
+
 def test_targets_as_arrays():
     frozen, plain = towards(episode(5, (6, 2), (7, 3)), "frozen", 2.0), towards(episode(5, (6, 2)), "", 3.0)
     batch = BatchMaker(TSW, value_weight=4.0).batch([plain, frozen, towards(plain, "answer")])
