@@ -26,7 +26,7 @@ class BatchMaker:
 
     Args:
         config: The adapter's configuration.
-        value_weight: The loss weight of the tokens of a value and of the one after it; other answer tokens have weight 1.
+        value_weight: The loss weight of the tokens of a value and of the next one. Other answer tokens have weight 1.
         kinds: The kinds of questions that are counted separately. They are numbered from 1.
     """
 
