@@ -31,6 +31,7 @@ from mlx_deltamem.sessions.prefill import prefill
 from mlx_deltamem.sessions.reply import Reply, ReplyTokens, logits_of
 from mlx_deltamem.sessions.replying import end_turn
 from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.starts import Starts
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.together import can_run_together, memory_is_empty
 
@@ -56,6 +57,7 @@ class ReplyBatch:
         self.most = most
         # Found once: to make a prompt cache takes time.
         self._is_mergeable = can_run_together(make_prompt_cache(model))
+        self._starts = Starts()
         self._rows: list[BatchedReply] = []
         # Responses that the next step hands out.
         self._pending: list[tuple[BatchedReply, GenerationResponse]] = []
@@ -77,7 +79,7 @@ class ReplyBatch:
         state, settings = new.chat.state, new.settings
         self._check_free(new)
         with state.turn_or_nothing():
-            turn = running.begin(state, new.turn, settings.prefill_step_size, settings.progress)
+            turn = running.begin(state, new.turn, settings.prefill_step_size, settings.progress, self._starts)
             row = BatchedReply(new, turn, ReplyTokens(self.tokenizer, settings))
             if new.observe is not None or not can_be_batched(state.filled_cache, settings):
                 reply = Reply(self.model, self.tokenizer, state.filled_cache, turn, settings)
@@ -118,7 +120,7 @@ class ReplyBatch:
                 for new in group:
                     self._check_free(new)
                     stack.enter_context(new.chat.state.turn_or_nothing())
-                turns = running.begin_together([(new.chat.state, new.turn) for new in group])
+                turns = running.begin_together([(new.chat.state, new.turn) for new in group], self._starts)
         except Exception:
             # One of them fails. Alone, the others do not.
             return []

@@ -118,7 +118,7 @@ def write_text(
         if begin and start:
             prefill(model, cache, part(segments, slice(0, start)), False, step, want_logits=False)
         with nullcontext() if spans is None else using_spans(model, spans):
-            within = progress and _shifted(progress, begin, len(flags))
+            within = progress and shifted(progress, begin, len(flags))
             steps = list(range(0, end - begin, step))
             _run(model, cache, segments.ids[begin:end], flags[begin:end], steps, within)
         states = list(cache[-1].cache)
@@ -207,5 +207,6 @@ def _room(model: nn.Module, start: int) -> int:
     return room
 
 
-def _shifted(progress: Progress, begin: int, total: int) -> Progress:
+def shifted(progress: Progress, begin: int, total: int) -> Progress:
+    """The progress of a part of `total` tokens that begins at `begin`."""
     return lambda done, _: progress(begin + done, total)

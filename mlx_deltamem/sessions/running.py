@@ -13,10 +13,11 @@ from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
 from mlx_deltamem.core.spread import whole_numbers
 from mlx_deltamem.core.use import observing
 from mlx_deltamem.sessions.drift import Drift, KeepGateMeans
-from mlx_deltamem.sessions.prefill import Progress, prefill, window, write_text
+from mlx_deltamem.sessions.prefill import Progress, prefill, shifted, window, write_text
 from mlx_deltamem.sessions.restore import RestorePoint, mark
 from mlx_deltamem.sessions.seen import seen_before
 from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, joined, part, start_length
+from mlx_deltamem.sessions.starts import Starts, new_start
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.together import can_run_together, run_together
 from mlx_deltamem.sessions.turn import Turn, said_turns
@@ -41,9 +42,20 @@ def check_fits_edited(state: ChatState, index: int, turn: Turn) -> None:
 
 
 def begin(
-    state: ChatState, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE, progress: Progress | None = None
+    state: ChatState,
+    turn: Turn,
+    step: int = DEFAULT_PREFILL_STEP_SIZE,
+    progress: Progress | None = None,
+    starts: Starts | None = None,
 ) -> Turn:
     """Read the messages of a turn.
+
+    Args:
+        state: The chat.
+        turn: The turn.
+        step: The largest number of tokens in one call of the model.
+        progress: Called as the messages are read.
+        starts: Keeps the visible starts of new chats; None: they are read each time.
 
     Returns:
         The turn with the places before its messages and before its reply, the logits, and a drift in which `changed`
@@ -54,9 +66,13 @@ def begin(
     """
     check_fits(state, turn)
     turn, cache = _placed(state, turn, step)
+    starts = Starts() if starts is None else starts
+    start, of_start = _read_start(state, turn, cache, starts, step, progress)
+    rest, written = _opening(turn, slice(start, None))
     with observing(state.model, gates := KeepGateMeans()):
-        logits = prefill(state.model, cache, turn.opening, turn.opening_written, step, progress)
-    return replace(turn, between=state.here(), logits=logits, drift=_drift(state, gates))
+        within = progress and shifted(progress, start, len(turn.opening.ids))
+        logits = prefill(state.model, cache, rest, written, step, within)
+    return replace(turn, between=state.here(), logits=logits, drift=_drift(state, gates, earlier=of_start))
 
 
 def can_begin_together(state: ChatState, turn: Turn, longest: int) -> bool:
@@ -73,11 +89,12 @@ def can_begin_together(state: ChatState, turn: Turn, longest: int) -> bool:
     return is_ready and is_mergeable and state.writes_tokens and len(turn.opening.ids) <= longest
 
 
-def begin_together(begun: Sequence[tuple[ChatState, Turn]]) -> list[Turn]:
+def begin_together(begun: Sequence[tuple[ChatState, Turn]], starts: Starts) -> list[Turn]:
     """Read the messages of turns of several chats with one model in one pass, as `begin` does for one.
 
     Args:
         begun: Chats, each with a turn that `can_begin_together`.
+        starts: Keeps the visible starts of new chats.
 
     Returns:
         The turns, as `begin` returns them.
@@ -87,18 +104,22 @@ def begin_together(begun: Sequence[tuple[ChatState, Turn]]) -> list[Turn]:
     """
     for state, turn in begun:
         check_fits(state, turn)
+    states, model = [state for state, _ in begun], begun[0][0].model
     placed = [_placed(state, turn) for state, turn in begun]
-    model = begun[0][0].model
+    read = [_read_start(state, *each, starts) for state, each in zip(states, placed, strict=True)]
+    openings = [_opening(turn, slice(start, None)) for (turn, _), (start, _) in zip(placed, read, strict=True)]
     with observing(model, gates := KeepGateMeans()):
         logits = run_together(
             model,
             [cache for _, cache in placed],
-            [turn.opening.ids for turn, _ in placed],
-            [turn.opening_written for turn, _ in placed],
+            [opening.ids for opening, _ in openings],
+            [written for _, written in openings],
         )
     return [
-        replace(turn, between=state.here(), logits=logits[row : row + 1], drift=_drift(state, gates, row))
-        for row, ((state, _), (turn, _)) in enumerate(zip(begun, placed, strict=True))
+        replace(
+            turn, between=state.here(), logits=logits[row : row + 1], drift=_drift(state, gates, row, earlier=of_start)
+        )
+        for row, (state, (turn, _), (_, of_start)) in enumerate(zip(states, placed, read, strict=True))
     ]
 
 
@@ -232,6 +253,31 @@ def _placed(state: ChatState, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE)
     return turn, cache
 
 
+def _read_start(
+    state: ChatState,
+    turn: Turn,
+    cache: PromptCache,
+    starts: Starts,
+    step: int = DEFAULT_PREFILL_STEP_SIZE,
+    progress: Progress | None = None,
+) -> tuple[int, KeepGateMeans | None]:
+    """Read the visible start of a new chat.
+
+    Returns:
+        The number of its tokens, and their gates. In a chat that goes on, nothing is read.
+    """
+    start = new_start(state, turn)
+    if not start:
+        return 0, None
+    within = progress and shifted(progress, 0, len(turn.opening.ids))
+    return start, starts.read(state.model, cache, *_opening(turn, slice(0, start)), step, within)
+
+
+def _opening(turn: Turn, where: slice) -> tuple[Segments, list[bool]]:
+    """A part of a turn's opening, and for each token whether it is written."""
+    return part(turn.opening, where), turn.opening_written[where]
+
+
 def _with_place(state: ChatState, turn: Turn) -> Turn:
     """The turn with the present place of the chat as the place before it."""
     text = mark(state.cache) if state.cache is not None and state.keeps_text else None
@@ -286,7 +332,14 @@ def _with_start(state: ChatState, turn: Turn) -> Turn:
     return replace(turn, opening=joined([Segments.without_spans(start), rest]))
 
 
-def _drift(state: ChatState, gates: KeepGateMeans, row: int = 0) -> Drift:
-    """The drift of a turn, as far as it is known before the turn has ended."""
+def _drift(state: ChatState, gates: KeepGateMeans, row: int = 0, earlier: KeepGateMeans | None = None) -> Drift:
+    """The drift of a turn, as far as it is known before the turn has ended.
+
+    Args:
+        state: The chat.
+        gates: The keep gates of the tokens of the turn.
+        row: The row of the chat in them.
+        earlier: The keep gates of its first tokens, if they were read in another pass.
+    """
     kept_all = {layer: 1.0 for layer, array in enumerate(state.states) if array.size}
-    return Drift(whole_numbers(state.model, gates.means(row)) or kept_all, {})
+    return Drift(whole_numbers(state.model, gates.means(row, earlier)) or kept_all, {})

@@ -40,22 +40,6 @@ def same_memory(one: ChatSession, other: ChatSession, tolerance: float = 1e-6) -
     return all(distance(state, other.memory[layer]) <= tolerance for layer, state in one.memory.items())
 
 
-@pytest.fixture
-def forwarded(monkeypatch) -> list[int]:
-    """The lengths of all calls of the golden models."""
-    lengths: list[int] = []
-    # All golden models are of one class.
-    model_class = type(loaded()[0])
-    original = model_class.__call__
-
-    def counting(self, tokens: mx.array, *args: object, **kwargs: object) -> mx.array:
-        lengths.append(tokens.shape[1])
-        return original(self, tokens, *args, **kwargs)
-
-    monkeypatch.setattr(model_class, "__call__", counting)
-    return lengths
-
-
 @pytest.mark.parametrize("step", [2048, 7, 1])
 @pytest.mark.parametrize("name", golden_names("sessions"))
 def test_golden_chat(name, step):

@@ -1,0 +1,95 @@
+"""The visible start of a new chat: the tokens before its first message, read with an empty memory.
+
+They are read in a pass of their own. So chats with the same start can share it (`Starts`), and a chat that does so has
+the same memory, bit for bit, as one that reads it alone.
+"""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.nn as nn
+from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
+
+from mlx_deltamem.core.cache import PromptCache
+from mlx_deltamem.core.use import observing
+from mlx_deltamem.sessions.drift import KeepGateMeans
+from mlx_deltamem.sessions.prefill import Progress, prefill
+from mlx_deltamem.sessions.segments import Segments, start_length
+from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.together import memory_is_empty
+from mlx_deltamem.sessions.turn import Turn
+
+# The most starts that are kept, and the most tokens of all of them.
+_MOST, _MOST_TOKENS = 4, 16_384
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A start that has been read.
+
+    Attributes:
+        cache: The prompt cache after it.
+        gates: The keep gates of its tokens.
+    """
+
+    cache: PromptCache
+    gates: KeepGateMeans
+
+
+class Starts:
+    """The visible starts that a model has read lately, for new chats that begin with the same tokens.
+
+    The adapter and the backbone must not change in the meantime.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[tuple[int, ...], tuple[bool, ...]], _Kept] = OrderedDict()
+
+    def read(
+        self,
+        model: nn.Module,
+        cache: PromptCache,
+        start: Segments,
+        written: Sequence[bool],
+        step: int = DEFAULT_PREFILL_STEP_SIZE,
+        progress: Progress | None = None,
+    ) -> KeepGateMeans:
+        """Read a start, or copy what has been read for another chat. The arguments are those of `prefill`.
+
+        Args:
+            model: An attached model.
+            cache: A new prompt cache of it.
+            start: The tokens of the start.
+            written: For each token, whether it is written.
+            step: The largest number of tokens in one call of the model.
+            progress: Called as the start is read.
+
+        Returns:
+            The keep gates of its tokens.
+        """
+        key = tuple(start.ids), tuple(written)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            # Copied arrays share their numbers until one side writes.
+            cache[:] = copy.deepcopy(self._kept[key].cache)
+            return self._kept[key].gates
+        with observing(model, gates := KeepGateMeans()):
+            prefill(model, cache, start, written, step, progress, want_logits=False)
+        gates.evaluate()
+        if len(start.ids) <= _MOST_TOKENS:
+            self._kept[key] = _Kept(copy.deepcopy(cache), gates)
+            while len(self._kept) > _MOST or sum(len(ids) for ids, _ in self._kept) > _MOST_TOKENS:
+                self._kept.popitem(last=False)
+        return gates
+
+
+def new_start(state: ChatState, turn: Turn) -> int:
+    """The number of tokens at the beginning of a turn's opening that are the start of a new chat; else 0.
+
+    An adapter that writes means sees each message as a whole, so its openings are not divided.
+    """
+    if state.turns or not state.writes_tokens or not memory_is_empty(state.states):
+        return 0
+    return start_length(turn.opening)
