@@ -119,6 +119,21 @@ def test_the_python_examples_are_python():
                 compile(block, page.name, "exec")
 
 
+def test_the_times_of_runs_are_those_of_the_formula():
+    text = text_of(PACKAGE / "TRAIN.md")
+    rows = re.findall(r"^\| ([^|]+) \| ([\d,]+) \| ([\d.]+) h \| ([\d.]+) h \| ([\d.]+) h \|$", text, re.MULTILINE)
+    assert len(rows) == 2
+    for run, tokens, *hours in rows:
+        factor = 2.8 if "segments" in run else 2.3
+        assert f"{factor}" in prose(PACKAGE / "TRAIN.md")
+        of_run = math.prod(
+            int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d(?= (?:steps|episodes|tokens))", run)
+        )
+        assert of_run == int(tokens.replace(",", ""))
+        expected = [f"{of_run * factor / speed / 3600:.2g}" for speed in (100, 1_000, 10_000)]
+        assert [f"{float(each):.2g}" for each in hours] == expected
+
+
 def test_every_error_of_the_table_is_one_that_the_code_raises():
     table = text_of(PACKAGE / "HOW.md").partition("## Errors by their text")[2]
     errors = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)

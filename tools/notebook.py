@@ -53,12 +53,12 @@ print("without the memory:", other.send(question, 24))""",
     ),
     (
         TEXT,
-        "How far each turn moved the memory, relative to its size, and the share of the memory that a token of the message "
-        "leaves in place: means over the layers.",
+        "How far each turn moved the memory, relative to its size, and the share of the memory that a token of the "
+        "message leaves in place: means over the layers.",
     ),
     (
         CODE,
-        """for turn, drift in zip(chat.turns, chat.drift):
+        """for turn, drift in zip(chat.turns, chat.drift, strict=True):
     moved, kept = (sum(each.values()) / len(each) for each in (drift.changed, drift.kept))
     print(f"moved {moved:.2f}, kept {kept:.2f}: {turn.text}")""",
     ),
@@ -91,11 +91,22 @@ def executed(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{error.name} is not installed: pip install nbclient ipykernel") from None
     run = nbformat.from_dict(notebook())
     resources = {"metadata": {"path": str(folder)}}
-    nbclient.NotebookClient(run, timeout=_SECONDS, resources=resources, record_timing=False).execute()
+    client = nbclient.NotebookClient(
+        run, timeout=_SECONDS, resources=resources, record_timing=False, coalesce_streams=True
+    )
+    client.execute()
     # Without what the kernel says about itself, such as its version of Python.
     run.metadata = nbformat.from_dict(notebook()["metadata"])
     nbformat.validate(run)
-    return dict(run)
+    return without_warnings(dict(run))
+
+
+def without_warnings(content: dict[str, Any]) -> dict[str, Any]:
+    """A notebook without what its cells wrote to standard error: warnings about the machine it was run on."""
+    for cell in content["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
+    return content
 
 
 @command

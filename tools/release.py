@@ -71,7 +71,7 @@ WORK: tuple[tuple[tuple[str, ...], str], ...] = (
         ),
         "Recall",
     ),
-    (("benchmark", *_PAIR, "--prompt-tokens", "8", "--generation-tokens", "2", "--num-trials", "1"), "frozen"),
+    (("benchmark", *_PAIR, "--prompt-tokens", "8", "--generation-tokens", "2", "--num-trials", "3"), "frozen"),
 )
 _FIRST_URL = re.compile(r"(https?:|#|mailto:)")
 

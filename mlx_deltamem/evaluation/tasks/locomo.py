@@ -93,8 +93,9 @@ class Locomo(Task):
             "the temperature, the reference after it.",
             "No script of the published runs without the text is public. Ours asks with the same prompt without the "
             "conversation, and the memory reads the sessions as messages, oldest first.",
-            "The scores of answer key sound are those without the 99 questions that a public audit found wrong "
-            "(https://github.com/dial481/locomo-audit). Published scores are over all questions, as is our mean.",
+            "If the data are the file that a public audit examined (https://github.com/dial481/locomo-audit), the "
+            "scores of answer key sound leave out the 99 questions that it found wrong. Published means are over all "
+            "questions, and so is ours.",
             "If a conversation is longer than the model's window, the newest sessions are left out, as in the "
             "reference. Ours counts the headers of sessions too, and leaves out the same sessions for all questions.",
             "The letter of a choice counts only if it stands alone in the reply. The reference also takes the last two "
