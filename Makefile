@@ -57,6 +57,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
+	$(BIN)/python -m pytest --quiet tests/test_docs.py -k links
 	$(BIN)/mypy
 
 adapters: $(INSTALLED)

@@ -80,7 +80,7 @@ def _perplexity(model: nn.Module, ids: list[int], states: States, written: bool)
         following = mx.array([ids[begin + 1 : begin + 1 + part.shape[1]]])
         with writing(model, written):
             logits = model(part, cache=cache).astype(mx.float32)
-        total += nn.losses.cross_entropy(logits, following).sum().item()
+        total += float(np.array(nn.losses.cross_entropy(logits, following).sum()))
         mx.eval([entry.state for entry in cache])
     with np.errstate(over="ignore"):
         found = float(np.exp(total / (len(ids) - 1)))

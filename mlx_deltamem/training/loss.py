@@ -91,7 +91,7 @@ class EpisodeModel(nn.Module):
             self.watch.write_gate = gates.by_layer.mean()
         if batch.has_history:
             squares = sum((mx.square(square(state)).sum() for state in states), start=mx.array(0.0))
-            told = sum(each.lengths for each in batch.history) > 0
+            told = mx.stack([each.lengths for each in batch.history]).max(axis=0) > 0
             self.watch.state_norm = mx.sqrt(squares / told.sum())
 
     def _answer_loss(self, logits: mx.array, batch: Batch) -> mx.array:
