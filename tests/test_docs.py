@@ -24,6 +24,8 @@ from tests.conftest import REPO, adapter, backbone
 PACKAGE = REPO / "mlx_deltamem"
 GUIDES = sorted(PACKAGE.glob("*.md"))
 PAGES = [REPO / "README.md", *GUIDES, REPO / ".github" / "CONTRIBUTING.md", REPO / ".github" / "SECURITY.md"]
+# Pages that are checked for links only.
+OTHERS = [REPO / "CHANGELOG.md", *sorted(REPO.glob("adapters/**/README.md")), *sorted(REPO.glob("tests/**/README.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -60,7 +62,7 @@ def test_every_guide_is_in_the_readme():
     assert {f"mlx_deltamem/{guide.name}" for guide in GUIDES} <= linked
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: page.relative_to(REPO).as_posix())
 def test_links_lead_somewhere(page):
     links = LINK.findall(prose(page))
     for link in links:
@@ -117,6 +119,21 @@ def test_the_python_examples_are_python():
         for kind, block in FENCE.findall(text_of(page)):
             if kind == "python":
                 compile(block, page.name, "exec")
+
+
+def test_the_times_of_runs_are_those_of_the_formula():
+    text = text_of(PACKAGE / "TRAIN.md")
+    rows = re.findall(r"^\| ([^|]+) \| ([\d,]+) \| ([\d.]+) h \| ([\d.]+) h \| ([\d.]+) h \|$", text, re.MULTILINE)
+    assert len(rows) == 2
+    for run, tokens, *hours in rows:
+        factor = 2.8 if "segments" in run else 2.3
+        assert f"{factor}" in prose(PACKAGE / "TRAIN.md")
+        of_run = math.prod(
+            int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d(?= (?:steps|episodes|tokens))", run)
+        )
+        assert of_run == int(tokens.replace(",", ""))
+        expected = [f"{of_run * factor / speed / 3600:.2g}" for speed in (100, 1_000, 10_000)]
+        assert [f"{float(each):.2g}" for each in hours] == expected
 
 
 def test_every_error_of_the_table_is_one_that_the_code_raises():

@@ -122,16 +122,22 @@ def test_a_model_and_a_text(name, inspected, document):
         assert [len(row) for row in trace[gate]] == [tokens] * layers
     assert (trace["correction"] is None) == (name == "qwen3_tsw_bf16")
     assert "states" not in trace
+    measured = found["perplexity"]
+    assert measured.pop("tokens") == tokens - 1 and measured.keys() == {
+        *("frozen", "written", "carried_read", "carried_written"),
+    }
+    assert all(each > 1 for each in measured.values())
     shown = words(inspected(*arguments))
     assert f"tokens {tokens}" in shown
     assert "measured after every token" in shown
     assert ("written token by token" in shown) == (name == "qwen3_ssw_sent")
+    assert f"read by the frozen model {measured['frozen']:.4g} 1" in shown
 
 
 def test_a_model_without_a_text(inspected, document):
     arguments = (adapter("qwen3_tsw_nonorm_r16"), "--model", backbone())
     found = document(*arguments)
-    assert found["trace"] is None
+    assert found["trace"] is None and found["perplexity"] is None
     assert found["attached"] == ["model.layers.0.self_attn", "model.layers.2.self_attn"]
     assert "2 of 3 layers have a memory" in words(inspected(*arguments))
 

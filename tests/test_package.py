@@ -16,7 +16,7 @@ from tests.conftest import REPO
 
 pytestmark = pytest.mark.slow
 
-SUFFIXES = {".safetensors", ".json", ".py", ".yaml", ".h", ".txt", ".typed", ".html", ".css", ".js", ".md"}
+SUFFIXES = {".safetensors", ".json", ".py", ".yaml", ".h", ".txt", ".typed", ".html", ".css", ".js", ".md", ".ipynb"}
 
 # What the installed scripts do, in one process. Importing the package takes most of the time of each.
 HELP = """

@@ -146,6 +146,73 @@ def test_one_process_at_a_time_trains_in_a_folder(data, trained, tmp_path):
     assert not unfinished.exists()
 
 
+def with_test(data: Path, folder: Path) -> Path:
+    """A copy of the data whose held-out file is also that of the test."""
+    shutil.copytree(data, folder)
+    shutil.copy(folder / "valid.jsonl", folder / "test.jsonl")
+    return folder
+
+
+def of_test(out: str) -> str:
+    return out.partition("Testing\n")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_an_adapter_is_tested_after_training_and_later(keep, data, trained, tmp_path):
+    options = tiny_options(with_test(data, tmp_path / "names"), **TINY, keep=keep, dtype="bfloat16")
+    code, out, _ = trained(*options, "--adapter-path", "run", "--train", "--test")
+    printed = of_test(out)
+    assert code == 0
+    assert re.match(r"Test loss \d+\.\d{3}, Test ppl \d+\.\d{3}\.\nFrozen model without the history: loss ", printed)
+    assert "Test: 0.0% of 3 answers right, 0.0% of their values\n" in printed
+    begun = (tmp_path / "run" / SETTINGS_FILE).read_text()
+    assert "\ntest: " not in begun and "\ntrain: " not in begun
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    # The options of the run are known, and can be named in a file too; nothing is trained or written.
+    (tmp_path / "test.yaml").write_text(yaml.safe_dump(yaml.safe_load(begun) | {"test": True}))
+    for given in (("--test",), ("-c", "test.yaml"), ("--resume", "--test")):
+        code, out, _ = trained(*given, "--adapter-path", "run")
+        assert (code, of_test(out)) == (0, printed), given
+        if "--resume" not in given:
+            assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    # Without the file of its run, an adapter needs the model and the data.
+    assert trained("--test", "--adapter-path", "run/best")[0] == 2
+    code, out, _ = trained("--test", "--adapter-path", "run/best", *options[:6])
+    assert code == 0 and (keep == "last" or of_test(out) == printed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--adapter-path", "new"), "there is no folder new with an adapter to test; to train one first, add --train"),
+        (("--adapter-path", adapter(), "--start", "x"), "leave out --start, or train with it (--train)"),
+        (
+            ("--adapter-path", adapter(), "--rank", "2"),
+            "has no test.jsonl (or test.json); expected a folder of records",
+        ),
+        (("--adapter-path", adapter(), "--test-batches", "0"), "--test-batches is 0; expected a whole number from 1"),
+        (("--adapter-path", adapter("smollm3_tsw_qkvo")), "does not fit: the model has 3 layers (layer 3)"),
+        (("--adapter-path", "run", "--train"), "has no test.jsonl (or test.json); expected a folder of records"),
+    ],
+)
+def test_a_test_that_is_not_possible(options, message, data, trained, tmp_path):
+    code, out, err = trained("--model", backbone(), "--data", data, "--test", *options)
+    assert (code, out) == (2, "")
+    assert message in error_line(err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_may_turn_training_or_testing_off(data, trained, tmp_path):
+    for text, message in (
+        ("train: false", "--train and --test are both off; expected at least one of them"),
+        ("test: 3", "--test is 3; expected true or false"),
+    ):
+        (tmp_path / "options.yaml").write_text(text)
+        code, _, err = trained(*NEW, "-c", "options.yaml")
+        assert code == 2 and message in error_line(err)
+
+
 @pytest.mark.slow
 def test_an_adapter_is_trained_further(data, trained, tmp_path):
     code, _, err = trained(*tiny_options(data, **TINY), "--start", adapter("qwen3_msw4"), "--adapter-path", "run")

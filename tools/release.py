@@ -1,7 +1,8 @@
 """Build the archives for PyPI and check them: `python -m tools.release --output dist` (or `make release-check`).
 
 The archives are built from a copy of the project, in which the links of the README and of the guides are absolute. The
-wheel is installed in a new virtual environment, and every command is run there.
+wheel is installed in a new virtual environment, and every command is run there: its help, and a small piece of work
+with a tiny model, in an empty folder and without the Hub.
 """
 
 import argparse
@@ -23,6 +24,55 @@ _SOURCES = ("mlx_deltamem", "pyproject.toml", "README.md", "LICENSE")
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 _PICTURES = (".png", ".svg")
+_GOLDENS = REPO / "tests" / "goldens"
+_MODEL, _ADAPTER = _GOLDENS / "backbones" / "qwen3-tiny", _GOLDENS / "adapters" / "qwen3_tsw_qo"
+_PAIR = ("--model", str(_MODEL), "--adapter", str(_ADAPTER))
+# A small piece of work for each command, in this order, and a part of what it prints. `demo` and `server` need packages
+# that the wheel alone does not bring, and say so.
+WORK: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("generate", *_PAIR, "--prompt", "Hello", "--max-tokens", "3", "--session", "chat.safetensors"), ""),
+    (("chat", *_PAIR, "--max-tokens", "3", "--chats", "chats"), "chat"),
+    (("inspect", "chat.safetensors"), "turns"),
+    (("convert", "--torch-path", str(_ADAPTER), "--mlx-path", "converted"), "Wrote converted"),
+    (("grow", "converted", "grown", "--rank", "16"), "grown"),
+    (
+        ("upload", "--path", "grown", "--upload-repo", "a/b", "--base-model", "a/c", "--license", "mit", "--dry-run"),
+        "sent",
+    ),
+    (("data", "recall", "recall", "--train", "4", "--valid", "2"), "recall"),
+    (
+        (
+            "train",
+            "--model",
+            str(_MODEL),
+            "--data",
+            "recall",
+            "--adapter-path",
+            "run",
+            "--iters",
+            "1",
+            "--batch-size",
+            "2",
+        ),
+        "Trained",
+    ),
+    (
+        (
+            "evaluate",
+            *_PAIR,
+            "--tasks",
+            "recall",
+            "--recall-questions-each",
+            "2",
+            "--conditions",
+            "state",
+            "--output",
+            "out",
+        ),
+        "Recall",
+    ),
+    (("benchmark", *_PAIR, "--prompt-tokens", "8", "--generation-tokens", "2", "--num-trials", "3"), "frozen"),
+)
 _FIRST_URL = re.compile(r"(https?:|#|mailto:)")
 
 
@@ -82,13 +132,15 @@ def copy_sources(target: Path, repository: str | None, tag: str) -> None:
         file.write("\n".join(lines))
 
 
-def run(*arguments: object, cwd: Path | None = None) -> str:
+def run(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
     """Run a program; returns its output.
 
     Raises:
         ValueError: It fails. The error has the last line that it printed.
     """
-    result = subprocess.run([*map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd)
+    result = subprocess.run(
+        [*map(str, arguments)], capture_output=True, text=True, check=False, cwd=cwd, env=env, input=""
+    )
     if result.returncode:
         last = (result.stderr.strip() or result.stdout.strip() or "nothing was printed").splitlines()[-1]
         raise ValueError(f"{' '.join(map(str, arguments))} failed ({last})")
@@ -112,6 +164,17 @@ def check_installed(wheel: Path, extra: str | None, folder: Path) -> None:
             if not shown.startswith("usage: "):
                 raise ValueError(f"{program[-1]} --help printed {shown[:60]!r}; expected its usage")
     print(f"{len(COMMANDS)} commands print their help")
+    # The Hub is not asked, and no chat of the user is touched.
+    alone = os.environ | {"HF_HUB_OFFLINE": "1", "HOME": str(folder), "COLUMNS": "100"}
+    # Else the commands may be those of a checkout.
+    alone.pop("PYTHONPATH", None)
+    place = folder / "work"
+    place.mkdir()
+    for arguments, part in WORK:
+        shown = run(folder / "bin" / f"mlx_deltamem.{arguments[0]}", *arguments[1:], cwd=place, env=alone)
+        if part not in shown:
+            raise ValueError(f"{arguments[0]} printed {shown[-60:]!r}; expected {part!r} in it")
+        print(f"{arguments[0]} works")
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,12 +24,14 @@ from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.fit import Place, fit_adapter, places_to_fit
 from mlx_deltamem.training.health import PROMPTS
 from mlx_deltamem.training.keeper import RunStoppedError
-from mlx_deltamem.training.monitor import draw_curves
+from mlx_deltamem.training.monitor import by_kind, described, draw_curves
 from mlx_deltamem.training.prepare import load_episodes, prepare_model
+from mlx_deltamem.training.records import TEST, TRAIN, VALID
 from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.run_options import RunOptions
 from mlx_deltamem.training.services import check_services
 from mlx_deltamem.training.settings import BEST
+from mlx_deltamem.training.testing import measure_test, put_back
 
 # The header lists at most this many errors of records.
 _FEW_ERRORS = 5
@@ -43,10 +45,17 @@ def run(args: argparse.Namespace) -> None:
         ValueError: The options do not fit each other, the model or the data.
     """
     options = RunOptions.of(args)
-    _check_folder(options.folder, args.resume)
-    check_services(options.reporting)
+    if options.trains:
+        _check_folder(options.folder, args.resume)
+        check_services(options.reporting)
     model, tokenizer = prepare_model(options.settings, args.trust_remote_code)
-    data = load_episodes(options.settings, tokenizer, options.on_error)
+    # Before a run of hours, a test must be known to be possible.
+    splits = [*((TRAIN, VALID) if options.trains else ()), *((TEST,) if options.tests else ())]
+    data = load_episodes(options.settings, tokenizer, options.on_error, splits)
+    if not options.trains:
+        _print_test(options, data[TEST][1])
+        _test(options, model, data[TEST][0])
+        return
     texts = options.reporting.health_texts
     checkup = Checkup(model, tokenizer, texts, PROMPTS) if texts and data["valid"][0] else None
     training = Run(model, options.settings, options.reporting, options.folder, checkup)
@@ -61,6 +70,36 @@ def run(args: argparse.Namespace) -> None:
             # The first process prints the error.
             sys.exit(2)
         raise
+    if options.tests:
+        put_back(model, options.folder)
+        _test(options, model, data[TEST][0])
+
+
+def _print_test(options: RunOptions, counts: Counts) -> None:
+    """Print what is tested, unless a run has printed it."""
+    if not processes.is_first():
+        return
+    settings = options.settings
+    rows = [("model", settings.model), ("adapter", settings.start), ("data", settings.data), (TEST, _described(counts))]
+    print_header_panel(make_console(), "mlx_deltamem.train", [(name, escape(text)) for name, text in rows])
+    _print_left_out([counts])
+
+
+def _test(options: RunOptions, model: nn.Module, episodes: Sequence[Episode]) -> None:
+    """Test the adapter of a model, and print the result as mlx-lm does."""
+    rprint("Testing")
+    settings, most = options.settings, options.reporting.test_batches
+    batch = settings.schedule.batch_size
+    total = -(-len(episodes) // batch)
+    with counting_progress(total if most < 0 else min(total, most)) as progress:
+        found = measure_test(model, episodes, batch, most, progress if processes.is_first() else None)
+    if not processes.is_first():
+        return
+    if found.tokens:
+        rprint(f"Test loss {found.loss:.3f}, Test ppl {found.perplexity:.3f}.")
+        print(f"Frozen model without the history: loss {found.frozen_loss:.3f}, ppl {found.frozen_perplexity:.3f}.")
+    for kind, accuracy in by_kind(found.accuracy).items():
+        print(f"{kind or 'Test'}: {described(accuracy)}")
 
 
 def _train(
@@ -130,7 +169,11 @@ def _print_header(options: RunOptions, model: nn.Module, counts: Mapping[str, Co
         ("batch · iters", f"{schedule.batch_size} · {schedule.iters:,}{update}"),
     ]
     print_header_panel(make_console(), "mlx_deltamem.train", [(name, escape(text)) for name, text in rows])
-    errors = [error for each in counts.values() for error in each.errors]
+    _print_left_out(counts.values())
+
+
+def _print_left_out(counts: Iterable[Counts]) -> None:
+    errors = [error for each in counts for error in each.errors]
     for error in errors[:_FEW_ERRORS]:
         print(f"Left out: {error}")
     if len(errors) > _FEW_ERRORS:

@@ -111,12 +111,12 @@ class Asker:
 
     def evidence(self, question: Question, condition: Condition) -> float | None:
         """The share of the turns with the evidence that are in the prompt. None if there are none, or it is unknown."""
-        if not condition.text or not question.evidence:
+        evidence = set(question.evidence or ())
+        total = len(evidence) + question.evidence_cut
+        if not condition.text or not total:
             return None
-        if condition.baseline is None:
-            return 1.0
-        turns = self._shown(question, condition).turns
-        return None if turns is None else len(set(turns) & set(question.evidence)) / len(set(question.evidence))
+        turns = evidence if condition.baseline is None else self._shown(question, condition).turns
+        return None if turns is None else len(evidence & set(turns)) / total
 
     def ask(self, jobs: Sequence[Job], condition: Condition) -> tuple[list[GeneratedReply], Measures]:
         """Ask questions as one batch.

@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import HashableList
 
 from mlx_deltamem.evaluation.analysis import Curve, Result
 from mlx_deltamem.evaluation.budget import budgets
@@ -91,16 +92,18 @@ def scores_figure(result: Result) -> Figure:
 @styled
 def curves_figure(result: Result) -> Figure:
     """Draw the main score as a function of each label that is a number."""
-    down = math.ceil(len(result.curves) / _ACROSS)
+    count = len(result.curves)
+    down = math.ceil(count / _ACROSS)
     figure = Figure(figsize=(WIDTH, _CURVE_HEIGHT * down), layout="constrained")
     add_title(figure, f"{result.task.title}: scores by label, with 95 % intervals")
-    grid = figure.subplots(down, min(_ACROSS, len(result.curves)), squeeze=False).flatten()
-    for axes, curve in zip(grid, result.curves, strict=False):
-        _curve(axes, curve)
-        _percent(axes, result)
-    for axes in grid[len(result.curves) :]:
-        axes.set_axis_off()
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=_columns(result))
+    # If the last row has one chart only, it is as wide as two.
+    places = [*range(count), *[count - 1] * (count % _ACROSS)]
+    rows: list[HashableList[int]] = [places[at : at + _ACROSS] for at in range(0, len(places), _ACROSS)]
+    placed = figure.subplot_mosaic(rows)
+    for number, curve in enumerate(result.curves):
+        _curve(placed[number], curve)
+        _percent(placed[number], result)
+    figure.legend(*placed[0].get_legend_handles_labels(), loc="outside lower center", ncols=_columns(result))
     return figure
 
 

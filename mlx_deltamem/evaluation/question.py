@@ -39,6 +39,7 @@ class Question:
             all other replies of a chat itself.
         evidence: The turns of the history that hold the answer, as indices (see `baselines.turns`). Empty if nothing
             in the history holds it; None if the data do not say.
+        evidence_cut: The number of further turns that hold the answer and are not in `context`, for want of room.
         preface: The number of characters at the beginning of `context` that introduce the history and are no part of
             it.
     """
@@ -56,6 +57,7 @@ class Question:
     index: int = 0
     given_replies: tuple[int, ...] = ()
     evidence: tuple[int, ...] | None = None
+    evidence_cut: int = 0
     preface: int = 0
 
     @property

@@ -15,6 +15,7 @@ from mlx_deltamem.core.model import attach_adapter, attached_attention
 from mlx_deltamem.core.shapes import frozen_projections
 from mlx_deltamem.core.use import attachment_of
 from mlx_deltamem.inspection.adapter import AdapterReport, adapter_report
+from mlx_deltamem.inspection.perplexity import Perplexities
 from mlx_deltamem.inspection.trace import Trace
 from mlx_deltamem.show.plot import LayerCharts
 from mlx_deltamem.show.tables import by_layer, count, facts
@@ -37,6 +38,8 @@ class ModelReport:
             `delta_o_rmsnorm`, because the norm then decides the size of the correction.
         text: The file of the text that was run through the model, if there was one.
         trace: The effect of that text on the memory.
+        perplexity: How well the model predicts that text, beside the frozen model; None without a text, or if the text
+            is one token.
     """
 
     kind: str
@@ -49,6 +52,7 @@ class ModelReport:
     strengths: dict[str, dict[int, float]]
     text: str | None = None
     trace: Trace | None = None
+    perplexity: Perplexities | None = None
 
     @property
     def title(self) -> str:
@@ -73,7 +77,8 @@ class ModelReport:
         tables = [*self.adapter.tables(), facts("Model and adapter", rows), *by_layer(title, self._strengths_by_name)]
         if self.trace is None:
             return tables
-        return tables + self.trace.tables(str(self.text), str(self.adapter.config["memory_write_granularity"]))
+        tables += self.trace.tables(str(self.text), str(self.adapter.config["memory_write_granularity"]))
+        return tables if self.perplexity is None else [*tables, self.perplexity.table()]
 
     def charts(self) -> LayerCharts:
         """The content of the figure without a trace: the strengths of the corrections."""

@@ -10,6 +10,7 @@ from mlx_deltamem.inspection.adapter import AdapterReport, adapter_report
 from mlx_deltamem.inspection.adapter_diff import AdapterDiff, adapter_diff
 from mlx_deltamem.inspection.foreign import ForeignReport, foreign_report
 from mlx_deltamem.inspection.model import ModelReport, attach_and_report
+from mlx_deltamem.inspection.perplexity import text_perplexities
 from mlx_deltamem.inspection.session import SessionReport, session_report
 from mlx_deltamem.inspection.session_diff import SessionDiff, session_diff
 from mlx_deltamem.inspection.trace import trace_text
@@ -47,7 +48,7 @@ def report_on(name: str, with_texts: bool = False) -> AdapterReport | SessionRep
 
 
 def report_on_model(adapter: str, model: str, text: Path | None, trust_remote_code: bool) -> ModelReport:
-    """Attach an adapter to a model, measure both, and run a text through the model.
+    """Attach an adapter to a model, measure both, and run a text through the model, several times.
 
     Args:
         adapter: The folder or Hub repo of the adapter.
@@ -66,7 +67,9 @@ def report_on_model(adapter: str, model: str, text: Path | None, trust_remote_co
     if content is None:
         return report
     with reading_progress("Reading the text") as progress:
-        return replace(report, text=str(text), trace=trace_text(backbone, tokenizer, content, progress))
+        trace = trace_text(backbone, tokenizer, content, progress)
+    perplexity = text_perplexities(backbone, tokenizer, trace.tokens)
+    return replace(report, text=str(text), trace=trace, perplexity=perplexity)
 
 
 def diff(a: str, b: str) -> AdapterDiff | SessionDiff:

@@ -6,9 +6,8 @@ Users know mlx-lm's commands and try their options here. A hint then says what t
 
 from collections.abc import Mapping
 
-# Options of mlx_lm.lora that say what `mlx_deltamem.train` always does, so that they may be given.
+# Options of mlx_lm.lora that name a habit of `mlx_deltamem.train`, so that they may be given.
 ALWAYS = {
-    "train": "this command always trains",
     "mask_prompt": "the loss is always that of the answers only",
 }
 
@@ -26,8 +25,6 @@ TRAINING: Mapping[str, str] = {
     "lora_layers": "use --target-layers with the indices of the layers",
     "lora_parameters": "use --rank and --alpha",
     "resume_adapter_file": "use --start ADAPTER to train an adapter further, or --resume to go on with a run",
-    "test": "use mlx_deltamem.evaluate to test an adapter",
-    "test_batches": "use mlx_deltamem.evaluate to test an adapter",
     "clear_cache_threshold": _LEAVE_OUT,
     "lr_schedule": "the schedule is a warm-up and a cosine decay: use --warmup",
     "hf_dataset": "use --data with a folder or a data set on the Hub",

@@ -3,6 +3,8 @@
 The first two terms are the reference's. The others are formulas of the reference that no released run used.
 """
 
+import math
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -22,15 +24,17 @@ class Watch(nn.Module):
 
     Attributes:
         loss: The loss of the batch.
-        write_gate: The mean β over the written tokens of the histories; without histories, over the written texts.
-        state_norm: ‖S‖ over all layers of an episode after its history; the root mean square over episodes.
+        write_gate: The mean β over the written tokens of the histories; without histories, over the written texts. A
+            training step that writes nothing keeps the number of the step before it; NaN if there is none.
+        state_norm: ‖S‖ over all layers of an episode after its history; the root mean square over the episodes with a
+            history. A training step without histories keeps the number of the step before it; NaN if there is none.
     """
 
     def __init__(self):
         super().__init__()
         self.loss = mx.array(0.0)
-        self.write_gate = mx.array(0.0)
-        self.state_norm = mx.array(0.0)
+        self.write_gate = mx.array(math.nan)
+        self.state_norm = mx.array(math.nan)
         self.freeze()
 
 
@@ -74,14 +78,21 @@ class EpisodeModel(nn.Module):
         if terms.teacher_kl and batch.context is not None:
             loss = loss + terms.teacher_kl * divergence(self._frozen(batch.context), logits, batch.asked)
         self.watch.loss = loss
-        watched = write_gates if batch.has_history or not batch.writes else read_gates
-        self.watch.write_gate = watched.by_layer.mean()
-        squares = sum((mx.square(square(state)).sum() for state in states), start=mx.array(0.0))
-        self.watch.state_norm = mx.sqrt(squares / batch.size)
-        if not self.training:
+        if self.training:
+            self._note_writes(batch, states, write_gates if batch.has_history else read_gates)
+        else:
             self.accuracy.add(logits, batch.asked)
         tokens = (batch.asked.weights > 0).sum()
         return loss, tokens if batch.frozen is None else tokens + (batch.frozen.weights > 0).sum()
+
+    def _note_writes(self, batch: Batch, states: passes.States, gates: passes.GateMeans) -> None:
+        """Keep the numbers of what a step has written. A step without a history has no state, rather than one of 0."""
+        if batch.has_history or batch.writes:
+            self.watch.write_gate = gates.by_layer.mean()
+        if batch.has_history:
+            squares = sum((mx.square(square(state)).sum() for state in states), start=mx.array(0.0))
+            told = mx.stack([each.lengths for each in batch.history]).max(axis=0) > 0
+            self.watch.state_norm = mx.sqrt(squares / told.sum())
 
     def _answer_loss(self, logits: mx.array, batch: Batch) -> mx.array:
         """The mean loss of the answer tokens: the cross-entropy, or the divergence from the frozen model."""

@@ -156,7 +156,8 @@ class Monitor(TrainingCallback):
             if self.reporter is not None:
                 self.reporter.on_train_loss_report(row)
             print_below(
-                f"{iteration:,} of {self._iters:,} · β {row['write_gate']:.3f} · ‖S‖ {row['state_norm']:.2f} · "
+                f"{iteration:,} of {self._iters:,} · β {_or_dash(row['write_gate'], '.3f')} · "
+                f"‖S‖ {_or_dash(row['state_norm'], '.2f')} · "
                 f"gradient {row['gradient_norm']:.3g} · {row['tokens_per_second']:,.0f} tokens/s read · "
                 f"{self._time_left(iteration)} left"
             )
@@ -172,11 +173,8 @@ class Monitor(TrainingCallback):
         if self.reporter is not None:
             self.reporter.on_val_loss_report(row)
         best = " · the best so far" if is_best else ""
-        if accuracy:
-            print_below(f"held out: {_described(accuracy)}{best}")
-        for kind in dict.fromkeys(name.partition(":")[2] for name in accuracy if ":" in name):
-            own = {name.partition(":")[0]: value for name, value in accuracy.items() if name.partition(":")[2] == kind}
-            print_below(f"  {escape(kind)}: {_described(own)}")
+        for kind, shares in by_kind(accuracy).items():
+            print_below(f"  {escape(kind)}: {described(shares)}" if kind else f"held out: {described(shares)}{best}")
 
     def _time_left(self, iteration: int) -> timedelta:
         """The expected time of the remaining steps, evaluations included, at the pace since the run was resumed."""
@@ -184,7 +182,22 @@ class Monitor(TrainingCallback):
         return timedelta(seconds=round(each * (self._iters - iteration)))
 
 
-def _described(accuracy: Mapping[str, float]) -> str:
+def _or_dash(number: float, form: str) -> str:
+    """A number as a text; a dash for one that is not known."""
+    return "–" if math.isnan(number) else format(number, form)
+
+
+def by_kind(accuracy: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Sort the shares of `Accuracy.take` by the kind of questions; "" is all questions."""
+    kinds = dict.fromkeys(name.partition(":")[2] for name in accuracy)
+    return {
+        kind: {name.partition(":")[0]: value for name, value in accuracy.items() if name.partition(":")[2] == kind}
+        for kind in kinds
+    }
+
+
+def described(accuracy: Mapping[str, float]) -> str:
+    """The shares of one kind of questions, in words."""
     parts = []
     if "answers" in accuracy:
         parts.append(f"{accuracy['answers']:.1%} of {accuracy['questions']:,} answers right")

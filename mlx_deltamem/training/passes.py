@@ -43,7 +43,7 @@ class GateMeans:
         return mx.stack(list(self._sums.values())) if self._sums else mx.zeros(1)
 
 
-def write(model: nn.Module, batch: Batch, watch: Observer, segment: int = 0) -> States:
+def write(model: nn.Module, batch: Batch, watch: Observer | None = None, segment: int = 0) -> States:
     """Read the histories of a batch from an empty memory, and return the resulting states, with gradients.
 
     Args:

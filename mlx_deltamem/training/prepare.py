@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -23,16 +23,21 @@ from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.episodes import EpisodeMaker
-from mlx_deltamem.training.records import SPLITS, Record, RecordError, find_file, read_file, records_of_rows
+from mlx_deltamem.training.records import (
+    TEST,
+    TRAIN,
+    VALID,
+    Record,
+    RecordError,
+    find_file,
+    read_file,
+    records_of_rows,
+)
 from mlx_deltamem.training.settings import Settings
 
 # The names of the splits in data sets on the Hub.
-_HUB_NAMES = {"train": ("train",), "valid": ("valid", "validation")}
-# The card is among the files, since huggingface_hub warns if no file matches.
-_HUB_FILES = [
-    "README.md",
-    *(f"{name}.{ending}" for names in _HUB_NAMES.values() for name in names for ending in ("jsonl", "json")),
-]
+_HUB_NAMES = {TRAIN: ("train",), VALID: ("valid", "validation"), TEST: ("test",)}
+_ENDINGS = ("jsonl", "json")
 
 
 def prepare_model(settings: Settings, trust_remote_code: bool = False) -> tuple[nn.Module, TokenizerWrapper]:
@@ -95,9 +100,9 @@ def freeze_all_but_adapter(model: nn.Module) -> None:
 
 
 def load_episodes(
-    settings: Settings, tokenizer: TokenizerWrapper, on_error: str
+    settings: Settings, tokenizer: TokenizerWrapper, on_error: str, splits: Sequence[str] = (TRAIN, VALID)
 ) -> dict[str, tuple[list[Episode], Counts]]:
-    """Load the data of a run: a folder with `train.jsonl` and perhaps `valid.jsonl`, or a data set on the Hub.
+    """Load the data of a run: a folder with `train.jsonl` and perhaps others, or a data set on the Hub.
 
     A data set with such files at its top level is read without the `datasets` library; others need it.
 
@@ -105,24 +110,27 @@ def load_episodes(
         settings: The run's settings.
         tokenizer: The backbone's tokenizer.
         on_error: What to do with an unusable record: `stop` raises an error, `skip` counts the record.
+        splits: The splits to load, of `train`, `valid` and `test`. All but `valid` must be there.
 
     Returns:
-        For the splits `train` and `valid`, the episodes and the counts of the records.
+        For each split, the episodes and the counts of the records.
 
     Raises:
-        FileNotFoundError: The data does not exist, or has no training data.
-        ValueError: A record is unusable, or no training episode is left.
+        FileNotFoundError: The data does not exist, or lacks a split.
+        ValueError: A record is unusable, or no episode of a split is left.
     """
     loaded = {}
-    for split in SPLITS:
-        context = settings.terms.teacher_kl > 0
+    for split in splits:
+        # A test has no teacher.
+        context = settings.terms.teacher_kl > 0 and split != TEST
         maker = EpisodeMaker(tokenizer, settings.rules, context, strict=on_error == "stop")
         try:
             episodes = maker.episodes(_records(settings.data, split))
         except RecordError as error:
             raise ValueError(f"{error} (--on-error skip leaves such records out)") from None
-        if split == "train" and not episodes:
-            raise ValueError(f"{settings.data} has no training episode ({_summary(maker.counts)}); expected some")
+        if split != VALID and not episodes:
+            kind = "training" if split == TRAIN else split
+            raise ValueError(f"{settings.data} has no {kind} episode ({_summary(maker.counts)}); expected some")
         loaded[split] = (episodes, maker.counts)
     return loaded
 
@@ -131,8 +139,8 @@ def _records(data: str, split: str) -> Iterable[Record | RecordError]:
     folder = user_path(data)
     if folder.is_dir():
         path = find_file(folder, split)
-        if path is None and split == "train":
-            raise FileNotFoundError(f"{folder} has no train.jsonl (or train.json); expected a folder of records")
+        if path is None and split != VALID:
+            raise FileNotFoundError(f"{folder} has no {split}.jsonl (or {split}.json); expected a folder of records")
         return () if path is None else read_file(path)
     if folder.exists():
         raise ValueError(f"{folder} is a file; expected the folder of train.jsonl and perhaps valid.jsonl")
@@ -144,20 +152,26 @@ def _records(data: str, split: str) -> Iterable[Record | RecordError]:
 def _hub_records(name: str, split: str) -> Iterable[Record | RecordError]:
     """The records of a split of a data set on the Hub: from its files, or from the `datasets` library."""
     has_library = importlib.util.find_spec("datasets") is not None
+    # The file of a test is downloaded only where a test is wanted.
+    wanted = {*_HUB_NAMES[TRAIN], *_HUB_NAMES[VALID], *_HUB_NAMES[split]}
+    # The card is among the files, since huggingface_hub warns if no file matches.
+    files = ["README.md", *(f"{each}.{ending}" for each in sorted(wanted) for ending in _ENDINGS)]
     try:
         with hub_errors(name):
-            folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=_HUB_FILES))
+            folder = Path(snapshot_download(name, repo_type="dataset", allow_patterns=files))
     except FileNotFoundError:
         # The library may have the data set in its own cache.
         if not has_library:
             raise
     else:
-        if find_file(folder, "train") is not None:
-            path = next(filter(None, (find_file(folder, each) for each in _HUB_NAMES[split])), None)
-            return () if path is None else read_file(path)
+        path = next(filter(None, (find_file(folder, each) for each in _HUB_NAMES[split])), None)
+        if path is not None:
+            return read_file(path)
+        if split == VALID and find_file(folder, TRAIN) is not None:
+            return ()
     if not has_library:
         raise ValueError(
-            f"the data set {name} has no train.jsonl (or train.json), and for other files it needs: "
+            f"the data set {name} has no {split}.jsonl (or {split}.json), and for other files it needs: "
             "pip install 'mlx-deltamem[datasets]'"
         )
     return _library_records(name, split)
@@ -175,8 +189,8 @@ def _library_records(name: str, split: str) -> Iterator[Record | RecordError]:
         except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
             raise ValueError(f"the data set {name} cannot be read ({first_line(error)}); try another one") from None
     found = next((each for each in _HUB_NAMES[split] if each in splits), None)
-    if found is None and split == "train":
-        raise ValueError(f"{name} has the splits {', '.join(splits)}; expected one named train")
+    if found is None and split != VALID:
+        raise ValueError(f"{name} has the splits {', '.join(splits)}; expected one named {split}")
     return records_of_rows(f"{name} {found}", () if found is None else splits[found])
 
 

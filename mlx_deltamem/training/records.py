@@ -10,7 +10,8 @@ from mlx_deltamem.files.text import check_text, text_problem
 from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.writing import WRITES
 
-SPLITS = ("train", "valid")
+# The files of a data set: to train on, to watch a run by, and to test an adapter with.
+TRAIN, VALID, TEST = ("train", "valid", "test")
 # The reference calls a completion `response`.
 _COMPLETIONS = ("completion", "response")
 # What an answer is trained on: on itself alone, or on the frozen model's prediction.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from mlx_deltamem.adapters.hub import is_repo_name
 from mlx_deltamem.adapters.loading import load_model_type
 from mlx_deltamem.adapters.names import PLACES
 from mlx_deltamem.core.adapter import SETTINGS_FILE
@@ -25,8 +26,13 @@ _KNOWN = {
     "grad_checkpoint",
     "on_error",
     "recipe",
+    "test",
+    "train",
     *(each.name for kind in (*GROUPS.values(), DeltaMemConfig) for each in fields(kind)),
 }
+
+# The options of a run that say nothing about a test of its adapter.
+_OF_NEW_ADAPTER = {*(each.name for each in fields(DeltaMemConfig)), "fit", "tie_output"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class RunOptions:
         reporting: The settings of reports and checkpoints.
         on_error: What to do with an unusable record, one of `ON_ERROR`.
         recipe: The name of the recipe, or "".
+        trains, tests: Whether to train, and whether to test the adapter afterwards. At least one is true. Without
+            training, `settings.start` is the adapter in the folder.
     """
 
     folder: Path
@@ -46,6 +54,8 @@ class RunOptions:
     reporting: Reporting
     on_error: str
     recipe: str = ""
+    trains: bool = True
+    tests: bool = False
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "RunOptions":
@@ -57,34 +67,63 @@ class RunOptions:
         Raises:
             FileNotFoundError: The YAML file, the run to resume, or the model of a recipe does not exist.
             ValueError: An option is unknown, missing or out of range, or differs from the run to resume, or a recipe is
-                named for such a run.
+                named for such a run, or an adapter to start from is named for a test alone.
         """
         asked = _of_file(args.config) if args.config is not None else {}
         asked |= {name: value for name, value in vars(args).items() if name in _KNOWN and value is not None}
         asked |= {name: _located(asked[name]) for name in PLACES if name in asked}
+        trains, tests = _work(asked, args.resume)
         folder = _folder(asked.pop("adapter_path", None))
         recipe = asked.pop("recipe", None)
-        if recipe is not None and args.resume:
+        begun = args.resume or (not trains and processes.any_of((folder / SETTINGS_FILE).is_file())[0])
+        if recipe is not None and begun:
             raise ValueError(f"--recipe is for a new run, and the run in {folder} has its options; leave it out")
         checkpointing = asked.pop("grad_checkpoint", False)
         Rule(bool).check("--grad-checkpoint", checkpointing)
         if checkpointing:
             asked.setdefault("segment", CHECKPOINTED)
-        earlier = _of_run(folder) if args.resume else {} if recipe is None else _of_recipe(recipe, asked)
+        if not trains:
+            _check_test(args.start, folder)
+        earlier = _of_run(folder) if begun else {} if recipe is None else _of_recipe(recipe, asked)
         options = earlier | asked
+        if not trains:
+            options = {name: value for name, value in options.items() if name not in _OF_NEW_ADAPTER}
+            options["start"] = str(folder)
         settings = Settings.from_flat(options)
         if args.resume and (changed := _changes(Settings.from_flat(earlier), settings)):
             raise ValueError(f"the run in {folder} was begun with {', '.join(changed)}; leave it out to go on")
         on_error = options.get("on_error", ON_ERROR[0])
         Rule(str, choices=ON_ERROR).check("--on-error", on_error)
         reporting = taken_from(options, Reporting)
-        return cls(folder, settings, reporting, str(on_error), "" if recipe is None else str(recipe))
+        named = "" if recipe is None else str(recipe)
+        return cls(folder, settings, reporting, str(on_error), named, trains, tests)
 
     def save(self) -> None:
         """Write the options into the run's folder."""
         options = self.settings.flat() | asdict(self.reporting) | {"on_error": self.on_error}
         with new_file(self.folder / SETTINGS_FILE) as path:
             path.write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _work(asked: dict[str, object], resumes: bool) -> tuple[bool, bool]:
+    """Take `train` and `test` out of the options; return whether to train, and whether to test."""
+    train, test = asked.pop("train", None), asked.pop("test", False)
+    for name, value in (("train", train), ("test", test)):
+        Rule(bool, optional=True).check(f"--{name}", value)
+    trains = bool(train) or resumes or (train is None and not test)
+    if not (trains or test):
+        raise ValueError("--train and --test are both off; expected at least one of them")
+    return trains, bool(test)
+
+
+def _check_test(start: str | None, folder: Path) -> None:
+    """Check that a test without training has one adapter: that in the folder or Hub repo."""
+    if start:
+        raise ValueError(
+            "--test without --train tests the adapter in --adapter-path; leave out --start, or train with it (--train)"
+        )
+    if not (folder.exists() or is_repo_name(str(folder).partition("@")[0])):
+        raise FileNotFoundError(f"there is no folder {folder} with an adapter to test; to train one first, add --train")
 
 
 def _of_file(path: Path) -> dict[str, object]:

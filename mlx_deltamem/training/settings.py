@@ -111,6 +111,7 @@ class Reporting:
     steps_per_report: int = option(10, "Steps between reports.", rule=POSITIVE)
     steps_per_eval: int = option(200, "Steps between evaluations on the held-out data.", rule=POSITIVE)
     val_batches: int = option(25, "Held-out batches of an evaluation.", rule=Rule(int, least=1, other=(-1, "all")))
+    test_batches: int = option(500, "With --test: the batches of the test.", rule=Rule(int, least=1, other=(-1, "all")))
     save_every: int = option(100, "Steps between checkpoints.", rule=POSITIVE)
     early_stopping: int = option(
         0,

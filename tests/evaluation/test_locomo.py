@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
+from mlx_deltamem.evaluation.baselines.turns import turn_texts
 from mlx_deltamem.evaluation.task import Backbone
-from mlx_deltamem.evaluation.tasks import locomo_data
+from mlx_deltamem.evaluation.tasks import locomo_data, locomo_keys
 from mlx_deltamem.evaluation.tasks.answers import porter_stem
 from mlx_deltamem.evaluation.tasks.fitting import prompt_tokens, text_tokens
 from mlx_deltamem.evaluation.tasks.locomo import Locomo
@@ -165,6 +166,55 @@ def test_questions_know_how_long_ago_their_answer_was_told(locomo):
     told = qa("multi_hop", evidence=["D10:3; D2:1", "D11:2"]), qa("multi_hop", evidence=["D10:1"])
     labels = [question.labels for question in asked(locomo(sample(*told, qa("multi_hop", evidence=[]))))]
     assert labels == [{"distance_sessions": 8.0}, {"distance_sessions": 0.0}, {}]
+
+
+def named(data):
+    """The sample with the names of its turns as in the file of LoCoMo."""
+    for key, turns in data["conversation"].items():
+        if isinstance(turns, list):
+            for number, each in enumerate(turns, 1):
+                each["dia_id"] = f"D{key.removeprefix('session_')}:{number}"
+    return data
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        # The second turn of the first session follows its first one without a blank line only if that has a picture.
+        ({}, ['DATE: 9:00 am on 1 May, 2023\nCONVERSATION:\nMia said, "I bought figs."', 'Mia said, "None."']),
+        ({"mode": "replay"}, ['CONVERSATION:\nMia said, "I bought figs."', 'CONVERSATION:\nTom said, "Any left?"']),
+        ({"mode": "replay", "message": "turn"}, ['CONVERSATION:\nMia said, "I bought figs."', 'N:\nMia said, "None."']),
+    ],
+    ids=["official", "sessions", "turns"],
+)
+def test_the_evidence_is_the_turns_that_the_file_names(locomo, options, shown):
+    # One text with two names, a zero, a turn that does not exist, and a text that is no name.
+    told = qa("multi_hop", evidence=["D1:1; D2:02", "D2:2", "D3:7", "D"])
+    task = locomo(named(sample(told, qa("open_domain", evidence=[]))), **options)
+    first, second = asked(task)
+    texts = turn_texts(first)
+    found = [texts[place] for place in first.evidence]
+    assert len(found) == 2 and sorted(first.evidence) == list(first.evidence)
+    assert all(any(part in text for text in found) for part in shown)
+    assert (second.evidence, first.evidence_cut, second.evidence_cut) == ((), 0, 0)
+
+
+def test_evidence_that_has_no_room_in_the_text_is_counted(locomo):
+    task = locomo(named(sample(qa("single_hop", evidence=["D1:1", "D10:1"]))))
+    tokenizer = tiny_backbone().tokenizer
+    whole = asked(task)[0]
+    need = len(tokenizer.apply_chat_template(whole.messages(with_history=True), add_generation_prompt=True))
+    assert (len(whole.evidence), whole.evidence_cut) == (2, 0)
+    cut = asked(task, need + 50 - 10)[0]
+    assert "More figs!" not in cut.context and (len(cut.evidence), cut.evidence_cut) == (1, 1)
+
+
+def test_the_answer_key_is_judged_only_in_the_file_that_was_audited(locomo, monkeypatch):
+    data = sample(*[qa("single_hop")] * 2, qa("adversarial", answer="figs"), name="conv-48")
+    assert [question.labels for question in asked(locomo(data))] == [{"distance_sessions": 9.0}] * 3
+    digest = hashlib.sha256(locomo(data).data.read_bytes()).hexdigest()
+    monkeypatch.setattr(locomo_keys, "AUDITED_SHA256", digest)
+    assert [question.labels.get("answer key") for question in asked(locomo(data))] == ["wrong", "sound", None]
 
 
 def test_what_does_not_fit_the_window_is_the_newest(locomo):
@@ -335,6 +385,14 @@ def test_the_real_conversations_have_the_published_counts():
     counts = collections.Counter(question.category for question in questions)
     assert [counts[name] for name in CATEGORIES.values()] == [282, 321, 96, 841, 446]
     assert len({question.group for question in questions}) == 10
+    # The counts of the audit's report, by category.
+    wrong = collections.Counter(
+        question.category for question in questions if question.labels.get("answer key") == "wrong"
+    )
+    assert [wrong[name] for name in CATEGORIES.values()] == [28, 26, 9, 36, 0]
+    assert collections.Counter(question.labels.get("answer key") for question in questions)["sound"] == 1540 - 99
+    # Four questions name no turn.
+    assert sum(not question.evidence for question in questions) == 4
     check_questions(questions)
     oracle_and_mute(task, questions)
 

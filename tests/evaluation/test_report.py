@@ -1,6 +1,7 @@
 """The report, the results file and the figures, from made-up results."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,13 @@ def test_the_figures_can_be_read(conditions, monkeypatch, tmp_path):
     for figure in (plots.scores_figure(found), plots.curves_figure(found)):
         shown = figures.assert_readable(figure, monkeypatch)
         assert {"right, %", *conditions} <= set(shown)
+    for count in (1, 2, 3, 4):
+        figure = plots.curves_figure(replace(found, curves=(found.curves * 4)[:count]))
+        figures.assert_readable(figure, monkeypatch)
+        # No room is left empty.
+        assert len(figure.axes) == count
+        figure.draw_without_rendering()
+        assert max(axes.get_window_extent().x1 for axes in figure.axes[-1:]) > 0.9 * figure.bbox.x1
     many = [record(q, "state", q % 2, category=f"a long category {q % 25}") for q in range(50)]
     figures.assert_readable(plots.scores_figure(analyse(Small(), many, ["state"], 0)), monkeypatch)
     assert plots.draw(found, {}, tmp_path) == ["small.png", "small-curves.png"]

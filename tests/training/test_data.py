@@ -145,6 +145,24 @@ def test_every_shape_of_record_on_the_hub(hub, monkeypatch, shape, file):
     assert not any("test.jsonl" in request.path for request in hub.requests)
 
 
+def test_the_records_of_a_test(hub, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    row = json.dumps({"messages": TALK}).encode()
+    hub.create("user/set", {"train.jsonl": row, "test.jsonl": row + b"\n" + row}, kind="datasets")
+    settings = Settings("model", "user/set", terms=LossTerms(teacher_kl=0.1))
+    found = load_episodes(settings, golden_tokenizer(), "stop", ("test",))
+    assert list(found) == ["test"]
+    assert found["test"][1].rows() == [("episodes", 1), ("questions", 2)]
+    # A test has no teacher.
+    assert all(episode.context == () for episode in found["test"][0])
+    hub.create("user/none", {"train.jsonl": row}, kind="datasets")
+    with pytest.raises(ValueError, match=r"user/none has no test\.jsonl \(or test\.json\)"):
+        load_episodes(Settings("model", "user/none"), golden_tokenizer(), "stop", ("test",))
+    write(tmp_path, "test.jsonl")
+    with pytest.raises(ValueError, match=r"has no test episode \(no records\); expected some"):
+        load_episodes(Settings("model", str(tmp_path)), golden_tokenizer(), "stop", ("test",))
+
+
 @pytest.mark.parametrize("file", ["valid.jsonl", "validation.json"])
 def test_held_out_records_on_the_hub(hub, monkeypatch, file):
     monkeypatch.setitem(sys.modules, "datasets", None)

@@ -410,6 +410,28 @@ def test_the_numbers_for_reports():
         assert module.watch.state_norm.item() == pytest.approx(norm, rel=1e-5)
 
 
+def test_a_step_without_a_history_is_not_reported_as_a_state_of_zero():
+    module, untold = episode_model(), episode(0, (9, 3))
+
+    def watched(*episodes: Episode) -> tuple[float, float]:
+        module(batch_of(module, episodes))
+        return module.watch.write_gate.item(), module.watch.state_norm.item()
+
+    assert all(map(math.isnan, watched(untold)))
+    told = watched(EPISODES[0])
+    assert min(told) > 0
+    assert watched(untold) == told
+    # A text that is written as it is read has gates, and no state after a history.
+    gate, norm = watched(as_read(untold))
+    assert 0 < gate != told[0] and norm == told[1]
+    # Episodes without a history do not make the mean smaller.
+    assert watched(EPISODES[0], untold)[1] == pytest.approx(told[1], rel=1e-5)
+    # What is held out is not a step.
+    module.eval()
+    before = module.watch.write_gate.item()
+    assert watched(episode(7, (9, 3), seed=3))[0] == before
+
+
 def test_the_norm_of_a_state_does_not_count_the_row_of_a_key_shift():
     module = episode_model(replace(VARIANTS["TSW"], key_shift=True))
     cache = make_prompt_cache(module.model)

@@ -34,7 +34,11 @@ def message_turns(question: Question) -> list[list[Message]]:
 
 def context_parts(question: Question) -> list[str]:
     """The parts of a question's `context` after its preface. Joined, they are that text."""
-    text = question.context[question.preface :]
+    return parts_of(question.context[question.preface :])
+
+
+def parts_of(text: str) -> list[str]:
+    """The parts of a text, each up to the next blank line. Joined, they are the text."""
     return _BLANK_LINE.split(text) if text else []
 
 

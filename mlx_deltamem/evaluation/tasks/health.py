@@ -134,7 +134,7 @@ class Checkup:
         """Compute the losses of the texts, by both models."""
         with _evaluating(self._model):
             empty = [mx.zeros((len(self._texts), *state.shape[1:])) for state in self._empty()]
-            carried = self._carried()
+            carried = self.carried_states()
             adapted = {
                 WRITTEN: self._sums(empty, True),
                 CARRIED_READ: self._sums(carried, False),
@@ -173,8 +173,8 @@ class Checkup:
     def _empty(self) -> States:
         return make_prompt_cache(self._model)[-1].cache
 
-    def _carried(self) -> States:
-        """For each layer index, `[N, H, r, r]`: the memory after the chat of each text."""
+    def carried_states(self) -> States:
+        """For each layer index, `[N, H, r, r]` float32: the memory after the chat of each of the N texts."""
         states = [write_text(self._model, self._empty(), chat) for chat in self._chats]
         return [mx.concatenate(list(layer)) for layer in zip(*states, strict=True)]
 

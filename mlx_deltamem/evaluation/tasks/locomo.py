@@ -6,10 +6,13 @@ Data: https://github.com/snap-research/locomo.
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, chain
 from typing import ClassVar
 
+from mlx_deltamem.evaluation.baselines.turns import parts_of
 from mlx_deltamem.evaluation.question import Question, user_message
 from mlx_deltamem.evaluation.task import Backbone, Sampling, Task
 from mlx_deltamem.evaluation.tasks.answers import first_line, locomo_tokens, porter_stem, token_f1
@@ -20,11 +23,13 @@ from mlx_deltamem.evaluation.tasks.locomo_data import (
     EXPECTED,
     Conversation,
     DialogQuestion,
+    DialogSession,
     DialogTurn,
     downloaded,
     load_conversations,
     open_domain_answer,
 )
+from mlx_deltamem.evaluation.tasks.locomo_keys import is_audited, is_wrong
 from mlx_deltamem.options.option import option
 from mlx_deltamem.sessions.messages import Message
 
@@ -47,6 +52,8 @@ _INSTRUCTION = (
 )
 _TEMPORAL = " Use DATE of CONVERSATION to answer with an approximate date."
 _LETTERS = re.compile(r"\([ab]\)|(?<!\w)[ab]\)|answer:")
+# The label of what a public audit says about the answer in the file.
+_KEY, _WRONG, _SOUND = "answer key", "wrong", "sound"
 _CHOICE = " (a) {} (b) {}. Select the correct answer by writing (a) or (b)."
 
 
@@ -58,6 +65,7 @@ class Locomo(Task):
     title: ClassVar[str] = "LoCoMo"
     source: ClassVar[str] = "locomo10.json of snap-research/locomo (CC BY-NC 4.0), downloaded if --data names no file"
     outside_mean: ClassVar[tuple[str, ...]] = ("adversarial",)
+    breakdowns: ClassVar[tuple[str, ...]] = (_KEY,)
     curves: ClassVar[tuple[str, ...]] = ("distance_sessions",)
 
     mode: str = option(
@@ -85,6 +93,9 @@ class Locomo(Task):
             "the temperature, the reference after it.",
             "No script of the published runs without the text is public. Ours asks with the same prompt without the "
             "conversation, and the memory reads the sessions as messages, oldest first.",
+            "If the data are the file that a public audit examined (https://github.com/dial481/locomo-audit), the "
+            "scores of answer key sound leave out the 99 questions that it found wrong. Published means are over all "
+            "questions, and so is ours.",
             "If a conversation is longer than the model's window, the newest sessions are left out, as in the "
             "reference. Ours counts the headers of sessions too, and leaves out the same sessions for all questions.",
             "The letter of a choice counts only if it stands alone in the reply. The reference also takes the last two "
@@ -103,9 +114,10 @@ class Locomo(Task):
         porter_stem()
         path = self.data or downloaded()
         left_out = LeftOut(str(path), EXPECTED)
-        yield from left_out.told(self._questions(load_conversations(path, left_out), backbone))
+        conversations = load_conversations(path, left_out)
+        yield from left_out.told(self._questions(conversations, backbone, is_audited(path)))
 
-    def _questions(self, conversations: list[Conversation], backbone: Backbone) -> Iterator[Question]:
+    def _questions(self, conversations: list[Conversation], backbone: Backbone, audited: bool) -> Iterator[Question]:
         for conversation in conversations:
             # A question without a readable category keeps its place, as one of these.
             categories = (*self.categories, "")
@@ -115,8 +127,11 @@ class Locomo(Task):
                 continue
             history = tuple(history_messages(conversation, self.message))
             prompts = [_INSTRUCTION.format(_wording(self.seed, conversation.id, *each)) for each in asked]
-            context = official_context(conversation, prompts, backbone) if self.mode == "official" else ""
+            shown = official_sessions(conversation, prompts, backbone) if self.mode == "official" else []
+            context = official_context(conversation, shown) if self.mode == "official" else ""
             preface = len(_INTRODUCTION.format(*conversation.speakers)) if context else 0
+            turns = _context_turns(shown) if context else _history_turns(conversation, self.message)
+            known = {turn.id for session in conversation.sessions for turn in session.turns}
             for (index, each), prompt in zip(asked, prompts, strict=True):
                 yield Question(
                     id=f"{conversation.id}/{each.place}",
@@ -129,8 +144,10 @@ class Locomo(Task):
                     context=context,
                     preface=preface,
                     question_with_context="\n\n" + prompt if context else "",
-                    labels=_labels(conversation, each),
+                    labels=_labels(conversation, each) | (_audit(conversation, each) if audited else {}),
                     index=index,
+                    evidence=tuple(sorted({turns[name] for name in each.evidence if name in turns})),
+                    evidence_cut=len([name for name in each.evidence if name in known and name not in turns]),
                 )
 
     def score(self, question: Question, reply: str) -> Mapping[str, float]:
@@ -156,8 +173,13 @@ def history_messages(conversation: Conversation, unit: str) -> Iterator[Message]
             yield user_message(f"DATE: {session.date}\nCONVERSATION:\n{text}")
 
 
-def official_context(conversation: Conversation, prompts: list[str], backbone: Backbone) -> str:
-    """A conversation as the text at the beginning of the official prompt, newest session first.
+def official_context(conversation: Conversation, shown: Sequence[DialogSession]) -> str:
+    """The text at the beginning of the official prompt: an introduction, and sessions in the given order."""
+    return _INTRODUCTION.format(*conversation.speakers) + "".join(map(_session_text, shown))
+
+
+def official_sessions(conversation: Conversation, prompts: list[str], backbone: Backbone) -> list[DialogSession]:
+    """The sessions of a conversation that the official prompt has, newest first.
 
     If the conversation is too long for the window, the newest sessions are left out. A session that fits in part keeps
     its last turns.
@@ -178,28 +200,58 @@ def official_context(conversation: Conversation, prompts: list[str], backbone: B
 
     longest = longest_prompt(backbone, prompt(""), _MAX_TOKENS)
     if longest is None:
-        return introduction + _newest_first(conversation, backbone, math.inf)
+        return _newest_first(conversation, backbone, math.inf)
     budget = longest - prompt_tokens(backbone, prompt(""))
-    # The parts of a text may have fewer tokens than the whole.
-    while (excess := prompt_tokens(backbone, prompt(_newest_first(conversation, backbone, budget))) - longest) > 0:
+    while True:
+        shown = _newest_first(conversation, backbone, budget)
+        # The parts of a text may have fewer tokens than the whole.
+        excess = prompt_tokens(backbone, prompt("".join(map(_session_text, shown)))) - longest
+        if excess <= 0:
+            return shown
         budget -= excess
-    return introduction + _newest_first(conversation, backbone, budget)
 
 
-def _newest_first(conversation: Conversation, backbone: Backbone, budget: float) -> str:
-    """The text of the oldest sessions that fit into `budget` tokens, and of the last turns of the next session."""
-    text = ""
+def _newest_first(conversation: Conversation, backbone: Backbone, budget: float) -> list[DialogSession]:
+    """The oldest sessions that fit into `budget` tokens, and the last turns of the next one; newest first."""
+    shown: list[DialogSession] = []
     for session in conversation.sessions:
-        header = f"\nDATE: {session.date}\nCONVERSATION:\n"
-        budget -= text_tokens(backbone, header)
-        turns = ""
-        for turn in map(_turn_text, reversed(session.turns)):
-            budget -= text_tokens(backbone, turn)
+        budget -= text_tokens(backbone, _header(session))
+        for fitting, turn in enumerate(reversed(session.turns)):
+            budget -= text_tokens(backbone, _turn_text(turn))
             if budget < 0:
-                return header + turns + text if turns else text
-            turns = turn + turns
-        text = header + turns + text
-    return text
+                cut = [replace(session, turns=session.turns[-fitting:])] if fitting else []
+                return cut + shown
+        shown.insert(0, session)
+    return shown
+
+
+def _header(session: DialogSession) -> str:
+    return f"\nDATE: {session.date}\nCONVERSATION:\n"
+
+
+def _session_text(session: DialogSession) -> str:
+    return _header(session) + "".join(map(_turn_text, session.turns))
+
+
+def _context_turns(shown: Sequence[DialogSession]) -> dict[str, int]:
+    """By the name of a turn, the part of the official text between blank lines that has it."""
+    text, starts = "", {}
+    for session in shown:
+        text += _header(session)
+        for turn in session.turns:
+            starts[turn.id] = len(text)
+            text += _turn_text(turn)
+    ends = list(accumulate(map(len, parts_of(text))))
+    return {name: bisect_right(ends, start) for name, start in starts.items() if name}
+
+
+def _history_turns(conversation: Conversation, unit: str) -> dict[str, int]:
+    """By the name of a turn, the message of `history_messages` that has it, counted after the system prompt."""
+    units = (
+        [session.turns] if unit == "session" else [(turn,) for turn in session.turns]
+        for session in conversation.sessions
+    )
+    return {turn.id: number for number, turns in enumerate(chain(*units)) for turn in turns if turn.id}
 
 
 def _turn_text(turn: DialogTurn) -> str:
@@ -234,6 +286,13 @@ def _labels(conversation: Conversation, asked: DialogQuestion) -> dict[str, floa
     """The distance of the answer: the number of sessions after the oldest session that contains it."""
     last = conversation.sessions[-1].number
     return {"distance_sessions": float(last - asked.sessions[0])} if asked.sessions else {}
+
+
+def _audit(conversation: Conversation, asked: DialogQuestion) -> dict[str, float | str]:
+    """What the audit says about the answer. Adversarial questions were not audited."""
+    if asked.category == "adversarial":
+        return {}
+    return {_KEY: _WRONG if is_wrong(conversation.id, asked.place) else _SOUND}
 
 
 def _finds_nothing(line: str, golds: tuple[str, ...]) -> bool:

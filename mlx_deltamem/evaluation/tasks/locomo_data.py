@@ -29,7 +29,8 @@ CATEGORIES = {1: "multi_hop", 2: "temporal", 3: "open_domain", 4: "single_hop", 
 
 EXPECTED = "LoCoMo's locomo10.json"
 _SESSION = re.compile(r"session_([0-9]{1,6})")
-_DIALOG = re.compile(r"D([0-9]{1,6}):[0-9]")
+# Some lists have several of them in one text, and one has a zero before a number.
+_DIALOG = re.compile(r"D([0-9]{1,6}):([0-9]{1,6})")
 _TIMEOUT_SECONDS = 60
 
 
@@ -41,11 +42,13 @@ class DialogTurn:
         speaker: The name of the speaker.
         text: The words of the speaker.
         caption: The caption of the picture that the speaker shared; "" if there is none.
+        id: The name of the turn, for example "D1:3"; "" if it has none.
     """
 
     speaker: str
     text: str
     caption: str
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class DialogQuestion:
         category: The name of the category.
         answer: The answer. For an adversarial question it is the wrong answer that the question offers.
         sessions: The numbers of the sessions that contain the answer, ascending; empty if the file does not say.
+        evidence: The names of the turns that contain the answer, as the file says. Some are wrong or name no turn.
         usable: False for a question that is not asked. It only keeps the places of the others; its category is "" if
             that is unknown.
     """
@@ -82,6 +86,7 @@ class DialogQuestion:
     category: str
     answer: str
     sessions: tuple[int, ...]
+    evidence: tuple[str, ...] = ()
     usable: bool = True
 
 
@@ -191,7 +196,9 @@ def _turns(place: str, items: list[Json], left_out: LeftOut) -> Iterator[DialogT
         try:
             turn = given_fields(item)
             caption = as_text(turn.get("blip_caption", ""), "'blip_caption'")
-            yield DialogTurn(text_field(turn, "speaker"), text_field(turn, "text"), caption)
+            name = turn.get("dia_id")
+            spoken = text_field(turn, "speaker"), text_field(turn, "text")
+            yield DialogTurn(*spoken, caption, name if isinstance(name, str) else "")
         except (KeyError, ValueError) as error:
             left_out.add(f"{place} turn {number}, is damaged ({_problem(error)})")
 
@@ -212,8 +219,10 @@ def _question(conversation: str, place: int, found: Json, left_out: LeftOut) -> 
     except (KeyError, ValueError) as error:
         left_out.add(f"{conversation}, question {place + 1}, is damaged ({_problem(error)})")
         return DialogQuestion(place, "", category, "", (), usable=False)
-    sessions = {int(number) for number in _DIALOG.findall(" ".join(evidence))}
-    return DialogQuestion(place, text, category, answer, tuple(sorted(sessions)))
+    places = [(int(session), int(turn)) for session, turn in _DIALOG.findall(" ".join(evidence))]
+    sessions = tuple(sorted({session for session, _ in places}))
+    turns = tuple(dict.fromkeys(f"D{session}:{turn}" for session, turn in places))
+    return DialogQuestion(place, text, category, answer, sessions, turns)
 
 
 def _answer(question: Row, category: str) -> str:

@@ -177,6 +177,10 @@ def test_evidence_in_the_text(vectors):
     assert shares["base"] == shares["full"] == shares["replay"] == shares["oracle"] == shares["bm25-all"] == 1
     assert shares["state"] is shares["chat"] is shares["none"] is shares["summary-8"] is None
     assert one.evidence(asked[3], find_condition("last-60")) == 0.5
+    # Evidence that had no room in the text of the benchmark.
+    cut = replace(asked[3], evidence_cut=2)
+    assert one.evidence(cut, find_condition("base")) == 0.5 and one.evidence(cut, find_condition("last-60")) == 0.25
+    assert one.evidence(replace(asked[3], evidence=(), evidence_cut=1), find_condition("base")) == 0
     assert one.evidence(replace(asked[3], evidence=()), find_condition("base")) is None
     assert one.evidence(replace(asked[3], evidence=None), find_condition("bm25")) is None
 
