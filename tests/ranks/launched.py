@@ -1,5 +1,6 @@
 """Start a program as several ranks of MLX's ring on this machine."""
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -23,6 +24,8 @@ _IMPORTED = [
     "mlx_deltamem.ranks.joining",
     "tests.ranks.spread_checks",
 ]
+# Seconds to print them.
+_STACKS = 5
 
 
 @dataclass
@@ -86,6 +89,9 @@ class RunningRank:
         self.process.join(timeout)
         note = ""
         if not self.has_ended:
+            # Its threads print where they are.
+            self.send_signal(signal.SIGUSR1)
+            self.process.join(_STACKS)
             self.process.kill()
             self.process.join()
             note = f"(killed by the test: it did not end within {timeout:.0f} seconds)"
@@ -172,6 +178,7 @@ def _run(arguments: list[str], env: dict[str, str], folder: str, files: tuple) -
     sys.stdin = open(0, closefd=False)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.register(signal.SIGUSR1)
     os.environ.update(env)
     os.chdir(folder)
     module, *rest = arguments
