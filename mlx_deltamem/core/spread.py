@@ -117,11 +117,13 @@ def same_tokens(model: nn.Module, sampler: Sampler | None) -> Sampler | None:
     world = world_of(model)
     if world.is_alone:
         return sampler
+    factor = mx.array(int(world.is_first), mx.uint32)
 
     def sample(logprobs: mx.array) -> mx.array:
         tokens: mx.array = (sampler or greedy_sampler)(logprobs)
-        given = tokens if world.is_first else mx.zeros_like(tokens)
-        return mx.distributed.all_sum(given, group=world.group)
+        # A product and not new zeros: in all ranks, this sum must come after those of the model that it depends on. MLX
+        # orders operations by their graph, and ranks that have another order wait for each other for good.
+        return mx.distributed.all_sum(tokens * factor, group=world.group)
 
     return sample
 

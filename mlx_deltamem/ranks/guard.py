@@ -1,12 +1,13 @@
 """A process beside a rank that ends it when another rank is gone and the rank itself cannot notice.
 
 MLX may wait for another rank inside a call that keeps Python's lock, so that no thread of the rank runs. This program
-only watches the rank's connections. It uses Python's standard library alone, and reads nothing from them.
+only watches the rank's connections. It uses Python's standard library alone, and takes nothing out of them.
 
 Its arguments are the process to end and, for each connection, `DESCRIPTOR:RANK:NAME`. A line of standard input is the
 number of a rank that has done its work. At the end of standard input, the process has ended.
 """
 
+import json
 import os
 import select
 import signal
@@ -17,8 +18,8 @@ import time
 
 # Seconds: between two looks, and for the process to notice by itself.
 _LOOK, _GRACE = 0.5, 5.0
-# As in connection.py.
-_HEAD, _END = struct.Struct("!BIQ"), 2
+# As in connection.py and world.py.
+_HEAD, _END, _GONE = struct.Struct("!BIQ"), 2, 1
 
 
 def main() -> None:
@@ -44,6 +45,10 @@ def main() -> None:
                     line = f"error: rank {rank} ({names[rank]}) is gone; this rank ends too, and files are as they were"
                     print(f"{line} saved last", file=sys.stderr, flush=True)
                 os.kill(int(parent), signal.SIGKILL)
+                # Or they would say that this rank was the first to be gone.
+                for other, each in sockets.items():
+                    if other != rank:
+                        _tell_end(each)
                 return
 
 
@@ -73,6 +78,15 @@ def _is_told(sock: socket.socket) -> bool:
             return True
         content = content[_HEAD.size + length + size :]
     return False
+
+
+def _tell_end(sock: socket.socket) -> None:
+    """Tell the rank at the other end that this one has ended, without an error of its own."""
+    text = json.dumps([_GONE, ""]).encode()
+    try:
+        sock.send(_HEAD.pack(_END, len(text), 0) + text, socket.MSG_DONTWAIT)
+    except OSError:
+        return
 
 
 if __name__ == "__main__":

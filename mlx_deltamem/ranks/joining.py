@@ -16,10 +16,19 @@ import numpy as np
 
 from mlx_deltamem.ranks.connection import SILENCE, Connection, End
 from mlx_deltamem.ranks.launched import is_launched
+from mlx_deltamem.ranks.waiting import open_files, shares_machine, wait_asleep
 from mlx_deltamem.ranks.world import World
 
 _INVITATION, _TOKEN = 4096, 32
 _LOCAL = "127.0.0.1"
+# Seconds and a number of questions, on macOS and on Linux; the last one in milliseconds.
+_KERNEL = {
+    "TCP_KEEPALIVE": 5,
+    "TCP_KEEPIDLE": 5,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 20_000,
+}
 
 _joined: World | None = None
 
@@ -40,10 +49,13 @@ def join(errors: TextIO | None = None) -> World:
     """
     global _joined  # noqa: PLW0603  # A process has one rank.
     if _joined is None and is_launched():
+        before = open_files()
         try:
             group = mx.distributed.init()
         except RuntimeError as error:
             raise ConnectionError(f"MLX did not connect the ranks: {error}") from None
+        if shares_machine(group.rank()):
+            wait_asleep(open_files() - before)
         _joined = World(group.rank(), group.size(), group, {}, errors or sys.stderr)
         if group.size() > 1:
             _connect(_joined)
@@ -112,11 +124,11 @@ def _reach(joined: World, addresses: list[str], port: int, secret: list[str]) ->
 
 
 def _connection(joined: World, rank: int, sock: socket.socket, name: str) -> Connection:
-    # A short message must not wait for the next one. The kernel asks whether the other machine is there.
+    # A short message must not wait for the next one. The kernel asks whether the other machine is there, also while this
+    # process cannot: if nothing was sent, and if something was sent that was not received.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # macOS has another name for the first one.
-    for option, number in (("TCP_KEEPIDLE", 5), ("TCP_KEEPALIVE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+    for option, number in _KERNEL.items():
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), number)
 

@@ -214,6 +214,8 @@ class World:
                 self._is_leaving = True
             how = "is gone" if end.kind == "lost" else f"has not answered for {SILENCE:.0f} seconds"
             text = f"rank {rank} ({name}) {how}; this rank ends too, and files are as they were saved last"
+        # From here on this process ends by itself, and the guard must not say the same.
+        self._tell_guard(self.connections)
         if text:
             print(f"error: {text}", file=self.errors, flush=True)
         self._pass_on(rank, end)

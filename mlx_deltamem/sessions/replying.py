@@ -1,12 +1,14 @@
 """Run a turn of a chat: read its messages, generate the reply, and add both to the chat."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from mlx_lm.generate import GenerationResponse
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.drafted_reply import DraftedReply
 from mlx_deltamem.sessions.messages import ToolCall
@@ -19,12 +21,24 @@ from mlx_deltamem.sessions.tool_calls import find_tool_calls
 from mlx_deltamem.sessions.turn import Turn, said_turns
 
 
+class ReplyEndedError(Exception):
+    """Thrown into a reply that is to end where it is."""
+
+
+def end_reply(responses: Generator[GenerationResponse, None, None]) -> None:
+    """End a reply that is being generated, in all ranks that hold the model. The turn is kept, with the reply so far."""
+    with suppress(StopIteration):
+        responses.throw(ReplyEndedError)
+
+
 def reply_to(
     state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, settings: ReplySettings
 ) -> Iterator[GenerationResponse]:
     """Read the messages of a new turn and generate the reply.
 
-    If the iterator is closed early, the reply ends there. If an error comes, the chat is unchanged.
+    If the iterator is closed early, or by `end_reply`, the reply ends there. If an error comes, the chat is unchanged. It
+    is also unchanged if the iterator is closed in one of several ranks that hold the model: that rank perhaps fails
+    alone, and the end of a turn would wait for the others for good.
 
     Yields:
         mlx-lm's responses.
@@ -71,8 +85,11 @@ def _generate(
     try:
         yield from reply.stream(seconds)
         end_turn(state, tokenizer, turn, reply)
-    except GeneratorExit:
+    except ReplyEndedError:
         end_turn(state, tokenizer, turn, reply)
+    except GeneratorExit:
+        if world_of(state.model).is_alone:
+            end_turn(state, tokenizer, turn, reply)
         raise
     finally:
         state.replying = False

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.core.cache import MemoryLayout, PromptCache, make_prompt_cache
-from mlx_deltamem.core.spread import whole_states
+from mlx_deltamem.core.spread import whole_states, world_of
 from mlx_deltamem.core.use import attachment_of
 from mlx_deltamem.sessions.chat_text import ChatText
 from mlx_deltamem.sessions.drift import changes
@@ -261,12 +261,14 @@ class ChatState:
     def all_or_nothing(self) -> Iterator[None]:
         """A context to change the chat in. After an error the chat is unchanged.
 
-        Closing a reply early is not an error.
+        Closing a reply early is not an error, unless several ranks hold the model (see `reply_to`).
         """
         before = self.snapshot()
         try:
             yield
         except GeneratorExit:
+            if not world_of(self.model).is_alone:
+                self.restore(before)
             raise
         except BaseException:
             self.restore(before)

@@ -1,16 +1,31 @@
 """Start a program as several ranks of MLX's ring on this machine."""
 
+import faulthandler
 import json
+import multiprocessing
 import os
+import runpy
+import signal
 import socket
-import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
 from tests.conftest import REPO
+
+# Its first process imports the libraries once, and each rank is a fork of it. On a Mac, Metal does not survive a fork.
+_CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+_IMPORTED = [
+    "tools.openblas",
+    *(f"mlx_deltamem.commands.{name}" for name in ("generate", "chat", "evaluate", "train")),
+    "mlx_deltamem.ranks.joining",
+    "tests.ranks.spread_checks",
+]
+# Seconds to print them.
+_STACKS = 5
 
 
 @dataclass
@@ -22,12 +37,75 @@ class Rank:
     err: str
 
 
+class RunningRank:
+    """A rank that is running: `python -m MODULE ARGUMENTS`, with pipes.
+
+    Args:
+        arguments: The module and its arguments.
+        env: Variables of its environment.
+        folder: Its working directory.
+    """
+
+    def __init__(self, arguments: list[str], env: dict[str, str], folder: Path):
+        (inner_in, self.stdin), (self.stdout, inner_out), (self.stderr, inner_err) = (
+            _CONTEXT.Pipe(duplex=False) for _ in range(3)
+        )
+        inner = (inner_in, inner_out, inner_err)
+        self.process = _CONTEXT.Process(target=_run, args=(arguments, env, str(folder), inner))
+        self.process.start()
+        for each in inner:
+            each.close()
+
+    def write(self, text: str) -> None:
+        """Write to its standard input."""
+        os.write(self.stdin.fileno(), text.encode())
+
+    def end_input(self) -> None:
+        """Close its standard input."""
+        self.stdin.close()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        return self.process.exitcode is not None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to it."""
+        os.kill(self.process.pid, number)
+
+    def wait(self, timeout: float) -> Rank:
+        """Wait until it has ended. One that has not is killed."""
+        texts = {}
+
+        def read(name: str, file: int) -> None:
+            found = b""
+            while part := os.read(file, 1 << 16):
+                found += part
+            texts[name] = found.decode()
+
+        readers = [Thread(target=read, args=(name, getattr(self, name).fileno())) for name in ("stdout", "stderr")]
+        for reader in readers:
+            reader.start()
+        self.process.join(timeout)
+        note = ""
+        if not self.has_ended:
+            # Its threads print where they are.
+            self.send_signal(signal.SIGUSR1)
+            self.process.join(_STACKS)
+            self.process.kill()
+            self.process.join()
+            note = f"(killed by the test: it did not end within {timeout:.0f} seconds)"
+        for reader in readers:
+            reader.join()
+        return Rank(self.process.exitcode, texts["stdout"], texts["stderr"] + note)
+
+
 class Ranks:
     """Ranks that are running.
 
     Args:
         count: The number of ranks.
-        arguments: What follows `python`.
+        arguments: What follows `python -m`.
         folders: By rank, its working directory; missing: that of the tests.
     """
 
@@ -36,43 +114,38 @@ class Ranks:
         os.close(handle)
         self._hosts = Path(name)
         self._hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
+        if sys.platform == "linux":
+            _CONTEXT.set_forkserver_preload(_IMPORTED)
         self.processes = [
-            subprocess.Popen(
-                [sys.executable, *map(str, arguments)],
-                env=os.environ
-                | {"MLX_RANK": str(rank), "MLX_HOSTFILE": name, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPO)},
-                cwd=(folders or {}).get(rank),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+            RunningRank(
+                [str(each) for each in arguments],
+                {"MLX_RANK": str(rank), "MLX_HOSTFILE": name, "HF_HUB_OFFLINE": "1"},
+                (folders or {}).get(rank, REPO),
             )
             for rank in range(count)
         ]
 
     def read_until(self, text: str) -> str:
         """Read the standard output of rank 0 until a text is in it; returns all that was read."""
-        stream, found = self.processes[0].stdout, b""
+        first, found = self.processes[0], b""
         while text.encode() not in found:
-            part = os.read(stream.fileno(), 4096)
-            assert part, (found, self.processes[0].stderr.read())
+            part = os.read(first.stdout.fileno(), 4096)
+            assert part, (found, os.read(first.stderr.fileno(), 1 << 16))
             found += part
         return found.decode()
 
     def wait(self, stdin: str = "", timeout: float = 120) -> list[Rank]:
         """Write to the standard input of rank 0, wait for all ranks, and return them."""
+        self.processes[0].write(stdin)
+        for process in self.processes:
+            process.end_input()
+        end = time.monotonic() + timeout
         results: dict[int, Rank] = {}
 
-        def communicate(rank: int) -> None:
-            process = self.processes[rank]
-            try:
-                out, err = process.communicate(stdin.encode() if rank == 0 else b"", timeout=timeout)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                out, err = process.communicate()
-                err += b"(killed by the test: it did not end)"
-            results[rank] = Rank(process.returncode, out.decode(), err.decode())
+        def wait(rank: int) -> None:
+            results[rank] = self.processes[rank].wait(max(end - time.monotonic(), 0))
 
-        threads = [Thread(target=communicate, args=(rank,)) for rank in range(len(self.processes))]
+        threads = [Thread(target=wait, args=(rank,)) for rank in range(len(self.processes))]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -82,15 +155,8 @@ class Ranks:
 
 
 def run_ranks(count: int, *arguments: object, stdin: str = "", timeout: float = 120) -> list[Rank]:
-    """Run `python ARGUMENTS` as so many ranks until all have ended."""
+    """Run `python -m ARGUMENTS` as so many ranks until all have ended."""
     return Ranks(count, *arguments).wait(stdin, timeout)
-
-
-def run_script(count: int, script: str, *arguments: object, timeout: float = 120) -> list[Rank]:
-    """Run a script as so many ranks; an error in one of them fails the test."""
-    ranks = run_ranks(count, "-c", script, *arguments, timeout=timeout)
-    assert all(rank.code == 0 for rank in ranks), [(rank.code, rank.err) for rank in ranks]
-    return ranks
 
 
 def free_ports(count: int) -> list[int]:
@@ -102,3 +168,19 @@ def free_ports(count: int) -> list[int]:
     for each in sockets:
         each.close()
     return ports
+
+
+def _run(arguments: list[str], env: dict[str, str], folder: str, files: tuple) -> None:
+    """Run a module as the main program of this new process."""
+    for number, file in enumerate(files):
+        os.dup2(file.fileno(), number)
+        file.close()
+    sys.stdin = open(0, closefd=False)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.register(signal.SIGUSR1)
+    os.environ.update(env)
+    os.chdir(folder)
+    module, *rest = arguments
+    sys.argv = [module, *rest]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -16,7 +16,7 @@ from tests.training.command import tiny_options
 from tests.training.runs import write_chats
 
 pytestmark = [pytest.mark.ranks, pytest.mark.slow, pytest.mark.usefixtures("ctrl_c")]
-_COMMAND = ("-m", "mlx_deltamem")
+_COMMAND = "mlx_deltamem"
 # A model that replies until it is stopped.
 _ENDLESS = 100_000
 _QUESTIONS = ("--tasks", "recall", "--recall-filler", 0, 0, "--recall-facts", 1, "--recall-questions-each", 4)
@@ -46,7 +46,7 @@ def assert_one_line_names(rank: int, survivors: list[Rank]) -> None:
 def test_ranks_reply_as_one_process_and_one_of_them_prints(options, tmp_path):
     asked = ["--prompt", "Hello", "--prompt", "And you?", "-m", 8, "--verbose", "False"]
     alone = run_command("generate", *options, *asked, "--session", tmp_path / "alone.safetensors")
-    ranks = run_ranks(2, *_COMMAND, "generate", *options, *asked, "--session", tmp_path / "ranks.safetensors")
+    ranks = run_ranks(2, _COMMAND, "generate", *options, *asked, "--session", tmp_path / "ranks.safetensors")
     assert [(each.code, each.out, each.err) for each in ranks] == [(0, alone.stdout, ""), (0, "", "")]
     loaded = load(options[1], adapter=options[3])
     chats = [ChatSession.load(*loaded, tmp_path / f"{name}.safetensors") for name in ("alone", "ranks")]
@@ -56,7 +56,7 @@ def test_ranks_reply_as_one_process_and_one_of_them_prints(options, tmp_path):
 def test_sampled_tokens_are_those_of_the_first_rank(options):
     """Without a seed each rank draws other random numbers."""
     asked = ["--prompt", "Hello", "-m", 8, "--temp", 1.0, "--verbose", "False"]
-    first, second = run_ranks(2, *_COMMAND, "generate", *options, *asked)
+    first, second = run_ranks(2, _COMMAND, "generate", *options, *asked)
     assert (first.code, second.code, first.err + second.err + second.out) == (0, 0, "")
 
 
@@ -70,20 +70,20 @@ def test_sampled_tokens_are_those_of_the_first_rank(options):
 )
 def test_an_error_is_printed_once(options, arguments, message):
     command, *rest = arguments
-    first, second = run_ranks(2, *_COMMAND, command, *options, *rest)
+    first, second = run_ranks(2, _COMMAND, command, *options, *rest)
     assert (first.code, second.code) == (2, 2)
     assert message in first.err and first.err.count("error: ") == 1
     assert second.err == second.out == ""
 
 
 def test_heads_that_cannot_be_dealt_out_are_refused(options):
-    ranks = run_ranks(4, *_COMMAND, "generate", *options, "--prompt", "x")
+    ranks = run_ranks(4, _COMMAND, "generate", *options, "--prompt", "x")
     assert "6 key-value heads, which cannot be dealt out to 4 ranks" in ranks[0].err
     assert [each.code for each in ranks] == [2] * 4
 
 
 def test_the_first_rank_alone_runs_other_commands(options):
-    first, second = run_ranks(2, *_COMMAND, "inspect", options[3])
+    first, second = run_ranks(2, _COMMAND, "inspect", options[3])
     assert (first.code, second.code, second.out, second.err) == (0, 0, "", "")
     assert "rank" in first.out
 
@@ -91,7 +91,7 @@ def test_the_first_rank_alone_runs_other_commands(options):
 def test_a_chat_is_typed_into_the_first_rank(options, tmp_path):
     typed = "Hello\n/remember Anna has a dog.\n/nonsense\n/undo\n/retry\n/memory\n/quit\n"
     file = tmp_path / "chat.safetensors"
-    first, second = run_ranks(2, *_COMMAND, "chat", *options, "-m", 6, "--session", file, stdin=typed)
+    first, second = run_ranks(2, _COMMAND, "chat", *options, "-m", 6, "--session", file, stdin=typed)
     assert (first.code, second.code, second.out, second.err) == (0, 0, "", "")
     assert "remembered" in first.out and "there is no command /nonsense" in first.out
     chat = ChatSession.load(*load(options[1], adapter=options[3]), file)
@@ -100,9 +100,8 @@ def test_a_chat_is_typed_into_the_first_rank(options, tmp_path):
 
 def test_ctrl_c_ends_a_reply_at_the_same_token_in_all_ranks(options, tmp_path):
     file = tmp_path / "chat.safetensors"
-    ranks = Ranks(2, *_COMMAND, "chat", *options, "-m", _ENDLESS, "--session", file)
-    ranks.processes[0].stdin.write(b"Hello\n")
-    ranks.processes[0].stdin.flush()
+    ranks = Ranks(2, _COMMAND, "chat", *options, "-m", _ENDLESS, "--session", file)
+    ranks.processes[0].write("Hello\n")
     ranks.read_until("/help lists the commands")
     time.sleep(3)
     for process in ranks.processes:
@@ -114,7 +113,7 @@ def test_ctrl_c_ends_a_reply_at_the_same_token_in_all_ranks(options, tmp_path):
 
 
 def test_ctrl_c_ends_all_ranks(options):
-    ranks = Ranks(2, *_COMMAND, "generate", *options, "--prompt", "Hello", "-m", _ENDLESS)
+    ranks = Ranks(2, _COMMAND, "generate", *options, "--prompt", "Hello", "-m", _ENDLESS)
     ranks.read_until("=====")
     for process in ranks.processes:
         process.send_signal(signal.SIGINT)
@@ -126,9 +125,9 @@ def test_a_killed_rank_ends_a_reply(options, tmp_path, count, killed):
     file = tmp_path / "chat.safetensors"
     run_command("generate", *options, "--prompt", "Hello", "-m", 4, "--session", file)
     before = file.read_bytes()
-    ranks = Ranks(count, *_COMMAND, "generate", *options, "--prompt", "On", "-m", _ENDLESS, "--session", file)
+    ranks = Ranks(count, _COMMAND, "generate", *options, "--prompt", "On", "-m", _ENDLESS, "--session", file)
     ranks.read_until("=====")
-    ranks.processes[killed].kill()
+    ranks.processes[killed].send_signal(signal.SIGKILL)
     begun = time.monotonic()
     ended = ranks.wait()
     assert time.monotonic() - begun < 30
@@ -150,7 +149,7 @@ def test_an_evaluation_is_that_of_one_process(options, tmp_path):
     assert run_command("evaluate", *options, *asked, 4, "--output", tmp_path / "alone").returncode == 0
     runs = [(3, 2, "dealt", ()), (2, 4, "dealt", ()), (2, 4, "together", ("--shard",))]
     for count, limit, name, more in runs:
-        ranks = run_ranks(count, *_COMMAND, "evaluate", *options, *asked, limit, "--output", tmp_path / name, *more)
+        ranks = run_ranks(count, _COMMAND, "evaluate", *options, *asked, limit, "--output", tmp_path / name, *more)
         assert [(each.code, each.out) for each in ranks[1:]] == [(0, "")] * (count - 1), ranks
         assert ranks[0].code == 0, ranks[0].err
     assert records(tmp_path / "dealt") == records(tmp_path / "together") == records(tmp_path / "alone")
@@ -158,12 +157,12 @@ def test_an_evaluation_is_that_of_one_process(options, tmp_path):
 
 def test_a_killed_rank_ends_an_evaluation_that_can_go_on(options, tmp_path):
     asked = [*_QUESTIONS, "--conditions", "chat", "--limit", 40, "--reply-tokens", 24, "--batch-size", 1]
-    ranks = Ranks(2, *_COMMAND, "evaluate", *options, *asked, "--output", tmp_path / "run")
+    ranks = Ranks(2, _COMMAND, "evaluate", *options, *asked, "--output", tmp_path / "run")
     file = tmp_path / "run" / "records.jsonl"
     while not (file.exists() and file.stat().st_size):
-        assert ranks.processes[0].poll() is None
+        assert not ranks.processes[0].has_ended
         time.sleep(0.05)
-    ranks.processes[1].kill()
+    ranks.processes[1].send_signal(signal.SIGKILL)
     assert_one_line_names(1, ranks.wait()[:1])
     there = records(tmp_path / "run")
     assert run_command("evaluate", *options, *asked, "--output", tmp_path / "run").returncode == 0
@@ -174,11 +173,11 @@ def test_a_killed_rank_ends_an_evaluation_that_can_go_on(options, tmp_path):
 def test_a_killed_rank_ends_a_training_that_can_be_resumed(tmp_path):
     data, folder = write_chats(tmp_path / "chats"), tmp_path / "run"
     given = tiny_options(data, iters=_ENDLESS, **{"save-every": 1, "steps-per-report": 1})
-    ranks = Ranks(2, *_COMMAND, "train", *given, "--adapter-path", folder)
+    ranks = Ranks(2, _COMMAND, "train", *given, "--adapter-path", folder)
     while not list((folder / "checkpoints").glob("0*.safetensors")):
-        assert ranks.processes[0].poll() is None
+        assert not ranks.processes[0].has_ended
         time.sleep(0.05)
-    ranks.processes[1].kill()
+    ranks.processes[1].send_signal(signal.SIGKILL)
     assert_one_line_names(1, ranks.wait()[:1])
     for checkpoint in (folder / "checkpoints").glob("0*.safetensors"):
         assert checkpoint.stat().st_size

@@ -53,7 +53,7 @@ def cases(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_spread_model_is_the_whole_model(cases, count):
-    ranks = run_ranks(count, "-m", "tests.ranks.spread_checks", cases, *_CASES, timeout=600)
+    ranks = run_ranks(count, "tests.ranks.spread_checks", cases, *_CASES, timeout=600)
     assert all(rank.code == 0 for rank in ranks), [(rank.code, rank.err) for rank in ranks]
 
 
