@@ -92,14 +92,16 @@ class ForwardPass:
                 self.layer_passes[layer] = reads.layer_pass
         return reads
 
-    def finish(self) -> None:
-        """Write the tokens that were left to the end of the pass."""
-        if self._late:
-            access = self._access or Access()
-            late, self._late = self._late, {}
-            states, self.together = late_states(late, both(access.mask, access.written), self.together)
-            for layer, state in states.items():
-                self.states[layer] = state
+    def finish(self) -> bool:
+        """Write the tokens that were left to the end of the pass; returns whether there were any."""
+        if not self._late:
+            return False
+        access = self._access or Access()
+        late, self._late = self._late, {}
+        states, self.together = late_states(late, both(access.mask, access.written), self.together)
+        for layer, state in states.items():
+            self.states[layer] = state
+        return True
 
     def skip(self, layer: int, x: mx.array) -> None:
         """Note that a layer with the inputs `x` runs without its memory."""

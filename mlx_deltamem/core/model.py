@@ -178,7 +178,7 @@ def _call_with_memory(frozen_call: Callable[..., mx.array]) -> Callable[..., mx.
             output = frozen_call(self, *args, **kwargs)
         finally:
             FORWARD_PASS.reset(token)
-        forward.finish()
+        is_late = forward.finish()
         if missed := self.attachment.paths.keys() - forward.layers_run:
             raise ValueError(
                 f"this model did not call the attention modules of layers {sorted(missed)}, which have a memory; use "
@@ -188,9 +188,10 @@ def _call_with_memory(frozen_call: Callable[..., mx.array]) -> Callable[..., mx.
             shape, entry.together = (forward.batch, forward.length), forward.together
             if joined := entry.end(forward.states, shape, forward.layer_passes, backbone, self.memory_layout.shapes):
                 output = mx.depends(output, joined)
-        if not config.delta_heads:
-            # The output does not depend on the states. Without this, MLX would not evaluate them with the output, and
-            # their graph would grow with every token.
+        if is_late or not config.delta_heads:
+            # The output does not depend on the states, so MLX would not evaluate them with it. Without correction
+            # heads, their graph would grow with every token. And late writes would begin the next call, when MLX's
+            # threads have nothing else to do and must be woken for each operation. So they come at the end of this one.
             output = mx.depends(output, forward.states)
         return output
 

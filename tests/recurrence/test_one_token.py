@@ -33,19 +33,21 @@ def test_all_layers_are_written_as_by_the_definition(case, shifted):
     rows = [mx.random.normal((case.batch, 1, width)) for _ in arrays]
     factors = mx.random.normal((LAYERS, width))
     expected, states = [], []
-    for (projected, bias, state, _), row, factor in zip(arrays, rows, factors, strict=True):
+    for (projected, bias, matrix, _), row, factor in zip(arrays, rows, factors, strict=True):
         last = row.astype(projected.dtype)
         seen = with_garbage(projected, written) if written is None else mx.where(written[..., None], projected, 0)
         if shifted:
             queries, keys, others = mx.split(seen.astype(projected.dtype), [width, 2 * width], axis=-1)
             before, last = token_before(queries, last, written)
             seen = mx.concatenate([queries, keys + factor.astype(projected.dtype) * before, others], axis=-1)
-        after = by_definition(case, seen.astype(projected.dtype), bias, state, written)[1]
+        after = by_definition(case, seen.astype(projected.dtype), bias, matrix, written)[1]
         by_head = (case.batch, case.variant.heads, 1, case.variant.rank)
         if shifted:
-            state = mx.concatenate([state, row.astype(projected.dtype).astype(mx.float32).reshape(by_head)], axis=2)
+            first = row.astype(projected.dtype).astype(mx.float32).reshape(by_head)
+            states.append(mx.concatenate([matrix, first], axis=2))
             after = mx.concatenate([after, last.astype(mx.float32).reshape(by_head)], axis=2)
-        states.append(state)
+        else:
+            states.append(matrix)
         expected.append(after)
     whole, *found = OpsEngine(case.variant).write(
         [with_garbage(projected, written) for projected, *_ in arrays],
