@@ -79,9 +79,10 @@ SECONDS ?= 30
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
 
-# Takes minutes. Run it on a machine that does nothing else: it measures times.
+# Takes minutes: more on a machine that does other work, because then it measures more rounds. JSON=FILE keeps the
+# figures, and COMPARE=FILE compares them with such a file.
 bench: $(INSTALLED)
-	$(BIN)/python -m tools.measure.bench
+	$(BIN)/python -m tools.measure.bench $(if $(JSON),--json $(JSON)) $(if $(COMPARE),--compare $(COMPARE))
 
 # The archives for PyPI in dist/, checked: built, read by twine, installed in an environment without anything else, and
 # every command run there. REPOSITORY is the address of the project, to which the links of the README then lead.

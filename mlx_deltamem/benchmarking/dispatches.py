@@ -15,6 +15,7 @@ from mlx_deltamem.core.use import attachment_of
 VIEWS = {
     "Broadcast",
     "BroadcastAxes",
+    "Depends",
     "ExpandDims",
     "Flatten",
     "Reshape",

@@ -9,8 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import generation_stream, wired_limit
 
-from mlx_deltamem.benchmarking.models import FROZEN, FROZEN_AGAIN, VARIANTS, Models
+from mlx_deltamem.benchmarking.models import FROZEN, FROZEN_AGAIN, READ_ONLY, VARIANTS, Models
 from mlx_deltamem.benchmarking.paired import Quartiles, Ratio, Sample, compare, interleave
+from mlx_deltamem.benchmarking.stopping import StoppingRule
 from mlx_deltamem.benchmarking.workloads import Workload
 from mlx_deltamem.sessions.prefill import Progress
 
@@ -57,15 +58,17 @@ class Bench:
 
     Attributes:
         models: The models to compare.
-        rounds: The number of samples of each variant.
+        rounds: The number of samples of each variant, or the most of them if there is a `rule`.
         variants: The variants to measure; both of the frozen backbone must be among them.
         warm_up: Whether to run one more round first that does not count.
+        rule: When there are enough rounds; None: after `rounds`.
     """
 
     models: Models
     rounds: int
     variants: tuple[str, ...] = VARIANTS
     warm_up: bool = True
+    rule: StoppingRule | None = None
 
     def prefill(self, workload: Workload, progress: Progress | None = None) -> PhaseComparison:
         """Read the prompts with each variant."""
@@ -84,8 +87,28 @@ class Bench:
         batch, length = workload.prompts.shape
         return PhaseComparison("decode", length, batch * workload.generation_tokens, samples)
 
+    def calls(self, workload: Workload, progress: Progress | None = None) -> PhaseComparison:
+        """Call each variant with one token after the other, after the prompts. A sample is one call.
+
+        This is what a call of the model costs: unlike in `decode`, nothing is prepared while the token before is
+        computed, and the code of the other variants has run in between. `READ_ONLY` is not measured.
+        """
+        batch, length = workload.prompts.shape
+        trials = {
+            name: workload.caller(self.models.frozen if name in (FROZEN, FROZEN_AGAIN) else self.models.attached)
+            for name in self.variants
+            if name != READ_ONLY
+        }
+        return PhaseComparison("decode", length, batch, self._interleaved(trials, progress))
+
     def _samples(self, work: Callable[[nn.Module], Sample], progress: Progress | None) -> dict[str, list[Sample]]:
         trials = {name: partial(self.models.run, name, work) for name in self.variants}
+        return self._interleaved(trials, progress)
+
+    def _interleaved(
+        self, trials: Mapping[str, Callable[[], Sample]], progress: Progress | None
+    ) -> dict[str, list[Sample]]:
+        is_enough = None if self.rule is None else self.rule.begin()
         # The commands of mlx-lm set the same limit.
         with wired_limit(self.models.frozen, [cast(mx.Stream, generation_stream)]):
-            return interleave(trials, self.rounds, self.warm_up, progress)
+            return interleave(trials, self.rounds, self.warm_up, progress, is_enough)

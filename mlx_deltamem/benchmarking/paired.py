@@ -43,18 +43,24 @@ def measured() -> Iterator[Sample]:
 
 
 def interleave(
-    trials: Mapping[str, Callable[[], Sample]], rounds: int, warm_up: bool = True, progress: Progress | None = None
+    trials: Mapping[str, Callable[[], Sample]],
+    rounds: int,
+    warm_up: bool = True,
+    progress: Progress | None = None,
+    is_enough: Callable[[Mapping[str, list[Sample]]], bool] | None = None,
 ) -> dict[str, list[Sample]]:
     """Run every trial once in each round.
 
     Args:
         trials: The measurements, by name.
-        rounds: The number of samples of each trial.
+        rounds: The number of samples of each trial, or the most of them.
         warm_up: Whether to run one more round first that does not count.
         progress: Called after each round with the number of rounds so far and in all.
+        is_enough: Called after each round that counts, with the samples so far. If it returns True, there are no more
+            rounds.
 
     Returns:
-        By name, one sample for each round.
+        By name, one sample for each round that counts.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in trials}
     for number in range(rounds + warm_up):
@@ -62,7 +68,11 @@ def interleave(
             samples[name].append(trials[name]())
         if progress is not None:
             progress(number + 1, rounds + warm_up)
-    return {name: taken[-rounds:] for name, taken in samples.items()}
+        if warm_up and number == 0:
+            samples = {name: [] for name in trials}
+        elif is_enough is not None and is_enough(samples):
+            break
+    return samples
 
 
 def round_order(names: Sequence[str], number: int) -> list[str]:

@@ -3,6 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -43,6 +44,23 @@ class Workload(ABC):
         The first token is not timed. It copies the context and starts the pipeline, in which the graph of each token is
         built while the token before is computed. The last token is not timed either, because the pipeline ends with it.
         """
+
+    def caller(self, model: nn.Module) -> Callable[[], Sample]:
+        """Read the prompts. The result calls the model with the next token of each row, and measures the call."""
+        cache = make_prompt_cache(model)
+        for begin in range(0, self.prompts.shape[1], self.prefill_step_size):
+            logits = model(self.prompts[:, begin : begin + self.prefill_step_size], cache=cache)
+            mx.eval(logits, [entry.state for entry in cache])
+        tokens = mx.argmax(logits[:, -1:], axis=-1)
+
+        def call() -> Sample:
+            nonlocal tokens
+            with measured() as sample:
+                tokens = mx.argmax(model(tokens, cache=cache)[:, -1:], axis=-1)
+                mx.eval(tokens)
+            return sample
+
+        return call
 
 
 def workload(prompts: mx.array, generation_tokens: int, prefill_step_size: int = DEFAULT_PREFILL_STEP_SIZE) -> Workload:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_deltamem.core.access import Access
+from mlx_deltamem.core.access import Access, both
+from mlx_deltamem.core.late import LateWrite, Together, late_states
 from mlx_deltamem.core.layer import DeltaMemory
 from mlx_deltamem.core.past import LayerPass
 from mlx_deltamem.core.reads import Reads
@@ -34,6 +35,7 @@ class ForwardPass:
         observe: Called for each layer with its index, its reads and its output before the correction.
         plain: Whether the call has no cache and no context (`read_only`, ...) around it.
         is_off: Whether the layers run without their memory, within `memory_off`.
+        together: What the last pass left for this one (`late_states`); None: nothing.
     """
 
     def __init__(
@@ -43,10 +45,12 @@ class ForwardPass:
         observe: Observer | None = None,
         plain: bool = True,
         is_off: bool = False,
+        together: Together | None = None,
     ):
         self.plain = plain
         self.is_off = is_off
         self.observe = observe
+        self.together = together
         self.states = list(states)
         self.length = 0
         self.layers_run: set[int] = set()
@@ -55,29 +59,49 @@ class ForwardPass:
         self.layer_passes: dict[int, LayerPass] | None = {}
         self._access_for = access_for
         self._access: Access | None = None
+        self._late: dict[int, LateWrite] = {}
 
     def run(self, layer: int, layer_memory: DeltaMemory, x: mx.array) -> Reads:
         """Run the inputs `x` `[B, T, hidden]` of a layer through its memory and keep the new state.
 
+        The new states of some passes are only there after `finish`.
+
         Raises:
             ValueError: The layer has run in this pass before, or the state has another batch size than the tokens.
         """
-        access, state = self.access(*x.shape[:2]), self.states[layer]
-        if state.shape[0] != x.shape[0]:
-            if state.shape[0] != 1:
+        batch, length, _ = x.shape
+        access, state = self._access or self.access(batch, length), self.states[layer]
+        rows = state.shape[0]
+        if rows != batch:
+            if rows != 1:
                 raise ValueError(
-                    f"the memory in the cache has {state.shape[0]} rows and the tokens have {x.shape[0]}; "
-                    "expected the same number, or a memory of one row"
+                    f"the memory in the cache has {rows} rows and the tokens have {batch}; expected the same number, "
+                    "or a memory of one row"
                 )
-            state = mx.broadcast_to(state, (x.shape[0], *state.shape[1:]))
-        reads, state = layer_memory.read_and_write(x, state, access)
-        self.keep_state(layer, state)
+            state = mx.broadcast_to(state, (batch, *state.shape[1:]))
+        reads, after = layer_memory.read_before_write(x, state, access)
+        if isinstance(after, LateWrite):
+            self._note_run(layer)
+            self._late[layer] = after
+        else:
+            self.keep_state(layer, after)
         if reads.written and self.layer_passes is not None:
             if reads.layer_pass is None:
                 self.layer_passes = None
             else:
                 self.layer_passes[layer] = reads.layer_pass
         return reads
+
+    def finish(self) -> bool:
+        """Write the tokens that were left to the end of the pass; returns whether there were any."""
+        if not self._late:
+            return False
+        access = self._access or Access()
+        late, self._late = self._late, {}
+        states, self.together = late_states(late, both(access.mask, access.written), self.together)
+        for layer, state in states.items():
+            self.states[layer] = state
+        return True
 
     def skip(self, layer: int, x: mx.array) -> None:
         """Note that a layer with the inputs `x` runs without its memory."""
@@ -97,19 +121,22 @@ class ForwardPass:
         Raises:
             ValueError: The layer has run in this pass before.
         """
+        self._note_run(layer)
+        self.states[layer] = state
+
+    def _note_run(self, layer: int) -> None:
         if layer in self.layers_run:
             raise ValueError(
                 f"layer {layer} runs twice in one pass of this model; a memory needs layers that run once, so use an "
                 "adapter whose target_layers leave it out"
             )
         self.layers_run.add(layer)
-        self.states[layer] = state
 
 
 FORWARD_PASS: ContextVar[ForwardPass | None] = ContextVar("FORWARD_PASS", default=None)
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _Steering:
     """The running call of an attached layer.
 
@@ -151,7 +178,8 @@ class DeltaAttention(nn.Module):
 
     # The arguments are those of the original call, which differ from model to model.
     def __call__(self, *args: Any, **kwargs: Any) -> mx.array | tuple[mx.array, ...]:
-        layer_memory = self.delta_mem
+        # Not `self.delta_mem`, which is slower.
+        layer_memory: DeltaMemory = self["delta_mem"]
         x: mx.array = args[0] if args else kwargs[self.input_name]
         forward = self._forward_pass(args, kwargs)
         if forward.is_off:
@@ -164,7 +192,12 @@ class DeltaAttention(nn.Module):
             output: mx.array | tuple[mx.array, ...] = super().__call__(*args, **kwargs)
         finally:
             _STEERING.reset(token)
-        self._check_applied(steering)
+        # `__call__` itself corrects o_proj, below.
+        if missed := layer_memory.corrected_inside - steering.applied:
+            raise ValueError(
+                f"layer {self.delta_layer} ({self.frozen_class.__name__}) never called {', '.join(sorted(missed))}, so "
+                "the correction was not applied; use an adapter whose delta_heads or target_layers leave it out"
+            )
         if forward.observe is not None:
             forward.observe(self.delta_layer, steering.reads, output[0] if isinstance(output, tuple) else output)
         if "o_proj" not in layer_memory.corrected:
@@ -197,14 +230,6 @@ class DeltaAttention(nn.Module):
             )
         states = [mx.zeros((1, *self.delta_mem.state_shape))] * (self.delta_layer + 1)
         return ForwardPass(states, lambda *_: Access())
-
-    def _check_applied(self, steering: _Steering) -> None:
-        # `__call__` itself corrects o_proj, after the original call.
-        if missed := self.delta_mem.corrected - steering.applied - {"o_proj"}:
-            raise ValueError(
-                f"layer {self.delta_layer} ({self.frozen_class.__name__}) never called {', '.join(sorted(missed))}, so "
-                "the correction was not applied; use an adapter whose delta_heads or target_layers leave it out"
-            )
 
 
 def _projection(name: str) -> property:

@@ -177,7 +177,10 @@ def split_memory(cache: PromptCache, layout: MemoryLayout) -> tuple[PromptCache 
     if len(cache) == expected and isinstance(cache[-1], CacheList) and len(cache[-1].caches) == 2:
         # A cache that shares its list with that of a draft model (`drafting.py`).
         cache = [*cache[:-1], *cache[-1].caches]
-    entry = memory_entry(cache[-1]) if len(cache) == expected + 1 else None
+    last = cache[-1] if len(cache) == expected + 1 else None
+    if isinstance(last, MemoryEntry) and last.holds(layout.shapes):
+        return _backbone(cache), last
+    entry = memory_entry(last)
     if entry is None:
         raise ValueError(
             f"the prompt cache has {len(cache)} entries and no memory; expected {expected} and a memory: make it with "
@@ -189,8 +192,12 @@ def split_memory(cache: PromptCache, layout: MemoryLayout) -> tuple[PromptCache 
             f"the prompt cache holds the memory of another adapter: states {_by_shape(found)}, while the attached one "
             f"has {_by_shape(layout.shapes)}; make a new cache with mlx_deltamem.make_prompt_cache(model)"
         )
+    return _backbone(cache), entry
+
+
+def _backbone(cache: PromptCache) -> PromptCache | None:
     # Not a list of None, because some models treat its items as caches.
-    return (None if all(backbone is None for backbone in cache[:-1]) else cache[:-1]), entry
+    return None if all(backbone is None for backbone in cache[:-1]) else cache[:-1]
 
 
 def _by_shape(shapes: Sequence[tuple[int, ...]]) -> str:

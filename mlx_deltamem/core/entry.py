@@ -21,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import ArraysCache
 
+from mlx_deltamem.core.late import Together
 from mlx_deltamem.core.past import (
     Kept,
     LayerPass,
@@ -54,6 +55,8 @@ class MemoryEntry(ArraysCache):
     cache: list[mx.array]  # type: ignore[assignment]
     left_padding: mx.array | None
     lengths: mx.array | None  # type: ignore[assignment]
+    # What the last call left for the next one.
+    together: Together | None = None
     # These are values of the class, because mlx-lm also makes entries without calling `__init__`.
     # The past of each row. A single one stands for all rows.
     _rows: Sequence[Past] = (Start(is_whole=False),)
@@ -61,8 +64,12 @@ class MemoryEntry(ArraysCache):
     _after: Sequence[mx.array] = ()
     # The latest passes, which are short and whose rows are those of the batch; each with its tokens that are there.
     _short: Sequence[tuple[Pass, int]] = ()
+    # The number of tokens in `_short`.
+    _short_tokens: int = 0
     # The tokens that could not be taken back, although the text was trimmed by them.
     _missed: int = 0
+    # The shapes of the states `_after` without the batch axis, of the model that made them.
+    _shapes: Sequence[tuple[int, ...]] = ()
 
     def is_trimmable(self) -> bool:
         """Whether tokens can be taken back: always. mlx-lm asks this of each entry."""
@@ -105,13 +112,18 @@ class MemoryEntry(ArraysCache):
             self.left_padding = self.left_padding + done
         if self.lengths is not None:
             self.lengths = self.lengths + done
-        self._short = without(self._short, done)
+        self._take_short(without(self._short, done))
         self._rows, self._after = rows, list(states)
         return done
 
     def start(self, start: Start) -> None:
         """Begin a new past with the present states."""
-        self._rows, self._after, self._short, self._missed = (start,), list(self.cache), (), 0
+        self._rows, self._after, self._missed = (start,), list(self.cache), 0
+        self._take_short(())
+
+    def holds(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Whether the states are those that the last call left, of a model whose states have these shapes."""
+        return self._shapes is shapes and self._follows()
 
     def begin(self, backbone: Sequence[Any] | None) -> None:
         """Begin a call of the model.
@@ -138,6 +150,7 @@ class MemoryEntry(ArraysCache):
         shape: tuple[int, int],
         layers: Mapping[int, LayerPass] | None,
         backbone: Sequence[Any] | None,
+        shapes: Sequence[tuple[int, ...]] = (),
     ) -> list[mx.array]:
         """End a call of the model.
 
@@ -146,12 +159,13 @@ class MemoryEntry(ArraysCache):
             shape: B and T, the shape of the tokens.
             layers: The passes of the layers that wrote; None if they are not known.
             backbone: The other entries of the prompt cache; None if there are none.
+            shapes: The shapes of the model's states without the batch axis, for `holds`.
 
         Returns:
             Arrays to evaluate with the output of the call.
         """
         batch, tokens = shape
-        before, self.cache = self.cache, states
+        before, self.cache, self._shapes = self.cache, states, shapes
         self.advance(tokens)  # type: ignore[no-untyped-call]
         if layers is None or backbone is None:
             self.start(Start(is_whole=False))
@@ -165,8 +179,8 @@ class MemoryEntry(ArraysCache):
         last = Pass(batch, tokens, before, self._after, layers)
         self._rows = [kept(last, row, tokens, past) for row, past in enumerate(self._rows)]
         if is_short:
-            self._short = [*self._short, (last, tokens)]
-            if sum(count for _, count in self._short) < KEPT:
+            self._take_short([*self._short, (last, tokens)], self._short_tokens + tokens)
+            if self._short_tokens < KEPT:
                 return []
             arrays = self._join(self._after)
         if not all(_is_trimmable(entry) for entry in backbone):
@@ -231,7 +245,8 @@ class MemoryEntry(ArraysCache):
 
     def _join(self, after: Sequence[mx.array]) -> list[mx.array]:
         """Join the latest short passes, which end in the states `after`; returns the arrays that this makes."""
-        short, self._short = self._short, ()
+        short = self._short
+        self._take_short(())
         last = joined(short, after) if len(short) > 1 else None
         if last is None or last.rows != len(self._rows):
             return []
@@ -259,7 +274,13 @@ class MemoryEntry(ArraysCache):
 
     def _take(self, rows: Sequence[Past]) -> None:
         """Take the past of each row, after `cache` was set to their states."""
-        self._rows, self._after, self._short = list(rows), list(self.cache), ()
+        self._rows, self._after = list(rows), list(self.cache)
+        self._take_short(())
+
+    def _take_short(self, short: Sequence[tuple[Pass, int]], tokens: int | None = None) -> None:
+        """Take the latest short passes, which have this many tokens together; None: count them."""
+        self._short = short
+        self._short_tokens = sum(count for _, count in short) if tokens is None else tokens
 
 
 # mlx-lm saves an entry under the name of its class, and finds the class among its own when it loads the entry.

@@ -11,7 +11,9 @@ The corrections are added to the outputs of the backbone's projections (`reads.p
 
 import functools
 import operator
+import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,14 +22,29 @@ from mlx_deltamem.core.access import Access, WriteUnits, both
 from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.fields import HEADS
 from mlx_deltamem.core.key_shift import square, token_before
+from mlx_deltamem.core.late import LateWrite, late_states
 from mlx_deltamem.core.past import LayerPass
 from mlx_deltamem.core.reads import Gates, PackedWeights, Reads
 from mlx_deltamem.core.shapes import AttentionShape, inactive_parameters, parameter_shapes
 from mlx_deltamem.recurrence.engines import Engine, engine_for
 from mlx_deltamem.recurrence.gates import gates
+from mlx_deltamem.recurrence.kernels.build import on_gpu
+from mlx_deltamem.recurrence.ops import OpsEngine
 
 # The sigmoid of -_SHUT is exactly 0 in float32, and _SHUT is finite in every dtype.
 _SHUT = 1e4
+
+
+@dataclass(frozen=True, eq=False)
+class _Writer:
+    """Writes tokens that a pass has projected, for `LayerPass`."""
+
+    memory: "DeltaMemory"
+    engine: Engine
+    weights: PackedWeights
+
+    def __call__(self, projected: mx.array, state: mx.array, access: Access) -> mx.array:
+        return self.memory.write(self.engine, self.weights, projected, state, access)
 
 
 class DeltaMemory(nn.Module):
@@ -55,7 +72,11 @@ class DeltaMemory(nn.Module):
         self.corrected = frozenset(
             name for name, heads in self._projections().items() if any(head in config.delta_heads for head in heads)
         )
+        # Those that are corrected during the call of the attention layer and not after it.
+        self.corrected_inside = self.corrected - {"o_proj"}
         self._cached_weights: PackedWeights | None = None
+        # Weak, because the writer has the memory.
+        self._last_writer: weakref.ref[_Writer] | None = None
 
     def __setattr__(self, name: str, value: object) -> None:
         # A new weight, or a weight after an operation such as `*=`, which changes the array in place and sets it.
@@ -85,35 +106,53 @@ class DeltaMemory(nn.Module):
         Returns:
             What the tokens read, and the states after the last token.
         """
+        reads, after = self.read_before_write(x, state, access)
+        if isinstance(after, LateWrite):
+            (after,) = late_states({0: after}, both(access.mask, access.written))[0].values()
+        return reads, after
+
+    def read_before_write(self, x: mx.array, state: mx.array, access: Access) -> tuple[Reads, mx.array | LateWrite]:
+        """`read_and_write`, in which a single token may be left to write: see `late_states`."""
         weights = self.packed_weights(x.dtype)
         engine = engine_for(self.variant, x.dtype, self.training, access.mask is not None)
+        matrix = state if weights.key_shift is None else square(state)
         if not access.writing:
             gates_of = functools.partial(self._unused_gates, x, weights)
-            reads = engine.read(x @ weights.queries, square(state), access.mask)
+            reads = engine.read(x @ weights.queries, matrix, access.mask)
             reads = self._let_through(reads, x, weights)
             return Reads(reads, weights, gates_of, written=False, inputs=x), state
         projected = x @ weights.inputs
         # In training, the projections would keep the graph of the step.
-        layer_pass = None
-        if not self.training:
-            write = functools.partial(self._write, engine, weights)
-            layer_pass = LayerPass(write, (self, engine, weights), projected, access)
-        if access.units is None:
-            reads, state = self._write_tokens(engine, projected, state, access, weights)
+        layer_pass = None if self.training else LayerPass(self._writer(engine, weights), projected, access)
+        after: mx.array | LateWrite
+        if x.shape[1] == 1 and access.units is None and isinstance(engine, OpsEngine):
+            reads = engine.read(projected, matrix, access.mask)
+            after = LateWrite(engine, weights, projected, state)
+        elif access.units is None:
+            reads, after = self._write_tokens(engine, projected, state, access, weights)
         else:
-            reads = engine.read(projected, square(state), access.mask)
-            state = self._write_means(projected, state, access.units, weights)
+            reads = engine.read(projected, matrix, access.mask)
+            after = self._write_means(projected, state, access.units, weights)
         gates_of = functools.partial(self._gates, projected, weights.gate_bias)
         reads = self._let_through(reads, x, weights)
-        return Reads(reads, weights, gates_of, True, access.written, x, layer_pass), state
+        return Reads(reads, weights, gates_of, True, access.written, x, layer_pass), after
 
-    def _write(
+    def write(
         self, engine: Engine, weights: PackedWeights, projected: mx.array, state: mx.array, access: Access
     ) -> mx.array:
-        """The states after tokens that have been projected, for `LayerPass`."""
+        """The states after tokens that have been projected `[B, T, P]` with these weights."""
         if access.units is None:
             return self._write_tokens(engine, projected, state, access, weights)[1]
         return self._write_means(projected, state, access.units, weights)
+
+    def _writer(self, engine: Engine, weights: PackedWeights) -> _Writer:
+        """The object of the passes with this engine and these weights; a new one if none of them is in use."""
+        writer = None if self._last_writer is None else self._last_writer()
+        # A copy of the memory begins with the writer of the original.
+        if writer is None or writer.weights is not weights or writer.engine is not engine or writer.memory is not self:
+            writer = _Writer(self, engine, weights)
+            self._last_writer = weakref.ref(writer)
+        return writer
 
     def _write_tokens(
         self, engine: Engine, projected: mx.array, state: mx.array, access: Access, weights: PackedWeights
@@ -193,10 +232,9 @@ class DeltaMemory(nn.Module):
 
     def packed_weights(self, dtype: mx.Dtype) -> PackedWeights:
         """The weights for activations of this dtype. They are made again only after a weight was replaced."""
-        sources = list(self.values())
         packed = self._cached_weights
-        if packed is None or packed.inputs.dtype != dtype or any(map(operator.is_not, packed.sources, sources)):
-            packed = self._pack(sources, dtype)
+        if packed is None or packed.inputs.dtype != dtype or any(map(operator.is_not, packed.sources, self.values())):
+            packed = self._pack(list(self.values()), dtype)
             # In training, each step has new weights. To keep the packed ones would keep the whole graph of the step.
             self._cached_weights = None if self.training or not packed.evaluate() else packed
         return packed
@@ -213,8 +251,8 @@ class DeltaMemory(nn.Module):
         packed = mx.concatenate(inputs).astype(dtype)
         return PackedWeights(
             sources=list(sources),
-            inputs=packed.T,
-            queries=packed[: config.width].T,
+            inputs=_columns(packed),
+            queries=_columns(packed[: config.width]),
             gate_bias=mx.concatenate([self[f"{gate}_bias"].astype(mx.float32) for gate in gates]),
             corrections={
                 # Contiguous, because a transposed view makes a single token 25 % slower.
@@ -257,3 +295,8 @@ class DeltaMemory(nn.Module):
         index = HEADS.index(head) if self.config.delta_scale_granularity == "head" else 0
         learned: mx.array = scale * self.config.delta_scale_max * mx.sigmoid(raw[index])
         return learned
+
+
+def _columns(weights: mx.array) -> mx.array:
+    """The transposed weights. On a CPU they are contiguous, because a transposed view makes a single token slower."""
+    return weights.T if on_gpu() else mx.contiguous(weights.T)

@@ -171,24 +171,27 @@ def _call_with_memory(frozen_call: Callable[..., mx.array]) -> Callable[..., mx.
                 kwargs["cache"] = backbone
         use, config = current_use(self), self.attachment.config
         access = functools.partial(use.access, config, entry)
-        forward = ForwardPass(states, access, use.observe, plain=entry is None and use is PLAIN, is_off=use.is_off)
+        plain, together = entry is None and use is PLAIN, None if entry is None else entry.together
+        forward = ForwardPass(states, access, use.observe, plain, use.is_off, together)
         token = FORWARD_PASS.set(forward)
         try:
             output = frozen_call(self, *args, **kwargs)
         finally:
             FORWARD_PASS.reset(token)
+        is_late = forward.finish()
         if missed := self.attachment.paths.keys() - forward.layers_run:
             raise ValueError(
                 f"this model did not call the attention modules of layers {sorted(missed)}, which have a memory; use "
                 "an adapter whose target_layers leave them out"
             )
         if entry is not None:
-            shape = forward.batch, forward.length
-            if joined := entry.end(forward.states, shape, forward.layer_passes, backbone):
+            shape, entry.together = (forward.batch, forward.length), forward.together
+            if joined := entry.end(forward.states, shape, forward.layer_passes, backbone, self.memory_layout.shapes):
                 output = mx.depends(output, joined)
-        if not config.delta_heads:
-            # The output does not depend on the states. Without this, MLX would not evaluate them with the output, and
-            # their graph would grow with every token.
+        if is_late or not config.delta_heads:
+            # The output does not depend on the states, so MLX would not evaluate them with it. Without correction
+            # heads, their graph would grow with every token. And late writes would begin the next call, when MLX's
+            # threads have nothing else to do and must be woken for each operation. So they come at the end of this one.
             output = mx.depends(output, forward.states)
         return output
 

@@ -8,7 +8,6 @@ computation. Single tokens and short passes are joined later (`joined`), so that
 Each row of a batch has its own past (`Kept`), because rows may join and leave a batch.
 """
 
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
@@ -36,14 +35,12 @@ class LayerPass(_Shared):
     """A pass of one layer, to write its first tokens once more.
 
     Attributes:
-        write: Writes tokens into a state, as the pass did.
-        source: The objects that `write` depends on: the memory of the layer, the engine and the weights.
+        write: Writes tokens into a state, as the pass did. Passes that were written alike share one object.
         projected: `[B, T, P]`, the projections of the tokens.
         access: What the tokens may do.
     """
 
     write: WriteTokens
-    source: Sequence[object]
     projected: mx.array
     access: Access
 
@@ -61,7 +58,7 @@ class LayerPass(_Shared):
     def goes_on_in(self, other: "LayerPass") -> bool:
         """Whether this pass and a later one can be joined."""
         return (
-            all(map(operator.is_, self.source, other.source))
+            self.write is other.write
             and self.projected.shape[0] == other.projected.shape[0]
             and self.projected.dtype == other.projected.dtype
             and self.access.goes_on_in(other.access)
@@ -234,7 +231,7 @@ def joined(passes: Sequence[tuple[Pass, int]], after: Sequence[mx.array]) -> Pas
             return None
         projected = mx.concatenate([part.projected[:, :tokens] for part, tokens in parts], axis=1)
         access = Access.joined([part.access.first(tokens) for part, tokens in parts])
-        layers[layer] = LayerPass(begin.write, begin.source, projected, access)
+        layers[layer] = LayerPass(begin.write, projected, access)
     return Pass(first.rows, sum(tokens for _, tokens in passes), first.before, after, layers)
 
 

@@ -9,7 +9,7 @@ from mlx_deltamem.benchmarking.paired import Sample
 from mlx_deltamem.benchmarking.random_models import random_model
 from mlx_deltamem.benchmarking.workloads import Workload
 from tools.measure import bench
-from tools.measure.bench import Figure
+from tools.measure.figures import Figure, Run, changes, figures_table, left_open
 
 numbers = st.floats(0.1, 100)
 
@@ -26,7 +26,7 @@ def test_verdicts(measured, noise, verdict):
 
 def test_a_yardstick_is_no_promise():
     assert Figure("slow", None, 2.0).verdict == "yardstick"
-    assert bench.figures_table([Figure("slow", None, 2.0)]).row_count == 1
+    assert figures_table(Run("here", [Figure("slow", None, 2.0)]), "title").row_count == 1
 
 
 @given(numbers, numbers, numbers, st.booleans())
@@ -34,6 +34,18 @@ def test_noise_never_turns_a_pass_into_a_miss(target, measured, noise, at_least)
     exact, noisy = (Figure("", target, measured, each, at_least).verdict for each in (0.0, noise))
     assert (exact == "pass") == (noisy == "pass")
     assert exact == "MISS" if noisy == "MISS" else True
+
+
+def bench_code(figures: list[Figure], monkeypatch: pytest.MonkeyPatch, *options: object) -> int:
+    """The exit code of the bench with these figures."""
+    for name in ("cpu_figures", "gpu_figures"):
+        monkeypatch.setattr(bench, name, lambda seconds: iter(figures))
+    monkeypatch.setattr("sys.argv", ["bench", *map(str, options)])
+    try:
+        bench.main()
+    except SystemExit as ended:
+        return int(ended.code)
+    return 0
 
 
 @pytest.mark.parametrize(
@@ -44,11 +56,7 @@ def test_noise_never_turns_a_pass_into_a_miss(target, measured, noise, at_least)
     ],
 )
 def test_a_miss_fails(figures, code, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "cpu_figures", lambda: iter(figures))
-    monkeypatch.setattr(bench, "gpu_figures", lambda: iter(figures))
-    with pytest.raises(SystemExit) as ended:
-        bench.main()
-    assert ended.value.code == code
+    assert bench_code(figures, monkeypatch) == code
     shown = capsys.readouterr().out
     assert all(figure.name in shown and figure.verdict in shown for figure in figures)
 
@@ -66,10 +74,58 @@ def test_figures_are_of_the_memory_and_not_of_the_backbone():
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch_time", "verdict"), [(1.05, "pass"), (1.06, "within noise"), (1.08, "MISS")])
 def test_a_batch_is_to_be_like_a_single_sequence(batch_time, verdict, monkeypatch):
-    def decode(_: object, work: Workload) -> PhaseComparison:
+    def decode(_: object, work: Workload, *__: object) -> PhaseComparison:
         taken = {"frozen": 1.0, "frozen_again": 1.01, "delta_mem": 1.05 if len(work.prompts) == 1 else batch_time}
         return PhaseComparison("decode", 8, 8, {name: [Sample(factor, factor)] for name, factor in taken.items()})
 
     models = with_and_without(random_model("tiny", mx.float32), FRESH_ADAPTER)
     monkeypatch.setattr(bench, "decode", decode)
-    assert bench.batch_ratio("x", models).verdict == verdict
+    assert bench.batch_ratio("x", models, 1.0).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("measured", "noise", "is_open"),
+    [(1.02, 0.005, False), (1.02, 0.02, True), (1.04, 0.02, True), (1.05, 0.01, False), (1.03, 0.0, False)],
+)
+def test_the_bench_says_what_it_could_not_tell(measured, noise, is_open):
+    figure = Figure("decode", 1.03, measured, noise, rounds=40)
+    told = left_open(Run("here", [figure, Figure("slow", None, 2.0, 1.0)]))
+    assert told == (
+        [f"Could not tell whether decode is ≤ 1.03: {measured} ± {noise:.3f} after 40 rounds"] if is_open else []
+    )
+
+
+def test_a_change_is_more_than_the_noise_of_both_runs():
+    earlier = Run("here", [Figure(name, 1.1, 1.00, 0.01) for name in "abc"] + [Figure("scan", 25, 50.0, 1.0, True)])
+    run = Run(
+        "here",
+        [
+            Figure("a", 1.1, 1.02, 0.005),
+            Figure("b", 1.1, 1.02, 0.02),
+            Figure("c", 1.1, 0.90, 0.01),
+            Figure("scan", 25, 40.0, 1.0, True),
+            Figure("d", 1.1, 1.0),
+        ],
+    )
+    assert changes(run, earlier) == {"a": "WORSE", "b": "as before", "c": "better", "scan": "WORSE", "d": "new"}
+    assert left_open(earlier, run)[-1] == "The earlier run has d, and this one has not"
+
+
+def test_a_figure_that_got_worse_fails_on_the_same_machine_only(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "runs" / "earlier.json"
+    assert bench_code([Figure("one", 1.1, 1.00, 0.01)], monkeypatch, "--json", file) == 0
+    worse = [Figure("one", 1.1, 1.05, 0.01)]
+    assert bench_code(worse, monkeypatch, "--compare", file) == 1
+    assert "WORSE" in capsys.readouterr().out
+    Run("another one", Run.load(file).figures).save(file)
+    assert bench_code(worse, monkeypatch, "--compare", file) == 0
+    assert "on another machine: another one" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_file_that_is_no_run_is_refused(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "other.json"
+    for text in ("[]", '{"machine": "here"}', '{"machine": "here", "figures": [{"named": 1}]}'):
+        file.write_text(text)
+        assert bench_code([], monkeypatch, "--compare", file) == 2
+        assert "not the JSON of a benchmark run" in " ".join(capsys.readouterr().err.split())
+    assert bench_code([], monkeypatch, "--compare", tmp_path / "missing.json") == 2

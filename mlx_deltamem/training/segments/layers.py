@@ -125,6 +125,7 @@ class _MemoryCall:
             output = call()
         finally:
             FORWARD_PASS.reset(token)
+        forward.finish()
         after = forward.states[self.index] if forward.layers_run else None
         return output, (after, carried.get(id(self.memory)), notes)
 
