@@ -1,6 +1,5 @@
 """Prepare the turn that a request asks for: the place in its memory, what is new, and what has to run first."""
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.exchange import Mode, RefusedError, ReplyRequest
 from mlx_deltamem.serving.memory import Memory
-from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.history import FULL
+from mlx_deltamem.sessions.loops import later_turns, take_back
 from mlx_deltamem.sessions.place import Asked, Exchange, Place, asked, find_place, place_of_turn, turn_ids
 from mlx_deltamem.sessions.prefill import window
 from mlx_deltamem.sessions.segments import Segments
@@ -96,7 +95,8 @@ def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prep
     tokens = 0
     for exchange in earlier:
         if exchange.messages:
-            chat.read_exchange(exchange.messages, _reply_text(exchange), write)
+            reply = exchange.reply
+            chat.read_exchange(exchange.messages, reply["content"], write, reply.get("tool_calls", []))
             tokens += chat.turns[-1].length
     turn, note = _new_turn(chat, question, write)
     return Prepared(turn, tokens, note)
@@ -141,11 +141,22 @@ def _go_to(chat: ChatSession, place: Place, replay_limit: int) -> None:
         for index, turn in enumerate(state.turns)
         if turn.conversation == place.conversation and not turn.remembered
     ]
-    dropped = said[place.turns :]
-    if not dropped:
-        return
-    others = [turn for index, turn in enumerate(state.turns) if index > dropped[0] and index not in dropped]
-    tokens = sum(turn.length for turn in others)
+    if dropped := said[place.turns :]:
+        take_back_up_to(chat, dropped, replay_limit)
+
+
+def take_back_up_to(chat: ChatSession, dropped: Sequence[int], replay_limit: int) -> None:
+    """Take turns back exactly, if not too many tokens have to run again for it.
+
+    Args:
+        chat: The chat.
+        dropped: The indices of the turns.
+        replay_limit: The largest number of tokens of later turns that run again.
+
+    Raises:
+        RefusedError: There are more.
+    """
+    tokens = sum(turn.length for turn in later_turns(chat.turns, dropped))
     if tokens > replay_limit:
         raise RefusedError(
             409,
@@ -153,10 +164,7 @@ def _go_to(chat: ChatSession, place: Place, replay_limit: int) -> None:
             f"{tokens:,} tokens of later turns would have to run again, and at most {replay_limit:,} may; "
             "send the message as a new one, or fork the memory",
         )
-    running.return_to(state, dropped[0])
-    for turn in others:
-        running.run_again(state, turn)
-    state.enter(place.conversation)
+    take_back(chat.state, dropped)
 
 
 def _template(
@@ -167,8 +175,3 @@ def _template(
             400, "template_refused", "a request brings a chat template; expected the model's: leave it out"
         )
     return ChatTemplate(tokenizer, None if tools is None else parse_tools(tools), **{**DEFAULTS, **options})
-
-
-def _reply_text(exchange: Exchange) -> str:
-    calls = exchange.reply.get("tool_calls") or []
-    return "\n".join([exchange.reply["content"], *(json.dumps(call["function"]) for call in calls)]).strip()

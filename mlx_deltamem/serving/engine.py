@@ -66,7 +66,7 @@ class Engine:
         self._saver = Saver(save_after)
         self._batch = ReplyBatch(model, tokenizer, most)
         self._longest_queue = longest_queue
-        self._replay_limit = replay_limit
+        self.replay_limit = replay_limit
         self._jobs: dict[BatchedReply, ReplyJob] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ready: list[ReplyJob] = []
@@ -281,7 +281,7 @@ class Engine:
             turn = text_turn(self.tokenizer, request.text)
             chat.state.enter(turn.conversation)
         else:
-            prepared = prepare(chat, request, self._replay_limit)
+            prepared = prepare(chat, request, self.replay_limit)
             turn, job.note, ran = prepared.turn, prepared.note, ran + prepared.tokens
         earlier = said_turns(chat.turns, turn.conversation)
         known = sum(each.length for each in earlier) if chat.state.keeps_text else 0

@@ -108,7 +108,7 @@ class Done:
         read_tokens: How many tokens before the reply ran for this request. The others were known.
         turn: The id of the turn, for `continues`.
         memory: The name of the memory; None: a private one.
-        revision: The number of turns that the memory has now.
+        revision: The number of replies and remembered texts that the memory has now.
         written: Whether the turn was written into the memory.
         note: A remark for the client, for example that the chat's text did not fit; None if there is none.
         saved: Whether all turns of the memory are in its file now. A private memory has none.

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_deltamem.serving.asking import take_back_up_to
 from mlx_deltamem.serving.engine import Engine
 from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, refusal
 from mlx_deltamem.serving.memories import DAMAGED
@@ -13,6 +14,7 @@ from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.reply_job import Outlet, ReplyJob
 from mlx_deltamem.serving.service import Health, MemoryInfo, TurnInfo
 from mlx_deltamem.serving.watching import Event, states
+from mlx_deltamem.sessions.loops import tool_loops
 from mlx_deltamem.sessions.messages import Message
 
 _Result = TypeVar("_Result")
@@ -100,12 +102,12 @@ class LocalService:
         return await self._changed(name, match, lambda memory: memory.chat.reset())
 
     async def undo(self, name: str, match: str | None) -> MemoryInfo:
-        """Take the last turn back."""
+        """Take the last turn back; a tool loop as a whole."""
 
         def undo(memory: Memory) -> None:
             if not memory.chat.turns:
                 raise RefusedError(409, "nothing_to_undo", f"memory {name} has no turn to take back")
-            memory.chat.undo()
+            take_back_up_to(memory.chat, tool_loops(memory.chat.turns)[-1], self._engine.replay_limit)
 
         return await self._changed(name, match, undo)
 
@@ -159,9 +161,9 @@ class LocalService:
                     "id": info.id,
                     "chat": info.chat,
                     "changed": {str(layer): value for layer, value in info.changed.items()},
-                    "kept": {} if turn.drift is None else {str(layer): x for layer, x in turn.drift.kept.items()},
+                    "kept": {str(layer): value for layer, value in info.kept.items()},
                 }
-                for info, turn in zip(infos, memory.chat.turns, strict=True)
+                for info in infos
             ]
             chats = [info.chat for info in infos]
             borders = [index for index in range(1, len(chats)) if chats[index] != chats[index - 1]]

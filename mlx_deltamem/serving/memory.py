@@ -10,6 +10,7 @@ from mlx_deltamem.serving.exchange import RefusedError, ReplyRequest
 from mlx_deltamem.serving.readers import Reader, Readers
 from mlx_deltamem.serving.service import MemoryInfo, TurnInfo
 from mlx_deltamem.serving.watching import Event
+from mlx_deltamem.sessions.loops import loop_changes, loop_kept, loop_messages, tool_loops
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.state import Snapshot
@@ -61,9 +62,8 @@ class Memory:
     def nbytes(self) -> int:
         """The bytes of the states and of the keys and values that are kept, those of its copies among them."""
         state = self.chat.state
-        kept = sum(entry.nbytes for entry in state.cache or ())
         places = sum(place is not None for turn in state.turns for place in (turn.before, turn.between))
-        return kept + self.readers.nbytes + (places + 1) * sum(each.nbytes for each in state.states)
+        return state.kept_bytes + self.readers.nbytes + (places + 1) * sum(each.nbytes for each in state.states)
 
     def check(self, match: str | None) -> None:
         """Check that the memory has a revision.
@@ -120,7 +120,7 @@ class Memory:
         return MemoryInfo(
             name=self.name or "",
             revision=self.revision,
-            turns=len(chat.turns),
+            turns=len(tool_loops(chat.turns)),
             tokens=sum(turn.length for turn in chat.turns),
             state_bytes=sum(state.nbytes for state in chat.memory.values()),
             history=chat.history,
@@ -130,13 +130,21 @@ class Memory:
         )
 
     def turn_infos(self, think_end: str | None) -> list[TurnInfo]:
-        """The turns, as clients see them."""
+        """The turns, as clients see them: a tool loop is one turn."""
+        turns, names = self.chat.turns, turn_ids(self.chat.turns, think_end)
         infos = []
-        for turn, name in zip(self.chat.turns, turn_ids(self.chat.turns, think_end), strict=True):
-            reply = () if turn.remembered else ({"role": "assistant", "content": turn.reply},)
-            changed = {} if turn.drift is None else dict(turn.drift.changed)
+        for group in tool_loops(turns):
+            loop = [turns[index] for index in group]
             infos.append(
-                TurnInfo(name, turn.conversation, (*turn.messages, *reply), turn.remembered, turn.write, changed)
+                TurnInfo(
+                    id=names[group[-1]],
+                    chat=loop[0].conversation,
+                    messages=loop_messages(loop),
+                    remembered=loop[0].remembered,
+                    write=loop[0].write,
+                    changed=loop_changes(self.chat.state, group),
+                    kept=loop_kept(loop),
+                )
             )
         return infos
 

@@ -11,7 +11,14 @@ from mlx_deltamem.files.jsonl import kind_of
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.history import FULL, History, parse_history
-from mlx_deltamem.sessions.messages import Message, ToolCall, json_text, parse_messages, said_messages, system_prompt
+from mlx_deltamem.sessions.messages import (
+    Message,
+    ToolCall,
+    as_generated,
+    parse_messages,
+    said_messages,
+    system_prompt,
+)
 from mlx_deltamem.sessions.prefill import Progress
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.template_options import check_storable
@@ -266,21 +273,13 @@ def _exchanges(messages: Sequence[Message], write: str) -> tuple[str | None, tup
         elif not new:
             raise ValueError(f"messages[{index}] is a reply without a message before it; expected one: take it out")
         else:
-            turns.append(ExportedTurn(tuple(new), message["content"], (), _as_generated(message), write))
+            turns.append(ExportedTurn(tuple(new), message["content"], (), as_generated(message), write))
             new = []
     if new:
         raise ValueError(
             "the messages end without a reply; expected one: take the last message out, and send it in the chat"
         )
     return system, tuple(turns)
-
-
-def _as_generated(message: Message) -> tuple[ToolCall, ...]:
-    """The tool calls of a message, with the arguments as JSON text: a reply that was generated has them so."""
-    calls = copy.deepcopy(message.get("tool_calls", []))
-    for call in calls:
-        call["function"]["arguments"] = json_text(call["function"]["arguments"])
-    return tuple(calls)
 
 
 def _text(place: str, value: object) -> str:
