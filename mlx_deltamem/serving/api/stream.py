@@ -100,6 +100,8 @@ class EventStream(Response):
             async with asyncio.timeout(self._timeout):
                 async for each in self._events:
                     await self._send(send, each)
+                    # Events may wait already. Between two of them the loop learns whether the reader has left.
+                    await asyncio.sleep(0)
         # One exception ends one answer.
         except Exception as error:
             refused = too_slow(self._timeout or 0) if isinstance(error, TimeoutError) else as_refused(error)
