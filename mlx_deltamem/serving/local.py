@@ -7,7 +7,7 @@ from typing import TypeVar
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.asking import take_back_up_to
-from mlx_deltamem.serving.engine import Engine
+from mlx_deltamem.serving.engine import PREFILL_STEP, Engine
 from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, refusal
 from mlx_deltamem.serving.memories import DAMAGED
 from mlx_deltamem.serving.memory import Memory
@@ -112,8 +112,14 @@ class LocalService:
         return await self._changed(name, match, undo)
 
     async def remember(self, name: str, messages: Sequence[Message], write: str, match: str | None) -> MemoryInfo:
-        """Write messages into the memory without a reply."""
-        return await self._changed(name, match, lambda memory: memory.chat.remember(list(messages), write), make=True)
+        """Write messages into the memory without a reply. Other requests go on meanwhile."""
+        engine = self._engine
+
+        def remember(memory: Memory) -> None:
+            with engine.held(memory):
+                memory.chat.remember(list(messages), write, PREFILL_STEP, engine.others_go_on)
+
+        return await self._changed(name, match, remember, make=True)
 
     async def turns(self, name: str) -> Sequence[TurnInfo]:
         """The turns of a memory."""

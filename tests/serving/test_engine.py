@@ -415,3 +415,69 @@ def test_a_memory_is_watched_token_by_token(running):
     chat.conversation = "d"
     chat.send("My word is jade.", 5)
     assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
+
+
+@pytest.mark.parametrize("memory", [None, "anna"])
+def test_messages_that_end_with_a_reply_are_refused(running, memory):
+    with pytest.raises(RefusedError, match="end with a reply of the assistant") as caught:
+        running().ask("Hello.", "Hi.", memory=memory)
+    assert caught.value.status == 400
+
+
+LONG = ({"role": "user", "content": "A note of some words. " * 120},)
+
+
+@pytest.mark.slow
+def test_other_requests_begin_and_end_while_a_long_text_is_remembered(running, monkeypatch):
+    server = running()
+    ended: list[str] = []
+
+    def remember(chat: ChatSession, *arguments: object, **options: object) -> None:
+        remember_before(chat, *arguments, **options)
+        ended.append("remembered")
+
+    remember_before = ChatSession.remember
+    monkeypatch.setattr(ChatSession, "remember", remember)
+
+    async def asking(*said: str, **options: object) -> None:
+        while not server.memories.get("anna", make=True).is_busy:
+            await asyncio.sleep(0.001)
+        _, done = await server.asking(*said, **options)
+        ended.append(options["memory"])
+        assert (done.revision == 0) == (options.get("mode") is READ)
+
+    before, _ = plain_chat(), server.ask("My word is jade.", memory="anna")
+    [info, *_] = server.run(
+        server.service.remember("anna", LONG, "all", None),
+        asking("Hello.", memory="ben", max_tokens=2),
+        # It reads the memory from before the text.
+        server.asking("What is it?", memory="anna", mode=READ, max_tokens=2),
+        server.asking("What is it?", memory="anna", max_tokens=2),
+    )
+    assert ended == ["ben", "remembered"]
+    assert info.turns == 2
+    assert [turn.remembered for turn in chat_of(server, "anna").turns] == [False, True, False]
+    before.send("My word is jade.", 8)
+    before.remember(list(LONG))
+    before.conversation = "other"
+    before.send("What is it?", 2)
+    assert same_memory(chat_of(server, "anna"), before, TOLERANCE_AGAIN)
+
+
+def test_a_server_that_ends_does_not_finish_a_long_text(running):
+    server = running()
+    server.ask("My word is jade.", memory="anna")
+    memory = chat_of(server, "anna").memory
+
+    async def end() -> None:
+        while not server.memories.get("anna").is_busy:
+            await asyncio.sleep(0.001)
+        server.engine.cut()
+
+    async def remembering() -> None:
+        with pytest.raises(RefusedError, match="the server is ending"):
+            await server.service.remember("anna", LONG, "all", None)
+
+    server.run(remembering(), end())
+    assert len(chat_of(server, "anna").turns) == 1
+    assert all((chat_of(server, "anna").memory[layer] == state).all() for layer, state in memory.items())
