@@ -427,6 +427,7 @@ class Engine:
                 memory.changed(turn)
             elif job.reader is not None and job.is_kept:
                 memory.readers.put_back(job.reader)
+                memory.count()
             job.outlet.put(
                 Done(
                     reason,

@@ -202,7 +202,7 @@ class LocalService:
     def metrics(self) -> str:
         """The figures in Prometheus' text form."""
         engine = self._engine
-        total = sum(memory.nbytes for memory in engine.memories.loaded())
+        total = sum(memory.counted for memory in engine.memories.loaded())
         return engine.metrics.text(engine.active, engine.waiting, total, engine.unsaved)
 
     def _listened(self, name: str, listener: Callable[[Event], None]) -> Memory:

@@ -29,6 +29,7 @@ class Memory:
         is_unsaved: Whether it has turns that are not in its file. Only `Saver` lets that be.
         waiting: The work that begins when it is free, in order.
         last_used: When it was used last, as a count of uses of all memories.
+        counted: Its bytes when they were counted last.
         listeners: Called with each event of the memory.
         settled: The memory before the turn that is under way; None if none has begun.
         readers: Copies for chats that only read it.
@@ -42,6 +43,7 @@ class Memory:
         self.is_unsaved = False
         self.waiting: deque[Callable[[], None]] = deque()
         self.last_used = 0
+        self.counted = 0
         self.listeners: list[Callable[[Event], None]] = []
         self.settled: Snapshot | None = None
         self.readers = Readers()
@@ -64,6 +66,10 @@ class Memory:
         state = self.chat.state
         places = sum(place is not None for turn in state.turns for place in (turn.before, turn.between))
         return state.kept_bytes + self.readers.nbytes + (places + 1) * sum(each.nbytes for each in state.states)
+
+    def count(self) -> None:
+        """Count the bytes. This takes too long to be done for all memories with each request."""
+        self.counted = self.nbytes
 
     def check(self, match: str | None) -> None:
         """Check that the memory has a revision.
@@ -105,11 +111,12 @@ class Memory:
         self.is_unsaved = False
 
     def changed(self, turn: str = "") -> None:
-        """Tell those who watch the memory that its turns have changed.
+        """Count its bytes again, and tell those who watch the memory that its turns have changed.
 
         Args:
             turn: The id of the last turn.
         """
+        self.count()
         event = {"event": "turn", "id": turn, "revision": self.revision} if self.listeners else {}
         for listener in list(self.listeners):
             listener(event)

@@ -359,6 +359,18 @@ def test_memories_leave_ram_and_come_back(running):
     assert [len(chat_of(server, name).turns) for name in ("anna", "ben", "carl")] == [1, 1, 1]
 
 
+def test_the_texts_of_all_chats_of_a_memory_are_counted(running):
+    server = running()
+    server.ask("Hello there.", memory="anna", chat="a")
+    memory = server.memories.get("anna")
+    text, one = memory.chat.state.kept_bytes, memory.counted
+    assert one == memory.nbytes > text > 0
+    server.ask("Hello again.", memory="anna", chat="b")
+    new = sum(entry.nbytes for entry in memory.chat.state.filled_cache)
+    assert memory.chat.state.kept_bytes == text + new
+    assert memory.counted == memory.nbytes >= one + new
+
+
 def test_the_end_saves_what_was_said(running, tmp_path):
     server = running()
 
