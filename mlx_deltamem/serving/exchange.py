@@ -91,11 +91,13 @@ class Piece:
         text: The new text; often empty, because characters may need several tokens.
         logprob: The token that was chosen; None if log-probabilities were not asked for.
         top: The likeliest tokens at its place.
+        note: As in `Done`. The first step has it too.
     """
 
     text: str
     logprob: TokenLogprob | None = None
     top: tuple[TokenLogprob, ...] = ()
+    note: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mlx_deltamem import ChatSession
-from mlx_deltamem.serving.exchange import Done, RefusedError, Sampling
+from mlx_deltamem.serving.exchange import Done, RefusedError, ReplyRequest, Sampling
+from mlx_deltamem.sessions.messages import parse_messages
 from tests.serving.conftest import OFF, READ, Running
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
 from tests.sessions.test_session import HISTORIES, loaded, new_chat, same_memory
@@ -434,6 +435,34 @@ def test_messages_that_end_with_a_reply_are_refused(running, memory):
     with pytest.raises(RefusedError, match="end with a reply of the assistant") as caught:
         running().ask("Hello.", "Hi.", memory=memory)
     assert caught.value.status == 400
+
+
+def test_a_chat_that_is_longer_than_the_window_sees_its_last_tokens_and_a_note_says_so(running, monkeypatch):
+    server = running()
+    reply, done = server.ask("My word is jade.", memory="anna")
+    assert done.note is None
+    model = loaded()[0]
+    longest = chat_of(server, "anna").turns[0].length + 20
+    monkeypatch.setattr(model.args, "max_position_embeddings", longest)
+
+    async def notes() -> list[str | None]:
+        said = ("My word is jade.", reply, "And what is it?")
+        messages = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(said)]
+        request = ReplyRequest(parse_messages(messages), memory="anna", max_tokens=4)
+        return [step.note async for step in server.service.reply(request)]
+
+    [told] = server.run(notes())
+    note = f"the chat is longer than the model's window; the last {longest // 2} tokens are seen"
+    # The first step has it for the head of a stream.
+    assert told == [note, *[None] * (len(told) - 2), note]
+    # The next reply may see all of its text again.
+    assert chat_of(server, "anna").history == "full"
+    monkeypatch.undo()
+    chat = plain_chat()
+    chat.send("My word is jade.", 8)
+    chat.history = longest // 2
+    chat.send("And what is it?", 4)
+    assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
 
 
 LONG = ({"role": "user", "content": "A note of some words. " * 120},)

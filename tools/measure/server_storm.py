@@ -44,6 +44,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clients", type=POSITIVE, default=32, help="Clients at a time (default: 32).")
     parser.add_argument("--memories", type=POSITIVE, default=1, help="Memories of each client (default: 1).")
     parser.add_argument("--durability", default="turn", help="As in mlx_deltamem.server (default: turn).")
+    parser.add_argument("--memory-bytes", type=POSITIVE, default=2 << 30, help="As in mlx_deltamem.server.")
     parser.add_argument("--timeout", type=POSITIVE, default=300, help="A request hangs after this time (default: 300).")
     parser.add_argument(
         "--resent", type=POSITIVE, default=2, help="Clients whose turns a chat generates again at the end."
@@ -58,7 +59,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "memories"
         places = ["--model", args.model, "--adapter", args.adapter, "--memories", str(folder)]
-        command = [sys.executable, "-c", _SERVER, *places, "--port", "0", "--durability", args.durability]
+        options = ["--port", "0", "--durability", args.durability, "--memory-bytes", str(args.memory_bytes)]
+        command = [sys.executable, "-c", _SERVER, *places, *options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             port = _port_of(process)

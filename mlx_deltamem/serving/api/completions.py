@@ -55,7 +55,9 @@ async def completions(context: Context, request: Request) -> Response:
         replies = [_without_text(reply) for reply in replies]
     choices = [Choice(ReplyText(context.service.tokenizer, plain=True)) for _ in replies]
     if texts.asked.stream:
-        return chunk_stream(context, request, _events(texts, choices, merged(replies)), texts.selection.memory)
+        return chunk_stream(
+            context, request, _events(texts, choices, merged(replies)), texts.selection.memory, choices[0]
+        )
     await unless_gone(request, collected(replies, choices), context.settings.timeout)
     whole = [
         _choice(texts, choice, index, texts.starts[index] + choice.text, choice.finish_reason)
