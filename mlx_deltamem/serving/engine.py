@@ -324,7 +324,7 @@ class Engine:
             memory.settled = job.before
         ran = 0 if job.reader is None else job.reader.tokens
         if request.text is not None:
-            turn = text_turn(self.tokenizer, request.text)
+            turn = text_turn(chat.model, self.tokenizer, request.text)
             chat.state.enter(turn.conversation)
         else:
             prepared = prepare(chat, request, self.replay_limit)

@@ -120,6 +120,21 @@ def test_unknown_exchanges_are_run_once(running):
     assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
 
 
+@every_history
+def test_a_first_reply_that_the_client_shows_in_part_is_not_written_twice(running, history):
+    """A client that stops a reply may not show the last tokens that were sent."""
+    server, chat = running(history=history), plain_chat(history)
+    reply, _ = server.ask("My word is jade.", memory="anna")
+    part = reply[:2]
+    assert part.strip() and part != reply
+    server.ask("My word is jade.", part, "What is it?", memory="anna")
+    chat.read_exchange("My word is jade.", part)
+    chat.send("What is it?", 8)
+    assert chat_of(server, "anna").messages == chat.messages
+    assert len(chat_of(server, "anna").turns) == 2
+    assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
+
+
 def test_read_only_and_off_change_nothing(running):
     server = running()
     server.ask("My word is jade.", memory="anna")
@@ -463,6 +478,30 @@ def test_a_chat_that_is_longer_than_the_window_sees_its_last_tokens_and_a_note_s
     chat.history = longest // 2
     chat.send("And what is it?", 4)
     assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"said": ("word " * 30_000,)}, {"said": ("Hi.", "word " * 30_000, "Hi.")}, {"text": "word " * 30_000}]
+)
+def test_a_text_far_longer_than_the_window_is_refused_before_its_tokens_are_counted(running, monkeypatch, asked):
+    server = running()
+    server.ask("Hello.", memory="anna")
+    before = [turn.messages for turn in chat_of(server, "anna").turns]
+    lengths: list[int] = []
+    tokenizer = server.engine.tokenizer._tokenizer
+    encode = tokenizer.encode
+
+    def counted(text: str, **options: object) -> list[int]:
+        lengths.append(len(text))
+        return encode(text, **options)
+
+    monkeypatch.setattr(tokenizer, "encode", counted)
+    with pytest.raises(RefusedError, match=r"150,0\d\d characters, and the model's window is 4,096") as caught:
+        server.ask(*asked.pop("said", ()), memory="anna", **asked)
+    assert (caught.value.status, caught.value.code) == (400, "prompt_too_long")
+    assert max(lengths, default=0) < 10_000
+    assert [turn.messages for turn in chat_of(server, "anna").turns] == before
+    server.ask("Hello again.", memory="anna")
 
 
 LONG = ({"role": "user", "content": "A note of some words. " * 120},)
