@@ -149,3 +149,20 @@ def test_messages_that_are_refused(messages, problem):
     with pytest.raises(ValueError, match=problem) as error:
         chat.send(messages)
     assert "\n" not in str(error.value) and chat.messages == []
+
+
+@pytest.mark.slow
+def test_an_exported_chat_is_read_with_its_calls():
+    chat = chat_with_tools()
+    chat.send(QUESTION, **scripted(chat, f"Let me look.{CALL}"))
+    chat.send(RESULTS, 6)
+    content = json.loads(json.dumps(chat.to_dict()))
+    again = ChatSession.from_dict(chat.model, chat.tokenizer, content)
+    assert [turn.reply_ids for turn in again.turns] == [turn.reply_ids for turn in chat.turns]
+    assert again.messages == chat.messages
+    assert all(mx.allclose(state, chat.memory[layer], atol=1e-5) for layer, state in again.memory.items())
+    # Another model's tokens are not taken. The calls are then read as this template writes them.
+    content["turns"][0]["reply_ids"] = [5]
+    again = ChatSession.from_dict(chat.model, chat.tokenizer, content)
+    assert '"weather"' in chat.tokenizer.decode(again.turns[0].reply_ids)
+    assert again.messages == chat.messages
