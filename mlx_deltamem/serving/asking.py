@@ -1,17 +1,26 @@
 """Prepare the turn that a request asks for: the place in its memory, what is new, and what has to run first."""
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.exchange import Mode, RefusedError, ReplyRequest
 from mlx_deltamem.serving.memory import Memory
-from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.history import FULL
-from mlx_deltamem.sessions.place import Asked, Exchange, Place, asked, find_place, place_of_turn, turn_ids
+from mlx_deltamem.sessions.loops import later_turns, take_back
+from mlx_deltamem.sessions.place import (
+    Asked,
+    Exchange,
+    Place,
+    asked,
+    find_other_reply,
+    find_place,
+    place_of_turn,
+    turn_ids,
+)
 from mlx_deltamem.sessions.prefill import window
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.sessions.session import ChatSession
@@ -20,6 +29,9 @@ from mlx_deltamem.sessions.template_options import DEFAULTS, parse_tools
 from mlx_deltamem.sessions.turn import Turn
 from mlx_deltamem.sessions.writing import NONE
 
+# A text with more characters for each token of the window is refused before its tokens are counted, which takes seconds
+# for some megabytes, and all others wait. Ordinary text has about 4.
+_MOST_CHARACTERS = 32
 # A plain text is one turn of a conversation of this name, in a copy of the memory.
 _PLAIN_TEXT = "\x00text"
 
@@ -39,12 +51,13 @@ class Prepared:
     note: str | None = None
 
 
-def text_turn(tokenizer: TokenizerWrapper, text: str) -> Turn:
+def text_turn(model: nn.Module, tokenizer: TokenizerWrapper, text: str) -> Turn:
     """The turn that continues a plain text. Nothing is written.
 
     Raises:
-        RefusedError: The text has no tokens.
+        RefusedError: The text has no tokens, or far more than fit into the model's window.
     """
+    _check_length(model, [text])
     ids = tokenizer.encode(text)
     if not ids:
         raise RefusedError(400, "empty_prompt", "the prompt has no tokens; expected some text")
@@ -75,7 +88,7 @@ def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prep
         replay_limit: The largest number of tokens of other conversations that run again after an edit.
 
     Raises:
-        RefusedError: The messages cannot be replied to, or the edit is below too much text.
+        RefusedError: The messages cannot be replied to or are far too long, or the edit is below too much text.
         ValueError: The template refuses the messages, or they do not fit into the model's window.
     """
     think_end: str | None = chat.tokenizer.think_end
@@ -94,12 +107,32 @@ def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prep
     chat.state.set_start(system, template)
     write = NONE if request.mode is not Mode.WRITE else None
     tokens = 0
+    _check_length(chat.model, [message["content"] for message in question.new])
     for exchange in earlier:
         if exchange.messages:
-            chat.read_exchange(exchange.messages, _reply_text(exchange), write)
+            said = [*exchange.messages, exchange.reply]
+            _check_length(chat.model, [message["content"] for message in said])
+            reply = exchange.reply
+            chat.read_exchange(exchange.messages, reply["content"], write, reply.get("tool_calls", []))
             tokens += chat.turns[-1].length
     turn, note = _new_turn(chat, question, write)
     return Prepared(turn, tokens, note)
+
+
+def _check_length(model: nn.Module, texts: Sequence[str]) -> None:
+    """Check that texts are not far longer than the model's window.
+
+    Raises:
+        RefusedError: They are.
+    """
+    longest, characters = window(model), sum(map(len, texts))
+    if longest is not None and characters > longest * _MOST_CHARACTERS:
+        raise RefusedError(
+            400,
+            "prompt_too_long",
+            f"the text has {characters:,} characters, and the model's window is {longest:,} tokens: shorten the text, "
+            "or write it into a memory by .../remember",
+        )
 
 
 def _new_turn(chat: ChatSession, question: Asked, write: str | None) -> tuple[Turn, str | None]:
@@ -129,7 +162,7 @@ def _place(chat: ChatSession, request: ReplyRequest, question: Asked, think_end:
     if request.chat is not None and any(turn.conversation == request.chat for turn in turns):
         # An edit of the first message too is one of this chat.
         return find_place(turns, question.earlier, think_end, request.chat) or Place(request.chat, 0)
-    return find_place(turns, question.earlier, think_end)
+    return find_place(turns, question.earlier, think_end) or find_other_reply(turns, question.earlier, think_end)
 
 
 def _go_to(chat: ChatSession, place: Place, replay_limit: int) -> None:
@@ -141,11 +174,22 @@ def _go_to(chat: ChatSession, place: Place, replay_limit: int) -> None:
         for index, turn in enumerate(state.turns)
         if turn.conversation == place.conversation and not turn.remembered
     ]
-    dropped = said[place.turns :]
-    if not dropped:
-        return
-    others = [turn for index, turn in enumerate(state.turns) if index > dropped[0] and index not in dropped]
-    tokens = sum(turn.length for turn in others)
+    if dropped := said[place.turns :]:
+        take_back_up_to(chat, dropped, replay_limit)
+
+
+def take_back_up_to(chat: ChatSession, dropped: Sequence[int], replay_limit: int) -> None:
+    """Take turns back exactly, if not too many tokens have to run again for it.
+
+    Args:
+        chat: The chat.
+        dropped: The indices of the turns.
+        replay_limit: The largest number of tokens of later turns that run again.
+
+    Raises:
+        RefusedError: There are more.
+    """
+    tokens = sum(turn.length for turn in later_turns(chat.turns, dropped))
     if tokens > replay_limit:
         raise RefusedError(
             409,
@@ -153,10 +197,7 @@ def _go_to(chat: ChatSession, place: Place, replay_limit: int) -> None:
             f"{tokens:,} tokens of later turns would have to run again, and at most {replay_limit:,} may; "
             "send the message as a new one, or fork the memory",
         )
-    running.return_to(state, dropped[0])
-    for turn in others:
-        running.run_again(state, turn)
-    state.enter(place.conversation)
+    take_back(chat.state, dropped)
 
 
 def _template(
@@ -167,8 +208,3 @@ def _template(
             400, "template_refused", "a request brings a chat template; expected the model's: leave it out"
         )
     return ChatTemplate(tokenizer, None if tools is None else parse_tools(tools), **{**DEFAULTS, **options})
-
-
-def _reply_text(exchange: Exchange) -> str:
-    calls = exchange.reply.get("tool_calls") or []
-    return "\n".join([exchange.reply["content"], *(json.dumps(call["function"]) for call in calls)]).strip()

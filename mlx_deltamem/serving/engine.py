@@ -1,11 +1,12 @@
 """The engine: one thread that generates the replies of all requests and does all work on memories."""
 
+import contextlib
 import contextvars
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import mlx.nn as nn
 from mlx_lm.generate import GenerationResponse
@@ -30,7 +31,7 @@ from mlx_deltamem.sessions.writing import NONE
 _LOG = logging.getLogger(__name__)
 # While replies are generated, this many requests at most begin before the next step of the others.
 _BEGIN_AT_A_TIME = 8
-_PREFILL_STEP = 512
+PREFILL_STEP = 512
 
 
 class Engine:
@@ -66,13 +67,15 @@ class Engine:
         self._saver = Saver(save_after)
         self._batch = ReplyBatch(model, tokenizer, most)
         self._longest_queue = longest_queue
-        self._replay_limit = replay_limit
+        self.replay_limit = replay_limit
         self._jobs: dict[BatchedReply, ReplyJob] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ready: list[ReplyJob] = []
         self._waiting = 0
         self._round_at = time.monotonic()
         self._is_working = False
+        self._is_cut = False
+        self._is_within = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
@@ -87,7 +90,7 @@ class Engine:
 
     def cut(self) -> None:
         """End all replies at their last token, and refuse what waits. Any thread may call it."""
-        self.is_accepting = False
+        self.is_accepting, self._is_cut = False, True
         self._inbox.put(self._end_all)
 
     def stop(self, grace: float) -> None:
@@ -153,10 +156,52 @@ class Engine:
             memory.waiting.append(work)
         else:
             work()
+            self._go_on(memory)
+
+    @contextlib.contextmanager
+    def held(self, memory: Memory) -> Iterator[None]:
+        """A context for long work on a memory, within which other work on it waits, and requests that read it do not.
+
+        The work calls `others_go_on` from time to time. Use it in the engine's thread only.
+        """
+        memory.is_busy, memory.settled = True, memory.chat.state.snapshot()
+        try:
+            yield
+        finally:
+            memory.is_busy, memory.settled = False, None
+
+    def others_go_on(self, done: int, total: int) -> None:
+        """Between two parts of long work on a memory, let all other requests begin and go on.
+
+        Raises:
+            RefusedError: The server ends, and the work has to end too.
+        """
+        self._round_at = time.monotonic()
+        if self._is_cut:
+            raise _ending()
+        if done < total:
+            round_ = self._step if self._is_within else self._round_within
+            # How the work uses the memory is not how the others do.
+            contextvars.Context().run(round_)
+
+    def _round_within(self) -> None:
+        """A round while other work is under way. Work within it only lets replies go on, so that nothing piles up."""
+        self._is_within = True
+        try:
+            while not self._inbox.empty():
+                work = self._inbox.get()
+                if work is None:
+                    # The thread may not end here.
+                    self._inbox.put(None)
+                    break
+                self._do(work)
+            self._round()
+        finally:
+            self._is_within = False
 
     def _check_accepting(self) -> None:
         if not self.is_accepting:
-            raise RefusedError(503, "ending", "the server is ending; try again later")
+            raise _ending()
 
     def _run(self) -> None:
         while True:
@@ -199,7 +244,8 @@ class Engine:
             memory = self._memory_of(job)
         except Exception as error:
             self._waiting -= 1
-            job.fail(error)
+            self.metrics.requests.labels(outcome="failed").inc()
+            job.fail(refusal(error))
             return
         job.memory = memory
         if self._changes(job.request, memory):
@@ -278,10 +324,10 @@ class Engine:
             memory.settled = job.before
         ran = 0 if job.reader is None else job.reader.tokens
         if request.text is not None:
-            turn = text_turn(self.tokenizer, request.text)
+            turn = text_turn(chat.model, self.tokenizer, request.text)
             chat.state.enter(turn.conversation)
         else:
-            prepared = prepare(chat, request, self._replay_limit)
+            prepared = prepare(chat, request, self.replay_limit)
             turn, job.note, ran = prepared.turn, prepared.note, ran + prepared.tokens
         earlier = said_turns(chat.turns, turn.conversation)
         known = sum(each.length for each in earlier) if chat.state.keeps_text else 0
@@ -291,8 +337,8 @@ class Engine:
             request.max_tokens,
             request.stop,
             sampler_of(request.sampling, self.tokenizer),
-            _PREFILL_STEP,
-            self._others_go_on,
+            PREFILL_STEP,
+            self._replies_go_on,
             {"logits_processors": processors_of(request.sampling)},
         )
         if memory.listeners and job.waiting_for is not None:
@@ -306,7 +352,7 @@ class Engine:
         if response is not None:
             self._took(row, response)
 
-    def _others_go_on(self, done: int, total: int) -> None:
+    def _replies_go_on(self, done: int, total: int) -> None:
         """Between two parts of a long prompt, generate a token of the other replies."""
         self._round_at = time.monotonic()
         if done < total:
@@ -349,7 +395,7 @@ class Engine:
             for job in ready:
                 self._waiting -= 1
                 self._free(job)
-                job.fail(RefusedError(503, "ending", "the server is ending; try again later"))
+                job.fail(_ending())
             for row, job in list(self._jobs.items()):
                 self._end(row, job, "length")
         self._saver.save_all()
@@ -381,6 +427,7 @@ class Engine:
                 memory.changed(turn)
             elif job.reader is not None and job.is_kept:
                 memory.readers.put_back(job.reader)
+                memory.count()
             job.outlet.put(
                 Done(
                     reason,
@@ -417,5 +464,12 @@ class Engine:
         if memory is None:
             return
         memory.is_busy, memory.settled = False, None
+        self._go_on(memory)
+
+    def _go_on(self, memory: Memory) -> None:
         while memory.waiting and not memory.is_busy:
             self._do(memory.waiting.popleft())
+
+
+def _ending() -> RefusedError:
+    return RefusedError(503, "ending", "the server is ending; try again later")

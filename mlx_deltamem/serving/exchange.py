@@ -91,11 +91,13 @@ class Piece:
         text: The new text; often empty, because characters may need several tokens.
         logprob: The token that was chosen; None if log-probabilities were not asked for.
         top: The likeliest tokens at its place.
+        note: As in `Done`. The first step has it too.
     """
 
     text: str
     logprob: TokenLogprob | None = None
     top: tuple[TokenLogprob, ...] = ()
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Done:
         read_tokens: How many tokens before the reply ran for this request. The others were known.
         turn: The id of the turn, for `continues`.
         memory: The name of the memory; None: a private one.
-        revision: The number of turns that the memory has now.
+        revision: The number of replies and remembered texts that the memory has now.
         written: Whether the turn was written into the memory.
         note: A remark for the client, for example that the chat's text did not fit; None if there is none.
         saved: Whether all turns of the memory are in its file now. A private memory has none.

@@ -6,13 +6,15 @@ from typing import TypeVar
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.serving.engine import Engine
+from mlx_deltamem.serving.asking import take_back_up_to
+from mlx_deltamem.serving.engine import PREFILL_STEP, Engine
 from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, refusal
 from mlx_deltamem.serving.memories import DAMAGED
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.reply_job import Outlet, ReplyJob
 from mlx_deltamem.serving.service import Health, MemoryInfo, TurnInfo
 from mlx_deltamem.serving.watching import Event, states
+from mlx_deltamem.sessions.loops import tool_loops
 from mlx_deltamem.sessions.messages import Message
 
 _Result = TypeVar("_Result")
@@ -100,18 +102,24 @@ class LocalService:
         return await self._changed(name, match, lambda memory: memory.chat.reset())
 
     async def undo(self, name: str, match: str | None) -> MemoryInfo:
-        """Take the last turn back."""
+        """Take the last turn back; a tool loop as a whole."""
 
         def undo(memory: Memory) -> None:
             if not memory.chat.turns:
                 raise RefusedError(409, "nothing_to_undo", f"memory {name} has no turn to take back")
-            memory.chat.undo()
+            take_back_up_to(memory.chat, tool_loops(memory.chat.turns)[-1], self._engine.replay_limit)
 
         return await self._changed(name, match, undo)
 
     async def remember(self, name: str, messages: Sequence[Message], write: str, match: str | None) -> MemoryInfo:
-        """Write messages into the memory without a reply."""
-        return await self._changed(name, match, lambda memory: memory.chat.remember(list(messages), write), make=True)
+        """Write messages into the memory without a reply. Other requests go on meanwhile."""
+        engine = self._engine
+
+        def remember(memory: Memory) -> None:
+            with engine.held(memory):
+                memory.chat.remember(list(messages), write, PREFILL_STEP, engine.others_go_on)
+
+        return await self._changed(name, match, remember, make=True)
 
     async def turns(self, name: str) -> Sequence[TurnInfo]:
         """The turns of a memory."""
@@ -159,9 +167,9 @@ class LocalService:
                     "id": info.id,
                     "chat": info.chat,
                     "changed": {str(layer): value for layer, value in info.changed.items()},
-                    "kept": {} if turn.drift is None else {str(layer): x for layer, x in turn.drift.kept.items()},
+                    "kept": {str(layer): value for layer, value in info.kept.items()},
                 }
-                for info, turn in zip(infos, memory.chat.turns, strict=True)
+                for info in infos
             ]
             chats = [info.chat for info in infos]
             borders = [index for index in range(1, len(chats)) if chats[index] != chats[index - 1]]
@@ -194,7 +202,7 @@ class LocalService:
     def metrics(self) -> str:
         """The figures in Prometheus' text form."""
         engine = self._engine
-        total = sum(memory.nbytes for memory in engine.memories.loaded())
+        total = sum(memory.counted for memory in engine.memories.loaded())
         return engine.metrics.text(engine.active, engine.waiting, total, engine.unsaved)
 
     def _listened(self, name: str, listener: Callable[[Event], None]) -> Memory:

@@ -118,9 +118,10 @@ class Memories:
         """Note that a memory is used, and let others leave RAM if there are too many."""
         self._uses += 1
         memory.last_used = self._uses
+        memory.count()
         total = 0
         for other in sorted(self.loaded(), key=lambda each: -each.last_used):
-            total += other.nbytes
+            total += other.counted
             # All that a named memory holds is in its file.
             if total > self._most_bytes and other is not memory and not other.is_in_use:
                 self._loaded = {name: each for name, each in self._loaded.items() if each is not other}

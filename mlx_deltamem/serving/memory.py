@@ -10,6 +10,7 @@ from mlx_deltamem.serving.exchange import RefusedError, ReplyRequest
 from mlx_deltamem.serving.readers import Reader, Readers
 from mlx_deltamem.serving.service import MemoryInfo, TurnInfo
 from mlx_deltamem.serving.watching import Event
+from mlx_deltamem.sessions.loops import loop_changes, loop_kept, loop_messages, tool_loops
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.state import Snapshot
@@ -28,6 +29,7 @@ class Memory:
         is_unsaved: Whether it has turns that are not in its file. Only `Saver` lets that be.
         waiting: The work that begins when it is free, in order.
         last_used: When it was used last, as a count of uses of all memories.
+        counted: Its bytes when they were counted last.
         listeners: Called with each event of the memory.
         settled: The memory before the turn that is under way; None if none has begun.
         readers: Copies for chats that only read it.
@@ -41,6 +43,7 @@ class Memory:
         self.is_unsaved = False
         self.waiting: deque[Callable[[], None]] = deque()
         self.last_used = 0
+        self.counted = 0
         self.listeners: list[Callable[[Event], None]] = []
         self.settled: Snapshot | None = None
         self.readers = Readers()
@@ -61,9 +64,12 @@ class Memory:
     def nbytes(self) -> int:
         """The bytes of the states and of the keys and values that are kept, those of its copies among them."""
         state = self.chat.state
-        kept = sum(entry.nbytes for entry in state.cache or ())
         places = sum(place is not None for turn in state.turns for place in (turn.before, turn.between))
-        return kept + self.readers.nbytes + (places + 1) * sum(each.nbytes for each in state.states)
+        return state.kept_bytes + self.readers.nbytes + (places + 1) * sum(each.nbytes for each in state.states)
+
+    def count(self) -> None:
+        """Count the bytes. This takes too long to be done for all memories with each request."""
+        self.counted = self.nbytes
 
     def check(self, match: str | None) -> None:
         """Check that the memory has a revision.
@@ -105,11 +111,12 @@ class Memory:
         self.is_unsaved = False
 
     def changed(self, turn: str = "") -> None:
-        """Tell those who watch the memory that its turns have changed.
+        """Count its bytes again, and tell those who watch the memory that its turns have changed.
 
         Args:
             turn: The id of the last turn.
         """
+        self.count()
         event = {"event": "turn", "id": turn, "revision": self.revision} if self.listeners else {}
         for listener in list(self.listeners):
             listener(event)
@@ -120,7 +127,7 @@ class Memory:
         return MemoryInfo(
             name=self.name or "",
             revision=self.revision,
-            turns=len(chat.turns),
+            turns=len(tool_loops(chat.turns)),
             tokens=sum(turn.length for turn in chat.turns),
             state_bytes=sum(state.nbytes for state in chat.memory.values()),
             history=chat.history,
@@ -130,13 +137,21 @@ class Memory:
         )
 
     def turn_infos(self, think_end: str | None) -> list[TurnInfo]:
-        """The turns, as clients see them."""
+        """The turns, as clients see them: a tool loop is one turn."""
+        turns, names = self.chat.turns, turn_ids(self.chat.turns, think_end)
         infos = []
-        for turn, name in zip(self.chat.turns, turn_ids(self.chat.turns, think_end), strict=True):
-            reply = () if turn.remembered else ({"role": "assistant", "content": turn.reply},)
-            changed = {} if turn.drift is None else dict(turn.drift.changed)
+        for group in tool_loops(turns):
+            loop = [turns[index] for index in group]
             infos.append(
-                TurnInfo(name, turn.conversation, (*turn.messages, *reply), turn.remembered, turn.write, changed)
+                TurnInfo(
+                    id=names[group[-1]],
+                    chat=loop[0].conversation,
+                    messages=loop_messages(loop),
+                    remembered=loop[0].remembered,
+                    write=loop[0].write,
+                    changed=loop_changes(self.chat.state, group),
+                    kept=loop_kept(loop),
+                )
             )
         return infos
 

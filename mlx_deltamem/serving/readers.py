@@ -46,7 +46,7 @@ class Reader:
     @property
     def nbytes(self) -> int:
         """The bytes of its keys and values."""
-        return sum(entry.nbytes for entry in self.chat.state.cache or ())
+        return self.chat.state.kept_bytes
 
 
 class Readers:

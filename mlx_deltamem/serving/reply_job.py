@@ -86,11 +86,9 @@ class ReplyJob:
     def send(self, response: GenerationResponse, tokenizer: TokenizerWrapper) -> None:
         """Send a step of the reply to the client."""
         self.pieces += 1
-        if self.request.top_logprobs is None:
-            self.outlet.put(Piece(response.text))
-            return
-        if response.token in tokenizer.eos_token_ids:
-            self.outlet.put(Piece(response.text))
+        note = self.note if self.pieces == 1 else None
+        if self.request.top_logprobs is None or response.token in tokenizer.eos_token_ids:
+            self.outlet.put(Piece(response.text, note=note))
             return
         logprobs = response.logprobs.astype(mx.float32)
         count = self.request.top_logprobs
@@ -100,7 +98,7 @@ class ReplyJob:
             likeliest = np.argsort(-values, kind="stable")[:count]
             top = tuple(_token(tokenizer, int(token), float(values[token])) for token in likeliest)
         chosen = _token(tokenizer, response.token, logprobs[response.token].item())
-        self.outlet.put(Piece(response.text, chosen, top))
+        self.outlet.put(Piece(response.text, chosen, top, note))
 
     def fail(self, error: Exception) -> None:
         """Tell the client of an error."""

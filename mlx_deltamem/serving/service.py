@@ -1,7 +1,7 @@
 """`Service`: everything that the HTTP side can ask of the engine."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -17,7 +17,7 @@ class MemoryInfo:
     Attributes:
         name: Its name.
         revision: The number of changes since it was opened or made. It is its ETag, together with the name.
-        turns: The number of turns, the remembered texts among them.
+        turns: The number of turns, the remembered texts among them. A tool loop is one turn.
         tokens: The number of tokens in them.
         state_bytes: The size of the states.
         history, write: As in `ChatSession`.
@@ -38,15 +38,16 @@ class MemoryInfo:
 
 @dataclass(frozen=True)
 class TurnInfo:
-    """A turn of a memory.
+    """A turn of a memory. A tool loop is one turn.
 
     Attributes:
         id: Its id, for `ReplyRequest.continues`.
         chat: The chat that it is part of.
-        messages: Its messages, and the reply.
+        messages: Its messages, and the reply; in a tool loop, the calls, the results and the last reply too.
         remembered: Whether it is a remembered text.
         write: Which part of it was written.
-        changed: By layer, the norm of the change of the memory, divided by the larger norm.
+        changed: By layer, the norm of the change of the memory, divided by the larger norm. Empty if it is not known.
+        kept: By layer, the mean of the keep gate over the tokens that were written as they were read. Likewise.
     """
 
     id: str
@@ -55,6 +56,7 @@ class TurnInfo:
     remembered: bool
     write: str
     changed: Mapping[int, float]
+    kept: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Service(Protocol):
         """Empty a memory."""
 
     async def undo(self, name: str, match: str | None) -> MemoryInfo:
-        """Take the last turn back."""
+        """Take the last turn back; a tool loop as a whole."""
 
     async def remember(self, name: str, messages: Sequence[Message], write: str, match: str | None) -> MemoryInfo:
         """Write messages into the memory without a reply."""

@@ -67,6 +67,17 @@ class ChatText:
         before, earlier = self._before(turns, messages)
         return self._template.ending([*before, *messages, {"role": "assistant", "content": reply}]).later(earlier)
 
+    def reply_ids(self, turns: Sequence[Turn], messages: Sequence[Message], reply: Message) -> list[int]:
+        """The token ids of a reply that was not generated, with its tool calls.
+
+        Args:
+            turns: The turns before.
+            messages: The messages that the model replied to.
+            reply: The reply.
+        """
+        before, _ = self._before(turns, messages)
+        return self._template.reply_ids([*before, *messages, reply])
+
     def remembered(self, messages: Sequence[Message]) -> Segments:
         """The tokens of messages that are to be remembered, behind a visible start.
 

@@ -1,6 +1,7 @@
 """A chat as a dict that JSON can hold, and back. The memory is not in it: reading the chat again makes it."""
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -11,10 +12,18 @@ from mlx_deltamem.files.jsonl import kind_of
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.history import FULL, History, parse_history
-from mlx_deltamem.sessions.messages import Message, ToolCall, json_text, parse_messages, said_messages, system_prompt
+from mlx_deltamem.sessions.messages import (
+    Message,
+    ToolCall,
+    as_generated,
+    parse_messages,
+    said_messages,
+    system_prompt,
+)
 from mlx_deltamem.sessions.prefill import Progress
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.template_options import check_storable
+from mlx_deltamem.sessions.tool_calls import find_tool_calls
 from mlx_deltamem.sessions.turn import Turn
 from mlx_deltamem.sessions.writing import ALL, parse_remembered_write, parse_write
 
@@ -164,7 +173,7 @@ def _turn_of(state: ChatState, tokenizer: TokenizerWrapper, given: ExportedTurn)
         given.write,
         given.conversation,
         reply=given.reply,
-        reply_ids=_reply_ids(tokenizer, given),
+        reply_ids=_reply_ids(state, tokenizer, given),
         ending=state.text.ending(state.turns, given.messages, given.reply),
         tool_calls=given.tool_calls,
     )
@@ -172,13 +181,29 @@ def _turn_of(state: ChatState, tokenizer: TokenizerWrapper, given: ExportedTurn)
     return turn
 
 
-def _reply_ids(tokenizer: TokenizerWrapper, given: ExportedTurn) -> tuple[int, ...]:
-    """The tokens of a reply: those that were generated, if this tokenizer reads the same text from them."""
+def _reply_ids(state: ChatState, tokenizer: TokenizerWrapper, given: ExportedTurn) -> tuple[int, ...]:
+    """The tokens of a reply: those that were generated, if this tokenizer reads the same text and calls from them."""
     largest = max(tokenizer.get_vocab().values())
     known = bool(given.reply_ids) and all(0 <= token <= largest for token in given.reply_ids)
-    if known and tokenizer.decode(list(given.reply_ids)) == given.reply:
+    if known and _is_read_as(state, tokenizer, given):
         return given.reply_ids
-    return tuple(tokenizer.encode(given.reply, add_special_tokens=False))
+    reply = {"role": "assistant", "content": given.reply, "tool_calls": given.tool_calls}
+    return tuple(state.text.reply_ids(state.turns, given.messages, parse_messages(reply)[0]))
+
+
+def _is_read_as(state: ChatState, tokenizer: TokenizerWrapper, given: ExportedTurn) -> bool:
+    """Whether the tokens of a reply are its text and its calls."""
+    if not given.tool_calls:
+        text: str = tokenizer.decode(list(given.reply_ids))
+        return text == given.reply
+    text, calls = find_tool_calls(tokenizer, given.reply_ids, state.template.tools)
+    named = [[call["function"]["name"], _arguments(call)] for call in calls]
+    return text == given.reply and named == [[call["function"]["name"], _arguments(call)] for call in given.tool_calls]
+
+
+def _arguments(call: ToolCall) -> object:
+    arguments = call["function"]["arguments"]
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
 
 
 def _parse_own(content: Mapping[str, object]) -> ExportedChat:
@@ -266,21 +291,13 @@ def _exchanges(messages: Sequence[Message], write: str) -> tuple[str | None, tup
         elif not new:
             raise ValueError(f"messages[{index}] is a reply without a message before it; expected one: take it out")
         else:
-            turns.append(ExportedTurn(tuple(new), message["content"], (), _as_generated(message), write))
+            turns.append(ExportedTurn(tuple(new), message["content"], (), as_generated(message), write))
             new = []
     if new:
         raise ValueError(
             "the messages end without a reply; expected one: take the last message out, and send it in the chat"
         )
     return system, tuple(turns)
-
-
-def _as_generated(message: Message) -> tuple[ToolCall, ...]:
-    """The tool calls of a message, with the arguments as JSON text: a reply that was generated has them so."""
-    calls = copy.deepcopy(message.get("tool_calls", []))
-    for call in calls:
-        call["function"]["arguments"] = json_text(call["function"]["arguments"])
-    return tuple(calls)
 
 
 def _text(place: str, value: object) -> str:

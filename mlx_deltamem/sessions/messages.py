@@ -1,5 +1,6 @@
 """Messages of a chat: the form that OpenAI's API uses, and the form that chat templates use."""
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import Literal, NotRequired, TypedDict, TypeGuard
@@ -118,6 +119,14 @@ def json_text(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     text.encode()
     return text
+
+
+def as_generated(message: Message) -> tuple[ToolCall, ...]:
+    """The tool calls of a message, with the arguments as JSON text: a reply that was generated has them so."""
+    calls = copy.deepcopy(message.get("tool_calls", []))
+    for call in calls:
+        call["function"]["arguments"] = json_text(call["function"]["arguments"])
+    return tuple(calls)
 
 
 def quoted(text: str) -> str:

@@ -153,6 +153,35 @@ def find_place(
     return deepest(places(turns, think_end), path_ids(earlier, think_end))
 
 
+def find_other_reply(turns: Sequence[Turn], earlier: Sequence[Exchange], think_end: str | None = None) -> Place | None:
+    """The beginning of a conversation that the client shows with another first reply; None if there is none.
+
+    A client that stops a reply may show less of it than was sent, and some clients let their users edit replies. So a
+    conversation of one turn is taken for the client's if its messages are the same, and one of the replies begins with
+    the other one, or nothing has been said since.
+
+    Args:
+        turns: All turns of a chat, of which no conversation begins with `earlier`.
+        earlier: The exchanges that the client shows.
+        think_end: As for `turn_ids`.
+    """
+    if not earlier:
+        return None
+    first = list(map(_plain, earlier[0].messages))
+    reply = _without_reasoning(earlier[0].reply["content"], think_end).strip()
+    conversations: dict[str, list[Turn]] = {}
+    for turn in said_turns(turns):
+        conversations.setdefault(turn.conversation, []).append(turn)
+    # The newest one first.
+    for name, said in reversed(conversations.items()):
+        known = _without_reasoning(said[0].reply, think_end).strip()
+        is_part = known.startswith(reply) or reply.startswith(known)
+        is_last = said[0] is turns[-1]
+        if len(said) == 1 and (is_part or is_last) and list(map(_plain, said[0].messages)) == first:
+            return Place(name, 0)
+    return None
+
+
 def deepest(known: Mapping[str, Place], path: Iterable[str]) -> Place | None:
     """The place at the end of the longest known part of a path.
 

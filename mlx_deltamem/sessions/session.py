@@ -27,6 +27,7 @@ from mlx_deltamem.sessions.messages import (
     GivenMessages,
     Message,
     ToolCall,
+    as_generated,
     is_utf8,
     parse_messages,
     said_messages,
@@ -305,22 +306,34 @@ class ChatSession:
         running.check_fits(self._state, turn)
         return turn
 
-    def read_exchange(self, text: GivenMessages, reply: str, write: str | None = None) -> None:
+    def read_exchange(
+        self,
+        text: GivenMessages,
+        reply: str,
+        write: str | None = None,
+        tool_calls: Sequence[Mapping[str, object]] = (),
+    ) -> None:
         """Add a turn with a reply that is known, for example one of a transcript.
 
         Args:
             text: The user's message, or messages in OpenAI's form.
             reply: The text of the reply.
             write: Which part of the turn is written; None: as the attribute `write`.
+            tool_calls: The tool calls of the reply, in OpenAI's form. They are read behind the text.
 
         Raises:
-            ValueError: As for `stream`; or the reply is not text. The chat is unchanged.
+            ValueError: As for `stream`; or the reply is not text, or a call has another form. The chat is unchanged.
         """
         turn = self.new_turn(text, write)
-        [said] = parse_messages({"role": "assistant", "content": reply})
-        reply_ids = tuple(self.tokenizer.encode(said["content"], add_special_tokens=False))
-        ending = self._state.text.ending(self._state.turns, turn.messages, said["content"])
-        turn = replace(turn, reply=said["content"], reply_ids=reply_ids, ending=ending)
+        [said] = parse_messages({"role": "assistant", "content": reply, "tool_calls": list(tool_calls)})
+        seen = self._state.text
+        turn = replace(
+            turn,
+            reply=said["content"],
+            reply_ids=tuple(seen.reply_ids(self._state.turns, turn.messages, said)),
+            ending=seen.ending(self._state.turns, turn.messages, said["content"]),
+            tool_calls=as_generated(said),
+        )
         with self._state.all_or_nothing():
             running.run_again(self._state, turn)
 

@@ -114,6 +114,12 @@ class ChatState:
             raise RuntimeError("the chat has no prompt cache; expected one: run a turn first")
         return self.cache
 
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of the keys and values that are kept, those of all conversations."""
+        caches = [*self._caches.values(), self.cache or ()]
+        return sum(entry.nbytes for cache in caches for entry in cache)
+
     def check_idle(self) -> None:
         """Check that no reply is being generated.
 

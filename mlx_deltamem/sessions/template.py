@@ -6,7 +6,7 @@ from itertools import chain, pairwise
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.messages import Message, ToolCall, json_text
 from mlx_deltamem.sessions.segments import Segments, shared_length
 from mlx_deltamem.sessions.template_options import Tools
 from mlx_deltamem.sessions.template_text import TemplateText, described
@@ -101,6 +101,25 @@ class ChatTemplate:
             raise ValueError(f"ending got {described(messages)}; expected a reply at the end")
         ids = self._encode(self._text.ending(messages))
         return Segments(ids, [_count(messages) - 1] * len(ids), [-1] * len(ids))
+
+    def reply_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids of a reply that was not generated: its content and its tool calls.
+
+        The calls are as the template writes them; as JSON, if it writes none or not behind the content.
+
+        Args:
+            messages: All messages, the reply last. It may have `tool_calls`.
+        """
+        reply = messages[-1]
+        calls = reply.get("tool_calls")
+        return self._encode(reply["content"] + (self._calls(messages, calls) if calls else ""))
+
+    def _calls(self, messages: Sequence[Message], calls: Sequence[ToolCall]) -> str:
+        try:
+            text = self._text.calls(messages)
+        except ValueError:
+            text = ""
+        return text or "".join("\n" + json_text(call["function"]) for call in calls)
 
     def _segments(self, messages: Sequence[Message], start: int, generation_prompt: bool, sentence: int) -> Segments:
         """The tokens that `messages[start:]`, and the generation prompt, add to the messages before them."""

@@ -74,6 +74,24 @@ class TemplateText:
         """The text after the content of the last message that ends it, whatever follows."""
         return self._end(messages, self._after([*messages, _A_TURN[0]], len(messages) - 1, False), one_block=False)
 
+    def calls(self, messages: Sequence[Message]) -> str:
+        """The text of the tool calls of the last message, a reply, which follows its content.
+
+        Raises:
+            ValueError: As `ChatTemplate` says; or the template writes the calls in another place.
+        """
+        *before, reply = messages
+        plain: Message = {"role": "assistant", "content": reply["content"]}
+        after, end = (self._after([*before, each, _A_TURN[0]], len(before), False) for each in (reply, plain))
+        if not after.endswith(end):
+            raise ValueError(
+                f"the chat template writes {quoted(after)} after a reply with tool calls, and {quoted(end)} after one "
+                "without; expected that the first ends with the second: give the tokenizer another chat template"
+            )
+        # The content is never empty here, because the mark stands for it.
+        text = after.removesuffix(end)
+        return text if reply["content"] else text.lstrip("\n")
+
     def _added(self, messages: Sequence[Message], start: int, generation_prompt: bool, one_block: bool) -> str:
         if start == 0:
             return self._rendered(messages, generation_prompt)

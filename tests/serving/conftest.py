@@ -23,6 +23,7 @@ class Running:
 
     def __init__(self, folder: Path, **options: Any):
         model, tokenizer = loaded()
+        tokenizer = options.pop("tokenizer", tokenizer)
         history, write = options.pop("history", "full"), options.pop("write", "all")
         self.memories = Memories(
             model, tokenizer, folder, history, write, most_bytes=options.pop("most_bytes", 1 << 30)
@@ -39,14 +40,19 @@ class Running:
 
         return asyncio.run(all_of_them())
 
-    def ask(self, *said: str, **options: Any) -> tuple[str, Done]:
+    def ask(self, *said: str | dict, **options: Any) -> tuple[str, Done]:
         """Ask for one reply."""
         return self.run(self.asking(*said, **options))[0]
 
-    async def asking(self, *said: str, leave_after: int | None = None, **options: Any) -> tuple[str, Done | None]:
-        """The reply to messages, which alternate between user and assistant."""
+    async def asking(
+        self, *said: str | dict, leave_after: int | None = None, **options: Any
+    ) -> tuple[str, Done | None]:
+        """The reply to messages. Those that are texts alternate between user and assistant."""
         roles = ("user", "assistant")
-        messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(said)]
+        messages = [
+            {"role": roles[place % 2], "content": each} if isinstance(each, str) else each
+            for place, each in enumerate(said)
+        ]
         if system := options.pop("system", None):
             messages.insert(0, {"role": "system", "content": system})
         options.setdefault("max_tokens", 8)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mlx_deltamem import ChatSession
-from mlx_deltamem.serving.exchange import Done, RefusedError, Sampling
+from mlx_deltamem.serving.exchange import Done, RefusedError, ReplyRequest, Sampling
+from mlx_deltamem.sessions.messages import parse_messages
 from tests.serving.conftest import OFF, READ, Running
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
 from tests.sessions.test_session import HISTORIES, loaded, new_chat, same_memory
@@ -116,6 +117,21 @@ def test_unknown_exchanges_are_run_once(running):
     chat.read_exchange("Hello.", "Hi.")
     chat.send("What is it?", 8)
     assert chat.messages == chat_of(server, "anna").messages
+    assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
+
+
+@every_history
+def test_a_first_reply_that_the_client_shows_in_part_is_not_written_twice(running, history):
+    """A client that stops a reply may not show the last tokens that were sent."""
+    server, chat = running(history=history), plain_chat(history)
+    reply, _ = server.ask("My word is jade.", memory="anna")
+    part = reply[:2]
+    assert part.strip() and part != reply
+    server.ask("My word is jade.", part, "What is it?", memory="anna")
+    chat.read_exchange("My word is jade.", part)
+    chat.send("What is it?", 8)
+    assert chat_of(server, "anna").messages == chat.messages
+    assert len(chat_of(server, "anna").turns) == 2
     assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
 
 
@@ -359,6 +375,18 @@ def test_memories_leave_ram_and_come_back(running):
     assert [len(chat_of(server, name).turns) for name in ("anna", "ben", "carl")] == [1, 1, 1]
 
 
+def test_the_texts_of_all_chats_of_a_memory_are_counted(running):
+    server = running()
+    server.ask("Hello there.", memory="anna", chat="a")
+    memory = server.memories.get("anna")
+    text, one = memory.chat.state.kept_bytes, memory.counted
+    assert one == memory.nbytes > text > 0
+    server.ask("Hello again.", memory="anna", chat="b")
+    new = sum(entry.nbytes for entry in memory.chat.state.filled_cache)
+    assert memory.chat.state.kept_bytes == text + new
+    assert memory.counted == memory.nbytes >= one + new
+
+
 def test_the_end_saves_what_was_said(running, tmp_path):
     server = running()
 
@@ -415,3 +443,121 @@ def test_a_memory_is_watched_token_by_token(running):
     chat.conversation = "d"
     chat.send("My word is jade.", 5)
     assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
+
+
+@pytest.mark.parametrize("memory", [None, "anna"])
+def test_messages_that_end_with_a_reply_are_refused(running, memory):
+    with pytest.raises(RefusedError, match="end with a reply of the assistant") as caught:
+        running().ask("Hello.", "Hi.", memory=memory)
+    assert caught.value.status == 400
+
+
+def test_a_chat_that_is_longer_than_the_window_sees_its_last_tokens_and_a_note_says_so(running, monkeypatch):
+    server = running()
+    reply, done = server.ask("My word is jade.", memory="anna")
+    assert done.note is None
+    model = loaded()[0]
+    longest = chat_of(server, "anna").turns[0].length + 20
+    monkeypatch.setattr(model.args, "max_position_embeddings", longest)
+
+    async def notes() -> list[str | None]:
+        said = ("My word is jade.", reply, "And what is it?")
+        messages = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(said)]
+        request = ReplyRequest(parse_messages(messages), memory="anna", max_tokens=4)
+        return [step.note async for step in server.service.reply(request)]
+
+    [told] = server.run(notes())
+    note = f"the chat is longer than the model's window; the last {longest // 2} tokens are seen"
+    # The first step has it for the head of a stream.
+    assert told == [note, *[None] * (len(told) - 2), note]
+    # The next reply may see all of its text again.
+    assert chat_of(server, "anna").history == "full"
+    monkeypatch.undo()
+    chat = plain_chat()
+    chat.send("My word is jade.", 8)
+    chat.history = longest // 2
+    chat.send("And what is it?", 4)
+    assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"said": ("word " * 30_000,)}, {"said": ("Hi.", "word " * 30_000, "Hi.")}, {"text": "word " * 30_000}]
+)
+def test_a_text_far_longer_than_the_window_is_refused_before_its_tokens_are_counted(running, monkeypatch, asked):
+    server = running()
+    server.ask("Hello.", memory="anna")
+    before = [turn.messages for turn in chat_of(server, "anna").turns]
+    lengths: list[int] = []
+    tokenizer = server.engine.tokenizer._tokenizer
+    encode = tokenizer.encode
+
+    def counted(text: str, **options: object) -> list[int]:
+        lengths.append(len(text))
+        return encode(text, **options)
+
+    monkeypatch.setattr(tokenizer, "encode", counted)
+    with pytest.raises(RefusedError, match=r"150,0\d\d characters, and the model's window is 4,096") as caught:
+        server.ask(*asked.pop("said", ()), memory="anna", **asked)
+    assert (caught.value.status, caught.value.code) == (400, "prompt_too_long")
+    assert max(lengths, default=0) < 10_000
+    assert [turn.messages for turn in chat_of(server, "anna").turns] == before
+    server.ask("Hello again.", memory="anna")
+
+
+LONG = ({"role": "user", "content": "A note of some words. " * 120},)
+
+
+@pytest.mark.slow
+def test_other_requests_begin_and_end_while_a_long_text_is_remembered(running, monkeypatch):
+    server = running()
+    ended: list[str] = []
+
+    def remember(chat: ChatSession, *arguments: object, **options: object) -> None:
+        remember_before(chat, *arguments, **options)
+        ended.append("remembered")
+
+    remember_before = ChatSession.remember
+    monkeypatch.setattr(ChatSession, "remember", remember)
+
+    async def asking(*said: str, **options: object) -> None:
+        while not server.memories.get("anna", make=True).is_busy:
+            await asyncio.sleep(0.001)
+        _, done = await server.asking(*said, **options)
+        ended.append(options["memory"])
+        assert (done.revision == 0) == (options.get("mode") is READ)
+
+    before, _ = plain_chat(), server.ask("My word is jade.", memory="anna")
+    [info, *_] = server.run(
+        server.service.remember("anna", LONG, "all", None),
+        asking("Hello.", memory="ben", max_tokens=2),
+        # It reads the memory from before the text.
+        server.asking("What is it?", memory="anna", mode=READ, max_tokens=2),
+        server.asking("What is it?", memory="anna", max_tokens=2),
+    )
+    assert ended == ["ben", "remembered"]
+    assert info.turns == 2
+    assert [turn.remembered for turn in chat_of(server, "anna").turns] == [False, True, False]
+    before.send("My word is jade.", 8)
+    before.remember(list(LONG))
+    before.conversation = "other"
+    before.send("What is it?", 2)
+    assert same_memory(chat_of(server, "anna"), before, TOLERANCE_AGAIN)
+
+
+def test_a_server_that_ends_does_not_finish_a_long_text(running):
+    server = running()
+    server.ask("My word is jade.", memory="anna")
+    memory = chat_of(server, "anna").memory
+
+    async def end() -> None:
+        while not server.memories.get("anna").is_busy:
+            await asyncio.sleep(0.001)
+        server.engine.cut()
+
+    async def remembering() -> None:
+        with pytest.raises(RefusedError, match="the server is ending"):
+            await server.service.remember("anna", LONG, "all", None)
+
+    server.run(remembering(), end())
+    assert len(chat_of(server, "anna").turns) == 1
+    assert all((chat_of(server, "anna").memory[layer] == state).all() for layer, state in memory.items())

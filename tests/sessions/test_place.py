@@ -3,7 +3,7 @@
 import pytest
 
 from mlx_deltamem.sessions.messages import parse_messages
-from mlx_deltamem.sessions.place import Place, asked, find_place, turn_ids
+from mlx_deltamem.sessions.place import Place, asked, find_other_reply, find_place, turn_ids
 from tests.sessions.test_session import new_chat
 
 
@@ -51,6 +51,36 @@ def test_the_longest_known_part():
     assert find_place(chat.turns, changed, conversation="a") == Place("a", 1)
     assert find_place(chat.turns, asked(messages("Zero.", other, "New.")).earlier) is None
     assert find_place(chat.turns, ()) is None
+
+
+def test_a_first_reply_that_the_client_shows_in_another_way():
+    chat = new_chat()
+
+    def found(*texts: str) -> Place | None:
+        return find_other_reply(chat.turns, asked(messages(*texts, "New.")).earlier, "</think>")
+
+    chat.conversation = "a"
+    chat.read_exchange("One.", "<think>Hm.</think> Yes, of course.")
+    # It is the last turn: the client has edited the reply.
+    assert found("One.", "No.") == Place("a", 0)
+    assert found("Zero.", "Yes, of course.") is None
+    assert found() is None
+    chat.conversation = "b"
+    chat.read_exchange("Two.", "Well.")
+    assert found("One.", "Yes, of") == found("One.", "") == found("One.", "Yes, of course. And") == Place("a", 0)
+    assert found("One.", "No.") is None
+    # Of two chats with the same words, it is the newer one.
+    chat.conversation = "c"
+    chat.read_exchange("One.", "Yes.")
+    chat.conversation = "d"
+    chat.read_exchange("Two.", "Well.")
+    assert found("One.", "Yes, of") == Place("a", 0)
+    assert found("One.", "Ye") == Place("c", 0)
+    # A chat that has gone on stays as it is.
+    for name in ("c", "a"):
+        chat.conversation = name
+        chat.read_exchange("More.", "Yes.")
+    assert found("One.", "Ye") is None
 
 
 def test_ids_depend_on_all_before():

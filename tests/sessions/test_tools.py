@@ -92,6 +92,35 @@ def test_the_tools_are_in_the_prompt():
     assert chats[1].tokenizer.decode(chats[1].segments.ids).startswith("<|im_start|>user")
 
 
+WRITES_CALLS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for call in m.tool_calls or [] %}"
+    "{% if m.content or not loop.first %}{{ '\n' }}{% endif %}<tool_call>\n{{ call.function | tojson }}\n</tool_call>"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALLED = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Vigo"}}}
+
+
+@pytest.mark.parametrize(
+    ("options", "reply", "written"),
+    [
+        ({"chat_template": WRITES_CALLS}, "Let me look.", "Let me look.\n<tool_call>\n{}\n</tool_call>"),
+        ({"chat_template": WRITES_CALLS}, "", "<tool_call>\n{}\n</tool_call>"),
+        # This template writes no calls.
+        ({}, "Let me look.", "Let me look.\n{}"),
+    ],
+)
+def test_calls_of_a_known_reply_are_read_as_the_template_writes_them(options, reply, written):
+    chat = chat_with_tools(**options)
+    chat.read_exchange(QUESTION, reply, tool_calls=[CALLED])
+    assert chat.tokenizer.decode(chat.turns[0].reply_ids) == written.format(json.dumps(CALLED["function"]))
+    assert chat.messages[-1]["content"] == reply
+    # As in a reply that was generated, the arguments are JSON text.
+    [call] = chat.tool_calls
+    assert json.loads(call["function"]["arguments"]) == {"town": "Vigo"}
+    chat.send(RESULTS, 4)
+    assert len(chat.messages) == 5
+
+
 def test_without_tools_a_call_is_text():
     chat = chat_with_tools(tools=None)
     assert chat.send(QUESTION, **scripted(chat, CALL)) == CALL
@@ -120,3 +149,20 @@ def test_messages_that_are_refused(messages, problem):
     with pytest.raises(ValueError, match=problem) as error:
         chat.send(messages)
     assert "\n" not in str(error.value) and chat.messages == []
+
+
+@pytest.mark.slow
+def test_an_exported_chat_is_read_with_its_calls():
+    chat = chat_with_tools()
+    chat.send(QUESTION, **scripted(chat, f"Let me look.{CALL}"))
+    chat.send(RESULTS, 6)
+    content = json.loads(json.dumps(chat.to_dict()))
+    again = ChatSession.from_dict(chat.model, chat.tokenizer, content)
+    assert [turn.reply_ids for turn in again.turns] == [turn.reply_ids for turn in chat.turns]
+    assert again.messages == chat.messages
+    assert all(mx.allclose(state, chat.memory[layer], atol=1e-5) for layer, state in again.memory.items())
+    # Another model's tokens are not taken. The calls are then read as this template writes them.
+    content["turns"][0]["reply_ids"] = [5]
+    again = ChatSession.from_dict(chat.model, chat.tokenizer, content)
+    assert '"weather"' in chat.tokenizer.decode(again.turns[0].reply_ids)
+    assert again.messages == chat.messages

@@ -116,7 +116,12 @@ def timed_save(chat: ChatSession, path: Path) -> float:
 def resident() -> float:
     """Return the resident memory of this process in megabytes, without the buffers that MLX keeps for reuse."""
     mx.clear_cache()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return resident_of("self")
+
+
+def resident_of(process: int | str) -> float:
+    """Return the resident memory of a process in megabytes, given its number or `self`."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * 4096 / _MEGABYTE
 
 

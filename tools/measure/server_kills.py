@@ -1,8 +1,9 @@
 """Kill a server under load, many times: `python -m tools.measure.server_kills --model M --adapter A --kills 500`.
 
-Several clients talk to several memories, some of them with streams. The server is killed (SIGKILL) at a random moment
-and started again. Each turn of which a client has received the end must then be there, with its words, and at most one
-more for each client. With `--durability SECONDS`, the turns that the server told to be saved must be there.
+Several clients talk to several memories, some of them with streams. The server is killed (SIGKILL) and started again:
+half of the times at a random moment, the other times as soon as a file is being written. Each turn of which a client
+has received the end must then be there, with its words, and at most one more for each client. With
+`--durability SECONDS`, the turns that the server told to be saved must be there.
 """
 
 import argparse
@@ -24,6 +25,9 @@ from mlx_deltamem.options.rule import POSITIVE, SEED
 # With OpenBLAS, which this project uses on CPUs.
 _SERVER = "import tools.openblas; from mlx_deltamem.server import main; main()"
 _TOKENS = 6
+_LOCK = ".lock"
+# The longest time to wait for the next save, in seconds. A turn takes less.
+_LONGEST_WAIT = 5.0
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -106,7 +110,7 @@ def main() -> None:
     args = setup_arg_parser().parse_args()
     moments = random.Random(args.seed)
     clients = [Client(f"m{index}", streams=index % 2 == 1) for index in range(args.clients)]
-    begun, unfinished = time.monotonic(), 0
+    begun, unfinished = time.monotonic(), set[str]()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "memories"
         for kill in range(1, args.kills + 1):
@@ -117,19 +121,38 @@ def main() -> None:
                 for each in talking:
                     each.start()
                 time.sleep(moments.uniform(0.0, args.seconds))
+                if kill % 2 == 0:
+                    wait_for_save(folder, unfinished)
                 process.send_signal(signal.SIGKILL)
                 for each in talking:
                     each.join()
-            unfinished += any(path.name.startswith(".") and path.name != ".lock" for path in folder.iterdir())
+            unfinished |= being_written(folder)
             if kill % 10 == 0 or kill == args.kills:
-                turns = sum(len(client.turns) for client in clients)
-                print(f"{kill} kills, {unfinished} in the middle of a save, {turns:,} turns: none lost", flush=True)
+                turns, inside = sum(len(client.turns) for client in clients), len(unfinished)
+                print(f"{kill} kills, {inside} in the middle of a save, {turns:,} turns: none lost", flush=True)
         with start(args, folder) as process:
             check(clients, port_of(process))
             process.send_signal(signal.SIGTERM)
             if process.wait() != 0:
                 sys.exit(f"the server ended with exit code {process.returncode}")
     print(f"{args.kills} kills in {time.monotonic() - begun:.0f} s")
+
+
+def being_written(folder: Path) -> set[str]:
+    """The names of the files in a folder of memories that are not complete. Killed servers leave some behind."""
+    return {path.name for path in folder.iterdir() if path.name.startswith(".") and path.name != _LOCK}
+
+
+def wait_for_save(folder: Path, left: set[str]) -> None:
+    """Wait until a server writes a file, but not for long.
+
+    Args:
+        folder: The folder of its memories.
+        left: The files that killed servers have left behind.
+    """
+    end = time.monotonic() + _LONGEST_WAIT
+    while being_written(folder) <= left and time.monotonic() < end:
+        pass
 
 
 def start(args: argparse.Namespace, folder: Path) -> subprocess.Popen:

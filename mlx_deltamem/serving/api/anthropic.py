@@ -17,7 +17,7 @@ from mlx_deltamem.serving.api.choice import Choice
 from mlx_deltamem.serving.api.context import Context
 from mlx_deltamem.serving.api.errors import JsonReply, error_body
 from mlx_deltamem.serving.api.replies import unless_gone
-from mlx_deltamem.serving.api.selection import done_headers, memory_headers, memory_usage, select
+from mlx_deltamem.serving.api.selection import done_headers, memory_headers, memory_usage, note_headers, select
 from mlx_deltamem.serving.api.single import new_choice, parts_of, single_request
 from mlx_deltamem.serving.api.stream import EventStream, event
 from mlx_deltamem.serving.api.usage import known_tokens
@@ -51,6 +51,7 @@ async def messages(context: Context, request: Request) -> Response:
             context.settings.keepalive,
             context.settings.timeout,
             memory_headers(wanted.memory),
+            lambda: note_headers(choice.note),
         )
     await unless_gone(request, _run(context, wanted, choice, blocks), context.settings.timeout)
     content = {**base, "content": blocks.blocks, **_end(choice), "usage": _usage(choice.end)}

@@ -55,7 +55,9 @@ async def chat_completions(context: Context, request: Request) -> Response:
     ]
     choices = [Choice(divider) for divider in dividers]
     if chat.asked.stream:
-        return chunk_stream(context, request, _events(chat, choices, merged(replies)), chat.selection.memory)
+        return chunk_stream(
+            context, request, _events(chat, choices, merged(replies)), chat.selection.memory, choices[0]
+        )
     await unless_gone(request, collected(replies, choices), context.settings.timeout)
     content = {
         **_head(chat, "chat.completion"),

@@ -19,6 +19,7 @@ class Choice:
         texts, reasoning, calls: Its parts.
         pieces: Its steps that have log-probabilities.
         done: Its end; None before it.
+        note: A remark of the engine, or None.
     """
 
     divider: ReplyText
@@ -27,9 +28,11 @@ class Choice:
     calls: list[ToolCall] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     done: Done | None = None
+    note: str | None = None
 
     def take(self, step: Step) -> list[Part]:
         """Add a step of the engine, and return the parts that are known now."""
+        self.note = step.note or self.note
         if isinstance(step, Done):
             self.done = step
             parts = self.divider.end()

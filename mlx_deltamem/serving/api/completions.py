@@ -2,14 +2,14 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mlx_deltamem.options.rule import Rule
+from mlx_deltamem.options.rule import REPLY_LENGTH, Rule
 from mlx_deltamem.serving.api import sampling
 from mlx_deltamem.serving.api.body import Fields, read_object
 from mlx_deltamem.serving.api.choice import Choice, collected
@@ -25,6 +25,8 @@ from mlx_deltamem.serving.exchange import Done, Mode, ReplyRequest
 
 _MOST_CHOICES = 32
 _LOGPROBS = Rule(int, least=0, most=20)
+# As in OpenAI's API, a completion may be empty, and the reply to a chat may not.
+_LENGTH = replace(REPLY_LENGTH, least=0)
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,13 @@ async def completions(context: Context, request: Request) -> Response:
     """Continue texts, as one answer or as a stream."""
     texts = _parse(context, await read_object(request), request)
     replies = [context.service.reply(each) for each in texts.requests]
+    if texts.asked.max_tokens == 0:
+        replies = [_without_text(reply) for reply in replies]
     choices = [Choice(ReplyText(context.service.tokenizer, plain=True)) for _ in replies]
     if texts.asked.stream:
-        return chunk_stream(context, request, _events(texts, choices, merged(replies)), texts.selection.memory)
+        return chunk_stream(
+            context, request, _events(texts, choices, merged(replies)), texts.selection.memory, choices[0]
+        )
     await unless_gone(request, collected(replies, choices), context.settings.timeout)
     whole = [
         _choice(texts, choice, index, texts.starts[index] + choice.text, choice.finish_reason)
@@ -64,7 +70,7 @@ async def completions(context: Context, request: Request) -> Response:
 def _parse(context: Context, fields: Fields, request: Request) -> _Texts:
     selection = select(fields, request.headers, context.settings, context.service.model_name)
     top = _top_logprobs(fields)
-    asked = sampling.asked(fields, context.settings, context.service.tokenizer, top)
+    asked = sampling.asked(fields, context.settings, context.service.tokenizer, top, _LENGTH)
     prompts = _prompts(fields)
     if len(prompts) * asked.choices > _MOST_CHOICES:
         raise BadFieldError(
@@ -85,7 +91,8 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Texts:
             memory=selection.memory,
             mode=narrower(selection.mode, Mode.READ),
             chat=selection.chat,
-            max_tokens=asked.max_tokens,
+            # The engine chooses a token in any case, and nothing is written.
+            max_tokens=asked.max_tokens or 1,
             stop=asked.stop,
             sampling=replace(asked.sampling, seed=sampling.seed_of_choice(asked.sampling.seed, index)),
             top_logprobs=top,
@@ -96,6 +103,14 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Texts:
     starts = [(each.text or "") if echo else "" for each in requests]
     name = f"cmpl-{uuid.uuid4().hex}"
     return _Texts(requests, starts, selection, asked, len(prompts), name, int(time.time()))
+
+
+async def _without_text(reply: AsyncIterator[Step]) -> AsyncGenerator[Step, None]:
+    """The end of a reply, which is empty."""
+    async with aclosing(merged([reply])) as steps:
+        async for _, step in steps:
+            if isinstance(step, Done):
+                yield replace(step, finish_reason="length", reply_tokens=0, stop_text=None)
 
 
 def _top_logprobs(fields: Fields) -> int | None:

@@ -20,7 +20,7 @@ from mlx_deltamem.serving.api.kept import KeptResponse
 from mlx_deltamem.serving.api.replies import unless_gone
 from mlx_deltamem.serving.api.response_input import input_messages
 from mlx_deltamem.serving.api.response_output import ResponseOutput
-from mlx_deltamem.serving.api.selection import done_headers, memory_headers, memory_usage, select
+from mlx_deltamem.serving.api.selection import done_headers, memory_headers, memory_usage, note_headers, select
 from mlx_deltamem.serving.api.single import new_choice, parts_of, single_request
 from mlx_deltamem.serving.api.stream import EventStream
 from mlx_deltamem.serving.api.tools import Tool, function_tool, listed, may_call
@@ -61,6 +61,7 @@ async def create(context: Context, request: Request) -> Response:
             context.settings.keepalive,
             context.settings.timeout,
             memory_headers(wanted.request.memory),
+            lambda: note_headers(choice.note),
         )
     await unless_gone(request, _run(events), context.settings.timeout)
     return JsonReply(_content(wanted, output, choice.end), headers=done_headers(choice.end))

@@ -51,7 +51,13 @@ class Asked:
     usage: bool
 
 
-def asked(fields: Fields, settings: Settings, tokenizer: TokenizerWrapper, top_logprobs: int | None = None) -> Asked:
+def asked(
+    fields: Fields,
+    settings: Settings,
+    tokenizer: TokenizerWrapper,
+    top_logprobs: int | None = None,
+    lengths: Rule = REPLY_LENGTH,
+) -> Asked:
     """Read what a request of OpenAI's completion endpoints asks for.
 
     Args:
@@ -64,10 +70,10 @@ def asked(fields: Fields, settings: Settings, tokenizer: TokenizerWrapper, top_l
         BadFieldError: A field has a value that is not allowed.
     """
     options = fields.nested("stream_options")
-    max_tokens = fields.whole("max_tokens", REPLY_LENGTH, settings.max_tokens)
+    max_tokens = fields.whole("max_tokens", lengths, settings.max_tokens)
     return Asked(
         sampling=sampling(fields, settings, tokenizer),
-        max_tokens=reply_length(fields.whole("max_completion_tokens", REPLY_LENGTH, max_tokens)),
+        max_tokens=reply_length(fields.whole("max_completion_tokens", lengths, max_tokens)),
         stop=stop_texts(fields, "stop"),
         top_logprobs=top_logprobs,
         choices=fields.whole("n", _CHOICES, 1),

@@ -35,6 +35,7 @@ def _object(required: tuple[str, ...], **properties: Schema) -> Schema:
 
 _COUNT = _whole(0, 2**31 - 1)
 _LENGTH: Schema = {"anyOf": [_whole(1, 2**63 - 1), {"const": -1}]}
+_LENGTH_OR_NONE: Schema = {"anyOf": [_whole(0, 2**63 - 1), {"const": -1}]}
 _STOP = _or_null({"anyOf": [{"type": "string", "maxLength": 4096}, {"$ref": "#/components/schemas/StopList"}]})
 _MODEL: Schema = {
     "type": ["string", "null"],
@@ -128,7 +129,7 @@ SCHEMAS: Mapping[str, Schema] = {
     ),
     "CompletionRequest": _object(
         ("prompt",),
-        **_COMPLETION,
+        **{**_COMPLETION, "max_tokens": _LENGTH_OR_NONE, "max_completion_tokens": _LENGTH_OR_NONE},
         prompt={
             "anyOf": [
                 {"type": "string", "minLength": 1},

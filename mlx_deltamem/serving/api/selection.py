@@ -103,14 +103,17 @@ def memory_headers(memory: str | None) -> dict[str, str]:
     return {} if memory is None else {MEMORY_HEADER: memory}
 
 
+def note_headers(note: str | None) -> dict[str, str]:
+    """The header with a remark of the engine, in ASCII."""
+    return {"X-Deltamem-Note": ascii(note)[1:-1][:500]} if note else {}
+
+
 def done_headers(done: Done) -> dict[str, str]:
     """The headers of an answer that is complete."""
     headers = memory_headers(done.memory)
     headers["X-Deltamem-Revision"] = str(done.revision)
     headers["X-Deltamem-Written"] = str(done.written).lower()
-    if done.note:
-        headers["X-Deltamem-Note"] = ascii(done.note)[1:-1][:500]
-    return headers
+    return headers | note_headers(done.note)
 
 
 def memory_usage(done: Done) -> Mapping[str, object]:

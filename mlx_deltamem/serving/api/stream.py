@@ -7,11 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mlx_deltamem.serving.api.choice import Choice
 from mlx_deltamem.serving.api.context import Context
 from mlx_deltamem.serving.api.errors import error_body, error_reply, json_bytes
 from mlx_deltamem.serving.api.failures import as_refused
 from mlx_deltamem.serving.api.replies import cancelled, left, too_slow
-from mlx_deltamem.serving.api.selection import memory_headers
+from mlx_deltamem.serving.api.selection import memory_headers, note_headers
 from mlx_deltamem.serving.exchange import RefusedError
 
 DONE = b"data: [DONE]\n\n"
@@ -31,7 +32,11 @@ def event(value: object, name: str = "") -> bytes:
 
 
 def chunk_stream(
-    context: Context, request: Request, events: AsyncGenerator[bytes, None], memory: str | None
+    context: Context,
+    request: Request,
+    events: AsyncGenerator[bytes, None],
+    memory: str | None,
+    choice: Choice,
 ) -> "EventStream":
     """The answer of OpenAI's completion endpoints that is a stream of chunks. An error ends it as its end does.
 
@@ -40,6 +45,7 @@ def chunk_stream(
         request: The request.
         events: The chunks.
         memory: The name of the memory, for the headers; None: a private one.
+        choice: The first reply.
     """
     return EventStream(
         events,
@@ -47,6 +53,7 @@ def chunk_stream(
         context.settings.keepalive,
         context.settings.timeout,
         memory_headers(memory),
+        lambda: note_headers(choice.note),
     )
 
 
@@ -62,6 +69,7 @@ class EventStream(Response):
         keepalive: A comment is sent if nothing was sent for this time, in seconds.
         timeout: The longest time, in seconds; None: no limit.
         headers: The headers of the answer.
+        late: Gives further headers when the head is sent.
     """
 
     media_type = "text/event-stream"
@@ -73,6 +81,7 @@ class EventStream(Response):
         keepalive: float,
         timeout: float | None = None,
         headers: Mapping[str, str] | None = None,
+        late: Callable[[], Mapping[str, str]] = dict,
     ):
         super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})})
         del self.headers["content-length"]
@@ -80,6 +89,7 @@ class EventStream(Response):
         self._on_error = on_error
         self._keepalive_seconds = keepalive
         self._timeout = timeout
+        self._late = late
         self._begun = False
         self._sent = 0.0
         self._lock = asyncio.Lock()
@@ -100,6 +110,8 @@ class EventStream(Response):
             async with asyncio.timeout(self._timeout):
                 async for each in self._events:
                     await self._send(send, each)
+                    # Events may wait already. Between two of them the loop learns whether the reader has left.
+                    await asyncio.sleep(0)
         # One exception ends one answer.
         except Exception as error:
             refused = too_slow(self._timeout or 0) if isinstance(error, TimeoutError) else as_refused(error)
@@ -123,6 +135,7 @@ class EventStream(Response):
         async with self._lock:
             if not self._begun:
                 self._begun = True
+                self.headers.update(self._late())
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             self._sent = asyncio.get_running_loop().time()
             await send({"type": "http.response.body", "body": content, "more_body": not last})

@@ -53,7 +53,7 @@ class Service:
     def __init__(self):
         self.tokenizer = Tokenizer()
         self.script: Sequence[str | Exception] = ["Hel", "lo"]
-        self.finish_reason, self.stop_text = "stop", None
+        self.finish_reason, self.stop_text, self.note = "stop", None, None
         self.asked: list[ReplyRequest] = []
         self.closed = 0
         # Set: a reply goes on after its script without an end.
@@ -70,13 +70,24 @@ class Service:
                     raise step
                 logprob = TokenLogprob(step, -0.5, step.encode())
                 wanted = request.top_logprobs is not None
-                yield Piece(step, logprob if wanted else None, (logprob,) * (request.top_logprobs or 0))
+                note = self.note if step is self.script[0] else None
+                yield Piece(step, logprob if wanted else None, (logprob,) * (request.top_logprobs or 0), note)
             if self.endless:
                 await asyncio.sleep(60)
             written = request.mode is Mode.WRITE
             turn = f"turn{len(self.asked)}"
             yield Done(
-                self.finish_reason, 10, 2, 4, turn, request.memory, 7, written, saved=False, stop_text=self.stop_text
+                self.finish_reason,
+                10,
+                2,
+                4,
+                turn,
+                request.memory,
+                7,
+                written,
+                self.note,
+                saved=False,
+                stop_text=self.stop_text,
             )
         finally:
             self.closed += 1

@@ -38,6 +38,27 @@ def test_a_stream(client):
     assert answer.text.endswith("data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_completion_may_be_empty(client, service, name):
+    body = {"prompt": ["Say", "x"], name: 0}
+    for echo, expected in ((False, ["", ""]), (True, ["Say", "x"])):
+        content = client.post(PATH, json={**body, "echo": echo}).json()
+        assert [choice["text"] for choice in content["choices"]] == expected
+        assert {choice["finish_reason"] for choice in content["choices"]} == {"length"}
+        assert (content["usage"]["prompt_tokens"], content["usage"]["completion_tokens"]) == (20, 0)
+        chunks = events(client.post(PATH, json={**body, "echo": echo, "stream": True}))
+        texts = [
+            "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"][0]["index"] == index)
+            for index in (0, 1)
+        ]
+        assert texts == expected and chunks[-1]["choices"][0]["finish_reason"] == "length"
+    # The engine always chooses one token.
+    assert {asked.max_tokens for asked in service.asked} == {1} and {asked.mode for asked in service.asked} == {
+        Mode.READ
+    }
+    assert service.closed == len(service.asked)
+
+
 def test_log_probabilities(client):
     logprobs = client.post(PATH, json={"prompt": "a", "logprobs": 1}).json()["choices"][0]["logprobs"]
     assert logprobs["tokens"] == ["Hel", "lo"] and logprobs["text_offset"] == [0, 3]

@@ -101,3 +101,21 @@ def test_the_answer_says_which(client):
 def test_a_note_of_the_engine_is_a_header_without_line_breaks():
     headers = done_headers(Done("stop", 1, 1, 1, "t", None, 0, False, "né\r\nX: y"))
     assert headers["X-Deltamem-Note"] == "n\\xe9\\r\\nX: y"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+        ("/v1/completions", {"prompt": "x", "stream_options": {"include_usage": True}}),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "x"}]}),
+    ],
+)
+def test_a_note_is_in_the_headers_of_every_answer(client, service, path, body, stream):
+    assert "X-Deltamem-Note" not in client.post(path, json={**body, "stream": stream}).headers
+    service.note = "only the last words are seen"
+    answer = client.post(path, json={**body, "stream": stream})
+    assert answer.headers["X-Deltamem-Note"] == service.note
+    assert f'"note":"{service.note}"' in answer.text

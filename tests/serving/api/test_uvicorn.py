@@ -13,6 +13,7 @@ pytest.importorskip("uvicorn")
 import uvicorn
 
 from mlx_deltamem.serving.api.app import make_app
+from mlx_deltamem.serving.exchange import Piece
 from tests.serving.api.conftest import SETTINGS, Service
 
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
@@ -79,6 +80,33 @@ def test_tokens_arrive_one_by_one():
             await until(lambda: service.closed == 1)
 
     asyncio.run(read())
+
+
+def test_a_reader_that_leaves_a_fast_stream_is_noticed(caplog):
+    class Fast(Service):
+        given = 0
+
+        async def reply(self, request):
+            try:
+                # More than a socket takes before its reader has left.
+                while self.given < 200_000:
+                    self.given += 1
+                    yield Piece("word ")
+            finally:
+                self.closed += 1
+
+    async def leave():
+        service = Fast()
+        async with serving(service) as port:
+            reader, writer = await post(port, {**HELLO, "stream": True})
+            await reader.readuntil(b"word")
+            writer.transport.abort()
+            await until(lambda: service.closed == 1)
+        assert service.given < 200_000
+
+    asyncio.run(leave())
+    # asyncio warns of what is written into a connection that has ended.
+    assert not caplog.records
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_sent():
