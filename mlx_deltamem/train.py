@@ -37,7 +37,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", action="store_true", help="Resume the run in --adapter-path.")
     parser.add_argument(
-        "--train", action="store_true", default=None, help="Train. It is left out except together with --test."
+        "--train",
+        action="store_true",
+        default=None,
+        help="Train: this is what the command does, except with --test alone.",
     )
     parser.add_argument(
         "--test",

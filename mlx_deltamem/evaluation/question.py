@@ -39,6 +39,7 @@ class Question:
             all other replies of a chat itself.
         evidence: The turns of the history that hold the answer, as indices (see `baselines.turns`). Empty if nothing
             in the history holds it; None if the data do not say.
+        query: The words that retrieval looks for; "" means those of `question`. Benchmarks put instructions around it.
         evidence_cut: The number of further turns that hold the answer and are not in `context`, for want of room.
         preface: The number of characters at the beginning of `context` that introduce the history and are no part of
             it.
@@ -58,6 +59,7 @@ class Question:
     given_replies: tuple[int, ...] = ()
     evidence: tuple[int, ...] | None = None
     evidence_cut: int = 0
+    query: str = ""
     preface: int = 0
 
     @property

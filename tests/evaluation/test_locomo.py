@@ -196,6 +196,8 @@ def test_the_evidence_is_the_turns_that_the_file_names(locomo, options, shown):
     found = [texts[place] for place in first.evidence]
     assert len(found) == 2 and sorted(first.evidence) == list(first.evidence)
     assert all(any(part in text for text in found) for part in shown)
+    # Retrieval looks for the question, not for the instructions around it.
+    assert first.query == "Who?" != first.question
     assert (second.evidence, first.evidence_cut, second.evidence_cut) == ((), 0, 0)
 
 

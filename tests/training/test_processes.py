@@ -1,6 +1,7 @@
 import json
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -187,3 +188,22 @@ def test_two_processes_stop_together_if_numbers_are_not_finite(data, tmp_path):
     assert (first[0], second[0], second[2]) == (2, 2, "")
     assert re.fullmatch(r"error: step 3 gave a loss of .* the checkpoint after step 1 is kept: .*\n", first[2])
     assert not folders[1].exists()
+
+
+@pytest.mark.slow
+def test_two_processes_test_together(data, tmp_path):
+    names = tmp_path / "names"
+    shutil.copytree(data, names)
+    shutil.copy(names / "valid.jsonl", names / "test.jsonl")
+    options = [*tiny_options(names, iters=2, keep="best", dtype="bfloat16"), "--train", "--test"]
+    first, second = two_processes(*options, folders=(tmp_path / "a", tmp_path / "b"), cwd=tmp_path)
+    (code, out, err), (other_code, other_out, _) = first.end(), second.end()
+    assert (code, other_code) == (0, 0), err
+    assert "Test" not in other_out
+    # The same test by one process. The second one had no adapter but the first one's.
+    code, alone, _ = Train("--test", "--adapter-path", tmp_path / "a", cwd=tmp_path).end()
+    found, expected = (re.findall(r"Test loss ([\d.]+)", text) for text in (out, alone))
+    assert code == 0 and len(found) == len(expected) == 1
+    # Batches of other shapes are rounded differently.
+    assert float(found[0]) == pytest.approx(float(expected[0]), abs=2e-3)
+    assert out.partition("Test: ")[2] == alone.partition("Test: ")[2] != ""

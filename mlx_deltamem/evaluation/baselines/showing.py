@@ -91,7 +91,8 @@ class Showing:
     def _retrieved(self, question: Question, baseline: Baseline) -> Shown:
         kept = self._of_group(question, baseline)
         begun = time.perf_counter()
-        turns = () if kept.index is None else tuple(best(kept.index.scores(question.question), baseline.amount or 0))
+        query = question.query or question.question
+        turns = () if kept.index is None else tuple(best(kept.index.scores(query), baseline.amount or 0))
         seconds = time.perf_counter() - begun
         return Shown(with_turns(question, turns), turns, kept.bytes, kept.seconds, seconds)
 

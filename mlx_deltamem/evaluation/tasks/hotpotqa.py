@@ -114,6 +114,7 @@ def _question(index: int, row: Row) -> Question:
         context=_CONTEXT + "\n\n".join(passages),
         preface=len(_CONTEXT),
         question_with_context="\n\n" + prompt,
+        query=question,
         labels={"level": level},
         index=index,
     )

@@ -144,6 +144,7 @@ class Locomo(Task):
                     context=context,
                     preface=preface,
                     question_with_context="\n\n" + prompt if context else "",
+                    query=each.text,
                     labels=_labels(conversation, each) | (_audit(conversation, each) if audited else {}),
                     index=index,
                     evidence=tuple(sorted({turns[name] for name in each.evidence if name in turns})),

@@ -118,6 +118,7 @@ class MemoryAgentBench(Task):
                     context=_CONTEXT + context,
                     preface=len(_CONTEXT),
                     question_with_context="\n\n" + prompt,
+                    query=asked.text,
                     labels={"source": row.name},
                     index=index + asked.number,
                 )

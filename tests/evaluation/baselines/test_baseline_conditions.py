@@ -185,6 +185,18 @@ def test_evidence_in_the_text(vectors):
     assert one.evidence(replace(asked[3], evidence=None), find_condition("bm25")) is None
 
 
+def test_retrieval_looks_for_the_question_without_its_instructions():
+    asked = questions(4, 1)[3]
+    texts = turn_texts(asked)
+    shown = asker([asked])._shown
+    # Instructions in the words of the first turn, and a question in those of the last one.
+    prompt = replace(asked, question=f"{texts[0]} {texts[0]} {texts[-1]}")
+    condition = find_condition("bm25-1")
+    assert shown(prompt, condition).turns == (0,)
+    assert shown(replace(prompt, query=texts[-1]), condition).turns == (len(texts) - 1,)
+    assert shown(replace(prompt, query=texts[-1]), condition).question.question == prompt.question
+
+
 def test_an_oracle_needs_to_know_where_the_evidence_is(tmp_path):
     model, tokenizer = loaded()
     run = EvaluationRun(model, tokenizer, Plan(parse_conditions(["oracle+state"])), tmp_path)
