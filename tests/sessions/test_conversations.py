@@ -6,7 +6,7 @@ from mlx_deltamem import ChatSession
 from mlx_deltamem.sessions.template import ChatTemplate
 from mlx_deltamem.sessions.turn import segments_of
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
-from tests.sessions.test_session import HISTORIES, forwarded, loaded, new_chat, same_memory  # noqa: F401
+from tests.sessions.test_session import HISTORIES, loaded, new_chat, same_memory
 
 every_history = pytest.mark.parametrize("history", HISTORIES)
 
@@ -145,33 +145,3 @@ def test_the_name_must_be_text():
 def test_tokens_of_one_conversation():
     chat = said_in(new_chat(), ("a", "One."), ("b", "Two."))
     assert segments_of(chat.turns).ids == segments_of(chat.turns, "a").ids + segments_of(chat.turns, "b").ids
-
-
-@pytest.mark.slow
-def test_many_conversations_of_a_file_do_not_run_again(tmp_path, forwarded):
-    """A file keeps the memory before some turns only. The turns of other conversations are not needed for a new one."""
-    chat = new_chat()
-    for number in range(60):
-        chat.conversation = f"c{number}"
-        chat.read_exchange(f"Number {number} is mine.", "Good.")
-    chat.conversation = "c3"
-    chat.read_exchange("And what is it?", "Three.")
-    chat.save(tmp_path / "chat.safetensors")
-    loaded_one = ChatSession.load(chat.model, chat.tokenizer, tmp_path / "chat.safetensors")
-    assert any(turn.before is None for turn in loaded_one.turns[1:])
-    everything = sum(turn.length for turn in chat.turns)
-    for conversation in ("new", "c3"):
-        replies = []
-        for each in (chat, loaded_one):
-            each.conversation = conversation
-            forwarded.clear()
-            replies.append(each.send("Which one?", 4))
-        # Nothing runs for a new conversation; for an old one, each turn runs once at most.
-        assert sum(forwarded) <= chat.turns[-1].length + (0 if conversation == "new" else everything)
-        assert replies[0] == replies[1]
-        assert chat.messages == loaded_one.messages
-        assert same_memory(chat, loaded_one, TOLERANCE_AGAIN)
-    for each in (chat, loaded_one):
-        each.undo()
-        each.undo()
-    assert same_memory(chat, loaded_one, 0)
