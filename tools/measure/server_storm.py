@@ -26,6 +26,7 @@ import mlx.core as mx
 from mlx_deltamem import ChatSession, load
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE, SEED
+from mlx_deltamem.server import BYTES
 from mlx_deltamem.serving.local import special_tokens
 from tools.measure.chat_turns import resident_of
 from tools.measure.storm_client import SHARED, Client, Ledger
@@ -46,7 +47,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clients", type=POSITIVE, default=32, help="Clients at a time (default: 32).")
     parser.add_argument("--memories", type=POSITIVE, default=1, help="Memories of each client (default: 1).")
     parser.add_argument("--durability", default="turn", help="As in mlx_deltamem.server (default: turn).")
-    parser.add_argument("--memory-bytes", type=POSITIVE, default=2 << 30, help="As in mlx_deltamem.server.")
+    parser.add_argument("--memory-bytes", type=BYTES, default=2 << 30, help="As in mlx_deltamem.server.")
     parser.add_argument("--timeout", type=POSITIVE, default=300, help="A request hangs after this time (default: 300).")
     parser.add_argument(
         "--resent", type=POSITIVE, default=2, help="Clients whose turns a chat generates again at the end."
