@@ -21,6 +21,7 @@ _FIELDS = ("conversation", "metadata.memory", "prompt_cache_key", "user")
 _EACH_TURN = "turn"
 PORT = Rule(int, least=0, most=65_535)
 SECONDS = Rule(float, least=0.1, most=86_400)
+BYTES = Rule(int, least=1, most=2**63 - 1)
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -58,7 +59,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="A request only reads its memory if the last message of the user matches this (default: ^### Task:).",
     )
     memory.add_argument(
-        "--memory-bytes", type=POSITIVE, default=2 << 30, help="Memories and texts kept in RAM (default: 2 GiB)."
+        "--memory-bytes", type=BYTES, default=2 << 30, help="Memories and texts kept in RAM (default: 2 GiB)."
     )
     memory.add_argument(
         "--durability",

@@ -22,9 +22,20 @@ _FILES = Path("/dev/fd")
 
 def open_files() -> set[int]:
     """The descriptors of the open files of this process; none where the system has no list of them."""
-    with suppress(OSError):
-        return {int(name) for name in os.listdir(_FILES)}
-    return set()
+    try:
+        files = {int(name) for name in os.listdir(_FILES)}
+    except OSError:
+        return set()
+    return {file for file in files if _is_open(file)}
+
+
+def _is_open(file: int) -> bool:
+    # The folder itself was open while its list was read, and MLX may get the same descriptor for a connection.
+    try:
+        os.fstat(file)
+    except OSError:
+        return False
+    return True
 
 
 def shares_machine(rank: int) -> bool:

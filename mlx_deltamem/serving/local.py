@@ -1,7 +1,9 @@
 """`LocalService`: the engine in this process, for the HTTP side."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -33,8 +35,15 @@ class LocalService:
         self.model_name = model_name
         self.tokenizer: TokenizerWrapper = engine.tokenizer
         self._engine = engine
+        self._special = special_tokens(self.tokenizer)
         # Each answers a client that waits with an error.
         self._waiting: set[Callable[[Exception], None]] = set()
+
+    def _as_kept(self, message: Message) -> Message:
+        """A message as a turn keeps it: clients see the special tokens in a reply, and send them back."""
+        if message["role"] != "assistant" or self._special is None:
+            return message
+        return {**message, "content": self._special.sub("", message["content"])}
 
     def fail_all(self, error: RefusedError) -> None:
         """Answer all clients that wait for the engine with an error. Any thread may call it."""
@@ -43,6 +52,7 @@ class LocalService:
 
     async def reply(self, request: ReplyRequest) -> AsyncIterator[Piece | Done]:
         """Generate a reply."""
+        request = replace(request, messages=tuple(map(self._as_kept, request.messages)))
         outlet = Outlet()
         self._engine.submit(ReplyJob(request, outlet))
         self._waiting.add(outlet.put)
@@ -271,6 +281,15 @@ class LocalService:
             return await future
         finally:
             self._waiting.discard(fail)
+
+
+def special_tokens(tokenizer: TokenizerWrapper) -> re.Pattern[str] | None:
+    """A pattern for the texts of all tokens that a turn's reply leaves out; None if there are none."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    texts = {token.content for token in added if token.special} | {*getattr(tokenizer, "all_special_tokens", [])}
+    # The longest one first: one may begin with another.
+    found = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, found))) if found else None
 
 
 def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[_Result]", work: Callable[[], _Result]) -> None:

@@ -84,7 +84,7 @@ def can_begin_together(state: ChatState, turn: Turn, longest: int) -> bool:
         longest: The largest number of tokens of the messages.
     """
     # If the text that is kept has to run again, there is no cache yet.
-    is_ready = state.cache is not None or not state.keeps_text or not state.turns
+    is_ready = state.cache is not None or not state.keeps_text or not said_turns(state.turns, turn.conversation)
     is_mergeable = state.cache is None or can_run_together(state.cache)
     return is_ready and is_mergeable and state.writes_tokens and len(turn.opening.ids) <= longest
 
@@ -297,19 +297,32 @@ def _write_ended(state: ChatState, turn: Turn) -> None:
 
 
 def _run_all(state: ChatState) -> PromptCache:
-    """Make a cache with the text of the conversation that goes on. The memory is not changed: it is known."""
+    """Make a cache with the text of the conversation that goes on. The memory is not changed: it is known.
+
+    The turns of other conversations only run where the memory after them is not known.
+    """
     turns, states, memory_set = state.turns, state.states, state.memory_set
     state.cache = make_prompt_cache(state.model)
-    if not turns:
+    conversation = state.conversation
+
+    def is_seen(turn: Turn) -> bool:
+        return not turn.remembered and turn.conversation == conversation
+
+    seen = [index for index, turn in enumerate(turns) if is_seen(turn)]
+    if not seen:
         return state.cache
     with state.all_or_nothing():
-        state.turns, state.states, state.memory_set = [], state.no_memory(), False
-        for index, turn in enumerate(turns):
+        first = next(index for index in range(seen[0], -1, -1) if index == 0 or turns[index].before is not None)
+        state.turns = turns[:first]
+        _know_memory(state, turns[first].before or RestorePoint(state.no_memory(), None))
+        state.memory_set = False
+        for index in range(first, seen[-1] + 1):
+            turn = turns[index]
             after = turns[index + 1].before if index + 1 < len(turns) else RestorePoint(states, None)
-            is_seen = not turn.remembered and turn.conversation == state.conversation
-            if not is_seen and after is not None:
-                # Its text is not seen, so nothing has to run.
-                state.turns.append(turn)
+            if not is_seen(turn) and after is not None:
+                # Its text is not seen, so nothing has to run. The memory before it is kept, so that nothing has to run
+                # for it again: each turn could otherwise run all others that come before it.
+                state.turns.append(replace(turn, before=turn.before or RestorePoint(list(state.states), None)))
             else:
                 run_again(state, _with_start(state, turn))
                 again = state.turns[-1]
@@ -317,10 +330,15 @@ def _run_all(state: ChatState) -> PromptCache:
             if after is not None:
                 # The next turn is read with the known memory. The cache may hold another one: a remembered text did
                 # not run, and a turn may have run with another history before.
-                state.states = list(after.states)
-                state.filled_cache[-1].cache = list(after.states)
+                _know_memory(state, after)
+        state.turns += turns[seen[-1] + 1 :]
         state.states, state.memory_set = states, memory_set
     return state.filled_cache
+
+
+def _know_memory(state: ChatState, place: RestorePoint) -> None:
+    state.states = list(place.states)
+    state.filled_cache[-1].cache = list(place.states)
 
 
 def _with_start(state: ChatState, turn: Turn) -> Turn:

@@ -39,6 +39,15 @@ def test_without_a_ring_no_machine_is_shared(content, tmp_path, monkeypatch):
     assert not shares_machine(0)
 
 
+def test_all_that_is_opened_later_is_found():
+    before = open_files()
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+    assert open_files() - before == set(files)
+    for file in files:
+        os.close(file)
+    assert open_files() == before
+
+
 def test_a_connection_waits_in_the_kernel_and_then_says_what_it_said_before():
     before = open_files()
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as ours:

@@ -135,6 +135,18 @@ def test_a_first_reply_that_the_client_shows_in_part_is_not_written_twice(runnin
     assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
 
 
+@pytest.mark.parametrize("memory", ["anna", None])
+def test_a_reply_with_a_special_token_is_known_when_it_comes_back(running, memory):
+    server = running()
+    token = server.engine.tokenizer.encode("<|im_start|>", add_special_tokens=False)
+    assert len(token) == 1
+    sampling = Sampling(logit_bias={token[0]: 100.0})
+    reply, _ = server.ask("My word is jade.", memory=memory, max_tokens=2, sampling=sampling)
+    assert reply == "<|im_start|>" * 2
+    _, done = server.ask("My word is jade.", reply, "What is it?", memory=memory)
+    assert done.revision == 2 and 0 < done.read_tokens < done.prompt_tokens
+
+
 def test_read_only_and_off_change_nothing(running):
     server = running()
     server.ask("My word is jade.", memory="anna")

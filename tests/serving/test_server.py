@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlx_deltamem import ChatSession
+from mlx_deltamem.server import setup_arg_parser
 from tests.conftest import REPO, adapter, backbone
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
 from tests.sessions.test_session import loaded, new_chat, same_memory
@@ -286,6 +287,11 @@ def test_a_wrong_durability_is_refused(given):
     )
     assert ended.returncode == 2
     assert "expected 'turn' or seconds, a number from 0.1 to 86,400" in ended.stderr
+
+
+def test_memories_may_take_more_than_2_gib():
+    places = ["--model", "m", "--adapter", "a"]
+    assert setup_arg_parser().parse_args([*places, "--memory-bytes", str(64 << 30)]).memory_bytes == 64 << 30
 
 
 def test_new_requests_are_refused_while_the_last_replies_end(tmp_path):

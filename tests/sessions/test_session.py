@@ -452,3 +452,34 @@ def test_an_end_token_that_is_not_the_templates_is_taken_back():
         chat.send("Hello there. How are you?", 9)
         assert chat.segments == expected.segments
         assert same_memory(chat, expected, 2e-5)
+
+
+@pytest.mark.slow
+def test_many_conversations_of_a_file_do_not_run_again(tmp_path, forwarded):
+    """A file keeps the memory before some turns only. The turns of other conversations are not needed for a new one."""
+    chat = new_chat()
+    for number in range(60):
+        chat.conversation = f"c{number}"
+        chat.read_exchange(f"Number {number} is mine.", "Good.")
+    chat.conversation = "c3"
+    chat.read_exchange("And what is it?", "Three.")
+    chat.save(tmp_path / "chat.safetensors")
+    loaded_one = ChatSession.load(chat.model, chat.tokenizer, tmp_path / "chat.safetensors")
+    assert any(turn.before is None for turn in loaded_one.turns[1:])
+    everything = sum(turn.length for turn in chat.turns)
+    for conversation in ("new", "c3"):
+        replies = []
+        for each in (chat, loaded_one):
+            each.conversation = conversation
+            forwarded.clear()
+            replies.append(each.send("Which one?", 4))
+        # Nothing runs for a new conversation; for an old one, each turn runs once at most.
+        assert sum(forwarded) <= chat.turns[-1].length + (0 if conversation == "new" else everything)
+        assert replies[0] == replies[1]
+        assert chat.messages == loaded_one.messages
+        # Text that runs again is summed in another order.
+        assert same_memory(chat, loaded_one, 1e-5)
+    for each in (chat, loaded_one):
+        each.undo()
+        each.undo()
+    assert same_memory(chat, loaded_one, 0)

@@ -12,6 +12,7 @@ import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
 import argparse
 import asyncio
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ import mlx.core as mx
 from mlx_deltamem import ChatSession, load
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE, SEED
+from mlx_deltamem.server import BYTES
+from mlx_deltamem.serving.local import special_tokens
 from tools.measure.chat_turns import resident_of
 from tools.measure.storm_client import SHARED, Client, Ledger
 
@@ -44,7 +47,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clients", type=POSITIVE, default=32, help="Clients at a time (default: 32).")
     parser.add_argument("--memories", type=POSITIVE, default=1, help="Memories of each client (default: 1).")
     parser.add_argument("--durability", default="turn", help="As in mlx_deltamem.server (default: turn).")
-    parser.add_argument("--memory-bytes", type=POSITIVE, default=2 << 30, help="As in mlx_deltamem.server.")
+    parser.add_argument("--memory-bytes", type=BYTES, default=2 << 30, help="As in mlx_deltamem.server.")
     parser.add_argument("--timeout", type=POSITIVE, default=300, help="A request hangs after this time (default: 300).")
     parser.add_argument(
         "--resent", type=POSITIVE, default=2, help="Clients whose turns a chat generates again at the end."
@@ -120,6 +123,7 @@ def _port_of(process: subprocess.Popen) -> int:
 def _check(args: argparse.Namespace, folder: Path, ledgers: list[Ledger]) -> None:
     """Compare the files of the memories with what the clients know, and with chats that read the same turns."""
     model, tokenizer = load(args.model, adapter=args.adapter)
+    special = special_tokens(tokenizer) or re.compile("(?!)")
     turns, worst, resent, others = 0, 0.0, 0, 0
     for number, ledger in enumerate(ledgers):
         path = folder / f"{ledger.name}.safetensors"
@@ -128,7 +132,7 @@ def _check(args: argparse.Namespace, folder: Path, ledgers: list[Ledger]) -> Non
                 sys.exit(f"{ledger.name}: there is no file")
             continue
         saved = ChatSession.load(model, tokenizer, path)
-        if fault := ledger.fault(saved.turns):
+        if fault := ledger.fault(saved.turns, special):
             sys.exit(f"{ledger.name}: {fault}")
         turns += len(saved.turns)
         worst = max(worst, _distance(saved, ChatSession.from_dict(model, tokenizer, saved.to_dict())))

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -53,19 +54,26 @@ class Ledger:
     turns: list[tuple[str, str]] = field(default_factory=list)
     maybe: dict[str, str] = field(default_factory=dict)
 
-    def fault(self, turns: Sequence[Turn]) -> str:
-        """Compare with the turns of the memory; returns the fault, or an empty text."""
+    def fault(self, turns: Sequence[Turn], special: re.Pattern[str]) -> str:
+        """Compare with the turns of the memory.
+
+        Args:
+            turns: The turns.
+            special: Finds special tokens, which clients see and turns leave out.
+
+        Returns:
+            The fault, or an empty text.
+        """
         known = []
         for turn in turns:
             said, reply = turn.messages[-1]["content"], turn.reply.strip()
             if said not in self.maybe:
                 known.append((said, reply))
-            elif not reply.startswith(self.maybe[said].strip()):
+            elif not reply.startswith(special.sub("", self.maybe[said]).strip()):
                 return f"{said!r}: {self.maybe[said]!r} was received, and the turn has {reply!r}"
+        expected = [(said, special.sub("", reply).strip()) for said, reply in self.turns]
         if self.name == SHARED:
-            known, expected = sorted(known), sorted(self.turns)
-        else:
-            expected = self.turns
+            known, expected = sorted(known), sorted(expected)
         if known == expected:
             return ""
         found, wanted = next(pair for pair in itertools.zip_longest(known, expected) if pair[0] != pair[1])
