@@ -19,7 +19,7 @@ import time
 # Seconds: between two looks, and for the process to notice by itself.
 _LOOK, _GRACE = 0.5, 5.0
 # As in connection.py and world.py.
-_HEAD, _END, _GONE = struct.Struct("!BIQ"), 2, 1
+_HEAD, _ENDS, _GONE = struct.Struct("!BIQ"), 2, 1
 
 
 def main() -> None:
@@ -40,16 +40,20 @@ def main() -> None:
                 sockets.pop(int(done), None)
         for rank, sock in sockets.items():
             if _is_closed(sock) and time.monotonic() - gone_since.setdefault(rank, time.monotonic()) > _GRACE:
-                # The rank at the other end may have said that it ends, and why.
-                if not _is_told(sock):
-                    line = f"error: rank {rank} ({names[rank]}) is gone; this rank ends too, and files are as they were"
-                    print(f"{line} saved last", file=sys.stderr, flush=True)
-                os.kill(int(parent), signal.SIGKILL)
-                # Or they would say that this rank was the first to be gone.
-                for other, each in sockets.items():
-                    if other != rank:
-                        _tell_end(each)
+                _end(int(parent), f"rank {rank} ({names[rank]})", sock)
+                # Or they would say that this rank was the first one to be gone.
+                for other in sockets.keys() - {rank}:
+                    _tell_end(sockets[other])
                 return
+
+
+def _end(process: int, gone: str, sock: socket.socket) -> None:
+    """End the process, with a line that names the rank that is gone; `sock` is the connection to that rank."""
+    # It may have said that it ends, and why.
+    if not _is_told(sock):
+        line = f"error: {gone} is gone; this rank ends too, and files are as they were saved last"
+        print(line, file=sys.stderr, flush=True)
+    os.kill(process, signal.SIGKILL)
 
 
 def _is_closed(sock: socket.socket) -> bool:
@@ -74,7 +78,7 @@ def _is_told(sock: socket.socket) -> bool:
         return False
     while len(content) >= _HEAD.size:
         kind, length, size = _HEAD.unpack(content[: _HEAD.size])
-        if kind == _END:
+        if kind == _ENDS:
             return True
         content = content[_HEAD.size + length + size :]
     return False
@@ -84,7 +88,7 @@ def _tell_end(sock: socket.socket) -> None:
     """Tell the rank at the other end that this one has ended, without an error of its own."""
     text = json.dumps([_GONE, ""]).encode()
     try:
-        sock.send(_HEAD.pack(_END, len(text), 0) + text, socket.MSG_DONTWAIT)
+        sock.send(_HEAD.pack(_ENDS, len(text), 0) + text, socket.MSG_DONTWAIT)
     except OSError:
         return
 

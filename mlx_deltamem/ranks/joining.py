@@ -124,8 +124,8 @@ def _reach(joined: World, addresses: list[str], port: int, secret: list[str]) ->
 
 
 def _connection(joined: World, rank: int, sock: socket.socket, name: str) -> Connection:
-    # A short message must not wait for the next one. The kernel asks whether the other machine is there, also while this
-    # process cannot: if nothing was sent, and if something was sent that was not received.
+    # A short message must not wait for the next one. The kernel asks whether the other machine is there, also while
+    # this process cannot: if nothing was sent, and if something was sent that was not received.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, number in _KERNEL.items():

@@ -26,7 +26,10 @@ class ReplyEndedError(Exception):
 
 
 def end_reply(responses: Generator[GenerationResponse, None, None]) -> None:
-    """End a reply that is being generated, in all ranks that hold the model. The turn is kept, with the reply so far."""
+    """End a reply that is being generated. The turn is kept, with the reply so far.
+
+    If several ranks hold the model, all of them must end it after the same token.
+    """
     with suppress(StopIteration):
         responses.throw(ReplyEndedError)
 
@@ -36,9 +39,9 @@ def reply_to(
 ) -> Iterator[GenerationResponse]:
     """Read the messages of a new turn and generate the reply.
 
-    If the iterator is closed early, or by `end_reply`, the reply ends there. If an error comes, the chat is unchanged. It
-    is also unchanged if the iterator is closed in one of several ranks that hold the model: that rank perhaps fails
-    alone, and the end of a turn would wait for the others for good.
+    If the iterator is closed early, or by `end_reply`, the reply ends there. If an error comes, the chat is unchanged.
+    In one of several ranks that hold the model, it is also unchanged after closing: that rank perhaps fails alone, and
+    the end of a turn would wait for the others for good.
 
     Yields:
         mlx-lm's responses.

@@ -175,8 +175,7 @@ def _run(arguments: list[str], env: dict[str, str], folder: str, files: tuple) -
     for number, file in enumerate(files):
         os.dup2(file.fileno(), number)
         file.close()
-    sys.stdin = open(0, closefd=False)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in enumerate("rww"))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.register(signal.SIGUSR1)
     os.environ.update(env)

@@ -136,6 +136,18 @@ def test_a_killed_rank_ends_a_reply(options, tmp_path, count, killed):
     assert [path for path in tmp_path.iterdir() if not path.name.startswith(".")] == [file]
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_ends_a_chat(options, killed):
+    ranks = Ranks(2, _COMMAND, "chat", *options, "-m", _ENDLESS, "--no-save")
+    ranks.processes[0].write("Hello\n")
+    ranks.read_until("/help lists the commands")
+    ranks.processes[killed].send_signal(signal.SIGKILL)
+    begun = time.monotonic()
+    ended = ranks.wait()
+    assert time.monotonic() - begun < 30
+    assert_one_line_names(killed, [ended[1 - killed]])
+
+
 def records(folder: Path) -> dict[tuple[str, str], dict]:
     rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     found = {(row["condition"], row["id"]): row for row in rows}

@@ -6,6 +6,9 @@ import pytest
 from mlx_lm.sample_utils import make_sampler
 
 from mlx_deltamem import ChatSession, load, read_only
+from mlx_deltamem.core.spread import Spread
+from mlx_deltamem.ranks.world import World
+from mlx_deltamem.sessions.replying import end_reply
 from mlx_deltamem.sessions.turn import segments_of
 from tests.conftest import adapter, backbone, distance, golden, golden_names
 
@@ -483,3 +486,31 @@ def test_many_conversations_of_a_file_do_not_run_again(tmp_path, forwarded):
         each.undo()
         each.undo()
     assert same_memory(chat, loaded_one, 0)
+
+
+def test_a_reply_that_is_ended_is_one_that_is_closed():
+    closed, ended = new_chat(), new_chat()
+    for chat, end in ((closed, lambda responses: responses.close()), (ended, end_reply)):
+        responses = chat.stream("Hello", 10)
+        for _ in range(3):
+            next(responses)
+        end(responses)
+    assert closed.messages == ended.messages and len(ended.messages) == 3
+    assert same_memory(closed, ended, 0)
+    assert closed.send("Go on.", 4) == ended.send("Go on.", 4)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_rank_that_leaves_a_reply_alone_does_not_run_the_model(forwarded, again, monkeypatch):
+    """The other ranks go on with the reply. An operation of this rank would wait for them for good."""
+    chat = told()
+    monkeypatch.setattr(loaded()[0], "spread", Spread(World(0, 2), ""), raising=False)
+    before, turns = chat.memory, len(chat.turns)
+    responses = chat.stream_regenerate(max_tokens=10) if again else chat.stream("Hello", 10)
+    for _ in range(3):
+        next(responses)
+    calls = len(forwarded)
+    responses.close()
+    assert len(forwarded) == calls
+    assert len(chat.turns) == turns
+    assert all(distance(state, chat.memory[layer]) == 0 for layer, state in before.items())
