@@ -44,9 +44,10 @@ gpu-check: $(INSTALLED)
 	@$(BIN)/python -c "import sys; from mlx_deltamem.recurrence.kernels.build import gpu_language as gpu; sys.exit(None if gpu() else 'MLX finds no GPU here; on Linux with an NVIDIA GPU run: make MLX=cuda13 gpu-check')"
 	$(BIN)/python -m pytest -m gpu
 
-# The same, and then their speed.
+# The same, and then their speed with the shape of Qwen3-4B, in at most some 8 minutes. Each figure is printed and saved
+# as soon as it is known.
 gpu-test: gpu-check
-	$(BIN)/python -m mlx_deltamem.benchmark --shape qwen3-4b
+	$(BIN)/python -m tools.measure.bench --seconds 30 --minutes 6 --json $(or $(JSON),.cache/gpu-test.json)
 
 # A chat in the browser with the model and the adapter that come with the project.
 serve: $(INSTALLED)

@@ -3,6 +3,7 @@ import shlex
 import stat
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import mlx.core as mx
 import pytest
@@ -10,8 +11,10 @@ from mlx_lm import stream_generate
 
 from mlx_deltamem import ChatSession, load, load_adapter, make_prompt_cache, memory, save_adapter
 from mlx_deltamem.cli.opening import reply_options
+from mlx_deltamem.commands import generate as commands_generate
 from mlx_deltamem.core.adapter import WEIGHTS_FILE
 from mlx_deltamem.generate import main, setup_arg_parser
+from mlx_deltamem.sessions import prefill
 from tests.command_line import assert_refused, run_command
 from tests.conftest import adapter, backbone, distance, golden
 
@@ -135,6 +138,33 @@ def test_a_session_goes_on_with_its_own_history(tmp_path):
     chat = ChatSession.load(*load(backbone(), adapter=adapter()), session[1])
     assert (chat.history, chat.write, [turn.write for turn in chat.turns]) == ("full", "user", ["all", "all", "user"])
     assert_refused(generate(*MODEL, "--prompt", "x", "--system-prompt", "y", *session), "has --system-prompt None")
+
+
+@pytest.mark.slow
+def test_a_file_that_is_interrupted_goes_on_with_the_same_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(prefill, "_STRETCH", 16)
+    notes, session = tmp_path / "notes.txt", tmp_path / "s.safetensors"
+    notes.write_text("The key is under the blue pot. The cat is grey, and it sleeps on the stove.")
+    model, tokenizer = load(backbone(), adapter=adapter())
+    whole = ChatSession(model, tokenizer)
+    whole.remember(notes.read_text())
+    end = prefill.stretch_ends(model, whole.turns[-1].opening)[1]
+
+    def progress(done: int, _: int) -> None:
+        if done > end:
+            raise KeyboardInterrupt
+
+    arguments = [*MODEL, "--remember", str(notes), "--session", str(session)]
+    monkeypatch.setattr(sys, "argv", ["mlx_deltamem.generate", *arguments])
+    with monkeypatch.context() as patched:
+        patched.setattr(commands_generate, "reading_progress", lambda *_: nullcontext(progress))
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            main()
+    assert [len(turn.opening.ids) for turn in ChatSession.load(model, tokenizer, session).turns] == [end]
+    main()
+    again = ChatSession.load(model, tokenizer, session)
+    assert [turn.opening for turn in again.turns] == [turn.opening for turn in whole.turns]
+    assert all(mx.array_equal(state, whole.memory[layer]) for layer, state in again.memory.items())
 
 
 @pytest.mark.slow

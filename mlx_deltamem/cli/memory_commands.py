@@ -11,12 +11,14 @@ from mlx_deltamem.cli.entered import checked_message
 from mlx_deltamem.cli.opening import ReplyOptions
 from mlx_deltamem.cli.remembered import to_remember
 from mlx_deltamem.inspection.heat_map import memory_view
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.comparison import compare
 from mlx_deltamem.sessions.history import FULL, History
 from mlx_deltamem.sessions.history import NONE as NO_TEXT
 from mlx_deltamem.sessions.prefill import window
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, NONE
 from mlx_deltamem.show.console import Console
+from mlx_deltamem.show.progress import TimeLeft
 
 _SEEN: dict[History, str] = {FULL: "all of their text", NO_TEXT: "nothing"}
 
@@ -80,14 +82,25 @@ class MemoryCommands:
         if not given:
             raise ValueError("/remember needs a file name, or a text")
         chat = self._copies.chat
+        before, tokens = chat.turns, 0
         try:
             with self._stoppable(), self._console.status("") as status:
-                chat.remember(
-                    to_remember(given),
-                    progress=lambda done, total: status.update(f"[dim]read {done} of {total} tokens[/]"),
-                )
+                left = TimeLeft()
+
+                def show(done: int, total: int) -> None:
+                    nonlocal tokens
+                    tokens = total
+                    status.update(f"[dim]read {done:,} of {total:,} tokens{left.after(done, total)}[/]")
+
+                # Ctrl-C reaches the ranks of a command at different places of the text.
+                chat.remember(to_remember(given), progress=show, keep_read=world().is_alone)
         except KeyboardInterrupt:
-            self._say("(stopped; the memory is as it was)")
+            if list(chat.turns) == list(before):
+                self._say("(stopped; the memory is as it was)")
+                return
+            read = len(chat.turns[-1].opening.ids)
+            self._say(f"(stopped after {read:,} of {tokens:,} tokens; the same again goes on, and /undo takes it back)")
+            self._copies.changed()
             return
         self._say(f"remembered {len(chat.turns[-1].opening.ids):,} tokens; /undo takes it back")
         self._copies.changed()

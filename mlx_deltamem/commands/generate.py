@@ -115,8 +115,20 @@ def _chat(
     further = _further_options(args, draft)
     with nullcontext() if args.session is None else keeping_output_failures():
         for path in args.remember:
-            with reading_progress(f"Reading {path}", args.verbose) as progress:
-                chat.remember(read_remembered(path), prefill_step_size=args.prefill_step_size, progress=progress)
+            # Ctrl-C reaches the ranks of a command at different places of the text.
+            keep_read = args.session is not None and world().is_alone
+            try:
+                with reading_progress(f"Reading {path}", args.verbose) as progress:
+                    chat.remember(
+                        read_remembered(path),
+                        prefill_step_size=args.prefill_step_size,
+                        progress=progress,
+                        keep_read=keep_read,
+                    )
+            except KeyboardInterrupt:
+                # The same command then goes on where this one ended.
+                _save(chat, args)
+                raise
             _save(chat, args)
         for prompt in prompts:
             with reading_progress("Reading the prompt", args.verbose) as progress:

@@ -53,6 +53,16 @@ def changes(before: States, after: States) -> dict[int, float]:
     return _numbers({layer: _relative_distance(square(b), square(a)) for layer, (b, a) in pairs.items()})
 
 
+def joined_drift(*parts: tuple[Drift | None, int]) -> Drift:
+    """The drift of a turn that was read in parts, each with the number of tokens it wrote. `changed` is empty."""
+    known = [(drift.kept, count) for drift, count in parts if drift is not None and count]
+    written = sum(count for _, count in known)
+    layers = known[0][0] if known else next((drift.kept for drift, _ in parts if drift is not None), {})
+    if not known:
+        return Drift(dict(layers), {})
+    return Drift({layer: sum(kept[layer] * count for kept, count in known) / written for layer in layers}, {})
+
+
 class KeepGateMeans:
     """The mean of the keep gate over the tokens that are written, by layer. An `Observer` of forward passes."""
 

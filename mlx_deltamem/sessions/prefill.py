@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, overload
 
@@ -18,6 +19,22 @@ from mlx_deltamem.sessions.segments import Segments, part, start_length
 
 # Called with the number of tokens that are done, and the number of all tokens.
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Borders:
+    """How a text that may be interrupted between its stretches is written.
+
+    Attributes:
+        reached: Called after each stretch with the number of tokens so far, and the memory after them. If the work ends
+            there, a call with `done` goes on. Not called if spans of tokens are written, because a span may go on in
+            the next stretch.
+        done: The number of tokens that are in the memory already: 0, or the end of a stretch (`stretch_ends`).
+    """
+
+    reached: Callable[[int, States], None]
+    done: int = 0
+
 
 # The number of tokens of a long text that are seen at once while it is written.
 _STRETCH = 2048
@@ -88,6 +105,7 @@ def write_text(
     seen: int | None = None,
     step: int = DEFAULT_PREFILL_STEP_SIZE,
     progress: Progress | None = None,
+    borders: Borders | None = None,
 ) -> States:
     """Write a text of any length into a memory. No keys and values are kept.
 
@@ -103,16 +121,21 @@ def write_text(
             is smaller.
         step: The largest number of tokens in one call of the model. It does not change the result.
         progress: Called as the text is read.
+        borders: What is done at the ends of stretches; None: nothing.
 
     Returns:
         The memory after the text.
 
     Raises:
-        ValueError: The visible start fills the model's window.
+        ValueError: The visible start fills the model's window, or `borders.done` is not the end of a stretch.
     """
     flags, spans = _what_is_written(model, segments, written)
-    start = start_length(segments)
+    start, done = start_length(segments), 0 if borders is None else borders.done
+    if done and (spans is not None or done not in stretch_ends(model, segments, seen)):
+        raise ValueError(f"{done} tokens are done; expected the end of a stretch, and an adapter that writes tokens")
     for begin, end in _stretches(start, len(flags), seen if seen is not None else _room(model, start)):
+        if end <= done:
+            continue
         cache = make_prompt_cache(model)
         cache[-1].cache = list(states)
         if begin and start:
@@ -122,7 +145,15 @@ def write_text(
             steps = list(range(0, end - begin, step))
             _run(model, cache, segments.ids[begin:end], flags[begin:end], steps, within)
         states = list(cache[-1].cache)
+        if borders is not None and spans is None:
+            borders.reached(end, states)
     return states
+
+
+def stretch_ends(model: nn.Module, segments: Segments, seen: int | None = None) -> list[int]:
+    """The numbers of tokens after each stretch in which `write_text` reads a text. `seen` is as there."""
+    start = start_length(segments)
+    return [end for _, end in _stretches(start, len(segments.ids), seen if seen is not None else _room(model, start))]
 
 
 def check_step(step: object) -> None:

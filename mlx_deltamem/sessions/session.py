@@ -343,6 +343,7 @@ class ChatSession:
         write: str = ALL,
         prefill_step_size: int = DEFAULT_PREFILL_STEP_SIZE,
         progress: Progress | None = None,
+        keep_read: bool = False,
     ) -> None:
         """Write a text into the memory without a reply: a document, a transcript, or notes.
 
@@ -356,8 +357,13 @@ class ChatSession:
             write: The messages that are written: `all`, `user` or `assistant`. The others are read only.
             prefill_step_size: The largest number of tokens in one call of the model. It does not change the result.
             progress: Called with the number of tokens that are done, and of all.
+            keep_read: Whether a KeyboardInterrupt (Ctrl-C) keeps the stretches that have been read, as a turn. If the
+                same text is then remembered again, as the next turn, it goes on there: the memory is the same as
+                without the interruption. This also works after `save` and `load`. Adapters that write means keep
+                nothing, because a mean needs the whole span.
 
         Raises:
+            KeyboardInterrupt: The user has interrupted it.
             ValueError: The text is empty or refused by the chat template, `write` is another one, a reply is being
                 generated, or the model is read only (`with read_only(model)`). After any error the chat is unchanged.
         """
@@ -369,7 +375,9 @@ class ChatSession:
         messages = parse_messages(text)
         turn = Turn(messages, self._state.text.remembered(messages), write, self.conversation, remembered=True)
         with self._state.all_or_nothing():
-            running.remember(self._state, turn, prefill_step_size, progress)
+            is_whole = running.remember(self._state, turn, prefill_step_size, progress, keep_read)
+        if not is_whole:
+            raise KeyboardInterrupt
 
     def undo(self) -> str:
         """Take the last turn back: its messages, its reply, and what both did to the memory; or a remembered text.

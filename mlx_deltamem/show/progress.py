@@ -1,5 +1,6 @@
 """Progress bars: for a text that a model reads, and for long runs."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,29 @@ def reading_progress(what: str, shown: bool = True) -> Iterator[Progress]:
                 bar.stop()
 
         yield update
+
+
+class TimeLeft:
+    """The speed of a long text that is read, and the time that the rest of it takes.
+
+    Args:
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._begin: tuple[float, int] | None = None
+
+    def after(self, done: int, total: int) -> str:
+        """The text to put after the numbers of tokens; empty until something has been read."""
+        if self._begin is None:
+            # A text that goes on begins with tokens that were read earlier.
+            self._begin = self._clock(), done
+        seconds, read = self._clock() - self._begin[0], done - self._begin[1]
+        if read <= 0 or seconds <= 0:
+            return ""
+        left = round((total - done) * seconds / read)
+        return f", {read / seconds:,.0f} tokens/s, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
 
 
 @contextmanager

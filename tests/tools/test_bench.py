@@ -9,7 +9,7 @@ from mlx_deltamem.benchmarking.paired import Sample
 from mlx_deltamem.benchmarking.random_models import random_model
 from mlx_deltamem.benchmarking.workloads import Workload
 from tools.measure import bench
-from tools.measure.figures import Figure, Run, changes, figures_table, left_open
+from tools.measure.figures import Figure, Run, changes, collect, figures_table, left_open
 
 numbers = st.floats(0.1, 100)
 
@@ -124,8 +124,42 @@ def test_a_figure_that_got_worse_fails_on_the_same_machine_only(tmp_path, monkey
 
 def test_a_file_that_is_no_run_is_refused(tmp_path, monkeypatch, capsys):
     file = tmp_path / "other.json"
-    for text in ("[]", '{"machine": "here"}', '{"machine": "here", "figures": [{"named": 1}]}'):
+    for text in ("[]", '{"machine": "here"}', '{"machine": "here", "figures": [{"named": 1}], "is_complete": true}'):
         file.write_text(text)
         assert bench_code([], monkeypatch, "--compare", file) == 2
         assert "not the JSON of a benchmark run" in " ".join(capsys.readouterr().err.split())
     assert bench_code([], monkeypatch, "--compare", tmp_path / "missing.json") == 2
+
+
+@pytest.mark.parametrize(("seconds", "measured", "is_complete"), [(25.0, 3, False), (100.0, 5, True), (0.5, 1, False)])
+def test_no_figure_is_begun_after_the_time(seconds, measured, is_complete):
+    now, kept = [0.0], []
+
+    def figures():
+        for number in range(5):
+            # Each takes ten seconds.
+            now[0] += 10
+            yield Figure(str(number), None, 1.0)
+
+    assert collect(figures(), seconds, kept.append, lambda: now[0]) == is_complete
+    assert len(kept) == measured
+
+
+def test_a_run_that_is_cut_off_leaves_its_figures(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "run.json"
+
+    def cut_off(_: float):
+        yield Figure("one", 1.1, 1.05, 0.01)
+        yield Figure("two", 1.1, 1.0)
+        raise RuntimeError("the machine is gone")
+
+    for name in ("cpu_figures", "gpu_figures"):
+        monkeypatch.setattr(bench, name, cut_off)
+    monkeypatch.setattr("sys.argv", ["bench", "--json", str(file)])
+    with pytest.raises(RuntimeError):
+        bench.main()
+    run = Run.load(file)
+    assert [figure.name for figure in run.figures] == ["one", "two"]
+    assert not run.is_complete
+    assert "one: 1.05 ± 0.010 (≤ 1.1) pass" in capsys.readouterr().out
+    assert "figures that come after these were not measured" in left_open(run)[0]

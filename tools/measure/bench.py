@@ -39,7 +39,7 @@ from mlx_deltamem.recurrence import ops
 from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.show.progress import reading_progress
 from tools.measure import scan_speed
-from tools.measure.figures import Figure, Run, changes, figures_table, left_open
+from tools.measure.figures import Figure, Run, changes, collect, figures_table, left_open
 from tools.measure.fused_graph import count_fused
 
 _VARIANTS = (FROZEN, FROZEN_AGAIN, DELTA_MEM)
@@ -60,6 +60,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         default=60.0,
         help="The most time for one figure, in seconds (default: %(default)s).",
     )
+    parser.add_argument(
+        "--minutes",
+        type=Rule(float, above=0),
+        default=30.0,
+        help="No figure is begun after this time, in minutes (default: %(default)s).",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="Also write the figures to this file.")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="Compare with a file that --json wrote.")
     return parser
@@ -72,10 +78,20 @@ def main() -> None:
     earlier = None if args.compare is None else Run.load(args.compare)
     on_gpu = mx.default_device().type == mx.gpu
     mx.random.seed(0)
-    run = Run(machine(), list(gpu_figures(args.seconds) if on_gpu else cpu_figures(args.seconds)))
+    console, figures = Console(width=130, highlight=False), list[Figure]()
+
+    def keep(figure: Figure) -> None:
+        """Show and save a figure at once, so that a run that is cut off is of use."""
+        figures.append(figure)
+        noise = f" ± {figure.noise:.3f}" if figure.noise else ""
+        console.print(f"{figure.name}: {figure.measured:.4g}{noise} ({figure.bound or 'no target'}) {figure.verdict}")
+        if args.json is not None:
+            Run(machine(), figures, is_complete=False).save(args.json)
+
+    all_figures = gpu_figures(args.seconds) if on_gpu else cpu_figures(args.seconds)
+    run = Run(machine(), figures, is_complete=collect(all_figures, args.minutes * 60, keep))
     if args.json is not None:
         run.save(args.json)
-    console = Console(width=130, highlight=False)
     title = f"{run.machine}\nRatios of {CLOCKS[clock()]} and memory: δ-mem ÷ frozen backbone"
     console.print(figures_table(run, title, earlier))
     for sentence in left_open(run, earlier):

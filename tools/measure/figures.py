@@ -1,7 +1,8 @@
 """Figures with targets: their verdicts, a table, a JSON file, and the comparison with an earlier JSON file."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,15 +54,19 @@ class Figure:
 
 @dataclass(frozen=True)
 class Run:
-    """The figures of one run, and the machine that it ran on."""
+    """The figures of one run, the machine that it ran on, and whether all figures were measured."""
 
     machine: str
     figures: Sequence[Figure]
+    is_complete: bool = True
 
     def save(self, file: Path) -> None:
         """Write the run as JSON."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # Another run may be ended at any time, and the file must then be complete.
+        new = file.with_name(file.name + ".new")
+        new.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.replace(file)
 
     @classmethod
     def load(cls, file: Path) -> "Run":
@@ -73,9 +78,36 @@ class Run:
         """
         values = read_json(file)
         try:
-            return cls(str(values["machine"]), [Figure(**figure) for figure in values["figures"]])
+            figures = [Figure(**figure) for figure in values["figures"]]
+            return cls(str(values["machine"]), figures, bool(values["is_complete"]))
         except (TypeError, KeyError):
             raise ValueError(f"{file} is not the JSON of a benchmark run; expected a file from --json") from None
+
+
+def collect(
+    figures: Iterator[Figure],
+    seconds: float,
+    keep: Callable[[Figure], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> bool:
+    """Measure figures until the time is up.
+
+    Args:
+        figures: The figures. One is measured when the iterator is asked for it.
+        seconds: The time after which no figure is begun.
+        keep: Called with each figure.
+        clock: Returns the time in seconds.
+
+    Returns:
+        Whether all figures were measured.
+    """
+    start = clock()
+    while clock() - start < seconds:
+        figure = next(figures, None)
+        if figure is None:
+            return True
+        keep(figure)
+    return False
 
 
 def changes(run: Run, earlier: Run) -> dict[str, str]:
@@ -123,6 +155,8 @@ def left_open(run: Run, earlier: Run | None = None) -> list[str]:
         for figure in run.figures
         if figure.is_open
     ]
+    if not run.is_complete:
+        told.append("The time was up: the figures that come after these were not measured")
     if earlier is not None:
         names = {figure.name for figure in run.figures}
         told += [
