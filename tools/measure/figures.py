@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from rich.table import Table
 
@@ -76,7 +77,8 @@ class Run:
             FileNotFoundError: The file does not exist.
             ValueError: It is not such a file.
         """
-        values = read_json(file)
+        # A file of another form is refused below.
+        values = cast(dict[str, Any], read_json(file))
         try:
             figures = [Figure(**figure) for figure in values["figures"]]
             return cls(str(values["machine"]), figures, bool(values["is_complete"]))

@@ -246,12 +246,12 @@ class Client:
         if self._chance.random() < 0.02:
             await self._expect(await self._post(CHAT, {"messages": TOO_LARGE}), "a large body", 413)
             return "too large"
-        method, path, body, status = self._chance.choice(MALFORMED)
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        answer = await self._http.request(method, path, content=content)
-        named = f"{method} {path} {content[:100]!r}"
+        method, wrong_path, wrong, status = self._chance.choice(MALFORMED)
+        content = wrong if isinstance(wrong, bytes) else json.dumps(wrong).encode()
+        answer = await self._http.request(method, wrong_path, content=content)
+        named = f"{method} {wrong_path} {content[:100]!r}"
         error = (await self._expect(answer, named, status)).json()["error"]
-        assert path == MESSAGES or set(error) == {"message", "type", "param", "code"}, f"{named}: {error}"
+        assert wrong_path == MESSAGES or set(error) == {"message", "type", "param", "code"}, f"{named}: {error}"
         return "malformed"
 
     async def _other(self, kind: str, ledger: Ledger, last: list[str]) -> None:
