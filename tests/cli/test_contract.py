@@ -351,7 +351,7 @@ def test_template_options_are_an_object(command, text, message, run):
         ("batch_size: yes", "--batch-size is True; expected"),
         ("iters: 3\nseed: 1\niters: 4", "options.yaml has iters twice; leave one of them out"),
         ("fine_tune_type: lora\nnum_layers: 4", f"fine_tune_type: {TRAINING['fine_tune_type']}; num_layers: use"),
-        ("train: false", "options.yaml turns train off, and this command always trains; leave it out"),
+        ("train: false", "--train and --test are both off; expected at least one of them"),
         ("iters: !!int x", "options.yaml is not valid YAML"),
         ("iters: !!python/object/apply:os.system [ls]", "options.yaml is not valid YAML"),
         ("a: &a [1]\nb: *a\n? *a\n: 1", "options.yaml is not valid YAML"),

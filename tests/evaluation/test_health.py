@@ -105,7 +105,7 @@ def test_the_losses_are_those_of_single_tokens(attached):
     # The last text is alone in its batch. All texts have different lengths.
     for place in (1, TEXTS - 1):
         ids = tokenizer.encode(health.natural_prose()[place])
-        carried = [state[place : place + 1] for state in checkup._carried()]
+        carried = [state[place : place + 1] for state in checkup.carried_states()]
         assert losses.tokens[place] == len(ids) - 1
         for found, told, writing in (
             (losses.frozen, False, False),

@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -276,7 +277,10 @@ def test_the_real_conversations_give_the_same_questions_as_a_table(task, absent)
     assert len(questions) == 1986
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert asked(task("locomo", filled, mode="replay")) == questions
+        found = asked(task("locomo", filled, mode="replay"))
+    # What the audit says about an answer is known for the file itself only.
+    unaudited = [{name: label for name, label in each.labels.items() if name != "answer key"} for each in questions]
+    assert found == [replace(each, labels=labels) for each, labels in zip(questions, unaudited, strict=True)]
 
 
 @pytest.mark.parametrize("natural", [False, True])

@@ -302,7 +302,9 @@ class PlainLoss:
                     kept = self.log_probabilities(question, states, question.written)
                 target = mx.array(question.ids[question.answer :])[:, None]
                 losses = -mx.take_along_axis(kept, target, axis=1)[:, 0]
-                value = range(*question.value)
+                begin_of_value, end_of_value = question.value
+                # With the token after the value.
+                value = range(begin_of_value, end_of_value + 1 if end_of_value > begin_of_value else end_of_value)
                 weight = [VALUE_WEIGHT if at in value else 1.0 for at in range(question.answer, len(question.ids))]
                 if question.target == "frozen":
                     teacher = mx.stop_gradient(self.log_probabilities(question, None))
