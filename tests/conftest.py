@@ -12,8 +12,13 @@ os.environ["MLX_ENABLE_TF32"] = "0"
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from hypothesis import settings
 
 from tests.recurrence.host_kernels import kernels_on_host  # noqa: F401  (a fixture)
+
+# A test says nothing about time: a machine may do other work.
+settings.register_profile("without_time", deadline=None)
+settings.load_profile("without_time")
 
 REPO = Path(__file__).parents[1]
 GOLDENS = REPO / "tests" / "goldens"

@@ -372,7 +372,7 @@ def test_a_session_that_was_cut_short(refused, folder):
     assert re.search(r"cut\.safetensors was cut short: the tensor .* use a complete copy", refused("cut.safetensors"))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_session_is_refused(data, folder):
     content = bytearray((folder / "same.safetensors").read_bytes())

@@ -201,7 +201,7 @@ def test_a_card_that_is_no_text_is_named(folder):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.text() | st.text(st.sampled_from("-\r\n#: ab<>!\t\ufeff\u2028\x85é")))
 @example("\r")
 @example("\r\n")

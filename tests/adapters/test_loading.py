@@ -285,7 +285,7 @@ def check_read_or_refused(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([CONFIG, TOKENIZER, SETTINGS]), st.data())
 def test_any_value_of_a_field_is_read_or_refused_in_one_line(tmp_path, name, data):
     content = json.loads(FILES[name])
@@ -304,7 +304,7 @@ def test_any_value_of_a_field_is_read_or_refused_in_one_line(tmp_path, name, dat
 
 
 @pytest.mark.slow
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(FILES)), st.data())
 def test_any_bytes_are_read_or_refused_in_one_line(tmp_path, name, data):
     whole = bytearray(FILES[name])

@@ -126,7 +126,7 @@ def arrays(draw: st.DrawFn) -> mx.array:
     return mx.array(np.frombuffer(raw, UNSIGNED[dtype.size]).reshape(shape)).view(dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.text(st.characters(), max_size=20), arrays(), max_size=5))
 def test_round_trip_keeps_every_bit(folder: Path, tensors: dict[str, mx.array]):
     save_torch(folder / "a.pt", tensors)
@@ -174,7 +174,7 @@ def views(draw: st.DrawFn) -> tuple[list[int], list[int], int, int]:
     return size, stride, offset, max(last, 0) + 1 + draw(st.integers(0, 3))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(views(), DTYPES)
 def test_strided_views(folder: Path, view: tuple[list[int], list[int], int, int], dtype: mx.Dtype):
     size, stride, offset, numel = view
@@ -436,7 +436,7 @@ def test_every_truncation_is_refused(folder: Path, small_file: bytes):
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_changed_bytes_are_refused_or_harmless(folder: Path, small_file: bytes, data: st.DataObject):
     changed = bytearray(small_file)
@@ -452,7 +452,7 @@ def test_changed_bytes_are_refused_or_harmless(folder: Path, small_file: bytes, 
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_changed_pickles_are_refused_or_read(folder: Path, data: st.DataObject):
     """In a zip entry of the right checksum, so that the interpreter gets to see the change."""
@@ -472,7 +472,7 @@ PIECES = [
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(PIECES), max_size=20))
 def test_any_pieces_are_refused_or_read(folder: Path, pieces: list[bytes]):
     load_or_refuse(write(folder / "pieces.pt", program(b"".join(pieces))))

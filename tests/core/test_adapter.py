@@ -256,7 +256,7 @@ def good_bytes(tmp_path_factory) -> dict[str, bytes]:
     }
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), file=st.sampled_from([WEIGHTS_FILE, NPZ_FILE]))
 def test_damaged_weights_give_a_value_error_or_an_adapter(data, file, good_bytes, tmp_path):
     content = bytearray(good_bytes[file])

@@ -133,7 +133,7 @@ def test_a_field_that_the_reference_lacks_is_written_only_if_it_is_true():
     assert DeltaMemConfig.from_dict(json.loads(gated.to_json())) == gated
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from([field.name for field in fields(DeltaMemConfig)]), json_values, max_size=6))
 def test_any_values_give_a_config_or_a_value_error(values):
     try:

@@ -101,7 +101,7 @@ def correction(layer: DeltaMemory, head: str, reads: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(config=configs, seed=st.integers(0, 10**6), length=st.sampled_from([1, 7, 20]), means=st.booleans())
 def test_equations(config, seed, length, means):
     mx.random.seed(seed)
@@ -130,7 +130,7 @@ def close(found: mx.array, expected: np.ndarray) -> None:
     assert np.abs(np.array(found) - expected).max() <= 2e-5 * max(1.0, np.abs(expected).max())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(config=configs, seed=st.integers(0, 10**6), dtype=st.sampled_from([mx.float32, mx.bfloat16, mx.float16]))
 def test_an_empty_state_changes_nothing_and_keeps_the_dtype(config, seed, dtype):
     mx.random.seed(seed)

@@ -90,7 +90,7 @@ STEPS = st.lists(
 
 @pytest.mark.slow
 @every_model
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(steps=STEPS, last=st.integers(1, 200))
 def test_a_trimmed_cache_is_that_of_the_text_that_is_left(kind, steps, last):
     model = MODELS[kind]

@@ -287,7 +287,7 @@ wild_records = st.fixed_dictionaries({"messages": st.lists(wild_messages, max_si
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(wild_records, min_size=1, max_size=4), st.sampled_from(["last", "all"]), st.booleans())
 def test_every_chat_of_a_log_is_written_or_counted(tmp_path, records, answers, as_list):
     log = tmp_path / "log.json"
@@ -306,7 +306,7 @@ def test_every_chat_of_a_log_is_written_or_counted(tmp_path, records, answers, a
             assert item.problem and "\n" not in item.problem
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]", \n:mesag0', max_size=40).map(str.encode))
 def test_any_file_is_read_or_refused(tmp_path, content):
     log = tmp_path / "log.json"

@@ -239,7 +239,7 @@ wild_papers = st.fixed_dictionaries(
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(st.text("0123.\n[", max_size=4), wild_papers | json_values | st.just(PAPER), min_size=1, max_size=3)
 )

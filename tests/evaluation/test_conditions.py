@@ -139,7 +139,7 @@ def test_a_batch_equals_single_questions(condition, in_prompt):
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.permutations(range(8)), st.integers(1, 8), st.sampled_from(("base", "full", "replay", "state", "none")))
 def test_any_order_and_any_subset_give_the_same_replies(order, count, condition):
     asked = questions(4, 2)

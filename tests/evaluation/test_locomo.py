@@ -5,7 +5,7 @@ from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
@@ -280,7 +280,6 @@ def test_an_oracle_has_all_points_and_a_mute_none(locomo):
     check_questions(asked(task))
 
 
-@settings(deadline=None)
 @given(st.text(), st.sampled_from(sorted(NUMBERS)))
 def test_any_reply_has_a_score(pairs, reply, category):
     task, questions = pairs

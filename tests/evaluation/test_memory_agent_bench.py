@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_deltamem.evaluation.tasks import mab_data, rows
@@ -190,7 +190,6 @@ def test_clipped_texts_are_short_enough(text, longest):
     assert len(clipped) <= longest and (clipped == text) == (len(text) <= longest)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 400), st.integers(30, 200))
 def test_fitted_texts_are_as_long_as_can_be(words, longest):
     text = " ".join(f"w{i:03}" for i in range(words))

@@ -247,7 +247,7 @@ def test_nothing_is_told_where_nothing_is_left_out(recwarn):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_change_gives_clean_questions_or_one_line(task, name, data):
     rows = table_rows(KINDS[name][1]())

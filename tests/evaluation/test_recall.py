@@ -245,7 +245,7 @@ def test_keys_and_phrasings_can_be_held_out_and_named():
     assert all(each.question.startswith("Listen: ") for each in found)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 3), st.integers(1, 4), st.integers(0, 3))
 def test_topic_shifts(facts, filler, switches):
     options = {"facts": (facts + 1,), "questions_each": 3, "filler": (filler, filler)}

@@ -85,7 +85,7 @@ def test_the_seed_decides():
     assert Bootstrap(scores, alone(30), 1).mean(0) != Bootstrap(scores, alone(30), 2).mean(0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from((0.0, 0.25, 1.0)), min_size=1, max_size=30), st.integers(1, 5))
 def test_the_mean_is_within_its_interval(scores, groups):
     found = Bootstrap(np.array([scores]), [str(i % groups) for i in range(len(scores))], 0, resamples=700).mean(0)

@@ -97,7 +97,7 @@ def test_a_range_in_words(rule, words):
 
 
 @pytest.mark.parametrize("name", RULES)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=st.text(max_size=12) | st.sampled_from(WILD) | st.integers().map(str) | st.floats().map(repr))
 def test_any_text_gives_an_allowed_number_or_one_line(name, text):
     rule = RULES[name]

@@ -223,7 +223,7 @@ def episode_settings(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(episode_settings(), st.integers(0, 10**6))
 def test_an_episode_matches_its_settings(wanted, index):
     episode = make_episode(wanted, "test", index)
@@ -403,7 +403,7 @@ def test_the_words_of_a_vocabulary():
 WORDS = ("lamp", "tree", "river", "cloud", "stone", "paper", "glass", "metal")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10**6), st.sampled_from(SIDES), st.sampled_from(["Anna", "tea"]))
 def test_an_invented_value_has_words_of_its_side(seed, side, like):
     value = invent(random.Random(seed), WORDS, side, like)

@@ -66,7 +66,7 @@ shapes = st.tuples(st.integers(1, 3), st.integers(0, 90), st.integers(1, 4), st.
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(shape=shapes, seed=st.integers(0, 10**6), masked=st.booleans(), cut=st.floats(0, 1))
 def test_both_forms_agree_and_a_sequence_may_be_cut_anywhere(shape, seed, masked, cut):
     mx.random.seed(seed)
@@ -133,7 +133,7 @@ def test_a_state_that_overflows_is_right_before_it_does():
     assert (off <= 1e-4 * largest[:first_huge]).all()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     exponent=st.integers(2, 12),
     length=st.sampled_from([2, 33, 128, 700]),

@@ -172,7 +172,7 @@ def value_at(session: dict, keys: Sequence[str | int]) -> object:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(change=alterations())
 def test_any_altered_json_is_refused_or_a_chat(change, path):
     """Either loading raises a ValueError with one line, or the chat can go on, back and into another file."""

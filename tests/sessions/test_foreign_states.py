@@ -278,7 +278,7 @@ def good(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), file=st.sampled_from(["reference/session.json", "reference/delta_state.pt", "states.npz"]))
 def test_damaged_files_give_a_value_error_or_a_chat(data, file, good, tmp_path):
     content = bytearray((good / file).read_bytes())

@@ -6,7 +6,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_deltamem.sessions.messages import Message, parse_messages
@@ -166,7 +166,6 @@ mostly_messages = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(mostly_messages, max_size=3) | mostly_messages | values)
 def test_any_json_value(value: object):
     try:

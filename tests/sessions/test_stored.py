@@ -291,7 +291,7 @@ def test_an_altered_text_is_noticed(path):
         ChatSession.load(*loaded(), path)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_is_refused(data, path):
     if not path.exists():

@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
@@ -707,7 +707,6 @@ chats = st.builds(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3-tiny", "smollm3-tiny"])
-@settings(deadline=None)
 @given(messages=chats)
 def test_turn_by_turn_is_the_whole_chat(name: str, messages: list[Message]):
     tokenizer = golden_tokenizer(name)
@@ -732,7 +731,6 @@ def test_turn_by_turn_is_the_whole_chat(name: str, messages: list[Message]):
         assert read.message_ids == whole.message_ids
 
 
-@settings(deadline=None)
 @given(messages=chats)
 def test_every_message_has_its_text(messages: list[Message]):
     whole = ChatTemplate(golden_tokenizer()).whole(messages)
@@ -751,7 +749,6 @@ def test_every_message_has_its_text(messages: list[Message]):
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(messages=chats)
 def test_a_template_that_strips_and_rewrites(messages: list[Message]):
     habit = HABITS["no thoughts in earlier replies, an empty one in the last and in the generation prompt"]

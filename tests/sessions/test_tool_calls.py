@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
@@ -148,7 +148,6 @@ def test_the_parser_that_mlx_lm_chooses(tmp_path: Path):
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([ADD, "<tool_call>", "</tool_call>", "[]", "{", " So. ", "é"]), max_size=6))
 def test_any_order_of_pieces(pieces: list[str]):
     text = "".join(pieces)

@@ -381,7 +381,7 @@ def test_the_same_through_the_fused_kernels(number, kernels_on_host):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), seed=st.integers(0, 10**6), length=st.integers(1, 300))
 def test_a_row_that_writes_nothing_keeps_its_state_bit_for_bit(data, seed, length):
     """Whatever the other rows do, in short and long texts, by token and by spans."""

@@ -104,7 +104,7 @@ def test_row_order_fits_the_rotary_embedding(loaded: Loaded, checkpoint: Path, g
 
 
 @slow
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=st.lists(st.text(st.characters(**KNOWN)) | st.sampled_from(AWKWARD)).map("".join))
 def test_decoding_undoes_encoding(tokenizer: TokenizerWrapper, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -127,7 +127,7 @@ def test_digits_are_split_off_before_spaces_are_grouped(tokenizer: TokenizerWrap
 
 
 @slow
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=st.text(st.characters(**KNOWN, exclude_categories=["N"])))
 def test_transformers_agrees(tokenizer: TokenizerWrapper, transformers_tokenizer: Tokenizer, text: str) -> None:
     # On text without digits only: transformers does not know how SmolLM splits those.

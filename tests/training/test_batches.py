@@ -189,7 +189,7 @@ def _plain(length: int) -> Episode:
 ORDERS = st.tuples(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5)).filter(lambda each: each[0] >= each[1])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(ORDERS, st.data())
 def test_every_epoch_is_a_permutation_that_depends_on_the_seed_alone(case, data):
     count, size, seed = case
@@ -228,7 +228,7 @@ def test_batches_have_episodes_of_similar_length():
         assert abs(np.corrcoef(places, [lengths[batch[0]] for batch in batches])[0, 1]) < 0.3
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 4), st.integers(0, 3))
 def test_a_batch_is_of_one_kind_and_every_epoch_has_all_kinds(kinds, size, seed):
     episodes = [as_read(_plain(index % 5), writes) for index, writes in enumerate(kinds)]

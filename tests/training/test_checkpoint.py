@@ -156,7 +156,7 @@ def test_a_damaged_file_is_named(damage, tmp_path):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_damage_goes_unnoticed(tmp_path, data):
     checkpoint = saved(tmp_path)

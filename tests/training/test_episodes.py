@@ -290,7 +290,7 @@ def test_the_tokens_of_a_value(answer, value, before):
     assert "with a value that was not found" not in dict(counts.rows())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text("an Zü😀.\n", min_size=1), st.data())
 def test_the_tokens_of_any_value(answer, data):
     content = f"<{answer}>"
@@ -447,7 +447,7 @@ MESSAGES = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(MESSAGES, max_size=6), st.integers(1, 3), st.integers(1, 2))
 def test_nothing_is_dropped_silently(chats, recent, shared):
     records = [record(messages, where=f"line {number}") for number, messages in enumerate(chats, 1)]

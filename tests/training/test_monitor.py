@@ -6,7 +6,7 @@ import time
 from datetime import timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_deltamem.core.adapter import METRICS_FILE
@@ -74,7 +74,6 @@ def test_lines_that_are_not_rows_are_left_out(line, tmp_path):
     assert len((tmp_path / METRICS_FILE).read_text().splitlines()) == 2
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_file_can_be_read(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("metrics")

@@ -212,7 +212,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(JSON, max_size=4))
 def test_every_row_becomes_a_record_or_an_error(tmp_path, rows):
     # The first line is an object, since a file that begins with a list is read as that list.

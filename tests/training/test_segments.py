@@ -214,7 +214,7 @@ def test_segments_of_a_partly_written_history(kind, compiled):
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     data=st.data(), length=st.integers(1, 14), segment=st.integers(1, 16), family=st.sampled_from(["qwen3", "olmo3"])
 )

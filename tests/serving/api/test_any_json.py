@@ -60,7 +60,7 @@ FILLED = st.builds(lambda body, messages: {**body, "messages": messages, "prompt
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(path=st.sampled_from(sorted(PATHS)), body=BODIES | FILLED | VALUES, name=st.binary(max_size=6))
 def test_no_body_is_an_error_of_the_server(path, body, name):
     service = Service()
@@ -74,7 +74,7 @@ def test_no_body_is_an_error_of_the_server(path, body, name):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(name=st.text(max_size=5), rest=st.sampled_from(["", "/undo", "/turns", "/import", "/x", "/heatmap.png"]))
 def test_no_path_is_an_error_of_the_server(name, rest):
     client = TestClient(make_app(Service(), SETTINGS))
