@@ -5,7 +5,7 @@ import importlib
 import mlx.core as mx
 import mlx.nn as nn
 
-_COMMON = {
+COMMON = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "intermediate_size": 48,
@@ -18,7 +18,7 @@ _COMMON = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": True,
 }
-_MOE = {
+MOE = {
     "num_experts": 4,
     "num_experts_per_tok": 2,
     "decoder_sparse_step": 1,
@@ -27,7 +27,7 @@ _MOE = {
     "norm_topk_prob": True,
 }
 _MINISTRAL = {
-    **_COMMON,
+    **COMMON,
     "model_type": "ministral3",
     "rope_parameters": {
         "rope_theta": 10000.0,
@@ -39,34 +39,34 @@ _MINISTRAL = {
 }
 
 FAMILIES: dict[str, dict] = {
-    "llama": _COMMON,
-    "qwen2": _COMMON,
-    "qwen3": _COMMON,
-    "qwen3_moe": {**_COMMON, **_MOE},
-    "smollm3": {**_COMMON, "num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
+    "llama": COMMON,
+    "qwen2": COMMON,
+    "qwen3": COMMON,
+    "qwen3_moe": {**COMMON, **MOE},
+    "smollm3": {**COMMON, "num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]},
     "ministral3": _MINISTRAL,
     "mistral3": {"text_config": _MINISTRAL},
     "gemma3_text": {
-        **_COMMON,
+        **COMMON,
         "num_hidden_layers": 3,
         "sliding_window": 6,
         "sliding_window_pattern": 3,
         "query_pre_attn_scalar": 8,
     },
-    "phi3": {**_COMMON, "tie_word_embeddings": False},
+    "phi3": {**COMMON, "tie_word_embeddings": False},
     "gpt_oss": {
-        **_COMMON,
+        **COMMON,
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
         "sliding_window": 6,
         "layer_types": ["sliding_attention", "full_attention"],
         "rope_scaling": {"rope_type": "default"},
     },
-    "olmo2": _COMMON,
-    "olmo3": {**_COMMON, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
+    "olmo2": COMMON,
+    "olmo3": {**COMMON, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
     "qwen3_next": {
-        **_COMMON,
-        **_MOE,
+        **COMMON,
+        **MOE,
         "num_hidden_layers": 4,
         "linear_num_value_heads": 4,
         "linear_num_key_heads": 2,

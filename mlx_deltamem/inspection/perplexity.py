@@ -10,7 +10,14 @@ from rich.console import RenderableType
 
 from mlx_deltamem.core.cache import make_prompt_cache
 from mlx_deltamem.core.use import writing
-from mlx_deltamem.evaluation.tasks.health import CARRIED_READ, CARRIED_WRITTEN, MEANINGS, WRITTEN, Checkup
+from mlx_deltamem.evaluation.tasks.health import (
+    CARRIED_READ,
+    CARRIED_WRITTEN,
+    MEANINGS,
+    WRITTEN,
+    Checkup,
+    perplexity_ratio,
+)
 from mlx_deltamem.sessions.restore import States
 from mlx_deltamem.show.tables import columns, number
 
@@ -82,6 +89,5 @@ def _perplexity(model: nn.Module, ids: list[int], states: States, written: bool)
             logits = model(part, cache=cache).astype(mx.float32)
         total += float(np.array(nn.losses.cross_entropy(logits, following).sum()))
         mx.eval([entry.state for entry in cache])
-    with np.errstate(over="ignore"):
-        found = float(np.exp(total / (len(ids) - 1)))
-    return found if np.isfinite(found) else float("inf")
+    # Divided by a perplexity of 1, whose loss is 0.
+    return perplexity_ratio(total / (len(ids) - 1))

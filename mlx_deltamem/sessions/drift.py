@@ -56,10 +56,10 @@ def changes(before: States, after: States) -> dict[int, float]:
 def joined_drift(*parts: tuple[Drift | None, int]) -> Drift:
     """The drift of a turn that was read in parts, each with the number of tokens it wrote. `changed` is empty."""
     known = [(drift.kept, count) for drift, count in parts if drift is not None and count]
-    written = sum(count for _, count in known)
-    layers = known[0][0] if known else next((drift.kept for drift, _ in parts if drift is not None), {})
     if not known:
-        return Drift(dict(layers), {})
+        return Drift(next((dict(drift.kept) for drift, _ in parts if drift is not None), {}), {})
+    written = sum(count for _, count in known)
+    layers = sorted(set.intersection(*(set(kept) for kept, _ in known)))
     return Drift({layer: sum(kept[layer] * count for kept, count in known) / written for layer in layers}, {})
 
 
@@ -82,22 +82,11 @@ class KeepGateMeans:
         """Evaluate the sums, so that the activations that they are computed from can be freed."""
         mx.eval(list(self._sums.values()))
 
-    def means(self, row: int = 0, earlier: "KeepGateMeans | None" = None) -> dict[int, float]:
-        """The means of a row by layer index; empty if nothing was written.
-
-        Args:
-            row: The row.
-            earlier: The gates of tokens before, in a pass of one row; they count too.
-        """
-        sums = self._of_row(row)
-        for layer, (total, count) in ({} if earlier is None else earlier._of_row(0)).items():
-            later, later_count = sums.get(layer, (mx.array(0.0), mx.array(0.0)))
-            sums[layer] = total + later, count + later_count
-        counts = _numbers({layer: count for layer, (_, count) in sums.items()})
-        return _numbers({layer: sums[layer][0] / count for layer, count in counts.items() if count})
-
-    def _of_row(self, row: int) -> dict[int, tuple[mx.array, mx.array]]:
-        return {layer: (total[row], count[row]) for layer, (total, count) in self._sums.items()}
+    def means(self, row: int = 0) -> dict[int, float]:
+        """The means of a row by layer index; empty if nothing was written."""
+        sums = {layer: total[row] for layer, (total, _) in self._sums.items()}
+        counts = _numbers({layer: count[row] for layer, (_, count) in self._sums.items()})
+        return _numbers({layer: sums[layer] / count for layer, count in counts.items() if count})
 
 
 def _relative_distance(before: mx.array, after: mx.array) -> mx.array:

@@ -1,7 +1,6 @@
 """A chat as a dict that JSON can hold, and back. The memory is not in it: reading the chat again makes it."""
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -16,6 +15,7 @@ from mlx_deltamem.sessions.messages import (
     Message,
     ToolCall,
     as_generated,
+    call_arguments,
     parse_messages,
     said_messages,
     system_prompt,
@@ -197,13 +197,10 @@ def _is_read_as(state: ChatState, tokenizer: TokenizerWrapper, given: ExportedTu
         text: str = tokenizer.decode(list(given.reply_ids))
         return text == given.reply
     text, calls = find_tool_calls(tokenizer, given.reply_ids, state.template.tools)
-    named = [[call["function"]["name"], _arguments(call)] for call in calls]
-    return text == given.reply and named == [[call["function"]["name"], _arguments(call)] for call in given.tool_calls]
-
-
-def _arguments(call: ToolCall) -> object:
-    arguments = call["function"]["arguments"]
-    return json.loads(arguments) if isinstance(arguments, str) else arguments
+    found, expected = (
+        [[call["function"]["name"], call_arguments(call)] for call in each] for each in (calls, given.tool_calls)
+    )
+    return text == given.reply and found == expected
 
 
 def _parse_own(content: Mapping[str, object]) -> ExportedChat:

@@ -6,7 +6,7 @@ A chat runs such a loop in several turns: a message and a reply that calls tools
 from collections.abc import Sequence
 
 from mlx_deltamem.sessions import running
-from mlx_deltamem.sessions.drift import changes
+from mlx_deltamem.sessions.drift import changes, joined_drift
 from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.restore import States
 from mlx_deltamem.sessions.state import ChatState
@@ -73,13 +73,8 @@ def loop_kept(turns: Sequence[Turn]) -> dict[int, float]:
     weights = [sum(turn.opening_written) for turn in turns]
     if not sum(weights):
         weights = [1] * len(turns)
-    total = sum(weights)
-    kept = [turn.drift.kept if turn.drift is not None else {} for turn in turns]
-    layers = set(kept[0]).intersection(*kept)
-    return {
-        layer: sum(weight * each[layer] for weight, each in zip(weights, kept, strict=True)) / total
-        for layer in sorted(layers)
-    }
+    drifts = [turn.drift for turn in turns]
+    return {} if None in drifts else joined_drift(*zip(drifts, weights, strict=True)).kept
 
 
 def _states_before(state: ChatState, index: int) -> States | None:

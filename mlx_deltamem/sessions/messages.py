@@ -121,6 +121,16 @@ def json_text(value: object) -> str:
     return text
 
 
+def call_arguments(call: ToolCall) -> object:
+    """The arguments of a tool call as a JSON value: clients and models also write them as JSON text.
+
+    Raises:
+        ValueError: The text is not JSON.
+    """
+    arguments = call["function"]["arguments"]
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
+
+
 def as_generated(message: Message) -> tuple[ToolCall, ...]:
     """The tool calls of a message, with the arguments as JSON text: a reply that was generated has them so."""
     calls = copy.deepcopy(message.get("tool_calls", []))

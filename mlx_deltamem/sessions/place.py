@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.messages import Message, call_arguments
 from mlx_deltamem.sessions.turn import Turn, said_turns
 
 
@@ -202,11 +202,10 @@ def _id(parent: str, messages: Sequence[Message], reply: Message | None, think_e
 
 def _plain(message: Message) -> list[object]:
     """The part of a message that clients send back unchanged. They drop white space and the ids of calls."""
-    calls = []
-    for call in message.get("tool_calls") or []:
-        arguments = call["function"]["arguments"]
-        found = json.loads(arguments) if isinstance(arguments, str) else arguments
-        calls.append([call["function"]["name"], json.dumps(found, sort_keys=True)])
+    calls = [
+        [call["function"]["name"], json.dumps(call_arguments(call), sort_keys=True)]
+        for call in message.get("tool_calls") or []
+    ]
     return [message["role"], message["content"].strip(), calls]
 
 

@@ -17,7 +17,7 @@ from mlx_deltamem.sessions.prefill import Borders, Progress, prefill, shifted, s
 from mlx_deltamem.sessions.restore import RestorePoint, States, mark
 from mlx_deltamem.sessions.seen import seen_before
 from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, joined, part, start_length
-from mlx_deltamem.sessions.starts import Starts, new_start
+from mlx_deltamem.sessions.starts import Starts, new_start, read_start
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.together import can_run_together, run_together
 from mlx_deltamem.sessions.turn import Turn, said_turns
@@ -66,13 +66,12 @@ def begin(
     """
     check_fits(state, turn)
     turn, cache = _placed(state, turn, step)
-    starts = Starts() if starts is None else starts
     start, of_start = _read_start(state, turn, cache, starts, step, progress)
     rest, written = _opening(turn, slice(start, None))
     with observing(state.model, gates := KeepGateMeans()):
         within = progress and shifted(progress, start, len(turn.opening.ids))
         logits = prefill(state.model, cache, rest, written, step, within)
-    return replace(turn, between=state.here(), logits=logits, drift=_drift(state, gates, earlier=of_start))
+    return replace(turn, between=state.here(), logits=logits, drift=_of_opening(state, turn, gates.means(), of_start))
 
 
 def can_begin_together(state: ChatState, turn: Turn, longest: int) -> bool:
@@ -117,7 +116,10 @@ def begin_together(begun: Sequence[tuple[ChatState, Turn]], starts: Starts) -> l
         )
     return [
         replace(
-            turn, between=state.here(), logits=logits[row : row + 1], drift=_drift(state, gates, row, earlier=of_start)
+            turn,
+            between=state.here(),
+            logits=logits[row : row + 1],
+            drift=_of_opening(state, turn, gates.means(row), of_start),
         )
         for row, (state, (turn, _), (_, of_start)) in enumerate(zip(states, placed, read, strict=True))
     ]
@@ -181,14 +183,14 @@ def remember(
 
     def reached(end: int, states: States) -> None:
         nonlocal read
-        read = end, states, _drift(state, gates)
+        read = end, states, _drift(state, gates.means())
 
     flags = turn.opening_written
     with observing(state.model, gates):
         try:
             borders = Borders(reached, done)
             states = write_text(state.model, state.states, turn.opening, flags, None, step, goes_on, borders)
-            end, drift = len(flags), _drift(state, gates)
+            end, drift = len(flags), _drift(state, gates.means())
         except KeyboardInterrupt:
             if not keep_read or read is None:
                 raise
@@ -307,20 +309,21 @@ def _read_start(
     state: ChatState,
     turn: Turn,
     cache: PromptCache,
-    starts: Starts,
+    starts: Starts | None,
     step: int = DEFAULT_PREFILL_STEP_SIZE,
     progress: Progress | None = None,
-) -> tuple[int, KeepGateMeans | None]:
+) -> tuple[int, Drift | None]:
     """Read the visible start of a new chat.
 
     Returns:
-        The number of its tokens, and their gates. In a chat that goes on, nothing is read.
+        The number of its tokens, and their drift. In a chat that goes on, nothing is read.
     """
     start = new_start(state, turn)
     if not start:
         return 0, None
     within = progress and shifted(progress, 0, len(turn.opening.ids))
-    return start, starts.read(state.model, cache, *_opening(turn, slice(0, start)), step, within)
+    read = read_start if starts is None else starts.read
+    return start, _drift(state, read(state.model, cache, *_opening(turn, slice(0, start)), step, within))
 
 
 def _opening(turn: Turn, where: slice) -> tuple[Segments, list[bool]]:
@@ -343,7 +346,7 @@ def _write_ended(state: ChatState, turn: Turn) -> None:
     with observing(state.model, gates := KeepGateMeans()):
         prefill(state.model, cache, turn.segments, want_logits=False)
     # The place before the reply is gone: the cache holds the text as it was written.
-    state.add(replace(turn, between=None, logits=None, drift=_drift(state, gates)), list(cache[-1].cache))
+    state.add(replace(turn, between=None, logits=None, drift=_drift(state, gates.means())), list(cache[-1].cache))
 
 
 def _run_all(state: ChatState) -> PromptCache:
@@ -400,14 +403,23 @@ def _with_start(state: ChatState, turn: Turn) -> Turn:
     return replace(turn, opening=joined([Segments.without_spans(start), rest]))
 
 
-def _drift(state: ChatState, gates: KeepGateMeans, row: int = 0, earlier: KeepGateMeans | None = None) -> Drift:
-    """The drift of a turn, as far as it is known before the turn has ended.
+def _drift(state: ChatState, kept: dict[int, float]) -> Drift:
+    """The drift of a turn, as far as it is known before the turn has ended, from `KeepGateMeans.means`."""
+    kept_all = {layer: 1.0 for layer, array in enumerate(state.states) if array.size}
+    return Drift(whole_numbers(state.model, kept) or kept_all, {})
+
+
+def _of_opening(state: ChatState, turn: Turn, kept: dict[int, float], of_start: Drift | None) -> Drift:
+    """The drift of a turn whose messages have been read.
 
     Args:
         state: The chat.
-        gates: The keep gates of the tokens of the turn.
-        row: The row of the chat in them.
-        earlier: The keep gates of its first tokens, if they were read in another pass.
+        turn: The turn.
+        kept: The mean keep gates of its tokens, without those of a visible start that was read before.
+        of_start: The drift of that start; None if there is none.
     """
-    kept_all = {layer: 1.0 for layer, array in enumerate(state.states) if array.size}
-    return Drift(whole_numbers(state.model, gates.means(row, earlier)) or kept_all, {})
+    rest = _drift(state, kept)
+    if of_start is None:
+        return rest
+    start, written = start_length(turn.opening), turn.opening_written
+    return joined_drift((of_start, sum(written[:start])), (rest, sum(written[start:])))

@@ -31,11 +31,11 @@ class _Kept:
 
     Attributes:
         cache: The prompt cache after it.
-        gates: The keep gates of its tokens.
+        kept: By layer, the mean keep gate of its tokens, as `KeepGateMeans.means` returns it.
     """
 
     cache: PromptCache
-    gates: KeepGateMeans
+    kept: dict[int, float]
 
 
 class Starts:
@@ -55,34 +55,46 @@ class Starts:
         written: Sequence[bool],
         step: int = DEFAULT_PREFILL_STEP_SIZE,
         progress: Progress | None = None,
-    ) -> KeepGateMeans:
-        """Read a start, or copy what has been read for another chat. The arguments are those of `prefill`.
-
-        Args:
-            model: An attached model.
-            cache: A new prompt cache of it.
-            start: The tokens of the start.
-            written: For each token, whether it is written.
-            step: The largest number of tokens in one call of the model.
-            progress: Called as the start is read.
-
-        Returns:
-            The keep gates of its tokens.
-        """
+    ) -> dict[int, float]:
+        """As `read_start`, or copy what has been read for another chat."""
         key = tuple(start.ids), tuple(written)
         if key in self._kept:
             self._kept.move_to_end(key)
             # Copied arrays share their numbers until one side writes.
             cache[:] = copy.deepcopy(self._kept[key].cache)
-            return self._kept[key].gates
-        with observing(model, gates := KeepGateMeans()):
-            prefill(model, cache, start, written, step, progress, want_logits=False)
-        gates.evaluate()
+            return self._kept[key].kept
+        kept = read_start(model, cache, start, written, step, progress)
         if len(start.ids) <= _MOST_TOKENS:
-            self._kept[key] = _Kept(copy.deepcopy(cache), gates)
+            self._kept[key] = _Kept(copy.deepcopy(cache), kept)
             while len(self._kept) > _MOST or sum(len(ids) for ids, _ in self._kept) > _MOST_TOKENS:
                 self._kept.popitem(last=False)
-        return gates
+        return kept
+
+
+def read_start(
+    model: nn.Module,
+    cache: PromptCache,
+    start: Segments,
+    written: Sequence[bool],
+    step: int = DEFAULT_PREFILL_STEP_SIZE,
+    progress: Progress | None = None,
+) -> dict[int, float]:
+    """Read the visible start of a new chat.
+
+    Args:
+        model: An attached model.
+        cache: A new prompt cache of it.
+        start: The tokens of the start.
+        written: For each token, whether it is written.
+        step: The largest number of tokens in one call of the model.
+        progress: Called as the start is read.
+
+    Returns:
+        By layer, the mean keep gate of the tokens that are written; empty if none is.
+    """
+    with observing(model, gates := KeepGateMeans()):
+        prefill(model, cache, start, written, step, progress, want_logits=False)
+    return gates.means()
 
 
 def new_start(state: ChatState, turn: Turn) -> int:

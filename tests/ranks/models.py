@@ -12,30 +12,20 @@ from mlx_lm.utils import save_config, save_model
 from mlx_deltamem import DeltaMemConfig, attach, detach, save_adapter
 from mlx_deltamem.core.model import current_adapter
 from tests.conftest import backbone, randomise
+from tests.families import COMMON, MOE
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # All widths can be divided by 2 and by 3, into groups of 32 for the quantised models.
-_COMMON = {
+_WIDTHS = {
     "hidden_size": 192,
     "num_hidden_layers": 5,
     "intermediate_size": 192,
     "num_attention_heads": 12,
     "num_key_value_heads": 6,
     "head_dim": 16,
-    "rms_norm_eps": 1e-6,
     "max_position_embeddings": 2048,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
 }
-_MOE = {
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "moe_intermediate_size": 192,
-    "norm_topk_prob": True,
-}
-FAMILIES = {"llama": {}, "qwen3": {}, "qwen2": {}, "qwen3_moe": _MOE}
+FAMILIES = {"llama": {}, "qwen3": {}, "qwen2": {}, "qwen3_moe": {**MOE, "moe_intermediate_size": 192}}
 
 
 def make_model(folder: Path, family: str, bits: int | None = None) -> Path:
@@ -43,7 +33,7 @@ def make_model(folder: Path, family: str, bits: int | None = None) -> Path:
     source = Path(backbone())
     fields = json.loads((source / "config.json").read_text())
     kept = {name: fields[name] for name in ("vocab_size", "eos_token_id", "bos_token_id") if name in fields}
-    config = {"model_type": family, **_COMMON, **FAMILIES[family], **kept}
+    config = {"model_type": family, **COMMON, **_WIDTHS, **FAMILIES[family], **kept}
     module = importlib.import_module(f"mlx_lm.models.{family}")
     mx.random.seed(11)
     model = module.Model(module.ModelArgs.from_dict(config))

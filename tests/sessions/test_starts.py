@@ -7,7 +7,7 @@ from mlx_deltamem.core.cache import make_prompt_cache
 from mlx_deltamem.core.use import observing
 from mlx_deltamem.sessions import starts
 from mlx_deltamem.sessions.batch import ReplyBatch
-from mlx_deltamem.sessions.drift import KeepGateMeans
+from mlx_deltamem.sessions.drift import Drift, KeepGateMeans, joined_drift
 from mlx_deltamem.sessions.prefill import prefill
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.sessions.session import ChatSession
@@ -108,4 +108,5 @@ def test_gates_of_two_passes_have_the_mean_of_one():
     with observing(model, rest := KeepGateMeans()):
         prefill(model, cache, Segments.without_spans(ids[6:]), want_logits=False)
     # Sums in another order, of numbers between 0 and 1.
-    assert rest.means(0, first) == pytest.approx(whole.means(), rel=1e-5)
+    joined = joined_drift((Drift(first.means(), {}), 6), (Drift(rest.means(), {}), len(ids) - 6))
+    assert joined.kept == pytest.approx(whole.means(), rel=1e-5)

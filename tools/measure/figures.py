@@ -150,7 +150,7 @@ def figures_table(run: Run, title: str, earlier: Run | None = None) -> Table:
 
 
 def left_open(run: Run, earlier: Run | None = None) -> list[str]:
-    """What the run could not tell, one sentence for each figure."""
+    """Sentences about the figures that the run left open, and about what cannot be compared with an earlier run."""
     told = [
         f"Could not tell whether {figure.name} is {figure.bound}: {figure.measured:.4g} ± {figure.noise:.3f}"
         + (f" after {figure.rounds} rounds" if figure.rounds else "")

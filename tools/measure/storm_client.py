@@ -41,7 +41,7 @@ _NUMBERS = itertools.count()
 
 @dataclass
 class Ledger:
-    """What clients know of a memory.
+    """The turns of a memory that its clients have seen.
 
     Attributes:
         name: The name of the memory.

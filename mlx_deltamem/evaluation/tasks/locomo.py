@@ -52,7 +52,7 @@ _INSTRUCTION = (
 )
 _TEMPORAL = " Use DATE of CONVERSATION to answer with an approximate date."
 _LETTERS = re.compile(r"\([ab]\)|(?<!\w)[ab]\)|answer:")
-# The label of what a public audit says about the answer in the file.
+# The label that tells whether a public audit found the answer in the file wrong.
 _KEY, _WRONG, _SOUND = "answer key", "wrong", "sound"
 _CHOICE = " (a) {} (b) {}. Select the correct answer by writing (a) or (b)."
 
@@ -290,7 +290,7 @@ def _labels(conversation: Conversation, asked: DialogQuestion) -> dict[str, floa
 
 
 def _audit(conversation: Conversation, asked: DialogQuestion) -> dict[str, float | str]:
-    """What the audit says about the answer. Adversarial questions were not audited."""
+    """The label for the answer by the audit. Adversarial questions were not audited and get none."""
     if asked.category == "adversarial":
         return {}
     return {_KEY: _WRONG if is_wrong(conversation.id, asked.place) else _SOUND}
