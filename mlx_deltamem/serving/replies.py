@@ -12,7 +12,7 @@ from mlx_deltamem.serving.memories import Memories
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.metrics import Metrics
 from mlx_deltamem.serving.reply_job import ReplyJob
-from mlx_deltamem.serving.reply_turn import begin_turn, keep_turn, leave_memory, take_back
+from mlx_deltamem.serving.reply_turn import begin_turn, hold_memory, keep_turn, leave_memory, take_back
 from mlx_deltamem.serving.saver import Saver
 from mlx_deltamem.serving.work import when_free
 from mlx_deltamem.sessions.batch import ReplyBatch
@@ -85,8 +85,7 @@ class Replies:
             self._ready.append(job)
 
     def _hold(self, job: ReplyJob, memory: Memory) -> None:
-        memory.is_busy = True
-        job.holds = memory
+        hold_memory(job, memory)
         self._ready.append(job)
 
     def begin_ready(self) -> None:

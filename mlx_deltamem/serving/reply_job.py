@@ -53,7 +53,7 @@ class ReplyJob:
     Attributes:
         request: The request.
         outlet: Where its pieces go.
-        memory: The memory that it uses; None: it is not found yet.
+        memory: The memory that it uses, or None until it is found.
         chat: The chat that the reply runs in: that of the memory, or that of `reader`.
         reader: The copy of the memory that the reply runs in, if the memory is only read.
         row: Its row in the batch.

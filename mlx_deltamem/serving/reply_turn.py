@@ -1,4 +1,4 @@
-"""The turn of a request in its memory: how it begins, and how it is then kept or taken back."""
+"""The turn of a request in its memory: it holds the memory, begins, and is then kept or taken back."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.asking import prepare, text_turn
 from mlx_deltamem.serving.exchange import Done, ReplyRequest
+from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.reply_job import ReplyJob
 from mlx_deltamem.serving.sampling import processors_of, sampler_of
 from mlx_deltamem.serving.saver import Saver
@@ -20,6 +21,18 @@ from mlx_deltamem.sessions.writing import NONE
 
 # Messages are read in parts of at most so many tokens. Other replies go on between two parts.
 PREFILL_STEP = 512
+
+
+def hold_memory(job: ReplyJob, memory: Memory) -> None:
+    """Let other work on a memory wait for the turn of a request, which is added to it."""
+    memory.is_busy, job.holds = True, memory
+
+
+def leave_memory(job: ReplyJob) -> None:
+    """Let the next work on the memory that a request holds begin."""
+    memory, job.holds = job.holds, None
+    if memory is not None:
+        free(memory)
 
 
 def begin_turn(
@@ -135,10 +148,3 @@ def take_back(job: ReplyJob) -> None:
         job.chat.state.restore(job.before)
         if job.memory is not None and job.reader is not None:
             job.memory.readers.put_back(job.reader)
-
-
-def leave_memory(job: ReplyJob) -> None:
-    """Let the next work on the memory that a request holds begin."""
-    memory, job.holds = job.holds, None
-    if memory is not None:
-        free(memory)

@@ -37,8 +37,8 @@ def free(memory: Memory) -> None:
 def held(memory: Memory) -> Iterator[None]:
     """A context for long work on a memory, within which other work on it waits, and requests that read it do not.
 
-    The work runs by `when_free`, which lets the next work begin afterwards. It calls `Engine.others_go_on` from time to
-    time.
+    Use it in work that runs by `when_free`, which lets the next work begin afterwards. The work calls
+    `Engine.others_go_on` from time to time.
     """
     memory.is_busy, memory.settled = True, memory.chat.state.snapshot()
     try:
