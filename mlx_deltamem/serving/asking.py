@@ -8,7 +8,6 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.exchange import Mode, RefusedError, ReplyRequest
-from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.loops import later_turns, take_back
 from mlx_deltamem.sessions.place import (
@@ -19,7 +18,6 @@ from mlx_deltamem.sessions.place import (
     find_other_reply,
     find_place,
     place_of_turn,
-    turn_ids,
 )
 from mlx_deltamem.sessions.prefill import window
 from mlx_deltamem.sessions.segments import Segments
@@ -63,17 +61,6 @@ def text_turn(model: nn.Module, tokenizer: TokenizerWrapper, text: str) -> Turn:
         raise RefusedError(400, "empty_prompt", "the prompt has no tokens; expected some text")
     opening = Segments(list(ids), [0] * len(ids), [-1] * len(ids))
     return Turn(({"role": "user", "content": text},), opening, NONE, _PLAIN_TEXT)
-
-
-def find_private(memories: Sequence[Memory], request: ReplyRequest, think_end: str | None) -> Memory | None:
-    """The private memory that knows the messages of a request; None if none does."""
-    if request.continues is not None:
-        name = request.continues
-        return next((memory for memory in memories if _has_turn(memory, name, think_end)), None)
-    earlier = asked(request.messages).earlier
-    if not earlier:
-        return None
-    return next((memory for memory in memories if find_place(memory.chat.turns, earlier, think_end)), None)
 
 
 def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prepared:
@@ -146,10 +133,6 @@ def _new_turn(chat: ChatSession, question: Asked, write: str | None) -> tuple[Tu
         chat.history = max(1, longest // 2)
         turn = chat.new_turn(question.new, write)
         return turn, f"the chat is longer than the model's window; the last {chat.history} tokens are seen"
-
-
-def _has_turn(memory: Memory, name: str, think_end: str | None) -> bool:
-    return name in turn_ids(memory.chat.turns, think_end) or memory.readers.knows(name)
 
 
 def _place(chat: ChatSession, request: ReplyRequest, question: Asked, think_end: str | None) -> Place | None:

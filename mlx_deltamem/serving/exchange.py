@@ -147,3 +147,8 @@ class RefusedError(Exception):
 def refusal(error: Exception) -> Exception:
     """The answer to a request for an error of the library: a ValueError refuses it, any other error stays."""
     return RefusedError(400, "invalid_request_error", str(error)) if isinstance(error, ValueError) else error
+
+
+def ending() -> RefusedError:
+    """The answer to a request while the server ends."""
+    return RefusedError(503, "ending", "the server is ending; try again later")

@@ -1,25 +1,26 @@
 """`LocalService`: the engine in this process, for the HTTP side."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.asking import take_back_up_to
-from mlx_deltamem.serving.engine import PREFILL_STEP, Engine
-from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, refusal
+from mlx_deltamem.serving.calls import EngineCalls, soon
+from mlx_deltamem.serving.engine import Engine
+from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest
 from mlx_deltamem.serving.memories import DAMAGED
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.reply_job import Outlet, ReplyJob
+from mlx_deltamem.serving.reply_turn import PREFILL_STEP
 from mlx_deltamem.serving.service import Health, MemoryInfo, TurnInfo
+from mlx_deltamem.serving.special_tokens import special_tokens, without_special_tokens
 from mlx_deltamem.serving.watching import Event, states
+from mlx_deltamem.serving.work import held
 from mlx_deltamem.sessions.loops import tool_loops
 from mlx_deltamem.sessions.messages import Message
 
-_Result = TypeVar("_Result")
 _MOST_EVENTS = 200
 
 
@@ -36,47 +37,38 @@ class LocalService:
         self.tokenizer: TokenizerWrapper = engine.tokenizer
         self._engine = engine
         self._special = special_tokens(self.tokenizer)
-        # Each answers a client that waits with an error.
-        self._waiting: set[Callable[[Exception], None]] = set()
-
-    def _as_kept(self, message: Message) -> Message:
-        """A message as a turn keeps it: clients see the special tokens in a reply, and send them back."""
-        if message["role"] != "assistant" or self._special is None:
-            return message
-        return {**message, "content": self._special.sub("", message["content"])}
+        self._calls = EngineCalls(engine)
 
     def fail_all(self, error: RefusedError) -> None:
         """Answer all clients that wait for the engine with an error. Any thread may call it."""
-        for fail in list(self._waiting):
-            fail(error)
+        self._calls.fail_all(error)
 
     async def reply(self, request: ReplyRequest) -> AsyncIterator[Piece | Done]:
         """Generate a reply."""
-        request = replace(request, messages=tuple(map(self._as_kept, request.messages)))
+        messages = tuple(without_special_tokens(message, self._special) for message in request.messages)
         outlet = Outlet()
-        self._engine.submit(ReplyJob(request, outlet))
-        self._waiting.add(outlet.put)
-        try:
-            while True:
-                item = await outlet.get()
-                yield item
-                if isinstance(item, Done):
-                    return
-        finally:
-            outlet.is_closed = True
-            self._waiting.discard(outlet.put)
+        self._engine.submit(ReplyJob(replace(request, messages=messages), outlet))
+        with self._calls.waiting(outlet.put):
+            try:
+                while True:
+                    item = await outlet.get()
+                    yield item
+                    if isinstance(item, Done):
+                        return
+            finally:
+                outlet.is_closed = True
 
     async def memories(self) -> Sequence[MemoryInfo]:
         """All memories, by name."""
-        return await self._in_engine(self._engine.memories.infos)
+        return await self._calls.run(self._engine.memories.infos)
 
     async def memory(self, name: str) -> MemoryInfo:
         """One memory."""
-        return await self._in_engine(lambda: self._get(name).info())
+        return await self._calls.run(lambda: self._get(name).info())
 
     async def create(self, name: str, history: str | int | None, write: str | None) -> MemoryInfo:
         """Make an empty memory."""
-        return await self._in_engine(lambda: self._engine.memories.create(name, history, write).info())
+        return await self._calls.run(lambda: self._engine.memories.create(name, history, write).info())
 
     async def change(self, name: str, history: str | int | None, write: str | None, match: str | None) -> MemoryInfo:
         """Change the settings of a memory."""
@@ -97,15 +89,15 @@ class LocalService:
             self._engine.memories.delete(memory)
 
         try:
-            await self._on(name, delete)
+            await self._calls.run_on(name, delete)
         except RefusedError as error:
             if error.code != DAMAGED or match is not None:
                 raise
-            await self._in_engine(lambda: self._engine.memories.delete_damaged(name))
+            await self._calls.run(lambda: self._engine.memories.delete_damaged(name))
 
     async def fork(self, name: str, new: str) -> MemoryInfo:
         """Copy a memory under a new name."""
-        return await self._on(name, lambda memory: self._engine.memories.fork(memory, new).info())
+        return await self._calls.run_on(name, lambda memory: self._engine.memories.fork(memory, new).info())
 
     async def reset(self, name: str, match: str | None) -> MemoryInfo:
         """Empty a memory."""
@@ -126,14 +118,14 @@ class LocalService:
         engine = self._engine
 
         def remember(memory: Memory) -> None:
-            with engine.held(memory):
+            with held(memory):
                 memory.chat.remember(list(messages), write, PREFILL_STEP, engine.others_go_on)
 
         return await self._changed(name, match, remember, make=True)
 
     async def turns(self, name: str) -> Sequence[TurnInfo]:
         """The turns of a memory."""
-        return await self._in_engine(lambda: self._get(name).turn_infos(self.tokenizer.think_end))
+        return await self._calls.run(lambda: self._get(name).turn_infos(self.tokenizer.think_end))
 
     async def exported(self, name: str) -> bytes:
         """The session file of a memory."""
@@ -145,7 +137,7 @@ class LocalService:
                 memory.save()
             return memory.path.read_bytes()
 
-        return await self._on(name, exported)
+        return await self._calls.run_on(name, exported)
 
     async def imported(self, name: str, content: bytes) -> MemoryInfo:
         """Make or replace a memory from a session file."""
@@ -156,7 +148,7 @@ class LocalService:
                 raise RefusedError(409, "memory_busy", f"a turn of memory {name} is under way; try again later")
             return self._engine.memories.replace(name, content).info()
 
-        return await self._in_engine(replace)
+        return await self._calls.run(replace)
 
     async def heatmap(self, name: str) -> Mapping[str, object]:
         """The states for drawing."""
@@ -164,7 +156,7 @@ class LocalService:
         def heatmap() -> Mapping[str, object]:
             return {"layers": states(self._get(name).chat.memory)["heat"]}
 
-        return await self._in_engine(heatmap)
+        return await self._calls.run(heatmap)
 
     async def drift(self, name: str) -> Mapping[str, object]:
         """The change of the memory in each turn."""
@@ -185,7 +177,7 @@ class LocalService:
             borders = [index for index in range(1, len(chats)) if chats[index] != chats[index - 1]]
             return {"turns": turns, "borders": borders}
 
-        return await self._in_engine(drift)
+        return await self._calls.run(drift)
 
     async def events(self, name: str) -> AsyncIterator[Mapping[str, object]]:
         """The events of a memory while a client listens."""
@@ -195,9 +187,9 @@ class LocalService:
         def listener(event: Event) -> None:
             # A client that reads too slowly loses tokens, and no turns.
             if event["event"] == "turn" or events.qsize() < _MOST_EVENTS:
-                _soon(loop, lambda: events.put_nowait(event))
+                soon(loop, lambda: events.put_nowait(event))
 
-        memory = await self._in_engine(lambda: self._listened(name, listener))
+        memory = await self._calls.run(lambda: self._listened(name, listener))
         try:
             while True:
                 yield await events.get()
@@ -242,73 +234,4 @@ class LocalService:
             memory.changed()
             return memory.info()
 
-        return await self._on(name, work, make)
-
-    async def _on(self, name: str, work: Callable[[Memory], _Result], make: bool = False) -> _Result:
-        """Run a function on a memory when no turn of it is under way."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[_Result] = loop.create_future()
-
-        def find() -> None:
-            try:
-                memory = self._engine.memories.get(name, make)
-            except RefusedError as refused:
-                # Python unbinds the name of an exception at the end of its block.
-                error = refused
-                _soon(loop, lambda: _fail(future, error))
-            else:
-                self._engine.when_free(memory, lambda: _settle(loop, future, lambda: work(memory)))
-
-        self._engine.call(find)
-        return await self._result(future)
-
-    async def _in_engine(self, work: Callable[[], _Result]) -> _Result:
-        """Run a function in the engine's thread, between two steps."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[_Result] = loop.create_future()
-        self._engine.call(lambda: _settle(loop, future, work))
-        return await self._result(future)
-
-    async def _result(self, future: "asyncio.Future[_Result]") -> _Result:
-        """Wait for a result of the engine."""
-        loop = asyncio.get_running_loop()
-
-        def fail(error: Exception) -> None:
-            _soon(loop, lambda: _fail(future, error))
-
-        self._waiting.add(fail)
-        try:
-            return await future
-        finally:
-            self._waiting.discard(fail)
-
-
-def special_tokens(tokenizer: TokenizerWrapper) -> re.Pattern[str] | None:
-    """A pattern for the texts of all tokens that a turn's reply leaves out; None if there are none."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    texts = {token.content for token in added if token.special} | {*getattr(tokenizer, "all_special_tokens", [])}
-    # The longest one first: one may begin with another.
-    found = sorted(filter(None, texts), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, found))) if found else None
-
-
-def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[_Result]", work: Callable[[], _Result]) -> None:
-    """Give a future the result of a function, or its error, from another thread."""
-    try:
-        result = work()
-    except Exception as error:
-        refused = refusal(error)
-        _soon(loop, lambda: _fail(future, refused))
-    else:
-        _soon(loop, lambda: None if future.done() else future.set_result(result))
-
-
-def _soon(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(work)
-
-
-def _fail(future: "asyncio.Future[_Result]", error: Exception) -> None:
-    # The client may have gone.
-    if not future.done():
-        future.set_exception(error)
+        return await self._calls.run_on(name, work, make)

@@ -53,7 +53,7 @@ class ReplyJob:
     Attributes:
         request: The request.
         outlet: Where its pieces go.
-        memory: The memory that the turn is added to, or None.
+        memory: The memory that it uses, or None until it is found.
         chat: The chat that the reply runs in: that of the memory, or that of `reader`.
         reader: The copy of the memory that the reply runs in, if the memory is only read.
         row: Its row in the batch.
@@ -62,6 +62,8 @@ class ReplyJob:
         read_tokens, prompt_tokens: As in `Done`.
         note: As in `Done`.
         watch: Reports the tokens to those who watch the memory, or None.
+        holds: The memory while the turn that is added to it is under way: other work on it waits. None before and after
+            that, and if the memory is only read.
     """
 
     request: ReplyRequest
@@ -76,12 +78,12 @@ class ReplyJob:
     prompt_tokens: int = 0
     note: str | None = None
     watch: Watch | None = None
-    waiting_for: Memory | None = None
+    holds: Memory | None = None
 
     @property
     def is_kept(self) -> bool:
         """Whether the turn is added to the chat, so that the next request can go on from it."""
-        return self.waiting_for is not None or (self.request.text is None and self.request.goes_on)
+        return self.holds is not None or (self.request.text is None and self.request.goes_on)
 
     def send(self, response: GenerationResponse, tokenizer: TokenizerWrapper) -> None:
         """Send a step of the reply to the client."""

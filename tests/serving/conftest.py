@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from mlx_deltamem import ChatSession
 from mlx_deltamem.serving.exchange import Done, Mode, Piece, ReplyRequest
 from mlx_deltamem.sessions.messages import parse_messages
-from tests.sessions.test_session import loaded
+from tests.sessions.test_session import HISTORIES, loaded, new_chat
 
 pytest.importorskip("prometheus_client")
 
@@ -84,4 +85,13 @@ def running(tmp_path: Path) -> Iterator[Callable[..., Running]]:
         each.engine.stop(0)
 
 
+def chat_of(running: Running, name: str) -> ChatSession:
+    return running.memories.get(name).chat
+
+
+def plain_chat(history: str | int = "full") -> ChatSession:
+    return new_chat(history=history, system=None)
+
+
 READ, OFF, WRITE = Mode.READ, Mode.OFF, Mode.WRITE
+every_history = pytest.mark.parametrize("history", HISTORIES)

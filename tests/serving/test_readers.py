@@ -9,8 +9,7 @@ from mlx_deltamem.serving import readers
 from mlx_deltamem.serving.exchange import Piece, RefusedError, ReplyRequest, Sampling
 from mlx_deltamem.sessions import running as running_turns
 from mlx_deltamem.sessions.messages import parse_messages
-from tests.serving.conftest import OFF, READ, Running
-from tests.serving.test_engine import chat_of, every_history, plain_chat
+from tests.serving.conftest import OFF, READ, Running, chat_of, every_history, plain_chat
 from tests.sessions.test_session import same_memory
 
 FACT, QUESTION = "My word is jade.", "What is it?"

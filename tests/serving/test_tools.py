@@ -6,7 +6,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import pytest
 
-from mlx_deltamem.serving import engine
+from mlx_deltamem.serving import reply_turn
 from mlx_deltamem.serving.exchange import Done
 from mlx_deltamem.sessions.drift import changes
 from tests.serving.conftest import READ, Running
@@ -34,7 +34,7 @@ def server(running, monkeypatch) -> Callable[..., tuple[Running, Callable[[str],
 
         def say(text: str) -> None:
             processors = scripted(chat, text)["logits_processors"]
-            monkeypatch.setattr(engine, "processors_of", lambda sampling: processors)
+            monkeypatch.setattr(reply_turn, "processors_of", lambda sampling: processors)
 
         return started, say
 

@@ -27,7 +27,7 @@ from mlx_deltamem import ChatSession, load
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE, SEED
 from mlx_deltamem.server import BYTES
-from mlx_deltamem.serving.local import special_tokens
+from mlx_deltamem.serving.special_tokens import special_tokens
 from tools.measure.chat_turns import resident_of
 from tools.measure.storm_client import SHARED, Client, Ledger
 

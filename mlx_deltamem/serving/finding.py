@@ -1,0 +1,65 @@
+"""Find the memory that a request uses, and whether it adds a turn to it."""
+
+from collections.abc import Sequence
+
+from mlx_deltamem.serving.exchange import Mode, RefusedError, ReplyRequest
+from mlx_deltamem.serving.memories import Memories
+from mlx_deltamem.serving.memory import Memory
+from mlx_deltamem.sessions.place import asked, find_place, turn_ids
+from mlx_deltamem.sessions.writing import NONE
+
+
+def find_memory(memories: Memories, request: ReplyRequest, think_end: str | None) -> Memory:
+    """The memory that a request uses: the one that it names, the private one that knows its messages, or a new one.
+
+    A new private memory stays in RAM only if the chat may go on.
+
+    Args:
+        memories: The memories.
+        request: The request.
+        think_end: The text that ends the reasoning of a reply, or None.
+
+    Raises:
+        RefusedError: The memory that it names cannot be used, or no memory has the turn that it continues.
+    """
+    if request.memory is not None and request.mode is not Mode.OFF:
+        return memories.get(request.memory, make=True)
+    if request.text is not None:
+        return Memory(None, memories.new_chat(), None)
+    writes = None if request.mode is Mode.WRITE else NONE
+    known = [
+        memory
+        for memory in memories.private()
+        if request.mode is Mode.READ or (memory.chat.write == NONE) == (writes == NONE)
+    ]
+    found = _find_private(known, request, think_end)
+    if found is not None:
+        memories.used(found)
+        return found
+    if request.continues is not None:
+        raise RefusedError(404, "turn_not_found", f"there is no turn {request.continues}")
+    if not request.goes_on:
+        return Memory(None, memories.new_chat(), None)
+    return memories.new_private(writes)
+
+
+def adds_turn(request: ReplyRequest, memory: Memory) -> bool:
+    """Whether the turn of a request is added to its memory. A private memory that writes nothing has its chat."""
+    if request.text is not None:
+        return False
+    return request.mode is Mode.WRITE or (memory.name is None and request.goes_on and memory.chat.write == NONE)
+
+
+def _find_private(memories: Sequence[Memory], request: ReplyRequest, think_end: str | None) -> Memory | None:
+    """The private memory that knows the messages of a request; None if none does."""
+    if request.continues is not None:
+        name = request.continues
+        return next((memory for memory in memories if _has_turn(memory, name, think_end)), None)
+    earlier = asked(request.messages).earlier
+    if not earlier:
+        return None
+    return next((memory for memory in memories if find_place(memory.chat.turns, earlier, think_end)), None)
+
+
+def _has_turn(memory: Memory, name: str, think_end: str | None) -> bool:
+    return name in turn_ids(memory.chat.turns, think_end) or memory.readers.knows(name)

@@ -1,0 +1,148 @@
+"""The place in a chat that a request goes on from: memories equal those of `ChatSession` on the same turns."""
+
+import pytest
+
+from mlx_deltamem.serving.exchange import RefusedError, ReplyRequest
+from mlx_deltamem.sessions.messages import parse_messages
+from tests.serving.conftest import chat_of, every_history, plain_chat
+from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
+from tests.sessions.test_session import loaded, same_memory
+
+
+@every_history
+def test_a_new_chat_begins_from_the_head(running, history):
+    server, chat = running(history=history), plain_chat(history)
+    server.ask("My word is jade.", memory="anna")
+    server.ask("Hello there.", memory="anna")
+    chat.send("My word is jade.", 8)
+    chat.conversation = "other"
+    chat.send("Hello there.", 8)
+    assert same_memory(chat_of(server, "anna"), chat, 0)
+
+
+@every_history
+def test_regenerated_and_edited_exactly(running, history):
+    server = running(history=history)
+    first, _ = server.ask("My word is jade.", memory="anna")
+    server.ask("My word is jade.", first, "Hello there.", memory="anna")
+    # The same question again takes the first answer back.
+    server.ask("My word is jade.", first, "Hello there.", memory="anna")
+    edited, _ = server.ask("My word is jade.", first, "Hello you.", memory="anna")
+    chat = plain_chat(history)
+    chat.send("My word is jade.", 8)
+    assert "".join(response.text for response in chat.stream("Hello you.", 8)) == edited
+    assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
+    assert len(chat_of(server, "anna").turns) == 2
+
+
+def test_the_first_message_is_edited_where_the_chat_has_an_id(running):
+    server = running()
+    server.ask("My word is jade.", memory="anna", chat="c1")
+    server.ask("My word is oak.", memory="anna", chat="c1")
+    server.ask("Hello.", memory="anna", chat="c2")
+    chat = plain_chat()
+    chat.send("My word is oak.", 8)
+    chat.conversation = "c2"
+    chat.send("Hello.", 8)
+    assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
+
+
+def test_an_edit_below_another_chat_runs_it_again_up_to_a_limit(running, tmp_path):
+    server = running()
+    server.ask("My word is jade.", memory="anna", chat="c1")
+    server.ask("Hello.", memory="anna", chat="c2")
+    server.ask("My word is oak.", memory="anna", chat="c1")
+    turns = [turn.messages[0]["content"] for turn in chat_of(server, "anna").turns]
+    assert turns == ["Hello.", "My word is oak."]
+    strict = running(tmp_path / "other", replay_limit=3)
+    strict.ask("My word is jade.", memory="anna", chat="c1")
+    strict.ask("Hello.", memory="anna", chat="c2")
+    before = chat_of(strict, "anna").memory
+    with pytest.raises(RefusedError, match="tokens of later turns would have to run again") as caught:
+        strict.ask("My word is oak.", memory="anna", chat="c1")
+    assert caught.value.status == 409
+    assert all((chat_of(strict, "anna").memory[layer] == state).all() for layer, state in before.items())
+
+
+def test_unknown_exchanges_are_run_once(running):
+    server, chat = running(), plain_chat()
+    server.ask("My word is jade.", "Nice.", "Hello.", "Hi.", "What is it?", memory="anna")
+    chat.read_exchange("My word is jade.", "Nice.")
+    chat.read_exchange("Hello.", "Hi.")
+    chat.send("What is it?", 8)
+    assert chat.messages == chat_of(server, "anna").messages
+    assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
+
+
+@every_history
+def test_a_first_reply_that_the_client_shows_in_part_is_not_written_twice(running, history):
+    """A client that stops a reply may not show the last tokens that were sent."""
+    server, chat = running(history=history), plain_chat(history)
+    reply, _ = server.ask("My word is jade.", memory="anna")
+    part = reply[:2]
+    assert part.strip() and part != reply
+    server.ask("My word is jade.", part, "What is it?", memory="anna")
+    chat.read_exchange("My word is jade.", part)
+    chat.send("What is it?", 8)
+    assert chat_of(server, "anna").messages == chat.messages
+    assert len(chat_of(server, "anna").turns) == 2
+    assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
+
+
+@pytest.mark.parametrize("memory", [None, "anna"])
+def test_messages_that_end_with_a_reply_are_refused(running, memory):
+    with pytest.raises(RefusedError, match="end with a reply of the assistant") as caught:
+        running().ask("Hello.", "Hi.", memory=memory)
+    assert caught.value.status == 400
+
+
+def test_a_chat_that_is_longer_than_the_window_sees_its_last_tokens_and_a_note_says_so(running, monkeypatch):
+    server = running()
+    reply, done = server.ask("My word is jade.", memory="anna")
+    assert done.note is None
+    model = loaded()[0]
+    longest = chat_of(server, "anna").turns[0].length + 20
+    monkeypatch.setattr(model.args, "max_position_embeddings", longest)
+
+    async def notes() -> list[str | None]:
+        said = ("My word is jade.", reply, "And what is it?")
+        messages = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(said)]
+        request = ReplyRequest(parse_messages(messages), memory="anna", max_tokens=4)
+        return [step.note async for step in server.service.reply(request)]
+
+    [told] = server.run(notes())
+    note = f"the chat is longer than the model's window; the last {longest // 2} tokens are seen"
+    # The first step has it for the head of a stream.
+    assert told == [note, *[None] * (len(told) - 2), note]
+    # The next reply may see all of its text again.
+    assert chat_of(server, "anna").history == "full"
+    monkeypatch.undo()
+    chat = plain_chat()
+    chat.send("My word is jade.", 8)
+    chat.history = longest // 2
+    chat.send("And what is it?", 4)
+    assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"said": ("word " * 30_000,)}, {"said": ("Hi.", "word " * 30_000, "Hi.")}, {"text": "word " * 30_000}]
+)
+def test_a_text_far_longer_than_the_window_is_refused_before_its_tokens_are_counted(running, monkeypatch, asked):
+    server = running()
+    server.ask("Hello.", memory="anna")
+    before = [turn.messages for turn in chat_of(server, "anna").turns]
+    lengths: list[int] = []
+    tokenizer = server.engine.tokenizer._tokenizer
+    encode = tokenizer.encode
+
+    def counted(text: str, **options: object) -> list[int]:
+        lengths.append(len(text))
+        return encode(text, **options)
+
+    monkeypatch.setattr(tokenizer, "encode", counted)
+    with pytest.raises(RefusedError, match=r"150,0\d\d characters, and the model's window is 4,096") as caught:
+        server.ask(*asked.pop("said", ()), memory="anna", **asked)
+    assert (caught.value.status, caught.value.code) == (400, "prompt_too_long")
+    assert max(lengths, default=0) < 10_000
+    assert [turn.messages for turn in chat_of(server, "anna").turns] == before
+    server.ask("Hello again.", memory="anna")

@@ -1,0 +1,63 @@
+"""The memories of a server: their files, and those in RAM."""
+
+import pytest
+
+from mlx_deltamem import ChatSession
+from mlx_deltamem.serving.exchange import RefusedError
+from tests.serving.conftest import chat_of
+from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
+from tests.sessions.test_session import loaded, same_memory
+
+
+def test_the_file_is_a_session(running, tmp_path):
+    server = running()
+    reply, _ = server.ask("My word is jade.", memory="anna")
+    chat = ChatSession.load(*loaded(), tmp_path / "memories" / "anna.safetensors")
+    assert chat.messages[1]["content"].strip() == reply.strip()
+    assert same_memory(chat, chat_of(server, "anna"), 0)
+    # The other way round.
+    chat.undo()
+    chat.send("Mine is oak.", 4)
+    chat.save(tmp_path / "memories" / "ben.safetensors")
+    server.ask("Hello.", memory="ben")
+    chat.conversation = chat_of(server, "ben").conversation
+    chat.send("Hello.", 8)
+    assert same_memory(chat, chat_of(server, "ben"), TOLERANCE_AGAIN)
+
+
+def test_a_damaged_file_is_refused_and_the_others_go_on(running, tmp_path):
+    server = running()
+    (tmp_path / "memories" / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(RefusedError, match=r"the memory cannot be used: bad\.safetensors") as caught:
+        server.ask("Hello.", memory="bad")
+    assert caught.value.status == 422
+    assert [info.name for info in server.run(server.service.memories())[0]] == []
+    server.ask("Hello.", memory="good")
+    assert [info.name for info in server.run(server.service.memories())[0]] == ["good"]
+
+
+def test_memories_leave_ram_and_come_back(running):
+    server = running(most_bytes=1)
+    for name in ("anna", "ben", "carl", "anna", "ben"):
+        server.ask(f"Hello {name}.", memory=name, chat=name)
+    assert len(server.memories.loaded()) <= 2
+    # The second question of a chat of the same id takes the first one's place.
+    assert [len(chat_of(server, name).turns) for name in ("anna", "ben", "carl")] == [1, 1, 1]
+
+
+def test_the_texts_of_all_chats_of_a_memory_are_counted(running):
+    server = running()
+    server.ask("Hello there.", memory="anna", chat="a")
+    memory = server.memories.get("anna")
+    text, one = memory.chat.state.kept_bytes, memory.counted
+    assert one == memory.nbytes > text > 0
+    server.ask("Hello again.", memory="anna", chat="b")
+    new = sum(entry.nbytes for entry in memory.chat.state.filled_cache)
+    assert memory.chat.state.kept_bytes == text + new
+    assert memory.counted == memory.nbytes >= one + new
+
+
+def test_one_server_for_a_folder(running, tmp_path):
+    running()
+    with pytest.raises(ValueError, match="another server uses"):
+        running()

@@ -1,0 +1,45 @@
+"""Replies that are generated together, and how each ends."""
+
+from mlx_deltamem.serving.exchange import Sampling
+from tests.serving.conftest import OFF, chat_of, plain_chat
+from tests.sessions.test_session import same_memory
+
+
+def test_many_memories_at_once(running):
+    server = running()
+    texts = [f"My word is {word}." for word in ("jade", "oak", "tin", "rose", "sand", "blue", "moss", "rain")]
+    replies = server.run(*(server.asking(text, memory=f"m{index}") for index, text in enumerate(texts)))
+    for index, (text, (reply, done)) in enumerate(zip(texts, replies, strict=True)):
+        chat = plain_chat()
+        assert reply == "".join(response.text for response in chat.stream(text, 8))
+        assert done.memory == f"m{index}"
+        assert same_memory(chat_of(server, f"m{index}"), chat, 1e-4)
+
+
+def test_a_seed_is_the_requests_own(running):
+    server = running()
+    sampled = {"sampling": Sampling(temperature=1.5, seed=7), "mode": OFF, "max_tokens": 12}
+    alone, _ = server.ask("Hello there.", **sampled)
+    others = [server.asking(f"{index}", mode=OFF, sampling=Sampling(1.0, seed=index)) for index in range(3)]
+    again, *_ = server.run(server.asking("Hello there.", **sampled), *others)
+    assert again[0] == alone
+    other, _ = server.ask("Hello there.", **{**sampled, "sampling": Sampling(temperature=1.5, seed=-8)})
+    assert other != alone
+
+
+def test_the_stop_text_that_ended_a_reply_is_told(running):
+    server = running()
+    whole, done = server.ask("Hello there.", memory="whole", max_tokens=12)
+    assert done.stop_text is None
+    texts = (whole[8:10], whole[3:5])
+    for memory in ("anna", None):
+        text, done = server.ask("Hello there.", memory=memory, max_tokens=12, stop=texts)
+        assert (text, done.finish_reason, done.stop_text) == (whole[: whole.index(texts[1])], "stop", texts[1])
+
+
+def test_a_client_that_leaves_ends_the_turn_there(running):
+    server = running()
+    server.run(server.asking("Hello there.", memory="anna", max_tokens=400, leave_after=2))
+    _reply, done = server.ask("Hello.", memory="anna", chat="new")
+    assert done.revision == 2
+    assert 2 <= len(chat_of(server, "anna").turns[0].reply_ids) < 100
