@@ -1,6 +1,7 @@
 """A server's engine with a tiny model, without HTTP."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ pytest.importorskip("prometheus_client")
 from mlx_deltamem.serving.engine import Engine
 from mlx_deltamem.serving.local import LocalService
 from mlx_deltamem.serving.memories import Memories
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so, for at most half a minute."""
+    end = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 class Running:

@@ -6,7 +6,7 @@ import pytest
 
 from mlx_deltamem import ChatSession
 from mlx_deltamem.serving.exchange import Done, RefusedError
-from tests.serving.conftest import READ, chat_of, plain_chat
+from tests.serving.conftest import READ, chat_of, plain_chat, wait_until
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
 from tests.sessions.test_session import loaded, same_memory
 
@@ -86,3 +86,14 @@ def test_a_server_that_ends_does_not_finish_a_long_text(running):
     server.run(remembering(), end())
     assert len(chat_of(server, "anna").turns) == 1
     assert all((chat_of(server, "anna").memory[layer] == state).all() for layer, state in memory.items())
+
+
+def test_an_idle_engine_has_not_stalled(running):
+    server = running()
+    for chat in ("c1", "c2"):
+        # Nothing came for a long time.
+        server.engine._progress_at -= 1000.0
+        assert server.engine.stalled_seconds == 0.0
+        _, done = server.ask("Hello.", memory="anna", chat=chat, max_tokens=2)
+        assert isinstance(done, Done)
+        wait_until(lambda: server.engine.stalled_seconds == 0.0)

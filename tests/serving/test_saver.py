@@ -2,26 +2,17 @@
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable
 
 import pytest
 
 from mlx_deltamem import ChatSession
 from mlx_deltamem.serving.exchange import RefusedError
-from tests.serving.conftest import Running
+from tests.serving.conftest import Running, wait_until
 from tests.sessions.test_session import loaded, same_memory
 
 # Longer than any test takes.
 NEVER = 10_000.0
 SOON = 0.05
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def turns_in(path) -> int:
@@ -135,6 +126,8 @@ def test_a_deleted_memory_does_not_come_back(running, file):
 
 
 def test_a_full_disk_is_told_with_the_next_turn_and_nothing_is_lost(running, file, full_disk):
+    # It is not tried again by itself while the test goes on.
+    full_disk.setattr("mlx_deltamem.serving.saver._PAUSE", 3600.0)
     server = running(save_after=SOON)
     server.ask("Hello.", memory="anna")
     tried = threading.Event()

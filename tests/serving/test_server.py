@@ -272,14 +272,6 @@ def test_a_stalled_server_answers_and_ends(tmp_path):
     server.end()
 
 
-def test_an_idle_server_has_not_stalled(tmp_path):
-    server = Server(tmp_path / "memories", "--exit-on-stall", "0.5")
-    for _ in range(3):
-        time.sleep(1)
-        assert server.say("Hello there.", "anna", 2)[0] == 200
-    assert server.end() == 0
-
-
 @pytest.mark.parametrize("given", ["never", "0", "-1", "nan", ""])
 def test_a_wrong_durability_is_refused(given):
     ended = subprocess.run(
