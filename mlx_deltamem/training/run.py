@@ -22,6 +22,7 @@ from mlx_deltamem.training.batch import Batch
 from mlx_deltamem.training.batches import BatchMaker, Feed, check_data
 from mlx_deltamem.training.best import Best
 from mlx_deltamem.training.checkpoint import Progress
+from mlx_deltamem.training.compiling import compiled_where_faster
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.health import measure_health
 from mlx_deltamem.training.interrupt import noticed_interrupts
@@ -173,7 +174,12 @@ class Run:
         if processes.is_first():
             monitor.reporter = reporter(self.reporting, self.settings.flat(), self.folder)
         self._best = Best(self.folder, None if self.checkup is None else self.reporting.health_limit)
-        with tempfile.TemporaryDirectory() as unused, head_at_positions(self.model), self._keeper.stopped_by_memory():
+        with (
+            tempfile.TemporaryDirectory() as unused,
+            head_at_positions(self.model),
+            self._keeper.stopped_by_memory(),
+            compiled_where_faster(),
+        ):
             # mlx-lm writes a file of weights at the end. It is not used: the weights are in the checkpoints.
             train_with_mlx_lm(
                 self._module,
