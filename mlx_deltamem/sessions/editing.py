@@ -5,6 +5,8 @@ from dataclasses import replace
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.sessions import running
+from mlx_deltamem.sessions.fitting import check_fits_edited
+from mlx_deltamem.sessions.going_back import return_to, return_to_reply
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.turn import said_turns
 
@@ -14,7 +16,7 @@ def edit_system(state: ChatState, text: str) -> None:
     turns, conversation = state.turns, state.conversation
     state.system, state.starts = text, {}
     if turns:
-        running.return_to(state, 0)
+        return_to(state, 0)
     for turn in turns:
         opening = turn.opening
         state.enter(turn.conversation)
@@ -44,14 +46,14 @@ def edit_message(state: ChatState, tokenizer: TokenizerWrapper, place: int, text
     if inner == len(turn.messages):
         reply_ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         changed = replace(turn, reply=text, reply_ids=reply_ids, tool_calls=())
-        running.check_fits_edited(state, index, changed)
-        if running.return_to_reply(state, index):
+        check_fits_edited(state, index, changed)
+        if return_to_reply(state, index):
             running.finish_again(state, changed)
         else:
-            running.return_to(state, index)
+            return_to(state, index)
             running.run_again(state, changed)
     else:
-        running.return_to(state, index)
+        return_to(state, index)
         message = turn.messages[inner].copy()
         message["content"] = text
         messages = (*turn.messages[:inner], message, *turn.messages[inner + 1 :])

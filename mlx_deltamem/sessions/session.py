@@ -17,11 +17,12 @@ from mlx_deltamem.core.cache import check_states
 from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.core.use import attachment_of, is_writing
 from mlx_deltamem.files.atomic import user_path
-from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.drift import Drift
 from mlx_deltamem.sessions.editing import edit_message, edit_system
 from mlx_deltamem.sessions.exported import chat_title, exported_chat, parse_export, read_export
+from mlx_deltamem.sessions.fitting import check_fits
 from mlx_deltamem.sessions.foreign.folder import foreign_format
+from mlx_deltamem.sessions.going_back import return_to
 from mlx_deltamem.sessions.history import FULL, History, parse_history
 from mlx_deltamem.sessions.messages import (
     GivenMessages,
@@ -35,11 +36,15 @@ from mlx_deltamem.sessions.messages import (
 )
 from mlx_deltamem.sessions.notebook import chat_html
 from mlx_deltamem.sessions.prefill import Progress, check_step
+from mlx_deltamem.sessions.progression import Progression
+from mlx_deltamem.sessions.remembering import remember
 from mlx_deltamem.sessions.reply import GenerateOptions, RegenerateOptions, ReplySettings, SendOptions
 from mlx_deltamem.sessions.replying import reply_again, reply_to
+from mlx_deltamem.sessions.running import run_again
 from mlx_deltamem.sessions.saving import check_whole, load_foreign, load_stored, stored_chat
 from mlx_deltamem.sessions.segments import Segments
-from mlx_deltamem.sessions.state import ChatState, Progression, Snapshot
+from mlx_deltamem.sessions.snapshot import Snapshot
+from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.stored.file import delete_chat, read_chat, write_chat
 from mlx_deltamem.sessions.template import ChatTemplate
 from mlx_deltamem.sessions.template_options import DEFAULTS, check_trusted, parse_tools
@@ -303,7 +308,7 @@ class ChatSession:
         if not is_writing(self.model):
             write = NOTHING
         turn = Turn(messages, self._state.text.opening(self._state.turns, messages), write, self.conversation)
-        running.check_fits(self._state, turn)
+        check_fits(self._state, turn)
         return turn
 
     def read_exchange(
@@ -335,7 +340,7 @@ class ChatSession:
             tool_calls=as_generated(said),
         )
         with self._state.all_or_nothing():
-            running.run_again(self._state, turn)
+            run_again(self._state, turn)
 
     def remember(
         self,
@@ -375,7 +380,7 @@ class ChatSession:
         messages = parse_messages(text)
         turn = Turn(messages, self._state.text.remembered(messages), write, self.conversation, remembered=True)
         with self._state.all_or_nothing():
-            is_whole = running.remember(self._state, turn, prefill_step_size, progress, keep_read)
+            is_whole = remember(self._state, turn, prefill_step_size, progress, keep_read)
         if not is_whole:
             raise KeyboardInterrupt
 
@@ -390,7 +395,7 @@ class ChatSession:
         """
         last = self._last_turn("take back")
         with self._state.all_or_nothing():
-            running.return_to(self._state, len(self._state.turns) - 1)
+            return_to(self._state, len(self._state.turns) - 1)
         return last.text
 
     def regenerate(self, max_tokens: int = 256, **options: Unpack[RegenerateOptions]) -> str:
@@ -466,7 +471,7 @@ class ChatSession:
         other = copy.copy(self)
         other._state, other._files = self._state.fork(), {}
         if turns < len(other._state.turns):
-            running.return_to(other._state, turns)
+            return_to(other._state, turns)
         return other
 
     def fork_at(self, snapshot: Snapshot) -> "ChatSession":
