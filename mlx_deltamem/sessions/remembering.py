@@ -4,13 +4,34 @@ from dataclasses import replace
 
 from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
 
-from mlx_deltamem.core.use import observing
+from mlx_deltamem.core.use import is_writing, observing
 from mlx_deltamem.sessions.drift import Drift, KeepGateMeans, joined_drift
+from mlx_deltamem.sessions.messages import GivenMessages, parse_messages
 from mlx_deltamem.sessions.prefill import Borders, Progress, stretch_ends, write_text
 from mlx_deltamem.sessions.restore import States
 from mlx_deltamem.sessions.segments import part
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.writing import parse_remembered_write
+
+
+def turn_to_remember(state: ChatState, text: GivenMessages, write: str) -> Turn:
+    """The turn of a text that is to be remembered. The chat is not changed, and nothing runs.
+
+    Args:
+        state: The chat.
+        text: A text, which becomes a message of the user; or messages in OpenAI's form.
+        write: The messages that are written: `all`, `user` or `assistant`.
+
+    Raises:
+        ValueError: The text is empty or refused by the chat template, `write` is another one, or the model is read
+            only.
+    """
+    if not is_writing(state.model):
+        raise ValueError("nothing can be remembered while the model is read only; leave read_only(model) for it")
+    write = parse_remembered_write(write)
+    messages = parse_messages(text)
+    return Turn(messages, state.text.remembered(messages), write, state.conversation, remembered=True)
 
 
 def remember(

@@ -188,6 +188,12 @@ class ChatState:
         self.cache = [*text, make_prompt_cache(self.model)[-1]]
         self.cache[-1].cache = list(self.states)
 
+    def anew(self, turns: Sequence[Turn] = ()) -> "ChatState":
+        """A chat with the settings of this one, some turns and an empty memory. The same conversation goes on."""
+        other = ChatState(self.model, self.template, self.system, self._history, turns)
+        other.enter(self.conversation)
+        return other
+
     def fork(self) -> "ChatState":
         """A copy. What happens to one of the two does not change the other."""
         other = ChatState(self.model, self.template, self.system, self._history, self.turns, self.states)
