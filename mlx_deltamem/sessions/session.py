@@ -46,6 +46,7 @@ from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.stored.file import delete_chat, write_chat
 from mlx_deltamem.sessions.template import ChatTemplate, brought_template
 from mlx_deltamem.sessions.template_options import DEFAULTS, parse_tools
+from mlx_deltamem.sessions.together import memory_is_empty
 from mlx_deltamem.sessions.turn import Turn, said_turns, segments_of
 from mlx_deltamem.sessions.writing import ALL, parse_write
 from mlx_deltamem.sessions.writing import NONE as NOTHING
@@ -503,10 +504,14 @@ class ChatSession:
         world_of(self.model).first(lambda: delete_chat(path, self._files.get(path)))
         self._files.pop(path, None)
 
+    def __repr__(self) -> str:
+        """The size and the settings of the chat in one line, and whether a memory is held. No text of the chat."""
+        facts = {**self._facts, "memory": "empty" if memory_is_empty(self._state.states) else "held"}
+        return f"<{type(self).__name__}: {', '.join(f'{name} {value}' for name, value in facts.items())}>"
+
     def _repr_html_(self) -> str:
         """The chat as HTML, which notebooks show: its last messages, and its memory as heat maps."""
-        facts = {"turns": len(self._state.turns), "history": self.history, "written": self.write}
-        return chat_html(self._title, facts, self.messages, self.memory)
+        return chat_html(self._title, self._facts, self.messages, self.memory)
 
     def to_dict(self) -> dict[str, object]:
         """The chat as a dict that JSON can hold: its settings, messages and replies, and what of each was written.
@@ -580,6 +585,10 @@ class ChatSession:
         if loaded.file_id is not None:
             chat._files[path] = loaded.file_id
         return chat
+
+    @property
+    def _facts(self) -> dict[str, object]:
+        return {"turns": len(self._state.turns), "history": self.history, "written": self.write}
 
     def _copy_with(self, state: ChatState) -> "ChatSession":
         """A second chat with another state. It is in no file."""
