@@ -13,7 +13,7 @@ from mlx_deltamem.serving.watching import Event
 from mlx_deltamem.sessions.loops import loop_changes, loop_kept, loop_messages, tool_loops
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.state import Snapshot
+from mlx_deltamem.sessions.snapshot import Snapshot
 
 
 class Memory:

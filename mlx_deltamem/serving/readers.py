@@ -7,7 +7,7 @@ from mlx_deltamem.serving.exchange import ReplyRequest
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.place import Place, asked, deepest, path_ids, places
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.state import Snapshot
+from mlx_deltamem.sessions.snapshot import Snapshot
 from mlx_deltamem.sessions.turn import Turn, are_same_runs, said_turns
 
 _MOST = 8

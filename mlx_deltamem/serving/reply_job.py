@@ -14,7 +14,7 @@ from mlx_deltamem.serving.readers import Reader
 from mlx_deltamem.serving.watching import Watch
 from mlx_deltamem.sessions.batched_reply import BatchedReply
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.state import Snapshot
+from mlx_deltamem.sessions.snapshot import Snapshot
 
 
 class Outlet:

@@ -27,6 +27,7 @@ from mlx_deltamem.sessions.batched_reply import (
     chosen,
     groups,
 )
+from mlx_deltamem.sessions.openings import begin_together
 from mlx_deltamem.sessions.prefill import prefill
 from mlx_deltamem.sessions.reply import Reply, ReplyTokens, logits_of
 from mlx_deltamem.sessions.replying import end_turn
@@ -120,7 +121,7 @@ class ReplyBatch:
                 for new in group:
                     self._check_free(new)
                     stack.enter_context(new.chat.state.turn_or_nothing())
-                turns = running.begin_together([(new.chat.state, new.turn) for new in group], self._starts)
+                turns = begin_together([(new.chat.state, new.turn) for new in group], self._starts)
         except Exception:
             # One of them fails. Alone, the others do not.
             return []

@@ -10,7 +10,7 @@ from mlx_lm.sample_utils import greedy_sampler
 
 from mlx_deltamem.core.attention import Observer
 from mlx_deltamem.core.cache import PromptCache
-from mlx_deltamem.sessions import running
+from mlx_deltamem.sessions import openings
 from mlx_deltamem.sessions.reply import ReplySettings, ReplyTokens
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.state import ChatState
@@ -93,7 +93,7 @@ def can_be_batched(cache: PromptCache, settings: ReplySettings) -> bool:
 def can_begin_together(new: NewReply) -> bool:
     """Whether the messages of a reply can be read in one pass with those of others."""
     is_plain = new.observe is None and set(new.settings.options) <= _BATCHED_OPTIONS
-    return is_plain and running.can_begin_together(new.chat.state, new.turn, new.settings.prefill_step_size)
+    return is_plain and openings.can_begin_together(new.chat.state, new.turn, new.settings.prefill_step_size)
 
 
 def groups(asked: Sequence[NewReply]) -> Iterator[list[NewReply]]:

@@ -37,6 +37,42 @@ class ChatText:
             messages.append(_reply(turn))
         return messages
 
+    def place_of(self, turns: Sequence[Turn], index: int) -> tuple[int, int] | None:
+        """The place of one of the messages.
+
+        Args:
+            turns: All turns.
+            index: The place of the message in `messages`. It may be negative, as for a list.
+
+        Returns:
+            The index of its turn, and its place in the turn, where the reply comes last; None for the system prompt.
+
+        Raises:
+            ValueError: There is no such message.
+        """
+        places: list[tuple[int, int] | None] = [None for _ in self._system]
+        for number, turn in enumerate(turns):
+            if not turn.remembered and turn.conversation == self._conversation:
+                places += [(number, inner) for inner in range(len(turn.messages) + 1)]
+        if type(index) is not int or not -len(places) <= index < len(places):
+            raise ValueError(f"there is no message {index!r}; the chat has {len(places)}")
+        return places[index]
+
+    def turns_up_to(self, turns: Sequence[Turn], index: int) -> int:
+        """The number of turns up to the one with a reply.
+
+        Args:
+            turns: All turns.
+            index: The place of the reply in `messages`. It may be negative, as for a list.
+
+        Raises:
+            ValueError: There is no reply at that place.
+        """
+        place = self.place_of(turns, index)
+        if place is None or place[1] < len(turns[place[0]].messages):
+            raise ValueError(f"message {index} is not a reply; expected the number of a message of the assistant")
+        return place[0] + 1
+
     def opening(self, turns: Sequence[Turn], messages: Sequence[Message]) -> Segments:
         """The tokens of new messages after some turns. The opening of the first turn begins with the visible start.
 

@@ -5,16 +5,44 @@ from dataclasses import replace
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.sessions import running
+from mlx_deltamem.sessions.fitting import check_fits_edited
+from mlx_deltamem.sessions.going_back import return_to, return_to_reply
+from mlx_deltamem.sessions.messages import said_messages, system_prompt
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.turn import said_turns
 
 
-def edit_system(state: ChatState, text: str) -> None:
+def edit_message(state: ChatState, tokenizer: TokenizerWrapper, index: int, text: str) -> None:
+    """Change a message and run again what follows from it. A memory that was set after the last turn stays.
+
+    Args:
+        state: The chat.
+        tokenizer: The model's tokenizer.
+        index: The place of the message in `ChatText.messages`. It may be negative, as for a list.
+        text: The new content.
+
+    Raises:
+        ValueError: There is no such message, or the text is empty, does not fit into the model's window, or is refused
+            by the template. The chat is unchanged.
+    """
+    place = state.text.place_of(state.turns, index)
+    text = system_prompt(text) if place is None else said_messages(text)[0]["content"]
+    set_memory = state.states if state.memory_set else None
+    with state.all_or_nothing():
+        if place is None:
+            _edit_system(state, text)
+        else:
+            _edit_turn(state, tokenizer, place, text)
+    if set_memory is not None:
+        state.set_memory(set_memory)
+
+
+def _edit_system(state: ChatState, text: str) -> None:
     """Change the system prompt, and run again all turns: all of them were read with it."""
     turns, conversation = state.turns, state.conversation
     state.system, state.starts = text, {}
     if turns:
-        running.return_to(state, 0)
+        return_to(state, 0)
     for turn in turns:
         opening = turn.opening
         state.enter(turn.conversation)
@@ -27,31 +55,28 @@ def edit_system(state: ChatState, text: str) -> None:
     state.enter(conversation)
 
 
-def edit_message(state: ChatState, tokenizer: TokenizerWrapper, place: int, text: str) -> None:
+def _edit_turn(state: ChatState, tokenizer: TokenizerWrapper, place: tuple[int, int], text: str) -> None:
     """Change a message, and run again the rest of its turn and the later turns. All replies stay as they are.
 
     Args:
         state: The chat.
         tokenizer: The model's tokenizer.
-        place: The place of the message in the chat. The system prompt is not counted.
+        place: The message, as from `ChatText.place_of`.
         text: The new content.
-
-    Raises:
-        ValueError: The text does not fit into the model's window, or the template refuses it.
     """
-    index, inner = _turn_of(state, place)
+    index, inner = place
     turn, *later = state.turns[index:]
     if inner == len(turn.messages):
         reply_ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         changed = replace(turn, reply=text, reply_ids=reply_ids, tool_calls=())
-        running.check_fits_edited(state, index, changed)
-        if running.return_to_reply(state, index):
+        check_fits_edited(state, index, changed)
+        if return_to_reply(state, index):
             running.finish_again(state, changed)
         else:
-            running.return_to(state, index)
+            return_to(state, index)
             running.run_again(state, changed)
     else:
-        running.return_to(state, index)
+        return_to(state, index)
         message = turn.messages[inner].copy()
         message["content"] = text
         messages = (*turn.messages[:inner], message, *turn.messages[inner + 1 :])
@@ -60,17 +85,3 @@ def edit_message(state: ChatState, tokenizer: TokenizerWrapper, place: int, text
     for each in later:
         running.run_again(state, each)
     state.enter(turn.conversation)
-
-
-def _turn_of(state: ChatState, place: int) -> tuple[int, int]:
-    """The turn of the message at a place in the chat, and the message's place in the turn.
-
-    The place after the messages of a turn is that of its reply.
-    """
-    for index, turn in enumerate(state.turns):
-        if turn.remembered or turn.conversation != state.conversation:
-            continue
-        if place <= len(turn.messages):
-            return index, place
-        place -= len(turn.messages) + 1
-    raise IndexError(place)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.drift import changes, joined_drift
+from mlx_deltamem.sessions.going_back import return_to
 from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.restore import States
 from mlx_deltamem.sessions.state import ChatState
@@ -102,7 +103,7 @@ def take_back(state: ChatState, dropped: Sequence[int]) -> None:
         dropped: The indices of the turns that are taken back.
     """
     conversation, others = state.conversation, later_turns(state.turns, dropped)
-    running.return_to(state, min(dropped))
+    return_to(state, min(dropped))
     for turn in others:
         running.run_again(state, turn)
     state.enter(conversation)

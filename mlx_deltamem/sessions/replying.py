@@ -11,6 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.drafted_reply import DraftedReply
+from mlx_deltamem.sessions.going_back import return_to, return_to_reply
 from mlx_deltamem.sessions.messages import ToolCall
 from mlx_deltamem.sessions.reply import Reply, ReplySettings, ReplyTokens
 from mlx_deltamem.sessions.restore import take_back_token
@@ -69,10 +70,10 @@ def reply_again(
     index = len(state.turns) - 1
     last = state.turns[index]
     with state.all_or_nothing():
-        if last.logits is not None and write == last.write and running.return_to_reply(state, index):
+        if last.logits is not None and write == last.write and return_to_reply(state, index):
             yield from _generate(state, tokenizer, last, settings, 0.0)
         else:
-            running.return_to(state, index)
+            return_to(state, index)
             state.enter(last.conversation)
             again = Turn(last.messages, last.opening, write, last.conversation)
             yield from reply_to(state, tokenizer, again, settings)

@@ -1,7 +1,7 @@
 """From the state of a chat to the content of a session file, and back."""
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.nn as nn
@@ -9,15 +9,34 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.adapters.fingerprint import origin_of
 from mlx_deltamem.core.cache import MemoryLayout
-from mlx_deltamem.core.spread import spread_of
-from mlx_deltamem.sessions.foreign.folder import read_foreign_session
+from mlx_deltamem.core.spread import spread_of, world_of
+from mlx_deltamem.sessions.foreign.folder import foreign_format, read_foreign_session
 from mlx_deltamem.sessions.foreign.states import fitted_states
 from mlx_deltamem.sessions.foreign.turns import foreign_turns
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.stored.chat import StoredChat
-from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.template_options import DEFAULTS, check_trusted, parse_tools
+from mlx_deltamem.sessions.stored.file import read_chat
+from mlx_deltamem.sessions.template import ChatTemplate, brought_template
+from mlx_deltamem.sessions.template_options import DEFAULTS
+from mlx_deltamem.sessions.writing import ALL
+
+
+@dataclass(frozen=True)
+class LoadedChat:
+    """A chat that was loaded.
+
+    Attributes:
+        state: Its state.
+        write: Which part of the next turns is written, one of `WRITES`.
+        title: Its title; empty for none.
+        file_id: The id of its session file; None for a chat of another implementation, whose files are never written.
+    """
+
+    state: ChatState
+    write: str = ALL
+    title: str = ""
+    file_id: str | None = None
 
 
 def stored_chat(
@@ -56,7 +75,29 @@ def stored_chat(
     )
 
 
-def load_stored(
+def load_chat(path: Path, model: nn.Module, tokenizer: TokenizerWrapper, taken: Collection[str]) -> LoadedChat:
+    """Load a chat from a session file, or from files of another implementation.
+
+    Args:
+        path: The file or folder.
+        model: The attached model that the chat goes on with.
+        tokenizer: Its tokenizer.
+        taken: Names that a template option cannot have.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: `ChatSession.load` says when.
+    """
+    world = world_of(model)
+    if world.first(lambda: foreign_format(path) is not None):
+        _check_whole(model, path)
+        return LoadedChat(_load_foreign(path, model, tokenizer))
+    with world.file(path) as readable:
+        stored, file_id = read_chat(readable)
+    return LoadedChat(_load_stored(path, stored, model, tokenizer, taken), stored.write, stored.title, file_id)
+
+
+def _load_stored(
     path: Path, stored: StoredChat, model: nn.Module, tokenizer: TokenizerWrapper, taken: Collection[str]
 ) -> ChatState:
     """The state of a chat from the content of its session file.
@@ -72,10 +113,7 @@ def load_stored(
         ValueError: The chat was made with another backbone, adapter or tokenizer; the file was altered; or it brings
             another chat template.
     """
-    check_trusted(path, stored.template_options, tokenizer, taken)
-    options = {**DEFAULTS, **stored.template_options}
-    tools = parse_tools(options.pop("tools")) if "tools" in options else None
-    template = ChatTemplate(tokenizer, tools, **options)
+    template = brought_template(path, stored.template_options, tokenizer, taken)
     origin_of(model, tokenizer).check(path, stored.origin)
     if spread_of(model) is not None:
         # They are those of a whole model. The text runs again.
@@ -89,7 +127,7 @@ def load_stored(
     return state
 
 
-def check_whole(model: nn.Module, path: Path) -> None:
+def _check_whole(model: nn.Module, path: Path) -> None:
     """Check that a chat of another implementation can be read: each process would have to read its files.
 
     Raises:
@@ -102,7 +140,7 @@ def check_whole(model: nn.Module, path: Path) -> None:
         )
 
 
-def load_foreign(path: Path, model: nn.Module, tokenizer: TokenizerWrapper) -> ChatState:
+def _load_foreign(path: Path, model: nn.Module, tokenizer: TokenizerWrapper) -> ChatState:
     """The state of a chat that another implementation saved.
 
     Args:

@@ -17,34 +17,38 @@ from mlx_deltamem.core.cache import check_states
 from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.core.use import attachment_of, is_writing
 from mlx_deltamem.files.atomic import user_path
-from mlx_deltamem.sessions import running
+from mlx_deltamem.sessions import remembering
 from mlx_deltamem.sessions.drift import Drift
-from mlx_deltamem.sessions.editing import edit_message, edit_system
+from mlx_deltamem.sessions.editing import edit_message
 from mlx_deltamem.sessions.exported import chat_title, exported_chat, parse_export, read_export
-from mlx_deltamem.sessions.foreign.folder import foreign_format
+from mlx_deltamem.sessions.going_back import return_to
 from mlx_deltamem.sessions.history import FULL, History, parse_history
 from mlx_deltamem.sessions.messages import (
     GivenMessages,
     Message,
     ToolCall,
-    as_generated,
     is_utf8,
     parse_messages,
     said_messages,
     system_prompt,
 )
+from mlx_deltamem.sessions.new_turn import turn_to_read, with_reply
 from mlx_deltamem.sessions.notebook import chat_html
 from mlx_deltamem.sessions.prefill import Progress, check_step
+from mlx_deltamem.sessions.progression import Progression
 from mlx_deltamem.sessions.reply import GenerateOptions, RegenerateOptions, ReplySettings, SendOptions
 from mlx_deltamem.sessions.replying import reply_again, reply_to
-from mlx_deltamem.sessions.saving import check_whole, load_foreign, load_stored, stored_chat
+from mlx_deltamem.sessions.running import run_again
+from mlx_deltamem.sessions.saving import load_chat, stored_chat
 from mlx_deltamem.sessions.segments import Segments
-from mlx_deltamem.sessions.state import ChatState, Progression, Snapshot
-from mlx_deltamem.sessions.stored.file import delete_chat, read_chat, write_chat
-from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.template_options import DEFAULTS, check_trusted, parse_tools
+from mlx_deltamem.sessions.snapshot import Snapshot
+from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.stored.file import delete_chat, write_chat
+from mlx_deltamem.sessions.template import ChatTemplate, brought_template
+from mlx_deltamem.sessions.template_options import DEFAULTS, parse_tools
+from mlx_deltamem.sessions.together import memory_is_empty
 from mlx_deltamem.sessions.turn import Turn, said_turns, segments_of
-from mlx_deltamem.sessions.writing import ALL, parse_remembered_write, parse_write
+from mlx_deltamem.sessions.writing import ALL, parse_write
 from mlx_deltamem.sessions.writing import NONE as NOTHING
 
 
@@ -283,7 +287,7 @@ class ChatSession:
         self._state.check_idle()
         settings = ReplySettings(max_tokens, stop, sampler, prefill_step_size, prompt_progress_callback, options)
         turn = self.new_turn(text, NOTHING if read_only else write)
-        return self._stream(turn, settings, Progression.of(self._state))
+        return self._stream(reply_to(self._state, self.tokenizer, turn, settings), Progression.of(self._state))
 
     def new_turn(self, text: GivenMessages, write: str | None = None) -> Turn:
         """The turn that a message would begin. The chat is not changed, and nothing runs.
@@ -298,13 +302,7 @@ class ChatSession:
                 reply is being generated.
         """
         self._state.check_idle()
-        messages = said_messages(text)
-        write = self._write if write is None else parse_write(write)
-        if not is_writing(self.model):
-            write = NOTHING
-        turn = Turn(messages, self._state.text.opening(self._state.turns, messages), write, self.conversation)
-        running.check_fits(self._state, turn)
-        return turn
+        return turn_to_read(self._state, said_messages(text), self._write if write is None else parse_write(write))
 
     def read_exchange(
         self,
@@ -326,16 +324,9 @@ class ChatSession:
         """
         turn = self.new_turn(text, write)
         [said] = parse_messages({"role": "assistant", "content": reply, "tool_calls": list(tool_calls)})
-        seen = self._state.text
-        turn = replace(
-            turn,
-            reply=said["content"],
-            reply_ids=tuple(seen.reply_ids(self._state.turns, turn.messages, said)),
-            ending=seen.ending(self._state.turns, turn.messages, said["content"]),
-            tool_calls=as_generated(said),
-        )
+        turn = with_reply(self._state, turn, said)
         with self._state.all_or_nothing():
-            running.run_again(self._state, turn)
+            run_again(self._state, turn)
 
     def remember(
         self,
@@ -369,13 +360,9 @@ class ChatSession:
         """
         self._state.check_idle()
         check_step(prefill_step_size)
-        if not is_writing(self.model):
-            raise ValueError("nothing can be remembered while the model is read only; leave read_only(model) for it")
-        write = parse_remembered_write(write)
-        messages = parse_messages(text)
-        turn = Turn(messages, self._state.text.remembered(messages), write, self.conversation, remembered=True)
+        turn = remembering.turn_to_remember(self._state, text, write)
         with self._state.all_or_nothing():
-            is_whole = running.remember(self._state, turn, prefill_step_size, progress, keep_read)
+            is_whole = remembering.remember(self._state, turn, prefill_step_size, progress, keep_read)
         if not is_whole:
             raise KeyboardInterrupt
 
@@ -390,7 +377,7 @@ class ChatSession:
         """
         last = self._last_turn("take back")
         with self._state.all_or_nothing():
-            running.return_to(self._state, len(self._state.turns) - 1)
+            return_to(self._state, len(self._state.turns) - 1)
         return last.text
 
     def regenerate(self, max_tokens: int = 256, **options: Unpack[RegenerateOptions]) -> str:
@@ -422,7 +409,7 @@ class ChatSession:
             raise ValueError("the last turn was remembered and has no reply to regenerate; undo() takes it back")
         settings = ReplySettings(max_tokens, stop, sampler, prefill_step_size, prompt_progress_callback, options)
         write = last.write if is_writing(self.model) else NOTHING
-        return self._stream_again(write, settings, Progression.of(self._state))
+        return self._stream(reply_again(self._state, self.tokenizer, write, settings), Progression.of(self._state))
 
     def edit(self, index: int, text: str) -> None:
         """Change a message and run again what follows from it. The other messages and the replies stay as they are.
@@ -436,20 +423,7 @@ class ChatSession:
                 is being generated. The chat is unchanged.
         """
         self._state.check_idle()
-        count = len(self.messages)
-        if type(index) is not int or not -count <= index < count:
-            raise ValueError(f"there is no message {index!r}; the chat has {count}")
-        place = index % count - (self.system is not None)
-        text = system_prompt(text) if place < 0 else said_messages(text)[0]["content"]
-        # A memory that was set after the last turn stays.
-        set_memory = self._state.states if self._state.memory_set else None
-        with self._state.all_or_nothing():
-            if place < 0:
-                edit_system(self._state, text)
-            else:
-                edit_message(self._state, self.tokenizer, place, text)
-        if set_memory is not None:
-            self._state.set_memory(set_memory)
+        edit_message(self._state, self.tokenizer, index, text)
 
     def fork(self, at: int | None = None) -> "ChatSession":
         """A second chat that goes on from here, or from an earlier reply. Later changes of one do not reach the other.
@@ -462,11 +436,11 @@ class ChatSession:
             ValueError: There is no reply at that place, or a reply is being generated.
         """
         self._state.check_idle()
-        turns = len(self._state.turns) if at is None else self._turns_up_to(at)
-        other = copy.copy(self)
-        other._state, other._files = self._state.fork(), {}
-        if turns < len(other._state.turns):
-            running.return_to(other._state, turns)
+        turns = self._state.turns
+        kept = len(turns) if at is None else self._state.text.turns_up_to(turns, at)
+        other = self._copy_with(self._state.fork())
+        if kept < len(turns):
+            return_to(other._state, kept)
         return other
 
     def fork_at(self, snapshot: Snapshot) -> "ChatSession":
@@ -474,9 +448,7 @@ class ChatSession:
 
         The text runs again unless this chat is at the snapshot and no reply is being generated.
         """
-        other = copy.copy(self)
-        other._state, other._files = self._state.fork_at(snapshot), {}
-        return other
+        return self._copy_with(self._state.fork_at(snapshot))
 
     def take_over(self, other: "ChatSession") -> None:
         """Become a copy of another chat of the same model. The files that this chat was saved to stay its files.
@@ -490,19 +462,17 @@ class ChatSession:
 
     def without_memory(self) -> "ChatSession":
         """A second chat that sees the same text, has an empty memory and writes nothing. It is the frozen model's."""
-        other = self.fork()
+        self._state.check_idle()
         said = said_turns(self._state.turns, self.conversation)
         turns = [replace(turn, write=NOTHING, memory_set=False, before=None) for turn in said]
-        other._state, other._write = self._new_state(turns), NOTHING
-        other._state.enter(self.conversation)
+        other = self._copy_with(self._state.anew(turns))
+        other._write = NOTHING
         return other
 
     def reset(self) -> None:
         """Forget all turns and the memory. The system prompt stays."""
         self._state.check_idle()
-        conversation = self.conversation
-        self._state = self._new_state([])
-        self._state.enter(conversation)
+        self._state = self._state.anew()
 
     def save(self, path: str | Path, save_kv: bool = False) -> None:
         """Save the chat to a `.safetensors` file that only its owner may read.
@@ -534,10 +504,14 @@ class ChatSession:
         world_of(self.model).first(lambda: delete_chat(path, self._files.get(path)))
         self._files.pop(path, None)
 
+    def __repr__(self) -> str:
+        """The size and the settings of the chat in one line, and whether a memory is held. No text of the chat."""
+        facts = {**self._facts, "memory": "empty" if memory_is_empty(self._state.states) else "held"}
+        return f"<{type(self).__name__}: {', '.join(f'{name} {value}' for name, value in facts.items())}>"
+
     def _repr_html_(self) -> str:
         """The chat as HTML, which notebooks show: its last messages, and its memory as heat maps."""
-        facts = {"turns": len(self._state.turns), "history": self.history, "written": self.write}
-        return chat_html(self._title, facts, self.messages, self.memory)
+        return chat_html(self._title, self._facts, self.messages, self.memory)
 
     def to_dict(self) -> dict[str, object]:
         """The chat as a dict that JSON can hold: its settings, messages and replies, and what of each was written.
@@ -578,11 +552,9 @@ class ChatSession:
                 has no reply; or it brings another chat template.
         """
         given = parse_export(content)
-        check_trusted("the exported chat", given.template_options, tokenizer, TAKEN_NAMES)
-        options = {**DEFAULTS, **given.template_options}
-        tools = parse_tools(options.pop("tools")) if "tools" in options else None
+        template = brought_template("the exported chat", given.template_options, tokenizer, TAKEN_NAMES)
         chat = cls(model, tokenizer, given.system, given.history, given.write)
-        chat._state.template, chat._title = ChatTemplate(tokenizer, tools, **options), given.title
+        chat._state.template, chat._title = template, given.title
         read_export(chat._state, tokenizer, given, progress)
         return chat
 
@@ -608,56 +580,32 @@ class ChatSession:
         """
         path = user_path(path).resolve()
         chat = cls(model, tokenizer)
-        world = world_of(model)
-        if world.first(lambda: foreign_format(path) is not None):
-            check_whole(model, path)
-            chat._state = load_foreign(path, model, tokenizer)
-            return chat
-        with world.file(path) as readable:
-            stored, file_id = read_chat(readable)
-        chat._state, chat._write = load_stored(path, stored, model, tokenizer, taken=TAKEN_NAMES), stored.write
-        chat._files[path], chat._title = file_id, stored.title
+        loaded = load_chat(path, model, tokenizer, TAKEN_NAMES)
+        chat._state, chat._write, chat._title = loaded.state, loaded.write, loaded.title
+        if loaded.file_id is not None:
+            chat._files[path] = loaded.file_id
         return chat
 
-    def _new_state(self, turns: Sequence[Turn]) -> ChatState:
-        """A state with an empty memory and the settings of the present one."""
-        return ChatState(self.model, self._state.template, self.system, self.history, turns)
+    @property
+    def _facts(self) -> dict[str, object]:
+        return {"turns": len(self._state.turns), "history": self.history, "written": self.write}
 
-    def _turns_up_to(self, at: int) -> int:
-        """The number of turns up to the one with the reply at a place in `messages`.
+    def _copy_with(self, state: ChatState) -> "ChatSession":
+        """A second chat with another state. It is in no file."""
+        other = copy.copy(self)
+        other._state, other._files = state, {}
+        return other
 
-        Raises:
-            ValueError: There is no reply at that place.
-        """
-        messages = self.messages
-        if type(at) is not int or not -len(messages) <= at < len(messages):
-            raise ValueError(f"there is no message {at!r}; the chat has {len(messages)}")
-        place = at % len(messages) - (self.system is not None)
-        for number, turn in enumerate(self._state.turns, start=1):
-            if turn.remembered or turn.conversation != self.conversation:
-                continue
-            place -= len(turn.messages) + 1
-            if place == -1:
-                return number
-        raise ValueError(f"message {at} is not a reply; expected the number of a message of the assistant")
-
-    def _stream(self, turn: Turn, settings: ReplySettings, asked_at: Progression) -> Iterator[GenerationResponse]:
-        self._check_is_at(asked_at)
-        yield from reply_to(self._state, self.tokenizer, turn, settings)
-
-    def _stream_again(self, write: str, settings: ReplySettings, asked_at: Progression) -> Iterator[GenerationResponse]:
-        self._check_is_at(asked_at)
-        yield from reply_again(self._state, self.tokenizer, write, settings)
-
-    def _check_is_at(self, asked_at: Progression) -> None:
-        """Check that the chat has not gone on since a reply was asked for.
+    def _stream(self, reply: Iterator[GenerationResponse], asked_at: Progression) -> Iterator[GenerationResponse]:
+        """The responses of a reply that was asked for at that place of the chat. It begins with the first `next`.
 
         Raises:
-            ValueError: It has, or a reply is being generated.
+            ValueError: The chat has gone on since then, or another reply is being generated.
         """
         self._state.check_idle()
         if not Progression.of(self._state).is_same(asked_at):
             raise ValueError("the chat has gone on since this reply was asked for; ask again")
+        yield from reply
 
     def _last_turn(self, purpose: str) -> Turn:
         self._state.check_idle()

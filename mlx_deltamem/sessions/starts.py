@@ -14,8 +14,8 @@ from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
 
 from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.core.use import observing
-from mlx_deltamem.sessions.drift import KeepGateMeans
-from mlx_deltamem.sessions.prefill import Progress, prefill
+from mlx_deltamem.sessions.drift import Drift, KeepGateMeans
+from mlx_deltamem.sessions.prefill import Progress, prefill, shifted
 from mlx_deltamem.sessions.segments import Segments, start_length
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.together import memory_is_empty
@@ -105,3 +105,33 @@ def new_start(state: ChatState, turn: Turn) -> int:
     if state.turns or not state.writes_tokens or not memory_is_empty(state.states):
         return 0
     return start_length(turn.opening)
+
+
+def read_new_start(
+    state: ChatState,
+    turn: Turn,
+    cache: PromptCache,
+    starts: Starts | None = None,
+    step: int = DEFAULT_PREFILL_STEP_SIZE,
+    progress: Progress | None = None,
+) -> tuple[int, Drift | None]:
+    """Read the visible start of a new chat. In a chat that goes on, nothing is read.
+
+    Args:
+        state: The chat.
+        turn: The turn that is begun.
+        cache: The prompt cache that the turn is read into.
+        starts: Keeps the visible starts of new chats; None: they are read each time.
+        step: The largest number of tokens in one call of the model.
+        progress: Called as the start is read, with the number of tokens of the whole opening.
+
+    Returns:
+        The number of tokens that were read, and their drift; 0 and None if there are none.
+    """
+    length = new_start(state, turn)
+    if not length:
+        return 0, None
+    start, written = turn.part_of_opening(slice(0, length))
+    within = progress and shifted(progress, 0, len(turn.opening.ids))
+    read = read_start if starts is None else starts.read
+    return length, state.drift_so_far(read(state.model, cache, start, written, step, within))

@@ -2,25 +2,25 @@
 
 import copy
 import math
-import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_deltamem.core.cache import MemoryLayout, PromptCache, make_prompt_cache
-from mlx_deltamem.core.spread import whole_states, world_of
+from mlx_deltamem.core.spread import whole_numbers, whole_states, world_of
 from mlx_deltamem.core.use import attachment_of
 from mlx_deltamem.sessions.chat_text import ChatText
-from mlx_deltamem.sessions.drift import changes
+from mlx_deltamem.sessions.drift import Drift, changes
 from mlx_deltamem.sessions.history import FULL, History
 from mlx_deltamem.sessions.restore import RestorePoint, States, go_back, mark
 from mlx_deltamem.sessions.segments import start_length
+from mlx_deltamem.sessions.snapshot import Snapshot
 from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.turn import Turn, are_same_runs, said_turns
+from mlx_deltamem.sessions.turn import Turn, said_turns
 
 # The number of conversations, beside the one that goes on, whose keys and values are kept.
 _MOST_CACHES = 8
@@ -188,6 +188,12 @@ class ChatState:
         self.cache = [*text, make_prompt_cache(self.model)[-1]]
         self.cache[-1].cache = list(self.states)
 
+    def anew(self, turns: Sequence[Turn] = ()) -> "ChatState":
+        """A chat with the settings of this one, some turns and an empty memory. The same conversation goes on."""
+        other = ChatState(self.model, self.template, self.system, self._history, turns)
+        other.enter(self.conversation)
+        return other
+
     def fork(self) -> "ChatState":
         """A copy. What happens to one of the two does not change the other."""
         other = ChatState(self.model, self.template, self.system, self._history, self.turns, self.states)
@@ -196,7 +202,7 @@ class ChatState:
         other.conversation, other.starts = self.conversation, dict(self.starts)
         return other
 
-    def fork_at(self, snapshot: "Snapshot") -> "ChatState":
+    def fork_at(self, snapshot: Snapshot) -> "ChatState":
         """A copy as it was at a snapshot. It has the keys and values if the chat is still there, and idle."""
         if not self.replying and self.snapshot().is_same(snapshot):
             return self.fork()
@@ -209,6 +215,11 @@ class ChatState:
         cache = self.filled_cache
         return RestorePoint(whole_states(self.model, cache[-1].cache), mark(cache))
 
+    def with_place(self, turn: Turn) -> Turn:
+        """The turn with the present place of the chat as the place before it."""
+        text = mark(self.cache) if self.cache is not None and self.keeps_text else None
+        return replace(turn, before=RestorePoint(list(self.states), text), memory_set=self.memory_set)
+
     def go_to(self, place: RestorePoint | None) -> bool:
         """Take the cache back to a place. The turns are not changed.
 
@@ -219,6 +230,15 @@ class ChatState:
             return False
         self.cache[-1].cache = list(place.states)
         return True
+
+    def drift_so_far(self, kept: dict[int, float]) -> Drift:
+        """The drift of a turn, as far as it is known before the turn has ended: `changed` is empty.
+
+        Args:
+            kept: The mean keep gates of the tokens so far, as `KeepGateMeans.means` returns them.
+        """
+        kept_all = {layer: 1.0 for layer, state in enumerate(self.states) if state.size}
+        return Drift(whole_numbers(self.model, kept) or kept_all, {})
 
     def add(self, turn: Turn, states: States) -> None:
         """Add a turn that has been run, with the memory after it.
@@ -280,7 +300,7 @@ class ChatState:
             self.restore(before)
             raise
 
-    def snapshot(self) -> "Snapshot":
+    def snapshot(self) -> Snapshot:
         """Everything but the keys and values, to go back to it by `restore`."""
         return Snapshot(
             list(self.turns),
@@ -293,60 +313,9 @@ class ChatState:
             self._history,
         )
 
-    def restore(self, snapshot: "Snapshot") -> None:
+    def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot. The keys and values are made again when they are needed."""
         self.turns, self.states, self.memory_set = list(snapshot.turns), snapshot.states, snapshot.memory_set
         self.system, self.template = snapshot.system, snapshot.template
         self.conversation, self.starts, self._history = snapshot.conversation, snapshot.starts, snapshot.history
         self.drop_caches()
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The data of a chat at one time. The attributes are those of `ChatState`."""
-
-    turns: list[Turn]
-    states: States
-    memory_set: bool
-    system: str | None
-    template: ChatTemplate
-    conversation: str
-    starts: dict[str, tuple[int, ...]]
-    history: History
-
-    def is_same(self, other: "Snapshot") -> bool:
-        """Whether both have the same turns and the same memory, and the text is seen in the same way."""
-        text = (self.system, self.template, self.conversation, self.starts)
-        same_text = text == (other.system, other.template, other.conversation, other.starts)
-        return self.has_same_memory(other) and _are_same(self.turns, other.turns) and same_text
-
-    def has_same_memory(self, other: "Snapshot") -> bool:
-        """Whether both have the same turns, memory and history."""
-        same_states = _are_same(self.states, other.states)
-        return self.history == other.history and same_states and are_same_runs(self.turns, other.turns)
-
-
-@dataclass(frozen=True)
-class Progression:
-    """How far a chat has gone: what the text of the next reply depends on, apart from the memory."""
-
-    state: ChatState
-    turns: tuple[Turn, ...]
-    system: str | None
-    history: History
-    conversation: str
-
-    @classmethod
-    def of(cls, state: ChatState) -> "Progression":
-        """How far a chat has gone now."""
-        return cls(state, tuple(state.turns), state.system, state.history, state.conversation)
-
-    def is_same(self, other: "Progression") -> bool:
-        """Whether the chat has not gone on between the two."""
-        same_text = (self.system, self.history, self.conversation) == (other.system, other.history, other.conversation)
-        return self.state is other.state and _are_same(self.turns, other.turns) and same_text
-
-
-def _are_same(some: Sequence[object], others: Sequence[object]) -> bool:
-    # Turns and states hold arrays, and never change.
-    return len(some) == len(others) and all(map(operator.is_, some, others))

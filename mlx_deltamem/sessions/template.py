@@ -1,14 +1,15 @@
 """A tokenizer's chat template: the tokens of messages, with the message and the sentence of each token."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, pairwise
+from pathlib import Path
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.sessions.messages import Message, ToolCall, json_text
 from mlx_deltamem.sessions.segments import Segments, shared_length
-from mlx_deltamem.sessions.template_options import Tools
+from mlx_deltamem.sessions.template_options import DEFAULTS, Tools, check_trusted, parse_tools
 from mlx_deltamem.sessions.template_text import TemplateText, described
 
 # Sentences are split before a match: closing quotes and white space go to the next sentence.
@@ -175,6 +176,26 @@ class ChatTemplate:
             sentence_ids[place : place + len(tokens)] = [sentence] * len(tokens)
             place += len(tokens)
         return sentence_ids
+
+
+def brought_template(
+    path: Path | str, brought: Mapping[str, object], tokenizer: TokenizerWrapper, taken: Collection[str]
+) -> ChatTemplate:
+    """The tokenizer's chat template with the options that a file brings.
+
+    Args:
+        path: The file, or a name for the place of the options, for messages.
+        brought: The options, by name. The tools are one of them.
+        tokenizer: mlx-lm's tokenizer.
+        taken: Names that an option cannot have.
+
+    Raises:
+        ValueError: The file brings another chat template, or an option is not valid.
+    """
+    check_trusted(path, brought, tokenizer, taken)
+    options = {**DEFAULTS, **brought}
+    tools = parse_tools(options.pop("tools")) if "tools" in options else None
+    return ChatTemplate(tokenizer, tools, **options)
 
 
 def sentences(text: str) -> list[str]:

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx_deltamem.sessions.drift import Drift
 from mlx_deltamem.sessions.messages import Message, ToolCall
 from mlx_deltamem.sessions.restore import RestorePoint
-from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, joined, token_roles
+from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, joined, part, token_roles
 from mlx_deltamem.sessions.writing import AFTER, ALL, writes_role
 
 
@@ -76,6 +76,10 @@ class Turn:
         roles = token_roles(self.opening, self.messages, first)
         # The visible start is not part of a remembered text: it is read only.
         return [writes_role(self.write, role) and not (self.remembered and role == "system") for role in roles]
+
+    def part_of_opening(self, where: slice) -> tuple[Segments, list[bool]]:
+        """A part of the opening, and for each of its tokens whether it is written into the memory as it is read."""
+        return part(self.opening, where), self.opening_written[where]
 
     @property
     def reply_written(self) -> bool:

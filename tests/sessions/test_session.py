@@ -197,6 +197,17 @@ def test_memory_and_messages_are_copies():
     assert chat.messages == told().messages
 
 
+def test_the_line_of_a_chat_says_its_size_and_no_text():
+    chat = ChatSession(*loaded(), system="Secret.", history=20, write="user")
+    assert repr(chat) == "<ChatSession: turns 0, history 20, written user, memory empty>"
+    chat.title = chat.conversation = "Secret"
+    chat.send("Secret!", 3)
+    assert repr(chat) == "<ChatSession: turns 1, history 20, written user, memory held>"
+    chat.undo()
+    chat.send("Secret!", 3, write="none")
+    assert repr(chat) == "<ChatSession: turns 1, history 20, written user, memory empty>"
+
+
 def test_reset_keeps_the_system_prompt():
     chat = told()
     chat.reset()

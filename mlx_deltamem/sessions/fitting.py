@@ -1,0 +1,39 @@
+"""Check that a turn, and the text that is seen before it, fit into the model's window."""
+
+from collections.abc import Sequence
+
+from mlx_deltamem.sessions.prefill import window
+from mlx_deltamem.sessions.seen import seen_before
+from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.turn import Turn, said_turns
+
+
+def check_fits(state: ChatState, turn: Turn) -> None:
+    """Check that a turn's messages, and the text that is seen before them, fit into the model's window.
+
+    Raises:
+        ValueError: They do not.
+    """
+    _check_fits(state, "message", len(turn.opening.ids), turn, state.turns)
+
+
+def check_fits_edited(state: ChatState, index: int, turn: Turn) -> None:
+    """Check that turn `index` with another reply, and the text that is seen before it, fit into the model's window.
+
+    Raises:
+        ValueError: They do not.
+    """
+    _check_fits(state, "message with its reply", turn.length, turn, state.turns[:index])
+
+
+def _check_fits(state: ChatState, what: str, tokens: int, turn: Turn, earlier: Sequence[Turn]) -> None:
+    longest = window(state.model)
+    if state.keeps_text:
+        seen = sum(each.length for each in said_turns(earlier, turn.conversation))
+    else:
+        seen = len(seen_before(turn, earlier, state.history, state.starts.get(turn.conversation)).ids)
+    if longest is not None and seen + tokens > longest:
+        raise ValueError(
+            f"the {what} is {tokens} tokens on top of {seen} in view; the model's window is {longest}: "
+            "shorten it, or use a history of fewer tokens"
+        )

@@ -1,0 +1,45 @@
+"""The places of the messages of one conversation, among turns of others and remembered texts."""
+
+import pytest
+
+from mlx_deltamem.sessions.chat_text import ChatText
+from mlx_deltamem.sessions.messages import parse_messages
+from mlx_deltamem.sessions.segments import NO_SEGMENTS
+from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.sessions.turn import Turn
+from tests.sessions.test_session import loaded
+
+MESSAGES = parse_messages([{"role": "user", "content": "One."}, {"role": "user", "content": "Two."}])
+TURNS = [
+    Turn(MESSAGES[:1], NO_SEGMENTS, reply="Yes."),
+    Turn(MESSAGES, NO_SEGMENTS, conversation="other", reply="No."),
+    Turn(MESSAGES, NO_SEGMENTS, remembered=True),
+    Turn(MESSAGES, NO_SEGMENTS, reply="Well."),
+]
+
+
+def text_of(system: str | None, conversation: str = "") -> ChatText:
+    return ChatText(ChatTemplate(loaded()[1]), system, "full", conversation)
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_every_message_has_a_place(system):
+    text = text_of(system)
+    places = [text.place_of(TURNS, index) for index, _ in enumerate(text.messages(TURNS))]
+    said = [(0, 0), (0, 1), (3, 0), (3, 1), (3, 2)]
+    assert places == (said if system is None else [None, *said])
+    assert [text.place_of(TURNS, index - len(places)) for index in range(len(places))] == places
+    assert text_of(None, "other").place_of(TURNS, -1) == (1, 2)
+    for index in (len(places), -len(places) - 1, True, "0", None):
+        with pytest.raises(ValueError, match=f"there is no message {index!r}; the chat has {len(places)}"):
+            text.place_of(TURNS, index)
+
+
+def test_turns_are_counted_up_to_a_reply():
+    text = text_of("Be brief.")
+    assert [text.turns_up_to(TURNS, index) for index in (2, -1, 5)] == [1, 4, 4]
+    for index in (0, 1, 3, -2):
+        with pytest.raises(ValueError, match=f"message {index} is not a reply"):
+            text.turns_up_to(TURNS, index)
+    with pytest.raises(ValueError, match="message 0 is not a reply"):
+        text.turns_up_to([], 0)
