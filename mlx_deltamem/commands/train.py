@@ -18,7 +18,7 @@ from mlx_deltamem.adapters.card.folder import load_with_card, refresh_card
 from mlx_deltamem.evaluation.tasks.health import Checkup
 from mlx_deltamem.show.progress import counting_progress
 from mlx_deltamem.training import processes
-from mlx_deltamem.training.best import BEST_FOLDER
+from mlx_deltamem.training.best import BEST_FOLDER, best_step
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.fit import Place, fit_adapter, places_to_fit
@@ -205,12 +205,25 @@ def _print_stopped(run: Run, trust_remote_code: bool) -> None:
     rprint(f"Stopped; {run.kept}. Go on with: {shlex.join(again)}")
 
 
+def print_best(run: Run) -> None:
+    """Say which adapter is in the folder of a run that has ended, if it is not that of the last evaluation."""
+    folder, step = run.folder, best_step(run.folder)
+    # mlx-lm's last evaluation comes before the last step.
+    if step is None or step >= run.settings.schedule.iters - 1:
+        return
+    best = f"that of step {step:,}, the best by health and held-out answers"
+    if run.reporting.keep == BEST:
+        last = shlex.join(["mlx_deltamem.train", "--resume", "--adapter-path", str(folder), "--keep", "last"])
+        print(f"The adapter is {best}. For that of the last step: {last}")
+    else:
+        print(f"The adapter is that of the last step; {best}, is in {folder / BEST_FOLDER}")
+
+
 def _finish(run: Run) -> None:
     folder, took = run.folder, timedelta(seconds=round(run.seconds))
     use = shlex.join(["mlx_deltamem.chat", "--model", run.settings.model, "--adapter", str(folder)])
     print(f"Trained in {took}. Talk to it: {use}")
-    if (folder / BEST_FOLDER).is_dir() and run.reporting.keep != BEST:
-        print(f"The best adapter, by health and held-out answers, is in {folder / BEST_FOLDER}")
+    print_best(run)
     picture = draw_curves(folder)
     if picture is None:
         print("The curves are not drawn: matplotlib is not installed (pip install 'mlx-deltamem[plot]')")

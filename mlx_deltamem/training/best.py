@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.health import largest_ratio
@@ -13,6 +14,20 @@ BEST_FOLDER = "best"
 # The name in the metrics that marks an evaluation that was the best so far. `best/` holds the adapter of the last one.
 _MARK = "best"
 _Score = tuple[float, float, float]
+
+
+def best_step(folder: Path) -> int | None:
+    """The step of a run whose adapter is kept as the best one; None if no evaluation was the best.
+
+    Args:
+        folder: The run's folder.
+    """
+    marked = _marked(folder)
+    return cast(int, marked[-1]["iteration"]) if marked else None
+
+
+def _marked(folder: Path) -> list[Row]:
+    return [row for row in Metrics(folder).rows() if row.get(_MARK)]
 
 
 class Best:
@@ -29,10 +44,9 @@ class Best:
 
     def __init__(self, folder: Path, limit: float | None = None):
         self._limit = limit
-        rows = Metrics(folder).rows() if processes.is_first() and (folder / BEST_FOLDER).is_dir() else []
+        has_best = processes.is_first() and (folder / BEST_FOLDER).is_dir()
         # The marked row is scored again, since the limit may differ from the earlier one.
-        marked = [row for row in rows if row.get(_MARK)]
-        self._score = self._best_of(marked[-1:] or rows)
+        self._score = self._best_of((_marked(folder)[-1:] or Metrics(folder).rows()) if has_best else [])
 
     def note(self, row: Row) -> bool:
         """Compare an evaluation with the best one so far, and mark its row if it is better.

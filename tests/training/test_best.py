@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_deltamem import load_adapter
+from mlx_deltamem.commands.train import print_best
 from mlx_deltamem.core.model import current_adapter
 from mlx_deltamem.training.accuracy import Accuracy
 from mlx_deltamem.training.best import Best
@@ -156,3 +157,26 @@ def test_the_best_adapter_needs_held_out_data_and_a_folder(tmp_path):
     done._first = replace(done._first, iteration=12)
     with pytest.raises(RunStoppedError, match="the best adapter cannot be saved"):
         done.train(EPISODES, HELD_OUT)
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        ("best", "The adapter is that of step 3, the best by health and held-out answers. For that of the last step: "),
+        (
+            "last",
+            "The adapter is that of the last step; that of step 3, the best by health and held-out answers, is in ",
+        ),
+    ],
+)
+def test_the_end_of_a_run_says_which_adapter_is_in_its_folder(tmp_path, capsys, keep, said):
+    run = toy_run(tmp_path, iters=5, keep=keep)
+    print_best(run)
+    Metrics(tmp_path).add({"iteration": 3, "val_loss": 2.0, "best": 1.0})
+    Metrics(tmp_path).add({"iteration": 4, "val_loss": 3.0})
+    print_best(run)
+    Metrics(tmp_path).add({"iteration": 4, "val_loss": 1.0, "best": 1.0})
+    print_best(run)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(said)
+    assert lines[0].endswith(f"--adapter-path {tmp_path} --keep last" if keep == "best" else str(tmp_path / "best"))

@@ -17,6 +17,7 @@ from mlx_deltamem.evaluation.decoding import GeneratedReply
 from mlx_deltamem.evaluation.tasks.health import WAYS, Answered, Checkup, Losses
 from mlx_deltamem.training import health, processes
 from mlx_deltamem.training.accuracy import Accuracy
+from mlx_deltamem.training.best import best_step
 from mlx_deltamem.training.health import RATIOS, is_healthy, largest_ratio
 from mlx_deltamem.training.monitor import Metrics
 from mlx_deltamem.training.prepare import load_episodes, prepare_model
@@ -89,6 +90,7 @@ def test_an_unhealthy_adapter_with_more_right_is_not_the_best(tmp_path, monkeypa
     rows = [row for row in Metrics(tmp_path / "run").rows() if "val_loss" in row]
     assert [row["health_carried_read"] for row in rows] == [pytest.approx(each) for each in ratios]
     assert [row.get("best") for row in rows] == [1.0, 1.0, None, None]
+    assert best_step(tmp_path / "run") == rows[1]["iteration"] == 3
     assert printed(capsys).count("not healthy") == 1
 
 

@@ -14,6 +14,7 @@ from mlx_deltamem.adapters.publish import pack
 from mlx_deltamem.core.adapter import CARD_FILE, CURVES_FILE, METRICS_FILE, SETTINGS_FILE, WEIGHTS_FILE, Adapter
 from mlx_deltamem.core.config import CONFIG_FILE
 from mlx_deltamem.core.model import current_adapter
+from mlx_deltamem.training.best import best_step
 from mlx_deltamem.training.monitor import Metrics
 from mlx_deltamem.training.prepare import prepare_model
 from mlx_deltamem.training.settings import Settings
@@ -58,6 +59,8 @@ def test_the_files_and_the_output_of_a_run(built):
     assert f"Talk to it: mlx_deltamem.chat --model {backbone()} --adapter {folder}" in plain
     report = r"120 of 120 · β 0\.\d\d\d · ‖S‖ \d+\.\d\d · gradient [\d.e-]+ · [\d,]+ tokens/s read · 0:00:00 left"
     assert re.search(report, plain)
+    step = best_step(folder)
+    assert (f"The adapter is that of the last step; that of step {step}, the best by" in plain) == (step < STEPS - 1)
     assert re.search(r"held out: [\d.]+% of 3 answers right, [\d.]+% of their values", plain)
     model, _ = load(backbone(), adapter=folder)
     assert model.attachment.metadata["trained"].endswith("on names (12 episodes): 120 steps of 2, seed 0")
