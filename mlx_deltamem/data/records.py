@@ -7,8 +7,8 @@ cat is called Boris."). Other messages without a reply in CONVERSATIONS get the 
 a length.
 
 Besides the records of the questions there are two other kinds. A record of kind `told` trains on the reply to a message
-that tells something. A record of kind `ordinary` trains on the reply to a message that has nothing to do with memory,
-after a conversation or at the beginning of a chat.
+that tells something. A record of kind `ordinary` has a message that has nothing to do with memory, after a conversation
+or at the beginning of a chat, and trains to predict the reply to it as the frozen model does (`"target": "frozen"`).
 """
 
 import argparse
@@ -26,6 +26,7 @@ from mlx_deltamem.files.jsonl import JsonRecord, json_records, write_json_lines
 from mlx_deltamem.options.rule import PLACE, POSITIVE, SEED, SHARE, Rule
 from mlx_deltamem.sessions.writing import AFTER, ALL
 from mlx_deltamem.speech import Conversation, Question, Turn, ordinary_message
+from mlx_deltamem.training.records import FROZEN
 
 if TYPE_CHECKING:
     from mlx_deltamem.data.replies import Replies
@@ -135,7 +136,8 @@ def records(
         if reply:
             asked = [{"role": "user", "content": message}, {"role": "assistant", "content": reply}]
             messages = [*(conversation.history() if begun else []), *asked]
-            yield {"messages": messages, **_chat(write), "kind": "ordinary", "cut": cut}
+            # To train on the reply itself would make the model surer of it than the frozen model is.
+            yield {"messages": messages, **_chat(write), "kind": "ordinary", "cut": cut, "target": FROZEN}
     telling = [index for index, turn in enumerate(conversation.turns) if turn.kind in _TELLING]
     if drawn.told and telling:
         chosen = rng.choice(telling)

@@ -68,6 +68,8 @@ def test_the_shares_of_the_command_line(run, conversations, tmp_path):
     # A tiny model may give an empty reply.
     assert 0 < len(ordinary) <= 2 * CONVERSATIONS and all(len(row["messages"]) > 2 for row in ordinary)
     assert {row["write"] for row in ordinary} == {"all"}
+    assert {row["target"] for row in ordinary} == {"frozen"}
+    assert not any("target" in row for row in found if row["kind"] != "ordinary")
     assert {row["write"] for row in found if row["kind"] != "ordinary"} == {"after"}
 
 
