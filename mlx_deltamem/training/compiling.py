@@ -13,7 +13,7 @@ def compiled_where_faster() -> Iterator[None]:
 
     mlx-lm's trainer compiles its step. Batches have many shapes, and MLX traces and fuses a step again for each new
     one; on a CPU it also starts the C++ compiler for each new kernel. That takes longer than the fused kernels save:
-    CONTRIBUTING.md has the figures.
+    `.github/CONTRIBUTING.md` has figures.
     """
     if mx.default_device() == mx.gpu or "MLX_DISABLE_COMPILE" in os.environ:
         yield
