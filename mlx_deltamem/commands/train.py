@@ -30,7 +30,7 @@ from mlx_deltamem.training.records import TEST, TRAIN, VALID
 from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.run_options import RunOptions
 from mlx_deltamem.training.services import check_services
-from mlx_deltamem.training.settings import BEST
+from mlx_deltamem.training.settings import BEST, LAST
 from mlx_deltamem.training.testing import measure_test, put_back
 
 # The header lists at most this many errors of records.
@@ -124,7 +124,7 @@ def _train(
         _print_stopped(run, args.trust_remote_code)
         raise
     if processes.is_first():
-        _finish(run)
+        _finish(run, args.trust_remote_code)
 
 
 def _fit(model: nn.Module, places: Sequence[Place], seed: int) -> None:
@@ -200,12 +200,16 @@ def _print_resumed(folder: Path, done: int, iters: int) -> None:
 
 
 def _print_stopped(run: Run, trust_remote_code: bool) -> None:
-    again = ["mlx_deltamem.train", "--resume", "--adapter-path", str(run.folder)]
-    again += ["--trust-remote-code"] if trust_remote_code else []
-    rprint(f"Stopped; {run.kept}. Go on with: {shlex.join(again)}")
+    rprint(f"Stopped; {run.kept}. Go on with: {_resuming(run, trust_remote_code)}")
 
 
-def print_best(run: Run) -> None:
+def _resuming(run: Run, trust_remote_code: bool, *options: str) -> str:
+    """The command that resumes a run."""
+    trusting = ["--trust-remote-code"] if trust_remote_code else []
+    return shlex.join(["mlx_deltamem.train", "--resume", "--adapter-path", str(run.folder), *trusting, *options])
+
+
+def print_best(run: Run, trust_remote_code: bool = False) -> None:
     """Say which adapter is in the folder of a run that has ended, if it is not that of the last evaluation."""
     folder, step = run.folder, best_step(run.folder)
     # mlx-lm's last evaluation comes before the last step.
@@ -213,17 +217,17 @@ def print_best(run: Run) -> None:
         return
     best = f"that of step {step:,}, the best by health and held-out answers"
     if run.reporting.keep == BEST:
-        last = shlex.join(["mlx_deltamem.train", "--resume", "--adapter-path", str(folder), "--keep", "last"])
-        print(f"The adapter is {best}. For that of the last step: {last}")
+        again = _resuming(run, trust_remote_code, "--keep", LAST)
+        print(f"The adapter is {best}. For that of the last step: {again}")
     else:
         print(f"The adapter is that of the last step; {best}, is in {folder / BEST_FOLDER}")
 
 
-def _finish(run: Run) -> None:
+def _finish(run: Run, trust_remote_code: bool) -> None:
     folder, took = run.folder, timedelta(seconds=round(run.seconds))
     use = shlex.join(["mlx_deltamem.chat", "--model", run.settings.model, "--adapter", str(folder)])
     print(f"Trained in {took}. Talk to it: {use}")
-    print_best(run)
+    print_best(run, trust_remote_code)
     picture = draw_curves(folder)
     if picture is None:
         print("The curves are not drawn: matplotlib is not installed (pip install 'mlx-deltamem[plot]')")

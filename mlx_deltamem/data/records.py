@@ -136,7 +136,7 @@ def records(
         if reply:
             asked = [{"role": "user", "content": message}, {"role": "assistant", "content": reply}]
             messages = [*(conversation.history() if begun else []), *asked]
-            # To train on the reply itself would make the model surer of it than the frozen model is.
+            # Trained on the reply itself, the model moves away from the frozen one: TRAIN.md has figures.
             yield {"messages": messages, **_chat(write), "kind": "ordinary", "cut": cut, "target": FROZEN}
     telling = [index for index, turn in enumerate(conversation.turns) if turn.kind in _TELLING]
     if drawn.told and telling:

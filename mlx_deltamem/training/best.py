@@ -17,17 +17,17 @@ _Score = tuple[float, float, float]
 
 
 def best_step(folder: Path) -> int | None:
-    """The step of a run whose adapter is kept as the best one; None if no evaluation was the best.
+    """The step of a run whose adapter is kept as the best one; None if there is no best one.
 
     Args:
         folder: The run's folder.
     """
-    marked = _marked(folder)
+    marked = _marked(Metrics(folder).rows()) if (folder / BEST_FOLDER).is_dir() else []
     return cast(int, marked[-1]["iteration"]) if marked else None
 
 
-def _marked(folder: Path) -> list[Row]:
-    return [row for row in Metrics(folder).rows() if row.get(_MARK)]
+def _marked(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row.get(_MARK)]
 
 
 class Best:
@@ -44,9 +44,9 @@ class Best:
 
     def __init__(self, folder: Path, limit: float | None = None):
         self._limit = limit
-        has_best = processes.is_first() and (folder / BEST_FOLDER).is_dir()
+        rows = Metrics(folder).rows() if processes.is_first() and (folder / BEST_FOLDER).is_dir() else []
         # The marked row is scored again, since the limit may differ from the earlier one.
-        self._score = self._best_of((_marked(folder)[-1:] or Metrics(folder).rows()) if has_best else [])
+        self._score = self._best_of(_marked(rows)[-1:] or rows)
 
     def note(self, row: Row) -> bool:
         """Compare an evaluation with the best one so far, and mark its row if it is better.

@@ -1,4 +1,4 @@
-"""What the HTTP side asks of the engine, beside replies."""
+"""Requests of the HTTP side that are not for replies, such as to change or to list memories."""
 
 import asyncio
 

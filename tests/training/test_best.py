@@ -172,6 +172,7 @@ def test_the_best_adapter_needs_held_out_data_and_a_folder(tmp_path):
 def test_the_end_of_a_run_says_which_adapter_is_in_its_folder(tmp_path, capsys, keep, said):
     run = toy_run(tmp_path, iters=5, keep=keep)
     print_best(run)
+    (tmp_path / "best").mkdir()
     Metrics(tmp_path).add({"iteration": 3, "val_loss": 2.0, "best": 1.0})
     Metrics(tmp_path).add({"iteration": 4, "val_loss": 3.0})
     print_best(run)
