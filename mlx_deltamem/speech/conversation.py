@@ -33,6 +33,11 @@ class Turn:
     repeated: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
 
+    @property
+    def tells(self) -> bool:
+        """Whether the user tells something in it, for the first time or anew."""
+        return self.kind in ("told", "update")
+
 
 @dataclass(frozen=True)
 class Question:

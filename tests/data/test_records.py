@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from mlx_deltamem.adapters.loading import load_tokenizer
+from mlx_deltamem.adapters.loading import load, load_tokenizer
 from mlx_deltamem.data import records as speech_records
 from mlx_deltamem.data import speech as speech_data
+from mlx_deltamem.data.conversations import read_conversations
 from mlx_deltamem.files.jsonl import json_records
+from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.speech import Conversation
 from mlx_deltamem.training.episodes import EpisodeMaker
 from mlx_deltamem.training.records import read_file
 from mlx_deltamem.training.rules import EpisodeRules
-from tests.conftest import backbone
+from tests.conftest import adapter, backbone
 from tests.tool_runs import runner
 
 CONVERSATIONS = 12
@@ -82,6 +84,36 @@ def test_training_reads_the_records_and_the_same_seed_makes_them_again(run, conv
     episodes = maker.episodes(read_file(tmp_path / "a.jsonl"))
     assert sum(len(each.questions) for each in episodes) == len(first)
     assert any(len(each.passes) > 1 for each in episodes)
+
+
+@pytest.mark.slow
+def test_histories_have_the_replies_of_an_adapter_in_a_live_chat(run, conversations, tmp_path):
+    options = ("--ordinary", 0, "--told", 1, "--only-read", 0, "--adapter", adapter())
+    found = records(run, conversations, tmp_path / "a.jsonl", *options)
+    right = records(run, conversations, tmp_path / "b.jsonl", *options, "--live", 0)
+    half = records(run, conversations, tmp_path / "c.jsonl", *options, "--live", 0.5)
+    # The same is asked.
+    asked = [[(row["messages"][-2], row["kind"]) for row in rows] for rows in (found, right, half)]
+    assert asked[0] == asked[1] == asked[2] and half not in (found, right)
+    model, tokenizer = load(backbone(), adapter())
+    turns = {turn.user: turn for each in read_conversations(conversations) for turn in each.turns}
+    for row, other in zip(found, right, strict=True):
+        *history, _, answer = row["messages"]
+        assert answer == other["messages"][-1] or row["kind"] == "told"
+        chat = ChatSession(model, tokenizer, None, "none", "all")
+        for said, reply in zip(history[::2], history[1::2], strict=True):
+            if turns[said["content"]].kind == "assistant":
+                assert reply["content"] == turns[said["content"]].assistant
+                chat.read_exchange(said["content"], reply["content"])
+            else:
+                live = chat.send(said["content"], 3)
+                # Something has to be said.
+                assert reply["content"] == live if live else reply["content"]
+
+
+def test_live_replies_need_an_adapter(run, conversations, tmp_path):
+    ended = run(conversations, tmp_path / "a.jsonl", "--model", backbone("qwen3-tiny"), "--live", 0.5)
+    assert ended.code == 2 and "--live is given without --adapter" in ended.errors and ended.errors.count("\n") == 1
 
 
 TURN = {"user": "Hi.", "assistant": None, "kind": "told", "relations": [], "wordings": []}

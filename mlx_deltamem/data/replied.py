@@ -1,0 +1,49 @@
+"""Conversations with all their replies."""
+
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+
+from mlx_deltamem.data.live_replies import LiveReplies
+from mlx_deltamem.data.replies import Replies
+from mlx_deltamem.show.progress import Counted
+from mlx_deltamem.speech import Conversation, Turn
+
+_ACKNOWLEDGED = ("Got it.", "Noted.", "Okay.", "All right.", "Thanks, noted.", "Good to know.")
+
+
+def restated(turn: Turn, rng: random.Random) -> str:
+    """Make the reply to a turn that tells something: an acknowledgement, and the facts in the words of the answers."""
+    return " ".join((rng.choice(_ACKNOWLEDGED), *turn.repeated))
+
+
+def with_replies(conversation: Conversation, replies: Replies, rng: random.Random) -> Conversation:
+    """Complete a conversation with the missing replies, and with new replies to the turns that tell something."""
+    given = []
+    for turn in conversation.turns:
+        if turn.tells:
+            given.append(restated(turn, rng))
+        elif turn.assistant is None:
+            given.append(replies.found[turn.user][0] or rng.choice(_ACKNOWLEDGED))
+        else:
+            given.append(turn.assistant)
+    return _with(conversation, given)
+
+
+def with_live_replies(
+    conversations: list[Conversation], chats: LiveReplies, rng: random.Random, progress: Counted
+) -> list[Conversation]:
+    """Give conversations the replies of an adapter, but where the assistant tells something, the replies stay."""
+    asked = [
+        _with(each, [turn.assistant if turn.kind == "assistant" else None for turn in each.turns])
+        for each in conversations
+    ]
+    return [
+        _with(each, [turn.assistant or rng.choice(_ACKNOWLEDGED) for turn in each.turns])
+        for each in chats.complete(asked, progress)
+    ]
+
+
+def _with(conversation: Conversation, replies: Iterable[str | None]) -> Conversation:
+    pairs = zip(conversation.turns, replies, strict=True)
+    return replace(conversation, turns=tuple(replace(turn, assistant=reply) for turn, reply in pairs))
