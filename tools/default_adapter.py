@@ -1,7 +1,8 @@
 """Train the adapter of the project from nothing: `python -m tools.default_adapter` (or `make default-adapter`).
 
-`default_adapter.yaml` has all settings. The data are made first, then one run trains on them. What is finished is kept,
-and a run that was stopped goes on. On a CPU each core gets a process, and the processes share each batch.
+`default_adapter.yaml` has all settings, of two stages. In each the data are made first, then a run trains on them. The
+second one starts from the adapter of the first, and its histories have the replies of that adapter. What is finished is
+kept, and a run that was stopped goes on. On a CPU each core gets a process, and the processes share each batch.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
@@ -18,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import mlx.core as mx
 import yaml
@@ -28,6 +30,8 @@ from mlx_deltamem.options.rule import POSITIVE, SEED
 from tools import smollm2
 
 RECIPE = Path(__file__).with_suffix(".yaml")
+# The options of each command, by its name.
+Stage: TypeAlias = Mapping[str, Mapping[str, object]]
 DEFAULT_FOLDER = smollm2.DEFAULT_CACHE / "default-adapter"
 # Held-out values measure the run.
 HELD_OUT = "values"
@@ -56,17 +60,25 @@ def flags(options: Mapping[str, object]) -> list[str]:
     return found
 
 
-def make_data(folder: Path, recipe: Mapping[str, Mapping[str, object]], model: Path) -> Path:
-    """Make the training data, and return their folder. Files that are complete are kept."""
+def make_data(folder: Path, stage: Stage, model: Path, adapter: Path | None = None) -> Path:
+    """Make the training data of a stage, and return their folder. Files that are complete are kept.
+
+    Args:
+        folder: The folder of the stage.
+        stage: Its part of the recipe.
+        model: The model.
+        adapter: The adapter of the stage before.
+    """
     if not (folder / "recall").exists():
-        _run("data.recall", [str(folder / "recall"), "--words-of", str(model), *flags(recipe["recall"])])
+        _run("data.recall", [str(folder / "recall"), "--words-of", str(model), *flags(stage["recall"])])
     if not (folder / "speech").exists():
-        _run("data.speech", [str(folder / "speech"), *flags(recipe["speech"])])
+        _run("data.speech", [str(folder / "speech"), *flags(stage["speech"])])
+    live = ["--adapter", str(adapter)] if adapter else []
     for name in ("train", HELD_OUT):
         records = folder / f"{name}-records.jsonl"
         if not records.exists():
             places = [str(folder / "speech" / f"{name}.jsonl"), str(records)]
-            _run("data.records", [*places, "--model", str(model), *flags(recipe["records"])])
+            _run("data.records", [*places, "--model", str(model), *live, *flags(stage["records"])])
     data = folder / "data"
     data.mkdir(exist_ok=True)
     parts = {
@@ -81,12 +93,23 @@ def make_data(folder: Path, recipe: Mapping[str, Mapping[str, object]], model: P
     return data
 
 
-def train(run: Path, data: Path, recipe: Mapping[str, Mapping[str, object]], model: Path, processes: int) -> int:
-    """Train, or go on with a run that was stopped; returns the exit code."""
+def train(run: Path, data: Path, stage: Stage, model: Path, processes: int, adapter: Path | None = None) -> int:
+    """Train, or go on with a run that was stopped; returns the exit code.
+
+    Args:
+        run: The folder of the run.
+        data: The folder of the data.
+        stage: The stage's part of the recipe.
+        model: The model.
+        processes: How many share each batch.
+        adapter: The adapter to start from; None: a new one.
+    """
     if (run / SETTINGS_FILE).exists():
         options = ["--resume", "--adapter-path", str(run)]
     else:
-        options = ["--model", str(model), "--data", str(data), "--adapter-path", str(run), *flags(recipe["train"])]
+        start = ["--start", str(adapter)] if adapter else []
+        places = ["--model", str(model), "--data", str(data), "--adapter-path", str(run)]
+        options = [*places, *start, *flags(stage["train"])]
     command = [sys.executable, "-c", "import tools.openblas; from mlx_deltamem.train import main; main()", *options]
     if processes == 1:
         return subprocess.run(command, check=False).returncode
@@ -118,23 +141,28 @@ def _run(command: str, arguments: list[str]) -> None:
     importlib.import_module(f"mlx_deltamem.{command}").main()
 
 
-def with_seed(recipe: Mapping[str, Mapping[str, object]], more: int) -> dict[str, dict[str, object]]:
+def with_seed(recipe: Mapping[str, Stage], more: int) -> dict[str, Stage]:
     """The recipe with a number added to each seed."""
-    return {part: dict(options) | {"seed": int(str(options["seed"])) + more} for part, options in recipe.items()}
+    return {
+        name: {part: {**options, "seed": int(str(options["seed"])) + more} for part, options in stage.items()}
+        for name, stage in recipe.items()
+    }
 
 
 def main() -> None:
     args = setup_arg_parser().parse_args()
     recipe = with_seed(yaml.safe_load(args.recipe.read_text()), args.seed)
     model = smollm2.build()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    data = make_data(args.folder, recipe, model)
     processes = args.processes or (1 if mx.default_device() == mx.gpu else os.cpu_count() or 1)
-    run = args.folder / "adapter"
-    code = train(run, data, recipe, model, processes)
-    if code == 0:
-        print(f"The adapter is in {run}.")
-    sys.exit(code)
+    adapter = None
+    for name, stage in recipe.items():
+        folder = args.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        data = make_data(folder, stage, model, adapter)
+        if code := train(folder / "adapter", data, stage, model, processes, adapter):
+            sys.exit(code)
+        adapter = folder / "adapter"
+    print(f"The adapter is in {adapter}.")
 
 
 if __name__ == "__main__":

@@ -37,21 +37,29 @@ PLACES = {
 }
 
 
+LATER = {
+    "records": [*PLACES["records"], "--adapter", "adapter"],
+    "train": [*PLACES["train"], "--start", "adapter"],
+}
+
+
 @pytest.mark.parametrize("part", PLACES)
 def test_each_command_takes_the_options_of_the_recipe(part):
-    recipe = yaml.safe_load(RECIPE.read_text())
-    assert set(recipe) == set(PLACES)
     module = importlib.import_module("mlx_deltamem.train" if part == "train" else f"mlx_deltamem.data.{part}")
-    parsed = vars(module.setup_arg_parser().parse_args([*PLACES[part], *flags(recipe[part])]))
-    assert {name: parsed[name] for name in recipe[part]} == recipe[part]
+    for number, stage in enumerate(yaml.safe_load(RECIPE.read_text()).values()):
+        assert set(stage) == set(PLACES)
+        places = (PLACES | LATER if number else PLACES)[part]
+        parsed = vars(module.setup_arg_parser().parse_args([*places, *flags(stage[part])]))
+        assert {name: parsed[name] for name in stage[part]} == stage[part]
 
 
 def test_a_repetition_has_other_seeds_only():
     recipe = yaml.safe_load(RECIPE.read_text())
     other = with_seed(recipe, 5)
-    for part, options in other.items():
-        assert options["seed"] == recipe[part]["seed"] + 5
-        assert options | {"seed": 0} == recipe[part] | {"seed": 0}
+    for name, stage in other.items():
+        for part, options in stage.items():
+            assert options["seed"] == recipe[name][part]["seed"] + 5
+            assert {**options, "seed": 0} == {**recipe[name][part], "seed": 0}
     assert with_seed(recipe, 0) == recipe
 
 
@@ -65,5 +73,12 @@ def test_an_adapter_is_made_from_nothing(processes, tmp_path):
     assert (tmp_path / f"{HELD_OUT}-records.jsonl").stat().st_size == (data / "valid.jsonl").stat().st_size
     assert train(tmp_path / "run", data, SMALL, model, processes) == 0
     assert load_adapter(tmp_path / "run").config.key_shift
+    # The next stage goes on from it, with its replies.
+    started = {"turn_by_turn": True, "batch_size": 2, "iters": 1, "health_texts": 0, "seed": 5}
+    later = {**SMALL, "train": started}
+    live = make_data(tmp_path / "later", later, model, tmp_path / "run")
+    assert (live / "train.jsonl").read_text() != (data / "train.jsonl").read_text()
+    assert train(tmp_path / "later" / "run", live, later, model, processes, tmp_path / "run") == 0
+    assert load_adapter(tmp_path / "later" / "run").config == load_adapter(tmp_path / "run").config
     # A finished run is not trained again.
     assert train(tmp_path / "run", data, SMALL, model, processes) == 0
