@@ -344,7 +344,7 @@ def test_the_command_prints_conversations(monkeypatch, capsys, tmp_path) -> None
 
 
 PINNED = (
-    "you know what, Kelly did the gutter last time and will do it again",
-    "What is Kelly going to fix?",
-    "The gutter.",
+    "Keep in mind: the mayor cuts the ribbon at the mountain road on 24 July.",
+    "There'll be a band at the mountain road. When?",
+    "The mountain road opens on 24 July.",
 )
