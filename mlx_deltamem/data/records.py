@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # An answer that nothing was told has this where a value would stand. So it weighs as much as a value.
 _SILENT = "..."
 _PER_CONVERSATION = Rule(float, least=0, most=1000)
+_WEIGHT = Rule(float, above=0, most=1000)
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -47,6 +48,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--reply-tokens", type=POSITIVE, default=24, help="Most tokens of its replies (default: 24).")
     parser.add_argument(
         "--ordinary", type=_PER_CONVERSATION, default=1.0, help="Ordinary records per conversation (default: 1)."
+    )
+    parser.add_argument(
+        "--ordinary-weight",
+        type=_WEIGHT,
+        default=1.0,
+        help="The weight of ordinary records in the loss; others have 1 (default: 1).",
     )
     parser.add_argument(
         "--begun",
@@ -81,19 +88,21 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The random choices for the records of one conversation.
+    """The choices for the records of one conversation.
 
     Attributes:
         ordinary: For each ordinary record, the message, whether it follows the conversation, and its `write`.
         told: Whether there is a record of kind `told`.
         write: The `write` of the records that ask about the conversation.
         live: Whether the replies are the adapter's.
+        weight: The weight of the ordinary records, which is not drawn.
     """
 
     ordinary: list[tuple[str, bool, str]]
     told: bool
     write: str
     live: bool
+    weight: float
 
     @classmethod
     def by(cls, rng: random.Random, args: argparse.Namespace) -> "Drawn":
@@ -104,7 +113,8 @@ class Drawn:
             write = AFTER if begun and rng.random() < args.only_read_ordinary else ALL
             ordinary.append((ordinary_message(rng), begun, write))
         told, write = rng.random() < args.told, AFTER if rng.random() < args.only_read else ALL
-        return cls(ordinary, told, write, bool(args.adapter) and rng.random() < (1 if args.live is None else args.live))
+        live = bool(args.adapter) and rng.random() < (1 if args.live is None else args.live)
+        return cls(ordinary, told, write, live, args.ordinary_weight)
 
 
 def records(
@@ -128,8 +138,9 @@ def records(
         if reply:
             asked = [{"role": "user", "content": message}, {"role": "assistant", "content": reply}]
             messages = [*(conversation.history() if begun else []), *asked]
+            record = {"messages": messages, **_chat(write), "kind": "ordinary", "cut": cut}
             # Trained on the reply itself, the model moves away from the frozen one: TRAIN.md has figures.
-            yield {"messages": messages, **_chat(write), "kind": "ordinary", "cut": cut, "target": FROZEN}
+            yield {**record, "target": FROZEN, "weight": drawn.weight}
     telling = [index for index, turn in enumerate(conversation.turns) if turn.tells]
     if drawn.told and telling:
         chosen = rng.choice(telling)

@@ -70,15 +70,22 @@ def test_the_reply_to_a_fact_has_the_answer_that_is_asked_later(run, conversatio
 
 
 def test_the_shares_of_the_command_line(run, conversations, tmp_path):
-    shares = {"--ordinary": 2, "--begun": 1, "--told": 0, "--only-read": 1, "--only-read-ordinary": 0}
+    shares = {
+        "--ordinary": 2,
+        "--ordinary-weight": 2.5,
+        "--begun": 1,
+        "--told": 0,
+        "--only-read": 1,
+        "--only-read-ordinary": 0,
+    }
     options = [part for pair in shares.items() for part in pair]
     found = records(run, conversations, tmp_path / "a.jsonl", *options)
     ordinary = [row for row in found if row["kind"] == "ordinary"]
     # A tiny model may give an empty reply.
     assert 0 < len(ordinary) <= 2 * CONVERSATIONS and all(len(row["messages"]) > 2 for row in ordinary)
     assert {row["write"] for row in ordinary} == {"all"}
-    assert {row["target"] for row in ordinary} == {"frozen"}
-    assert not any("target" in row for row in found if row["kind"] != "ordinary")
+    assert {(row["target"], row["weight"]) for row in ordinary} == {("frozen", 2.5)}
+    assert not any("target" in row or "weight" in row for row in found if row["kind"] != "ordinary")
     assert {row["write"] for row in found if row["kind"] != "ordinary"} == {"after"}
 
 
