@@ -5,13 +5,11 @@ import signal
 import time
 from pathlib import Path
 
-import mlx_lm
 import pytest
 
 from mlx_deltamem import ChatSession, load
 from tests.command_line import run_command
-from tests.ranks.launched import Rank, Ranks, run_ranks
-from tests.ranks.models import make_adapter, make_model
+from tests.ranks.launched import Ranks, assert_one_line_names, run_ranks
 from tests.training.command import tiny_options
 from tests.training.runs import write_chats
 
@@ -20,27 +18,6 @@ _COMMAND = "mlx_deltamem"
 # A model that replies until it is stopped.
 _ENDLESS = 100_000
 _QUESTIONS = ("--tasks", "recall", "--recall-filler", 0, 0, "--recall-facts", 1, "--recall-questions-each", 4)
-
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory) -> list[object]:
-    """The options that name a model and an adapter."""
-    folder = tmp_path_factory.mktemp("llama")
-    model = make_model(folder / "model", "llama")
-    adapter = make_adapter(folder / "adapter", mlx_lm.load(str(model))[0], rank=4, delta_heads=("q", "o"))
-    return ["--model", model, "--adapter", adapter]
-
-
-def assert_one_line_names(rank: int, survivors: list[Rank]) -> None:
-    """The ranks that were left have ended by themselves, and rank 0, or all without it, have named the other one."""
-    # The second: MLX waited in a call, and the guard ended the rank.
-    assert all(each.code in (1, -signal.SIGKILL) for each in survivors), survivors
-    speaking = [each for each in survivors if "error: " in each.err]
-    assert speaking
-    for each in speaking:
-        lines = [line for line in each.err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1 and lines[0].startswith(f"error: rank {rank} ("), each.err
-        assert "Traceback" not in each.err
 
 
 def test_ranks_reply_as_one_process_and_one_of_them_prints(options, tmp_path):
@@ -65,7 +42,6 @@ def test_sampled_tokens_are_those_of_the_first_rank(options):
     [
         (("generate", "--prompt", "x", "--pipeline"), "mlx-lm has no --pipeline: leave --pipeline out"),
         (("generate", "--prompt", "x", "--session", "/none/x.safetensors"), "/none"),
-        (("server",), "mlx.launch has started 2 servers"),
     ],
 )
 def test_an_error_is_printed_once(options, arguments, message):
