@@ -1,5 +1,3 @@
-import multiprocessing
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlx_lm
@@ -15,11 +13,3 @@ def options(tmp_path_factory) -> list[object]:
     model = make_model(folder / "model", "llama")
     adapter = make_adapter(folder / "adapter", mlx_lm.load(str(model))[0], rank=4, delta_heads=("q", "o"))
     return ["--model", model, "--adapter", adapter]
-
-
-@pytest.fixture(autouse=True)
-def _no_rank_is_left() -> Iterator[None]:
-    """Ranks that a test has left running, because it failed, end."""
-    yield
-    for process in multiprocessing.active_children():
-        process.kill()

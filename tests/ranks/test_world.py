@@ -10,7 +10,7 @@ import pytest
 
 from mlx_deltamem.ranks import connection, world
 from mlx_deltamem.ranks.connection import Connection
-from mlx_deltamem.ranks.world import World
+from mlx_deltamem.ranks.world import RankError, World
 
 
 @pytest.fixture
@@ -119,6 +119,27 @@ def test_a_missing_file_is_missing_in_all(ranks, tmp_path):
     assert together(ranks[0], is_there) == [False] * 3
 
 
+def test_a_copy_that_cannot_be_written_is_an_error_of_one_rank(ranks, tmp_path, monkeypatch):
+    path, write = tmp_path / "chat.safetensors", Path.write_bytes
+    write(path, b"chat")
+
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+
+    def read(each):
+        try:
+            with each.file(path) as found:
+                return found.read_bytes()
+        except RuntimeError as error:
+            return str(error)
+
+    first, *others = together(ranks[0], read)
+    assert first == b"chat"
+    assert all("cannot be written: No space left on device" in other for other in others)
+
+
 def test_rows_come_in_order_and_before_what_follows(ranks):
     worlds, _ = ranks
     rows = {1: [], 2: []}
@@ -191,6 +212,16 @@ def test_a_rank_alone_needs_nobody(tmp_path):
     with alone.file(tmp_path / "x") as path:
         assert path == Path(tmp_path / "x")
     alone.leave(0)
+
+
+def test_an_error_that_all_ranks_have_may_be_handled():
+    two = World(0, 2)
+    for error in (ValueError("no"), OSError("no"), KeyError("no")):
+        two.check_common(error)
+    for error in (RuntimeError("no"), MemoryError("no")):
+        World(0, 1).check_common(error)
+        with pytest.raises(RankError, match="no"):
+            two.check_common(error)
 
 
 def _until(condition) -> None:
