@@ -169,3 +169,23 @@ def test_a_killed_rank_ends_a_training_that_can_be_resumed(tmp_path):
     assert_one_line_names(1, ranks.wait()[:1])
     for checkpoint in (folder / "checkpoints").glob("0*.safetensors"):
         assert checkpoint.stat().st_size
+
+
+def test_a_benchmark_measures_the_model_of_all_ranks(options, tmp_path):
+    """Rank 0 alone prints and draws. The model of a rank is a part of the whole one."""
+    asked = [*options, "--prompt-tokens", 9, "-g", 2, "--num-trials", 3]
+    alone = run_command("benchmark", *asked, "--json")
+    figure = tmp_path / "benchmark.svg"
+    first, second = run_ranks(2, _COMMAND, "benchmark", *asked, "--batch-size", 2, "--json", "--plot", figure)
+    assert (first.code, second.code, second.out, second.err) == (0, 0, "", ""), first.err
+    whole, part = json.loads(alone.stdout), json.loads(first.out)
+    assert part["machine"].endswith(", rank 0 of 2") and figure.exists()
+    assert [each["phase"] for each in part["comparisons"]] == ["prefill", "decode"]
+    assert part["subject"]["model_bytes"] < whole["subject"]["model_bytes"]
+    assert part["subject"]["state_bytes"] == whole["subject"]["state_bytes"]
+
+
+def test_a_model_of_random_weights_is_not_spread():
+    first, second = run_ranks(2, _COMMAND, "benchmark", "--shape", "qwen3-0.6b")
+    assert (first.code, second.code, second.out + second.err) == (2, 2, "")
+    assert "error: --shape makes a whole model in one process" in first.err
