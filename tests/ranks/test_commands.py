@@ -133,7 +133,7 @@ def records(folder: Path) -> dict[tuple[str, str], dict]:
 
 def test_an_evaluation_is_that_of_one_process(options, tmp_path):
     """Also begun by 3 ranks and completed by 2, and with one model in two ranks together."""
-    asked = [*_QUESTIONS, "--conditions", "base,state,chat,shuffled", "--batch-size", 2, "--limit"]
+    asked = [*_QUESTIONS, "--conditions", "state,chat,shuffled", "--batch-size", 2, "--limit"]
     assert run_command("evaluate", *options, *asked, 4, "--output", tmp_path / "alone").returncode == 0
     runs = [(3, 2, "dealt", ()), (2, 4, "dealt", ()), (2, 4, "together", ("--shard",))]
     for count, limit, name, more in runs:
