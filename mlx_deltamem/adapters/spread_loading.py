@@ -85,7 +85,8 @@ def _check_splits(model: nn.Module, folder: Path, world: World, pipeline: bool) 
         "--pipeline": hasattr(getattr(model, "model", None), "pipeline"),
         "split tensors": hasattr(model, "shard"),
     }
-    wanted, other = ("--pipeline", "leave --pipeline out") if pipeline else ("split tensors", "use --pipeline")
+    wanted = "--pipeline" if pipeline else "split tensors"
+    other = "leave --pipeline out" if pipeline else "use --pipeline in a command that has it"
     if not ways.pop(wanted):
         do = other if any(ways.values()) else "it runs on one machine only"
         raise ValueError(f"{folder} is of the type {model.model_type}, for which mlx-lm has no {wanted}: {do}")
@@ -103,7 +104,7 @@ def _check_splits(model: nn.Module, folder: Path, world: World, pipeline: bool) 
         if isinstance(heads, int) and heads % world.size:
             raise ValueError(
                 f"{folder} has {heads} {words}, which cannot be dealt out to {world.size} ranks; expected a number of "
-                f"ranks that divides them{', or --pipeline' if any(ways.values()) else ''}"
+                f"ranks that divides them{', or --pipeline where the command has it' if any(ways.values()) else ''}"
             )
 
 
