@@ -98,6 +98,7 @@ class World:
 
         Raises:
             ValueError, OSError, EOFError, KeyboardInterrupt: As `action`.
+            RankError: `action` had another error, which the other ranks do not get.
         """
         if self.is_alone:
             return action()
@@ -112,6 +113,8 @@ class World:
             name = next(each for each in _ERRORS if isinstance(error, getattr(builtins, each)))
             self._send(Message([name, str(error)]))
             raise
+        except Exception as error:
+            raise RankError(f"{type(error).__name__}: {error}") from error
         self._send(Message([None, cast(Json, done)]))
         return done
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 
+from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.serving.exchange import RefusedError
 from mlx_deltamem.serving.memory import Memory
 
@@ -79,6 +80,7 @@ class Saver:
             try:
                 memory.save()
             except Exception as error:
+                world_of(memory.chat.model).check_common(error)
                 code = error.code if isinstance(error, RefusedError) else type(error).__name__
                 _LOG.error("a memory was not saved (%s); its last turns are in RAM only, and it is tried again", code)
                 self._paused_until = self._clock() + _PAUSE

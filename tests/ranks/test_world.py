@@ -93,6 +93,16 @@ def test_all_ranks_get_the_error_of_the_first(ranks, error, kind):
     assert outcomes == [(type(error), str(error)), (kind, str(error)), (kind, str(error))]
 
 
+def test_an_error_that_the_others_do_not_get_ends_the_first_rank():
+    two = World(0, 2)
+
+    def fail():
+        raise KeyError("no")
+
+    with pytest.raises(RankError, match="KeyError: 'no'"):
+        two.first(fail)
+
+
 def test_all_ranks_get_the_values_of_all(ranks):
     assert together(ranks[0], lambda each: each.collect([each.rank])) == [[[0], [1], [2]]] * 3
 
