@@ -133,9 +133,9 @@ def records(folder: Path) -> dict[tuple[str, str], dict]:
 
 def test_an_evaluation_is_that_of_one_process(options, tmp_path):
     """Also begun by 3 ranks and completed by 2, and with one model in two ranks together."""
-    asked = [*_QUESTIONS, "--conditions", "state,chat,shuffled", "--batch-size", 2, "--limit"]
-    assert run_command("evaluate", *options, *asked, 4, "--output", tmp_path / "alone").returncode == 0
-    runs = [(3, 2, "dealt", ()), (2, 4, "dealt", ()), (2, 4, "together", ("--shard",))]
+    asked = [*_QUESTIONS, "--conditions", "state,chat,shuffled", "--reply-tokens", 6, "--batch-size", 2, "--limit"]
+    assert run_command("evaluate", *options, *asked, 3, "--output", tmp_path / "alone").returncode == 0
+    runs = [(3, 2, "dealt", ()), (2, 3, "dealt", ()), (2, 3, "together", ("--shard",))]
     for count, limit, name, more in runs:
         ranks = run_ranks(count, _COMMAND, "evaluate", *options, *asked, limit, "--output", tmp_path / name, *more)
         assert [(each.code, each.out) for each in ranks[1:]] == [(0, "")] * (count - 1), ranks
@@ -144,7 +144,7 @@ def test_an_evaluation_is_that_of_one_process(options, tmp_path):
 
 
 def test_a_killed_rank_ends_an_evaluation_that_can_go_on(options, tmp_path):
-    asked = [*_QUESTIONS, "--conditions", "chat", "--limit", 40, "--reply-tokens", 24, "--batch-size", 1]
+    asked = [*_QUESTIONS, "--conditions", "chat", "--limit", 16, "--reply-tokens", 16, "--batch-size", 1]
     ranks = Ranks(2, _COMMAND, "evaluate", *options, *asked, "--output", tmp_path / "run")
     file = tmp_path / "run" / "records.jsonl"
     while not (file.exists() and file.stat().st_size):
