@@ -279,18 +279,14 @@ class Engine:
 
     def _work_of(self, name: str, arguments: Sequence[Json]) -> Work:
         """In other ranks than rank 0: what rank 0 does, without answers."""
-        match name:
-            case "reply":
-                number, request = arguments
-                return self._arrival(cast(int, number), ReplyJob(from_json(request), NobodysOutlet()))
-            case "left":
-                return lambda: self._left(cast(int, arguments[0]))
-            case "cut":
-                return self._end_all
-            case "end":
-                return self._end
-            case _:
-                return lambda: getattr(self.operations, name)(self._drop, *arguments)
+        if name == _REPLY:
+            number, request = arguments
+            return self._arrival(cast(int, number), ReplyJob(from_json(request), NobodysOutlet()))
+        if name == _LEFT:
+            return lambda: self._left(cast(int, arguments[0]))
+        if name in (_CUT, _END):
+            return self._end_all if name == _CUT else self._end
+        return lambda: getattr(self.operations, name)(self._drop, *arguments)
 
     def _drop(self, work: Callable[[], object]) -> None:
         """Run a function whose result nobody in this rank waits for."""
