@@ -67,7 +67,7 @@ class EngineCalls:
         def fail(error: Exception) -> None:
             soon(loop, lambda: _fail(future, error))
 
-        self._engine.call(operation, settle, *arguments)
+        self._engine.inbox.call(operation, settle, *arguments)
         with self.waiting(fail):
             return await future
 

@@ -46,7 +46,7 @@ class LocalService:
         """Generate a reply."""
         messages = tuple(without_special_tokens(message, self._special) for message in request.messages)
         outlet = Outlet()
-        number = self._engine.submit(ReplyJob(replace(request, messages=messages), outlet))
+        number = self._engine.inbox.submit(ReplyJob(replace(request, messages=messages), outlet))
         with self._calls.waiting(outlet.put):
             try:
                 while True:
@@ -55,7 +55,7 @@ class LocalService:
                     if isinstance(item, Done):
                         return
             finally:
-                self._engine.leave(number)
+                self._engine.inbox.leave(number)
 
     async def memories(self) -> Sequence[MemoryInfo]:
         """All memories, by name."""
@@ -136,12 +136,12 @@ class LocalService:
                 yield await events.get()
         finally:
             del listeners[number]
-            self._engine.tell(Operations.end_listening, lambda work: work(), number)
+            self._engine.inbox.tell(Operations.end_listening, lambda work: work(), number)
 
     def health(self) -> Health:
         """How the engine is."""
         engine = self._engine
-        return Health(engine.stalled_seconds, engine.active, engine.waiting, engine.is_accepting)
+        return Health(engine.stalled_seconds, engine.active, engine.waiting, engine.inbox.is_accepting)
 
     def metrics(self) -> str:
         """The figures in Prometheus' text form."""

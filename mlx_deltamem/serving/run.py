@@ -45,7 +45,7 @@ class _Server(uvicorn.Server):
                 signal.signal(each, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._engine.is_accepting = False
+        self._engine.inbox.is_accepting = False
         if self._ends_at is None:
             self._ends_at = time.monotonic() + self._grace
         else:

@@ -116,4 +116,4 @@ def test_an_error_in_one_of_several_ranks_ends_its_engine(running, monkeypatch):
     monkeypatch.setattr(server.engine._replies, "_world", World(0, 2))
     monkeypatch.setattr(server.engine._replies._batch, "step", fail)
     asyncio.run(ask())
-    assert not server.engine.is_accepting
+    assert not server.engine.inbox.is_accepting
