@@ -33,8 +33,8 @@ harness-test: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[evaluate]'
 	$(BIN)/python -m pytest -n 2 tests/evaluation/test_harness.py tests/evaluation/test_memory_agent_bench.py
 
-# Several ranks on this machine, one test after the other. They take 3.5 to 5 minutes on two busy cores, so this is not
-# part of `make test`.
+# Several ranks on this machine, one test after the other. They took 6 to 17 minutes beside other programs on two cores,
+# and have not been repeated often enough, so this is not part of `make test`.
 ranks-test: $(INSTALLED)
 	$(BIN)/python -m tools.smollm2
 	$(BIN)/python -m pytest -m ranks

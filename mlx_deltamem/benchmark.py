@@ -2,7 +2,7 @@
 
 All variants run in one process on one set of weights. Each round runs every variant once, and ratios are taken within a
 round. The frozen backbone runs twice in each round, which shows how far the ratios can be trusted. The tables show
-medians and quartiles.
+medians and quartiles. Under mlx.launch the ranks hold the model together, and rank 0 measures and prints.
 
 `--json` prints one object with these fields. The docstring of the named class explains each field.
 
@@ -18,11 +18,12 @@ medians and quartiles.
 import argparse
 
 from mlx_deltamem.benchmarking.shapes import SHAPES
-from mlx_deltamem.cli.command import command
-from mlx_deltamem.cli.options import ADAPTER_OPTION, DEFAULT_MODEL
+from mlx_deltamem.cli.command import command_of_ranks
+from mlx_deltamem.cli.options import ADAPTER_OPTION, DEFAULT_MODEL, add_pipeline_option
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options import mlx_lm_defaults
 from mlx_deltamem.options.rule import BITS, PLACE, POSITIVE, STEP, Rule
+from mlx_deltamem.ranks.launched import is_launched
 from mlx_deltamem.show.plot import add_plot_option, check_plot
 
 # MLX ends the process, without an error, where memory is short.
@@ -51,6 +52,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="With --shape: the dtype of the weights (default: bfloat16; on a CPU, where bfloat16 is slow, float32).",
     )
     parser.add_argument("--q-bits", type=BITS, choices=BITS.choices, help="With --shape: bits of quantised weights.")
+    add_pipeline_option(parser)
     _add_sizes(parser)
     parser.add_argument("--json", action="store_true", help="Print one JSON document instead of tables.")
     add_plot_option(parser, "a figure of throughput and ratios")
@@ -82,7 +84,7 @@ def _add_sizes(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@command
+@command_of_ranks
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()
@@ -93,6 +95,10 @@ def main() -> None:
 
 
 def _check_options(args: argparse.Namespace) -> None:
+    if args.shape is not None and is_launched():
+        raise ValueError(
+            "--shape makes a whole model in one process; name a --model, which mlx.launch's ranks load in parts"
+        )
     for option in ("dtype", "q_bits"):
         if args.shape is None and getattr(args, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')} is for --shape; a --model has its own")

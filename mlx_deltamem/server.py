@@ -11,7 +11,7 @@ from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options import mlx_lm_defaults
 from mlx_deltamem.options.rule import COUNT, POSITIVE, REPLY_LENGTH, SHARE, TEMPERATURE, Rule, shown
-from mlx_deltamem.ranks.launched import is_launched
+from mlx_deltamem.ranks.launched import launched_rank
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, WRITES
 
@@ -109,16 +109,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()
-    if is_launched():
-        _check_alone()
-    key = _api_key(args.api_key_file)
-    if args.host not in _LOCAL and key is None and not args.insecure:
-        raise ValueError(
-            f"--host {args.host} lets other machines in, and there is no key; expected --api-key-file, "
-            f"{_KEY_VARIABLE} or --insecure"
-        )
+    # Of several ranks, rank 0 alone has the key.
+    key = _checked_key(args) if launched_rank() == 0 else None
     name = Path(model_and_adapter(args)[0]).name
-    from mlx_deltamem.cli.opening import load_model
+    from mlx_deltamem.cli.opening import load_spread_model
 
     try:
         from mlx_deltamem.serving.run import serve
@@ -127,24 +121,24 @@ def main() -> None:
             f"the server needs {error.name}; install it with: pip install 'mlx-deltamem[server]'"
         ) from None
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model, tokenizer = load_model(args)
+    model, tokenizer = load_spread_model(args)
     serve(model, tokenizer, name, key, args)
 
 
-def _check_alone() -> None:
-    """Check that one server was started.
+def _checked_key(args: argparse.Namespace) -> str | None:
+    """The key that clients give.
 
     Raises:
-        ValueError: There are several.
+        FileNotFoundError: Its file is missing.
+        ValueError: It has no usable key; or there is none, and other machines are let in.
     """
-    # It imports MLX, which options that are refused need not wait for.
-    from mlx_deltamem.ranks.joining import world
-
-    if not world().is_alone:
+    key = _api_key(args.api_key_file)
+    if args.host not in _LOCAL and key is None and not args.insecure:
         raise ValueError(
-            f"mlx.launch has started {world().size} servers, and the server runs on one machine; start it without "
-            "mlx.launch (mlx_deltamem.chat and mlx_deltamem.generate run on several)"
+            f"--host {args.host} lets other machines in, and there is no key; expected --api-key-file, "
+            f"{_KEY_VARIABLE} or --insecure"
         )
+    return key
 
 
 def _durability(text: str) -> float:

@@ -26,7 +26,7 @@ _INDEX = "model.safetensors.index.json"
 
 def load_spread(
     path_or_hf_repo: str | Path,
-    adapter: str | Path,
+    adapter: str | Path | None,
     world: World,
     pipeline: bool = False,
     trust_remote_code: bool = False,
@@ -35,7 +35,7 @@ def load_spread(
 
     Args:
         path_or_hf_repo: The model: a folder, at the same place on each machine, or a Hub repo.
-        adapter: A folder, at the same place on each machine, or a Hub repo.
+        adapter: A folder, at the same place on each machine, or a Hub repo; None: none is attached.
         world: The ranks.
         pipeline: Split the layers; if not, split the tensors of each layer.
         trust_remote_code: Run code that comes with the model.
@@ -45,7 +45,7 @@ def load_spread(
         ValueError: The model cannot be split so, the adapter does not fit, or one of them is damaged.
     """
     check_folder(path_or_hf_repo)
-    loaded = load_adapter(adapter)
+    loaded = None if adapter is None else load_adapter(adapter)
     # In a pipeline each rank downloads its own files only.
     is_partial = pipeline and not user_path(path_or_hf_repo).exists()
     folder = user_path(path_or_hf_repo) if is_partial else model_folder(path_or_hf_repo, None)
@@ -70,7 +70,8 @@ def load_spread(
     check_encodes(tokenizer, folder)
     set_names(model, path_or_hf_repo)
     model.spread = Spread(world, backbone or _collected_fingerprint(model, world))
-    attach(model, loaded)
+    if loaded is not None:
+        attach(model, loaded)
     return model, tokenizer
 
 
@@ -84,7 +85,8 @@ def _check_splits(model: nn.Module, folder: Path, world: World, pipeline: bool) 
         "--pipeline": hasattr(getattr(model, "model", None), "pipeline"),
         "split tensors": hasattr(model, "shard"),
     }
-    wanted, other = ("--pipeline", "leave --pipeline out") if pipeline else ("split tensors", "use --pipeline")
+    wanted = "--pipeline" if pipeline else "split tensors"
+    other = "leave --pipeline out" if pipeline else "use --pipeline in a command that has it"
     if not ways.pop(wanted):
         do = other if any(ways.values()) else "it runs on one machine only"
         raise ValueError(f"{folder} is of the type {model.model_type}, for which mlx-lm has no {wanted}: {do}")
@@ -102,7 +104,7 @@ def _check_splits(model: nn.Module, folder: Path, world: World, pipeline: bool) 
         if isinstance(heads, int) and heads % world.size:
             raise ValueError(
                 f"{folder} has {heads} {words}, which cannot be dealt out to {world.size} ranks; expected a number of "
-                f"ranks that divides them{', or --pipeline' if any(ways.values()) else ''}"
+                f"ranks that divides them{', or --pipeline where the command has it' if any(ways.values()) else ''}"
             )
 
 

@@ -12,6 +12,7 @@ import mlx.nn as nn
 from mlx_deltamem.adapters.loading import attach
 from mlx_deltamem.benchmarking.paired import Sample
 from mlx_deltamem.core.config import DeltaMemConfig
+from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.core.use import read_only
 
 FROZEN, FROZEN_AGAIN, DELTA_MEM, READ_ONLY = VARIANTS = ("frozen", "frozen_again", "delta_mem", "read_only")
@@ -56,8 +57,9 @@ def with_and_without(model: nn.Module, adapter: str | DeltaMemConfig) -> Models:
     # Garbage must not be freed between the two measurements of the memory.
     gc.collect()
     before = mx.get_active_memory()
-    # A deep copy shares the buffers of its arrays with the original.
-    attached = copy.deepcopy(model)
+    # A deep copy shares the buffers of its arrays with the original. MLX's group of the ranks cannot be copied.
+    group = world_of(model).group
+    attached = copy.deepcopy(model, {id(group): group})
     attach(attached, adapter)
     # The first call packs the adapter's weights.
     mx.eval(attached(mx.array([[0]])))

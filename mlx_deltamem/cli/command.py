@@ -158,6 +158,7 @@ def _exit_code_of_ranks(main: Callable[[], None], output: ShownStream) -> int | 
         return _exit_code(main, output)
     # It imports MLX, which a command imports late.
     from mlx_deltamem.ranks.joining import join
+    from mlx_deltamem.ranks.world import RankError
 
     try:
         joined = join()
@@ -170,7 +171,7 @@ def _exit_code_of_ranks(main: Callable[[], None], output: ShownStream) -> int | 
     with one_voice(joined, said):
         try:
             code = _exit_code(main, output)
-        except Exception as error:
+        except (Exception, RankError) as error:
             if isinstance(error, RuntimeError):
                 # It may be MLX's, because another rank is gone.
                 joined.wait_for_end()

@@ -21,7 +21,7 @@ COMMANDS = {
     "benchmark": "measure the time and the memory that an adapter costs",
 }
 # Those that several ranks run together; rank 0 alone runs the others.
-OF_RANKS = {"generate", "chat", "server", "train", "evaluate"}
+OF_RANKS = {"generate", "chat", "server", "train", "evaluate", "benchmark"}
 
 
 def main() -> None:

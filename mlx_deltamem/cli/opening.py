@@ -50,13 +50,23 @@ def load_spread_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWra
         FileNotFoundError: There is no such model or adapter.
         ValueError: They do not fit, the model cannot be split so, or there is `--pipeline` and one rank only.
     """
+    return load_on_ranks(*model_and_adapter(args), getattr(args, "pipeline", False), args.trust_remote_code)
+
+
+def load_on_ranks(
+    model: str, adapter: str | None, is_pipeline: bool, trust_remote_code: bool
+) -> tuple[nn.Module, TokenizerWrapper]:
+    """Load a model; under mlx.launch, spread it over the ranks. With `adapter` None, none is attached.
+
+    Raises:
+        FileNotFoundError, ValueError: As from `load_spread_model`.
+    """
     ranks = world()
-    is_pipeline = getattr(args, "pipeline", False)
-    if ranks.is_alone:
-        if is_pipeline:
-            raise ValueError("--pipeline is for several machines; start the command with mlx.launch, or leave it out")
-        return load_model(args)
-    return load_spread(*model_and_adapter(args), ranks, is_pipeline, args.trust_remote_code)
+    if not ranks.is_alone:
+        return load_spread(model, adapter, ranks, is_pipeline, trust_remote_code)
+    if is_pipeline:
+        raise ValueError("--pipeline is for several machines; start the command with mlx.launch, or leave it out")
+    return load(model, adapter, trust_remote_code=trust_remote_code)
 
 
 def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Namespace) -> ChatSession:

@@ -8,14 +8,15 @@ from contextlib import redirect_stdout
 import mlx.core as mx
 
 from mlx_deltamem.adapters.folder import load_adapter
-from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.benchmarking.measure import Bench, PhaseComparison
 from mlx_deltamem.benchmarking.models import FRESH_ADAPTER, Models, with_and_without
 from mlx_deltamem.benchmarking.random_models import random_model
 from mlx_deltamem.benchmarking.report import BenchmarkReport, Subject, clock, machine
 from mlx_deltamem.benchmarking.table import benchmark_tables
 from mlx_deltamem.benchmarking.workloads import workload
+from mlx_deltamem.cli.opening import load_on_ranks
 from mlx_deltamem.cli.options import DEFAULT_MODEL
+from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.show.console import Console
 from mlx_deltamem.show.plot import load_figures
 from mlx_deltamem.show.printable import json_document
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         FileNotFoundError: The model or the adapter does not exist.
-        ValueError: The adapter is damaged or does not fit the model.
+        ValueError: The adapter is damaged or does not fit the model, or the model cannot be split.
     """
     mx.random.seed(_SEED)
     models, subject = _prepare(args)
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     with redirect_stdout(sys.stderr):
         comparisons = _measure(models, args)
     report = BenchmarkReport(
-        machine=machine(),
+        machine=machine() if world().is_alone else f"{machine()}, rank 0 of {world().size}",
         clock=clock(),
         subject=subject,
         batch_size=args.batch_size,
@@ -52,7 +53,9 @@ def run(args: argparse.Namespace) -> None:
     else:
         print_tables(benchmark_tables(report))
     if args.plot is not None:
-        load_figures("benchmarking", dark=args.dark).draw(report, args.plot)
+        figures = load_figures("benchmarking", dark=args.dark)
+        if world().is_first:
+            figures.draw(report, args.plot)
         if not args.json:
             print(f"Drew {args.plot}")
 
@@ -69,7 +72,7 @@ def _prepare(args: argparse.Namespace) -> tuple[Models, Subject]:
         load_adapter(args.adapter)
     if args.shape is None:
         name = args.model or DEFAULT_MODEL
-        model = load(name, trust_remote_code=args.trust_remote_code)[0]
+        model = load_on_ranks(name, None, args.pipeline, args.trust_remote_code)[0]
     else:
         dtype = args.dtype or ("bfloat16" if mx.default_device().type == mx.gpu else "float32")
         bits = "" if args.q_bits is None else f", {args.q_bits} bits"

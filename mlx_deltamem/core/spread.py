@@ -122,8 +122,10 @@ def same_tokens(model: nn.Module, sampler: Sampler | None) -> Sampler | None:
     def sample(logprobs: mx.array) -> mx.array:
         tokens: mx.array = (sampler or greedy_sampler)(logprobs)
         # A product and not new zeros: in all ranks, this sum must come after those of the model that it depends on. MLX
-        # orders operations by their graph, and ranks that have another order wait for each other for good.
-        return mx.distributed.all_sum(tokens * factor, group=world.group)
+        # orders operations by their graph, and ranks that have another order wait for each other for good. For the same
+        # reason it is on the stream of the replies, on which the next pass may be under way already.
+        with mx.stream(generation_stream):
+            return mx.distributed.all_sum(tokens * factor, group=world.group)
 
     return sample
 

@@ -36,6 +36,11 @@ GONE = 1
 _ERRORS = ("ValueError", "FileNotFoundError", "PermissionError", "OSError", "EOFError", "KeyboardInterrupt")
 
 
+class RankError(BaseException):
+    """An error that may have come in this rank alone. The ranks cannot go on together, and what has failed no rank can
+    try again: so it is no `Exception`, which programs handle."""
+
+
 @dataclass(eq=False)
 class World:
     """The ranks of a command.
@@ -93,6 +98,7 @@ class World:
 
         Raises:
             ValueError, OSError, EOFError, KeyboardInterrupt: As `action`.
+            RankError: `action` had another error, which the other ranks do not get.
         """
         if self.is_alone:
             return action()
@@ -107,6 +113,8 @@ class World:
             name = next(each for each in _ERRORS if isinstance(error, getattr(builtins, each)))
             self._send(Message([name, str(error)]))
             raise
+        except Exception as error:
+            raise RankError(f"{type(error).__name__}: {error}") from error
         self._send(Message([None, cast(Json, done)]))
         return done
 
@@ -121,6 +129,18 @@ class World:
         self.connections[0].send(Message(value))
         return cast("list[Json]", self._next().value)
 
+    def check_common(self, error: Exception) -> None:
+        """Check that all ranks have had an error, before the program goes on after it.
+
+        All of them run the same program on the same values, so most errors come in all. Those of MLX and of the machine
+        (RuntimeError, MemoryError) may come in one rank, for which the others then wait for good.
+
+        Raises:
+            RankError: This rank is one of several, and may be the only one with the error.
+        """
+        if not self.is_alone and isinstance(error, RuntimeError | MemoryError):
+            raise RankError(f"{type(error).__name__}: {error}") from error
+
     @contextmanager
     def file(self, path: Path) -> Iterator[Path]:
         """A file of rank 0, for all ranks: the file itself, and in other ranks a copy for the time of the context.
@@ -129,6 +149,7 @@ class World:
 
         Raises:
             ValueError, OSError: The file cannot be read.
+            RuntimeError: A copy cannot be written, in this rank alone.
         """
         if self.is_alone:
             yield path
@@ -150,7 +171,7 @@ class World:
         try:
             copy = folder / path.name
             if is_there:
-                copy.write_bytes(self._next().content)
+                _write_copy(copy, self._next().content)
             yield copy
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -243,3 +264,10 @@ class World:
 
     def _next(self) -> Message:
         return self.connections[0].messages.get()
+
+
+def _write_copy(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise RuntimeError(f"the copy {path} of a file of rank 0 cannot be written: {error.strerror}") from None

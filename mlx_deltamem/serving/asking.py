@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.serving.exchange import Mode, RefusedError, ReplyRequest
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.loops import later_turns, take_back
@@ -84,7 +85,7 @@ def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prep
     known = place.turns if place else 0
     earlier: tuple[Exchange, ...] = () if request.continues is not None else question.earlier[known:]
     if place is None:
-        chat.conversation = request.chat or secrets.token_hex(6)
+        chat.conversation = request.chat or world_of(chat.model).share(secrets.token_hex(6))
     else:
         _go_to(chat, place, replay_limit)
     template = _template(chat.tokenizer, request.tools, request.template_options)

@@ -1,20 +1,21 @@
-"""`EngineCalls`: functions that run in the engine's thread for clients that wait in an event loop."""
+"""`EngineCalls`: operations in the engine's thread for clients that wait in an event loop."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
+from mlx_deltamem.ranks.world import World
 from mlx_deltamem.serving.engine import Engine
 from mlx_deltamem.serving.exchange import RefusedError, refusal
-from mlx_deltamem.serving.memory import Memory
-from mlx_deltamem.serving.work import when_free
+from mlx_deltamem.serving.operations import Operations, Settle
 
 _Result = TypeVar("_Result")
+_Arguments = TypeVarTuple("_Arguments")
 
 
 class EngineCalls:
-    """Runs functions in the engine's thread, and waits for their results.
+    """Lets the engine's thread do operations, and waits for their results.
 
     Args:
         engine: The engine.
@@ -43,51 +44,30 @@ class EngineCalls:
         finally:
             self._waiting.discard(fail)
 
-    async def run(self, work: Callable[[], _Result]) -> _Result:
-        """Run a function between two steps.
-
-        Raises:
-            RefusedError: The server ends or has stalled.
-        """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[_Result] = loop.create_future()
-        self._engine.call(lambda: _settle(loop, future, work))
-        return await self._result(future)
-
-    async def run_on(self, name: str, work: Callable[[Memory], _Result], make: bool = False) -> _Result:
-        """Run a function on a memory when no turn of it is under way.
+    async def run(
+        self,
+        operation: Callable[[Operations, Settle[_Result], *_Arguments], None],
+        *arguments: *_Arguments,
+    ) -> _Result:
+        """Do an operation between two steps, and wait for its result.
 
         Args:
-            name: The name of the memory.
-            work: The function.
-            make: Make an empty memory if there is none.
+            operation: A method of `Operations`.
+            arguments: Its arguments, without the one that takes the result.
 
         Raises:
-            RefusedError: The memory cannot be used, or the server ends or has stalled.
+            RefusedError: The operation is refused, or the server ends or has stalled.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Result] = loop.create_future()
 
-        def find() -> None:
-            try:
-                memory = self._engine.memories.get(name, make)
-            except RefusedError as refused:
-                # Python unbinds the name of an exception at the end of its block.
-                error = refused
-                soon(loop, lambda: _fail(future, error))
-            else:
-                when_free(memory, lambda: _settle(loop, future, lambda: work(memory)))
-
-        self._engine.call(find)
-        return await self._result(future)
-
-    async def _result(self, future: "asyncio.Future[_Result]") -> _Result:
-        """Wait for a result of the engine."""
-        loop = asyncio.get_running_loop()
+        def settle(work: Callable[[], _Result]) -> None:
+            _settle(loop, future, work, self._engine.world)
 
         def fail(error: Exception) -> None:
             soon(loop, lambda: _fail(future, error))
 
+        self._engine.inbox.call(operation, settle, *arguments)
         with self.waiting(fail):
             return await future
 
@@ -98,11 +78,14 @@ def soon(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
         loop.call_soon_threadsafe(work)
 
 
-def _settle(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[_Result]", work: Callable[[], _Result]) -> None:
+def _settle(
+    loop: asyncio.AbstractEventLoop, future: "asyncio.Future[_Result]", work: Callable[[], _Result], world: World
+) -> None:
     """Give a future the result of a function, or its error, from another thread."""
     try:
         result = work()
     except Exception as error:
+        world.check_common(error)
         refused = refusal(error)
         soon(loop, lambda: _fail(future, refused))
     else:

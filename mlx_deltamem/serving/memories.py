@@ -1,24 +1,23 @@
 """All memories of the server: session files in a folder, and private memories in RAM."""
 
-import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.files.atomic import locked
+from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.serving.exchange import RefusedError
+from mlx_deltamem.serving.folder import Folder
 from mlx_deltamem.serving.memory import Memory, told
 from mlx_deltamem.serving.service import MemoryInfo
 from mlx_deltamem.sessions.history import History
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.stored.file import SUFFIX
 
 DAMAGED = "memory_damaged"
-_LOCK = ".lock"
 # Each request without a memory is compared with these.
 _MOST_PRIVATE = 256
 
@@ -47,32 +46,24 @@ class Memories:
         write: str,
         most_bytes: int,
     ):
-        self.folder = folder
+        self._folder = Folder(folder, world_of(model))
         self._model, self._tokenizer = model, tokenizer
         self._history, self._write = history, write
         self._most_bytes = most_bytes
         self._loaded: dict[str, Memory] = {}
-        self._private: dict[str, Memory] = {}
+        self._private: dict[int, Memory] = {}
+        self._numbers = count()
         # By name, the time of the file and what was in it.
         self._infos: dict[str, tuple[int, MemoryInfo]] = {}
         self._uses = 0
-        self._held = ExitStack()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = folder / _LOCK
-        lock.touch(mode=0o600)
-        try:
-            self._held.enter_context(locked(lock, wait=False))
-        except BlockingIOError:
-            raise ValueError(f"another server uses {folder}; name another folder by --memories") from None
 
     def close(self) -> None:
         """Give the folder free."""
-        self._held.close()
+        self._folder.close()
 
     def names(self) -> list[str]:
         """The names of all memories of the folder."""
-        files = [path.name.removesuffix(SUFFIX) for path in self.folder.iterdir() if path.name.endswith(SUFFIX)]
-        return sorted(name for name in files if not name.startswith("."))
+        return self._folder.names()
 
     def get(self, name: str, make: bool = False) -> Memory:
         """A memory, which is loaded if it is not in RAM.
@@ -86,8 +77,8 @@ class Memories:
         """
         memory = self._loaded.get(name)
         if memory is None:
-            path = self._path(name)
-            if path.exists():
+            path = self._folder.file(name)
+            if self._folder.has(name):
                 memory = Memory(name, self._load(path), path)
             elif make:
                 memory = Memory(name, self.new_chat(), path)
@@ -106,7 +97,7 @@ class Memories:
         for key in list(self._private)[: max(0, len(self._private) - _MOST_PRIVATE + 1)]:
             if not self._private[key].is_in_use:
                 del self._private[key]
-        self._private[secrets.token_hex(8)] = memory
+        self._private[next(self._numbers)] = memory
         self.used(memory)
         return memory
 
@@ -125,7 +116,7 @@ class Memories:
             # All that a named memory holds is in its file.
             if total > self._most_bytes and other is not memory and not other.is_in_use:
                 self._loaded = {name: each for name, each in self._loaded.items() if each is not other}
-                self._private = {name: each for name, each in self._private.items() if each is not other}
+                self._private = {number: each for number, each in self._private.items() if each is not other}
 
     def create(self, name: str, history: History | None, write: str | None) -> Memory:
         """Make an empty memory.
@@ -156,14 +147,27 @@ class Memories:
         Raises:
             RefusedError: The file cannot be deleted. The memory is unchanged.
         """
-        if memory.path is not None:
-            _remove(memory.path)
-        self._loaded.pop(memory.name or "", None)
+        if memory.name is not None:
+            self._folder.remove(memory.name)
+            self._loaded.pop(memory.name, None)
         memory.is_unsaved = False
 
     def delete_damaged(self, name: str) -> None:
         """Delete the file of a memory that cannot be loaded."""
-        _remove(self._path(name))
+        self._folder.remove(name)
+
+    def exported(self, memory: Memory) -> bytes:
+        """The session file of a memory.
+
+        Raises:
+            RefusedError: It cannot be saved.
+            OSError: It cannot be read.
+        """
+        if memory.name is None:
+            raise RuntimeError("a private memory has no file")
+        if memory.is_unsaved or not self._folder.has(memory.name):
+            memory.save()
+        return self._folder.content(memory.name)
 
     def replace(self, name: str, content: bytes) -> Memory:
         """Make or replace a memory from the content of a session file. A damaged memory is replaced too.
@@ -171,20 +175,17 @@ class Memories:
         Raises:
             RefusedError: It is not a session of this model, or cannot be saved. The memory is then unchanged.
         """
-        temporary = self.folder / f".import-{secrets.token_hex(8)}{SUFFIX}"
         try:
-            temporary.write_bytes(content)
-            chat = self._load(temporary).fork()
+            with self._folder.temporary(content) as temporary:
+                chat = self._load(temporary).fork()
         except OSError as error:
-            raise RefusedError(507, "storage", f"the session was not saved: {told(error, temporary)}") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+            raise RefusedError(507, "storage", f"the session was not saved: {error.strerror}") from None
         try:
-            old = self.get(name) if name in self._loaded or self._path(name).exists() else None
+            old = self.get(name) if self._exists(name) else None
         except RefusedError as error:
             if error.code != DAMAGED:
                 raise
-            with _set_aside(self._path(name)):
+            with self._folder.set_aside(name):
                 return self._added(name, chat)
         if old is None:
             return self._added(name, chat)
@@ -210,10 +211,10 @@ class Memories:
 
     def _info(self, name: str) -> MemoryInfo:
         """The memory of a file, which does not stay in RAM."""
-        written = self._path(name).stat().st_mtime_ns
+        written = self._folder.written_at(name)
         known = self._infos.get(name)
         if known is None or known[0] != written:
-            info = Memory(name, self._load(self._path(name)), None).info()
+            info = Memory(name, self._load(self._folder.file(name)), None).info()
             known = self._infos[name] = written, replace(info, loaded=False, saved=True)
         return known[1]
 
@@ -230,17 +231,17 @@ class Memories:
         return [*self._loaded.values(), *self._private.values()]
 
     def _added(self, name: str, chat: ChatSession) -> Memory:
-        memory = Memory(name, chat, self._path(name))
+        memory = Memory(name, chat, self._folder.file(name))
         memory.save()
         self._loaded[name] = memory
         self.used(memory)
         return memory
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}{SUFFIX}"
+    def _exists(self, name: str) -> bool:
+        return name in self._loaded or self._folder.has(name)
 
     def _check_free(self, name: str) -> None:
-        if name in self._loaded or self._path(name).exists():
+        if self._exists(name):
             raise RefusedError(409, "memory_exists", f"there is a memory {name} already; expected a new name")
 
     def _load(self, path: Path) -> ChatSession:
@@ -250,23 +251,3 @@ class Memories:
             raise RefusedError(422, DAMAGED, f"the memory cannot be used: {told(error, path)}") from None
         except OSError as error:
             raise RefusedError(500, "storage", f"the memory cannot be read: {error.strerror}") from None
-
-
-@contextmanager
-def _set_aside(path: Path) -> Iterator[None]:
-    """A context to write another file in place of a damaged one. If that fails, the damaged file is back."""
-    aside = path.with_name(f".aside-{secrets.token_hex(8)}")
-    path.rename(aside)
-    try:
-        yield
-    except BaseException:
-        aside.rename(path)
-        raise
-    aside.unlink()
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise RefusedError(507, "storage", f"the memory was not deleted: {error.strerror}") from None

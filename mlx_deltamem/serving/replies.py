@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from mlx_lm.generate import GenerationResponse
 
+from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.serving.exchange import ending, refusal
 from mlx_deltamem.serving.finding import adds_turn, find_memory
 from mlx_deltamem.serving.memories import Memories
@@ -37,7 +38,7 @@ class Replies:
         progressed: Called after each part of the work to begin replies.
 
     Attributes:
-        waiting: The number of requests that wait, those on their way to `arrive` among them: who sends one counts it.
+        waiting: The number of requests that wait, those on their way to `arrive` among them: the engine counts these.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Replies:
         self.waiting = 0
         self._batch = batch
         self._tokenizer = batch.tokenizer
+        self._world = world_of(batch.model)
         self._memories = memories
         self._saver = saver
         self._metrics = metrics
@@ -132,6 +134,7 @@ class Replies:
             for row, response in self._batch.step():
                 self._took(row, response)
         except Exception as error:
+            self._world.check_common(error)
             _LOG.error("a step failed: %s; its replies run again, each alone", type(error).__name__)
             for row, failure in self._batch.rebuild():
                 job = self._jobs.pop(row, None)
@@ -189,6 +192,7 @@ class Replies:
 
     def _fail(self, job: ReplyJob, error: Exception) -> None:
         """Take the turn of a request back, and tell the client why."""
+        self._world.check_common(error)
         self._metrics.requests.labels(outcome="failed").inc()
         take_back(job)
         leave_memory(job)

@@ -21,7 +21,7 @@ class Outlet:
     """Takes the pieces of a reply from the generation thread to an event loop.
 
     Attributes:
-        is_closed: Whether the client has gone.
+        is_closed: Whether the client has gone. The engine's thread sets it, in all ranks at the same place.
     """
 
     def __init__(self) -> None:
@@ -46,6 +46,20 @@ class Outlet:
         return item
 
 
+@dataclass
+class NobodysOutlet:
+    """Takes the pieces of a reply in a rank that has no clients: rank 0 sends them.
+
+    Attributes:
+        is_closed: As in `Outlet`.
+    """
+
+    is_closed: bool = False
+
+    def put(self, item: Piece | Done | Exception) -> None:
+        """Drop something."""
+
+
 @dataclass(eq=False)
 class ReplyJob:
     """A request for a reply.
@@ -67,7 +81,7 @@ class ReplyJob:
     """
 
     request: ReplyRequest
-    outlet: Outlet
+    outlet: Outlet | NobodysOutlet
     memory: Memory | None = None
     chat: ChatSession | None = None
     reader: Reader | None = None

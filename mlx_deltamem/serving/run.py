@@ -45,7 +45,7 @@ class _Server(uvicorn.Server):
                 signal.signal(each, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._engine.is_accepting = False
+        self._engine.inbox.is_accepting = False
         if self._ends_at is None:
             self._ends_at = time.monotonic() + self._grace
         else:
@@ -53,6 +53,8 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: return whether the server ends now."""
+        if self._engine.failure is not None:
+            self.should_exit = True
         if self._ends_at is not None and not self.should_exit:
             is_over = time.monotonic() >= self._ends_at
             if is_over:
@@ -72,7 +74,7 @@ class _Server(uvicorn.Server):
 def serve(
     model: nn.Module, tokenizer: TokenizerWrapper, model_name: str, key: str | None, args: argparse.Namespace
 ) -> None:
-    """Serve until a signal comes.
+    """Serve until a signal comes. If several ranks hold the model, rank 0 serves, and the others do what it does.
 
     Args:
         model: An attached model.
@@ -84,24 +86,47 @@ def serve(
     Raises:
         ValueError: Another server uses the folder of memories, or the port is taken.
         OSError: The folder cannot be written, or a memory could not be saved at the end.
+        RuntimeError: Something failed in one of several ranks.
     """
     memories = Memories(model, tokenizer, args.memories, args.history, args.write, args.memory_bytes)
     engine = Engine(model, tokenizer, memories, args.max_batch, args.queue, args.replay_limit, args.durability)
-    hosts = ("*",) if args.host in ("0.0.0.0", "::") and not args.allowed_host else tuple(args.allowed_host)
-    settings = Settings(
-        api_key=key,
-        allowed_hosts=(*Settings.allowed_hosts, args.host.lower(), *(name.lower() for name in hosts)),
-        memory_headers=tuple(args.memory_header or MEMORY_HEADERS),
-        memory_from=tuple(args.memory_from),
-        read_only_pattern=args.read_only_pattern,
-        max_tokens=args.max_tokens,
-        temperature=args.temp,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        min_p=args.min_p,
-    )
+    engine.start()
+    is_listening = _serve_http(engine, model_name, key, args) if engine.world.is_first else _follow(engine)
+    engine.wait()
+    engine.world.first(lambda: _check_end(engine, is_listening, args))
+
+
+def _follow(engine: Engine) -> bool:
+    """Do what rank 0 does until it ends. Signals are for rank 0."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    engine.wait()
+    return True
+
+
+def _check_end(engine: Engine, is_listening: bool, args: argparse.Namespace) -> None:
+    """Check that the server has ended as it should.
+
+    Raises:
+        ValueError: The port was taken.
+        OSError: A memory could not be saved.
+    """
+    if not is_listening:
+        raise ValueError(f"cannot listen on {args.host}:{args.port}; is the port taken? name another --port")
+    if engine.unsaved:
+        raise OSError(
+            f"{engine.unsaved} memories could not be saved at the end, and their last turns are lost; is the disk full?"
+        )
+
+
+def _serve_http(engine: Engine, model_name: str, key: str | None, args: argparse.Namespace) -> bool:
+    """Serve HTTP until a signal comes or the engine has failed, and end the engine.
+
+    Returns:
+        False if the port is taken.
+    """
     service = LocalService(engine, model_name)
-    app = make_app(service, settings)
+    app = make_app(service, _settings(key, args))
     config = uvicorn.Config(
         app,
         host=args.host,
@@ -113,16 +138,28 @@ def serve(
         lifespan="off",
     )
     server = _Server(config, engine, args.grace)
-    engine.start()
     if args.exit_on_stall is not None:
         watch(engine, args.exit_on_stall, service.fail_all)
     try:
         server.run()
     except SystemExit:
-        raise ValueError(f"cannot listen on {args.host}:{args.port}; is the port taken? name another --port") from None
+        return False
     finally:
         engine.stop(0)
-    if engine.unsaved:
-        raise OSError(
-            f"{engine.unsaved} memories could not be saved at the end, and their last turns are lost; is the disk full?"
-        )
+    return True
+
+
+def _settings(key: str | None, args: argparse.Namespace) -> Settings:
+    hosts = ("*",) if args.host in ("0.0.0.0", "::") and not args.allowed_host else tuple(args.allowed_host)
+    return Settings(
+        api_key=key,
+        allowed_hosts=(*Settings.allowed_hosts, args.host.lower(), *(name.lower() for name in hosts)),
+        memory_headers=tuple(args.memory_header or MEMORY_HEADERS),
+        memory_from=tuple(args.memory_from),
+        read_only_pattern=args.read_only_pattern,
+        max_tokens=args.max_tokens,
+        temperature=args.temp,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+    )

@@ -1,8 +1,9 @@
 """`Saver`: when memories are saved after their turns."""
 
 import logging
-import time
+from collections.abc import Callable
 
+from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.serving.exchange import RefusedError
 from mlx_deltamem.serving.memory import Memory
 
@@ -19,10 +20,12 @@ class Saver:
     Args:
         seconds: The longest time that a turn waits for its file; 0: each turn is saved before its end is told. A turn
             that is under way when the time is over is waited for.
+        clock: Gives the time, in seconds. In several ranks it gives the same time at the same place.
     """
 
-    def __init__(self, seconds: float = 0.0):
+    def __init__(self, seconds: float, clock: Callable[[], float]):
         self._seconds = seconds
+        self._clock = clock
         # By memory, when it is to be saved.
         self._due: dict[Memory, float] = {}
         self._paused_until = 0.0
@@ -41,7 +44,7 @@ class Saver:
         """
         if memory.path is None:
             return
-        now, had_more = time.monotonic(), memory.is_unsaved
+        now, had_more = self._clock(), memory.is_unsaved
         if not had_more:
             self._due[memory] = now + self._seconds
         if self._due[memory] <= now:
@@ -51,16 +54,15 @@ class Saver:
 
     def save_due(self) -> None:
         """Save the memories that have waited long enough. Those that cannot be saved stay and are tried again."""
-        now = time.monotonic()
+        now = self._clock()
         if now >= self._paused_until:
             for memory in [each for each, due in self._due.items() if due <= now and not each.is_busy]:
                 self._save(memory)
 
-    def seconds_left(self) -> float | None:
-        """The seconds until `save_due` has something to do; None: nothing waits."""
-        if not self._due:
-            return None
-        return max(0.0, max(min(self._due.values()), self._paused_until) - time.monotonic())
+    @property
+    def due_at(self) -> float | None:
+        """When `save_due` has something to do; None: nothing waits."""
+        return max(min(self._due.values()), self._paused_until) if self._due else None
 
     def save_all(self) -> int:
         """Save all memories that wait.
@@ -78,8 +80,9 @@ class Saver:
             try:
                 memory.save()
             except Exception as error:
+                world_of(memory.chat.model).check_common(error)
                 code = error.code if isinstance(error, RefusedError) else type(error).__name__
                 _LOG.error("a memory was not saved (%s); its last turns are in RAM only, and it is tried again", code)
-                self._paused_until = time.monotonic() + _PAUSE
+                self._paused_until = self._clock() + _PAUSE
                 return
         del self._due[memory]

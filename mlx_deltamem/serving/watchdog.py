@@ -32,7 +32,7 @@ def watch(engine: Engine, seconds: float, fail_all: Callable[[RefusedError], Non
 def _watch(engine: Engine, seconds: float, fail_all: Callable[[RefusedError], None]) -> None:
     while engine.stalled_seconds <= seconds:
         time.sleep(min(seconds / 4, _LONGEST_PAUSE))
-    engine.is_accepting = False
+    engine.inbox.is_accepting = False
     _LOG.error("the generation thread has stalled for %.1f seconds; the server ends (--exit-on-stall)", seconds)
     fail_all(RefusedError(503, "stalled", "the server has stalled and ends; try again later"))
     time.sleep(_FOR_ANSWERS)

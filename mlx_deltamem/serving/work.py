@@ -4,16 +4,23 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
+from mlx_deltamem.core.spread import world_of
+from mlx_deltamem.ranks.world import World
 from mlx_deltamem.serving.memory import Memory
 
 _LOG = logging.getLogger(__name__)
 
 
-def attempt(work: Callable[[], None]) -> None:
-    """Run a function. Its error is logged, so that other work goes on."""
+def attempt(work: Callable[[], None], world: World) -> None:
+    """Run a function. Its error is logged, so that other work goes on.
+
+    Raises:
+        RankError: The error may have come in this rank alone.
+    """
     try:
         work()
-    except Exception:
+    except Exception as error:
+        world.check_common(error)
         # The text of the error may have text of a message.
         _LOG.exception("work on a memory failed", exc_info=False)
 
@@ -49,4 +56,4 @@ def held(memory: Memory) -> Iterator[None]:
 
 def _go_on(memory: Memory) -> None:
     while memory.waiting and not memory.is_busy:
-        attempt(memory.waiting.popleft())
+        attempt(memory.waiting.popleft(), world_of(memory.chat.model))

@@ -16,6 +16,7 @@ from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
+from mlx_deltamem.core.spread import same_tokens, world_of
 from mlx_deltamem.core.use import memory_off, observing, write_mask
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.batched_reply import (
@@ -35,6 +36,7 @@ from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.sessions.starts import Starts
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.together import can_run_together, memory_is_empty
+from mlx_deltamem.sessions.turn import Turn
 
 # mlx-lm's batches need a number of tokens. This one is more than any window.
 _NO_LIMIT = 2**31
@@ -59,6 +61,8 @@ class ReplyBatch:
         # Found once: to make a prompt cache takes time.
         self._is_mergeable = can_run_together(make_prompt_cache(model))
         self._starts = Starts()
+        # One for all replies, so that mlx-lm calls it once for all of them.
+        self._greedy = same_tokens(model, greedy_sampler)
         self._rows: list[BatchedReply] = []
         # Responses that the next step hands out.
         self._pending: list[tuple[BatchedReply, GenerationResponse]] = []
@@ -81,7 +85,7 @@ class ReplyBatch:
         self._check_free(new)
         with state.turn_or_nothing():
             turn = running.begin(state, new.turn, settings.prefill_step_size, settings.progress, self._starts)
-            row = BatchedReply(new, turn, ReplyTokens(self.tokenizer, settings))
+            row = self._new_row(new, turn)
             if new.observe is not None or not can_be_batched(state.filled_cache, settings):
                 reply = Reply(self.model, self.tokenizer, state.filled_cache, turn, settings)
                 row.tokens, row.alone = reply, reply.stream(0.0)
@@ -122,19 +126,25 @@ class ReplyBatch:
                     self._check_free(new)
                     stack.enter_context(new.chat.state.turn_or_nothing())
                 turns = begin_together([(new.chat.state, new.turn) for new in group], self._starts)
-        except Exception:
+        except Exception as error:
+            world_of(self.model).check_common(error)
             # One of them fails. Alone, the others do not.
             return []
         found: list[tuple[NewReply, Begun | Exception]] = []
         for new, turn in zip(group, turns, strict=True):
             try:
                 self._check_free(new)
-                row = BatchedReply(new, turn, ReplyTokens(self.tokenizer, new.settings))
+                row = self._new_row(new, turn)
                 found.append((new, (row, self._entered(row, *chosen(row, logits_of(turn))))))
             except Exception as error:
                 new.chat.state.cache = None
                 found.append((new, error))
         return found
+
+    def _new_row(self, new: NewReply, turn: Turn) -> BatchedReply:
+        sampler = new.settings.sampler
+        choose = self._greedy if sampler in (None, greedy_sampler) else same_tokens(self.model, sampler)
+        return BatchedReply(new, turn, ReplyTokens(self.tokenizer, new.settings), choose)
 
     def _check_free(self, new: NewReply) -> None:
         new.chat.state.check_idle()
@@ -251,7 +261,7 @@ class ReplyBatch:
             max_tokens=[_NO_LIMIT if longest < 0 else longest - len(row.tokens.ids)],
             caches=[[*row.state.filled_cache, written]],
             all_tokens=[[*row.turn.opening.ids, *row.tokens.ids[:-1]]],
-            samplers=[row.settings.sampler or greedy_sampler],
+            samplers=[row.sampler],
             logits_processors=[row.settings.options.get("logits_processors") or []],
         )
 

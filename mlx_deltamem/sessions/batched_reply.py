@@ -6,7 +6,7 @@ from typing import TypeAlias, cast
 
 import mlx.core as mx
 from mlx_lm.generate import GenerationResponse
-from mlx_lm.sample_utils import greedy_sampler
+from mlx_lm.sample_utils import Sampler
 
 from mlx_deltamem.core.attention import Observer
 from mlx_deltamem.core.cache import PromptCache
@@ -49,6 +49,7 @@ class BatchedReply:
         new: The reply as it was asked for.
         turn: The turn, with its messages read.
         tokens: The tokens so far, and their text.
+        sampler: Chooses its tokens, the same in all ranks.
         uid: The number of the row in mlx-lm's batch; None: it is not in the batch.
         alone: Generates a reply that cannot be in a batch.
         kept: The number of tokens of the reply that the chat's own cache holds.
@@ -60,6 +61,7 @@ class BatchedReply:
     new: NewReply
     turn: Turn
     tokens: ReplyTokens
+    sampler: Sampler
     uid: int | None = None
     alone: Iterator[GenerationResponse] | None = None
     kept: int = 0
@@ -119,6 +121,5 @@ def chosen(row: BatchedReply, logits: mx.array) -> tuple[int, mx.array]:
         for processor in processors:
             logits = processor(tokens, logits)
     logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    sampler = row.settings.sampler or greedy_sampler
-    token = cast(int, sampler(logprobs).item())
+    token = cast(int, row.sampler(logprobs).item())
     return token, logprobs[0]

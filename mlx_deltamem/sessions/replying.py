@@ -119,7 +119,9 @@ def end_turn(state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, reply: R
     calls: list[ToolCall] = []
     if tools := state.template.tools:
         # Special tokens may mark the calls. The text of the reply does not have them.
-        text, calls = find_tool_calls(tokenizer, text if reply.is_stopped else reply.ids, tools)
+        # A call without an id gets a random one, which must be the same in all ranks.
+        found = find_tool_calls(tokenizer, text if reply.is_stopped else reply.ids, tools)
+        text, calls = world_of(state.model).share(found)
     ending = state.text.ending(state.turns, turn.messages, text)
     turn = replace(turn, reply=text, reply_ids=tuple(reply.ids), tool_calls=tuple(calls), ending=ending)
     if reply.end_id is None or turn.is_written_when_ended:

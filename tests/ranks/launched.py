@@ -20,7 +20,8 @@ from tests.conftest import REPO
 _CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 _IMPORTED = [
     "tools.openblas",
-    *(f"mlx_deltamem.commands.{name}" for name in ("generate", "chat", "evaluate", "train")),
+    *(f"mlx_deltamem.commands.{name}" for name in ("generate", "chat", "evaluate", "train", "benchmark")),
+    "mlx_deltamem.serving.run",
     "mlx_deltamem.ranks.joining",
     "tests.ranks.spread_checks",
 ]
@@ -157,6 +158,18 @@ class Ranks:
 def run_ranks(count: int, *arguments: object, stdin: str = "", timeout: float = 120) -> list[Rank]:
     """Run `python -m ARGUMENTS` as so many ranks until all have ended."""
     return Ranks(count, *arguments).wait(stdin, timeout)
+
+
+def assert_one_line_names(rank: int, survivors: list[Rank]) -> None:
+    """The ranks that were left have ended by themselves, and rank 0, or all without it, have named the other one."""
+    # The second: MLX waited in a call, and the guard ended the rank.
+    assert all(each.code in (1, -signal.SIGKILL) for each in survivors), survivors
+    speaking = [each for each in survivors if "error: " in each.err]
+    assert speaking
+    for each in speaking:
+        lines = [line for line in each.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and lines[0].startswith(f"error: rank {rank} ("), each.err
+        assert "Traceback" not in each.err
 
 
 def free_ports(count: int) -> list[int]:

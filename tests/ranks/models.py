@@ -18,7 +18,7 @@ _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 # All widths can be divided by 2 and by 3, into groups of 32 for the quantised models.
 _WIDTHS = {
     "hidden_size": 192,
-    "num_hidden_layers": 5,
+    "num_hidden_layers": 4,
     "intermediate_size": 192,
     "num_attention_heads": 12,
     "num_key_value_heads": 6,

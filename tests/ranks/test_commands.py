@@ -5,13 +5,11 @@ import signal
 import time
 from pathlib import Path
 
-import mlx_lm
 import pytest
 
 from mlx_deltamem import ChatSession, load
 from tests.command_line import run_command
-from tests.ranks.launched import Rank, Ranks, run_ranks
-from tests.ranks.models import make_adapter, make_model
+from tests.ranks.launched import Ranks, assert_one_line_names, run_ranks
 from tests.training.command import tiny_options
 from tests.training.runs import write_chats
 
@@ -20,27 +18,6 @@ _COMMAND = "mlx_deltamem"
 # A model that replies until it is stopped.
 _ENDLESS = 100_000
 _QUESTIONS = ("--tasks", "recall", "--recall-filler", 0, 0, "--recall-facts", 1, "--recall-questions-each", 4)
-
-
-@pytest.fixture(scope="module")
-def options(tmp_path_factory) -> list[object]:
-    """The options that name a model and an adapter."""
-    folder = tmp_path_factory.mktemp("llama")
-    model = make_model(folder / "model", "llama")
-    adapter = make_adapter(folder / "adapter", mlx_lm.load(str(model))[0], rank=4, delta_heads=("q", "o"))
-    return ["--model", model, "--adapter", adapter]
-
-
-def assert_one_line_names(rank: int, survivors: list[Rank]) -> None:
-    """The ranks that were left have ended by themselves, and rank 0, or all without it, have named the other one."""
-    # The second: MLX waited in a call, and the guard ended the rank.
-    assert all(each.code in (1, -signal.SIGKILL) for each in survivors), survivors
-    speaking = [each for each in survivors if "error: " in each.err]
-    assert speaking
-    for each in speaking:
-        lines = [line for line in each.err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1 and lines[0].startswith(f"error: rank {rank} ("), each.err
-        assert "Traceback" not in each.err
 
 
 def test_ranks_reply_as_one_process_and_one_of_them_prints(options, tmp_path):
@@ -65,7 +42,6 @@ def test_sampled_tokens_are_those_of_the_first_rank(options):
     [
         (("generate", "--prompt", "x", "--pipeline"), "mlx-lm has no --pipeline: leave --pipeline out"),
         (("generate", "--prompt", "x", "--session", "/none/x.safetensors"), "/none"),
-        (("server",), "mlx.launch has started 2 servers"),
     ],
 )
 def test_an_error_is_printed_once(options, arguments, message):
@@ -157,9 +133,9 @@ def records(folder: Path) -> dict[tuple[str, str], dict]:
 
 def test_an_evaluation_is_that_of_one_process(options, tmp_path):
     """Also begun by 3 ranks and completed by 2, and with one model in two ranks together."""
-    asked = [*_QUESTIONS, "--conditions", "base,state,chat,shuffled", "--batch-size", 2, "--limit"]
-    assert run_command("evaluate", *options, *asked, 4, "--output", tmp_path / "alone").returncode == 0
-    runs = [(3, 2, "dealt", ()), (2, 4, "dealt", ()), (2, 4, "together", ("--shard",))]
+    asked = [*_QUESTIONS, "--conditions", "state,chat,shuffled", "--reply-tokens", 6, "--batch-size", 2, "--limit"]
+    assert run_command("evaluate", *options, *asked, 3, "--output", tmp_path / "alone").returncode == 0
+    runs = [(3, 2, "dealt", ()), (2, 3, "dealt", ()), (2, 3, "together", ("--shard",))]
     for count, limit, name, more in runs:
         ranks = run_ranks(count, _COMMAND, "evaluate", *options, *asked, limit, "--output", tmp_path / name, *more)
         assert [(each.code, each.out) for each in ranks[1:]] == [(0, "")] * (count - 1), ranks
@@ -168,7 +144,7 @@ def test_an_evaluation_is_that_of_one_process(options, tmp_path):
 
 
 def test_a_killed_rank_ends_an_evaluation_that_can_go_on(options, tmp_path):
-    asked = [*_QUESTIONS, "--conditions", "chat", "--limit", 40, "--reply-tokens", 24, "--batch-size", 1]
+    asked = [*_QUESTIONS, "--conditions", "chat", "--limit", 16, "--reply-tokens", 16, "--batch-size", 1]
     ranks = Ranks(2, _COMMAND, "evaluate", *options, *asked, "--output", tmp_path / "run")
     file = tmp_path / "run" / "records.jsonl"
     while not (file.exists() and file.stat().st_size):
@@ -193,3 +169,23 @@ def test_a_killed_rank_ends_a_training_that_can_be_resumed(tmp_path):
     assert_one_line_names(1, ranks.wait()[:1])
     for checkpoint in (folder / "checkpoints").glob("0*.safetensors"):
         assert checkpoint.stat().st_size
+
+
+def test_a_benchmark_measures_the_model_of_all_ranks(options, tmp_path):
+    """Rank 0 alone prints and draws. The model of a rank is a part of the whole one."""
+    asked = [*options, "--prompt-tokens", 9, "-g", 2, "--num-trials", 3]
+    alone = run_command("benchmark", *asked, "--json")
+    figure = tmp_path / "benchmark.svg"
+    first, second = run_ranks(2, _COMMAND, "benchmark", *asked, "--batch-size", 2, "--json", "--plot", figure)
+    assert (first.code, second.code, second.out, second.err) == (0, 0, "", ""), first.err
+    whole, part = json.loads(alone.stdout), json.loads(first.out)
+    assert part["machine"].endswith(", rank 0 of 2") and figure.exists()
+    assert [each["phase"] for each in part["comparisons"]] == ["prefill", "decode"]
+    assert part["subject"]["model_bytes"] < whole["subject"]["model_bytes"]
+    assert part["subject"]["state_bytes"] == whole["subject"]["state_bytes"]
+
+
+def test_a_model_of_random_weights_is_not_spread():
+    first, second = run_ranks(2, _COMMAND, "benchmark", "--shape", "qwen3-0.6b")
+    assert (first.code, second.code, second.out + second.err) == (2, 2, "")
+    assert "error: --shape makes a whole model in one process" in first.err

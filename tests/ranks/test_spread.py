@@ -16,7 +16,6 @@ _CASES = {
     "llama-4bit": ("llama", 4, False),
     "qwen3": ("qwen3", None, False),
     "qwen3-4bit": ("qwen3", 4, False),
-    "qwen2": ("qwen2", None, False),
     "moe": ("qwen3_moe", None, False),
     "moe-4bit": ("qwen3_moe", 4, False),
     "moe-pipeline": ("qwen3_moe", None, True),

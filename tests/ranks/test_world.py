@@ -10,7 +10,7 @@ import pytest
 
 from mlx_deltamem.ranks import connection, world
 from mlx_deltamem.ranks.connection import Connection
-from mlx_deltamem.ranks.world import World
+from mlx_deltamem.ranks.world import RankError, World
 
 
 @pytest.fixture
@@ -93,6 +93,16 @@ def test_all_ranks_get_the_error_of_the_first(ranks, error, kind):
     assert outcomes == [(type(error), str(error)), (kind, str(error)), (kind, str(error))]
 
 
+def test_an_error_that_the_others_do_not_get_ends_the_first_rank():
+    two = World(0, 2)
+
+    def fail():
+        raise KeyError("no")
+
+    with pytest.raises(RankError, match="KeyError: 'no'"):
+        two.first(fail)
+
+
 def test_all_ranks_get_the_values_of_all(ranks):
     assert together(ranks[0], lambda each: each.collect([each.rank])) == [[[0], [1], [2]]] * 3
 
@@ -117,6 +127,27 @@ def test_a_missing_file_is_missing_in_all(ranks, tmp_path):
             return found.exists()
 
     assert together(ranks[0], is_there) == [False] * 3
+
+
+def test_a_copy_that_cannot_be_written_is_an_error_of_one_rank(ranks, tmp_path, monkeypatch):
+    path, write = tmp_path / "chat.safetensors", Path.write_bytes
+    write(path, b"chat")
+
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+
+    def read(each):
+        try:
+            with each.file(path) as found:
+                return found.read_bytes()
+        except RuntimeError as error:
+            return str(error)
+
+    first, *others = together(ranks[0], read)
+    assert first == b"chat"
+    assert all("cannot be written: No space left on device" in other for other in others)
 
 
 def test_rows_come_in_order_and_before_what_follows(ranks):
@@ -191,6 +222,16 @@ def test_a_rank_alone_needs_nobody(tmp_path):
     with alone.file(tmp_path / "x") as path:
         assert path == Path(tmp_path / "x")
     alone.leave(0)
+
+
+def test_an_error_that_all_ranks_have_may_be_handled():
+    two = World(0, 2)
+    for error in (ValueError("no"), OSError("no"), KeyError("no")):
+        two.check_common(error)
+    for error in (RuntimeError("no"), MemoryError("no")):
+        World(0, 1).check_common(error)
+        with pytest.raises(RankError, match="no"):
+            two.check_common(error)
 
 
 def _until(condition) -> None:

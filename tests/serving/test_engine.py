@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from mlx_deltamem import ChatSession
+from mlx_deltamem.ranks.world import World
 from mlx_deltamem.serving.exchange import Done, RefusedError
 from tests.serving.conftest import READ, chat_of, plain_chat, wait_until
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
@@ -97,3 +98,22 @@ def test_an_idle_engine_has_not_stalled(running):
         _, done = server.ask("Hello.", memory="anna", chat=chat, max_tokens=2)
         assert isinstance(done, Done)
         wait_until(lambda: server.engine.stalled_seconds == 0.0)
+
+
+def test_an_error_in_one_of_several_ranks_ends_its_engine(running, monkeypatch):
+    """The others wait for it in MLX: to run the replies again, each alone, it would need them."""
+    server = running()
+
+    def fail() -> None:
+        raise RuntimeError("no memory")
+
+    async def ask() -> None:
+        asking = asyncio.create_task(server.asking("Hello.", memory="anna"))
+        with pytest.raises(RuntimeError, match="no memory"):
+            await asyncio.get_running_loop().run_in_executor(None, server.engine.wait)
+        asking.cancel()
+
+    monkeypatch.setattr(server.engine._replies, "_world", World(0, 2))
+    monkeypatch.setattr(server.engine._replies._batch, "step", fail)
+    asyncio.run(ask())
+    assert not server.engine.inbox.is_accepting

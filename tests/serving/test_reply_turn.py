@@ -63,7 +63,7 @@ def test_a_file_that_another_program_saved_is_a_conflict(running, tmp_path):
     assert done.written
 
 
-def test_a_disk_that_is_full(running, monkeypatch):
+def test_a_disk_that_is_full(running, monkeypatch, tmp_path):
     server = running()
     server.ask("Hello.", memory="anna")
 
@@ -74,7 +74,7 @@ def test_a_disk_that_is_full(running, monkeypatch):
     with pytest.raises(RefusedError, match="No space left") as caught:
         server.ask("Hello again.", memory="anna")
     assert caught.value.status == 507
-    assert str(server.memories.folder) not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
     assert len(chat_of(server, "anna").turns) == 1
     monkeypatch.undo()
     _, done = server.ask("Hello again.", memory="anna")

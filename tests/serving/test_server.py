@@ -107,7 +107,9 @@ def test_no_acknowledged_turn_is_lost_by_a_kill(tmp_path):
 
         talking = threading.Thread(target=talk)
         talking.start()
-        time.sleep(0.8)
+        while len(counts) < 2:
+            assert talking.is_alive()
+            time.sleep(0.01)
         server.end(signal.SIGKILL)
         talking.join()
         if counts:
@@ -116,7 +118,7 @@ def test_no_acknowledged_turn_is_lost_by_a_kill(tmp_path):
         # A turn may have been saved, and its answer not sent.
         assert acknowledged <= len(saved.turns) <= acknowledged + 1
         acknowledged = len(saved.turns)
-    assert acknowledged > 4
+    assert acknowledged >= 8
 
 
 def test_sigterm_under_load_saves_and_ends_with_0(server, tmp_path):
