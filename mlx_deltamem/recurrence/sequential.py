@@ -138,7 +138,7 @@ def _plus_product(states: mx.array, columns: mx.array, rows: mx.array) -> mx.arr
 
 
 def _parts(x: mx.array, axis: int) -> list[mx.array]:
-    return mx.split(x, x.shape[axis], axis=axis)
+    return list(mx.split(x, x.shape[axis], axis=axis))
 
 
 def _transposed(x: mx.array) -> mx.array:
