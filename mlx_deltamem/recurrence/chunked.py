@@ -25,8 +25,9 @@ from mlx_deltamem.recurrence.definition import token_gradients
 
 # These numbers were measured on a CPU.
 # The largest size of the linear maps of a batch with one chunk in each sequence, in numbers. For larger maps, step 1
-# costs more than the chunks save.
-_LARGEST_MAPS = 40_000
+# costs more than the chunks save. A long sequence has more to save, and a large map costs more for each of its numbers:
+# so the size times r³ is also at most this many numbers for each token.
+_LARGEST_MAPS, _MAPS_PER_TOKEN = 40_000, 2**20
 # Shorter chunks mean fewer steps, but more maps to keep and to multiply. A larger value gives shorter chunks.
 _MAP_COST = 8_000
 _SHORTEST_CHUNK = 4
@@ -42,12 +43,12 @@ def chunked_scan(
 
     Args:
         state: `[B, H, r, r]`, the states before the first token.
-        queries, keys, written, keep, erase: `[B, T, H, r]` with T > 0; `written` is `write * v`.
+        queries, keys, written, keep, erase: `[B, T, H, r]` with a `chunk_count` above 1; `written` is `write * v`.
 
     Returns:
         The reads `[B, T, H, r]` and the states after the last token. All arrays are float32.
     """
-    chunks = _chunk_count(keys.shape)
+    chunks = chunk_count(keys.shape)
     packed = [
         _pack(x, chunks, fill) for x, fill in zip((queries, keys, written, keep, erase), (0, 0, 0, 1, 0), strict=True)
     ]
@@ -55,11 +56,11 @@ def chunked_scan(
     return _unpack(reads, keys.shape), state
 
 
-def _chunk_count(shape: tuple[int, ...]) -> int:
-    """N, a power of two so that the tree is complete; 1 where a loop over all tokens is faster."""
+def chunk_count(shape: tuple[int, ...]) -> int:
+    """N for keys of a shape, a power of two so that the tree is complete; 1 where `sequential_scan` is faster."""
     batch, length, heads, rank = shape
     maps = batch * heads * rank**3
-    if maps > _LARGEST_MAPS:
+    if maps > min(_LARGEST_MAPS, _MAPS_PER_TOKEN * length / rank**3):
         return 1
     chunk = max(_SHORTEST_CHUNK, math.sqrt(length * maps / _MAP_COST))
     return 1 << max(0, round(math.log2(length / chunk)))
@@ -107,8 +108,7 @@ def _packed_scan(
     The states come in the blocks of `_blocks`.
     """
     batch, heads = state.shape[:2]
-    chunks = keys.shape[-1] // (batch * heads)
-    linear = _linear_maps(keys, keep, erase, batch, heads) if chunks > 1 else mx.zeros((0, 0))
+    linear = _linear_maps(keys, keep, erase, batch, heads)
     states, state = _history(state, linear, (keys, keep, erase, keys, written))
     blocks = _blocks(states)
     reads = [(before * queries[some, :, None]).sum(axis=1) for some, before in blocks]
@@ -129,7 +129,7 @@ def _history(
 
     Args:
         state: `[B, H, r, r]`, the states to begin with.
-        linear: The linear maps of the chunks, as `_linear_maps` returns them; empty for one chunk.
+        linear: The linear maps of the chunks, as `_linear_maps` returns them.
         packed: The keys that are erased, `keep`, `erase`, the keys that are written and the values that are written,
             each `[C, r, M]`.
         direction: 1, or -1 to begin with the last token.
@@ -141,13 +141,11 @@ def _history(
     keys, keep, erase, write_keys, written = packed
     batch, heads, rank, _ = state.shape
     tokens = _tokens(keys[:, :, None], keep, erase, write_keys[:, :, None], written)[::direction]
-    starts = state[None, ..., None, :]
-    if linear.size:
-        *_, constant = _states(mx.zeros((rank, rank, keys.shape[-1])), tokens)
-        constant = _rows(constant[:, None], batch, heads)
-        # On the CPU, because some GPUs multiply float32 matrices with less precision than float32 (MLX's manual).
-        with mx.stream(mx.cpu):
-            starts = _starts(starts[0], linear[::direction], constant[::direction])[::direction]
+    *_, constant = _states(mx.zeros((rank, rank, keys.shape[-1])), tokens)
+    constant = _rows(constant[:, None], batch, heads)
+    # On the CPU, because some GPUs multiply float32 matrices with less precision than float32 (MLX's manual).
+    with mx.stream(mx.cpu):
+        starts = _starts(state[..., None, :], linear[::direction], constant[::direction])[::direction]
     *history, ends = _states(_lanes(starts), tokens)
     final = _rows(ends[:, None], batch, heads)[::direction][-1:]
     return history[::direction], final.squeeze((0, -2))

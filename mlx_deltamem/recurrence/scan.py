@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlx_deltamem.recurrence.chunked import chunked_scan
+from mlx_deltamem.recurrence.chunked import chunk_count, chunked_scan
 from mlx_deltamem.recurrence.definition import check_inputs, delta_scan_reference, step
 from mlx_deltamem.recurrence.kernels.build import on_gpu
 from mlx_deltamem.recurrence.kernels.history import history_scan, supports
 from mlx_deltamem.recurrence.kernels.trial import trial
+from mlx_deltamem.recurrence.sequential import sequential_scan
 
 
 def delta_scan(
@@ -55,7 +56,8 @@ def delta_scan(
     if on_gpu() and _has_kernel(keys.shape[-1]):
         reads, state, _ = history_scan(state, queries, keys, written, keep, erase)
         return reads, state
-    return chunked_scan(state, queries, keys, written, keep, erase)
+    scan = chunked_scan if chunk_count(keys.shape) > 1 else sequential_scan
+    return scan(state, queries, keys, written, keep, erase)
 
 
 @functools.cache

@@ -55,11 +55,13 @@ class Pass(NamedTuple):
         ids: `[B, W]` int32, padded at the right; W is 0 if no episode has a history.
         lengths: `[B]` int32, the number of tokens of each row.
         written: `[B, W]` bool, True for the tokens to write; None: all.
+        episodes: `[B]` int32, the episode of each row, if the pass leaves out some of the histories; None: it does not.
     """
 
     ids: mx.array
     lengths: mx.array
     written: mx.array | None
+    episodes: mx.array | None = None
 
     @property
     def mask(self) -> mx.array:
@@ -84,6 +86,7 @@ class Batch(NamedTuple):
         asked: The questions.
         context: The same questions with the whole chat in their text, for a teacher; else None.
         frozen: The questions whose target is the frozen model; None if there are none.
+        size: B, the number of episodes.
     """
 
     history: tuple[Pass, ...]
@@ -93,11 +96,7 @@ class Batch(NamedTuple):
     asked: Asked
     context: Asked | None
     frozen: Frozen | None
-
-    @property
-    def size(self) -> int:
-        """B, the number of episodes."""
-        return self.history[0].lengths.shape[0]
+    size: int
 
     @property
     def has_history(self) -> bool:
@@ -110,10 +109,10 @@ class Batch(NamedTuple):
         return sum(int(each.lengths.sum()) for each in self.history)
 
     @classmethod
-    def of(cls, *values: mx.array | bool | tuple | None) -> "Batch":
+    def of(cls, *values: mx.array | bool | int | tuple | None) -> "Batch":
         """Make a batch from its fields after a function transformation, which turns named tuples into plain ones."""
-        plain = cast(tuple[tuple, mx.array | None, mx.array, bool, tuple, tuple | None, tuple | None], values)
-        history, shares, rows, writes, asked, context, frozen = plain
+        plain = cast(tuple[tuple, mx.array | None, mx.array, bool, tuple, tuple | None, tuple | None, int], values)
+        history, shares, rows, writes, asked, context, frozen, size = plain
         return cls(
             tuple(Pass(*each) for each in history),
             shares,
@@ -122,4 +121,5 @@ class Batch(NamedTuple):
             Asked(*asked),
             None if context is None else Asked(*context),
             None if frozen is None else Frozen(*frozen),
+            size,
         )

@@ -11,6 +11,7 @@ from mlx_deltamem.core.spans import unit_shares
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.batch import Asked, Batch, Frozen, Pass
 from mlx_deltamem.training.episode import Episode, Question
+from mlx_deltamem.training.grouping import rows_of_passes
 from mlx_deltamem.training.order import BatchOrder
 from mlx_deltamem.training.records import ANSWER, FROZEN
 from mlx_deltamem.training.settings import Schedule
@@ -28,24 +29,35 @@ class BatchMaker:
         config: The adapter's configuration.
         value_weight: The loss weight of the tokens of a value and of the next one. Other answer tokens have weight 1.
         kinds: The kinds of questions that are counted separately. They are numbered from 1.
+        compiled: Whether the step is compiled. If it is not, nothing is gained by few shapes, and there is little
+            padding: lengths are not rounded up, and histories of other lengths are read in a pass of their own.
     """
 
-    def __init__(self, config: DeltaMemConfig, value_weight: float = 1.0, kinds: Sequence[str] = ()):
+    def __init__(
+        self, config: DeltaMemConfig, value_weight: float = 1.0, kinds: Sequence[str] = (), compiled: bool = True
+    ):
         self._granularity = config.memory_write_granularity
         self._value_weight = value_weight
         self._kinds = {kind: number for number, kind in enumerate(kinds, 1)}
+        self._rounded = _rounded if compiled else _exact
+        # The units of means belong to a pass over all histories.
+        self._parts = not compiled and self._granularity == "token"
 
     def batch(self, episodes: Sequence[Episode]) -> Batch:
         """Make a batch of one or more episodes.
 
         Either all episodes or none must have a context for the teacher, and likewise questions that are written.
         """
-        history = tuple(_pass(rows) for rows in zip_longest(*(each.passes for each in episodes), fillvalue=([], True)))
+        history = tuple(
+            self._pass(rows, some)
+            for rows in zip_longest(*(each.passes for each in episodes), fillvalue=([], True))
+            for some in (rows_of_passes([len(ids) for ids, _ in rows]) if self._parts else [None])
+        )
         places = [(row, index) for row, each in enumerate(episodes) for index in range(len(each.questions))]
         counted = len(places)
         most = len(episodes) * max(len(each.questions) for each in episodes)
         # Copies of the first question fill the batch up.
-        places += places[:1] * (min(_rounded(counted, _LEAST_STEP_OF_ROWS), most) - counted)
+        places += places[:1] * (min(self._rounded(counted, _LEAST_STEP_OF_ROWS), most) - counted)
         asked = [(episodes[row].questions[index], at < counted) for at, (row, index) in enumerate(places)]
         context = None
         if episodes[0].context:
@@ -57,8 +69,15 @@ class BatchMaker:
             episodes[0].writes_questions,
             self._asked(asked),
             None if context is None else self._asked(context),
-            _frozen(asked),
+            self._frozen(asked),
+            len(episodes),
         )
+
+    def _pass(self, texts: Sequence[tuple[Sequence[int], Written]], some: list[int] | None) -> Pass:
+        rows = texts if some is None else [texts[row] for row in some]
+        ids, lengths = self._padded([ids for ids, _ in rows])
+        written = _flags([flags for _, flags in rows], ids.shape[1])
+        return Pass(mx.array(ids), mx.array(lengths), written, None if some is None else mx.array(some, mx.int32))
 
     def _shares(self, episodes: Sequence[Episode], width: int) -> mx.array | None:
         if self._granularity == "token" or not width:
@@ -71,14 +90,14 @@ class BatchMaker:
         shares = unit_shares(ids)
         if shares is None:  # The tokenizer separates no sentence from the text around it.
             return mx.zeros((len(episodes), 1, width))
-        return mx.array(np.pad(shares, [(0, 0), (0, _rounded(shares.shape[1]) - shares.shape[1]), (0, 0)]))
+        return mx.array(np.pad(shares, [(0, 0), (0, self._rounded(shares.shape[1]) - shares.shape[1]), (0, 0)]))
 
     def _asked(self, questions: Sequence[tuple[Question, bool]]) -> Asked:
         """The arrays of questions, each with whether it counts."""
-        ids, lengths = _padded([question.ids for question, _ in questions])
+        ids, lengths = self._padded([question.ids for question, _ in questions])
         answers = [len(question.ids) - question.answer for question, _ in questions]
         lengths = np.where([counted for _, counted in questions], lengths, 0)
-        shape = len(questions), _rounded(max(answers))
+        shape = len(questions), self._rounded(max(answers))
         positions, targets = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         weights, values = np.zeros(shape, np.float32), np.zeros(shape, bool)
         for row, ((question, counted), answer) in enumerate(zip(questions, answers, strict=True)):
@@ -105,31 +124,24 @@ class BatchMaker:
             mx.array(kinds, mx.int32) if self._kinds else None,
         )
 
+    def _frozen(self, questions: Sequence[tuple[Question, bool]]) -> Frozen | None:
+        rows = [row for row, (question, counted) in enumerate(questions) if counted and question.target == FROZEN]
+        if not rows:
+            return None
+        answers = [len(question.ids) - question.answer for question, _ in questions]
+        count = self._rounded(len(rows), _LEAST_STEP_OF_ROWS)
+        weights = np.zeros((count, self._rounded(max(answers))), np.float32)
+        for place, row in enumerate(rows):
+            weights[place, : answers[row]] = questions[row][0].weight
+        return Frozen(mx.array(rows + rows[:1] * (count - len(rows)), mx.int32), mx.array(weights))
 
-def _pass(rows: Sequence[tuple[Sequence[int], Written]]) -> Pass:
-    ids, lengths = _padded([ids for ids, _ in rows])
-    return Pass(mx.array(ids), mx.array(lengths), _flags([flags for _, flags in rows], ids.shape[1]))
-
-
-def _frozen(questions: Sequence[tuple[Question, bool]]) -> Frozen | None:
-    rows = [row for row, (question, counted) in enumerate(questions) if counted and question.target == FROZEN]
-    if not rows:
-        return None
-    answers = [len(question.ids) - question.answer for question, _ in questions]
-    count = _rounded(len(rows), _LEAST_STEP_OF_ROWS)
-    weights = np.zeros((count, _rounded(max(answers))), np.float32)
-    for place, row in enumerate(rows):
-        weights[place, : answers[row]] = questions[row][0].weight
-    return Frozen(mx.array(rows + rows[:1] * (count - len(rows)), mx.int32), mx.array(weights))
-
-
-def _padded(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Pad sequences at the right: `[sequences, length]` int32. Also return their lengths, int32."""
-    lengths = np.array([len(sequence) for sequence in sequences], np.int32)
-    padded = np.zeros((len(sequences), _rounded(int(lengths.max()), _LEAST_STEP_OF_TOKENS)), np.int32)
-    for row, sequence in enumerate(sequences):
-        padded[row, : len(sequence)] = sequence
-    return padded, lengths
+    def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Pad sequences at the right: `[sequences, length]` int32. Also return their lengths, int32."""
+        lengths = np.array([len(sequence) for sequence in sequences], np.int32)
+        padded = np.zeros((len(sequences), self._rounded(int(lengths.max()), _LEAST_STEP_OF_TOKENS)), np.int32)
+        for row, sequence in enumerate(sequences):
+            padded[row, : len(sequence)] = sequence
+        return padded, lengths
 
 
 def _flags(written: Sequence[Written], width: int) -> mx.array | None:
@@ -148,6 +160,11 @@ def _rounded(length: int, least_step: int = _LEAST_STEP) -> int:
         return 0
     step = max(least_step, 2 ** (length - 1).bit_length() // (2 * _SIZES_PER_OCTAVE))
     return -(-length // step) * step
+
+
+def _exact(length: int, least_step: int = _LEAST_STEP) -> int:
+    """A length as it is, in the place of `_rounded`."""
+    return length
 
 
 class Feed:

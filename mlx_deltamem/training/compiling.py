@@ -7,6 +7,11 @@ from contextlib import contextmanager
 import mlx.core as mx
 
 
+def is_compiled() -> bool:
+    """Whether MLX compiles the steps of a run, within `compiled_where_faster`."""
+    return mx.default_device() == mx.gpu and "MLX_DISABLE_COMPILE" not in os.environ
+
+
 @contextmanager
 def compiled_where_faster() -> Iterator[None]:
     """Run the block with MLX's compilation on a GPU, and without it on a CPU.

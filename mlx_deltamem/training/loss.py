@@ -91,7 +91,10 @@ class EpisodeModel(nn.Module):
             self.watch.write_gate = gates.by_layer.mean()
         if batch.has_history:
             squares = sum((mx.square(square(state)).sum() for state in states), start=mx.array(0.0))
-            told = mx.stack([each.lengths for each in batch.history]).max(axis=0) > 0
+            told = mx.zeros(batch.size, mx.bool_)
+            for each in batch.history:
+                rows = slice(None) if each.episodes is None else each.episodes
+                told[rows] = told[rows] | (each.lengths > 0)
             self.watch.state_norm = mx.sqrt(squares / told.sum())
 
     def _answer_loss(self, logits: mx.array, batch: Batch) -> mx.array:

@@ -58,8 +58,14 @@ def write(model: nn.Module, batch: Batch, watch: Observer | None = None, segment
     states = None
     if batch.has_history:
         with observing(model, watch):
-            for ids, lengths, written in batch.history:
-                states = write_states(model, ids, lengths, batch.shares, segment or None, written, states)
+            for ids, lengths, written, episodes in batch.history:
+                if episodes is None:
+                    before = states
+                else:
+                    states = states or [mx.broadcast_to(each, (batch.size, *each.shape[1:])) for each in empty(model)]
+                    before = [state[episodes] for state in states]
+                after = write_states(model, ids, lengths, batch.shares, segment or None, written, before)
+                states = after if states is None or episodes is None else _replaced(states, after, episodes)
     return empty(model) if states is None else states
 
 
@@ -110,6 +116,18 @@ def of_rows(states: States, rows: mx.array) -> States:
         rows: `[N]` int32, the episode of each question.
     """
     return [state[rows] if state.size and state.shape[0] > 1 else state for state in states]
+
+
+def _replaced(states: States, some: States, episodes: mx.array) -> States:
+    """The states of all episodes, with those of some of them replaced."""
+    replaced = []
+    for state, new in zip(states, some, strict=True):
+        # A copy, since assignment changes an array in place.
+        whole = state + 0
+        if whole.size:
+            whole[episodes] = new
+        replaced.append(whole)
+    return replaced
 
 
 def _cache(model: nn.Module) -> PromptCache:

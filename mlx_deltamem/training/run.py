@@ -22,7 +22,7 @@ from mlx_deltamem.training.batch import Batch
 from mlx_deltamem.training.batches import BatchMaker, Feed, check_data
 from mlx_deltamem.training.best import Best
 from mlx_deltamem.training.checkpoint import Progress
-from mlx_deltamem.training.compiling import compiled_where_faster
+from mlx_deltamem.training.compiling import compiled_where_faster, is_compiled
 from mlx_deltamem.training.episode import Episode
 from mlx_deltamem.training.health import measure_health
 from mlx_deltamem.training.interrupt import noticed_interrupts
@@ -159,7 +159,7 @@ class Run:
         schedule = self.settings.schedule
         kinds = sorted({question.kind for each in held_out for question in each.questions} - {""})
         self._module.accuracy = Accuracy(kinds)
-        maker = BatchMaker(self.model.attachment.config, schedule.value_weight, kinds)
+        maker = BatchMaker(self.model.attachment.config, schedule.value_weight, kinds, compiled=is_compiled())
         feed = Feed(maker, schedule.seed, self._first.iteration, self.reporting.val_batches, self._between)
         monitor = Monitor(
             self.folder,

@@ -90,6 +90,21 @@ def test_flags_of_written_tokens_as_arrays():
     assert np.allclose(units[0, :2, :5], [[0, 0, 0.5, 0.5, 0], [0, 0, 0, 0, 1]])
 
 
+def test_a_step_that_is_not_compiled_has_little_padding():
+    short, long = episode(5, (6, 2), context=False), in_turns(episode(124, (9, 3), (7, 1), context=False), 100, 24)
+    batch = BatchMaker(TSW, compiled=False).batch([long, short])
+    assert [(each.ids.shape, each.episodes.tolist()) for each in batch.history] == [
+        ((1, 5), [1]),
+        ((1, 100), [0]),
+        ((1, 24), [0]),
+    ]
+    assert batch.size == 2 and batch.rows.tolist() == [0, 0, 1]
+    assert batch.asked.ids.shape == (3, 9) and batch.asked.targets.shape == (3, 3)
+    # The units of an adapter that writes means belong to a pass over all histories.
+    (means,) = BatchMaker(VARIANTS["SSW"], compiled=False).batch([replace(long, turns=()), short]).history
+    assert means.ids.shape == (2, 124) and means.episodes is None
+
+
 def test_turns_as_arrays():
     plain, turned = episode(5, (6, 2), context=False), in_turns(episode(24, (6, 2), context=False), 20, 4)
     batch = BatchMaker(TSW).batch([plain, turned])

@@ -21,6 +21,7 @@ from mlx_deltamem.recall import EpisodeSettings, make_episode
 from mlx_deltamem.recurrence import ops
 from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.sessions.segments import NO_SEGMENTS
+from mlx_deltamem.training import grouping
 from mlx_deltamem.training.batch import Batch, Pass
 from mlx_deltamem.training.batches import BatchMaker
 from mlx_deltamem.training.episode import Episode, Question
@@ -390,6 +391,25 @@ def test_filler_questions_do_not_count():
     losses = [module(batch_of(module, episodes))[0].item() for episodes in (one, many)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert [module(batch_of(module, episodes))[1].item() for episodes in (one, many)] == [6, 12]
+
+
+@pytest.mark.parametrize(
+    "episodes", [MASKED, TURNS, TARGETS, WRITTEN], ids=["some of it", "turns", "targets", "written"]
+)
+def test_padding_does_not_count(episodes, monkeypatch):
+    # The texts of the tests are short: passes that only the shortest ones share are wanted here.
+    monkeypatch.setattr(grouping, "_TOKENS_OF_A_PASS", 0)
+    module = episode_model(terms=EVERYTHING)
+    padded = batch_of(module, episodes)
+    exact = BatchMaker(module.model.attachment.config, VALUE_WEIGHT, compiled=False).batch(episodes)
+    assert len(exact.history) > len(padded.history)
+    assert sum(each.ids.size for each in exact.history) < sum(each.ids.size for each in padded.history)
+    expected = gradients(module, loss_of(module, padded))
+    numbers = [float(each) for each in (module.watch.loss, module.watch.write_gate, module.watch.state_norm)]
+    # Sums in another order.
+    check_gradients(gradients(module, loss_of(module, exact)), expected, 1e-5)
+    found = [float(each) for each in (module.watch.loss, module.watch.write_gate, module.watch.state_norm)]
+    assert found == pytest.approx(numbers, rel=1e-6)
 
 
 # The results of a step
