@@ -25,8 +25,9 @@ from mlx_deltamem.recurrence.definition import token_gradients
 
 # These numbers were measured on a CPU.
 # The largest size of the linear maps of a batch with one chunk in each sequence, in numbers. For larger maps, step 1
-# costs more than the chunks save.
-_LARGEST_MAPS = 40_000
+# costs more than the chunks save. The gradient uses the maps too, so they are worth more if it is taken.
+_LARGEST_MAPS_WITH_GRADIENTS = 40_000
+_LARGEST_MAPS = 16_000
 # Shorter chunks mean fewer steps, but more maps to keep and to multiply. A larger value gives shorter chunks.
 _MAP_COST = 8_000
 _SHORTEST_CHUNK = 4
@@ -36,18 +37,25 @@ _BLOCK = 2**15
 
 
 def chunked_scan(
-    state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
+    state: mx.array,
+    queries: mx.array,
+    keys: mx.array,
+    written: mx.array,
+    keep: mx.array,
+    erase: mx.array,
+    gradients: bool = True,
 ) -> tuple[mx.array, mx.array]:
     """Read and write the states of a batch of sequences; differentiable in every argument.
 
     Args:
         state: `[B, H, r, r]`, the states before the first token.
         queries, keys, written, keep, erase: `[B, T, H, r]` with T > 0; `written` is `write * v`.
+        gradients: Whether gradients will be taken. Another form may then be the cheapest.
 
     Returns:
         The reads `[B, T, H, r]` and the states after the last token. All arrays are float32.
     """
-    chunks = _chunk_count(keys.shape)
+    chunks = _chunk_count(keys.shape, gradients)
     packed = [
         _pack(x, chunks, fill) for x, fill in zip((queries, keys, written, keep, erase), (0, 0, 0, 1, 0), strict=True)
     ]
@@ -55,11 +63,11 @@ def chunked_scan(
     return _unpack(reads, keys.shape), state
 
 
-def _chunk_count(shape: tuple[int, ...]) -> int:
+def _chunk_count(shape: tuple[int, ...], gradients: bool) -> int:
     """N, a power of two so that the tree is complete; 1 where a loop over all tokens is faster."""
     batch, length, heads, rank = shape
     maps = batch * heads * rank**3
-    if maps > _LARGEST_MAPS:
+    if maps > (_LARGEST_MAPS_WITH_GRADIENTS if gradients else _LARGEST_MAPS):
         return 1
     chunk = max(_SHORTEST_CHUNK, math.sqrt(length * maps / _MAP_COST))
     return 1 << max(0, round(math.log2(length / chunk)))

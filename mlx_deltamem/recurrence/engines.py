@@ -24,8 +24,8 @@ def engine_for(variant: Variant, dtype: mx.Dtype, training: bool, masked: bool =
         masked: Whether the pass has a mask of padding. The kernels for masked tokens are tried out separately.
     """
     if training or not on_gpu():
-        return ops_engine(variant)
-    return _fused_engine(variant, dtype, masked) or ops_engine(variant)
+        return ops_engine(variant, training)
+    return _fused_engine(variant, dtype, masked) or ops_engine(variant, training)
 
 
 @functools.cache

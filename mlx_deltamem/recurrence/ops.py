@@ -8,15 +8,21 @@ import mlx.core as mx
 
 from mlx_deltamem.recurrence.gates import by_head, gates, unit_vectors
 from mlx_deltamem.recurrence.one_token import read_token, write_tokens
-from mlx_deltamem.recurrence.scan import delta_scan
+from mlx_deltamem.recurrence.scan import scanned
 from mlx_deltamem.recurrence.variant import Variant
 
 
 @dataclass(frozen=True)
 class OpsEngine:
-    """Reads and writes the states of one layer; differentiable in every float argument."""
+    """Reads and writes the states of one layer; differentiable in every float argument.
+
+    Attributes:
+        variant: The adapter's variant of the recurrence.
+        gradients: Whether gradients will be taken, which decides what is fast.
+    """
 
     variant: Variant
+    gradients: bool = True
 
     def scan(
         self, projected: mx.array, gate_bias: mx.array, state: mx.array, mask: mx.array | None = None
@@ -38,14 +44,13 @@ class OpsEngine:
         projected, width = _masked(projected, mask), self.variant.width
         # Slices, because MLX 0.32 fails to compile the gradient of `mx.split` within a custom gradient.
         queries, keys, values = (projected[..., n * width : (n + 1) * width] for n in range(3))
-        reads, state = delta_scan(
-            state,
+        tokens = (
             unit_vectors(queries, self.variant),
             unit_vectors(keys, self.variant),
             by_head(values, self.variant),
             *gates(projected[..., 3 * width :], gate_bias, self.variant),
-            mask=mask,
         )
+        reads, state = scanned(state, tokens, mask, self.gradients)
         return reads.reshape(*projected.shape[:2], -1).astype(projected.dtype), state
 
     def read(self, projected: mx.array, state: mx.array, mask: mx.array | None = None) -> mx.array:

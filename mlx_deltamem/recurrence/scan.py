@@ -43,7 +43,26 @@ def delta_scan(
     Raises:
         ValueError: The shapes do not fit together.
     """
-    state, tokens = check_inputs(state, (q, k, v, keep, erase, write), mask)
+    return scanned(state, (q, k, v, keep, erase, write), mask)
+
+
+def scanned(
+    state: mx.array, tokens: tuple[mx.array, ...], mask: mx.array | None = None, gradients: bool = True
+) -> tuple[mx.array, mx.array]:
+    """`delta_scan`, for which it is known whether gradients will be taken. That decides what is fast.
+
+    Args:
+        state, mask: As for `delta_scan`.
+        tokens: q, k, v, keep, erase and write, as for `delta_scan`.
+        gradients: Whether gradients will be taken. They are right in any case.
+
+    Returns:
+        As `delta_scan`.
+
+    Raises:
+        ValueError: The shapes do not fit together.
+    """
+    state, tokens = check_inputs(state, tokens, mask)
     queries, keys, values, keep, erase, write = tokens
     length = keys.shape[1]
     if length == 0:
@@ -55,7 +74,7 @@ def delta_scan(
     if on_gpu() and _has_kernel(keys.shape[-1]):
         reads, state, _ = history_scan(state, queries, keys, written, keep, erase)
         return reads, state
-    return chunked_scan(state, queries, keys, written, keep, erase)
+    return chunked_scan(state, queries, keys, written, keep, erase, gradients)
 
 
 @functools.cache

@@ -37,7 +37,7 @@ TOO_LARGE = Variant(65, 1, True, True, False, "standard")
 def test_without_a_gpu_operations_run_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert engine_for(STANDARD, mx.float32, training=False) == OpsEngine(STANDARD)
+        assert engine_for(STANDARD, mx.float32, training=False) == OpsEngine(STANDARD, gradients=False)
 
 
 @pytest.mark.slow
@@ -46,8 +46,8 @@ def test_without_a_gpu_operations_run_without_a_warning():
 def test_on_a_gpu_kernels_run_where_they_can():
     assert engine_for(STANDARD, mx.bfloat16, training=False) == FusedEngine(STANDARD)
     assert engine_for(STANDARD, mx.bfloat16, training=True) == OpsEngine(STANDARD)
-    assert engine_for(STANDARD, mx.float64, training=False) == OpsEngine(STANDARD)
-    assert engine_for(TOO_LARGE, mx.float32, training=False) == OpsEngine(TOO_LARGE)
+    assert engine_for(STANDARD, mx.float64, training=False) == OpsEngine(STANDARD, gradients=False)
+    assert engine_for(TOO_LARGE, mx.float32, training=False) == OpsEngine(TOO_LARGE, gradients=False)
 
 
 def test_a_cpu_stream_is_not_a_gpu(monkeypatch):
@@ -96,8 +96,8 @@ def test_where_kernels_fail_operations_run_after_one_warning():
     model = tiny_model("qwen3")
     attach(model, DeltaMemConfig(output_init="base_slice"))
     with pytest.warns(RuntimeWarning, match=r"the fused kernel cannot be used here \(.*\); using MLX") as told:
-        assert engine_for(STANDARD, mx.float32, training=False) == OpsEngine(STANDARD)
-        assert engine_for(STANDARD, mx.bfloat16, training=False) == OpsEngine(STANDARD)
+        assert engine_for(STANDARD, mx.float32, training=False) == OpsEngine(STANDARD, gradients=False)
+        assert engine_for(STANDARD, mx.bfloat16, training=False) == OpsEngine(STANDARD, gradients=False)
         delta_scan(mx.zeros((1, 1, 4, 4)), *[mx.ones((1, 20, 1, 4))] * 6)
         model(mx.array([[1, 2, 3]]))
     assert len(told) == 1
@@ -118,10 +118,10 @@ def wrong_in(text: str) -> Callable[[Kernel, str], build.Launch]:
 def test_every_kind_of_kernel_is_tried(monkeypatch, kind, masked):
     monkeypatch.setattr(trial, "_warned", True)
     pretend_gpu(monkeypatch, wrong_in(kind))
-    assert engine_for(STANDARD, mx.float32, training=False, masked=masked) == OpsEngine(STANDARD)
+    assert engine_for(STANDARD, mx.float32, training=False, masked=masked) == OpsEngine(STANDARD, gradients=False)
     pretend_gpu(monkeypatch, wrong_in("DELTA_MASKED 1\n"))
     used = engine_for(STANDARD, mx.float32, training=False, masked=masked)
-    assert used == (OpsEngine if masked else FusedEngine)(STANDARD)
+    assert used == (OpsEngine(STANDARD, gradients=False) if masked else FusedEngine(STANDARD))
     forget_trials()
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from mlx_deltamem import delta_scan
 from mlx_deltamem.recurrence.definition import delta_scan_reference
+from mlx_deltamem.recurrence.scan import scanned
 from tests.conftest import distance, golden, golden_names
 
 FORMS = [delta_scan, delta_scan_reference]
@@ -60,6 +61,27 @@ def test_8192_tokens_against_float64(heads):
     expected_reads, expected_state = in_float64(start, tokens)
     assert np.abs(np.array(reads) - expected_reads).max() <= 2e-6
     assert np.abs(np.array(state) - expected_state).max() <= 2e-6
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_every_form_has_the_right_results_and_gradients(gradients):
+    """States of this rank are divided into chunks only if gradients will be taken."""
+    tokens = random_tokens(1, 33, 1, 32)
+    start = mx.random.normal((1, 1, 32, 32))
+
+    def with_gradients(scan):
+        def loss(*arrays):
+            reads, state = scan(*arrays)
+            return (reads**2).sum() + (state**2).sum(), (reads, state)
+
+        return mx.value_and_grad(loss, argnums=tuple(range(7)))(start, *tokens)
+
+    (_, found), found_gradients = with_gradients(lambda state, *rest: scanned(state, rest, gradients=gradients))
+    (_, expected), expected_gradients = with_gradients(delta_scan_reference)
+    assert all(distance(one, other) <= 2e-5 for one, other in zip(found, expected, strict=True))
+    # Sums of 33 tokens in another order, of numbers up to some hundreds.
+    for one, other in zip(found_gradients, expected_gradients, strict=True):
+        assert distance(one, other) <= 1e-5 * max(1.0, mx.abs(other).max().item())
 
 
 shapes = st.tuples(st.integers(1, 3), st.integers(0, 90), st.integers(1, 4), st.sampled_from([1, 2, 4, 8, 20, 64]))
