@@ -5,7 +5,7 @@ from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, generation_stream
 from mlx_lm.sample_utils import greedy_sampler
 
 from mlx_deltamem.core.cache import PromptCache
@@ -76,9 +76,13 @@ class RowBatch:
         if not rows:
             return []
         uids = [self._uids.pop(row) for row in rows]
-        removed = self._generator.remove(uids, return_prompt_caches=any(row.new.becomes_turn for row in rows))
-        # The last entry is the row's own.
-        return [removed[uid][0][:-1] if row.new.becomes_turn else None for row, uid in zip(rows, uids, strict=True)]
+        keep = any(row.new.becomes_turn for row in rows)
+        with mx.stream(generation_stream):
+            removed = self._generator.remove(uids, return_prompt_caches=keep)
+            return [
+                _kept(row, removed[uid][0]) if row.new.becomes_turn else None
+                for row, uid in zip(rows, uids, strict=True)
+            ]
 
     def _opened(self, row: BatchedReply, index: int) -> None:
         """Note that the first token of a row has run; `index` is its row in the last call."""
@@ -89,5 +93,16 @@ class RowBatch:
         if row.new.becomes_turn:
             # A memory of one row serves all.
             after = [each if each.shape[0] == 1 else each[index : index + 1] for each in self._model.states]
+            after = [mx.contiguous(each) for each in after]
             kept = {} if self._model.gates is None else self._model.gates.means(index)
             row.turn = running.opened(row.state, row.turn, after, kept)
+
+
+def _kept(row: BatchedReply, cache: PromptCache) -> PromptCache:
+    """The prompt cache of a row that has left the batch. Arrays that are not computed would keep those of all rows."""
+    # The last entry is the row's own.
+    *text, memory, _ = cache
+    memory.cache = [mx.contiguous(state) for state in memory.cache]
+    between = [] if row.turn.between is None else row.turn.between.states
+    mx.async_eval([entry.state for entry in text], memory.cache, between)
+    return [*text, memory]

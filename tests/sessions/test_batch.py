@@ -1,5 +1,7 @@
 """Replies of several chats generated together, compared with the same replies one after the other."""
 
+import gc
+
 import mlx.core as mx
 import pytest
 from mlx_lm.sample_utils import make_sampler
@@ -226,6 +228,16 @@ def test_what_follows_a_reply_runs_in_the_steps_of_the_others(monkeypatch):
         assert chat.regenerate(tokens) == other.regenerate(tokens)
 
 
+def held_bytes(chats: list[ChatSession]) -> int:
+    """The bytes of the arrays that only the last chat of the list holds, which is dropped."""
+    gc.collect()
+    mx.synchronize()
+    before = mx.get_active_memory()
+    chats.clear()
+    gc.collect()
+    return before - mx.get_active_memory()
+
+
 @pytest.mark.parametrize("fails_at", [1, 3, 4, 5, 6])
 def test_a_failure_while_another_reply_ends(fails_at):
     batch, calls = ReplyBatch(*loaded()), 0
@@ -264,6 +276,20 @@ def test_ended_while_its_ending_runs(steps):
     expected.send(TEXTS[0], 3)
     assert chat.segments == expected.segments
     assert same_memory(chat, expected, TOLERANCE)
+
+
+def test_a_chat_keeps_nothing_of_the_other_rows():
+    """Its arrays are parts of those of the batch, which are much larger."""
+    batch = ReplyBatch(*loaded())
+    chats, alone = [new_chat() for _ in range(8)], [new_chat()]
+    for index in range(len(chats)):
+        new = NewReply(chats[index], chats[index].new_turn(TEXTS[0]), ReplySettings(20 if index else 4))
+        batch.begin(new)
+    step_all(batch)
+    alone[0].send(TEXTS[0], 4)
+    assert chats[0].segments == alone[0].segments
+    del batch, new, chats[1:]
+    assert 0 < held_bytes(chats) <= held_bytes(alone)
 
 
 def test_stop_texts_and_samplers_of_each_reply():
