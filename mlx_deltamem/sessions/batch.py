@@ -1,23 +1,26 @@
 """`ReplyBatch`: replies of several chats that are generated together, each with its own memory.
 
-mlx-lm's `BatchGenerator` runs the model. The memory is one more entry in the prompt cache of each row, and so is the
-mark that says whether the row is written. So mlx-lm merges and splits both with the keys and values.
+mlx-lm's `BatchGenerator` runs the model (`RowBatch`). The memory is one more entry in the prompt cache of each row, and
+so is a `RowEntry`, which says how the row runs. So mlx-lm merges and splits both with the keys and values.
+
+The last token of the messages of a turn, and what the template writes after the reply, run in the steps of the batch
+too, where this is possible: a pass of its own would cost nearly as much as a step of all rows.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import BatchGenerator, GenerationResponse
-from mlx_lm.models.cache import ArraysCache
+from mlx_lm.generate import GenerationResponse
 from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
 from mlx_deltamem.core.spread import same_tokens, world_of
-from mlx_deltamem.core.use import memory_off, observing, write_mask
+from mlx_deltamem.core.use import observing
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.batched_reply import (
     BatchedReply,
@@ -25,21 +28,21 @@ from mlx_deltamem.sessions.batched_reply import (
     NewReply,
     can_be_batched,
     can_begin_together,
+    can_open_in_batch,
     chosen,
     groups,
 )
 from mlx_deltamem.sessions.openings import begin_together
 from mlx_deltamem.sessions.prefill import prefill
 from mlx_deltamem.sessions.reply import Reply, ReplyTokens, logits_of
-from mlx_deltamem.sessions.replying import end_turn
+from mlx_deltamem.sessions.replying import end_turn, tokens_after, with_reply
+from mlx_deltamem.sessions.restore import can_be_cut
+from mlx_deltamem.sessions.row_batch import RowBatch
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.sessions.starts import Starts
 from mlx_deltamem.sessions.state import ChatState
-from mlx_deltamem.sessions.together import can_run_together, memory_is_empty
+from mlx_deltamem.sessions.together import can_run_together
 from mlx_deltamem.sessions.turn import Turn
-
-# mlx-lm's batches need a number of tokens. This one is more than any window.
-_NO_LIMIT = 2**31
 
 
 class ReplyBatch:
@@ -59,23 +62,27 @@ class ReplyBatch:
         self.tokenizer = tokenizer
         self.most = most
         # Found once: to make a prompt cache takes time.
-        self._is_mergeable = can_run_together(make_prompt_cache(model))
+        cache = make_prompt_cache(model)
+        self._is_mergeable = can_run_together(cache)
+        self._can_be_cut = all(map(can_be_cut, cache[:-1]))
         self._starts = Starts()
         # One for all replies, so that mlx-lm calls it once for all of them.
         self._greedy = same_tokens(model, greedy_sampler)
         self._rows: list[BatchedReply] = []
+        # Those that have failed and left.
+        self._failed: list[BatchedReply] = []
         # Responses that the next step hands out.
         self._pending: list[tuple[BatchedReply, GenerationResponse]] = []
-        self._generator = self._new_generator()
+        self._batch = RowBatch(model, most)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def begin(self, new: NewReply) -> Begun:
-        """Read the messages of a turn, and choose the first token of the reply.
+        """Read the messages of a turn.
 
         Returns:
-            The reply and its first response.
+            The reply, and its first response if that is known already.
 
         Raises:
             ValueError: A reply of the chat is under way, the batch is full, or the messages do not fit into the
@@ -83,9 +90,15 @@ class ReplyBatch:
         """
         state, settings = new.chat.state, new.settings
         self._check_free(new)
+        opens = self._opens(new)
         with state.turn_or_nothing():
-            turn = running.begin(state, new.turn, settings.prefill_step_size, settings.progress, self._starts)
-            row = self._new_row(new, turn)
+            step, progress = settings.prefill_step_size, settings.progress
+            turn = running.begin(state, new.turn, step, progress, self._starts, whole=not opens)
+            row = self._new_row(new, turn, opens)
+            if opens:
+                self._enter(row)
+                self._batch.insert(row, turn.opening.ids[-1])
+                return row, None
             if new.observe is not None or not can_be_batched(state.filled_cache, settings):
                 reply = Reply(self.model, self.tokenizer, state.filled_cache, turn, settings)
                 row.tokens, row.alone = reply, reply.stream(0.0)
@@ -125,7 +138,9 @@ class ReplyBatch:
                 for new in group:
                     self._check_free(new)
                     stack.enter_context(new.chat.state.turn_or_nothing())
-                turns = begin_together([(new.chat.state, new.turn) for new in group], self._starts)
+                opens = all(map(self._opens, group))
+                pairs = [(new.chat.state, new.turn) for new in group]
+                turns = begin_together(pairs, self._starts, whole=not opens)
         except Exception as error:
             world_of(self.model).check_common(error)
             # One of them fails. Alone, the others do not.
@@ -134,17 +149,26 @@ class ReplyBatch:
         for new, turn in zip(group, turns, strict=True):
             try:
                 self._check_free(new)
-                row = self._new_row(new, turn)
-                found.append((new, (row, self._entered(row, *chosen(row, logits_of(turn))))))
+                row = self._new_row(new, turn, opens)
+                if opens:
+                    self._enter(row)
+                    self._batch.insert(row, turn.opening.ids[-1])
+                    found.append((new, (row, None)))
+                else:
+                    found.append((new, (row, self._entered(row, *chosen(row, logits_of(turn))))))
             except Exception as error:
                 new.chat.state.cache = None
                 found.append((new, error))
         return found
 
-    def _new_row(self, new: NewReply, turn: Turn) -> BatchedReply:
+    def _new_row(self, new: NewReply, turn: Turn, opens: bool) -> BatchedReply:
         sampler = new.settings.sampler
         choose = self._greedy if sampler in (None, greedy_sampler) else same_tokens(self.model, sampler)
-        return BatchedReply(new, turn, ReplyTokens(self.tokenizer, new.settings), choose)
+        return BatchedReply(new, turn, ReplyTokens(self.tokenizer, new.settings), choose, is_opened=not opens)
+
+    def _opens(self, new: NewReply) -> bool:
+        """Whether the last token of the messages of a reply runs in the batch."""
+        return self._is_mergeable and self._can_be_cut and can_open_in_batch(new)
 
     def _check_free(self, new: NewReply) -> None:
         new.chat.state.check_idle()
@@ -170,34 +194,66 @@ class ReplyBatch:
             Exception: The model or a sampler failed. `rebuild` goes on with the replies that can go on.
         """
         responses, self._pending = self._pending, []
-        responses += [self._step_alone(row) for row in list(self._rows) if row.alone is not None]
-        rows = {row.uid: row for row in self._rows if row.uid is not None}
-        if rows:
-            self._rows_model.is_off = all(row.is_off for row in rows.values())
-            begun, generated = self._generator.next()
-            for started in begun:
-                rows[started.uid].tokens.unread = 0
-            for one in generated:
-                row = rows[one.uid]
-                response = self._taken(row, one.token, one.logprobs, is_last=one.finish_reason is not None)
-                responses.append((row, response))
-                if one.finish_reason is not None:
-                    row.uid = None
-                if response.finish_reason is not None:
-                    self._end(row, one.prompt_cache)
+        try:
+            for row in list(self._rows):
+                if row.alone is not None:
+                    responses.append((row, self._step_alone(row)))
+            self._step_rows(responses)
+        except BaseException:
+            self._pending = responses
+            raise
         return responses
+
+    def _step_rows(self, responses: list[tuple[BatchedReply, GenerationResponse]]) -> None:
+        """Generate one token of each reply in mlx-lm's batch. The responses are added to those that are given."""
+        ended = []
+        for row, token, logprobs in self._batch.step():
+            if row.last is not None:
+                continue
+            response = row.taken(token, logprobs)
+            if response.finish_reason is None:
+                responses.append((row, response))
+            else:
+                row.last = response
+                ended.append(row)
+        self._begin_endings(ended)
+        over = [row for row in self._batch if row.last is not None and not row.ending]
+        for row, cache in zip(over, self._batch.take_out(over), strict=True):
+            self._end(row, cache)
+            responses.append((row, cast(GenerationResponse, row.last)))
+
+    def _begin_endings(self, ended: list[BatchedReply]) -> None:
+        """Let the endings of replies run in the batch, if steps are made for other replies anyway."""
+        if len(self._batch) == 1:
+            return
+        for row in ended:
+            if row.new.becomes_turn:
+                turn = with_reply(row.state, self.tokenizer, row.turn, row.tokens)
+                rest = tokens_after(row.state, turn, row.tokens)
+                if rest is not None:
+                    row.turn, row.ending = turn, deque(rest.ids)
 
     def end(self, row: BatchedReply) -> None:
         """End a reply early, at its last token. Its turn is added to the chat."""
-        if not row.is_ended:
-            self._end(row, None)
+        if row.is_ended:
+            return
+        cache = self._batch.take_out([row])[0] if row in self._batch else None
+        if row.alone is None and not row.tokens.ids and row.last is None and row.new.becomes_turn:
+            # It has no token yet. A turn has one at least.
+            try:
+                _taken_unread(row, *self._next_again(row))
+            except BaseException:
+                self.abort(row)
+                raise
+            cache = None
+        self._end(row, cache)
 
     def abort(self, row: BatchedReply) -> None:
         """End a reply, and take back the messages too. The chat is as before the turn."""
         if row.is_ended:
             return
-        if row.uid is not None:
-            self._generator.remove([row.uid])
+        if row in self._batch:
+            self._batch.take_out([row])
         self._leave(row)
         if not (row.state.keeps_text and row.state.go_to(row.turn.before)):
             row.state.cache = None
@@ -208,25 +264,18 @@ class ReplyBatch:
         Returns:
             The replies that fail again, with their errors. They are aborted.
         """
-        self._generator = self._new_generator()
-        failed = []
+        self._batch = RowBatch(self.model, self.most)
         for row in list(self._rows):
             if row.alone is None:
-                row.uid = None
                 try:
                     self._run_again(row)
                 except Exception as error:
                     row.failure = error
-            if row.failure is not None:
-                failed.append((row, row.failure))
+            if row.failure is not None and not row.is_ended:
                 self.abort(row)
-        return failed
-
-    def _new_generator(self) -> BatchGenerator:
-        # mlx-lm only calls the model.
-        self._rows_model = _RowsModel(self.model)
-        model = cast(nn.Module, self._rows_model)
-        return BatchGenerator(model, completion_batch_size=self.most, prefill_batch_size=self.most)
+                self._failed.append(row)
+        failed, self._failed = self._failed, []
+        return [(row, row.failure) for row in failed if row.failure is not None]
 
     def _enter(self, row: BatchedReply) -> None:
         row.state.replying = True
@@ -239,55 +288,14 @@ class ReplyBatch:
 
     def _first(self, row: BatchedReply, token: int, logprobs: mx.array) -> GenerationResponse:
         """The response with a token that has not run. The reply is added to mlx-lm's batch if it goes on."""
-        done = len(row.tokens.ids) + 1
-        response = self._taken(row, token, logprobs, is_last=done == row.settings.max_tokens)
-        if row.tokens.end_id is not None:
-            row.tokens.end_id = None
-        else:
-            row.tokens.unread = 1
+        response = _taken_unread(row, token, logprobs)
         if response.finish_reason is None:
-            self._insert(row, token)
+            self._batch.insert(row, token)
         else:
             self._end(row, None)
         return response
 
-    def _insert(self, row: BatchedReply, token: int) -> None:
-        row.is_off = not row.turn.reply_written and memory_is_empty(row.state.filled_cache[-1].cache)
-        written = ArraysCache(1)
-        written[0] = mx.array([[row.turn.reply_written]])
-        longest = row.settings.max_tokens
-        [row.uid] = self._generator.insert_segments(
-            [[[token]]],
-            max_tokens=[_NO_LIMIT if longest < 0 else longest - len(row.tokens.ids)],
-            caches=[[*row.state.filled_cache, written]],
-            all_tokens=[[*row.turn.opening.ids, *row.tokens.ids[:-1]]],
-            samplers=[row.sampler],
-            logits_processors=[row.settings.options.get("logits_processors") or []],
-        )
-
-    def _taken(self, row: BatchedReply, token: int, logprobs: mx.array, is_last: bool) -> GenerationResponse:
-        """The response with the next token of a row."""
-        is_end = token in self.tokenizer.eos_token_ids
-        if not is_end:
-            row.detokenizer.add_token(token)
-        if is_end or is_last:
-            row.detokenizer.finalize()
-        return row.tokens.take(
-            GenerationResponse(
-                text=row.detokenizer.last_segment,
-                token=token,
-                logprobs=logprobs,
-                from_draft=False,
-                prompt_tokens=len(row.turn.opening.ids),
-                prompt_tps=0.0,
-                generation_tokens=len(row.tokens.ids) + 1,
-                generation_tps=0.0,
-                peak_memory=mx.get_peak_memory() / 1e9,
-                finish_reason="stop" if is_end else "length" if is_last else None,
-            )
-        )
-
-    def _step_alone(self, row: BatchedReply) -> tuple[BatchedReply, GenerationResponse]:
+    def _step_alone(self, row: BatchedReply) -> GenerationResponse:
         with nullcontext() if row.new.observe is None else observing(self.model, row.new.observe):
             try:
                 response = next(cast(Iterator[GenerationResponse], row.alone))
@@ -296,58 +304,64 @@ class ReplyBatch:
                 raise
         if response.finish_reason is not None:
             self._end(row, None)
-        return row, response
+        return response
 
     def _end(self, row: BatchedReply, cache: PromptCache | None) -> None:
-        """Add the turn of a reply to its chat.
+        """Add the turn of a reply, which is not in mlx-lm's batch any more, to its chat.
 
         Args:
             row: The reply.
-            cache: The row's caches if they have left the batch; else they are taken out of it.
+            cache: The prompt cache that the row had there; None: that of the chat has all that has run.
         """
-        if row.uid is not None:
-            removed = self._generator.remove([row.uid], return_prompt_caches=row.new.becomes_turn)
-            cache = removed[row.uid][0] if row.new.becomes_turn else None
-            row.uid = None
+        self._leave(row)
         if not row.new.becomes_turn:
-            self._leave(row)
             return
         state = row.state
-        if cache is not None:
-            *text, memory, _ = cache
-            state.filled_cache[:-1] = text
-            state.filled_cache[-1].cache = list(memory.cache)
-        self._leave(row)
-        with state.turn_or_nothing():
-            end_turn(state, self.tokenizer, row.turn, row.tokens)
+        try:
+            if cache is not None:
+                *text, memory = cache
+                state.filled_cache[:-1] = text
+                state.filled_cache[-1].cache = list(memory.cache)
+            with state.turn_or_nothing():
+                if row.ending is None:
+                    end_turn(state, self.tokenizer, row.turn, row.tokens)
+                else:
+                    running.finish(state, row.turn, ending=Segments.without_spans(row.ending))
+        except Exception as error:
+            row.failure = error
+            self._failed.append(row)
+            raise
 
     def _run_again(self, row: BatchedReply) -> None:
-        """Run the tokens of a reply that its chat's own cache does not hold, and add the reply to the batch."""
-        new = Segments.without_spans(row.tokens.ids[row.kept :])
-        logits = logits_of(row.turn)
+        """Go on with a reply after a failure: add it to the batch again, or end its turn if it had ended."""
+        if row.last is None:
+            self._pending.append((row, self._first(row, *self._next_again(row))))
+            return
+        self._open_again(row)
+        row.ending, row.tokens.unread, row.tokens.end_id = None, len(row.tokens.ids) - row.kept, None
+        self._end(row, None)
+        self._pending.append((row, row.last))
+
+    def _next_again(self, row: BatchedReply) -> tuple[int, mx.array]:
+        """Run the tokens of a reply that its chat's own cache does not hold; returns the next one, as `chosen` does."""
+        self._open_again(row)
+        logits, new = logits_of(row.turn), Segments.without_spans(row.tokens.ids[row.kept :])
         if new.ids:
             logits = prefill(self.model, row.state.filled_cache, new, row.turn.reply_written)
         row.kept, row.tokens.unread = len(row.tokens.ids), 0
-        token, logprobs = chosen(row, logits)
-        self._pending.append((row, self._first(row, token, logprobs)))
+        return chosen(row, logits)
+
+    def _open_again(self, row: BatchedReply) -> None:
+        """Run the last token of the messages if the chat's own cache does not hold it."""
+        if row.turn.logits is None:
+            row.turn, row.is_opened = running.open_again(row.state, row.turn), True
 
 
-class _RowsModel:
-    """The model, for a batch with rows that are not all written. The last entry of the cache has the marks.
-
-    Attributes:
-        is_off: Whether no row uses its memory.
-    """
-
-    def __init__(self, model: nn.Module):
-        self._model = model
-        self.is_off = False
-
-    def __call__(self, tokens: mx.array, cache: PromptCache) -> mx.array:
-        if self.is_off:
-            with memory_off(self._model):
-                frozen: mx.array = self._model(tokens, cache=cache[:-1])
-            return frozen
-        with write_mask(self._model, cache[-1][0]):
-            logits: mx.array = self._model(tokens, cache=cache[:-1])
-        return logits
+def _taken_unread(row: BatchedReply, token: int, logprobs: mx.array) -> GenerationResponse:
+    """Take the next token of a reply, which has not run; returns the response with it."""
+    response = row.taken(token, logprobs)
+    if row.tokens.end_id is not None:
+        row.tokens.end_id = None
+    else:
+        row.tokens.unread = 1
+    return response

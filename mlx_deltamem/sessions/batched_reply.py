@@ -1,5 +1,6 @@
 """The replies of a `ReplyBatch`: as they are asked for, and as they are generated."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, cast
@@ -12,6 +13,7 @@ from mlx_deltamem.core.attention import Observer
 from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.sessions import openings
 from mlx_deltamem.sessions.reply import ReplySettings, ReplyTokens
+from mlx_deltamem.sessions.restore import can_be_cut
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.together import can_run_together
@@ -47,14 +49,17 @@ class BatchedReply:
 
     Attributes:
         new: The reply as it was asked for.
-        turn: The turn, with its messages read.
+        turn: The turn, with its messages read; without their last token, if the reply is not `is_opened`. When the
+            reply has ended, the turn has it.
         tokens: The tokens so far, and their text.
         sampler: Chooses its tokens, the same in all ranks.
-        uid: The number of the row in mlx-lm's batch; None: it is not in the batch.
+        is_opened: Whether the last token of the messages has run. If not, it runs in the first step of the batch.
         alone: Generates a reply that cannot be in a batch.
         kept: The number of tokens of the reply that the chat's own cache holds.
         is_off: Whether the reply neither reads nor writes anything: the memory is empty and stays empty.
-        failure: The error that ended a reply beside the batch, or None.
+        last: The last response, while the tokens of the ending run in the batch; else None.
+        ending: Those of them that have not run yet; None: they do not run in the batch.
+        failure: The error that ended the reply, or None.
         is_ended: Whether the reply has ended.
     """
 
@@ -62,10 +67,12 @@ class BatchedReply:
     turn: Turn
     tokens: ReplyTokens
     sampler: Sampler
-    uid: int | None = None
+    is_opened: bool = True
     alone: Iterator[GenerationResponse] | None = None
     kept: int = 0
     is_off: bool = False
+    last: GenerationResponse | None = None
+    ending: deque[int] | None = None
     failure: Exception | None = None
     is_ended: bool = False
 
@@ -82,6 +89,34 @@ class BatchedReply:
         """How to generate."""
         return self.new.settings
 
+    @property
+    def next_is_written(self) -> bool:
+        """Whether the next token that runs is written into the memory."""
+        return self.turn.reply_written if self.is_opened else self.turn.opening_written[-1]
+
+    def taken(self, token: int, logprobs: mx.array) -> GenerationResponse:
+        """Take the next token; returns the response with it."""
+        tokenizer, count = self.new.chat.tokenizer, len(self.tokens.ids) + 1
+        is_end, is_last = token in tokenizer.eos_token_ids, count == self.settings.max_tokens
+        if not is_end:
+            self.detokenizer.add_token(token)
+        if is_end or is_last:
+            self.detokenizer.finalize()
+        return self.tokens.take(
+            GenerationResponse(
+                text=self.detokenizer.last_segment,
+                token=token,
+                logprobs=logprobs,
+                from_draft=False,
+                prompt_tokens=len(self.turn.opening.ids),
+                prompt_tps=0.0,
+                generation_tokens=count,
+                generation_tps=0.0,
+                peak_memory=mx.get_peak_memory() / 1e9,
+                finish_reason="stop" if is_end else "length" if is_last else None,
+            )
+        )
+
 
 # A reply and its first response. The response is None if the first one comes from `ReplyBatch.step`.
 Begun: TypeAlias = tuple[BatchedReply, GenerationResponse | None]
@@ -96,6 +131,16 @@ def can_begin_together(new: NewReply) -> bool:
     """Whether the messages of a reply can be read in one pass with those of others."""
     is_plain = new.observe is None and set(new.settings.options) <= _BATCHED_OPTIONS
     return is_plain and openings.can_begin_together(new.chat.state, new.turn, new.settings.prefill_step_size)
+
+
+def can_open_in_batch(new: NewReply) -> bool:
+    """Whether the last token of the messages of a reply can run in the first step of the reply in the batch.
+
+    New prompt caches of the model can be merged and cut. An adapter that writes means reads the messages in one pass.
+    """
+    cache = new.chat.state.cache or []
+    is_plain = new.observe is None and can_be_batched(cache, new.settings)
+    return is_plain and new.chat.state.writes_tokens and all(map(can_be_cut, cache[:-1]))
 
 
 def groups(asked: Sequence[NewReply]) -> Iterator[list[NewReply]]:

@@ -26,12 +26,13 @@ def can_begin_together(state: ChatState, turn: Turn, longest: int) -> bool:
     return is_ready and is_mergeable and state.writes_tokens and len(turn.opening.ids) <= longest
 
 
-def begin_together(asked: Sequence[tuple[ChatState, Turn]], starts: Starts) -> list[Turn]:
+def begin_together(asked: Sequence[tuple[ChatState, Turn]], starts: Starts, whole: bool = True) -> list[Turn]:
     """Read the messages of turns of several chats with one model in one pass, as `running.begin` does for one.
 
     Args:
         asked: Chats, each with a turn that `can_begin_together`.
         starts: Keeps the visible starts of new chats.
+        whole: As for `running.begin`.
 
     Returns:
         The turns, as `running.begin` returns them.
@@ -44,15 +45,17 @@ def begin_together(asked: Sequence[tuple[ChatState, Turn]], starts: Starts) -> l
     states, model = [state for state, _ in asked], asked[0][0].model
     ready = [running.placed(state, turn) for state, turn in asked]
     read = [read_new_start(state, *each, starts) for state, each in zip(states, ready, strict=True)]
-    rests = [turn.part_of_opening(slice(start, None)) for (turn, _), (start, _) in zip(ready, read, strict=True)]
+    end = None if whole else -1
+    rests = [turn.part_of_opening(slice(start, end)) for (turn, _), (start, _) in zip(ready, read, strict=True)]
     with observing(model, gates := KeepGateMeans()):
         logits = run_together(
             model,
             [cache for _, cache in ready],
             [rest.ids for rest, _ in rests],
             [written for _, written in rests],
+            want_logits=whole,
         )
     return [
-        running.begun(state, turn, logits[row : row + 1], gates.means(row), of_start)
+        running.begun(state, turn, None if logits is None else logits[row : row + 1], gates.means(row), of_start)
         for row, (state, (turn, _), (_, of_start)) in enumerate(zip(states, ready, read, strict=True))
     ]

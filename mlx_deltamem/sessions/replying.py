@@ -16,7 +16,7 @@ from mlx_deltamem.sessions.messages import ToolCall
 from mlx_deltamem.sessions.reply import Reply, ReplySettings, ReplyTokens
 from mlx_deltamem.sessions.restore import take_back_token
 from mlx_deltamem.sessions.seen import seen_before
-from mlx_deltamem.sessions.segments import Segments, part
+from mlx_deltamem.sessions.segments import Segments, joined, part
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.tool_calls import find_tool_calls
 from mlx_deltamem.sessions.turn import Turn, said_turns
@@ -115,6 +115,20 @@ def end_turn(state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, reply: R
         turn: The turn, with its messages read.
         reply: Its reply.
     """
+    turn = with_reply(state, tokenizer, turn, reply)
+    if reply.end_id is None or turn.is_written_when_ended:
+        unread = Segments.without_spans(reply.ids[len(reply.ids) - reply.unread :])
+        running.finish(state, turn, reply=unread)
+    elif (rest := tokens_after(state, turn, reply)) is not None:
+        running.finish(state, turn, ending=rest)
+    elif reply.states_before_last is not None and take_back_token(state.filled_cache, reply.states_before_last):
+        running.finish(state, turn)
+    else:
+        running.run_reply_again(state, turn)
+
+
+def with_reply(state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, reply: ReplyTokens) -> Turn:
+    """A turn with its reply, and with the tokens that the template writes after it."""
     text = reply.text
     calls: list[ToolCall] = []
     if tools := state.template.tools:
@@ -123,14 +137,19 @@ def end_turn(state: ChatState, tokenizer: TokenizerWrapper, turn: Turn, reply: R
         found = find_tool_calls(tokenizer, text if reply.is_stopped else reply.ids, tools)
         text, calls = world_of(state.model).share(found)
     ending = state.text.ending(state.turns, turn.messages, text)
-    turn = replace(turn, reply=text, reply_ids=tuple(reply.ids), tool_calls=tuple(calls), ending=ending)
-    if reply.end_id is None or turn.is_written_when_ended:
-        unread = Segments.without_spans(reply.ids[len(reply.ids) - reply.unread :])
-        running.finish(state, turn, reply=unread)
+    return replace(turn, reply=text, reply_ids=tuple(reply.ids), tool_calls=tuple(calls), ending=ending)
+
+
+def tokens_after(state: ChatState, turn: Turn, reply: ReplyTokens) -> Segments | None:
+    """The tokens of a turn that follow those that have run for its reply, if they can run one by one.
+
+    Returns:
+        The tokens. None: the adapter writes spans of them, or the turn is written as a whole, or a token has run that
+        is not part of the turn.
+    """
+    if turn.is_written_when_ended or not state.writes_tokens:
+        return None
+    if reply.end_id is None:
+        return joined([Segments.without_spans(reply.ids[len(reply.ids) - reply.unread :]), turn.ending])
     # The token that ended the reply has run, and is not part of it. It may be the first one of the ending.
-    elif ending.ids[:1] == [reply.end_id] and state.writes_tokens:
-        running.finish(state, turn, ending=part(ending, slice(1, None)))
-    elif reply.states_before_last is not None and take_back_token(state.filled_cache, reply.states_before_last):
-        running.finish(state, turn)
-    else:
-        running.run_reply_again(state, turn)
+    return part(turn.ending, slice(1, None)) if turn.ending.ids[:1] == [reply.end_id] else None

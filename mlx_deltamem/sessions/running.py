@@ -13,12 +13,13 @@ import mlx.core as mx
 from mlx_lm.generate import DEFAULT_PREFILL_STEP_SIZE
 
 from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
+from mlx_deltamem.core.spread import whole_states
 from mlx_deltamem.core.use import observing
 from mlx_deltamem.sessions.drift import Drift, KeepGateMeans, joined_drift
 from mlx_deltamem.sessions.fitting import check_fits
 from mlx_deltamem.sessions.prefill import Progress, prefill, shifted
 from mlx_deltamem.sessions.remembering import remember
-from mlx_deltamem.sessions.restore import RestorePoint
+from mlx_deltamem.sessions.restore import RestorePoint, States, TextMark, mark
 from mlx_deltamem.sessions.seen import seen_before
 from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, joined, part, start_length
 from mlx_deltamem.sessions.starts import Starts, read_new_start
@@ -32,6 +33,7 @@ def begin(
     step: int = DEFAULT_PREFILL_STEP_SIZE,
     progress: Progress | None = None,
     starts: Starts | None = None,
+    whole: bool = True,
 ) -> Turn:
     """Read the messages of a turn.
 
@@ -41,10 +43,11 @@ def begin(
         step: The largest number of tokens in one call of the model.
         progress: Called as the messages are read.
         starts: Keeps the visible starts of new chats; None: they are read each time.
+        whole: Whether the last token runs too. If not, `opened` follows when it has run.
 
     Returns:
         The turn with the places before its messages and before its reply, the logits, and a drift in which `changed`
-        is empty.
+        is empty. If not `whole`, the place before the reply and the logits are missing.
 
     Raises:
         ValueError: The messages do not fit into the model's window.
@@ -52,10 +55,14 @@ def begin(
     check_fits(state, turn)
     turn, cache = placed(state, turn, step)
     start, of_start = read_new_start(state, turn, cache, starts, step, progress)
-    rest, written = turn.part_of_opening(slice(start, None))
+    rest, written = turn.part_of_opening(slice(start, None if whole else -1))
     with observing(state.model, gates := KeepGateMeans()):
         within = progress and shifted(progress, start, len(turn.opening.ids))
-        logits = prefill(state.model, cache, rest, written, step, within)
+        logits = None
+        if whole:
+            logits = prefill(state.model, cache, rest, written, step, within)
+        elif rest.ids:
+            prefill(state.model, cache, rest, written, step, within, want_logits=False)
     return begun(state, turn, logits, gates.means(), of_start)
 
 
@@ -75,21 +82,59 @@ def placed(state: ChatState, turn: Turn, step: int = DEFAULT_PREFILL_STEP_SIZE) 
     return turn, cache
 
 
-def begun(state: ChatState, turn: Turn, logits: mx.array, kept: dict[int, float], of_start: Drift | None) -> Turn:
+def begun(
+    state: ChatState, turn: Turn, logits: mx.array | None, kept: dict[int, float], of_start: Drift | None
+) -> Turn:
     """A turn whose messages have just been read, as `begin` returns it.
 
     Args:
         state: The chat.
         turn: The turn, with the place before its messages.
-        logits: The logits after its messages, `[1, V]`.
+        logits: The logits after its messages, `[1, V]`; None: their last token has not run.
         kept: The mean keep gates of its tokens, without those of a visible start that was read before.
         of_start: The drift of that start; None if there is none.
     """
     drift = state.drift_so_far(kept)
     if of_start is not None:
         start, written = start_length(turn.opening), turn.opening_written
-        drift = joined_drift((of_start, sum(written[:start])), (drift, sum(written[start:])))
-    return replace(turn, between=state.here(), logits=logits, drift=drift)
+        end = None if logits is not None else -1
+        drift = joined_drift((of_start, sum(written[:start])), (drift, sum(written[start:end])))
+    return replace(turn, between=None if logits is None else state.here(), logits=logits, drift=drift)
+
+
+def opened(state: ChatState, turn: Turn, after: States, kept: dict[int, float]) -> Turn:
+    """A turn whose messages were read without their last token, now that this token has run in another prompt cache.
+
+    Args:
+        state: The chat. The entries of its prompt cache can be cut.
+        turn: The turn, as from `begin` with `whole=False`.
+        after: The memory after the last token.
+        kept: The keep gates of that token.
+    """
+    before = mark(state.filled_cache)
+    offsets = [None if offset is None else offset + 1 for offset in before.offsets]
+    between = RestorePoint(whole_states(state.model, after), TextMark(offsets, before.copies))
+    *earlier, last = turn.opening_written
+    drift = joined_drift((turn.drift, sum(earlier)), (state.drift_so_far(kept), int(last)))
+    return replace(turn, between=between, drift=drift)
+
+
+def open_again(state: ChatState, turn: Turn) -> Turn:
+    """Run the last token of the messages of a turn in the chat's own prompt cache, which does not hold it.
+
+    Args:
+        state: The chat.
+        turn: The turn, as from `begin` with `whole=False`, or from `opened`.
+
+    Returns:
+        The turn as from `begin`.
+    """
+    last, written = turn.part_of_opening(slice(-1, None))
+    with observing(state.model, gates := KeepGateMeans()):
+        logits = prefill(state.model, state.filled_cache, last, written)
+    if turn.between is None:
+        turn = opened(state, turn, list(state.filled_cache[-1].cache), gates.means())
+    return replace(turn, between=state.here(), logits=logits)
 
 
 def finish(state: ChatState, turn: Turn, reply: Segments | None = None, ending: Segments | None = None) -> None:

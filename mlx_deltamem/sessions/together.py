@@ -17,23 +17,28 @@ def can_run_together(cache: PromptCache) -> bool:
 
 
 def run_together(
-    model: nn.Module, caches: Sequence[PromptCache], ids: Sequence[Sequence[int]], written: Sequence[Sequence[bool]]
-) -> mx.array:
+    model: nn.Module,
+    caches: Sequence[PromptCache],
+    ids: Sequence[Sequence[int]],
+    written: Sequence[Sequence[bool]],
+    want_logits: bool = True,
+) -> mx.array | None:
     """Run tokens of several chats in one pass, for adapters that write single tokens.
 
     Args:
         model: An attached model.
         caches: The prompt cache of each chat. Afterwards they hold the tokens too.
-        ids: The tokens of each chat, at least one.
+        ids: The tokens of each chat, at least one; if no logits are wanted, there may be none.
         written: For each token, whether the memory is written.
+        want_logits: Whether the logits are needed.
 
     Returns:
-        The logits after the last token of each chat, `[B, V]`.
+        The logits after the last token of each chat, `[B, V]`; None if they are not needed.
     """
     if not any(map(any, written)) and all(memory_is_empty(cache[-1].cache) for cache in caches):
         with memory_off(model):
-            return _run(model, caches, ids, written)
-    return _run(model, caches, ids, written)
+            return _run(model, caches, ids, written, want_logits)
+    return _run(model, caches, ids, written, want_logits)
 
 
 def memory_is_empty(states: States) -> bool:
@@ -42,19 +47,26 @@ def memory_is_empty(states: States) -> bool:
 
 
 def _run(
-    model: nn.Module, caches: Sequence[PromptCache], ids: Sequence[Sequence[int]], written: Sequence[Sequence[bool]]
-) -> mx.array:
+    model: nn.Module,
+    caches: Sequence[PromptCache],
+    ids: Sequence[Sequence[int]],
+    written: Sequence[Sequence[bool]],
+    want_logits: bool,
+) -> mx.array | None:
     merged = [type(entries[0]).merge(list(entries)) for entries in zip(*caches, strict=True)]
+    # The last tokens run alone, so that the logits of the others are not computed.
+    end = -1 if want_logits else None
+    logits: mx.array | None = None
     with mx.stream(generation_stream):
-        # The last tokens run alone, so that the logits of the others are not computed.
-        _run_padded(model, merged, [row[:-1] for row in ids], [row[:-1] for row in written])
-        last = mx.array([row[-1:] for row in ids])
-        with writing(model, mx.array([row[-1:] for row in written])):
-            logits: mx.array = model(last, cache=merged)
-        mx.eval(logits, [entry.state for entry in merged])
+        _run_padded(model, merged, [row[:end] for row in ids], [row[:end] for row in written])
+        if want_logits:
+            last = mx.array([row[-1:] for row in ids])
+            with writing(model, mx.array([row[-1:] for row in written])):
+                logits = model(last, cache=merged)[:, -1]
+            mx.eval(logits, [entry.state for entry in merged])
     for index, cache in enumerate(caches):
         cache[:] = [entry.extract(index) for entry in merged]
-    return logits[:, -1]
+    return logits
 
 
 def _run_padded(

@@ -1,5 +1,7 @@
 """Replies of several chats generated together, compared with the same replies one after the other."""
 
+import gc
+
 import mlx.core as mx
 import pytest
 from mlx_lm.sample_utils import make_sampler
@@ -113,9 +115,10 @@ def test_ended_early(steps):
     kept, _ = batch.begin(NewReply(third, third.new_turn(TEXTS[1]), ReplySettings(7)))
     for _ in range(steps):
         batch.step()
-    count = len(row.tokens.ids)
+    count = max(1, len(row.tokens.ids))
     batch.end(row)
     batch.end(row)
+    assert len(chat.turns[-1].reply_ids) == count
     stream = other.stream(TEXTS[0], 20)
     for _ in range(count):
         next(stream)
@@ -178,6 +181,117 @@ def test_a_failure_ends_only_the_reply_that_fails():
     assert same_memory(good, expected, TOLERANCE)
 
 
+def step_all(batch: ReplyBatch) -> tuple[dict[ChatSession, list[str]], list[ChatSession]]:
+    """Go on to the end, also after failures; returns the last responses by chat, and the chats that failed."""
+    last: dict[ChatSession, list[str]] = {}
+    failed = []
+    while len(batch):
+        try:
+            for row, response in batch.step():
+                if response.finish_reason is not None:
+                    last.setdefault(row.new.chat, []).append(response.finish_reason)
+        except RuntimeError:
+            failed += [row.new.chat for row, _ in batch.rebuild()]
+    return last, failed
+
+
+def test_what_follows_a_reply_runs_in_the_steps_of_the_others(monkeypatch):
+    model, _ = loaded()
+    batch, shapes = ReplyBatch(*loaded()), []
+    chats, alone = [new_chat() for _ in range(3)], [new_chat() for _ in range(3)]
+    plain = type(model).__call__
+
+    def noted(self, tokens, *arguments, **options):
+        shapes.append(tokens.shape)
+        return plain(self, tokens, *arguments, **options)
+
+    lengths = (3, 12, 14)
+    asked = zip(chats, TEXTS, lengths, strict=False)
+    list(batch.begin_all([NewReply(chat, chat.new_turn(text), ReplySettings(tokens)) for chat, text, tokens in asked]))
+    monkeypatch.setattr(type(model), "__call__", noted)
+    last, _ = step_all(batch)
+    monkeypatch.undo()
+    # The last token of the messages, and then one step for each token of the longest turn. Only the last reply may end
+    # after the others, and then its ending is read in one pass.
+    assert all(shape == (rows, 1) for shape, rows in zip(shapes[:4], (3, 3, 3, 3), strict=True))
+    assert all(length == 1 for _, length in shapes[:-1])
+    assert len(shapes) <= 1 + max(turn.length - len(turn.opening.ids) for chat in chats for turn in chat.turns)
+    assert all(len(reasons) == 1 for reasons in last.values()) and len(last) == 3
+    for chat, other, text, tokens in zip(chats, alone, TEXTS, lengths, strict=False):
+        other.send(text, tokens)
+        assert chat.messages == other.messages
+        assert chat.segments == other.segments
+        assert same_memory(chat, other, TOLERANCE)
+        assert chat.turns[-1].between.text.offsets == other.turns[-1].between.text.offsets
+        pairs = zip(chat.turns[-1].between.states, other.turns[-1].between.states, strict=True)
+        assert all(distance(one, two) <= TOLERANCE for one, two in pairs)
+        assert chat.regenerate(tokens) == other.regenerate(tokens)
+
+
+def held_bytes(chats: list[ChatSession]) -> int:
+    """The bytes of the arrays that only the last chat of the list holds, which is dropped."""
+    gc.collect()
+    mx.synchronize()
+    before = mx.get_active_memory()
+    chats.clear()
+    gc.collect()
+    return before - mx.get_active_memory()
+
+
+@pytest.mark.parametrize("fails_at", [1, 3, 4, 5, 6])
+def test_a_failure_while_another_reply_ends(fails_at):
+    batch, calls = ReplyBatch(*loaded()), 0
+
+    def failing(logprobs: mx.array) -> mx.array:
+        nonlocal calls
+        calls += 1
+        if calls >= fails_at:
+            raise RuntimeError("no")
+        return mx.argmax(logprobs, axis=-1)
+
+    ends, bad, goes_on = new_chat(), new_chat(), new_chat()
+    for chat, tokens, sampler in ((ends, 3, None), (bad, 30, failing), (goes_on, 9, None)):
+        batch.begin(NewReply(chat, chat.new_turn(TEXTS[0]), ReplySettings(tokens, sampler=sampler)))
+    last, failed = step_all(batch)
+    assert failed == [bad] and not bad.turns
+    assert {chat: len(reasons) for chat, reasons in last.items()} == {ends: 1, goes_on: 1}
+    for chat, tokens in ((ends, 3), (goes_on, 9)):
+        expected = new_chat()
+        expected.send(TEXTS[0], tokens)
+        assert chat.messages == expected.messages
+        assert chat.segments == expected.segments
+        assert same_memory(chat, expected, TOLERANCE)
+        assert chat.drift[-1].kept == pytest.approx(expected.drift[-1].kept, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6])
+def test_ended_while_its_ending_runs(steps):
+    batch = ReplyBatch(*loaded())
+    chat, other, expected = new_chat(), new_chat(), new_chat()
+    row, _ = batch.begin(NewReply(chat, chat.new_turn(TEXTS[0]), ReplySettings(3)))
+    batch.begin(NewReply(other, other.new_turn(TEXTS[1]), ReplySettings(30)))
+    for _ in range(steps):
+        batch.step()
+    batch.end(row)
+    expected.send(TEXTS[0], 3)
+    assert chat.segments == expected.segments
+    assert same_memory(chat, expected, TOLERANCE)
+
+
+def test_a_chat_keeps_nothing_of_the_other_rows():
+    """Its arrays are parts of those of the batch, which are much larger."""
+    batch = ReplyBatch(*loaded())
+    chats, alone = [new_chat() for _ in range(8)], [new_chat()]
+    for index in range(len(chats)):
+        new = NewReply(chats[index], chats[index].new_turn(TEXTS[0]), ReplySettings(20 if index else 4))
+        batch.begin(new)
+    step_all(batch)
+    alone[0].send(TEXTS[0], 4)
+    assert chats[0].segments == alone[0].segments
+    del batch, new, chats[1:]
+    assert 0 < held_bytes(chats) <= held_bytes(alone)
+
+
 def test_stop_texts_and_samplers_of_each_reply():
     batch = ReplyBatch(*loaded())
     chats, alone = [new_chat() for _ in range(3)], [new_chat() for _ in range(3)]
@@ -235,10 +349,15 @@ def test_a_reply_that_cannot_begin_leaves_the_others():
         NewReply(chat, chat.new_turn(text), ReplySettings(6, sampler=sampler))
         for chat, text, sampler in zip(chats, TEXTS, samplers, strict=False)
     ]
-    begun = dict(batch.begin_all([*new, new[0]]))
-    assert [isinstance(begun[each], Exception) for each in new[1:]] == [True, False]
+    begun = batch.begin_all([*new, new[0]])
+    assert [isinstance(result, Exception) for _, result in begun] == [False, False, False, True]
+    failed = []
     while len(batch):
-        batch.step()
+        try:
+            batch.step()
+        except RuntimeError:
+            failed += batch.rebuild()
+    assert [row.new for row, _ in failed] == [new[1]]
     assert not chats[1].turns
     assert chats[1].send(TEXTS[1], 6) == expected[1].send(TEXTS[1], 6)
     for index in (0, 2):

@@ -12,7 +12,8 @@ from mlx_deltamem.serving.api.errors import JsonReply
 from mlx_deltamem.serving.api.schemas import NAME_PATTERN, SCHEMAS, Schema
 
 _JSON, _EVENTS, _BYTES = "application/json", "text/event-stream", "application/octet-stream"
-_MEMORY = "/v1/memories/{name}"
+_MEMORIES, _RESPONSES = "/v1/memories", "/v1/responses"
+_MEMORY, _RESPONSE = f"{_MEMORIES}/{{name}}", f"{_RESPONSES}/{{id}}"
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ class _Operation:
 _OPERATIONS = (
     _Operation("post", "/v1/chat/completions", "Reply to a chat", "ChatRequest", chooses=True),
     _Operation("post", "/v1/completions", "Continue texts", "CompletionRequest", chooses=True),
-    _Operation("post", "/v1/responses", "Reply to some input", "ResponseRequest", chooses=True),
-    _Operation("get", "/v1/responses/{id}", "A response that was kept"),
-    _Operation("delete", "/v1/responses/{id}", "Forget a response"),
+    _Operation("post", _RESPONSES, "Reply to some input", "ResponseRequest", chooses=True),
+    _Operation("get", _RESPONSE, "A response that was kept"),
+    _Operation("delete", _RESPONSE, "Forget a response"),
     _Operation("post", "/v1/messages", "Reply to a chat (Anthropic)", "AnthropicRequest", chooses=True),
     _Operation("get", "/v1/models", "List the model, and the model with each memory"),
     _Operation("get", "/v1/models/{id}", "One model"),
-    _Operation("get", "/v1/memories", "List the memories"),
-    _Operation("post", "/v1/memories", "Make an empty memory", "NewMemory", "Memory", 201),
+    _Operation("get", _MEMORIES, "List the memories"),
+    _Operation("post", _MEMORIES, "Make an empty memory", "NewMemory", "Memory", 201),
     _Operation("get", _MEMORY, "One memory", result="Memory"),
     _Operation("patch", _MEMORY, "Change the settings of a memory", "MemoryChange", "Memory", match=True),
     _Operation("delete", _MEMORY, "Delete a memory and its file", match=True),
@@ -103,6 +104,8 @@ def document() -> Schema:
 def _described(operation: _Operation) -> Schema:
     error = "AnthropicError" if operation.path == "/v1/messages" else "Error"
     answer: Schema = {"description": operation.summary, "content": _content(operation.result)}
+    if links := _links(operation):
+        answer["links"] = links
     streams = operation.chooses
     if streams:
         answer["content"] = {**_content(operation.result), _EVENTS: {"schema": {"type": "string"}}}
@@ -112,15 +115,30 @@ def _described(operation: _Operation) -> Schema:
         responses["503"] = answer
     described: Schema = {
         "summary": operation.summary,
-        "operationId": f"{operation.method}{operation.path}".replace("/", "_").translate(
-            {ord(mark): None for mark in "{}"}
-        ),
+        "operationId": _name(operation),
         "parameters": _parameters(operation),
         "responses": responses,
     }
     if operation.body:
         described["requestBody"] = {"required": True, "content": _content(operation.body)}
     return described
+
+
+def _name(operation: _Operation) -> str:
+    return f"{operation.method}{operation.path}".replace("/", "_").translate({ord(mark): None for mark in "{}"})
+
+
+def _links(operation: _Operation) -> dict[str, Schema]:
+    """What can be done with that which an operation has made: the operations whose path has its name or its id."""
+    makes = {(_MEMORIES, "post"): "name", (f"{_MEMORY}/fork", "post"): "name", (_RESPONSES, "post"): "id"}
+    field = makes.get((operation.path, operation.method))
+    if field is None:
+        return {}
+    return {
+        _name(other): {"operationId": _name(other), "parameters": {field: f"$response.body#/{field}"}}
+        for other in _OPERATIONS
+        if other.path.startswith(_MEMORY if field == "name" else _RESPONSE)
+    }
 
 
 def _content(result: str) -> dict[str, object]:

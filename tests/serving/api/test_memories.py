@@ -163,3 +163,31 @@ def test_the_document_names_every_path(client):
     served = {(method, path.replace("{name:path}", "{id}")) for method, path, _ in ENDPOINTS}
     hidden = {("GET", "/"), ("GET", "/page.js"), ("GET", "/page.css"), ("POST", "/chat/completions")}
     assert told == served - hidden
+
+
+def test_the_document_links_what_is_made_to_what_is_done_with_it(client):
+    """Each link gives the only parameter of the path of its operation, from a field that the answer has."""
+    paths = client.get("/openapi.json").json()["paths"]
+    operations = {each["operationId"]: (path, each) for path, methods in paths.items() for each in methods.values()}
+    made = {
+        "/v1/memories": client.post("/v1/memories", json={"name": "linked"}),
+        "/v1/memories/{name}/fork": client.post("/v1/memories/linked/fork", json={"name": "forked"}),
+        "/v1/responses": client.post("/v1/responses", json={"input": "Hello.", "max_output_tokens": 2}),
+    }
+    for path, answer in made.items():
+        links = paths[path]["post"]["responses"][str(answer.status_code)]["links"]
+        assert links
+        for link in links.values():
+            target, operation = operations[link["operationId"]]
+            [(name, expression)] = link["parameters"].items()
+            assert [each["name"] for each in operation["parameters"] if each["in"] == "path"] == [name]
+            assert f"{{{name}}}" in target
+            assert expression == f"$response.body#/{name}" and answer.json()[name]
+    linked = {link["operationId"] for path in made for each in [paths[path]["post"]] for link in _links_of(each)}
+    assert linked == {
+        name for name, (path, _) in operations.items() if "{name}" in path or path == "/v1/responses/{id}"
+    }
+
+
+def _links_of(operation: dict) -> list[dict]:
+    return [link for answer in operation["responses"].values() for link in answer.get("links", {}).values()]
