@@ -8,7 +8,7 @@ from tools.measure import start_up
 @pytest.mark.slow
 def test_a_table_of_whole_processes(monkeypatch, capsys):
     busy = "for _ in range({}): pass"
-    programs = {"more work": (busy.format(10_000_000), busy.format(30_000_000), 1.02)}
+    programs = {"more work": (busy.format(1_000_000), busy.format(5_000_000), 1.02)}
     monkeypatch.setattr(start_up, "IMPORTS", programs)
     ended = runner(start_up, monkeypatch, capsys)("--rounds", 3)
     assert ended.code == 0
