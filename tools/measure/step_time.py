@@ -87,7 +87,7 @@ def training_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
     state = [module.state, optimizer.state]
 
     @partial(mx.compile, inputs=state, outputs=state)
-    def step(*fields: mx.array | bool | tuple | None) -> mx.array:
+    def step(*fields: mx.array | bool | int | tuple | None) -> mx.array:
         loss_and_gradients = nn.value_and_grad(module, lambda module, *fields: module(Batch.of(*fields)))
         (loss, _), gradients = loss_and_gradients(module, *fields)
         optimizer.update(module, gradients)
