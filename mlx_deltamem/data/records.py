@@ -31,8 +31,6 @@ from mlx_deltamem.training.records import FROZEN
 if TYPE_CHECKING:
     from mlx_deltamem.data.replies import Replies
 
-# An answer that nothing was told has this where a value would stand. So it weighs as much as a value.
-_SILENT = "..."
 _PER_CONVERSATION = Rule(float, least=0, most=1000)
 _WEIGHT = Rule(float, above=0, most=1000)
 
@@ -130,8 +128,6 @@ def records(
         rng: Chooses the turn of the record of kind `told`.
     """
     for question, record in zip(conversation.questions, conversation.records(), strict=True):
-        if question.value is None and _SILENT in question.answer:
-            record["value"] = _SILENT
         yield {**record, **_chat(drawn.write), "kind": question.kind}
     for message, begun, write in drawn.ordinary:
         reply, cut = replies.found[message]

@@ -51,13 +51,6 @@ def test_each_question_follows_its_conversation_with_all_replies(run, conversati
     assert all(message["content"] for row in found for message in row["messages"])
 
 
-def test_an_answer_that_nothing_was_told_weighs_as_much_as_a_value(run, conversations, tmp_path):
-    found = records(run, conversations, tmp_path / "a.jsonl", "--ordinary", 0, "--told", 0)
-    silent = [row for row in found if row["kind"] in ("absent", "deletion")]
-    assert silent and all(row["value"] == "..." and "..." in row["messages"][-1]["content"] for row in silent)
-    assert all(row["value"] != "..." for row in found if row["kind"] == "fact")
-
-
 def test_the_reply_to_a_fact_has_the_answer_that_is_asked_later(run, conversations, tmp_path):
     found = records(run, conversations, tmp_path / "new" / "a.jsonl", "--ordinary", 0, "--told", 1)
     told = [row["messages"][-1]["content"] for row in found if row["kind"] == "told"]
