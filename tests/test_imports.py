@@ -47,7 +47,6 @@ MLX_LM_INTERNALS = {
     "core.entry",
     "evaluation.decoding",
     "evaluation.tasks.harness_model",
-    "sessions.batch",
     "sessions.drafted_reply",
     "sessions.stored.file",
     "sessions.restore",

@@ -12,7 +12,6 @@ ALWAYS = {
 }
 
 _LEAVE_OUT = "leave it out"
-_DISTRIBUTED = "the model runs in one process; leave it out"
 _ACTIVATIONS = "activations are not quantised; leave it out"
 _MODELS = "mlx_lm.convert quantises a model; this command converts adapters and chats"
 _TEMPLATE = "chats always use the model's chat template; leave it out"
@@ -43,10 +42,13 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "--quantize-activations": _ACTIVATIONS,
         "-qa": _ACTIVATIONS,
     },
-    "server": dict.fromkeys(
-        ("--draft-model", "--num-draft-tokens"),
-        "the server answers several requests at a time, and drafts are for one; leave it out",
-    ),
+    "server": {
+        "--pipeline": "on several machines the server splits the tensors of the model; leave it out",
+        **dict.fromkeys(
+            ("--draft-model", "--num-draft-tokens"),
+            "the server answers several requests at a time, and drafts are for one; leave it out",
+        ),
+    },
     "convert": {
         "--hf-path": "use --torch-path for the adapter to convert",
         "--model": "use --torch-path for the adapter to convert",
@@ -67,7 +69,6 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "--confirm-run-unsafe-code": "use --harness-run-code",
     },
     "benchmark": {
-        "--pipeline": _DISTRIBUTED,
         "--quantize-activations": _ACTIVATIONS,
         "-qa": _ACTIVATIONS,
         "--delay": _LEAVE_OUT,

@@ -113,7 +113,7 @@ def test_a_history_gives_the_states_of_a_written_text(kind, write):
     batch = batch_of(kind, count=2, write=write)
     states = states_of(model, batch)
     assert all(distance(expected[layer], state) <= 1e-5 for layer, state in states.items())
-    ((ids, lengths, written),) = batch.history
+    ((ids, lengths, written, _),) = batch.history
     in_segments = write_states(model, ids, lengths, batch.shares, 7, written)
     assert all(distance(expected[layer], in_segments[layer][:1]) <= 1e-5 for layer in states)
 
