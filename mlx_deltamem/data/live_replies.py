@@ -1,7 +1,6 @@
 """The replies of an adapter in live chats, for training records."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.sessions.batch import ReplyBatch
@@ -17,7 +16,7 @@ _AT_ONCE = 32
 
 
 class LiveReplies:
-    """Has conversations with an attached model, which drops their text and replies greedily.
+    """Runs conversations as live chats: the model replies greedily, and the text of each turn is dropped.
 
     An adapter that is trained on right replies only does not know its own wrong ones, which a chat writes too.
 
@@ -30,6 +29,8 @@ class LiveReplies:
     def __init__(self, model: str, adapter: str, longest: int):
         self._model, self._tokenizer = load(model, adapter)
         self._settings = ReplySettings(longest)
+        # One for all chats: it keeps the start of the text, which all of them read.
+        self._batch = ReplyBatch(self._model, self._tokenizer, _AT_ONCE)
 
     def complete(self, conversations: Sequence[Conversation], progress: Counted) -> list[Conversation]:
         """Give each turn without a reply the reply of the model in that chat; "" if the model says nothing."""
@@ -37,12 +38,11 @@ class LiveReplies:
         completed: dict[int, Conversation] = {}
         for begin in range(0, len(order), _AT_ONCE):
             places = order[begin : begin + _AT_ONCE]
-            batch = ReplyBatch(self._model, self._tokenizer, _AT_ONCE)
-            completed |= zip(places, self._together(batch, [conversations[place] for place in places]), strict=True)
+            completed |= zip(places, self._together([conversations[place] for place in places]), strict=True)
             progress("the adapter's replies", len(places))
         return [completed[place] for place in range(len(conversations))]
 
-    def _together(self, batch: ReplyBatch, conversations: Sequence[Conversation]) -> list[Conversation]:
+    def _together(self, conversations: Sequence[Conversation]) -> list[Conversation]:
         chats = [ChatSession(self._model, self._tokenizer, None, NONE, ALL) for _ in conversations]
         for number in range(max(len(each.turns) for each in conversations)):
             asked = []
@@ -54,15 +54,12 @@ class LiveReplies:
                     asked.append(NewReply(chat, chat.new_turn(turn.user), self._settings))
                 else:
                     chat.read_exchange(turn.user, turn.assistant)
-            for _, begun in batch.begin_all(asked):
+            for _, begun in self._batch.begin_all(asked):
                 if isinstance(begun, Exception):
                     raise begun
-            while len(batch):
-                batch.step()
-        return [_replied(conversation, chat) for conversation, chat in zip(conversations, chats, strict=True)]
-
-
-def _replied(conversation: Conversation, chat: ChatSession) -> Conversation:
-    """The conversation with the replies of the chat."""
-    pairs = zip(conversation.turns, chat.turns, strict=True)
-    return replace(conversation, turns=tuple(replace(turn, assistant=live.reply) for turn, live in pairs))
+            while len(self._batch):
+                self._batch.step()
+        return [
+            conversation.with_replies(turn.reply for turn in chat.turns)
+            for conversation, chat in zip(conversations, chats, strict=True)
+        ]

@@ -1,8 +1,6 @@
 """Conversations with all their replies."""
 
 import random
-from collections.abc import Iterable
-from dataclasses import replace
 
 from mlx_deltamem.data.live_replies import LiveReplies
 from mlx_deltamem.data.replies import Replies
@@ -27,7 +25,7 @@ def with_replies(conversation: Conversation, replies: Replies, rng: random.Rando
             given.append(replies.found[turn.user][0] or rng.choice(_ACKNOWLEDGED))
         else:
             given.append(turn.assistant)
-    return _with(conversation, given)
+    return conversation.with_replies(given)
 
 
 def with_live_replies(
@@ -35,15 +33,10 @@ def with_live_replies(
 ) -> list[Conversation]:
     """Give conversations the replies of an adapter, but where the assistant tells something, the replies stay."""
     asked = [
-        _with(each, [turn.assistant if turn.kind == "assistant" else None for turn in each.turns])
+        each.with_replies(turn.assistant if turn.kind == "assistant" else None for turn in each.turns)
         for each in conversations
     ]
     return [
-        _with(each, [turn.assistant or rng.choice(_ACKNOWLEDGED) for turn in each.turns])
+        each.with_replies(turn.assistant or rng.choice(_ACKNOWLEDGED) for turn in each.turns)
         for each in chats.complete(asked, progress)
     ]
-
-
-def _with(conversation: Conversation, replies: Iterable[str | None]) -> Conversation:
-    pairs = zip(conversation.turns, replies, strict=True)
-    return replace(conversation, turns=tuple(replace(turn, assistant=reply) for turn, reply in pairs))

@@ -37,8 +37,10 @@ _ERRORS = ("ValueError", "FileNotFoundError", "PermissionError", "OSError", "EOF
 
 
 class RankError(BaseException):
-    """An error that may have come in this rank alone. The ranks cannot go on together, and what has failed no rank can
-    try again: so it is no `Exception`, which programs handle."""
+    """An error that perhaps only this rank has. The ranks cannot go on together after it, and no rank may try again.
+
+    So it is not an `Exception`: programs handle those and go on.
+    """
 
 
 @dataclass(eq=False)

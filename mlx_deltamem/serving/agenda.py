@@ -1,4 +1,4 @@
-"""`Agenda`: what the engine does between two steps. Several ranks that hold the model do the same in the same order.
+"""`Agenda`: the work that the engine does between two steps. Several ranks that hold the model do it in the same order.
 
 Rank 0 takes what has come to it, tells the other ranks of it, and does it. They make the same work of what they are
 told. So all ranks run the same passes of the model.
@@ -33,7 +33,7 @@ class Item:
 
 
 class Agenda:
-    """What is to be done, in order.
+    """A queue of the work for the engine.
 
     Args:
         world: The ranks.

@@ -1,7 +1,7 @@
 """Conversations: turns, and questions that are asked at the end."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from mlx_deltamem.sessions.messages import Message
@@ -99,6 +99,11 @@ class Conversation:
                 raise ValueError(f"turn {number} has no reply; add the replies of a model to the conversation first")
             messages += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.assistant}]
         return messages
+
+    def with_replies(self, replies: Iterable[str | None]) -> "Conversation":
+        """Return the conversation with other replies, one for each turn."""
+        pairs = zip(self.turns, replies, strict=True)
+        return replace(self, turns=tuple(replace(turn, assistant=reply) for turn, reply in pairs))
 
     def records(self) -> Iterator[dict[str, object]]:
         """Yield a training record for each question, in the form that `mlx_deltamem.train` reads.

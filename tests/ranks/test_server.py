@@ -87,7 +87,7 @@ def said(chat: ChatSession, conversation: str, text: str) -> str:
 
 
 def assert_saved(whole, file: Path, chat: ChatSession) -> None:
-    """What ranks have saved goes on in one process."""
+    """One process continues a memory that two ranks have saved."""
     saved = ChatSession.load(*whole, file)
     assert [turn.reply for turn in saved.turns] == [turn.reply for turn in chat.turns]
     assert_same_memory(chat.memory, saved.memory)

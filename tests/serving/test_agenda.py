@@ -1,4 +1,4 @@
-"""What the engine does, told to other ranks."""
+"""Rank 0 tells the other ranks the work of its engine."""
 
 import io
 import json

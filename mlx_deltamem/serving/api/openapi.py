@@ -129,7 +129,7 @@ def _name(operation: _Operation) -> str:
 
 
 def _links(operation: _Operation) -> dict[str, Schema]:
-    """What can be done with that which an operation has made: the operations whose path has its name or its id."""
+    """Links from an operation that makes a memory or a response to the operations whose path has its name or id."""
     makes = {(_MEMORIES, "post"): "name", (f"{_MEMORY}/fork", "post"): "name", (_RESPONSES, "post"): "id"}
     field = makes.get((operation.path, operation.method))
     if field is None:
