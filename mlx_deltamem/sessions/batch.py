@@ -9,40 +9,25 @@ too, where this is possible: a pass of its own would cost nearly as much as a st
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import GenerationResponse
-from mlx_lm.sample_utils import greedy_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.core.cache import PromptCache, make_prompt_cache
-from mlx_deltamem.core.spread import same_tokens, world_of
+from mlx_deltamem.core.cache import PromptCache
+from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.core.use import observing
 from mlx_deltamem.sessions import running
-from mlx_deltamem.sessions.batched_reply import (
-    BatchedReply,
-    Begun,
-    NewReply,
-    can_be_batched,
-    can_begin_together,
-    can_open_in_batch,
-    chosen,
-    groups,
-)
-from mlx_deltamem.sessions.openings import begin_together
-from mlx_deltamem.sessions.prefill import prefill
-from mlx_deltamem.sessions.reply import Reply, ReplyTokens, logits_of
+from mlx_deltamem.sessions.batched_reply import BatchedReply, Begun, NewReply
+from mlx_deltamem.sessions.opener import Opened, Opener, groups
 from mlx_deltamem.sessions.replying import end_turn, tokens_after, with_reply
-from mlx_deltamem.sessions.restore import can_be_cut
+from mlx_deltamem.sessions.rerun import next_again, open_again
 from mlx_deltamem.sessions.row_batch import RowBatch
 from mlx_deltamem.sessions.segments import Segments
-from mlx_deltamem.sessions.starts import Starts
 from mlx_deltamem.sessions.state import ChatState
-from mlx_deltamem.sessions.together import can_run_together
-from mlx_deltamem.sessions.turn import Turn
 
 
 class ReplyBatch:
@@ -61,13 +46,7 @@ class ReplyBatch:
         self.model = model
         self.tokenizer = tokenizer
         self.most = most
-        # Found once: to make a prompt cache takes time.
-        cache = make_prompt_cache(model)
-        self._is_mergeable = can_run_together(cache)
-        self._can_be_cut = all(map(can_be_cut, cache[:-1]))
-        self._starts = Starts()
-        # One for all replies, so that mlx-lm calls it once for all of them.
-        self._greedy = same_tokens(model, greedy_sampler)
+        self._opener = Opener(model, tokenizer)
         self._rows: list[BatchedReply] = []
         # Those that have failed and left.
         self._failed: list[BatchedReply] = []
@@ -88,24 +67,8 @@ class ReplyBatch:
             ValueError: A reply of the chat is under way, the batch is full, or the messages do not fit into the
                 model's window. After any error the chat is unchanged.
         """
-        state, settings = new.chat.state, new.settings
         self._check_free(new)
-        opens = self._opens(new)
-        with state.turn_or_nothing():
-            step, progress = settings.prefill_step_size, settings.progress
-            turn = running.begin(state, new.turn, step, progress, self._starts, whole=not opens)
-            row = self._new_row(new, turn, opens)
-            if opens:
-                self._enter(row)
-                self._batch.insert(row, turn.opening.ids[-1])
-                return row, None
-            if new.observe is not None or not can_be_batched(state.filled_cache, settings):
-                reply = Reply(self.model, self.tokenizer, state.filled_cache, turn, settings)
-                row.tokens, row.alone = reply, reply.stream(0.0)
-                self._enter(row)
-                return row, None
-            token, logprobs = chosen(row, logits_of(turn))
-        return row, self._entered(row, token, logprobs)
+        return self._taken_in(self._opener.open(new))
 
     def begin_all(self, asked: Sequence[NewReply]) -> Iterator[tuple[NewReply, Begun | Exception]]:
         """Begin several replies, as `begin` does. Short messages of different chats are read in one pass.
@@ -116,7 +79,7 @@ class ReplyBatch:
         together: dict[ChatState, NewReply] = {}
         alone = []
         for new in asked:
-            if self._is_mergeable and new.chat.state not in together and can_begin_together(new):
+            if new.chat.state not in together and self._opener.can_be_together(new):
                 together[new.chat.state] = new
             else:
                 alone.append(new)
@@ -134,55 +97,43 @@ class ReplyBatch:
     def _begin_together(self, group: Sequence[NewReply]) -> list[tuple[NewReply, Begun | Exception]]:
         """Begin replies in one pass. The list is empty if that fails."""
         try:
-            with ExitStack() as stack:
-                for new in group:
-                    self._check_free(new)
-                    stack.enter_context(new.chat.state.turn_or_nothing())
-                opens = all(map(self._opens, group))
-                pairs = [(new.chat.state, new.turn) for new in group]
-                turns = begin_together(pairs, self._starts, whole=not opens)
+            for new in group:
+                self._check_free(new)
+            opened = self._opener.open_together(group)
         except Exception as error:
             world_of(self.model).check_common(error)
             # One of them fails. Alone, the others do not.
             return []
         found: list[tuple[NewReply, Begun | Exception]] = []
-        for new, turn in zip(group, turns, strict=True):
+        for new, each in zip(group, opened, strict=True):
             try:
+                if isinstance(each, Exception):
+                    raise each
                 self._check_free(new)
-                row = self._new_row(new, turn, opens)
-                if opens:
-                    self._enter(row)
-                    self._batch.insert(row, turn.opening.ids[-1])
-                    found.append((new, (row, None)))
-                else:
-                    found.append((new, (row, self._entered(row, *chosen(row, logits_of(turn))))))
+                found.append((new, self._taken_in(each)))
             except Exception as error:
                 new.chat.state.cache = None
                 found.append((new, error))
         return found
-
-    def _new_row(self, new: NewReply, turn: Turn, opens: bool) -> BatchedReply:
-        sampler = new.settings.sampler
-        choose = self._greedy if sampler in (None, greedy_sampler) else same_tokens(self.model, sampler)
-        return BatchedReply(new, turn, ReplyTokens(self.tokenizer, new.settings), choose, is_opened=not opens)
-
-    def _opens(self, new: NewReply) -> bool:
-        """Whether the last token of the messages of a reply runs in the batch."""
-        return self._is_mergeable and self._can_be_cut and can_open_in_batch(new)
 
     def _check_free(self, new: NewReply) -> None:
         new.chat.state.check_idle()
         if len(self) >= self.most:
             raise ValueError(f"the batch has {self.most} replies; expected fewer: wait until one has ended")
 
-    def _entered(self, row: BatchedReply, token: int, logprobs: mx.array) -> GenerationResponse:
-        """Take a reply in, with its first token."""
+    def _taken_in(self, opened: Opened) -> Begun:
+        """Take a reply in, and its first token if that is known."""
+        row, first = opened
         self._enter(row)
         try:
-            return self._first(row, token, logprobs)
+            if first is not None:
+                return row, self._first(row, *first)
+            if row.alone is None:
+                self._batch.insert(row, row.turn.opening.ids[-1])
         except BaseException:
             self.abort(row)
             raise
+        return row, None
 
     def step(self) -> list[tuple[BatchedReply, GenerationResponse]]:
         """Generate one token of each reply.
@@ -241,7 +192,7 @@ class ReplyBatch:
         if row.alone is None and not row.tokens.ids and row.last is None and row.new.becomes_turn:
             # It has no token yet. A turn has one at least.
             try:
-                _taken_unread(row, *self._next_again(row))
+                row.taken_unread(*next_again(row))
             except BaseException:
                 self.abort(row)
                 raise
@@ -288,7 +239,7 @@ class ReplyBatch:
 
     def _first(self, row: BatchedReply, token: int, logprobs: mx.array) -> GenerationResponse:
         """The response with a token that has not run. The reply is added to mlx-lm's batch if it goes on."""
-        response = _taken_unread(row, token, logprobs)
+        response = row.taken_unread(token, logprobs)
         if response.finish_reason is None:
             self._batch.insert(row, token)
         else:
@@ -335,33 +286,9 @@ class ReplyBatch:
     def _run_again(self, row: BatchedReply) -> None:
         """Go on with a reply after a failure: add it to the batch again, or end its turn if it had ended."""
         if row.last is None:
-            self._pending.append((row, self._first(row, *self._next_again(row))))
+            self._pending.append((row, self._first(row, *next_again(row))))
             return
-        self._open_again(row)
+        open_again(row)
         row.ending, row.tokens.unread, row.tokens.end_id = None, len(row.tokens.ids) - row.kept, None
         self._end(row, None)
         self._pending.append((row, row.last))
-
-    def _next_again(self, row: BatchedReply) -> tuple[int, mx.array]:
-        """Run the tokens of a reply that its chat's own cache does not hold; returns the next one, as `chosen` does."""
-        self._open_again(row)
-        logits, new = logits_of(row.turn), Segments.without_spans(row.tokens.ids[row.kept :])
-        if new.ids:
-            logits = prefill(self.model, row.state.filled_cache, new, row.turn.reply_written)
-        row.kept, row.tokens.unread = len(row.tokens.ids), 0
-        return chosen(row, logits)
-
-    def _open_again(self, row: BatchedReply) -> None:
-        """Run the last token of the messages if the chat's own cache does not hold it."""
-        if row.turn.logits is None:
-            row.turn, row.is_opened = running.open_again(row.state, row.turn), True
-
-
-def _taken_unread(row: BatchedReply, token: int, logprobs: mx.array) -> GenerationResponse:
-    """Take the next token of a reply, which has not run; returns the response with it."""
-    response = row.taken(token, logprobs)
-    if row.tokens.end_id is not None:
-        row.tokens.end_id = None
-    else:
-        row.tokens.unread = 1
-    return response

@@ -1,7 +1,7 @@
 """The replies of a `ReplyBatch`: as they are asked for, and as they are generated."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
@@ -10,16 +10,10 @@ from mlx_lm.generate import GenerationResponse
 from mlx_lm.sample_utils import Sampler
 
 from mlx_deltamem.core.attention import Observer
-from mlx_deltamem.core.cache import PromptCache
-from mlx_deltamem.sessions import openings
 from mlx_deltamem.sessions.reply import ReplySettings, ReplyTokens
-from mlx_deltamem.sessions.restore import can_be_cut
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.state import ChatState
-from mlx_deltamem.sessions.together import can_run_together
 from mlx_deltamem.sessions.turn import Turn
-
-_BATCHED_OPTIONS = {"logits_processors"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,45 +111,18 @@ class BatchedReply:
             )
         )
 
+    def taken_unread(self, token: int, logprobs: mx.array) -> GenerationResponse:
+        """As `taken`, for a token that has not run."""
+        response = self.taken(token, logprobs)
+        if self.tokens.end_id is not None:
+            self.tokens.end_id = None
+        else:
+            self.tokens.unread = 1
+        return response
+
 
 # A reply and its first response. The response is None if the first one comes from `ReplyBatch.step`.
 Begun: TypeAlias = tuple[BatchedReply, GenerationResponse | None]
-
-
-def can_be_batched(cache: PromptCache, settings: ReplySettings) -> bool:
-    """Whether mlx-lm's batches can hold the prompt cache of a chat, and generate with these settings."""
-    return can_run_together(cache) and set(settings.options) <= _BATCHED_OPTIONS
-
-
-def can_begin_together(new: NewReply) -> bool:
-    """Whether the messages of a reply can be read in one pass with those of others."""
-    is_plain = new.observe is None and set(new.settings.options) <= _BATCHED_OPTIONS
-    return is_plain and openings.can_begin_together(new.chat.state, new.turn, new.settings.prefill_step_size)
-
-
-def can_open_in_batch(new: NewReply) -> bool:
-    """Whether the last token of the messages of a reply can run in the first step of the reply in the batch.
-
-    New prompt caches of the model can be merged and cut. An adapter that writes means reads the messages in one pass.
-    """
-    cache = new.chat.state.cache or []
-    is_plain = new.observe is None and can_be_batched(cache, new.settings)
-    return is_plain and new.chat.state.writes_tokens and all(map(can_be_cut, cache[:-1]))
-
-
-def groups(asked: Sequence[NewReply]) -> Iterator[list[NewReply]]:
-    """Divide replies into groups, so that the messages of a group, padded, are as long as one step at most."""
-    group: list[NewReply] = []
-    longest = 0
-    for new in asked:
-        length = len(new.turn.opening.ids)
-        if group and max(longest, length) * (len(group) + 1) > new.settings.prefill_step_size:
-            yield group
-            group, longest = [], 0
-        group.append(new)
-        longest = max(longest, length)
-    if group:
-        yield group
 
 
 def chosen(row: BatchedReply, logits: mx.array) -> tuple[int, mx.array]:

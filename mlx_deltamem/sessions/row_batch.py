@@ -58,8 +58,9 @@ class RowBatch:
         """Run the next token of each row.
 
         Returns:
-            The next token of each row that was there before the last step, with all log-probabilities `[V]`. It is
-            run, but for rows that have an `ending`: then the next token of that is.
+            For each row that had run before this call: the token that was chosen after its last run, with all
+            log-probabilities `[V]`. This call has run that token too. A row with an `ending` has run the next token of
+            the ending instead.
         """
         if not self._uids:
             return []
