@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from mlx_deltamem.cli.command import command_of_ranks
-from mlx_deltamem.cli.options import add_model_options, history_option, model_and_adapter
+from mlx_deltamem.cli.options import add_model_options, add_pipeline_option, history_option, model_and_adapter
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options import mlx_lm_defaults
@@ -28,6 +28,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     """Make the argument parser of the command."""
     parser = Parser(prog="mlx_deltamem.server", description=__doc__)
     add_model_options(parser)
+    add_pipeline_option(parser)
     memory = parser.add_argument_group("memories")
     memory.add_argument(
         "--memories",

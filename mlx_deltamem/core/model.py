@@ -226,6 +226,8 @@ def _check_and_part(model: nn.Module, adapter: Adapter, targets: Sequence[Target
         if layer in others:
             shape = _shape_like(tensors, targets)
             kept |= _with_all_heads(adapter.config, shape, layer, paths[layer], tensors)
+    # Arrays that are not computed belong to this thread. A server uses them in another one.
+    mx.eval(kept)
     return kept
 
 

@@ -43,7 +43,6 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         "-qa": _ACTIVATIONS,
     },
     "server": {
-        "--pipeline": "on several machines the server splits the tensors of the model; leave it out",
         **dict.fromkeys(
             ("--draft-model", "--num-draft-tokens"),
             "the server answers several requests at a time, and drafts are for one; leave it out",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlx_deltamem import ChatSession, load
+from tests.ranks.conftest import model_options
 from tests.ranks.launched import Rank, Ranks, assert_one_line_names
 from tests.ranks.spread_checks import assert_same_memory
 from tests.serving.test_server import KILLERS
@@ -55,6 +56,14 @@ class Server:
             process.process.kill()
 
 
+@pytest.fixture(scope="module", params=["tensors", "layers"])
+def options(request, options, tmp_path_factory) -> list[object]:
+    """A model and an adapter, and how the ranks split the model. mlx-lm has no pipeline for llama."""
+    if request.param == "tensors":
+        return options
+    return [*model_options(tmp_path_factory.mktemp("qwen2"), "qwen2"), "--pipeline"]
+
+
 @pytest.fixture(scope="module")
 def whole(options):
     """The model of one process, with its tokenizer."""
@@ -62,7 +71,7 @@ def whole(options):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(options, tmp_path_factory) -> Path:
     """The folder of the memories of `server`."""
     return tmp_path_factory.mktemp("memories")
 
