@@ -19,6 +19,7 @@ from mlx_deltamem.adapters.loading import attach, check_folder, model_folder, se
 from mlx_deltamem.core.spread import Spread
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.files.jsonl import Json
+from mlx_deltamem.ranks.clocks import check_clocks
 from mlx_deltamem.ranks.world import World
 
 _INDEX = "model.safetensors.index.json"
@@ -42,9 +43,11 @@ def load_spread(
 
     Raises:
         FileNotFoundError: There is no such model or adapter.
-        ValueError: The model cannot be split so, the adapter does not fit, or one of them is damaged.
+        ValueError: The model cannot be split so, the adapter does not fit, one of them is damaged, or the clocks of the
+            ranks differ.
     """
     check_folder(path_or_hf_repo)
+    check_clocks(world)
     loaded = None if adapter is None else load_adapter(adapter)
     # In a pipeline each rank downloads its own files only.
     is_partial = pipeline and not user_path(path_or_hf_repo).exists()

@@ -13,6 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.serving.api.app import make_app
 from mlx_deltamem.serving.api.settings import MEMORY_HEADERS, Settings
 from mlx_deltamem.serving.engine import Engine
+from mlx_deltamem.serving.exchange import ending
 from mlx_deltamem.serving.local import LocalService
 from mlx_deltamem.serving.memories import Memories
 from mlx_deltamem.serving.watchdog import watch
@@ -28,9 +29,10 @@ class _Server(uvicorn.Server):
     grace is over. A second signal ends it at once.
     """
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, grace: float):
+    def __init__(self, config: uvicorn.Config, engine: Engine, service: LocalService, grace: float):
         super().__init__(config)
         self._engine = engine
+        self._service = service
         self._grace = grace
         self._ends_at: float | None = None
 
@@ -53,7 +55,8 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: return whether the server ends now."""
-        if self._engine.failure is not None:
+        if self._engine.failure is not None and not self.should_exit:
+            self._service.fail_all(ending())
             self.should_exit = True
         if self._ends_at is not None and not self.should_exit:
             is_over = time.monotonic() >= self._ends_at
@@ -137,7 +140,7 @@ def _serve_http(engine: Engine, model_name: str, key: str | None, args: argparse
         server_header=False,
         lifespan="off",
     )
-    server = _Server(config, engine, args.grace)
+    server = _Server(config, engine, service, args.grace)
     if args.exit_on_stall is not None:
         watch(engine, args.exit_on_stall, service.fail_all)
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 
 from tests.conftest import REPO
+from tests.ranks.hosts import enter
 
 # Its first process imports the libraries once, and each rank is a fork of it. On a Mac, Metal does not survive a fork.
 _CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
@@ -45,14 +46,15 @@ class RunningRank:
         arguments: The module and its arguments.
         env: Variables of its environment.
         folder: Its working directory.
+        network: The host on which it runs, a network namespace; None: this one.
     """
 
-    def __init__(self, arguments: list[str], env: dict[str, str], folder: Path):
+    def __init__(self, arguments: list[str], env: dict[str, str], folder: Path, network: str | None):
         (inner_in, self.stdin), (self.stdout, inner_out), (self.stderr, inner_err) = (
             _CONTEXT.Pipe(duplex=False) for _ in range(3)
         )
         inner = (inner_in, inner_out, inner_err)
-        self.process = _CONTEXT.Process(target=_run, args=(arguments, env, str(folder), inner))
+        self.process = _CONTEXT.Process(target=_run, args=(arguments, env, str(folder), network, inner))
         self.process.start()
         for each in inner:
             each.close()
@@ -108,13 +110,29 @@ class Ranks:
         count: The number of ranks.
         arguments: What follows `python -m`.
         folders: By rank, its working directory; missing: that of the tests.
+        networks: By rank, the host on which it runs, as in `hosts`; None: all run on this one.
+        addresses: By rank, the address of that host.
     """
 
-    def __init__(self, count: int, *arguments: object, folders: dict[int, Path] | None = None):
+    def __init__(
+        self,
+        count: int,
+        *arguments: object,
+        folders: dict[int, Path] | None = None,
+        networks: list[str] | None = None,
+        addresses: list[str] | None = None,
+    ):
         handle, name = tempfile.mkstemp(suffix=".json")
         os.close(handle)
         self._hosts = Path(name)
-        self._hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
+        self._hosts.write_text(
+            json.dumps(
+                [
+                    [f"{address}:{port}"]
+                    for address, port in zip(addresses or ["127.0.0.1"] * count, free_ports(count), strict=True)
+                ]
+            )
+        )
         if sys.platform == "linux":
             _CONTEXT.set_forkserver_preload(_IMPORTED)
         self.processes = [
@@ -122,6 +140,7 @@ class Ranks:
                 [str(each) for each in arguments],
                 {"MLX_RANK": str(rank), "MLX_HOSTFILE": name, "HF_HUB_OFFLINE": "1"},
                 (folders or {}).get(rank, REPO),
+                None if networks is None else networks[rank],
             )
             for rank in range(count)
         ]
@@ -183,8 +202,10 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def _run(arguments: list[str], env: dict[str, str], folder: str, files: tuple) -> None:
+def _run(arguments: list[str], env: dict[str, str], folder: str, network: str | None, files: tuple) -> None:
     """Run a module as the main program of this new process."""
+    if network is not None:
+        enter(network)
     for number, file in enumerate(files):
         os.dup2(file.fileno(), number)
         file.close()

@@ -274,6 +274,18 @@ def test_a_stalled_server_answers_and_ends(tmp_path):
     server.end()
 
 
+def test_a_server_whose_engine_has_failed_answers_and_ends(tmp_path):
+    """As one of several ranks in which something has failed alone."""
+    fails = "from mlx_deltamem.sessions.batch import ReplyBatch\ndef fail(batch):\n    raise SystemExit('broken')\n"
+    server = Server(tmp_path / "memories", before=fails + "ReplyBatch.step = fail\n")
+    status, answer = server.say("Hello there.", "anna")
+    assert (status, answer["error"]["code"]) == (503, "ending")
+    assert server.process.wait(30) == 1
+    errors = server.process.stderr.read()
+    assert errors.endswith("RuntimeError: broken\n") and "ASGI" not in errors
+    server.end()
+
+
 @pytest.mark.parametrize("given", ["never", "0", "-1", "nan", ""])
 def test_a_wrong_durability_is_refused(given):
     ended = subprocess.run(
