@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mlx_lm.generate import BatchGenerator, generate_step, speculative_generate_step
 from mlx_lm.models.cache import (
     LRUPromptCache,
+    RotatingKVCache,
     can_trim_prompt_cache,
     load_prompt_cache,
     save_prompt_cache,
@@ -41,8 +42,9 @@ from tests.families import tiny_model
 SHIFTED = DeltaMemConfig(key_shift=True)
 MEANS = DeltaMemConfig(memory_write_granularity="message_mean")
 PROMPT = [5, 9, 33, 2, 17, 8, 60, 11]
-# Sums of float32 in another order, of states whose numbers are about 1.
-ROUNDING = 1e-5
+# Sums of float32 in another order, of states whose numbers are about 1. Without any trim, texts of 100 to 180 tokens
+# that are read in other parts differ by up to 7e-7; in the model with sliding windows, by up to 1.4e-5.
+ROUNDING, ROUNDING_OF_WINDOWS = 1e-5, 1e-4
 
 
 def wide_window_model(config: DeltaMemConfig):
@@ -69,10 +71,11 @@ def read(model, cache, tokens: list[int], written: list[bool] | None = None) -> 
 
 
 def assert_memory(cache, expected) -> None:
+    has_windows = any(isinstance(entry, RotatingKVCache) for entry in cache)
     states = memory(cache)
     assert states.keys() == memory(expected).keys()
     found, wanted = (mx.concatenate([part[layer].flatten() for layer in part]) for part in (states, memory(expected)))
-    assert distance(found, wanted) <= ROUNDING
+    assert distance(found, wanted) <= (ROUNDING_OF_WINDOWS if has_windows else ROUNDING)
 
 
 STEPS = st.lists(
