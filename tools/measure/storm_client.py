@@ -66,7 +66,8 @@ class Ledger:
         """
         known = []
         for turn in turns:
-            said, reply = turn.messages[-1]["content"], turn.reply.strip()
+            # mlx-lm's detokenizer gives byte 0 as the letter that stands for it in the vocabulary.
+            said, reply = turn.messages[-1]["content"], turn.reply.replace("\0", "\u0100").strip()
             if said not in self.maybe:
                 known.append((said, reply))
             elif not reply.startswith(special.sub("", self.maybe[said]).strip()):
