@@ -51,8 +51,9 @@ def _end(process: int, gone: str, sock: socket.socket) -> None:
     """End the process, with a line that names the rank that is gone; `sock` is the connection to that rank."""
     # It may have said that it ends, and why.
     if not _is_told(sock):
-        line = f"error: {gone} is gone; this rank ends too, and files are as they were saved last"
-        print(line, file=sys.stderr, flush=True)
+        # MLX's ring writes parts of lines of its own at the same time. So this is a line, in one call.
+        sys.stderr.write(f"\nerror: {gone} is gone; this rank ends too, and files are as they were saved last\n")
+        sys.stderr.flush()
     os.kill(process, signal.SIGKILL)
 
 

@@ -240,7 +240,10 @@ class World:
         # From here on this process ends by itself, and the guard must not say the same.
         self._tell_guard(self.connections)
         if text:
-            print(f"error: {text}", file=self.errors, flush=True)
+            # MLX's ring writes parts of lines of its own at the same time. So this is a line, in one call.
+            begin = "" if self.group is None else "\n"
+            self.errors.write(f"{begin}error: {text}\n")
+            self.errors.flush()
         self._pass_on(rank, end)
         os._exit(end.code)
 
