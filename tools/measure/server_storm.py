@@ -46,6 +46,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=POSITIVE, help="End after this time, also with fewer requests.")
     parser.add_argument("--clients", type=POSITIVE, default=32, help="Clients at a time (default: 32).")
     parser.add_argument("--memories", type=POSITIVE, default=1, help="Memories of each client (default: 1).")
+    parser.add_argument("--turns", type=POSITIVE, help="Empty a memory that has so many turns (default: never).")
     parser.add_argument("--durability", default="turn", help="As in mlx_deltamem.server (default: turn).")
     parser.add_argument("--memory-bytes", type=BYTES, default=2 << 30, help="As in mlx_deltamem.server.")
     parser.add_argument("--timeout", type=POSITIVE, default=300, help="A request hangs after this time (default: 300).")
@@ -85,9 +86,13 @@ async def _storm(args: argparse.Namespace, port: int, server: int) -> list[Ledge
     def chances(index: int) -> random.Random:
         return random.Random(f"{args.seed}-{index}")
 
-    clients = [
-        Client(port, index, args.memories, shared, counts, chances(index), args.timeout, greedy=index < args.resent)
+    ledgers = [
+        [Ledger(f"m{index}-{number}", most_turns=args.turns) for number in range(args.memories)]
         for index in range(args.clients)
+    ]
+    clients = [
+        Client(port, own, shared, counts, chances(index), args.timeout, greedy=index < args.resent)
+        for index, own in enumerate(ledgers)
     ]
     begun = told = time.monotonic()
 
@@ -110,7 +115,7 @@ async def _storm(args: argparse.Namespace, port: int, server: int) -> list[Ledge
         sys.exit(f"after {counts.total():,} requests: {error}")
     seconds = time.monotonic() - begun
     print(f"{counts.total():,} requests in {seconds:,.0f} s, none lost: {dict(counts.most_common())}", flush=True)
-    return [shared, *(ledger for client in clients for ledger in client.ledgers)]
+    return [shared, *(ledger for own in ledgers for ledger in own)]
 
 
 def _port_of(process: subprocess.Popen) -> int:

@@ -48,11 +48,18 @@ class Ledger:
         turns: The messages and replies that were acknowledged, in order; a shared memory has another order.
         maybe: By message, the text that came before the client left. The turn has it and may have more, or there is
             no such turn.
+        most_turns: The memory is emptied when it has so many turns; None: it grows.
     """
 
     name: str
     turns: list[tuple[str, str]] = field(default_factory=list)
     maybe: dict[str, str] = field(default_factory=dict)
+    most_turns: int | None = None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the memory has to be emptied."""
+        return self.most_turns is not None and len(self.turns) >= self.most_turns
 
     def fault(self, turns: Sequence[Turn], special: re.Pattern[str]) -> str:
         """Compare with the turns of the memory.
@@ -99,31 +106,26 @@ class Client:
 
     Args:
         port: The port of the server.
-        index: Its number.
-        memories: The number of its memories.
-        shared: The memory of all clients.
+        ledgers: Its memories.
+        shared: The memory of all clients. It is not used if memories are emptied.
         counts: Counts what was done, of all clients.
         chance: Decides what is done.
         timeout: A request that takes longer hangs, in seconds.
         greedy: Whether all replies are the likeliest ones. Else some are sampled.
-
-    Attributes:
-        ledgers: Its memories.
     """
 
     def __init__(
         self,
         port: int,
-        index: int,
-        memories: int,
+        ledgers: Sequence[Ledger],
         shared: Ledger,
         counts: Counter[str],
         chance: random.Random,
         timeout: float,
         greedy: bool,
     ):
-        self.ledgers = [Ledger(f"m{index}-{number}") for number in range(memories)]
-        self._chats: dict[str, list[Chat]] = {ledger.name: [] for ledger in self.ledgers}
+        self._ledgers = ledgers
+        self._chats: dict[str, list[Chat]] = {ledger.name: [] for ledger in ledgers}
         self._shared, self._counts, self._chance, self._greedy = shared, counts, chance, greedy
         self._http = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=timeout)
 
@@ -138,14 +140,22 @@ class Client:
             AssertionError: The answer is not the expected one, or there is none in time.
         """
         [kind] = self._chance.choices(list(SHARES), list(SHARES.values()))
-        ledger = self._chance.choice(self.ledgers)
+        ledger = self._chance.choice(self._ledgers)
+        if kind == "shared" and ledger.most_turns is not None:
+            kind = "new"
         begun = time.monotonic()
         try:
-            done = await self._do(kind, ledger)
+            done = await (self._reset(ledger) if ledger.is_full else self._do(kind, ledger))
         except (httpx2.HTTPError, TimeoutError) as error:
             seconds = time.monotonic() - begun
             raise AssertionError(f"{kind!r} got no answer: {type(error).__name__} after {seconds:.1f} s") from None
         self._counts[done] += 1
+
+    async def _reset(self, ledger: Ledger) -> str:
+        await self._expect(await self._http.post(f"/v1/memories/{ledger.name}/reset"), "reset", 200)
+        for each in (ledger.turns, ledger.maybe, self._chats[ledger.name]):
+            each.clear()
+        return "reset"
 
     async def _do(self, kind: str, ledger: Ledger) -> str:
         chats = self._chats[ledger.name]
