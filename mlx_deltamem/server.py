@@ -12,6 +12,7 @@ from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options import mlx_lm_defaults
 from mlx_deltamem.options.rule import COUNT, POSITIVE, REPLY_LENGTH, SHARE, TEMPERATURE, Rule, shown
 from mlx_deltamem.ranks.launched import launched_rank
+from mlx_deltamem.serving.api.settings import READ_ONLY_PATTERN
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, WRITES
 
@@ -56,8 +57,9 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     memory.add_argument("--memory-header", nargs="+", help="Headers that name the memory, in place of the usual ones.")
     memory.add_argument(
         "--read-only-pattern",
-        default="^### Task:",
-        help="A request only reads its memory if the last message of the user matches this (default: ^### Task:).",
+        default=READ_ONLY_PATTERN,
+        help="A request only reads its memory if the last message of the user matches this (default: how the requests "
+        "begin that Open WebUI makes by itself).",
     )
     memory.add_argument(
         "--memory-bytes", type=BYTES, default=2 << 30, help="Memories and texts kept in RAM (default: 2 GiB)."

@@ -15,6 +15,7 @@ from mlx_deltamem.sessions.place import (
     Asked,
     Exchange,
     Place,
+    are_same_messages,
     asked,
     find_other_reply,
     find_place,
@@ -25,7 +26,8 @@ from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.template import ChatTemplate
 from mlx_deltamem.sessions.template_options import DEFAULTS, parse_tools
-from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.trimmed import find_trimmed
+from mlx_deltamem.sessions.turn import Turn, said_turns
 from mlx_deltamem.sessions.writing import NONE
 
 # A text with more characters for each token of the window is refused before its tokens are counted, which takes seconds
@@ -81,18 +83,9 @@ def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prep
     """
     think_end: str | None = chat.tokenizer.think_end
     question = asked(request.messages)
-    place = _place(chat, request, question, think_end)
-    known = place.turns if place else 0
-    earlier: tuple[Exchange, ...] = () if request.continues is not None else question.earlier[known:]
-    if place is None:
-        chat.conversation = request.chat or world_of(chat.model).share(secrets.token_hex(6))
-    else:
-        _go_to(chat, place, replay_limit)
+    earlier, start = _go_on_from(chat, request, question, think_end, replay_limit)
     template = _template(chat.tokenizer, request.tools, request.template_options)
-    system = question.system
-    if request.continues is not None and system is None:
-        system = chat.system
-    chat.state.set_start(system, template)
+    chat.state.set_start(start, template)
     write = NONE if request.mode is not Mode.WRITE else None
     tokens = 0
     _check_length(chat.model, [message["content"] for message in question.new])
@@ -136,17 +129,71 @@ def _new_turn(chat: ChatSession, question: Asked, write: str | None) -> tuple[Tu
         return turn, f"the chat is longer than the model's window; the last {chat.history} tokens are seen"
 
 
-def _place(chat: ChatSession, request: ReplyRequest, question: Asked, think_end: str | None) -> Place | None:
-    turns = chat.turns
+def _go_on_from(
+    chat: ChatSession, request: ReplyRequest, question: Asked, think_end: str | None, replay_limit: int
+) -> tuple[Sequence[Exchange], str | None]:
+    """Bring a chat to the place that a request goes on from; returns the exchanges that are new, and the system prompt.
+
+    Raises:
+        RefusedError: The memory has no such turn, or the edit is below too much text.
+    """
+    turns, earlier = chat.turns, question.earlier
     if request.continues is not None:
         place = place_of_turn(turns, request.continues, think_end)
         if place is None:
             raise RefusedError(404, "turn_not_found", f"the memory has no turn {request.continues}")
-        return place
-    if request.chat is not None and any(turn.conversation == request.chat for turn in turns):
-        # An edit of the first message too is one of this chat.
-        return find_place(turns, question.earlier, think_end, request.chat) or Place(request.chat, 0)
-    return find_place(turns, question.earlier, think_end) or find_other_reply(turns, question.earlier, think_end)
+        _go_to(chat, place, replay_limit)
+        return (), question.start
+    own = request.chat if request.chat is not None and said_turns(turns, request.chat) else None
+    place = find_place(turns, earlier, think_end, own)
+    if place is not None:
+        return earlier[_go_on(chat, place, question, replay_limit) :], question.start
+    if (place := find_trimmed(turns, question, think_end, own)) is not None:
+        _go_to(chat, place, replay_limit)
+        return (), question.system
+    place = find_other_reply(turns, earlier, think_end) if own is None else _edited_start(turns, own, question)
+    if place is None:
+        name = world_of(chat.model).share(secrets.token_hex(6))
+        if own is not None:
+            # The client shows something else now, for example a summary. What was said stays in the memory.
+            chat.state.rename(own, name)
+        chat.conversation = request.chat or name
+    else:
+        _go_to(chat, place, replay_limit)
+    return earlier, question.start
+
+
+def _edited_start(turns: Sequence[Turn], conversation: str, question: Asked) -> Place | None:
+    """The beginning of a conversation if the client has edited its first message or the reply to it; else None."""
+    first = said_turns(turns, conversation)[0]
+    if not question.earlier:
+        is_edit = question.greeting is None
+    else:
+        is_edit = are_same_messages(first.messages, question.earlier[0].messages)
+    return Place(conversation, 0) if is_edit else None
+
+
+def _go_on(chat: ChatSession, place: Place, question: Asked, replay_limit: int) -> int:
+    """Bring a chat to the place after the known exchanges; returns the number of exchanges that the chat then has.
+
+    A client that stopped the last reply may show less of it than was sent. If too much would have to run again to
+    shorten it, it stays as it is.
+    """
+    said, known = said_turns(chat.turns, place.conversation), place.turns
+    try:
+        _go_to(chat, place, replay_limit)
+    except RefusedError:
+        if not len(said) == len(question.earlier) == known + 1:
+            raise
+        turn, exchange = said[known], question.earlier[known]
+        shown = exchange.reply["content"].strip()
+        if not (shown and turn.reply.strip().startswith(shown)):
+            raise
+        if not are_same_messages(turn.messages, exchange.messages):
+            raise
+        chat.state.enter(place.conversation)
+        return known + 1
+    return known
 
 
 def _go_to(chat: ChatSession, place: Place, replay_limit: int) -> None:

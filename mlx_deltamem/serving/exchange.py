@@ -52,6 +52,8 @@ class ReplyRequest:
         tools: Tools in OpenAI's form; None: none.
         template_options: Further variables of the chat template.
         goes_on: Whether the chat may go on from the reply. If not, and the memory is only read, nothing of it is kept.
+        is_streamed: Whether the client gets the reply as it is generated. If not, and the client leaves before the end,
+            it has got nothing, and so nothing is kept.
         text: A plain text to continue without a chat template, in place of messages. The memory is then only read.
         max_tokens: The longest reply, in tokens; -1: no limit.
         stop: Texts that end the reply.
@@ -67,6 +69,7 @@ class ReplyRequest:
     tools: tuple[Mapping[str, object], ...] | None = None
     template_options: Mapping[str, object] = field(default_factory=dict)
     goes_on: bool = True
+    is_streamed: bool = False
     text: str | None = None
     max_tokens: int = 512
     stop: tuple[str, ...] = ()

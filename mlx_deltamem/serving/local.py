@@ -37,6 +37,12 @@ class LocalService:
         self._special = special_tokens(self.tokenizer)
         self._calls = EngineCalls(engine)
         self._numbers = itertools.count()
+        self._streams: set[asyncio.Queue[Event | None]] = set()
+
+    def end_events(self) -> None:
+        """End the streams of events. The event loop's thread calls it when the server ends."""
+        for events in self._streams:
+            events.put_nowait(None)
 
     def fail_all(self, error: RefusedError) -> None:
         """Answer all clients that wait for the engine with an error. Any thread may call it."""
@@ -82,9 +88,9 @@ class LocalService:
                 raise
             await self._calls.run(Operations.delete_damaged, name)
 
-    async def fork(self, name: str, new: str) -> MemoryInfo:
+    async def fork(self, name: str, new: str, match: str | None) -> MemoryInfo:
         """Copy a memory under a new name."""
-        return await self._calls.run(Operations.fork, name, new)
+        return await self._calls.run(Operations.fork, name, new, match)
 
     async def reset(self, name: str, match: str | None) -> MemoryInfo:
         """Empty a memory."""
@@ -106,9 +112,9 @@ class LocalService:
         """The session file of a memory."""
         return await self._calls.run(Operations.exported, name)
 
-    async def imported(self, name: str, content: bytes) -> MemoryInfo:
+    async def imported(self, name: str, content: bytes, match: str | None) -> MemoryInfo:
         """Make or replace a memory from a session file."""
-        return await self._calls.run(Operations.imported, name, base64.b64encode(content).decode())
+        return await self._calls.run(Operations.imported, name, base64.b64encode(content).decode(), match)
 
     async def heatmap(self, name: str) -> Mapping[str, object]:
         """The states for drawing."""
@@ -121,20 +127,24 @@ class LocalService:
     async def events(self, name: str) -> AsyncIterator[Mapping[str, object]]:
         """The events of a memory while a client listens."""
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
 
         def listener(event: Event) -> None:
             # A client that reads too slowly loses tokens, and no turns.
-            if event["event"] == "turn" or events.qsize() < _MOST_EVENTS:
+            if event["event"] != "token" or events.qsize() < _MOST_EVENTS:
                 soon(loop, lambda: events.put_nowait(event))
 
         number, listeners = next(self._numbers), self._engine.operations.listeners
         listeners[number] = listener
+        self._streams.add(events)
         try:
             await self._calls.run(Operations.listen, name, number)
-            while True:
-                yield await events.get()
+            while (event := await events.get()) is not None:
+                yield event
+                if event["event"] == "deleted":
+                    return
         finally:
+            self._streams.discard(events)
             del listeners[number]
             self._engine.inbox.tell(Operations.end_listening, lambda work: work(), number)
 

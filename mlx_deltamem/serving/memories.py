@@ -76,6 +76,9 @@ class Memories:
             RefusedError: There is no such memory, or its file is damaged or of another model.
         """
         memory = self._loaded.get(name)
+        if memory is not None and not make and not self._exists(name):
+            # A request has made it and has added nothing.
+            memory = None
         if memory is None:
             path = self._folder.file(name)
             if self._folder.has(name):
@@ -87,6 +90,16 @@ class Memories:
             self._loaded[name] = memory
         self.used(memory)
         return memory
+
+    def existing(self, name: str) -> Memory:
+        """A memory that must have a revision that a client knows.
+
+        Raises:
+            RefusedError: There is none, or its file is damaged or of another model.
+        """
+        if not self._exists(name):
+            raise RefusedError(412, "revision_mismatch", f"there is no memory {name}, and If-Match expects one")
+        return self.get(name)
 
     def new_private(self, write: str | None = None) -> Memory:
         """A new private memory."""
@@ -150,7 +163,9 @@ class Memories:
         if memory.name is not None:
             self._folder.remove(memory.name)
             self._loaded.pop(memory.name, None)
-        memory.is_unsaved = False
+        memory.is_unsaved, memory.is_deleted = False, True
+        for listener in list(memory.listeners):
+            listener({"event": "deleted"})
 
     def delete_damaged(self, name: str) -> None:
         """Delete the file of a memory that cannot be loaded."""
@@ -201,7 +216,7 @@ class Memories:
     def infos(self) -> list[MemoryInfo]:
         """All memories of the folder. A file that cannot be read is left out."""
         found = []
-        for name in sorted({*self.names(), *self._loaded}):
+        for name in sorted({*self.names(), *filter(self._exists, self._loaded)}):
             if name in self._loaded:
                 found.append(self._loaded[name].info())
                 continue
@@ -238,7 +253,10 @@ class Memories:
         return memory
 
     def _exists(self, name: str) -> bool:
-        return name in self._loaded or self._folder.has(name)
+        """Whether there is a memory. One that a request has made is none if nothing was added to it."""
+        memory = self._loaded.get(name)
+        is_used = memory is not None and (bool(memory.chat.turns) or memory.is_in_use)
+        return is_used or self._folder.has(name)
 
     def _check_free(self, name: str) -> None:
         if self._exists(name):

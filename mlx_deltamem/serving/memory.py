@@ -27,7 +27,8 @@ class Memory:
     Attributes:
         is_busy: Whether a turn that changes it is under way.
         is_unsaved: Whether it has turns that are not in its file. Only `Saver` lets that be.
-        waiting: The work that begins when it is free, in order.
+        is_deleted: Whether it was deleted. What waits for it then uses the next memory of its name.
+        waiting: The work that begins when it is free, in order; and what is done instead if it was deleted.
         last_used: When it was used last, as a count of uses of all memories.
         counted: Its bytes when they were counted last.
         listeners: Called with each event of the memory.
@@ -41,7 +42,8 @@ class Memory:
         self.path = path
         self.is_busy = False
         self.is_unsaved = False
-        self.waiting: deque[Callable[[], None]] = deque()
+        self.is_deleted = False
+        self.waiting: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
         self.last_used = 0
         self.counted = 0
         self.listeners: list[Callable[[Event], None]] = []

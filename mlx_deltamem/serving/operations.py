@@ -88,9 +88,14 @@ class Operations:
         """Delete the file of a memory that cannot be loaded."""
         settle(lambda: self._memories.delete_damaged(name))
 
-    def fork(self, settle: Settle[MemoryInfo], name: str, new: str) -> None:
+    def fork(self, settle: Settle[MemoryInfo], name: str, new: str, match: str | None) -> None:
         """Copy a memory under a new name."""
-        self._on(settle, name, lambda memory: self._memories.fork(memory, new).info())
+
+        def fork(memory: Memory) -> MemoryInfo:
+            memory.check(match)
+            return self._memories.fork(memory, new).info()
+
+        self._on(settle, name, fork)
 
     def reset(self, settle: Settle[MemoryInfo], name: str, match: str | None) -> None:
         """Empty a memory."""
@@ -125,10 +130,12 @@ class Operations:
         """The session file of a memory."""
         self._on(settle, name, self._memories.exported)
 
-    def imported(self, settle: Settle[MemoryInfo], name: str, content: str) -> None:
+    def imported(self, settle: Settle[MemoryInfo], name: str, content: str, match: str | None) -> None:
         """Make or replace a memory from a session file, which is given in base 64."""
 
         def replace() -> MemoryInfo:
+            if match is not None:
+                self._memories.existing(name).check(match)
             memory = self._memories.loaded_one(name)
             if memory is not None and memory.is_busy:
                 raise RefusedError(409, "memory_busy", f"a turn of memory {name} is under way; try again later")
@@ -193,7 +200,7 @@ class Operations:
             error = refused
             settle(lambda: _refuse(error))
         else:
-            when_free(memory, lambda: settle(lambda: work(memory)))
+            when_free(memory, lambda: settle(lambda: work(memory)), lambda: self._on(settle, name, work, make))
 
     def _changed(
         self,
@@ -206,7 +213,8 @@ class Operations:
         """Change a memory and save it. After an error it is as before."""
 
         def work(memory: Memory) -> MemoryInfo:
-            memory.check(match)
+            if match is not None:
+                self._memories.existing(name).check(match)
             state = memory.chat.state
             before, write = state.snapshot(), memory.chat.write
             try:

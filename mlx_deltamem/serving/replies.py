@@ -82,7 +82,7 @@ class Replies:
             return
         job.memory = memory
         if adds_turn(job.request, memory):
-            when_free(memory, lambda: self._hold(job, memory))
+            when_free(memory, lambda: self._hold(job, memory), lambda: self.arrive(job))
         else:
             self._ready.append(job)
 
@@ -152,10 +152,13 @@ class Replies:
             self._finish(job, response.finish_reason)
 
     def end_closed(self) -> None:
-        """End the replies that nobody waits for, at their last token."""
+        """End the replies that nobody waits for, at their last token. If nothing was sent, nothing happened."""
         for row, job in list(self._jobs.items()):
             if job.outlet.is_closed and row in self._jobs:
-                self._end(row, job, "stop")
+                if job.request.is_streamed and job.pieces:
+                    self._end(row, job, "stop")
+                else:
+                    self._undo(row, job)
 
     def end_all(self) -> None:
         """End all replies at their last token, and refuse the requests that wait."""
@@ -178,6 +181,13 @@ class Replies:
             self._fail(job, error)
         else:
             self._finish(job, reason)
+
+    def _undo(self, row: BatchedReply, job: ReplyJob) -> None:
+        """End a reply, and take its turn back."""
+        del self._jobs[row]
+        self._batch.abort(row)
+        take_back(job)
+        leave_memory(job)
 
     def _finish(self, job: ReplyJob, reason: str) -> None:
         """Keep the turn of a reply that has ended, and tell the client of the end."""

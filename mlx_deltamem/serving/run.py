@@ -63,6 +63,8 @@ class _Server(uvicorn.Server):
             if is_over:
                 self._engine.cut()
             self.should_exit = is_over or self._engine.is_idle
+        if self.should_exit:
+            self._service.end_events()
         return await super().on_tick(counter)
 
     async def startup(self, sockets=None) -> None:

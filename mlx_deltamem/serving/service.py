@@ -101,7 +101,7 @@ class Service(Protocol):
     async def delete(self, name: str, match: str | None) -> None:
         """Delete a memory and its file."""
 
-    async def fork(self, name: str, new: str) -> MemoryInfo:
+    async def fork(self, name: str, new: str, match: str | None) -> MemoryInfo:
         """Copy a memory under a new name."""
 
     async def reset(self, name: str, match: str | None) -> MemoryInfo:
@@ -119,7 +119,7 @@ class Service(Protocol):
     async def exported(self, name: str) -> bytes:
         """The session file of a memory."""
 
-    async def imported(self, name: str, content: bytes) -> MemoryInfo:
+    async def imported(self, name: str, content: bytes, match: str | None) -> MemoryInfo:
         """Make or replace a memory from a session file."""
 
     async def heatmap(self, name: str) -> Mapping[str, object]:

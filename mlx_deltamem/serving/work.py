@@ -25,10 +25,16 @@ def attempt(work: Callable[[], None], world: World) -> None:
         _LOG.exception("work on a memory failed", exc_info=False)
 
 
-def when_free(memory: Memory, work: Callable[[], None]) -> None:
-    """Run a function when no turn of a memory is under way. The function may begin one."""
+def when_free(memory: Memory, work: Callable[[], None], deleted: Callable[[], None]) -> None:
+    """Run a function when no turn of a memory is under way. The function may begin one.
+
+    Args:
+        memory: The memory.
+        work: The function.
+        deleted: Run instead if the memory was deleted in the meantime.
+    """
     if memory.is_busy:
-        memory.waiting.append(work)
+        memory.waiting.append((work, deleted))
     else:
         work()
         _go_on(memory)
@@ -56,4 +62,5 @@ def held(memory: Memory) -> Iterator[None]:
 
 def _go_on(memory: Memory) -> None:
     while memory.waiting and not memory.is_busy:
-        attempt(memory.waiting.popleft(), world_of(memory.chat.model))
+        work, deleted = memory.waiting.popleft()
+        attempt(deleted if memory.is_deleted else work, world_of(memory.chat.model))

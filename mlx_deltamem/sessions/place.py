@@ -5,6 +5,7 @@ Clients of OpenAI's API send the whole chat with each request. A message that th
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -27,13 +28,22 @@ class Asked:
 
     Attributes:
         system: The system prompt, or None. Several are joined by an empty line.
-        earlier: The exchanges before the new messages.
+        greeting: A reply before any message; None if there is none. It is a greeting, or the rest of an exchange of
+            which the client has left out the beginning.
+        earlier: The exchanges before the new messages, without the greeting.
         new: The messages that a reply is asked for.
     """
 
     system: str | None
+    greeting: Message | None
     earlier: tuple[Exchange, ...]
     new: tuple[Message, ...]
+
+    @property
+    def start(self) -> str | None:
+        """The system prompt, which also tells of the greeting."""
+        greeted = None if self.greeting is None else f"You have greeted the user: {self.greeting['content']}"
+        return "\n\n".join(filter(None, (self.system, greeted))) or self.system
 
 
 @dataclass(frozen=True)
@@ -69,13 +79,13 @@ def asked(messages: Sequence[Message]) -> Asked:
             new = []
         elif message["role"] != "system":
             new.append(message)
+    greeting: Message | None = None
     if earlier and not earlier[0].messages:
-        # A greeting by the assistant, before the user has said anything.
-        greeting, *earlier = earlier
-        system.append(f"You have greeted the user: {greeting.reply['content']}")
+        greeting = earlier.pop(0).reply
     if not new:
-        raise ValueError("the messages end with a reply of the assistant; expected a message to reply to at the end")
-    return Asked("\n\n".join(system) if system else None, tuple(earlier), tuple(new))
+        found = "end with a reply of the assistant" if earlier or greeting else "are a system prompt only"
+        raise ValueError(f"the messages {found}; expected a message to reply to at the end")
+    return Asked("\n\n".join(system) if system else None, greeting, tuple(earlier), tuple(new))
 
 
 def turn_ids(turns: Iterable[Turn], think_end: str | None = None) -> list[str]:
@@ -111,16 +121,22 @@ def place_of_turn(turns: Sequence[Turn], name: str, think_end: str | None = None
 def places(turns: Sequence[Turn], think_end: str | None = None) -> dict[str, Place]:
     """The place after each turn of a chat, by the id of the turn. Remembered texts are not part of a conversation.
 
+    Of several conversations with the same turns, it is one that ends there, and else the newest.
+
     Args:
         turns: All turns of the chat.
         think_end: As for `turn_ids`.
     """
     known: dict[str, Place] = {}
     counts: dict[str, int] = {}
+    lengths = Counter(turn.conversation for turn in turns if not turn.remembered)
     for turn, name in zip(turns, turn_ids(turns, think_end), strict=True):
         if not turn.remembered:
             counts[turn.conversation] = counts.get(turn.conversation, 0) + 1
-            known[name] = Place(turn.conversation, counts[turn.conversation])
+            place, other = Place(turn.conversation, counts[turn.conversation]), known.get(name)
+            # Several conversations may begin alike. In one that ends here, nothing is taken back.
+            if other is None or place.turns == lengths[place.conversation] or other.turns < lengths[other.conversation]:
+                known[name] = place
     return known
 
 
@@ -167,7 +183,6 @@ def find_other_reply(turns: Sequence[Turn], earlier: Sequence[Exchange], think_e
     """
     if not earlier:
         return None
-    first = list(map(_plain, earlier[0].messages))
     reply = _without_reasoning(earlier[0].reply["content"], think_end).strip()
     conversations: dict[str, list[Turn]] = {}
     for turn in said_turns(turns):
@@ -177,7 +192,7 @@ def find_other_reply(turns: Sequence[Turn], earlier: Sequence[Exchange], think_e
         known = _without_reasoning(said[0].reply, think_end).strip()
         is_part = known.startswith(reply) or reply.startswith(known)
         is_last = said[0] is turns[-1]
-        if len(said) == 1 and (is_part or is_last) and list(map(_plain, said[0].messages)) == first:
+        if len(said) == 1 and (is_part or is_last) and are_same_messages(said[0].messages, earlier[0].messages):
             return Place(name, 0)
     return None
 
@@ -191,6 +206,17 @@ def deepest(known: Mapping[str, Place], path: Iterable[str]) -> Place | None:
     """
     found = [known[name] for name in takewhile(known.__contains__, path)]
     return found[-1] if found else None
+
+
+def are_same_messages(known: Sequence[Message], shown: Sequence[Message]) -> bool:
+    """Whether messages are those that a client shows, which may have lost white space and the ids of calls."""
+    return list(map(_plain, known)) == list(map(_plain, shown))
+
+
+def is_same_reply(turn: Turn, shown: Message, think_end: str | None = None) -> bool:
+    """Whether the reply of a turn is the one that a client shows."""
+    known: Message = {"role": "assistant", "content": turn.reply, "tool_calls": list(turn.tool_calls)}
+    return _id("", (), known, think_end) == _id("", (), shown, think_end)
 
 
 def _id(parent: str, messages: Sequence[Message], reply: Message | None, think_end: str | None) -> str:

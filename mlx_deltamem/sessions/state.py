@@ -141,6 +141,18 @@ class ChatState:
         if self.cache is not None:
             self.cache[-1].cache = list(self.states)
 
+    def rename(self, conversation: str, name: str) -> None:
+        """Give a conversation another name. The memory does not change."""
+        self.turns = [
+            replace(turn, conversation=name) if turn.conversation == conversation else turn for turn in self.turns
+        ]
+        if conversation in self.starts:
+            self.starts[name] = self.starts.pop(conversation)
+        if conversation in self._caches:
+            self._caches[name] = self._caches.pop(conversation)
+        if self.conversation == conversation:
+            self.conversation = name
+
     def drop_caches(self) -> None:
         """Free the keys and values. They are made again when they are needed."""
         self.cache, self._caches = None, {}

@@ -89,6 +89,81 @@ def test_a_first_reply_that_the_client_shows_in_part_is_not_written_twice(runnin
     assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
 
 
+def test_a_later_reply_that_was_stopped_stays_if_too_much_would_run_again(running):
+    server = running(replay_limit=3)
+    first, _ = server.ask("My word is jade.", memory="anna")
+    second, _ = server.ask("My word is jade.", first, "Hello.", memory="anna")
+    server.ask("Something else.", memory="anna")
+    part = second[:2]
+    assert part.strip() and part != second
+    server.ask("My word is jade.", first, "Hello.", part, "What is it?", memory="anna")
+    said = [turn.messages[-1]["content"] for turn in chat_of(server, "anna").turns]
+    assert said == ["My word is jade.", "Hello.", "Something else.", "What is it?"]
+    with pytest.raises(RefusedError, match="tokens of later turns would have to run again"):
+        server.ask("My word is jade.", first, "Hello.", "Edited.", "What is it?", memory="anna")
+
+
+@pytest.mark.parametrize("chat", [None, "c1"])
+@pytest.mark.parametrize("kept", [2, 3])
+def test_a_client_that_leaves_out_old_messages_goes_on(running, chat, kept):
+    """Each message is written once, also if the first one that is shown is a reply."""
+    server, said = running(), []
+    for number in range(4):
+        said.append(f"Fact {number}.")
+        shown = said[-kept - 1 :]
+        first = [{"role": "assistant", "content": shown.pop(0)}] if len(shown) % 2 == 0 else []
+        reply, _ = server.run(_asking(server, first, shown, chat))[0]
+        said.append(reply)
+    turns = chat_of(server, "anna").turns
+    assert [turn.messages[-1]["content"] for turn in turns] == said[::2]
+    assert len({turn.conversation for turn in turns}) == 1
+    # The last question again takes its reply back.
+    again = said[-2 - kept : -1]
+    first = [{"role": "assistant", "content": again.pop(0)}] if len(again) % 2 == 0 else []
+    server.run(_asking(server, first, again, chat))
+    assert [turn.messages[-1]["content"] for turn in chat_of(server, "anna").turns] == said[::2]
+
+
+def _asking(server, first, texts, chat):
+    roles = ("user", "assistant")
+    rest = [{"role": roles[place % 2], "content": text} for place, text in enumerate(texts)]
+    return server.asking(*first, *rest, memory="anna", chat=chat)
+
+
+def test_a_chat_that_shows_a_summary_of_itself_keeps_its_turns(running):
+    server = running()
+    first, _ = server.ask("My word is jade.", memory="anna", chat="c1")
+    server.ask("My word is jade.", first, "My sister is Ida.", memory="anna", chat="c1")
+    server.ask("In short: a word, a sister.", "Understood.", "Go on.", memory="anna", chat="c1")
+    said = [turn.messages[-1]["content"] for turn in chat_of(server, "anna").turns]
+    assert said == ["My word is jade.", "My sister is Ida.", "In short: a word, a sister.", "Go on."]
+    # The id stands for what the client shows now.
+    last = chat_of(server, "anna").turns[-1].reply
+    server.ask("In short: a word, a sister.", "Understood.", "Go on.", last, "And?", memory="anna", chat="c1")
+    assert [turn.conversation for turn in chat_of(server, "anna").turns][2:] == ["c1"] * 3
+
+
+def test_chats_that_begin_alike_do_not_take_each_others_turns(running):
+    server = running()
+    reply, _ = server.ask("Hi.", memory="anna")
+    other, _ = server.ask("Hi.", memory="anna")
+    server.ask("Hi.", reply, "My word is jade.", memory="anna")
+    server.ask("Hi.", other, "My word is oak.", memory="anna")
+    said = [turn.messages[-1]["content"] for turn in chat_of(server, "anna").turns]
+    assert said == ["Hi.", "Hi.", "My word is jade.", "My word is oak."]
+
+
+def test_the_system_prompt_of_another_chat_is_not_seen_where_a_turn_is_continued(running, tmp_path):
+    replies = []
+    for number, others in enumerate(([], ["Speak in riddles, always."])):
+        server = running(tmp_path / str(number), write="none")
+        _reply, done = server.ask("Hello.", memory="anna")
+        for system in others:
+            server.ask("Good day.", memory="anna", system=system)
+        replies.append(server.ask("What is it?", memory="anna", continues=done.turn, max_tokens=20)[0])
+    assert replies[0] == replies[1]
+
+
 @pytest.mark.parametrize("memory", [None, "anna"])
 def test_messages_that_end_with_a_reply_are_refused(running, memory):
     with pytest.raises(RefusedError, match="end with a reply of the assistant") as caught:

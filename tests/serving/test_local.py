@@ -24,9 +24,9 @@ def test_a_damaged_memory_can_be_replaced_and_deleted(running, tmp_path, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr("mlx_deltamem.sessions.session.write_chat", full)
         with pytest.raises(RefusedError, match="No space left"):
-            run(service.imported("bad", content))
+            run(service.imported("bad", content, None))
     assert (folder / "bad.safetensors").read_bytes() == b"nothing"
-    [info] = run(service.imported("bad", content))
+    [info] = run(service.imported("bad", content, None))
     assert info.turns == 1
     assert same_memory(chat_of(server, "bad"), chat_of(server, "anna"), 0)
     with pytest.raises(RefusedError, match="cannot be used"):
@@ -47,7 +47,7 @@ def test_an_import_that_cannot_be_saved_changes_nothing(running, monkeypatch):
 
     monkeypatch.setattr("mlx_deltamem.sessions.session.write_chat", full)
     with pytest.raises(RefusedError, match="No space left"):
-        run(service.imported("anna", content))
+        run(service.imported("anna", content, None))
     assert chat_of(server, "anna").turns[0].messages[0]["content"] == "My word is jade."
     assert all((chat_of(server, "anna").memory[layer] == state).all() for layer, state in memory.items())
 
@@ -63,7 +63,7 @@ def test_operations_on_memories(running):
     [info] = run(service.memory("anna"))
     [turns] = run(service.turns("anna"))
     assert next(message["content"] for message in turns[0].messages) == "My word is jade."
-    run(service.fork("anna", "ben"))
+    run(service.fork("anna", "ben", None))
     with pytest.raises(RefusedError, match="revision") as caught:
         run(service.undo("ben", "other"))
     assert caught.value.status == 412
@@ -72,13 +72,13 @@ def test_operations_on_memories(running):
         run(service.undo("ben", None))
     run(service.remember("ben", ({"role": "user", "content": "A note."},), "all", None))
     [content] = run(service.exported("ben"))
-    [copied] = run(service.imported("carl", content))
+    [copied] = run(service.imported("carl", content, None))
     assert copied.turns == 1
     assert same_memory(chat_of(server, "carl"), chat_of(server, "ben"), 0)
-    [replaced] = run(service.imported("anna", content))
+    [replaced] = run(service.imported("anna", content, None))
     assert replaced.turns == 1
     with pytest.raises(RefusedError, match="not a session"):
-        run(service.imported("anna", b"rubbish"))
+        run(service.imported("anna", b"rubbish", None))
     run(service.reset("carl", None))
     assert not chat_of(server, "carl").turns
     [changed] = run(service.change("carl", 20, None, None))

@@ -1,8 +1,11 @@
 """Replies that are generated together, and how each ends."""
 
-from mlx_deltamem.serving.exchange import Sampling
+import pytest
+
+from mlx_deltamem import ChatSession
+from mlx_deltamem.serving.exchange import Mode, RefusedError, Sampling
 from tests.serving.conftest import OFF, chat_of, plain_chat
-from tests.sessions.test_session import same_memory
+from tests.sessions.test_session import loaded, same_memory
 
 
 def test_many_memories_at_once(running):
@@ -39,7 +42,52 @@ def test_the_stop_text_that_ended_a_reply_is_told(running):
 
 def test_a_client_that_leaves_ends_the_turn_there(running):
     server = running()
-    server.run(server.asking("Hello there.", memory="anna", max_tokens=400, leave_after=2))
+    server.run(server.asking("Hello there.", memory="anna", max_tokens=400, leave_after=2, is_streamed=True))
     _reply, done = server.ask("Hello.", memory="anna", chat="new")
     assert done.revision == 2
     assert 2 <= len(chat_of(server, "anna").turns[0].reply_ids) < 100
+
+
+def test_a_client_that_leaves_before_it_has_got_anything_changes_nothing(running):
+    """One that waits for the whole reply asks again when it has lost patience: its message is written once."""
+    server = running()
+    server.ask("My word is jade.", memory="anna")
+    before = chat_of(server, "anna").fork()
+    server.run(server.asking("Hello there.", memory="anna", max_tokens=400, leave_after=2))
+    _reply, done = server.ask("Hello there.", memory="anna", max_tokens=4)
+    assert done.revision == 2
+    before.conversation = "again"
+    before.send("Hello there.", 4)
+    assert same_memory(chat_of(server, "anna"), before, 0)
+
+
+def test_a_turn_that_waits_for_a_memory_that_is_deleted_begins_a_new_one(running):
+    server = running()
+    server.ask("My word is jade.", memory="anna")
+    server.run(
+        server.asking("Hello there.", memory="anna", max_tokens=40),
+        server.service.delete("anna", None),
+        server.asking("My word is oak.", memory="anna"),
+        server.asking("Hello.", memory="anna"),
+    )
+    chat = plain_chat()
+    chat.send("My word is oak.", 8)
+    chat.conversation = "other"
+    chat.send("Hello.", 8)
+    for found in (chat_of(server, "anna"), ChatSession.load(*loaded(), server.memories.get("anna").path)):
+        assert found.messages == chat.messages
+        assert same_memory(found, chat, 0)
+
+
+def test_a_memory_that_was_only_read_is_not_there(running):
+    server = running()
+    _reply, done = server.ask("Hello.", memory="ghost", mode=Mode.READ)
+    assert done.memory == "ghost"
+    assert server.run(server.service.memories()) == [[]]
+    with pytest.raises(RefusedError, match="there is no memory ghost"):
+        server.run(server.service.memory("ghost"))
+    with pytest.raises(RefusedError, match="If-Match expects one") as caught:
+        server.run(server.service.remember("ghost", [{"role": "user", "content": "x"}], "all", "*"))
+    assert caught.value.status == 412
+    [info] = server.run(server.service.create("ghost", None, None))
+    assert info.turns == 0

@@ -95,7 +95,7 @@ def test_a_change_is_saved_before_its_answer_with_the_turns_before_it(running, f
         "reset": lambda: service.reset("anna", None),
         "remember": lambda: service.remember("anna", ({"role": "user", "content": "A note."},), "all", None),
         "change": lambda: service.change("anna", None, "none", None),
-        "fork": lambda: service.fork("anna", "ben"),
+        "fork": lambda: service.fork("anna", "ben", None),
         "exported": lambda: service.exported("anna"),
     }
     run(changes[change]())

@@ -24,12 +24,15 @@ def test_a_list_that_ends_with_a_reply():
     for texts in (("One.", "Two."), ()):
         with pytest.raises(ValueError, match="expected a message to reply to at the end"):
             asked(messages(*texts) if texts else ())
+    with pytest.raises(ValueError, match="are a system prompt only"):
+        asked(parse_messages([{"role": "system", "content": "Be brief."}]))
 
 
 def test_a_greeting_and_a_reply_in_two_parts():
     greeted = parse_messages([{"role": "assistant", "content": "Hi!"}, *messages("One.")])
-    assert "Hi!" in asked(greeted).system
-    assert not asked(greeted).earlier
+    found = asked(greeted)
+    assert "Hi!" in found.start
+    assert found.system is None and not found.earlier
     split = parse_messages([*messages("One.", "Two."), {"role": "assistant", "content": "And."}, *messages("Three.")])
     [exchange] = asked(split).earlier
     assert exchange.reply["content"] == "Two.\nAnd."

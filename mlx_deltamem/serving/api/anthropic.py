@@ -41,10 +41,11 @@ async def messages(context: Context, request: Request) -> Response:
     )
     tokens = fields.whole("max_tokens", REPLY_LENGTH, context.settings.max_tokens)
     stop = sampling.stop_texts(fields, "stop_sequences")
-    wanted = replace(wanted, max_tokens=sampling.reply_length(tokens), stop=stop)
+    is_streamed = fields.flag("stream")
+    wanted = replace(wanted, max_tokens=sampling.reply_length(tokens), stop=stop, is_streamed=is_streamed)
     choice, blocks = new_choice(context, wanted, tools), Blocks()
     base = {"id": f"msg_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "model": selection.model}
-    if fields.flag("stream"):
+    if is_streamed:
         return EventStream(
             _events(context, wanted, choice, blocks, base),
             lambda error: event(error_body(request.scope["path"], error), "error"),

@@ -96,6 +96,7 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Chat:
         mode=narrower(selection.mode, Mode.READ) if reads else selection.mode,
         chat=selection.chat,
         goes_on=not reads,
+        is_streamed=asked.stream,
         tools=tools,
         template_options=sampling.template_options(fields),
         max_tokens=asked.max_tokens,

@@ -11,7 +11,7 @@ from mlx_deltamem.serving.api.body import Fields, read_object
 from mlx_deltamem.serving.api.chat_completions import chat_messages
 from mlx_deltamem.serving.api.context import Context
 from mlx_deltamem.serving.api.errors import BadFieldError, JsonReply
-from mlx_deltamem.serving.api.etag import changed, etag, revisions
+from mlx_deltamem.serving.api.etag import etag, revisions
 from mlx_deltamem.serving.api.selection import is_name, memory_name
 from mlx_deltamem.serving.exchange import RefusedError
 from mlx_deltamem.serving.service import MemoryInfo
@@ -56,8 +56,7 @@ async def delete(context: Context, request: Request) -> Response:
 async def fork(context: Context, request: Request) -> Response:
     """Copy a memory under a new name."""
     name, new = named(request), _new_name(await read_object(request))
-    await _check_match(context, request)
-    return _answer(await context.service.fork(name, new), 201)
+    return _answer(await context.service.fork(name, new, await _match(context, request)), 201)
 
 
 async def reset(context: Context, request: Request) -> Response:
@@ -94,8 +93,7 @@ async def import_file(context: Context, request: Request) -> Response:
     name, content = named(request), await request.body()
     if not content:
         raise RefusedError(400, "empty_body", "the body is empty; expected a session file: send its bytes")
-    await _check_match(context, request)
-    return _answer(await context.service.imported(name, content))
+    return _answer(await context.service.imported(name, content, await _match(context, request)))
 
 
 def named(request: Request) -> str:
@@ -163,14 +161,3 @@ async def _match(context: Context, request: Request) -> str | None:
         return allowed[0] if allowed else None
     revision = (await context.service.memory(named(request))).revision
     return revision if revision in allowed else allowed[0]
-
-
-async def _check_match(context: Context, request: Request) -> None:
-    """Check the If-Match header for a method of the engine that gets no revision."""
-    name, header = named(request), request.headers.get("if-match")
-    if header is None:
-        return
-    allowed = revisions(header, name)
-    revision = (await context.service.memory(name)).revision
-    if allowed is not None and revision not in allowed:
-        raise changed(name)

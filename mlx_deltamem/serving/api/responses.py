@@ -114,7 +114,8 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Wanted:
             )
         wanted = replace(wanted, continues=kept.turn, memory=kept.memory)
     tokens = fields.whole("max_output_tokens", REPLY_LENGTH, None)
-    wanted = replace(wanted, max_tokens=sampling.reply_length(settings.max_tokens if tokens is None else tokens))
+    longest = sampling.reply_length(settings.max_tokens if tokens is None else tokens)
+    wanted = replace(wanted, max_tokens=longest, is_streamed=fields.flag("stream"))
     base = {
         "id": f"resp_{uuid.uuid4().hex}",
         "object": "response",

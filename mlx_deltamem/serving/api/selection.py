@@ -64,7 +64,7 @@ def stable_name(text: str) -> str:
 def select(fields: Fields, headers: Headers, settings: Settings, model_name: str) -> Selection:
     """Choose the memory of a request, by the first of: a header, the field `memory`, the model's name, other fields.
 
-    The mode is the narrowest of those that the header or model and the field `memory` give.
+    The mode is the narrowest of those that headers, the field `memory` and the model's name give.
 
     Raises:
         BadFieldError: A name is not allowed, the mode is unknown, or the model is not the server's.
@@ -74,16 +74,12 @@ def select(fields: Fields, headers: Headers, settings: Settings, model_name: str
     of_body, mode_of_body = _in_body(fields)
     of_header, mode_of_header = _in_headers(headers, settings.memory_headers)
     threads = _threads(fields, settings.memory_from)
-    memory, modes = of_header or of_body or of_model, [mode_of_body]
+    memory = of_header or of_body or of_model
     if memory is None:
         memory = _in_fields(fields, settings.memory_from)
-    if of_header:
-        modes.append(mode_of_header)
-    elif not of_body:
-        modes.append(mode_of_model)
     chats = [value for name in settings.memory_headers if not _is_ours(name) and (value := headers.get(name, ""))]
     chat = next((stable_name(value) for value in (*map(_without_mode, chats), *threads) if value), None)
-    mode = min(modes, key=_NARROWEST.index)
+    mode = narrower(mode_of_header, narrower(mode_of_body, mode_of_model))
     return Selection(None if mode is Mode.OFF else memory, mode, chat, model)
 
 
@@ -156,11 +152,13 @@ def _in_body(fields: Fields) -> tuple[str | None, Mode]:
 
 
 def _in_headers(headers: Headers, names: Sequence[str]) -> tuple[str | None, Mode]:
+    found, narrowest = None, Mode.WRITE
     for header in names:
         name, mode = _split(headers.get(header, "").strip())
-        if name:
-            return memory_name(header, name) if _is_ours(header) else stable_name(name), mode
-    return None, Mode.WRITE
+        narrowest = narrower(narrowest, mode)
+        if name and found is None:
+            found = memory_name(header, name) if _is_ours(header) else stable_name(name)
+    return found, narrowest
 
 
 def _in_fields(fields: Fields, allowed: Sequence[str]) -> str | None:

@@ -14,8 +14,12 @@ MEMORY_HEADERS = (
 )
 # Fields of the body that can name a memory. Not every client means an identity by them, so each must be switched on.
 MEMORY_FIELDS = ("conversation", "metadata.memory", "prompt_cache_key", "user")
-# How Open WebUI's requests for titles, tags and follow-up questions begin.
-READ_ONLY_PATTERN = "^### Task:"
+# How the requests begin that Open WebUI makes by itself: titles, tags and so on; emojis; merged replies.
+READ_ONLY_PATTERN = (
+    "^(### Task:"
+    "|Your task is to reflect the speaker's likely facial expression"
+    "|You have been provided with a set of responses from various models)"
+)
 
 
 @dataclass(frozen=True)

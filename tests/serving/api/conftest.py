@@ -100,10 +100,14 @@ class Service:
             raise RefusedError(404, "memory_not_found", f"there is no memory {name}")
         return self.infos[name]
 
-    async def _changed(self, name, match, **changes):
+    async def _checked(self, name, match):
         info = await self.memory(name)
         if match is not None and match != info.revision:
             raise RefusedError(412, "memory_changed", "it was changed")
+        return info
+
+    async def _changed(self, name, match, **changes):
+        info = await self._checked(name, match)
         self.infos[name] = replace(info, revision=str(int(info.revision) + 1), **changes)
         return self.infos[name]
 
@@ -120,8 +124,8 @@ class Service:
         await self._changed(name, match)
         del self.infos[name]
 
-    async def fork(self, name, new):
-        self.infos[new] = replace(await self.memory(name), name=new)
+    async def fork(self, name, new, match):
+        self.infos[new] = replace(await self._checked(name, match), name=new)
         return self.infos[new]
 
     async def reset(self, name, match):
@@ -142,7 +146,9 @@ class Service:
         await self.memory(name)
         return b"file"
 
-    async def imported(self, name, content):
+    async def imported(self, name, content, match):
+        if match is not None:
+            await self._checked(name, match)
         self.content = content
         self.infos[name] = MemoryInfo(name, "1", 1, 1, 1, "full", "all", True)
         return self.infos[name]

@@ -47,7 +47,10 @@ def test_a_header_comes_first(chosen):
 def test_then_the_field_memory(chosen):
     body = {"memory": {"name": "bob", "mode": "read"}, "model": f"{MODEL}@carl:ro"}
     assert chosen(body) == ("bob", Mode.READ, None)
-    assert chosen({**body, "memory": {"name": "bob"}}) == ("bob", Mode.WRITE, None)
+    # The mode is the narrowest of all, whatever names the memory.
+    assert chosen({**body, "memory": {"name": "bob"}}) == ("bob", Mode.READ, None)
+    assert chosen({"model": f"{MODEL}@carl:ro"}, {"X-Session-ID": "s"}) == ("s", Mode.READ, "s")
+    assert chosen({"model": f"{MODEL}@carl"}, {"X-Deltamem-Memory": ":ro"}) == ("carl", Mode.READ, None)
     assert chosen({"memory": {"mode": "off"}}) == (None, Mode.OFF, None)
     assert chosen({"memory": {"mode": "read"}}, {"X-Deltamem-Memory": "anna"}) == ("anna", Mode.READ, None)
     assert chosen({"memory": {"mode": "write"}}, {"X-Deltamem-Memory": "anna:ro"}) == ("anna", Mode.READ, None)
