@@ -15,6 +15,7 @@ from mlx_deltamem.serving.work import free
 from mlx_deltamem.sessions.batched_reply import NewReply
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.reply import ReplySettings
+from mlx_deltamem.sessions.segments import start_length
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.turn import Turn, said_turns
 from mlx_deltamem.sessions.writing import NONE
@@ -80,6 +81,9 @@ def _placed_turn(job: ReplyJob, chat: ChatSession, tokenizer: TokenizerWrapper, 
         turn, job.note, ran = prepared.turn, prepared.note, ran + prepared.tokens
     earlier = said_turns(chat.turns, turn.conversation)
     known = sum(each.length for each in earlier) if chat.state.keeps_text else 0
+    if known and turn.conversation in chat.state.starts:
+        # The system prompt or the tools are others now.
+        known += len(chat.state.starts[turn.conversation]) - start_length(earlier[0].opening)
     job.prompt_tokens = known + len(turn.opening.ids)
     job.read_tokens = job.prompt_tokens - (known if chat.state.cache is not None else 0) + ran
     return turn

@@ -156,9 +156,11 @@ def _serve_http(engine: Engine, model_name: str, key: str | None, args: argparse
 
 def _settings(key: str | None, args: argparse.Namespace) -> Settings:
     hosts = ("*",) if args.host in ("0.0.0.0", "::") and not args.allowed_host else tuple(args.allowed_host)
+    # In a URL, an address with colons has brackets.
+    own = f"[{args.host}]" if ":" in args.host else args.host
     return Settings(
         api_key=key,
-        allowed_hosts=(*Settings.allowed_hosts, args.host.lower(), *(name.lower() for name in hosts)),
+        allowed_hosts=(*Settings.allowed_hosts, own.lower(), *(name.lower() for name in hosts)),
         memory_headers=tuple(args.memory_header or MEMORY_HEADERS),
         memory_from=tuple(args.memory_from),
         read_only_pattern=args.read_only_pattern,

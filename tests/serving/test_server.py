@@ -330,3 +330,19 @@ def test_new_requests_are_refused_while_the_last_replies_end(tmp_path):
     assert server.process.wait(30) == 0
     assert len(ChatSession.load(*loaded(), tmp_path / "memories" / "anna.safetensors").turns) == 1
     server.end()
+
+
+def test_clients_that_watch_a_memory_do_not_hold_up_the_end(tmp_path):
+    server = Server(tmp_path / "memories")
+    assert server.say("Hello there.", "anna")[0] == 200
+    watching = server.connect()
+    watching.request("GET", "/v1/memories/anna/events")
+    stream = watching.getresponse()
+    begun = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    # The stream ends as a stream does, and not in the middle.
+    assert stream.read() is not None
+    _, errors = server.process.communicate(timeout=30)
+    assert (server.process.returncode, errors) == (0, "")
+    # The connections that are open when the server ends get 5 seconds.
+    assert time.monotonic() - begun < 4

@@ -77,9 +77,16 @@ def chat_messages(fields: Fields) -> tuple[Message, ...]:
     if given is None:
         raise fields.bad("messages", "a list of messages")
     try:
-        return parse_messages(given)
+        return parse_messages(list(map(_with_content, given)))
     except ValueError as error:
         raise BadFieldError("messages", str(error)) from None
+
+
+def _with_content(message: Json) -> Json:
+    """A message with an empty text where OpenAI's API gives none: beside a refusal, or of a tool without a result."""
+    if isinstance(message, dict) and message.get("role") in ("assistant", "tool") and message.get("content") is None:
+        return {**message, "content": ""}
+    return message
 
 
 def _parse(context: Context, fields: Fields, request: Request) -> _Chat:

@@ -55,7 +55,7 @@ def error_body(path: str, error: RefusedError) -> Mapping[str, object]:
         error: The error.
     """
     message = str(error)
-    if path == ANTHROPIC_PATH:
+    if path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/"):
         kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": message}}
     kind = "server_error" if error.status >= 500 else "invalid_request_error"

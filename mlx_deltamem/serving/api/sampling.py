@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.files.jsonl import Json
-from mlx_deltamem.options.rule import COUNT, REPLY_LENGTH, SHARE, TEMPERATURE, Rule
+from mlx_deltamem.options.rule import COUNT, REPLY_LENGTH, SHARE, Rule
 from mlx_deltamem.serving.api.body import Fields
 from mlx_deltamem.serving.api.errors import BadFieldError
 from mlx_deltamem.serving.api.settings import Settings
@@ -24,6 +24,9 @@ _SEED = Rule(int, least=-(2**63), most=_SEEDS - 1)
 _ADDED = Rule(float, least=-100, most=100)
 # Logits are multiplied or divided by the penalty.
 _REPETITION = Rule(float, least=0.01, most=100, other=(0, "none"))
+# Logits are divided by the temperature, and are infinite for smaller ones.
+_LEAST_TEMPERATURE = 1e-6
+_ANY_TEMPERATURE = Rule(float, least=0)
 _XTC_THRESHOLD = Rule(float, least=0, most=0.5)
 _TOP_LOGPROBS = Rule(int, least=0, most=20, other=(-1, "none"))
 _CHOICES = Rule(int, least=1, most=MOST_CHOICES)
@@ -92,7 +95,7 @@ def sampling(fields: Fields, settings: Settings, tokenizer: TokenizerWrapper) ->
     seed = fields.whole("seed", _SEED, None)
     top_k = fields.whole("top_k", COUNT, settings.top_k)
     return Sampling(
-        temperature=fields.number("temperature", TEMPERATURE, settings.temperature),
+        temperature=_temperature(fields, settings),
         top_p=fields.number("top_p", SHARE, settings.top_p),
         # MLX refuses numbers above the number of tokens. All tokens are no limit.
         top_k=0 if top_k >= len(tokenizer) else top_k,
@@ -108,6 +111,12 @@ def sampling(fields: Fields, settings: Settings, tokenizer: TokenizerWrapper) ->
         frequency_context_size=fields.whole("frequency_context_size", COUNT, 20),
         seed=None if seed is None else seed % _SEEDS,
     )
+
+
+def _temperature(fields: Fields, settings: Settings) -> float:
+    given = fields.number("temperature", _ANY_TEMPERATURE, settings.temperature)
+    # Some clients send a tiny one for the likeliest token.
+    return 0.0 if given < _LEAST_TEMPERATURE else given
 
 
 def seed_of_choice(seed: int | None, choice: int) -> int | None:

@@ -227,3 +227,15 @@ def test_a_program_task_is_not_remembered(client, service):
     client.post(CHAT, json={"messages": [*HELLO, {"role": "user", "content": "### Task:\nMake a title"}]})
     _ask(client)
     assert [asked.mode for asked in service.asked] == [Mode.READ, Mode.WRITE]
+
+
+def test_messages_without_content_are_empty(client, service):
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": None, "refusal": "No."},
+        {"role": "user", "content": "Why?"},
+    ]
+    assert client.post(CHAT, json={"messages": messages, "temperature": 1e-8}).status_code == 200
+    asked = service.asked[-1]
+    assert [message["content"] for message in asked.messages] == ["hello", "", "Why?"]
+    assert asked.sampling.temperature == 0
