@@ -76,6 +76,15 @@ def test_reply_lengths_that_are_refused(count):
 
 
 @pytest.mark.slow
+def test_a_size_of_the_cache_is_refused():
+    chat = told()
+    for call in (chat.send, chat.stream):
+        refused(chat, lambda call=call: call("x", 2, max_kv_size=5), "max_kv_size is 5, .* history of the chat")
+    refused(chat, lambda: chat.regenerate(2, max_kv_size=5), "max_kv_size is 5")
+    assert chat.send("x", 2, max_kv_size=None)
+
+
+@pytest.mark.slow
 def test_a_stop_text_is_not_its_letters():
     whole = new_chat().send("Hello there. How are you?", 30)
     stop = whole[5:8]
