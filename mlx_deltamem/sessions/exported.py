@@ -10,7 +10,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.files.jsonl import kind_of
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.sessions import running
-from mlx_deltamem.sessions.fitting import check_fits_edited
+from mlx_deltamem.sessions.fitting import check_fits_with_reply
 from mlx_deltamem.sessions.history import FULL, History, parse_history
 from mlx_deltamem.sessions.messages import (
     Message,
@@ -178,7 +178,7 @@ def _turn_of(state: ChatState, tokenizer: TokenizerWrapper, given: ExportedTurn)
         ending=state.text.ending(state.turns, given.messages, given.reply),
         tool_calls=given.tool_calls,
     )
-    check_fits_edited(state, len(state.turns), turn)
+    check_fits_with_reply(state, len(state.turns), turn)
     return turn
 
 

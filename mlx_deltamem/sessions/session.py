@@ -320,7 +320,8 @@ class ChatSession:
             tool_calls: The tool calls of the reply, in OpenAI's form. They are read behind the text.
 
         Raises:
-            ValueError: As for `stream`; or the reply is not text, or a call has another form. The chat is unchanged.
+            ValueError: As for `stream`; or the reply is not text or does not fit into the model's window, or a call has
+                another form. The chat is unchanged.
         """
         turn = self.new_turn(text, write)
         [said] = parse_messages({"role": "assistant", "content": reply, "tool_calls": list(tool_calls)})

@@ -49,6 +49,14 @@ def test_an_edit_past_the_window_whatever_is_written(write, monkeypatch):
 
 
 @pytest.mark.slow
+@every_history
+def test_a_known_reply_past_the_window(history):
+    chat = told("qwen3_tsw_qo", history)
+    refused(chat, lambda: chat.read_exchange("Hi", "a b " * 2600), "message with its reply is .* the model's window")
+    assert chat.send(GO_ON, 5) == told("qwen3_tsw_qo", history).send(GO_ON, 5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("count", NO_COUNTS)
 def test_steps_that_are_refused(count):
     chat = told()
