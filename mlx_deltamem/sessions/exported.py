@@ -17,6 +17,7 @@ from mlx_deltamem.sessions.messages import (
     ToolCall,
     as_generated,
     call_arguments,
+    is_utf8,
     parse_messages,
     said_messages,
     system_prompt,
@@ -299,6 +300,9 @@ def _exchanges(messages: Sequence[Message], write: str) -> tuple[str | None, tup
 
 
 def _text(place: str, value: object) -> str:
+    """Check a text as messages are checked: what a chat takes may have a NUL character or a byte order mark."""
     if not isinstance(value, str):
         raise ValueError(f"{place} is {kind_of(value)}; expected text")
-    return check_text(value, place)
+    if not is_utf8(value):
+        raise ValueError(f"{place} has half a character (a lone surrogate); expected text: write the whole character")
+    return value

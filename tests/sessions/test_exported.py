@@ -66,6 +66,22 @@ def test_the_tokens_of_a_reply_count_only_if_they_are_its_text(chat, loaded):
         assert list(again.turns[0].reply_ids) == tokenizer.encode(chat.turns[0].reply, add_special_tokens=False)
 
 
+@pytest.mark.parametrize("text", ["\ufeffYes.", "a\x00b", "\x1b[0m \r", "", " "], ids=ascii)
+def test_every_text_that_a_chat_takes_is_read_again(loaded, text):
+    chat = ChatSession(*loaded, system=text, history="none")
+    chat.conversation = text
+    chat.read_exchange(
+        [{"role": "user", "content": f"Hi{text}", "name": text}, {"role": "tool", "content": text}], text
+    )
+    chat.remember(f"{text} Hi")
+    chat.send("Hi", 2)
+    chat.edit(-1, f"{text}Hi")
+    again = ChatSession.from_dict(*loaded, through_json(chat))
+    assert again.to_dict() == chat.to_dict()
+    assert (again.messages, again.conversation) == (chat.messages, text)
+    assert all(distance(state, chat.memory[layer]) < ROUNDING for layer, state in again.memory.items())
+
+
 def test_a_chat_goes_on_with_another_adapter(chat):
     model, tokenizer = load(backbone(), adapter=adapter("qwen3_ssw_msg"))
     again = ChatSession.from_dict(model, tokenizer, through_json(chat))
@@ -128,6 +144,7 @@ OWN = {"format": "mlx_deltamem chat", "version": 1, "system": None, "turns": [TU
         (OWN | {"turns": [TURN, {}]}, "turn 2 of the chat: the messages are None"),
         (OWN | {"turns": [TURN | {"reply": None}]}, "the reply of turn 1 of the chat is nothing"),
         (OWN | {"turns": [TURN | {"reply": "\ud800"}]}, "the reply of turn 1 of the chat has half a character"),
+        (OWN | {"conversation": "\ud800"}, "the conversation of the chat has half a character"),
         (OWN | {"turns": [TURN | {"reply_ids": ["1"]}]}, "reply_ids of turn 1 of the chat are not a list of whole"),
         (OWN | {"turns": [TURN | {"tool_calls": [3]}]}, "turn 1 of the chat: tool call 0 of the message is not"),
         (OWN | {"turns": [TURN | {"tool_calls": {"a": 3}}]}, "turn 1 of the chat: the tool_calls"),
