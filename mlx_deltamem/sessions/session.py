@@ -523,14 +523,15 @@ class ChatSession:
         Returns:
             A dict with the keys `format`, `version`, `title`, `system`, `history`, `write`, `template_options`,
             `conversation` and `turns`. Each turn has `messages` and `reply` in OpenAI's form, `reply_ids`,
-            `tool_calls`, `write`, `remembered` and `conversation`.
+            `reply_rest` (the text of these tokens behind a reply that a stop text ended), `tool_calls`, `write`,
+            `remembered` and `conversation`. The settings are those that the chat has now.
 
         Raises:
             ValueError: A memory was set (`chat.memory = ...`): no reading of the chat leads to it. Or a reply is being
                 generated.
         """
         self._state.check_idle()
-        return exported_chat(self._state, self._title, self._write)
+        return exported_chat(self._state, self.tokenizer, self._title, self._write)
 
     @classmethod
     def from_dict(
@@ -539,7 +540,9 @@ class ChatSession:
         """Make a chat of a dict of `to_dict`, of a list of messages in OpenAI's form, or of a dict with `messages`.
 
         The model reads the whole chat again. With the same model, adapter and tokenizer, the memory is the same up to
-        rounding.
+        rounding. It is another one in two cases: the history, the tools or the system prompt of the chat changed
+        between turns, because all turns are read with the last ones; or `remember` was interrupted and kept a part of
+        a text, because the whole text is read.
 
         Args:
             model: An attached model. It need not be the one that the chat was made with.

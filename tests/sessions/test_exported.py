@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_deltamem import ChatSession, load
+from mlx_deltamem.sessions.beginning import Beginning
 from tests.conftest import adapter, backbone, distance
 
 # Reading a reply in one piece adds the same numbers in another order than generating it: with float32 on any CPU, the
@@ -64,6 +65,29 @@ def test_the_tokens_of_a_reply_count_only_if_they_are_its_text(chat, loaded):
         again = ChatSession.from_dict(*loaded, content)
         assert again.messages == chat.messages
         assert list(again.turns[0].reply_ids) == tokenizer.encode(chat.turns[0].reply, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_reply_is_read_from_the_tokens_that_were_generated(loaded, stopped, special):
+    _, tokenizer = loaded
+    chat = ChatSession(*loaded)
+    # Letter by letter: the text alone has other tokens.
+    said = [*"One two", "<|im_start|>" if special else "", *" three four"]
+    ids = [token for text in said for token in tokenizer.encode(text, add_special_tokens=False)]
+    stop = "three" if stopped else ()
+    chat.send("Count.", len(ids), stop=stop, logits_processors=[Beginning(ids)])
+    turn = chat.turns[0]
+    assert ("three" in turn.reply) != stopped
+    assert tuple(tokenizer.encode(turn.reply, add_special_tokens=False)) != turn.reply_ids
+    again = ChatSession.from_dict(*loaded, through_json(chat))
+    assert (again.turns[0].reply_ids, again.messages) == (turn.reply_ids, chat.messages)
+    assert all(distance(state, chat.memory[layer]) < ROUNDING for layer, state in again.memory.items())
+    assert again.to_dict() == chat.to_dict()
+    # Tokens with text that the export does not show are not read.
+    content = through_json(chat)
+    content["turns"][0]["reply_ids"] += tokenizer.encode(" Hidden.")
+    assert ChatSession.from_dict(*loaded, content).turns[0].reply_ids != tuple(content["turns"][0]["reply_ids"])
 
 
 @pytest.mark.parametrize("text", ["\ufeffYes.", "a\x00b", "\x1b[0m \r", "", " "], ids=ascii)
