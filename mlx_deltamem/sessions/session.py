@@ -119,14 +119,21 @@ class ChatSession:
         May be set before the first turn. Later, use `edit(0, text)`, which runs again the turns that were read with it.
 
         Raises:
-            ValueError: When set: it is not text, or a reply is being generated.
+            ValueError: When set: it is not text, the chat has turns, or a reply is being generated.
         """
         return self._state.system
 
     @system.setter
     def system(self, system: str | None) -> None:
         self._state.check_idle()
-        self._state.system = None if system is None else system_prompt(system)
+        prompt = None if system is None else system_prompt(system)
+        if self._state.turns:
+            later = "make another chat" if self.system is None else "use edit(0, text), which runs them again"
+            raise ValueError(
+                f"the system prompt is set in a chat with {len(self._state.turns)} turns, which were read without it; "
+                f"expected a chat without turns: {later}, or reset() the chat first"
+            )
+        self._state.system = prompt
 
     @property
     def history(self) -> History:

@@ -238,6 +238,21 @@ LONG = "A much longer system prompt than it was before, with rules."
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("begin", [lambda chat: chat.send("Hi", 2), lambda chat: chat.remember("Hi")])
+@pytest.mark.parametrize(("system", "later"), [("Be brief.", r"use edit\(0, text\)"), (None, "make another chat")])
+def test_a_system_prompt_is_set_before_the_first_turn(begin, system, later):
+    chat = new_chat(system="Old.")
+    chat.system = system
+    assert chat.messages == new_chat(system=system).messages
+    begin(chat)
+    for text in ("New.", None):
+        refused(chat, lambda text=text: setattr(chat, "system", text), f"expected a chat without turns: {later}")
+    chat.reset()
+    chat.system = "New."
+    assert chat.send("Hi", 3) == new_chat(system="New.").send("Hi", 3)
+
+
+@pytest.mark.slow
 @every_kind
 @pytest.mark.parametrize("history", ["full", "none", 16, 40])
 @pytest.mark.parametrize("prompts", [("Be brief.", LONG), (LONG, "Be brief.")])
