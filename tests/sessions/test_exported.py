@@ -106,6 +106,19 @@ def test_every_text_that_a_chat_takes_is_read_again(loaded, text):
     assert all(distance(state, chat.memory[layer]) < ROUNDING for layer, state in again.memory.items())
 
 
+@pytest.mark.parametrize("history", ["none", 30])
+def test_a_later_system_message_is_read_and_read_again(loaded, history):
+    chat = ChatSession(*loaded, system="Base.", history=history)
+    chat.send("Hello", 4)
+    chat.send([{"role": "system", "content": "NEWRULE"}, {"role": "user", "content": "Hi"}], 4)
+    again = ChatSession.from_dict(*loaded, through_json(chat))
+    for each in (chat, again):
+        assert "NEWRULE" in loaded[1].decode(each.turns[-1].opening.ids)
+        assert each.turns[-1].opening_written[0]
+    assert again.segments == chat.segments
+    assert all(distance(state, chat.memory[layer]) < ROUNDING for layer, state in again.memory.items())
+
+
 def test_a_chat_goes_on_with_another_adapter(chat):
     model, tokenizer = load(backbone(), adapter=adapter("qwen3_ssw_msg"))
     again = ChatSession.from_dict(model, tokenizer, through_json(chat))
