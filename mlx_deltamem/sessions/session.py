@@ -282,7 +282,10 @@ class ChatSession:
                 not change the result.
             prompt_progress_callback: Called with the number of tokens of the message that are done, and of all.
             write: Which part of this turn is written; None: as the attribute `write`.
-            options: Further options of `mlx_lm.stream_generate`.
+            options: Further options of `mlx_lm.stream_generate`. `kv_bits` quantises the keys and values of the whole
+                text in view, as in mlx-lm. With history `full` they stay so: later turns go on with the quantised text,
+                whatever their own `kv_bits`, until the text runs again. To take such a turn back is exact: the text
+                before it runs again. The memory is never quantised.
 
         Yields:
             mlx-lm's `GenerationResponse`, one for each token.
