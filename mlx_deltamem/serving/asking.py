@@ -1,8 +1,10 @@
 """Prepare the turn that a request asks for: the place in its memory, what is new, and what has to run first."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -30,6 +32,7 @@ from mlx_deltamem.sessions.trimmed import find_trimmed
 from mlx_deltamem.sessions.turn import Turn, said_turns
 from mlx_deltamem.sessions.writing import NONE
 
+_Result = TypeVar("_Result")
 # A text with more characters for each token of the window is refused before its tokens are counted, which takes seconds
 # for some megabytes, and all others wait. Ordinary text has about 4.
 _MOST_CHARACTERS = 32
@@ -87,17 +90,18 @@ def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prep
     template = _template(chat.tokenizer, request.tools, request.template_options)
     chat.state.set_start(start, template)
     write = NONE if request.mode is not Mode.WRITE else None
-    tokens = 0
+    tokens, notes = 0, []
     _check_length(chat.model, [message["content"] for message in question.new])
     for exchange in earlier:
         if exchange.messages:
             said = [*exchange.messages, exchange.reply]
             _check_length(chat.model, [message["content"] for message in said])
-            reply = exchange.reply
-            chat.read_exchange(exchange.messages, reply["content"], write, reply.get("tool_calls", []))
+            read = partial(chat.read_exchange, exchange.messages, exchange.reply["content"], write)
+            _, note = _within_window(chat, partial(read, exchange.reply.get("tool_calls", [])))
+            notes.append(note)
             tokens += chat.turns[-1].length
-    turn, note = _new_turn(chat, question, write)
-    return Prepared(turn, tokens, note)
+    turn, note = _within_window(chat, partial(chat.new_turn, question.new, write))
+    return Prepared(turn, tokens, next(filter(None, [*notes, note]), None))
 
 
 def _check_length(model: nn.Module, texts: Sequence[str]) -> None:
@@ -116,17 +120,24 @@ def _check_length(model: nn.Module, texts: Sequence[str]) -> None:
         )
 
 
-def _new_turn(chat: ChatSession, question: Asked, write: str | None) -> tuple[Turn, str | None]:
+def _within_window(chat: ChatSession, work: Callable[[], _Result]) -> tuple[_Result, str | None]:
+    """Do work on a chat; if its whole text does not fit into the model's window, with the last tokens of it in view.
+
+    Returns:
+        The result, and a remark for the client if only the last tokens are seen.
+
+    Raises:
+        ValueError: As from the work.
+    """
     try:
-        return chat.new_turn(question.new, write), None
+        return work(), None
     except ValueError:
         longest = window(chat.model)
         if chat.history != FULL or longest is None:
             raise
         # The memory has the rest.
         chat.history = max(1, longest // 2)
-        turn = chat.new_turn(question.new, write)
-        return turn, f"the chat is longer than the model's window; the last {chat.history} tokens are seen"
+        return work(), f"the chat is longer than the model's window; the last {chat.history} tokens are seen"
 
 
 def _go_on_from(

@@ -12,5 +12,6 @@
   `template` (and `template_text`, `template_options`). `segments` are such tokens, `prefill` runs them.
 - `guarded_template`, `template_guards` and `template_limits` end a template that takes too long or writes too much.
 - `history` and `writing` are two options of a chat: what the model sees of earlier turns (`seen`), and what is written.
-- `saving` and `stored` are session files, and `foreign` the files of other implementations.
+- `saving` and `stored` are session files, and `foreign` the files of other implementations. `exported` is a chat as a
+  dict, with `reply_rest` for the replies that a stop text ended.
 """

@@ -19,7 +19,8 @@ class ChatText:
         template: The chat template.
         system: The system prompt, or None.
         history: How much of the earlier turns the model sees. With `none` the template sees no earlier turn either:
-            each turn is written as the first turn of a chat.
+            each turn is written as the first turn of a chat. A turn with a system message of its own is not: there,
+            that message would be part of the visible start.
         conversation: The conversation. Turns of others are not part of the text.
     """
 
@@ -134,7 +135,8 @@ class ChatText:
         that the cost of a turn does not grow with the chat.
         """
         said = said_turns(turns, self._conversation)
-        count = 0 if self._history == NONE else min(_RECENT_TURNS, len(said))
+        has_system = any(message["role"] == "system" for message in messages)
+        count = 0 if self._history == NONE and not has_system else min(_RECENT_TURNS, len(said))
         # A template writes the results of tools together with the calls, and with the messages before the calls.
         first = said[-count].messages if count else messages
         while count < len(said) and first[0]["role"] == "tool":

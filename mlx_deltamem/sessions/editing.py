@@ -5,7 +5,7 @@ from dataclasses import replace
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.sessions import running
-from mlx_deltamem.sessions.fitting import check_fits_edited
+from mlx_deltamem.sessions.fitting import check_fits_with_reply
 from mlx_deltamem.sessions.going_back import return_to, return_to_reply
 from mlx_deltamem.sessions.messages import said_messages, system_prompt
 from mlx_deltamem.sessions.state import ChatState
@@ -69,7 +69,7 @@ def _edit_turn(state: ChatState, tokenizer: TokenizerWrapper, place: tuple[int, 
     if inner == len(turn.messages):
         reply_ids = tuple(tokenizer.encode(text, add_special_tokens=False))
         changed = replace(turn, reply=text, reply_ids=reply_ids, tool_calls=())
-        check_fits_edited(state, index, changed)
+        check_fits_with_reply(state, index, changed)
         if return_to_reply(state, index):
             running.finish_again(state, changed)
         else:

@@ -10,21 +10,21 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.files.jsonl import kind_of
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.sessions import running
-from mlx_deltamem.sessions.fitting import check_fits_edited
+from mlx_deltamem.sessions.fitting import check_fits_with_reply
 from mlx_deltamem.sessions.history import FULL, History, parse_history
 from mlx_deltamem.sessions.messages import (
     Message,
     ToolCall,
     as_generated,
-    call_arguments,
+    is_utf8,
     parse_messages,
     said_messages,
     system_prompt,
 )
 from mlx_deltamem.sessions.prefill import Progress
+from mlx_deltamem.sessions.reply_rest import are_tokens_of, rest_of_reply
 from mlx_deltamem.sessions.state import ChatState
-from mlx_deltamem.sessions.template_options import check_storable
-from mlx_deltamem.sessions.tool_calls import find_tool_calls
+from mlx_deltamem.sessions.template_options import Tools, check_storable
 from mlx_deltamem.sessions.turn import Turn
 from mlx_deltamem.sessions.writing import ALL, parse_remembered_write, parse_write
 
@@ -34,11 +34,15 @@ _LONGEST_TITLE = 200
 
 @dataclass(frozen=True)
 class ExportedTurn:
-    """One turn of an exported chat. The attributes are those of `Turn`; `reply_ids` may be empty or wrong."""
+    """One turn of an exported chat. The attributes are those of `Turn`; `reply_ids` may be empty or wrong.
+
+    `reply_rest` is the text that the tokens of the reply go on with, as from `rest_of_reply`.
+    """
 
     messages: tuple[Message, ...]
     reply: str = ""
     reply_ids: tuple[int, ...] = ()
+    reply_rest: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     write: str = ALL
     remembered: bool = False
@@ -75,7 +79,7 @@ def chat_title(title: object) -> str:
     return title
 
 
-def exported_chat(state: ChatState, title: str, write: str) -> dict[str, object]:
+def exported_chat(state: ChatState, tokenizer: TokenizerWrapper, title: str, write: str) -> dict[str, object]:
     """The dict of a chat; `ChatSession.to_dict` describes it.
 
     Raises:
@@ -98,7 +102,7 @@ def exported_chat(state: ChatState, title: str, write: str) -> dict[str, object]
         "write": write,
         "template_options": copy.deepcopy(state.template.options),
         "conversation": state.conversation,
-        "turns": [_exported(turn) for turn in state.turns],
+        "turns": [_exported(turn, tokenizer, state.template.tools) for turn in state.turns],
     }
 
 
@@ -147,11 +151,12 @@ def read_export(
     state.enter(chat.conversation)
 
 
-def _exported(turn: Turn) -> dict[str, object]:
+def _exported(turn: Turn, tokenizer: TokenizerWrapper, tools: Tools | None) -> dict[str, object]:
     return {
         "messages": copy.deepcopy(list(turn.messages)),
         "reply": turn.reply,
         "reply_ids": list(turn.reply_ids),
+        "reply_rest": rest_of_reply(tokenizer, turn.reply, turn.reply_ids, turn.tool_calls, tools),
         "tool_calls": copy.deepcopy(list(turn.tool_calls)),
         "write": turn.write,
         "remembered": turn.remembered,
@@ -178,30 +183,19 @@ def _turn_of(state: ChatState, tokenizer: TokenizerWrapper, given: ExportedTurn)
         ending=state.text.ending(state.turns, given.messages, given.reply),
         tool_calls=given.tool_calls,
     )
-    check_fits_edited(state, len(state.turns), turn)
+    check_fits_with_reply(state, len(state.turns), turn)
     return turn
 
 
 def _reply_ids(state: ChatState, tokenizer: TokenizerWrapper, given: ExportedTurn) -> tuple[int, ...]:
     """The tokens of a reply: those that were generated, if this tokenizer reads the same text and calls from them."""
     largest = max(tokenizer.get_vocab().values())
-    known = bool(given.reply_ids) and all(0 <= token <= largest for token in given.reply_ids)
-    if known and _is_read_as(state, tokenizer, given):
-        return given.reply_ids
+    ids, calls = given.reply_ids, given.tool_calls
+    known = bool(ids) and all(0 <= token <= largest for token in ids)
+    if known and are_tokens_of(tokenizer, given.reply, given.reply_rest, ids, calls, state.template.tools):
+        return ids
     reply = {"role": "assistant", "content": given.reply, "tool_calls": given.tool_calls}
     return tuple(state.text.reply_ids(state.turns, given.messages, parse_messages(reply)[0]))
-
-
-def _is_read_as(state: ChatState, tokenizer: TokenizerWrapper, given: ExportedTurn) -> bool:
-    """Whether the tokens of a reply are its text and its calls."""
-    if not given.tool_calls:
-        text: str = tokenizer.decode(list(given.reply_ids))
-        return text == given.reply
-    text, calls = find_tool_calls(tokenizer, given.reply_ids, state.template.tools)
-    found, expected = (
-        [[call["function"]["name"], call_arguments(call)] for call in each] for each in (calls, given.tool_calls)
-    )
-    return text == given.reply and found == expected
 
 
 def _parse_own(content: Mapping[str, object]) -> ExportedChat:
@@ -252,6 +246,7 @@ def _parse_turn(place: str, turn: object, usual: str) -> ExportedTurn:
     if not isinstance(ids, Sequence) or not all(type(token) is int for token in ids):
         raise ValueError(f"reply_ids of {place} are not a list of whole numbers; leave them out")
     reply = _text(f"the reply of {place}", turn.get("reply", ""))
+    rest = _text(f"reply_rest of {place}", turn.get("reply_rest", ""))
     try:
         messages = (parse_messages if remembered else said_messages)(turn.get("messages"))
         # This is a check only: in a reply, the arguments of calls stay JSON text.
@@ -259,12 +254,13 @@ def _parse_turn(place: str, turn: object, usual: str) -> ExportedTurn:
         write = (parse_remembered_write if remembered else parse_write)(turn.get("write", ALL if remembered else usual))
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
-    if remembered and (reply or ids or calls):
+    if remembered and (reply or ids or rest or calls):
         raise ValueError(f"{place} was remembered and has a reply; expected one of the two: leave the reply out")
     return ExportedTurn(
         messages,
         reply,
         tuple(ids),
+        rest,
         tuple(cast(list[ToolCall], copy.deepcopy(calls))),
         write,
         remembered,
@@ -289,7 +285,7 @@ def _exchanges(messages: Sequence[Message], write: str) -> tuple[str | None, tup
         elif not new:
             raise ValueError(f"messages[{index}] is a reply without a message before it; expected one: take it out")
         else:
-            turns.append(ExportedTurn(tuple(new), message["content"], (), as_generated(message), write))
+            turns.append(ExportedTurn(tuple(new), message["content"], tool_calls=as_generated(message), write=write))
             new = []
     if new:
         raise ValueError(
@@ -299,6 +295,9 @@ def _exchanges(messages: Sequence[Message], write: str) -> tuple[str | None, tup
 
 
 def _text(place: str, value: object) -> str:
+    """Check a text as messages are checked: what a chat takes may have a NUL character or a byte order mark."""
     if not isinstance(value, str):
         raise ValueError(f"{place} is {kind_of(value)}; expected text")
-    return check_text(value, place)
+    if not is_utf8(value):
+        raise ValueError(f"{place} has half a character (a lone surrogate); expected text: write the whole character")
+    return value

@@ -17,8 +17,8 @@ def check_fits(state: ChatState, turn: Turn) -> None:
     _check_fits(state, "message", len(turn.opening.ids), turn, state.turns)
 
 
-def check_fits_edited(state: ChatState, index: int, turn: Turn) -> None:
-    """Check that turn `index` with another reply, and the text that is seen before it, fit into the model's window.
+def check_fits_with_reply(state: ChatState, index: int, turn: Turn) -> None:
+    """Check that turn `index` with a reply that was given, and the text that is seen before it, fit into the window.
 
     Raises:
         ValueError: They do not.

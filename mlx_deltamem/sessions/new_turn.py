@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from mlx_deltamem.core.use import is_writing
-from mlx_deltamem.sessions.fitting import check_fits
+from mlx_deltamem.sessions.fitting import check_fits, check_fits_with_reply
 from mlx_deltamem.sessions.messages import Message, as_generated
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.turn import Turn
@@ -36,13 +36,15 @@ def with_reply(state: ChatState, turn: Turn, reply: Message) -> Turn:
         reply: The reply. It may have tool calls, which are read behind its text.
 
     Raises:
-        ValueError: The chat template refuses the reply.
+        ValueError: The chat template refuses the reply, or the turn does not fit into the model's window.
     """
     text = state.text
-    return replace(
+    turn = replace(
         turn,
         reply=reply["content"],
         reply_ids=tuple(text.reply_ids(state.turns, turn.messages, reply)),
         ending=text.ending(state.turns, turn.messages, reply["content"]),
         tool_calls=as_generated(reply),
     )
+    check_fits_with_reply(state, len(state.turns), turn)
+    return turn

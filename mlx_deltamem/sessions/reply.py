@@ -13,7 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.core.spread import same_tokens
 from mlx_deltamem.core.use import writing
-from mlx_deltamem.options.rule import BITS, COUNT, GROUP_SIZE, POSITIVE, REPLY_LENGTH
+from mlx_deltamem.options.rule import BITS, COUNT, GROUP_SIZE, POSITIVE, REPLY_LENGTH, shown
 from mlx_deltamem.sessions.prefill import Progress, check_step
 from mlx_deltamem.sessions.restore import States
 from mlx_deltamem.sessions.turn import Turn
@@ -63,7 +63,7 @@ class ReplySettings:
 
     Raises:
         ValueError: `max_tokens`, `stop`, `prefill_step_size` or an option of quantised keys and values is out of
-            range or of another type.
+            range or of another type; or `max_kv_size` is given.
     """
 
     max_tokens: int
@@ -86,6 +86,12 @@ class ReplySettings:
                 rule.check(name, self.options[name])  # type: ignore[literal-required]  # The names are those of the type.
         if self.options.get("num_draft_tokens") is not None:
             POSITIVE.check("num_draft_tokens", self.options["num_draft_tokens"])
+        # mlx-lm takes it for a prompt cache that it makes itself, and ignores it otherwise.
+        if (size := self.options.get("max_kv_size")) is not None:
+            raise ValueError(
+                f"max_kv_size is {shown(size)}, and a chat keeps the keys and values of its text itself; leave it out, "
+                "and set the history of the chat to a number of tokens"
+            )
         if self.draft_model is not None and self.options.get("kv_bits") is not None:
             raise ValueError(
                 "kv_bits and draft_model are both given, and mlx-lm does not take them together with a prompt cache; "

@@ -22,14 +22,16 @@ class TextMark:
         offsets: For each entry that can be cut at its end, its length in tokens at the place; None for other entries.
         copies: For each entry that cannot be cut, a copy of it; None for the others. The whole list is None if no
             copies were made.
+        precisions: For each entry that can be cut, as from `precision`; None for the others too.
     """
 
     offsets: list[int | None]
     copies: list[object | None] | None
+    precisions: list[tuple[int, int] | None]
 
     def without_copies(self) -> "TextMark":
         """The same mark without the copies, which take memory."""
-        return TextMark(self.offsets, None)
+        return replace(self, copies=None)
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,23 @@ def mark(cache: PromptCache) -> TextMark:
     """Mark the present end of the text in a prompt cache. Copied entries share their arrays until one side writes."""
     offsets = [entry.offset if can_be_cut(entry) else None for entry in cache[:-1]]
     copies = [None if can_be_cut(entry) else copy.deepcopy(entry) for entry in cache[:-1]]
-    return TextMark(offsets, copies)
+    return TextMark(offsets, copies, list(map(precision, cache[:-1])))
 
 
 def mark_at(cache: PromptCache, tokens: int) -> TextMark:
-    """Mark the place after this many tokens, in a prompt cache that has kept all of them."""
-    return TextMark([tokens if can_be_cut(entry) else None for entry in cache[:-1]], None)
+    """Mark the place after this many tokens, in a prompt cache that has kept all of them as it has them now."""
+    offsets = [tokens if can_be_cut(entry) else None for entry in cache[:-1]]
+    return TextMark(offsets, None, list(map(precision, cache[:-1])))
 
 
-def go_back(cache: PromptCache, place: TextMark | None) -> bool:
+def go_back(cache: PromptCache, place: TextMark | None, exactly: bool = True) -> bool:
     """Take the text in a prompt cache back to a mark. The memory is not changed.
+
+    Args:
+        cache: The prompt cache.
+        place: The mark; None: none was made.
+        exactly: Whether the keys and values must be those that the mark was made with. mlx-lm puts quantised ones in
+            their place within a turn (`kv_bits`), and the text before the mark then has to run again.
 
     Returns:
         False if that is not possible; the cache is then unchanged.
@@ -70,8 +79,9 @@ def go_back(cache: PromptCache, place: TextMark | None) -> bool:
     if place is None:
         return False
     entries = list(zip(cache[:-1], place.offsets, place.copies or [None] * len(place.offsets), strict=True))
-    for entry, offset, kept in entries:
-        possible = kept is not None if offset is None else can_be_cut(entry) and entry.offset >= offset
+    for (entry, offset, kept), kind in zip(entries, place.precisions, strict=True):
+        is_here = can_be_cut(entry) and (precision(entry) == kind or not exactly)
+        possible = kept is not None if offset is None else is_here and entry.offset >= offset
         if not possible:
             return False
     for index, (entry, offset, kept) in enumerate(entries):
@@ -104,3 +114,8 @@ def can_be_cut(entry: object) -> bool:
     """Whether the last tokens of a cache entry can be cut off, however many tokens it has held."""
     # A rotating cache can be cut until it is full. A mark must hold after that too.
     return isinstance(entry, KVCache | QuantizedKVCache)
+
+
+def precision(entry: object) -> tuple[int, int] | None:
+    """How the keys and values of a cache entry are quantised: the bits and the group size; None if they are not."""
+    return (entry.bits, entry.group_size) if isinstance(entry, QuantizedKVCache) else None

@@ -19,7 +19,7 @@ from mlx_deltamem.sessions.drift import Drift, KeepGateMeans, joined_drift
 from mlx_deltamem.sessions.fitting import check_fits
 from mlx_deltamem.sessions.prefill import Progress, prefill, shifted
 from mlx_deltamem.sessions.remembering import remember
-from mlx_deltamem.sessions.restore import RestorePoint, States, TextMark, mark
+from mlx_deltamem.sessions.restore import RestorePoint, States, mark
 from mlx_deltamem.sessions.seen import seen_before
 from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, joined, part, start_length
 from mlx_deltamem.sessions.starts import Starts, read_new_start
@@ -113,7 +113,7 @@ def opened(state: ChatState, turn: Turn, after: States, kept: dict[int, float]) 
     """
     before = mark(state.filled_cache)
     offsets = [None if offset is None else offset + 1 for offset in before.offsets]
-    between = RestorePoint(whole_states(state.model, after), TextMark(offsets, before.copies))
+    between = RestorePoint(whole_states(state.model, after), replace(before, offsets=offsets))
     *earlier, last = turn.opening_written
     drift = joined_drift((turn.drift, sum(earlier)), (state.drift_so_far(kept), int(last)))
     return replace(turn, between=between, drift=drift)
@@ -179,13 +179,13 @@ def finish_again(state: ChatState, turn: Turn) -> None:
 
 def run_reply_again(state: ChatState, turn: Turn) -> None:
     """Take a turn that was begun back to the beginning of its reply, run its reply again, and add the turn."""
-    state.go_to(turn.between)
+    state.go_to(turn.between, exactly=False)
     finish_again(state, turn)
 
 
 def _write_ended(state: ChatState, turn: Turn) -> None:
     """Write a whole turn as one text, and add it to the chat. It may have been read before, without writing."""
-    if not (state.keeps_text and state.go_to(turn.before)):
+    if not (state.keeps_text and state.go_to(turn.before, exactly=False)):
         state.cache = None
         turn, _ = placed(state, turn)
     cache = state.filled_cache

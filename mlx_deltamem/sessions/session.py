@@ -119,14 +119,21 @@ class ChatSession:
         May be set before the first turn. Later, use `edit(0, text)`, which runs again the turns that were read with it.
 
         Raises:
-            ValueError: When set: it is not text, or a reply is being generated.
+            ValueError: When set: it is not text, the chat has turns, or a reply is being generated.
         """
         return self._state.system
 
     @system.setter
     def system(self, system: str | None) -> None:
         self._state.check_idle()
-        self._state.system = None if system is None else system_prompt(system)
+        prompt = None if system is None else system_prompt(system)
+        if self._state.turns:
+            later = "make another chat" if self.system is None else "use edit(0, text), which runs them again"
+            raise ValueError(
+                f"the system prompt is set in a chat with {len(self._state.turns)} turns, which were read without it; "
+                f"expected a chat without turns: {later}, or reset() the chat first"
+            )
+        self._state.system = prompt
 
     @property
     def history(self) -> History:
@@ -275,7 +282,10 @@ class ChatSession:
                 not change the result.
             prompt_progress_callback: Called with the number of tokens of the message that are done, and of all.
             write: Which part of this turn is written; None: as the attribute `write`.
-            options: Further options of `mlx_lm.stream_generate`.
+            options: Further options of `mlx_lm.stream_generate`. `kv_bits` quantises the keys and values of the whole
+                text in view, as in mlx-lm. With history `full` they stay so: later turns go on with the quantised text,
+                whatever their own `kv_bits`, until the text runs again. To take such a turn back is exact: the text
+                before it runs again. The memory is never quantised.
 
         Yields:
             mlx-lm's `GenerationResponse`, one for each token.
@@ -320,7 +330,8 @@ class ChatSession:
             tool_calls: The tool calls of the reply, in OpenAI's form. They are read behind the text.
 
         Raises:
-            ValueError: As for `stream`; or the reply is not text, or a call has another form. The chat is unchanged.
+            ValueError: As for `stream`; or the reply is not text or does not fit into the model's window, or a call has
+                another form. The chat is unchanged.
         """
         turn = self.new_turn(text, write)
         [said] = parse_messages({"role": "assistant", "content": reply, "tool_calls": list(tool_calls)})
@@ -522,14 +533,15 @@ class ChatSession:
         Returns:
             A dict with the keys `format`, `version`, `title`, `system`, `history`, `write`, `template_options`,
             `conversation` and `turns`. Each turn has `messages` and `reply` in OpenAI's form, `reply_ids`,
-            `tool_calls`, `write`, `remembered` and `conversation`.
+            `reply_rest` (the text of these tokens behind a reply that a stop text ended), `tool_calls`, `write`,
+            `remembered` and `conversation`. The settings are those that the chat has now.
 
         Raises:
             ValueError: A memory was set (`chat.memory = ...`): no reading of the chat leads to it. Or a reply is being
                 generated.
         """
         self._state.check_idle()
-        return exported_chat(self._state, self._title, self._write)
+        return exported_chat(self._state, self.tokenizer, self._title, self._write)
 
     @classmethod
     def from_dict(
@@ -538,7 +550,9 @@ class ChatSession:
         """Make a chat of a dict of `to_dict`, of a list of messages in OpenAI's form, or of a dict with `messages`.
 
         The model reads the whole chat again. With the same model, adapter and tokenizer, the memory is the same up to
-        rounding.
+        rounding. It is another one in two cases: the history, the tools or the system prompt of the chat changed
+        between turns, because all turns are read with the last ones; or `remember` was interrupted and kept a part of
+        a text, because the whole text is read.
 
         Args:
             model: An attached model. It need not be the one that the chat was made with.

@@ -232,13 +232,17 @@ class ChatState:
         text = mark(self.cache) if self.cache is not None and self.keeps_text else None
         return replace(turn, before=RestorePoint(list(self.states), text), memory_set=self.memory_set)
 
-    def go_to(self, place: RestorePoint | None) -> bool:
+    def go_to(self, place: RestorePoint | None, exactly: bool = True) -> bool:
         """Take the cache back to a place. The turns are not changed.
+
+        Args:
+            place: The place; None: it was not kept.
+            exactly: As in `go_back`. Within a turn, the text may be the one that the turn has quantised.
 
         Returns:
             False if that is not possible; the cache is then unchanged.
         """
-        if place is None or self.cache is None or not go_back(self.cache, place.text):
+        if place is None or self.cache is None or not go_back(self.cache, place.text, exactly):
             return False
         self.cache[-1].cache = list(place.states)
         return True

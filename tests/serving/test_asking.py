@@ -199,6 +199,31 @@ def test_a_chat_that_is_longer_than_the_window_sees_its_last_tokens_and_a_note_s
     assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
 
 
+LONG = "Noted. " * 20
+
+
+def test_earlier_exchanges_that_are_longer_than_the_window_are_read_with_the_last_tokens_in_view(running, monkeypatch):
+    server = running()
+    chat = plain_chat()
+    chat.read_exchange("My word is jade.", LONG)
+    chat.read_exchange("Is it?", "It is.")
+    # The second message fits into the window, and its reply does not.
+    longest = sum(turn.length for turn in chat.turns) - 5
+    monkeypatch.setattr(loaded()[0].args, "max_position_embeddings", longest)
+    said = ("My word is jade.", LONG, "Is it?", "It is.", "And what is it?")
+    _, done = server.ask(*said, memory="anna")
+    assert done.note == f"the chat is longer than the model's window; the last {longest // 2} tokens are seen"
+    kept = chat_of(server, "anna")
+    assert (len(kept.turns), kept.history) == (3, "full")
+    monkeypatch.undo()
+    chat = plain_chat()
+    chat.read_exchange("My word is jade.", LONG)
+    chat.history = longest // 2
+    chat.read_exchange("Is it?", "It is.")
+    chat.read_exchange("And what is it?", kept.turns[-1].reply)
+    assert same_memory(kept, chat, TOLERANCE_AGAIN)
+
+
 @pytest.mark.parametrize(
     "asked", [{"said": ("word " * 30_000,)}, {"said": ("Hi.", "word " * 30_000, "Hi.")}, {"text": "word " * 30_000}]
 )

@@ -18,8 +18,8 @@ TURNS = [
 ]
 
 
-def text_of(system: str | None, conversation: str = "") -> ChatText:
-    return ChatText(ChatTemplate(loaded()[1]), system, "full", conversation)
+def text_of(system: str | None, conversation: str = "", history: str | int = "full") -> ChatText:
+    return ChatText(ChatTemplate(loaded()[1]), system, history, conversation)
 
 
 @pytest.mark.parametrize("system", [None, "Be brief."])
@@ -43,3 +43,28 @@ def test_turns_are_counted_up_to_a_reply():
             text.turns_up_to(TURNS, index)
     with pytest.raises(ValueError, match="message 0 is not a reply"):
         text.turns_up_to([], 0)
+
+
+RULE, QUESTION = parse_messages([{"role": "developer", "content": "NEWRULE"}, {"role": "user", "content": "Hi"}])
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("messages", [(RULE, QUESTION), (QUESTION, RULE), (QUESTION, RULE, QUESTION), (RULE,)])
+@pytest.mark.parametrize("conversation", ["", "other"])
+def test_a_later_system_message_is_read_whatever_the_history(system, messages, conversation):
+    whole, part, none = (text_of(system, conversation, history) for history in ("full", 30, "none"))
+    opening = whole.opening(TURNS, messages)
+    assert "NEWRULE" in loaded()[1].decode(opening.ids)
+    assert part.opening(TURNS, messages) == none.opening(TURNS, messages) == opening
+    assert none.ending(TURNS, messages, "Yes.") == whole.ending(TURNS, messages, "Yes.")
+
+
+def test_a_later_system_message_that_the_template_refuses_is_refused_whatever_the_history():
+    tokenizer = loaded()[1]
+    template = "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('no') }}"
+    template += "{% endif %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    for history in ("full", "none"):
+        text = ChatText(ChatTemplate(tokenizer, chat_template=template), None, history)
+        assert text.opening([], (RULE, QUESTION))
+        with pytest.raises(ValueError, match="the chat template refuses"):
+            text.opening(TURNS, (RULE, QUESTION))

@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_deltamem import ChatSession, load
+from mlx_deltamem.sessions.beginning import Beginning
 from tests.conftest import adapter, backbone, distance
 
 # Reading a reply in one piece adds the same numbers in another order than generating it: with float32 on any CPU, the
@@ -64,6 +65,58 @@ def test_the_tokens_of_a_reply_count_only_if_they_are_its_text(chat, loaded):
         again = ChatSession.from_dict(*loaded, content)
         assert again.messages == chat.messages
         assert list(again.turns[0].reply_ids) == tokenizer.encode(chat.turns[0].reply, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_reply_is_read_from_the_tokens_that_were_generated(loaded, stopped, special):
+    _, tokenizer = loaded
+    chat = ChatSession(*loaded)
+    # Letter by letter: the text alone has other tokens.
+    said = [*"One two", "<|im_start|>" if special else "", *" three four"]
+    ids = [token for text in said for token in tokenizer.encode(text, add_special_tokens=False)]
+    stop = "three" if stopped else ()
+    chat.send("Count.", len(ids), stop=stop, logits_processors=[Beginning(ids)])
+    turn = chat.turns[0]
+    assert ("three" in turn.reply) != stopped
+    assert tuple(tokenizer.encode(turn.reply, add_special_tokens=False)) != turn.reply_ids
+    again = ChatSession.from_dict(*loaded, through_json(chat))
+    assert (again.turns[0].reply_ids, again.messages) == (turn.reply_ids, chat.messages)
+    assert all(distance(state, chat.memory[layer]) < ROUNDING for layer, state in again.memory.items())
+    assert again.to_dict() == chat.to_dict()
+    # Tokens with text that the export does not show are not read.
+    content = through_json(chat)
+    content["turns"][0]["reply_ids"] += tokenizer.encode(" Hidden.")
+    assert ChatSession.from_dict(*loaded, content).turns[0].reply_ids != tuple(content["turns"][0]["reply_ids"])
+
+
+@pytest.mark.parametrize("text", ["\ufeffYes.", "a\x00b", "\x1b[0m \r", "", " "], ids=ascii)
+def test_every_text_that_a_chat_takes_is_read_again(loaded, text):
+    chat = ChatSession(*loaded, system=text, history="none")
+    chat.conversation = text
+    chat.read_exchange(
+        [{"role": "user", "content": f"Hi{text}", "name": text}, {"role": "tool", "content": text}], text
+    )
+    chat.remember(f"{text} Hi")
+    chat.send("Hi", 2)
+    chat.edit(-1, f"{text}Hi")
+    again = ChatSession.from_dict(*loaded, through_json(chat))
+    assert again.to_dict() == chat.to_dict()
+    assert (again.messages, again.conversation) == (chat.messages, text)
+    assert all(distance(state, chat.memory[layer]) < ROUNDING for layer, state in again.memory.items())
+
+
+@pytest.mark.parametrize("history", ["none", 30])
+def test_a_later_system_message_is_read_and_read_again(loaded, history):
+    chat = ChatSession(*loaded, system="Base.", history=history)
+    chat.send("Hello", 4)
+    chat.send([{"role": "system", "content": "NEWRULE"}, {"role": "user", "content": "Hi"}], 4)
+    again = ChatSession.from_dict(*loaded, through_json(chat))
+    for each in (chat, again):
+        assert "NEWRULE" in loaded[1].decode(each.turns[-1].opening.ids)
+        assert each.turns[-1].opening_written[0]
+    assert again.segments == chat.segments
+    assert all(distance(state, chat.memory[layer]) < ROUNDING for layer, state in again.memory.items())
 
 
 def test_a_chat_goes_on_with_another_adapter(chat):
@@ -128,6 +181,7 @@ OWN = {"format": "mlx_deltamem chat", "version": 1, "system": None, "turns": [TU
         (OWN | {"turns": [TURN, {}]}, "turn 2 of the chat: the messages are None"),
         (OWN | {"turns": [TURN | {"reply": None}]}, "the reply of turn 1 of the chat is nothing"),
         (OWN | {"turns": [TURN | {"reply": "\ud800"}]}, "the reply of turn 1 of the chat has half a character"),
+        (OWN | {"conversation": "\ud800"}, "the conversation of the chat has half a character"),
         (OWN | {"turns": [TURN | {"reply_ids": ["1"]}]}, "reply_ids of turn 1 of the chat are not a list of whole"),
         (OWN | {"turns": [TURN | {"tool_calls": [3]}]}, "turn 1 of the chat: tool call 0 of the message is not"),
         (OWN | {"turns": [TURN | {"tool_calls": {"a": 3}}]}, "turn 1 of the chat: the tool_calls"),

@@ -49,6 +49,14 @@ def test_an_edit_past_the_window_whatever_is_written(write, monkeypatch):
 
 
 @pytest.mark.slow
+@every_history
+def test_a_known_reply_past_the_window(history):
+    chat = told("qwen3_tsw_qo", history)
+    refused(chat, lambda: chat.read_exchange("Hi", "a b " * 2600), "message with its reply is .* the model's window")
+    assert chat.send(GO_ON, 5) == told("qwen3_tsw_qo", history).send(GO_ON, 5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("count", NO_COUNTS)
 def test_steps_that_are_refused(count):
     chat = told()
@@ -73,6 +81,15 @@ def test_reply_lengths_that_are_refused(count):
         lambda: chat.stream_regenerate(max_tokens=count),
     ):
         refused(chat, call, "max_tokens is")
+
+
+@pytest.mark.slow
+def test_a_size_of_the_cache_is_refused():
+    chat = told()
+    for call in (chat.send, chat.stream):
+        refused(chat, lambda call=call: call("x", 2, max_kv_size=5), "max_kv_size is 5, .* history of the chat")
+    refused(chat, lambda: chat.regenerate(2, max_kv_size=5), "max_kv_size is 5")
+    assert chat.send("x", 2, max_kv_size=None)
 
 
 @pytest.mark.slow
@@ -218,6 +235,21 @@ def fail_in_the_message(chat: ChatSession) -> None:
 
 
 LONG = "A much longer system prompt than it was before, with rules."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begin", [lambda chat: chat.send("Hi", 2), lambda chat: chat.remember("Hi")])
+@pytest.mark.parametrize(("system", "later"), [("Be brief.", r"use edit\(0, text\)"), (None, "make another chat")])
+def test_a_system_prompt_is_set_before_the_first_turn(begin, system, later):
+    chat = new_chat(system="Old.")
+    chat.system = system
+    assert chat.messages == new_chat(system=system).messages
+    begin(chat)
+    for text in ("New.", None):
+        refused(chat, lambda text=text: setattr(chat, "system", text), f"expected a chat without turns: {later}")
+    chat.reset()
+    chat.system = "New."
+    assert chat.send("Hi", 3) == new_chat(system="New.").send("Hi", 3)
 
 
 @pytest.mark.slow

@@ -214,7 +214,8 @@ class Replay:
 
     def opening(self, system: list[dict], said: list[Told], turn: Told) -> Span:
         """The tokens of a turn's messages, rendered behind all messages that the turn sees."""
-        before = loop(said, turn) if turn.history == "none" else said
+        has_system = any(message["role"] == "system" for message in turn.dicts)
+        before = loop(said, turn) if turn.history == "none" and not has_system else said
         known = [*system, *(message for each in before for message in spoken(each))]
         # Any number that is not smaller than the number of sentences: only the order within one pass matters.
         sentences = 100 * len(said)

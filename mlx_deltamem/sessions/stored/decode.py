@@ -14,7 +14,7 @@ from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.sessions.drift import Drift
 from mlx_deltamem.sessions.history import FULL, parse_history
 from mlx_deltamem.sessions.messages import ToolCall, parse_messages, said_messages
-from mlx_deltamem.sessions.restore import RestorePoint, States, TextMark, can_be_cut, mark_at
+from mlx_deltamem.sessions.restore import RestorePoint, States, TextMark, can_be_cut, mark_at, precision
 from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, part
 from mlx_deltamem.sessions.stored.chat import StoredChat
 from mlx_deltamem.sessions.template_options import check_storable
@@ -201,7 +201,9 @@ def _tokens_before(lengths: list[int]) -> list[int]:
 
 
 def _mark(kept: PromptCache | None, tokens: int) -> TextMark | None:
-    return None if kept is None else mark_at(kept, tokens)
+    # A file does not say since which turn the keys and values are quantised.
+    is_exact = kept is not None and not any(map(precision, kept[:-1]))
+    return mark_at(kept, tokens) if kept is not None and is_exact else None
 
 
 def _by_layer(stacked: mx.array, like: States) -> States:
