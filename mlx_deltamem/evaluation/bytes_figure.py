@@ -64,8 +64,7 @@ def _panel(axes: Axes, result: Result, kept: Mapping[str, float]) -> None:
             markersize=5,
             linestyle="none",
             elinewidth=0.8,
-            # Beside a memory, the marker is empty.
-            markerfacecolor="white" if "+" in name else style["color"],
+            markerfacecolor=_face(name, style["color"]),
         )
     if places:
         axes.set_xscale("log")
@@ -73,6 +72,12 @@ def _panel(axes: Axes, result: Result, kept: Mapping[str, float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: _size(count)))
     axes.set_xlabel("bytes kept")
+
+
+def _face(name: str, color: str) -> str:
+    """The colour inside a marker: beside a memory it is empty, and beside the memory of a control it is grey."""
+    _, _, beside = name.partition("+")
+    return {"": color, "state": "white"}.get(beside, "0.75")
 
 
 def _apart(kept: Mapping[str, float]) -> dict[str, float]:
