@@ -163,6 +163,8 @@ class Engine:
         try:
             while not self._is_over:
                 self._turn()
+            # The end may have come within work on a memory, which was taken back then.
+            self._saver.save_all()
         except BaseException as error:
             self.failure = error
         self.inbox.is_accepting = False

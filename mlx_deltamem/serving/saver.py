@@ -65,12 +65,12 @@ class Saver:
         return max(min(self._due.values()), self._paused_until) if self._due else None
 
     def save_all(self) -> int:
-        """Save all memories that wait.
+        """Save all memories that wait, but those that a turn or a text changes just then.
 
         Returns:
-            The number of memories that could not be saved.
+            The number of memories that were not saved.
         """
-        for memory in list(self._due):
+        for memory in [each for each in self._due if not each.is_busy]:
             self._save(memory)
         return self.unsaved
 

@@ -103,7 +103,8 @@ def take_back(state: ChatState, dropped: Sequence[int]) -> None:
         dropped: The indices of the turns that are taken back.
     """
     conversation, others = state.conversation, later_turns(state.turns, dropped)
-    return_to(state, min(dropped))
-    for turn in others:
-        running.run_again(state, turn)
-    state.enter(conversation)
+    with state.under_way():
+        return_to(state, min(dropped))
+        for turn in others:
+            running.run_again(state, turn)
+        state.enter(conversation)

@@ -58,6 +58,9 @@ class ChatSession:
     A generated reply is kept as its tokens; it is never tokenised again. The memory between any two turns is kept too,
     so that turns can be taken back exactly.
 
+    While a message or a text is read, or a reply is being generated, the chat cannot be changed, saved or copied, also
+    not by a progress callback or another thread: such a call raises ValueError.
+
     Args:
         model: An attached model. It may serve several chats in turn.
         tokenizer: Its tokenizer, with a chat template.

@@ -52,7 +52,7 @@ class ChatState:
         starts: By conversation, the tokens of a visible start that is read in place of the one that the conversation
             began with.
         begun_at: The place before the turn that is running; None if none is running.
-        replying: Whether a reply is being generated.
+        replying: Whether a reply is being generated. Other work that changes the chat is `under_way`.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class ChatState:
         self._caches: dict[str, PromptCache] = {}
         self.begun_at: RestorePoint | None = None
         self.replying = False
+        self._works = 0
         self._history = history
 
     @property
@@ -121,13 +122,24 @@ class ChatState:
         return sum(entry.nbytes for cache in caches for entry in cache)
 
     def check_idle(self) -> None:
-        """Check that no reply is being generated.
+        """Check that nothing is changing the chat: no reply is being generated, and no text is being read.
 
         Raises:
-            ValueError: A reply is being generated.
+            ValueError: Something is.
         """
-        if self.replying:
-            raise ValueError("a reply is under way; wait for its end or close it first")
+        if self.replying or self._works:
+            raise ValueError(
+                "a reply is under way, or the reading of a text; wait for its end, or close the reply first"
+            )
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """A context for work that changes the chat. Functions that the work calls, and other threads, find it busy."""
+        self._works += 1
+        try:
+            yield
+        finally:
+            self._works -= 1
 
     def enter(self, conversation: str) -> None:
         """Go on with another conversation. The memory and the turns are not changed."""
@@ -215,8 +227,11 @@ class ChatState:
         return other
 
     def fork_at(self, snapshot: Snapshot) -> "ChatState":
-        """A copy as it was at a snapshot. It has the keys and values if the chat is still there, and idle."""
-        if not self.replying and self.snapshot().is_same(snapshot):
+        """A copy as it was at a snapshot. It has the keys and values if the chat is still there and no turn is running.
+
+        A text that is being remembered does not change them before its end.
+        """
+        if not self.replying and self.begun_at is None and self.snapshot().is_same(snapshot):
             return self.fork()
         other = ChatState(self.model, snapshot.template, snapshot.system, snapshot.history)
         other.restore(snapshot)
@@ -276,7 +291,7 @@ class ChatState:
             earlier = self.turns[-1].as_earlier()
             self.turns[-1] = earlier if self.keeps_text else replace(earlier, between=None)
         self.turns.append(replace(turn, drift=replace(turn.drift, changed=changed)))
-        self.states, self.memory_set = states, False
+        self.states, self.memory_set, self.begun_at = states, False, None
 
     def take_off(self, index: int) -> None:
         """Remove turn `index` and all later turns from the list. The memory and the cache are not changed."""
@@ -288,33 +303,35 @@ class ChatState:
 
     @contextmanager
     def turn_or_nothing(self) -> Iterator[None]:
-        """A context to run a turn in. If an error comes before the turn is added, the chat is unchanged."""
+        """A context to run a turn in, `under_way`. After an error before the turn is added, the chat is unchanged."""
         count = len(self.turns)
-        try:
-            yield
-        except BaseException:
-            if len(self.turns) == count and not (self.keeps_text and self.go_to(self.begun_at)):
-                self.cache = None
-            raise
-        finally:
-            self.begun_at = None
+        with self.under_way():
+            try:
+                yield
+            except BaseException:
+                if len(self.turns) == count and not (self.keeps_text and self.go_to(self.begun_at)):
+                    self.cache = None
+                raise
+            finally:
+                self.begun_at = None
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """A context to change the chat in. After an error the chat is unchanged.
+        """A context to change the chat in, `under_way`. After an error the chat is unchanged.
 
         Closing a reply early is not an error, unless several ranks hold the model (see `reply_to`).
         """
         before = self.snapshot()
-        try:
-            yield
-        except GeneratorExit:
-            if not world_of(self.model).is_alone:
+        with self.under_way():
+            try:
+                yield
+            except GeneratorExit:
+                if not world_of(self.model).is_alone:
+                    self.restore(before)
+                raise
+            except BaseException:
                 self.restore(before)
-            raise
-        except BaseException:
-            self.restore(before)
-            raise
+                raise
 
     def snapshot(self) -> Snapshot:
         """Everything but the keys and values, to go back to it by `restore`."""
@@ -334,4 +351,5 @@ class ChatState:
         self.turns, self.states, self.memory_set = list(snapshot.turns), snapshot.states, snapshot.memory_set
         self.system, self.template = snapshot.system, snapshot.template
         self.conversation, self.starts, self._history = snapshot.conversation, snapshot.starts, snapshot.history
+        self.begun_at = None
         self.drop_caches()

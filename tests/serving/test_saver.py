@@ -58,6 +58,25 @@ def test_turns_wait_for_their_file(running, file):
     assert same_memory(ChatSession.load(*loaded(), file), server.memories.get("anna").chat, 0)
 
 
+def test_the_end_within_a_long_text_saves_the_turns_before_it(running, file):
+    server = running(save_after=NEVER)
+    server.ask("Hello.", memory="anna")
+
+    async def end() -> None:
+        while not server.memories.get("anna").is_busy:
+            await asyncio.sleep(0.001)
+        await asyncio.get_running_loop().run_in_executor(None, server.engine.stop, 0)
+
+    async def remembering() -> None:
+        with pytest.raises(RefusedError, match="the server is ending"):
+            await server.service.remember(
+                "anna", ({"role": "user", "content": "A note of some words. " * 120},), "all", None
+            )
+
+    server.run(remembering(), end())
+    assert turns_in(file) == 1 and server.engine.unsaved == 0
+
+
 def test_an_idle_server_saves_when_it_is_time(running, file):
     server = running(save_after=SOON)
     server.ask("Hello.", memory="anna")
