@@ -78,12 +78,13 @@ def make_backbone_cache(model: nn.Module, frozen_class: type[nn.Module], max_kv_
 
 
 def memory(cache: PromptCache) -> dict[int, mx.array]:
-    """Get the states in a prompt cache, by layer index: `[B, H, r, r]` float32 (row = value, column = key).
+    """Get copies of the states in a prompt cache, by layer index: `[B, H, r, r]` float32 (row = value, column = key).
 
     Raises:
         ValueError: The cache has no memory.
     """
-    return {layer: state for layer, state in enumerate(_memory_entry(cache).cache) if state.shape[-1]}
+    # MLX copies the numbers only when one side is changed in place.
+    return {layer: mx.array(state) for layer, state in enumerate(_memory_entry(cache).cache) if state.shape[-1]}
 
 
 def set_memory(cache: PromptCache, states: Mapping[int, mx.array]) -> None:
@@ -91,8 +92,8 @@ def set_memory(cache: PromptCache, states: Mapping[int, mx.array]) -> None:
 
     Args:
         cache: A prompt cache of an attached model.
-        states: By layer index, `[B, H, r, r]` (or `[B, r, r]` if H is 1), as `memory` returns them. A state of one row
-            is that of all rows.
+        states: By layer index, `[B, H, r, r]` (or `[B, r, r]` if H is 1), as `memory` returns them; the cache gets
+            copies. A state of one row is that of all rows.
 
     Raises:
         ValueError: The cache has no memory, a layer has no memory, or a state has a wrong shape or number of rows. The
