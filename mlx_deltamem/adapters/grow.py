@@ -161,4 +161,6 @@ def _key(adapter: Adapter, layer: int, name: str) -> str:
 
 def _grown(adapter: Adapter, config: DeltaMemConfig, weights: dict[str, mx.array], done: str) -> Adapter:
     metadata = dict(adapter.metadata) | {"changed": changed(adapter.metadata, done)}
-    return replace(adapter, config=config, weights=weights, metadata=metadata)
+    # Copies, because weights that stay as they are would be arrays of both adapters.
+    copies = {name: mx.array(weight) for name, weight in weights.items()}
+    return replace(adapter, config=config, weights=copies, metadata=metadata)

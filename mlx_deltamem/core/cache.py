@@ -8,7 +8,7 @@ splitting) carry the memory along.
 
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,8 +17,8 @@ import mlx.nn as nn
 from mlx_lm.models import cache as mlx_lm_cache
 from mlx_lm.models.cache import ArraysCache, CacheList
 
-from mlx_deltamem.core.entry import MemoryEntry, memory_entry
-from mlx_deltamem.core.past import Start
+from mlx_deltamem.core.entry import MemoryEntry, is_empty, memory_entry
+from mlx_deltamem.core.past import Start, rows_of
 
 # The entries are mlx-lm's cache classes. They have no common public base class, so the entry type is Any.
 PromptCache: TypeAlias = list[Any]
@@ -78,12 +78,13 @@ def make_backbone_cache(model: nn.Module, frozen_class: type[nn.Module], max_kv_
 
 
 def memory(cache: PromptCache) -> dict[int, mx.array]:
-    """Get the states in a prompt cache, by layer index: `[B, H, r, r]` float32 (row = value, column = key).
+    """Get copies of the states in a prompt cache, by layer index: `[B, H, r, r]` float32 (row = value, column = key).
 
     Raises:
         ValueError: The cache has no memory.
     """
-    return {layer: state for layer, state in enumerate(_memory_entry(cache).cache) if state.shape[-1]}
+    # MLX copies the numbers only when one side is changed in place.
+    return {layer: mx.array(state) for layer, state in enumerate(_memory_entry(cache).cache) if state.shape[-1]}
 
 
 def set_memory(cache: PromptCache, states: Mapping[int, mx.array]) -> None:
@@ -91,14 +92,35 @@ def set_memory(cache: PromptCache, states: Mapping[int, mx.array]) -> None:
 
     Args:
         cache: A prompt cache of an attached model.
-        states: By layer index, `[B, H, r, r]` (or `[B, r, r]` if H is 1), as `memory` returns them.
+        states: By layer index, `[B, H, r, r]` (or `[B, r, r]` if H is 1), as `memory` returns them; the cache gets
+            copies. A state of one row is that of all rows.
 
     Raises:
-        ValueError: The cache has no memory, a layer has no memory, or a state has a wrong shape. The cache is then
-            unchanged.
+        ValueError: The cache has no memory, a layer has no memory, or a state has a wrong shape or number of rows. The
+            cache is then unchanged.
     """
     entry = _memory_entry(cache)
-    entry.cache = _replaced(entry.cache, states)
+    replaced = _replaced(entry.cache, states)
+    entry.cache = replaced if (batch := _known_batch(cache)) is None else _for_batch(replaced, states, batch)
+
+
+def _known_batch(cache: PromptCache) -> int | None:
+    """The number of rows of the text or of the padding in a prompt cache; None if it may still have any number."""
+    entry = _memory_entry(cache)
+    is_padded = entry.left_padding is not None or entry.lengths is not None
+    has_text = not all(backbone is None or is_empty(backbone) for backbone in cache[:-1])
+    return entry.batch_size if is_padded or has_text else None
+
+
+def _for_batch(replaced: Sequence[mx.array], states: Iterable[int], batch: int) -> list[mx.array]:
+    """The states of all layers for a prompt cache with this number of rows; those of the layers `states` are new."""
+    for layer in states:
+        if (rows := replaced[layer].shape[0]) not in (1, batch):
+            raise ValueError(
+                f"the state for layer {layer} has {rows} rows and the prompt cache {batch}; expected the same number, "
+                "or one row for all of them"
+            )
+    return [rows_of(state, batch) for state in replaced]
 
 
 def check_states(present: Sequence[mx.array], states: Mapping[int, mx.array]) -> list[mx.array]:

@@ -13,6 +13,7 @@ Beyond that, `trim` raises a ValueError. mlx-lm has then trimmed the keys and va
 to go on until its memory is set.
 """
 
+import copy
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -34,6 +35,7 @@ from mlx_deltamem.core.past import (
     kept,
     passes_of,
     recent,
+    rows_of,
     states_of,
     taken_back,
     without,
@@ -141,8 +143,8 @@ class MemoryEntry(ArraysCache):
                 "a new cache with mlx_deltamem.make_prompt_cache(model), or set the memory with set_memory"
             )
         # An entry may be moved to another text: then its past is not that of the text.
-        if not follows or not any(row.total for row in self._rows) or backbone is None or _is_empty(backbone[0]):
-            self.start(Start(backbone is not None and all(_is_empty(entry) for entry in backbone)))
+        if not follows or not any(row.total for row in self._rows) or backbone is None or is_empty(backbone[0]):
+            self.start(Start(backbone is not None and all(is_empty(entry) for entry in backbone)))
 
     def end(
         self,
@@ -201,23 +203,57 @@ class MemoryEntry(ArraysCache):
         mask: mx.array | None = super().make_mask(N)
         return mask
 
+    @property
+    def batch_size(self) -> int:
+        """The number of rows. A state of one row is that of all rows."""
+        sizes = [state.shape[0] for state in self.cache]
+        sizes += [counts.size for counts in (self.left_padding, self.lengths) if counts is not None]
+        # Where layers ran without their memory, only the past knows the rows.
+        return max([*sizes, len(self._rows) if self._follows() else 0])
+
     def filter(self, batch_indices: Sequence[int] | mx.array) -> None:
-        """Keep some rows of the batch, in place."""
+        """Keep some rows of the batch, in place.
+
+        Raises:
+            ValueError: The batch has no such row.
+        """
         rows = self._past_by_row()
-        super().filter(batch_indices)  # type: ignore[no-untyped-call]
-        self._take([rows[int(index)] for index in batch_indices])
+        # MLX does not check the indices that mlx-lm's method reads the states by.
+        indices = [self._row(int(index)) for index in batch_indices]
+        self.cache = self._by_row()
+        super().filter(mx.array(indices, mx.int32))  # type: ignore[no-untyped-call]
+        self._take([rows[index] for index in indices])
 
     def extend(self, other: ArraysCache) -> None:
-        """Add the rows of another entry to the batch, in place."""
-        rows = [*self._past_by_row(), *_past_by_row(other)]
-        super().extend(other)  # type: ignore[no-untyped-call]
+        """Add the rows of another entry to the batch, in place.
+
+        Raises:
+            ValueError: The other entry has the memory of another adapter.
+        """
+        # The other entry stays as it is.
+        both, added = copy.copy(self), memory_entry(copy.copy(other))
+        shapes = [state.shape[1:] for state in self.cache]
+        if added is None or [state.shape[1:] for state in added.cache] != shapes:
+            raise ValueError(
+                f"another memory than states {shapes} was to join a batch with these; expected prompt caches of models "
+                "with the same adapter"
+            )
+        rows = [*self._past_by_row(), *added._past_by_row()]
+        both.cache, added.cache = self._by_row(), added._by_row()
+        ArraysCache.extend(both, added)
+        self.cache, self.left_padding, self.lengths = both.cache, both.left_padding, both.lengths
         self._take(rows)
 
     def extract(self, idx: int) -> "MemoryEntry":
-        """A new entry with one row of the batch."""
+        """A new entry with one row of the batch.
+
+        Raises:
+            ValueError: The batch has no such row.
+        """
+        row = self._row(idx)
         entry = MemoryEntry(len(self.cache))
-        entry.cache = [state if state.shape[0] == 1 else state[idx : idx + 1] for state in self.cache]
-        entry._take([self._past_by_row()[idx]])
+        entry.cache = [state[row : row + 1] for state in self._by_row()]
+        entry._take([self._past_by_row()[row]])
         return entry
 
     @classmethod
@@ -270,7 +306,22 @@ class MemoryEntry(ArraysCache):
 
     def _past_by_row(self) -> list[Past]:
         """The past of each row of the batch."""
-        return self._rows_of(max(state.shape[0] for state in self.cache))
+        return self._rows_of(self.batch_size)
+
+    def _by_row(self) -> list[mx.array]:
+        """The states, all with the rows of the batch."""
+        return [rows_of(state, self.batch_size) for state in self.cache]
+
+    def _row(self, index: int) -> int:
+        """The row of the batch at an index, which counts from the end if it is negative.
+
+        Raises:
+            ValueError: The batch has no such row.
+        """
+        batch = self.batch_size
+        if not -batch <= index < batch:
+            raise ValueError(f"row {index} was asked for; expected one of the {batch} rows of the prompt cache")
+        return index % batch
 
     def _take(self, rows: Sequence[Past]) -> None:
         """Take the past of each row, after `cache` was set to their states."""
@@ -313,7 +364,7 @@ def _past_by_row(entry: ArraysCache) -> list[Past]:
     return entry._past_by_row() if isinstance(entry, MemoryEntry) else [Start(is_whole=False)] * entry.batch_size
 
 
-def _is_empty(entry: Any) -> bool:
+def is_empty(entry: Any) -> bool:
     """Whether an entry of a prompt cache has no text yet."""
     try:
         return bool(entry.empty()) or (isinstance(entry.offset, int) and not entry.offset)

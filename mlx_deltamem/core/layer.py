@@ -10,13 +10,11 @@ The corrections are added to the outputs of the backbone's projections (`reads.p
 """
 
 import functools
-import operator
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlx_deltamem.core.access import Access, WriteUnits, both
 from mlx_deltamem.core.config import DeltaMemConfig
@@ -26,6 +24,7 @@ from mlx_deltamem.core.late import LateWrite, late_states
 from mlx_deltamem.core.past import LayerPass
 from mlx_deltamem.core.reads import Gates, PackedWeights, Reads
 from mlx_deltamem.core.shapes import AttentionShape, inactive_parameters, parameter_shapes
+from mlx_deltamem.core.watched import Watched
 from mlx_deltamem.recurrence.engines import Engine, engine_for
 from mlx_deltamem.recurrence.gates import gates
 from mlx_deltamem.recurrence.kernels.build import on_gpu
@@ -47,11 +46,12 @@ class _Writer:
         return self.memory.write(self.engine, self.weights, projected, state, access)
 
 
-class DeltaMemory(nn.Module):
+class DeltaMemory(Watched):
     """The adapter weights of one layer and their computation (arXiv 2605.12357, section 3).
 
     The weights are plain arrays and not `nn.Linear`, so that quantising a model or adding LoRA to it does not change
-    them. They have the names of the reference's files (`parameter_shapes`).
+    them. They have the names of the reference's files (`parameter_shapes`). The memory has arrays of its own, which
+    share their numbers with those it was made from until one side is changed in place.
 
     Args:
         config: The adapter's configuration.
@@ -67,7 +67,7 @@ class DeltaMemory(nn.Module):
         inactive = inactive_parameters(config)
         for name in parameter_shapes(config, shape):
             if name not in inactive:
-                setattr(self, name, weights[name])
+                setattr(self, name, mx.array(weights[name]))
         # The names of the backbone's projections that are corrected.
         self.corrected = frozenset(
             name for name, heads in self._projections().items() if any(head in config.delta_heads for head in heads)
@@ -77,18 +77,6 @@ class DeltaMemory(nn.Module):
         self._cached_weights: PackedWeights | None = None
         # Weak, because the writer has the memory.
         self._last_writer: weakref.ref[_Writer] | None = None
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # A new weight, or a weight after an operation such as `*=`, which changes the array in place and sets it.
-        if name in self:
-            self._cached_weights = None
-        super().__setattr__(name, value)
-
-    def __getattr__(self, name: str) -> mx.array:
-        # The caller may change the weight in place, and the packed weights would then be out of date.
-        self._cached_weights = None
-        weight: mx.array = super().__getattr__(name)
-        return weight
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
@@ -231,15 +219,19 @@ class DeltaMemory(nn.Module):
         return Gates(keep, write)
 
     def packed_weights(self, dtype: mx.Dtype) -> PackedWeights:
-        """The weights for activations of this dtype. They are made again only after a weight was replaced."""
+        """The weights for activations of this dtype. They are made again only after a weight may have changed.
+
+        As long as somebody holds an array of this module, it may change unseen, and they are made for each pass.
+        """
         packed = self._cached_weights
-        if packed is None or packed.inputs.dtype != dtype or any(map(operator.is_not, packed.sources, self.values())):
-            packed = self._pack(list(self.values()), dtype)
+        if packed is None or packed.inputs.dtype != dtype or self.may_have_changed():
+            packed = self._pack(dtype)
+            is_seen = self.watch()
             # In training, each step has new weights. To keep the packed ones would keep the whole graph of the step.
-            self._cached_weights = None if self.training or not packed.evaluate() else packed
+            self._cached_weights = None if self.training or not is_seen or not packed.evaluate() else packed
         return packed
 
-    def _pack(self, sources: Sequence[mx.array], dtype: mx.Dtype) -> PackedWeights:
+    def _pack(self, dtype: mx.Dtype) -> PackedWeights:
         config = self.config
         gates = ("beta", "lambda") if self.variant.free_lambda else ("beta",)
         inputs = [self[f"memory_{name}_proj"] for name in "qkv"] + [self[f"{gate}_proj"] for gate in gates]
@@ -250,7 +242,6 @@ class DeltaMemory(nn.Module):
         )
         packed = mx.concatenate(inputs).astype(dtype)
         return PackedWeights(
-            sources=list(sources),
             inputs=_columns(packed),
             queries=_columns(packed[: config.width]),
             gate_bias=mx.concatenate([self[f"{gate}_bias"].astype(mx.float32) for gate in gates]),

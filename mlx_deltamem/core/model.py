@@ -106,18 +106,18 @@ def is_attached(model: nn.Module) -> "TypeGuard[DeltaModel]":
 def current_adapter(model: nn.Module) -> Adapter:
     """Get the adapter of a model with its present weights, for instance after training.
 
-    It includes the correction heads that are not in use, as zeros, because the reference expects all heads.
+    It includes the correction heads that are not in use, as zeros, because the reference expects all heads. Its arrays
+    are copies, which share their numbers with the model's until one side is changed in place.
 
     Raises:
         ValueError: The model has no adapter.
     """
     attachment = attachment_of(model)
     config = attachment.config
-    weights: dict[str, mx.array] = dict(attachment.elsewhere)
+    weights = {key: mx.array(tensor) for key, tensor in attachment.elsewhere.items()}
     for layer, attention in attached_attention(model).items():
         layer_memory = attention.delta_mem
-        tensors: dict[str, mx.array] = dict(layer_memory.items())
-        weights |= _with_all_heads(config, layer_memory.shape, layer, attachment.paths[layer], tensors)
+        weights |= _with_all_heads(config, layer_memory.shape, layer, attachment.paths[layer], layer_memory)
     repo = getattr(model, "backbone_repo", None)
     metadata = {} if repo is None else {"base_model": repo}
     return Adapter(config, weights, metadata | dict(attachment.metadata))
@@ -246,7 +246,7 @@ def _with_all_heads(
 ) -> dict[str, mx.array]:
     """The tensors of a layer under their full names, with zeros for the correction heads that are not in use."""
     inactive = inactive_parameters(config)
-    complete = {name: tensor for name, tensor in tensors.items() if name not in inactive}
+    complete = {name: mx.array(tensor) for name, tensor in tensors.items() if name not in inactive}
     for name in sorted(inactive):
         width = shape.width(name.split("_")[1])
         complete[name] = mx.zeros((width, config.width), tensors["memory_q_proj"].dtype)

@@ -50,9 +50,7 @@ class LayerPass(_Shared):
         Raises:
             ValueError: The pass writes spans of tokens that begin or end in another pass (`Access.first`).
         """
-        rows = self.projected.shape[0]
-        if before.shape[0] != rows:
-            before = mx.broadcast_to(before, (rows, *before.shape[1:]))
+        before = rows_of(before, self.projected.shape[0])
         return self.write(self.projected[:, :tokens], before, self.access.first(tokens))
 
     def goes_on_in(self, other: "LayerPass") -> bool:
@@ -233,6 +231,11 @@ def joined(passes: Sequence[tuple[Pass, int]], after: Sequence[mx.array]) -> Pas
         access = Access.joined([part.access.first(tokens) for part, tokens in parts])
         layers[layer] = LayerPass(begin.write, projected, access)
     return Pass(first.rows, sum(tokens for _, tokens in passes), first.before, after, layers)
+
+
+def rows_of(state: mx.array, batch: int) -> mx.array:
+    """A state with the rows of a batch; a state of one row is that of all rows."""
+    return mx.broadcast_to(state, (batch, *state.shape[1:])) if state.shape[0] == 1 != batch else state
 
 
 def _row(state: mx.array, row: int) -> mx.array:

@@ -14,7 +14,6 @@ class PackedWeights:
     """The weights of a layer in the form that a forward pass uses.
 
     Attributes:
-        sources: The weights that it was made from.
         inputs: `[hidden, P]` in the activations' dtype: the projections to memory queries, keys, values and gates.
         queries: `[hidden, H * r]`, the first columns of `inputs`.
         gate_bias: `[G or 2 G]` float32, the biases of β and, if it is free, λ.
@@ -26,7 +25,6 @@ class PackedWeights:
         parts: The parts of `corrections` that `held_correction` has made.
     """
 
-    sources: list[mx.array]
     inputs: mx.array
     queries: mx.array
     gate_bias: mx.array

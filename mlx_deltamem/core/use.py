@@ -99,7 +99,9 @@ def write_mask(model: nn.Module, mask: mx.array) -> Iterator[None]:
     """
     if mask.ndim != 2 or mask.dtype != mx.bool_:
         raise ValueError(f"write_mask got {mask.dtype} of shape {mask.shape}; expected bool, [B, T] or [B, 1]")
-    with _used(model, lambda use: replace(use, written=mask)):
+    # The caller may change its mask in place while the context lasts.
+    own = mx.array(mask)
+    with _used(model, lambda use: replace(use, written=own)):
         yield
 
 

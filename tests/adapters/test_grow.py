@@ -167,3 +167,12 @@ def test_an_adapter_of_several_kinds_of_modules_is_refused():
     for change in (lambda: widened(several, 6), lambda: uncoupled(several), lambda: with_layers(several, [0])):
         with pytest.raises(ValueError, match="is for modules named self_attn, attention; expected one name"):
             change()
+
+
+def test_a_grown_adapter_has_arrays_of_its_own():
+    adapter = random_adapter()
+    kept = {name: mx.array(weight) for name, weight in adapter.weights.items()}
+    for change in (lambda: widened(adapter, 6), lambda: uncoupled(adapter), lambda: with_layers(adapter, [0])):
+        for weight in change().weights.values():
+            weight[:] = 7
+    assert same(adapter.weights, kept)

@@ -23,6 +23,7 @@ from mlx_deltamem import (
     read_only,
     reset_memory,
     set_memory,
+    write_mask,
 )
 from mlx_deltamem.core.cache import memory_alone
 from tests.conftest import adapter, backbone, distance
@@ -235,6 +236,36 @@ def test_set_and_reset():
     reset_memory(cache)
     assert not any(state.any() for state in memory(cache).values())
     assert memory(cache)[1].shape == (1, 2, 4, 4)
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_arrays_that_were_handed_out_or_in_are_not_those_of_the_cache(calls):
+    """The cache knows its states by their identity: a change in place would leave their joined form as it was."""
+    model = attached_model(config=CONFIGS["MSW"])
+    cache, expected = make_prompt_cache(model), make_prompt_cache(model)
+    given, other = ({layer: mx.random.normal((1, 2, 4, 4)) for layer in (0, 1)} for _ in range(2))
+    set_memory(expected, {layer: mx.array(state) for layer, state in given.items()})
+    set_memory(cache, given)
+    for _ in range(calls):
+        for entry in (cache, expected):
+            model(mx.array([[5]]), cache=entry)
+        found = memory(cache)
+        for states in (given, found):
+            for state in states.values():
+                state[:] = other[0]
+    assert all(mx.array_equal(state, memory(expected)[layer]) for layer, state in memory(cache).items())
+    row = cache[-1].extract(0)
+    row.cache[0][:] = 0
+    assert mx.array_equal(model(mx.array([[7]]), cache=cache), model(mx.array([[7]]), cache=expected))
+
+
+def test_a_mask_changed_within_its_context_has_no_effect():
+    model, ids = attached_model(), random_ids(1, 4)
+    cache, mask = make_prompt_cache(model), mx.array([[False]])
+    with write_mask(model, mask):
+        mask[:] = True
+        model(ids, cache=cache)
+    assert not memory(cache)[0].any()
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,12 @@ def test_the_gradient_of_the_history_scan_is_that_of_the_recurrence():
         assert mx.abs(y).max() > 0.01
         assert distance(x, y) <= 1e-4 * mx.abs(y).max().item()
 
+    def twice(scan: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., mx.array]:
+        return mx.grad(lambda *arrays: sum((x**2).sum() for x in mx.grad(loss(scan), argnums=range(7))(*arrays)))
+
+    expected = twice(delta_scan_reference)(state, *tokens)
+    assert distance(twice(delta_scan)(state, *tokens), expected) <= 1e-4 * mx.abs(expected).max().item()
+
 
 @pytest.mark.usefixtures("lazy_gpu")
 def test_a_model_in_evaluation_mode_has_gradients(monkeypatch):

@@ -192,6 +192,50 @@ def test_gradient_equals_that_of_the_reference(shape, masked):
         assert mx.linalg.norm(a - b) <= 1e-5 * mx.linalg.norm(b)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 2, 4), (2, 40, 1, 4), (1, 5, 1, 64)])
+@pytest.mark.parametrize("empty", [False, True])
+def test_gradients_of_gradients_are_those_of_the_reference(shape, empty):
+    """Of a chunked scan too, whose maps are not differentiated where a state is empty."""
+    batch, _, heads, rank = shape
+    tokens, start = random_tokens(*shape), mx.random.normal((batch, heads, rank, rank)) * (not empty)
+    weights, directions = mx.random.normal(shape), [mx.random.normal(x.shape) for x in (start, *tokens)]
+
+    def derivative(form):
+        def loss(*inputs):
+            reads, state = form(*inputs)
+            return (reads * reads * weights).sum() + (state * state).sum()
+
+        def along(*inputs):
+            found = mx.grad(loss, argnums=tuple(range(7)))(*inputs)
+            return sum((gradient * direction).sum() for gradient, direction in zip(found, directions, strict=True))
+
+        return mx.grad(along, argnums=tuple(range(7)))
+
+    fast, slow = derivative(delta_scan)(start, *tokens), derivative(delta_scan_reference)(start, *tokens)
+    for a, b in zip(fast, slow, strict=True):
+        assert mx.linalg.norm(b) > 0
+        assert mx.linalg.norm(a - b) <= 1e-5 * mx.linalg.norm(b)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(0, 3, 1, 4), (0, 40, 1, 4), (2, 3, 0, 4), (2, 9, 1, 0), (0, 1, 1, 4), (2, 0, 1, 4)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_empty_batches_have_empty_results_and_gradients(form, shape, masked):
+    batch, length, heads, rank = shape
+    inputs = mx.random.normal((batch, heads, rank, rank)), *(mx.zeros(shape, mx.bfloat16) for _ in range(6))
+    mask = mx.zeros((batch, length), mx.bool_) if masked else None
+
+    def scanned(*arrays):
+        return form(*arrays, mask=mask)
+
+    reads, state = scanned(*inputs)
+    assert reads.shape == shape and mx.array_equal(state, inputs[0])
+    assert reads.dtype == state.dtype == mx.float32
+    _, found = mx.vjp(scanned, list(inputs), [mx.zeros_like(reads), mx.ones_like(state)])
+    assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in inputs]
+    assert mx.array_equal(found[0], mx.ones_like(state))
+
+
 def test_gradient_of_a_long_sequence_needs_little_memory():
     tokens = random_tokens(1, 2048, 1, 8)
     start = mx.zeros((1, 1, 8, 8))
