@@ -99,7 +99,7 @@ def _gradients(
     return state_gradient, *(mx.concatenate(list(parts)) for parts in zip(*gradients, strict=True))
 
 
-@custom_gradient(_gradients)
+@custom_gradient(_gradients, once=True)
 def _packed_scan(
     state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
 ) -> tuple[mx.array, ...]:

@@ -22,12 +22,30 @@ def delta_scan_reference(
     write: mx.array,
     mask: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """Run the recurrence in a loop over the tokens; arguments, results and errors are those of `delta_scan`."""
+    """Run the recurrence in a loop over the tokens; arguments, results and errors are those of `delta_scan`.
+
+    MLX can differentiate it any number of times.
+    """
     state, tokens = check_inputs(state, (q, k, v, keep, erase, write), mask)
-    reads = [mx.zeros_like(tokens[0][:, :0])]
-    for t in range(tokens[0].shape[1]):
-        query, key, value, keep_t, erase_t, write_t = (x[:, t] for x in tokens)
-        read, state = step(state, query, key, write_t * value, keep_t, erase_t)
+    queries, keys, values, keep, erase, write = tokens
+    return by_steps(state, queries, keys, write * values, keep, erase)
+
+
+def by_steps(
+    state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Read and write the states of a batch of sequences by `step`.
+
+    Args:
+        state: `[B, H, r, r]` float32, the states before the first token.
+        queries, keys, written, keep, erase: `[B, T, H, r]` float32; `written` is `write * v`.
+
+    Returns:
+        The reads `[B, T, H, r]` and the states after the last token.
+    """
+    reads = [mx.zeros_like(queries[:, :0])]
+    for t in range(queries.shape[1]):
+        read, state = step(state, *(x[:, t] for x in (queries, keys, written, keep, erase)))
         reads.append(read[:, None])
     return mx.concatenate(reads, axis=1), state
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from mlx_deltamem.recurrence.chunked import chunk_count, chunked_scan
-from mlx_deltamem.recurrence.definition import check_inputs, delta_scan_reference, step
+from mlx_deltamem.recurrence.definition import by_steps, check_inputs, step
 from mlx_deltamem.recurrence.kernels.build import on_gpu
 from mlx_deltamem.recurrence.kernels.history import history_scan, supports
 from mlx_deltamem.recurrence.kernels.trial import trial
@@ -24,7 +24,9 @@ def delta_scan(
     write: mx.array,
     mask: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """Read and write the states of a batch of sequences; differentiable in every float argument.
+    """Read and write the states of a batch of sequences; differentiable in every float argument, once.
+
+    For gradients of gradients, use `mlx_deltamem.recurrence.definition.delta_scan_reference`, a loop over the tokens.
 
     Each token reads the state `S` of its head and then writes it (arXiv 2605.12357, section 3):
 
@@ -42,12 +44,14 @@ def delta_scan(
         The reads `[B, T, H, r]` and the states after the last token `[B, H, r, r]`; float32 for inputs of any dtype.
 
     Raises:
-        ValueError: The shapes do not fit together.
+        ValueError: The shapes do not fit together. The gradient of a scan of several tokens raises it where it is to be
+            differentiated.
     """
     state, tokens = check_inputs(state, (q, k, v, keep, erase, write), mask)
     queries, keys, values, keep, erase, write = tokens
     length = keys.shape[1]
-    if length == 0:
+    if keys.size == 0:
+        # Without tokens the state stays as it is. Without rows, heads or a rank, both results are empty.
         return queries, state
     written = write * values
     if length == 1:
@@ -71,10 +75,6 @@ def _has_kernel(rank: int) -> bool:
         outputs, gradients = mx.vjp(lambda *arrays: scan(*arrays)[:2], [state, *tokens], [tokens[0], state])
         return outputs + gradients
 
-    def by_definition(*arrays: mx.array) -> tuple[mx.array, mx.array]:
-        start, query, key, written, keep, erase = arrays
-        return delta_scan_reference(start, query, key, written, keep, erase, write=mx.ones_like(written))
-
     return supports(rank) and trial.passes(
-        lambda: with_gradients(history_scan), lambda: with_gradients(by_definition), tolerance=1e-3
+        lambda: with_gradients(history_scan), lambda: with_gradients(by_steps), tolerance=1e-3
     )

@@ -52,7 +52,7 @@ def _gradients(
     return gradient, *(mx.concatenate(list(parts)[::-1]) for parts in zip(*found, strict=True))
 
 
-@custom_gradient(_gradients)
+@custom_gradient(_gradients, once=True)
 def _scan(
     state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
 ) -> tuple[mx.array, ...]:

@@ -251,6 +251,9 @@ def test_the_gradient_of_the_history_scan_is_that_of_the_recurrence():
         assert mx.abs(y).max() > 0.01
         assert distance(x, y) <= 1e-4 * mx.abs(y).max().item()
 
+    with pytest.raises(ValueError, match="expected gradients of the first order"):
+        mx.grad(lambda *arrays: mx.grad(loss(delta_scan), argnums=1)(*arrays).sum())(state, *tokens)
+
 
 @pytest.mark.usefixtures("lazy_gpu")
 def test_a_model_in_evaluation_mode_has_gradients(monkeypatch):

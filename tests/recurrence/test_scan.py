@@ -192,6 +192,58 @@ def test_gradient_equals_that_of_the_reference(shape, masked):
         assert mx.linalg.norm(a - b) <= 1e-5 * mx.linalg.norm(b)
 
 
+def second_gradients(form, of, start, tokens):
+    """The gradients, in all arguments, of the squares of the gradient in one of them."""
+
+    def squares(*inputs):
+        reads, state = form(*inputs)
+        return (reads * reads).sum() + (state * state).sum()
+
+    def of_gradient(*inputs):
+        found = mx.grad(squares, argnums=of)(*inputs)
+        return (found * found).sum()
+
+    return mx.grad(of_gradient, argnums=tuple(range(7)))(start, *tokens)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 2, 4), (2, 3, 2, 4), (2, 40, 1, 4), (1, 5, 1, 64)])
+def test_gradients_of_gradients_are_right_or_refused(shape):
+    batch, length, heads, rank = shape
+    tokens, start = random_tokens(*shape), mx.random.normal((batch, heads, rank, rank))
+    refused = []
+    for of in range(7):
+        expected = second_gradients(delta_scan_reference, of, start, tokens)
+        try:
+            found = second_gradients(delta_scan, of, start, tokens)
+        except ValueError as error:
+            refused.append(of)
+            assert "use mlx_deltamem.recurrence.definition.delta_scan_reference" in str(error)
+        else:
+            for a, b in zip(found, expected, strict=True):
+                assert mx.linalg.norm(a - b) <= 1e-5 * mx.linalg.norm(b)
+    # A single token is read and written by the definition. The gradient of the query is the state before the token.
+    assert (1 in refused) == (length > 1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(0, 3, 1, 4), (0, 40, 1, 4), (2, 3, 0, 4), (2, 9, 1, 0), (0, 1, 1, 4), (2, 0, 1, 4)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_empty_batches_have_empty_results_and_gradients(form, shape, masked):
+    batch, length, heads, rank = shape
+    inputs = mx.random.normal((batch, heads, rank, rank)), *(mx.zeros(shape, mx.bfloat16) for _ in range(6))
+    mask = mx.zeros((batch, length), mx.bool_) if masked else None
+
+    def scanned(*arrays):
+        return form(*arrays, mask=mask)
+
+    reads, state = scanned(*inputs)
+    assert reads.shape == shape and mx.array_equal(state, inputs[0])
+    assert reads.dtype == state.dtype == mx.float32
+    _, found = mx.vjp(scanned, list(inputs), [mx.zeros_like(reads), mx.ones_like(state)])
+    assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in inputs]
+    assert mx.array_equal(found[0], mx.ones_like(state))
+
+
 def test_gradient_of_a_long_sequence_needs_little_memory():
     tokens = random_tokens(1, 2048, 1, 8)
     start = mx.zeros((1, 1, 8, 8))

@@ -25,7 +25,7 @@ def _gradients(
     return state_gradient, *token_gradients(after, outputs[2], read_gradient, keys, written, erase, axes=(-2, -1))
 
 
-@custom_gradient(_gradients)
+@custom_gradient(_gradients, once=True)
 def history_scan(
     state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
