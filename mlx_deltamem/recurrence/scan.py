@@ -41,11 +41,12 @@ def delta_scan(
         mask: `[B, T]` bool; a token that is False reads zeros and writes nothing. Default: all True.
 
     Returns:
-        The reads `[B, T, H, r]` and the states after the last token `[B, H, r, r]`; float32 for inputs of any dtype.
+        The reads `[B, T, H, r]` and the states after the last token `[B, H, r, r]`; float32 for inputs of any real
+        dtype.
 
     Raises:
-        ValueError: The shapes do not fit together. The gradient of a scan of several tokens raises it where it is to be
-            differentiated.
+        ValueError: An argument is not a real array, or the shapes do not fit together. The gradient of a scan of more
+            than one token raises it where it is to be differentiated.
     """
     state, tokens = check_inputs(state, (q, k, v, keep, erase, write), mask)
     queries, keys, values, keep, erase, write = tokens

@@ -266,6 +266,28 @@ def test_gradient_of_a_compiled_function():
     assert distance(mx.compile(gradient)(tokens[1]), gradient(tokens[1])) <= 1e-6
 
 
+@pytest.mark.parametrize("name", ["state", "q", "k", "v", "keep", "erase", "write", "mask"])
+def test_arguments_that_are_no_real_arrays_are_refused(name):
+    tokens = random_tokens(1, 3, 1, 4)
+    inputs = dict(zip(("q", "k", "v", "keep", "erase", "write"), tokens, strict=True)) | {
+        "state": mx.ones((1, 1, 4, 4))
+    }
+    for form in FORMS:
+        for value in ([[True, True, True]], np.ones((1, 3)), "a"):
+            with pytest.raises(ValueError, match=rf"got a \w+ as {name}; expected an array of MLX"):
+                form(**inputs | {name: value})
+        with pytest.raises(ValueError, match=f"got complex numbers as {name}; expected real ones"):
+            form(**inputs | {name: mx.ones((1, 3), mx.complex64)})
+
+
+def test_a_gate_may_be_a_number():
+    q, k, v, *_ = random_tokens(1, 3, 1, 4)
+    ones, start = mx.ones_like(q), mx.random.normal((1, 1, 4, 4))
+    assert mx.array_equal(
+        delta_scan(start, q, k, v, 1, 0.5, 1.0)[1], delta_scan(start, q, k, v, ones, ones / 2, ones)[1]
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
