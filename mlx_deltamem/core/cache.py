@@ -10,7 +10,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -56,14 +56,29 @@ def make_prompt_cache(
         ValueError: `left_padding` is not a list of counts.
     """
     if left_padding is not None:
-        left_padding = [operator.index(count) for count in left_padding]
-        if not left_padding or min(left_padding) < 0:
-            raise ValueError(f"left_padding is {left_padding}; expected a count of padding tokens for each row")
+        left_padding = _counts(left_padding)
     layout: MemoryLayout | None = getattr(model, "memory_layout", None)
     cache = make_backbone_cache(model, type(model) if layout is None else layout.frozen_class, max_kv_size)
     if left_padding is not None:
         cache = [_left_padded(entry, left_padding) for entry in cache]
     return cache if layout is None else [*cache, _empty_memory(layout.shapes, left_padding)]
+
+
+def _counts(left_padding: Iterable[SupportsIndex]) -> list[int]:
+    """`left_padding` as integers.
+
+    Raises:
+        ValueError: It is not a list of counts.
+    """
+    try:
+        counts = [operator.index(count) for count in left_padding]
+    except TypeError:
+        counts = []
+    if not counts or min(counts) < 0:
+        raise ValueError(
+            f"left_padding is {left_padding!r}; expected a count of padding tokens for each row, such as [2, 0]"
+        )
+    return counts
 
 
 def make_backbone_cache(model: nn.Module, frozen_class: type[nn.Module], max_kv_size: int | None = None) -> PromptCache:
@@ -96,8 +111,8 @@ def set_memory(cache: PromptCache, states: Mapping[int, mx.array]) -> None:
             copies. A state of one row is that of all rows.
 
     Raises:
-        ValueError: The cache has no memory, a layer has no memory, or a state has a wrong shape or number of rows. The
-            cache is then unchanged.
+        ValueError: The cache has no memory, a layer has no memory, or a state is not an array, or has a wrong shape or
+            number of rows, or numbers that are complex or not finite. The cache is then unchanged.
     """
     entry = _memory_entry(cache)
     replaced = _replaced(entry.cache, states)
@@ -140,28 +155,37 @@ def check_states(present: Sequence[mx.array], states: Mapping[int, mx.array]) ->
     for layer in states:
         if replaced[layer].shape[0] != 1:
             raise ValueError(f"the state for layer {layer} has {replaced[layer].shape[0]} rows; expected one")
-        if not mx.isfinite(replaced[layer]).all():
-            raise ValueError(
-                f"the state for layer {layer} has numbers that are not finite; expected finite numbers, so use a state "
-                "from another memory"
-            )
     return replaced
 
 
 def _replaced(present: Sequence[mx.array], states: Mapping[int, mx.array]) -> list[mx.array]:
     """A copy of the list `present` with some states replaced, evaluated."""
+    if not isinstance(states, Mapping):
+        raise ValueError(f"the states are a {type(states).__name__}; expected arrays by layer index, as `memory` has")
     layers = [layer for layer, state in enumerate(present) if state.shape[-1]]
     replaced = list(present)
     for layer, state in states.items():
         if layer not in layers:
             raise ValueError(f"layer {layer} has no memory; the layers that have one are {layers}")
+        if not isinstance(state, mx.array):
+            raise ValueError(
+                f"the state for layer {layer} is a {type(state).__name__}; expected an array of MLX: mx.array(state)"
+            )
+        if mx.issubdtype(state.dtype, mx.complexfloating):
+            raise ValueError(f"the state for layer {layer} has complex numbers; expected real ones")
         expected = present[layer].shape[1:]
         by_head = state[:, None] if expected[0] == 1 and state.ndim == 3 else state
-        if by_head.shape[1:] != expected:
+        if by_head.shape[1:] != expected or not by_head.shape[0]:
             raise ValueError(
                 f"the state for layer {layer} is {state.shape}; expected [B, {', '.join(map(str, expected))}]"
+                " with at least one row"
             )
         replaced[layer] = by_head.astype(mx.float32)
+        if not mx.isfinite(replaced[layer]).all():
+            raise ValueError(
+                f"the state for layer {layer} has numbers that are not finite; expected finite numbers, so use a state "
+                "from another memory"
+            )
     if len({state.shape[0] for state in replaced if state.shape[0] > 1}) > 1:
         raise ValueError(
             f"the states have batch sizes {[s.shape[0] for s in replaced]}; expected one size for all layers"

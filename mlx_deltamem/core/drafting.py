@@ -4,6 +4,7 @@ import mlx.nn as nn
 from mlx_lm.models.cache import CacheList
 
 from mlx_deltamem.core.cache import PromptCache, split_memory
+from mlx_deltamem.core.use import attachment_of
 
 
 def with_draft(model: nn.Module, cache: PromptCache, draft_cache: PromptCache) -> PromptCache:
@@ -19,8 +20,10 @@ def with_draft(model: nn.Module, cache: PromptCache, draft_cache: PromptCache) -
         draft_cache: The prompt cache of the draft model, from mlx-lm's or this project's `make_prompt_cache`.
 
     Raises:
-        ValueError: `cache` has no memory of this model, it cannot be trimmed, or the model has layers without an entry.
+        ValueError: The model has no adapter or has layers without an entry, or `cache` has no memory of this model or
+            cannot be trimmed.
     """
+    attachment_of(model)
     split_memory(cache, model.memory_layout)
     # mlx-lm cuts the list after as many entries as the model has layers. So the memory must be in the last of them.
     if len(model.layers) != len(cache) - 1:

@@ -42,10 +42,15 @@ def attach_adapter(model: nn.Module, adapter: Adapter | DeltaMemConfig) -> list[
         The names of the attention layers that get a memory.
 
     Raises:
-        ValueError: The model has an adapter already, its attention is not supported, or the adapter does not fit. The
-            message lists all problems, and the model is unchanged.
+        ValueError: The model has an adapter already, its attention is not supported, or the adapter is no adapter or
+            does not fit. The message lists all problems, and the model is unchanged.
     """
     check_detached(model)
+    if not isinstance(adapter, Adapter | DeltaMemConfig):
+        raise ValueError(
+            f"the adapter is a {type(adapter).__name__}; expected the name of a folder or a Hub repo, an Adapter, or a "
+            "DeltaMemConfig for a new one"
+        )
     config = adapter if isinstance(adapter, DeltaMemConfig) else adapter.config
     targets = find_attention(model, config)
     elsewhere: dict[str, mx.array] = {}

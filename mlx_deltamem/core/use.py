@@ -94,9 +94,11 @@ def write_mask(model: nn.Module, mask: mx.array) -> Iterator[None]:
         mask: bool; `[B, T]`, a value for each token of each call, or `[B, 1]`, a value for each row of every call.
 
     Raises:
-        ValueError: The model has no adapter, or the mask has another dtype or number of axes. A call with tokens of
-            another shape raises it too.
+        ValueError: The model has no adapter, or the mask is not an array or has another dtype or number of axes. A call
+            with tokens of another shape raises it too.
     """
+    if not isinstance(mask, mx.array):
+        raise ValueError(f"write_mask got a {type(mask).__name__}; expected an array of MLX: mx.array(mask)")
     if mask.ndim != 2 or mask.dtype != mx.bool_:
         raise ValueError(f"write_mask got {mask.dtype} of shape {mask.shape}; expected bool, [B, T] or [B, 1]")
     # The caller may change its mask in place while the context lasts.

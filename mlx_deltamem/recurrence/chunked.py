@@ -21,7 +21,7 @@ import math
 import mlx.core as mx
 
 from mlx_deltamem.recurrence.custom_gradient import custom_gradient
-from mlx_deltamem.recurrence.definition import by_steps, token_gradients
+from mlx_deltamem.recurrence.definition import token_gradients
 
 # These numbers were measured on a CPU.
 # The largest size of the linear maps of a batch with one chunk in each sequence, in numbers. For larger maps, step 1
@@ -99,15 +99,7 @@ def _gradients(
     return state_gradient, *(mx.concatenate(list(parts)) for parts in zip(*gradients, strict=True))
 
 
-def _definition(state: mx.array, *packed: mx.array) -> tuple[mx.array, mx.array]:
-    """The first two results of `_packed_scan`, by the definition."""
-    batch, heads, rank, _ = state.shape
-    length, chunks = packed[0].size // (batch * heads * rank), packed[0].shape[-1] // (batch * heads)
-    reads, state = by_steps(state, *(_unpack(x, (batch, length, heads, rank)) for x in packed))
-    return _pack(reads, chunks, 0), state
-
-
-@custom_gradient(_gradients, _definition)
+@custom_gradient(_gradients, once=True)
 def _packed_scan(
     state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
 ) -> tuple[mx.array, ...]:

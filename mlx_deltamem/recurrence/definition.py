@@ -22,7 +22,10 @@ def delta_scan_reference(
     write: mx.array,
     mask: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """Run the recurrence in a loop over the tokens; arguments, results and errors are those of `delta_scan`."""
+    """Run the recurrence in a loop over the tokens; arguments, results and errors are those of `delta_scan`.
+
+    MLX can differentiate it any number of times.
+    """
     state, tokens = check_inputs(state, (q, k, v, keep, erase, write), mask)
     queries, keys, values, keep, erase, write = tokens
     return by_steps(state, queries, keys, write * values, keep, erase)
@@ -31,7 +34,7 @@ def delta_scan_reference(
 def by_steps(
     state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
 ) -> tuple[mx.array, mx.array]:
-    """Read and write the states of a batch of sequences by `step`. MLX can differentiate it any number of times.
+    """Read and write the states of a batch of sequences by `step`.
 
     Args:
         state: `[B, H, r, r]` float32, the states before the first token.
@@ -124,8 +127,18 @@ def check_inputs(
         `keep` of 1 and zeros for the rest, so that it reads zeros and leaves the state as it is.
 
     Raises:
-        ValueError: The shapes do not fit together.
+        ValueError: An argument is not a real array, or the shapes do not fit together.
     """
+    arrays = {"state": state, **dict(zip(("q", "k", "v", "keep", "erase", "write"), tokens, strict=True)), "mask": mask}
+    for name, array in arrays.items():
+        # MLX also broadcasts numbers, so a gate may be one.
+        is_number = name in ("keep", "erase", "write") and isinstance(array, int | float)
+        if not (isinstance(array, mx.array) or is_number or (name == "mask" and array is None)):
+            raise ValueError(
+                f"delta_scan got a {type(array).__name__} as {name}; expected an array of MLX: mx.array({name})"
+            )
+        if isinstance(array, mx.array) and array.dtype == mx.complex64:
+            raise ValueError(f"delta_scan got complex numbers as {name}; expected real ones")
     shape = tokens[1].shape
     if len(shape) != 4:
         raise ValueError(f"delta_scan got keys of shape {shape}; expected [B, T, H, r]")
@@ -143,7 +156,9 @@ def check_inputs(
     try:
         tokens = tuple(mx.broadcast_to(x, shape).astype(mx.float32) for x in tokens)
     except ValueError:
-        raise ValueError(f"delta_scan got inputs of shapes {[x.shape for x in tokens]}; expected all {shape}") from None
+        raise ValueError(
+            f"delta_scan got inputs of shapes {[mx.array(x).shape for x in tokens]}; expected all {shape}"
+        ) from None
     if mask is not None:
         seen = mask.astype(mx.bool_)[:, :, None, None]
         idle = (0.0, 0.0, 0.0, 1.0, 0.0, 0.0)

@@ -24,7 +24,9 @@ def delta_scan(
     write: mx.array,
     mask: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """Read and write the states of a batch of sequences; differentiable in every float argument, also several times.
+    """Read and write the states of a batch of sequences; differentiable in every float argument, once.
+
+    For gradients of gradients, use `mlx_deltamem.recurrence.definition.delta_scan_reference`, a loop over the tokens.
 
     Each token reads the state `S` of its head and then writes it (arXiv 2605.12357, section 3):
 
@@ -39,10 +41,12 @@ def delta_scan(
         mask: `[B, T]` bool; a token that is False reads zeros and writes nothing. Default: all True.
 
     Returns:
-        The reads `[B, T, H, r]` and the states after the last token `[B, H, r, r]`; float32 for inputs of any dtype.
+        The reads `[B, T, H, r]` and the states after the last token `[B, H, r, r]`; float32 for inputs of any real
+        dtype.
 
     Raises:
-        ValueError: The shapes do not fit together.
+        ValueError: An argument is not a real array, or the shapes do not fit together. The gradient of a scan of more
+            than one token raises it where it is to be differentiated.
     """
     state, tokens = check_inputs(state, (q, k, v, keep, erase, write), mask)
     queries, keys, values, keep, erase, write = tokens

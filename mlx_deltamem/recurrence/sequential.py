@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 import mlx.core as mx
 
 from mlx_deltamem.recurrence.custom_gradient import custom_gradient
-from mlx_deltamem.recurrence.definition import by_steps
 from mlx_deltamem.recurrence.kernels.build import on_gpu
 
 # The most numbers of the states before tokens in one array. Without a gradient they are not kept, and smaller arrays
@@ -53,13 +52,7 @@ def _gradients(
     return gradient, *(mx.concatenate(list(parts)[::-1]) for parts in zip(*found, strict=True))
 
 
-def _definition(state: mx.array, *columns: mx.array) -> tuple[mx.array, mx.array]:
-    """The first two results of `_scan`, by the definition."""
-    reads, state = by_steps(state.squeeze(0), *(x.squeeze(-1).swapaxes(0, 1) for x in columns))
-    return reads.swapaxes(0, 1)[..., None], state[None]
-
-
-@custom_gradient(_gradients, _definition)
+@custom_gradient(_gradients, once=True)
 def _scan(
     state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
 ) -> tuple[mx.array, ...]:

@@ -3,6 +3,7 @@
 import copy
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx_lm import batch_generate, stream_generate
 from mlx_lm.generate import BatchGenerator, generate_step
@@ -15,6 +16,7 @@ from mlx_lm.models.cache import (
 from mlx_lm.models.cache import make_prompt_cache as make_plain_cache
 
 from mlx_deltamem import (
+    ChatSession,
     DeltaMemConfig,
     attach,
     load,
@@ -292,7 +294,34 @@ def test_caches_without_a_memory_are_refused(loaded):
                 call(cache)
 
 
-@pytest.mark.parametrize("padding", [[], [-1], [0, -2]])
+WRONG_STATES = {
+    "numpy": (np.ones((1, 1, 8, 8)), r"layer 0 is a ndarray; expected an array of MLX: mx\.array\(state\)"),
+    "list": ([[1.0]], "layer 0 is a list; expected an array of MLX"),
+    "None": (None, "layer 0 is a NoneType; expected an array of MLX"),
+    "complex": (mx.ones((1, 1, 8, 8), mx.complex64), "layer 0 has complex numbers; expected real ones"),
+    "NaN": (mx.full((1, 1, 8, 8), mx.nan), "layer 0 has numbers that are not finite"),
+    "infinite": (mx.full((1, 8, 8), -mx.inf), "layer 0 has numbers that are not finite"),
+    "no rows": (mx.ones((0, 1, 8, 8)), r"is \(0, 1, 8, 8\); expected \[B, 1, 8, 8\] with at least one row"),
+    "a number": (mx.array(1.0), r"is \(\); expected \[B, 1, 8, 8\]"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_STATES)
+def test_what_is_no_state_is_refused_by_caches_and_chats(loaded, kind):
+    state, message = WRONG_STATES[kind]
+    cache, chat = make_prompt_cache(loaded[0]), ChatSession(*loaded)
+    states = {1: mx.ones((1, 1, 8, 8)), 0: state}
+    with pytest.raises(ValueError, match=message):
+        set_memory(cache, states)
+    with pytest.raises(ValueError, match=message if isinstance(state, mx.array) else "expected arrays by layer index"):
+        chat.memory = states
+    for found in (memory(cache), chat.memory):
+        assert not any(array.any() for array in found.values())
+    with pytest.raises(ValueError, match="the states are a list; expected arrays by layer index, as `memory` has"):
+        set_memory(cache, [state])
+
+
+@pytest.mark.parametrize("padding", [[], [-1], [0, -2], ["a"], [1.5], [None], 2, "12"])
 def test_padding_must_be_counts(loaded, padding):
     with pytest.raises(ValueError, match="expected a count of padding tokens for each row"):
         make_prompt_cache(loaded[0], left_padding=padding)

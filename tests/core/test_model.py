@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import gpt2
@@ -20,6 +21,8 @@ from mlx_deltamem import (
     memory,
     read_only,
     set_memory,
+    with_draft,
+    write_mask,
     write_spans,
 )
 from mlx_deltamem.core.use import memory_off
@@ -212,9 +215,26 @@ def test_functions_that_need_an_adapter_refuse_a_model_without_one():
         current_adapter,
         lambda m: read_only(m).__enter__(),
         lambda m: write_spans(m, [[0]]).__enter__(),
+        lambda m: with_draft(m, make_prompt_cache(m), []),
     ):
         with pytest.raises(ValueError, match="the model has no adapter; call attach"):
             call(model)
+
+
+@pytest.mark.parametrize("adapter", [None, 5, {"rank": 4}], ids=str)
+def test_what_is_no_adapter_is_refused(adapter):
+    model = tiny_model("qwen3")
+    with pytest.raises(
+        ValueError, match=r"the adapter is a \w+; expected the name of a folder or a Hub repo, an Adapter"
+    ):
+        attach(model, adapter)
+    assert type(model).__module__.startswith("mlx_lm.")
+
+
+@pytest.mark.parametrize("mask", [[[True]], True, np.array([[True]])], ids=str)
+def test_a_write_mask_is_an_array_of_mlx(mask):
+    with pytest.raises(ValueError, match=r"write_mask got a \w+; expected an array of MLX"):
+        write_mask(attached_model(), mask).__enter__()
 
 
 @pytest.mark.parametrize(

@@ -251,11 +251,8 @@ def test_the_gradient_of_the_history_scan_is_that_of_the_recurrence():
         assert mx.abs(y).max() > 0.01
         assert distance(x, y) <= 1e-4 * mx.abs(y).max().item()
 
-    def twice(scan: Callable[..., tuple[mx.array, mx.array]]) -> Callable[..., mx.array]:
-        return mx.grad(lambda *arrays: sum((x**2).sum() for x in mx.grad(loss(scan), argnums=range(7))(*arrays)))
-
-    expected = twice(delta_scan_reference)(state, *tokens)
-    assert distance(twice(delta_scan)(state, *tokens), expected) <= 1e-4 * mx.abs(expected).max().item()
+    with pytest.raises(ValueError, match="expected gradients of the first order"):
+        mx.grad(lambda *arrays: mx.grad(loss(delta_scan), argnums=1)(*arrays).sum())(state, *tokens)
 
 
 @pytest.mark.usefixtures("lazy_gpu")

@@ -192,29 +192,37 @@ def test_gradient_equals_that_of_the_reference(shape, masked):
         assert mx.linalg.norm(a - b) <= 1e-5 * mx.linalg.norm(b)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 2, 4), (2, 40, 1, 4), (1, 5, 1, 64)])
-@pytest.mark.parametrize("empty", [False, True])
-def test_gradients_of_gradients_are_those_of_the_reference(shape, empty):
-    """Of a chunked scan too, whose maps are not differentiated where a state is empty."""
-    batch, _, heads, rank = shape
-    tokens, start = random_tokens(*shape), mx.random.normal((batch, heads, rank, rank)) * (not empty)
-    weights, directions = mx.random.normal(shape), [mx.random.normal(x.shape) for x in (start, *tokens)]
+def second_gradients(form, of, start, tokens):
+    """The gradients, in all arguments, of the squares of the gradient in one of them."""
 
-    def derivative(form):
-        def loss(*inputs):
-            reads, state = form(*inputs)
-            return (reads * reads * weights).sum() + (state * state).sum()
+    def squares(*inputs):
+        reads, state = form(*inputs)
+        return (reads * reads).sum() + (state * state).sum()
 
-        def along(*inputs):
-            found = mx.grad(loss, argnums=tuple(range(7)))(*inputs)
-            return sum((gradient * direction).sum() for gradient, direction in zip(found, directions, strict=True))
+    def of_gradient(*inputs):
+        found = mx.grad(squares, argnums=of)(*inputs)
+        return (found * found).sum()
 
-        return mx.grad(along, argnums=tuple(range(7)))
+    return mx.grad(of_gradient, argnums=tuple(range(7)))(start, *tokens)
 
-    fast, slow = derivative(delta_scan)(start, *tokens), derivative(delta_scan_reference)(start, *tokens)
-    for a, b in zip(fast, slow, strict=True):
-        assert mx.linalg.norm(b) > 0
-        assert mx.linalg.norm(a - b) <= 1e-5 * mx.linalg.norm(b)
+
+@pytest.mark.parametrize("shape", [(2, 1, 2, 4), (2, 3, 2, 4), (2, 40, 1, 4), (1, 5, 1, 64)])
+def test_gradients_of_gradients_are_right_or_refused(shape):
+    batch, length, heads, rank = shape
+    tokens, start = random_tokens(*shape), mx.random.normal((batch, heads, rank, rank))
+    refused = []
+    for of in range(7):
+        expected = second_gradients(delta_scan_reference, of, start, tokens)
+        try:
+            found = second_gradients(delta_scan, of, start, tokens)
+        except ValueError as error:
+            refused.append(of)
+            assert "use mlx_deltamem.recurrence.definition.delta_scan_reference" in str(error)
+        else:
+            for a, b in zip(found, expected, strict=True):
+                assert mx.linalg.norm(a - b) <= 1e-5 * mx.linalg.norm(b)
+    # A single token is read and written by the definition. The gradient of the query is the state before the token.
+    assert (1 in refused) == (length > 1)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -256,6 +264,28 @@ def test_gradient_of_a_compiled_function():
         return mx.grad(lambda k: delta_scan(start, tokens[0], k, *tokens[2:])[0].sum())(key)
 
     assert distance(mx.compile(gradient)(tokens[1]), gradient(tokens[1])) <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["state", "q", "k", "v", "keep", "erase", "write", "mask"])
+def test_arguments_that_are_no_real_arrays_are_refused(name):
+    tokens = random_tokens(1, 3, 1, 4)
+    inputs = dict(zip(("q", "k", "v", "keep", "erase", "write"), tokens, strict=True)) | {
+        "state": mx.ones((1, 1, 4, 4))
+    }
+    for form in FORMS:
+        for value in ([[True, True, True]], np.ones((1, 3)), "a"):
+            with pytest.raises(ValueError, match=rf"got a \w+ as {name}; expected an array of MLX"):
+                form(**inputs | {name: value})
+        with pytest.raises(ValueError, match=f"got complex numbers as {name}; expected real ones"):
+            form(**inputs | {name: mx.ones((1, 3), mx.complex64)})
+
+
+def test_a_gate_may_be_a_number():
+    q, k, v, *_ = random_tokens(1, 3, 1, 4)
+    ones, start = mx.ones_like(q), mx.random.normal((1, 1, 4, 4))
+    assert mx.array_equal(
+        delta_scan(start, q, k, v, 1, 0.5, 1.0)[1], delta_scan(start, q, k, v, ones, ones / 2, ones)[1]
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import mlx.core as mx
 
 from mlx_deltamem.recurrence.custom_gradient import custom_gradient
-from mlx_deltamem.recurrence.definition import by_steps, token_gradients
+from mlx_deltamem.recurrence.definition import token_gradients
 from mlx_deltamem.recurrence.kernels.build import LARGEST_RANK, Kernel
 
 _INPUTS = ("state", "keys", "write_keys", "written", "keep", "erase")
@@ -25,7 +25,7 @@ def _gradients(
     return state_gradient, *token_gradients(after, outputs[2], read_gradient, keys, written, erase, axes=(-2, -1))
 
 
-@custom_gradient(_gradients, by_steps)
+@custom_gradient(_gradients, once=True)
 def history_scan(
     state: mx.array, queries: mx.array, keys: mx.array, written: mx.array, keep: mx.array, erase: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
