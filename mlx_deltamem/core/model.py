@@ -69,6 +69,8 @@ def attach_adapter(model: nn.Module, adapter: Adapter | DeltaMemConfig) -> list[
         target.module.delta_mem = DeltaMemory(config, target.shape, weights[target.layer]).train(target.module.training)
         target.module.delta_layer = target.layer
         _change_class(target.module, delta_attention_class(target.module, target.module.delta_mem.corrected))
+    # Arrays that are not computed belong to this thread. A server uses the model in another one.
+    mx.eval([target.module.delta_mem.parameters() for target in targets])
     model.memory_layout = layout
     metadata = adapter.metadata if isinstance(adapter, Adapter) else {}
     model.attachment = Attachment(config, {target.layer: target.path for target in targets}, metadata, elsewhere)

@@ -65,6 +65,14 @@ def test_a_model_and_a_cache_may_go_to_another_thread():
         assert in_a_thread(lambda cache=cache: model(ids, cache=cache).tolist()) == expected
 
 
+def test_a_model_may_be_used_first_in_another_thread():
+    """As in the server, whose thread uses a model that another one has loaded."""
+    model = tiny_model("qwen3")
+    mx.eval(model.parameters())
+    attach(model, DeltaMemConfig(output_init="base_slice"))
+    assert in_a_thread(lambda: mx.isfinite(model(mx.array([[1, 2, 3]]), cache=make_prompt_cache(model))).all().item())
+
+
 def test_read_only_applies_to_one_thread():
     model = tiny_model("qwen3")
     attach(model, DeltaMemConfig())
