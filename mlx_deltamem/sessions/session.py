@@ -133,7 +133,7 @@ class ChatSession:
         if self._state.turns:
             later = "make another chat" if self.system is None else "use edit(0, text), which runs them again"
             raise ValueError(
-                f"the system prompt is set in a chat with {len(self._state.turns)} turns, which were read without it; "
+                f"the system prompt is set after turns that were read without it ({len(self._state.turns)}); "
                 f"expected a chat without turns: {later}, or reset() the chat first"
             )
         self._state.system = prompt
