@@ -48,11 +48,13 @@ class Prepared:
         turn: The turn.
         tokens: The number of tokens of earlier messages that ran.
         note: A remark for the client, or None.
+        begun: The beginning of the reply, which the client has given; else empty.
     """
 
     turn: Turn
     tokens: int
     note: str | None = None
+    begun: str = ""
 
 
 def text_turn(model: nn.Module, tokenizer: TokenizerWrapper, text: str) -> Turn:
@@ -101,7 +103,7 @@ def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prep
             notes.append(note)
             tokens += chat.turns[-1].length
     turn, note = _within_window(chat, partial(chat.new_turn, question.new, write))
-    return Prepared(turn, tokens, next(filter(None, [*notes, note]), None))
+    return Prepared(turn, tokens, next(filter(None, [*notes, note]), None), question.begun)
 
 
 def _check_length(model: nn.Module, texts: Sequence[str]) -> None:
@@ -156,7 +158,7 @@ def _go_on_from(
         _go_to(chat, place, replay_limit)
         return (), question.start
     own = request.chat if request.chat is not None and said_turns(turns, request.chat) else None
-    place = find_place(turns, earlier, think_end, own)
+    place = _place_of_begun(turns, question, think_end, own) or find_place(turns, earlier, think_end, own)
     if place is not None:
         return earlier[_go_on(chat, place, question, replay_limit) :], question.start
     if (place := find_trimmed(turns, question, think_end, own)) is not None:
@@ -172,6 +174,17 @@ def _go_on_from(
     else:
         _go_to(chat, place, replay_limit)
     return earlier, question.start
+
+
+def _place_of_begun(
+    turns: Sequence[Turn], question: Asked, think_end: str | None, conversation: str | None
+) -> Place | None:
+    """The place before a turn whose reply is to go on; None if no turn has it as the client shows it."""
+    if not question.begun:
+        return None
+    shown = (*question.earlier, Exchange(question.new, {"role": "assistant", "content": question.begun}))
+    after = find_place(turns, shown, think_end, conversation)
+    return Place(after.conversation, after.turns - 1) if after is not None and after.turns == len(shown) else None
 
 
 def _edited_start(turns: Sequence[Turn], conversation: str, question: Asked) -> Place | None:

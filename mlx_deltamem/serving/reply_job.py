@@ -75,6 +75,9 @@ class ReplyJob:
         pieces: The number of pieces that were sent.
         read_tokens, prompt_tokens: As in `Done`.
         note: As in `Done`.
+        begun: The tokens that the client has given as the beginning of the reply. They are part of it, and the client
+            gets the rest.
+        unsent: The characters of their text that were not generated yet.
         watch: Reports the tokens to those who watch the memory, or None.
         holds: The memory while the turn that is added to it is under way: other work on it waits. None before and after
             that, and if the memory is only read.
@@ -91,6 +94,8 @@ class ReplyJob:
     read_tokens: int = 0
     prompt_tokens: int = 0
     note: str | None = None
+    begun: tuple[int, ...] = ()
+    unsent: int = 0
     watch: Watch | None = None
     holds: Memory | None = None
 
@@ -103,8 +108,11 @@ class ReplyJob:
         """Send a step of the reply to the client."""
         self.pieces += 1
         note = self.note if self.pieces == 1 else None
-        if self.request.top_logprobs is None or response.token in tokenizer.eos_token_ids:
-            self.outlet.put(Piece(response.text, note=note))
+        text = response.text[self.unsent :]
+        self.unsent = max(0, self.unsent - len(response.text))
+        is_given = self.pieces <= len(self.begun)
+        if self.request.top_logprobs is None or is_given or response.token in tokenizer.eos_token_ids:
+            self.outlet.put(Piece(text, note=note))
             return
         logprobs = response.logprobs.astype(mx.float32)
         count = self.request.top_logprobs
@@ -114,7 +122,7 @@ class ReplyJob:
             likeliest = np.argsort(-values, kind="stable")[:count]
             top = tuple(_token(tokenizer, int(token), float(values[token])) for token in likeliest)
         chosen = _token(tokenizer, response.token, logprobs[response.token].item())
-        self.outlet.put(Piece(response.text, chosen, top, note))
+        self.outlet.put(Piece(text, chosen, top, note))
 
     def fail(self, error: Exception) -> None:
         """Tell the client of an error."""

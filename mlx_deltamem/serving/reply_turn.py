@@ -5,7 +5,7 @@ from collections.abc import Callable
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.asking import prepare, text_turn
-from mlx_deltamem.serving.exchange import Done, ReplyRequest
+from mlx_deltamem.serving.exchange import Done
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.reply_job import ReplyJob
 from mlx_deltamem.serving.sampling import processors_of, sampler_of
@@ -13,6 +13,7 @@ from mlx_deltamem.serving.saver import Saver
 from mlx_deltamem.serving.watching import Watch
 from mlx_deltamem.serving.work import free
 from mlx_deltamem.sessions.batched_reply import NewReply
+from mlx_deltamem.sessions.beginning import Beginning
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.reply import ReplySettings
 from mlx_deltamem.sessions.segments import start_length
@@ -63,7 +64,7 @@ def begin_turn(
     if job.reader is None:
         memory.settled = job.before
     turn = _placed_turn(job, chat, tokenizer, replay_limit)
-    settings = _settings(request, tokenizer, progress)
+    settings = _settings(job, tokenizer, progress)
     if memory.listeners and job.holds is not None:
         job.watch = Watch(memory.listeners)
     return NewReply(chat, turn, settings, job.is_kept, job.watch)
@@ -79,6 +80,9 @@ def _placed_turn(job: ReplyJob, chat: ChatSession, tokenizer: TokenizerWrapper, 
     else:
         prepared = prepare(chat, request, replay_limit)
         turn, job.note, ran = prepared.turn, prepared.note, ran + prepared.tokens
+        if prepared.begun:
+            job.begun = tuple(tokenizer.encode(prepared.begun, add_special_tokens=False))
+            job.unsent = len(tokenizer.decode(list(job.begun)))
     earlier = said_turns(chat.turns, turn.conversation)
     known = sum(each.length for each in earlier) if chat.state.keeps_text else 0
     if known and turn.conversation in chat.state.starts:
@@ -89,16 +93,16 @@ def _placed_turn(job: ReplyJob, chat: ChatSession, tokenizer: TokenizerWrapper, 
     return turn
 
 
-def _settings(
-    request: ReplyRequest, tokenizer: TokenizerWrapper, progress: Callable[[int, int], None]
-) -> ReplySettings:
+def _settings(job: ReplyJob, tokenizer: TokenizerWrapper, progress: Callable[[int, int], None]) -> ReplySettings:
+    request = job.request
+    processors = processors_of(request.sampling) + ([Beginning(job.begun)] if job.begun else [])
     return ReplySettings(
-        request.max_tokens,
+        request.max_tokens if request.max_tokens < 0 else request.max_tokens + len(job.begun),
         request.stop,
         sampler_of(request.sampling, tokenizer),
         PREFILL_STEP,
         progress,
-        {"logits_processors": processors_of(request.sampling)},
+        {"logits_processors": processors},
     )
 
 
@@ -134,7 +138,7 @@ def keep_turn(job: ReplyJob, reason: str, saver: Saver, think_end: str | None) -
     return Done(
         reason,
         job.prompt_tokens,
-        len(row.tokens.ids),
+        len(row.tokens.ids) - len(job.begun),
         job.read_tokens,
         turn,
         memory.name,

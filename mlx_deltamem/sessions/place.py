@@ -32,12 +32,14 @@ class Asked:
             which the client has left out the beginning.
         earlier: The exchanges before the new messages, without the greeting.
         new: The messages that a reply is asked for.
+        begun: The beginning of the reply, if the messages end with one; else empty.
     """
 
     system: str | None
     greeting: Message | None
     earlier: tuple[Exchange, ...]
     new: tuple[Message, ...]
+    begun: str = ""
 
     @property
     def start(self) -> str | None:
@@ -60,10 +62,10 @@ class Place:
 
 
 def asked(messages: Sequence[Message]) -> Asked:
-    """Split a list of messages.
+    """Split a list of messages. A reply at their end is the beginning of the one that is asked for.
 
     Raises:
-        ValueError: There is no new message at the end, or a reply comes before any message.
+        ValueError: There is no message to reply to, or the messages end with tool calls.
     """
     system = [message["content"] for message in messages if message["role"] == "system"]
     earlier: list[Exchange] = []
@@ -82,10 +84,16 @@ def asked(messages: Sequence[Message]) -> Asked:
     greeting: Message | None = None
     if earlier and not earlier[0].messages:
         greeting = earlier.pop(0).reply
+    begun = ""
+    if not new and earlier:
+        last = earlier.pop()
+        if last.reply.get("tool_calls"):
+            raise ValueError("the messages end with tool calls; expected their results, as messages of the role tool")
+        new, begun = list(last.messages), last.reply["content"]
     if not new:
-        found = "end with a reply of the assistant" if earlier or greeting else "are a system prompt only"
-        raise ValueError(f"the messages {found}; expected a message to reply to at the end")
-    return Asked("\n\n".join(system) if system else None, greeting, tuple(earlier), tuple(new))
+        found = "have a reply only" if greeting else "are a system prompt only"
+        raise ValueError(f"the messages {found}; expected a message to reply to")
+    return Asked("\n\n".join(system) if system else None, greeting, tuple(earlier), tuple(new), begun)
 
 
 def turn_ids(turns: Iterable[Turn], think_end: str | None = None) -> list[str]:

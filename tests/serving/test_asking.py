@@ -3,6 +3,7 @@
 import pytest
 
 from mlx_deltamem.serving.exchange import RefusedError, ReplyRequest
+from mlx_deltamem.sessions.beginning import Beginning
 from mlx_deltamem.sessions.messages import parse_messages
 from tests.serving.conftest import chat_of, every_history, plain_chat
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
@@ -165,9 +166,38 @@ def test_the_system_prompt_of_another_chat_is_not_seen_where_a_turn_is_continued
 
 
 @pytest.mark.parametrize("memory", [None, "anna"])
-def test_messages_that_end_with_a_reply_are_refused(running, memory):
-    with pytest.raises(RefusedError, match="end with a reply of the assistant") as caught:
-        running().ask("Hello.", "Hi.", memory=memory)
+def test_a_reply_at_the_end_of_the_messages_goes_on(running, memory):
+    """The client gets the rest, and the turn has the whole reply."""
+    server, chat = running(), plain_chat()
+    rest, done = server.ask("Hello.", "Hi, I am", memory=memory, max_tokens=6)
+    ids = chat.tokenizer.encode("Hi, I am", add_special_tokens=False)
+    options = {"logits_processors": [Beginning(ids)]}
+    whole = "".join(response.text for response in chat.stream("Hello.", len(ids) + 6, **options))
+    assert whole == "Hi, I am" + rest and done.reply_tokens == 6
+    if memory is not None:
+        assert chat_of(server, "anna").messages == chat.messages
+        assert same_memory(chat_of(server, "anna"), chat, TOLERANCE_AGAIN)
+
+
+@pytest.mark.parametrize("chat", [None, "c1"])
+def test_a_reply_that_was_cut_off_goes_on_in_the_same_turn(running, chat):
+    server = running()
+    first, _ = server.ask("My word is jade.", memory="anna", chat=chat)
+    second, _ = server.ask("My word is jade.", first, "Hello.", memory="anna", chat=chat, max_tokens=3)
+    rest, _ = server.ask("My word is jade.", first, "Hello.", second, memory="anna", chat=chat, max_tokens=3)
+    turns = chat_of(server, "anna").turns
+    assert [turn.messages[-1]["content"] for turn in turns] == ["My word is jade.", "Hello."]
+    assert turns[-1].reply == second + rest
+    # The first turn too, which no exchange comes before.
+    begun, _ = server.ask("My word is oak.", memory="ben", chat=chat, max_tokens=3)
+    rest, _ = server.ask("My word is oak.", begun, memory="ben", chat=chat, max_tokens=3)
+    assert [turn.reply for turn in chat_of(server, "ben").turns] == [begun + rest]
+
+
+def test_calls_at_the_end_of_the_messages_are_refused(running):
+    call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+    with pytest.raises(RefusedError, match="expected their results") as caught:
+        running().ask("Hello.", {"role": "assistant", "content": "", "tool_calls": [call]}, memory="anna")
     assert caught.value.status == 400
 
 

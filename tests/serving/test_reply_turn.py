@@ -32,7 +32,7 @@ def test_errors_change_nothing(running):
     memory = chat_of(server, "anna").memory
     cases = {
         (): ({"text": ""}, 400),
-        ("a", "b"): ({}, 400),
+        ({"role": "assistant", "content": "a"},): ({}, 400),
         ("word " * 20_000,): ({}, 400),
     }
     for said, (options, status) in cases.items():

@@ -20,12 +20,20 @@ def test_messages_in_parts():
     assert [message["content"] for message in parts.new] == ["Three."]
 
 
-def test_a_list_that_ends_with_a_reply():
-    for texts in (("One.", "Two."), ()):
-        with pytest.raises(ValueError, match="expected a message to reply to at the end"):
-            asked(messages(*texts) if texts else ())
-    with pytest.raises(ValueError, match="are a system prompt only"):
-        asked(parse_messages([{"role": "system", "content": "Be brief."}]))
+def test_a_reply_at_the_end_is_the_beginning_of_the_next_one():
+    parts = asked(messages("One.", "Two.", "Three.", "Four"))
+    assert [message["content"] for message in parts.new] == ["Three."] and parts.begun == "Four"
+    assert [exchange.reply["content"] for exchange in parts.earlier] == ["Two."]
+
+
+def test_messages_that_nothing_can_be_replied_to():
+    cases = {
+        "are a system prompt only": [{"role": "system", "content": "Be brief."}],
+        "have a reply only": [{"role": "assistant", "content": "Hi."}],
+    }
+    for words, given in cases.items():
+        with pytest.raises(ValueError, match=f"{words}; expected a message to reply to"):
+            asked(parse_messages(given))
 
 
 def test_a_greeting_and_a_reply_in_two_parts():
