@@ -30,12 +30,12 @@ def test_errors_change_nothing(running):
     server = running()
     server.ask("Hello.", memory="anna")
     memory = chat_of(server, "anna").memory
-    cases = {
-        (): ({"text": ""}, 400),
-        ({"role": "assistant", "content": "a"},): ({}, 400),
-        ("word " * 20_000,): ({}, 400),
-    }
-    for said, (options, status) in cases.items():
+    cases: list[tuple[list, dict, int]] = [
+        ([], {"text": ""}, 400),
+        ([{"role": "assistant", "content": "a"}], {}, 400),
+        (["word " * 20_000], {}, 400),
+    ]
+    for said, options, status in cases:
         with pytest.raises(RefusedError) as caught:
             server.ask(*said, memory="anna", **options)
         assert caught.value.status == status
