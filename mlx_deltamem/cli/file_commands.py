@@ -7,10 +7,12 @@ from pathlib import Path
 
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.entered import check_session_file
+from mlx_deltamem.cli.numbers import typed_number
 from mlx_deltamem.files.atomic import check_absent, check_new_file, new_file, user_path
 from mlx_deltamem.files.jsonl import read_json
 from mlx_deltamem.files.regular import read_file
 from mlx_deltamem.files.text import check_text
+from mlx_deltamem.options.rule import shown
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.markdown import from_markdown, to_markdown
 from mlx_deltamem.sessions.session import ChatSession
@@ -73,15 +75,16 @@ class FileCommands:
 
     def branch(self, rest: str) -> None:
         """Run `/branch N`."""
-        if not (rest.isascii() and rest.isdigit()):
-            raise ValueError(f"/branch got {rest!r}; expected the number of a reply (/messages)")
+        reply = typed_number(rest)
+        if reply is None:
+            raise ValueError(f"/branch got {shown(rest)}; expected the number of a reply (/messages)")
         try:
             with self._stoppable(), self._console.status(""):
-                branch = self._copies.chat.fork(int(rest))
+                branch = self._copies.chat.fork(reply)
         except KeyboardInterrupt:
             self._say("(stopped)")
             return
-        self._began(self._copies.begin(branch, keep=True), f"this chat goes on from reply {rest}")
+        self._began(self._copies.begin(branch, keep=True), f"this chat goes on from reply {reply}")
 
     def export(self, rest: str) -> None:
         """Run `/export FILE`."""
