@@ -115,14 +115,20 @@ class FileCommands:
         except KeyboardInterrupt:
             self._say("(stopped; nothing was imported)")
             return
-        before = self._copies.begin(imported)
+        self._began(self._copies.begin(imported), f"{len(imported.messages)} messages, history {imported.history}")
         self._copies.changed()
-        self._began(before, f"{len(imported.messages)} messages, history {imported.history}")
 
     def _began(self, before: int | None, what: str) -> None:
-        """Say that another chat goes on; `before` is the number of the chat before, if that was kept as a copy."""
+        """Say that another chat goes on, and whether it has no file.
+
+        Args:
+            before: The number of the chat before, if that was kept as a copy.
+            what: What goes on.
+        """
         kept = "" if before is None else f"; the chat before is copy {before} (/fork {before} goes back to it)"
         self._say(f"{what}{kept}")
+        if self._copies.file is None:
+            self._say("this chat has no file yet (/save FILE)")
 
 
 def _path(command: str, name: str) -> Path:
