@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_deltamem.cli.kept import KeptChats
+from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.ranks.joining import world
+from mlx_deltamem.sessions.foreign.folder import foreign_format
 from mlx_deltamem.sessions.session import ChatSession
 
 
@@ -88,13 +90,20 @@ class Copies:
     def load(self, file: Path) -> int | None:
         """Load a saved chat; it becomes the current one. It takes the place of a chat that would lose nothing.
 
+        The files of other implementations are never written to. So such a chat gets a file as a new chat does.
+
         Returns:
             The number of the chat before, if that was kept.
 
         Raises:
-            FileNotFoundError, ValueError: As in `ChatSession.load`; nothing has changed.
+            FileNotFoundError, ValueError, OSError: As in `ChatSession.load`, or there can be no new file; nothing has
+                changed.
         """
         loaded = ChatSession.load(self.chat.model, self.chat.tokenizer, file)
+        if world().first(lambda: foreign_format(user_path(file).resolve()) is not None):
+            own = self._new_file()
+            # Without a file of its own, nothing is lost as long as it does not change.
+            return self._go_on_with(_Copy(loaded, own, is_saved=own is None))
         return self._go_on_with(_Copy(loaded, file, is_saved=True))
 
     def changed(self) -> None:

@@ -56,6 +56,9 @@ class FileCommands:
             raise ValueError("/load needs a file name")
         before = self._copies.load(Path(rest))
         self._began(before, f"{len(self._copies.chat.messages)} messages, history {self._copies.chat.history}")
+        file = self._copies.file
+        if file is not None and file != Path(rest):
+            self._say(f"its file is {file}; {rest} stays as it is")
 
     def name(self, title: str) -> None:
         """Run `/name [TITLE]`."""

@@ -1,10 +1,14 @@
 """The chats of one terminal: which file each has, and what is in no file."""
 
+from pathlib import Path
+
 import pytest
 
 from mlx_deltamem import ChatSession, load
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.kept import KeptChats
+from mlx_deltamem.sessions.foreign.folder import write_reference_session
+from mlx_deltamem.sessions.foreign.states import write_sidecar_states
 from tests.conftest import adapter, backbone
 
 
@@ -87,3 +91,55 @@ def test_kept_chats_have_a_file_each(model, other, tmp_path):
     say(copies)
     assert unsaved(copies) == []
     assert {first, copies.file} == set(tmp_path.iterdir())
+
+
+@pytest.fixture(params=["folder", "states.npz"])
+def foreign(request, other, tmp_path) -> Path:
+    """The other chat, as other implementations save it."""
+    path = tmp_path / request.param
+    if path.suffix:
+        write_sidecar_states(path, other.memory)
+    else:
+        write_reference_session(path, other.messages, other.memory)
+    return path
+
+
+def content(path: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in (path, *path.glob("*")) if file.is_file()}
+
+
+def test_a_chat_of_another_implementation_is_kept_in_a_new_file(model, foreign, tmp_path):
+    before = content(foreign)
+    kept = KeptChats(tmp_path / "chats")
+    copies = Copies(ChatSession(*model), kept.new_file(), save_kv=False, kept=kept)
+    assert copies.load(foreign) is None
+    assert unsaved(copies) == []
+    assert list(kept.folder.iterdir()) == [copies.file]
+    say(copies)
+    assert unsaved(copies) == []
+    assert ChatSession.load(*model, copies.file).messages == copies.chat.messages
+    assert content(foreign) == before
+
+
+@pytest.mark.parametrize("session", [None, "m.safetensors"])
+def test_a_chat_of_another_implementation_has_no_file_where_none_is_kept(model, foreign, tmp_path, session):
+    before = content(foreign)
+    copies = Copies(ChatSession(*model), session and tmp_path / session, save_kv=False)
+    assert copies.load(foreign) is None
+    assert (copies.file, unsaved(copies)) == (None, [])
+    say(copies)
+    assert [error.endswith("/save FILE saves it") for error in unsaved(copies)] == ([True] if session else [])
+    copies.save(tmp_path / "own.safetensors")
+    assert unsaved(copies) == []
+    assert content(foreign) == before
+
+
+def test_a_chat_of_another_implementation_that_has_not_changed_gives_way(model, foreign, tmp_path):
+    file = tmp_path / "own.safetensors"
+    ChatSession(*model).save(file)
+    copies = Copies(ChatSession(*model), None, save_kv=False)
+    copies.load(foreign)
+    assert copies.load(file) is None
+    copies.load(foreign)
+    say(copies)
+    assert copies.load(file) == 1
