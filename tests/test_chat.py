@@ -211,9 +211,11 @@ def test_help_names_every_command(terminal):
         ("/edit", "/edit got ''; expected the number of a message"),
         ("/edit x y", "/edit got 'x y'; expected the number"),
         ("/edit ² y", "/edit got '² y'; expected the number"),
+        (f"/edit {'9' * 3000} y", "/edit got '9999"),
         ("/edit 9 y", "there is no message 9; the chat has 3"),
         ("/edit 1", "the message is empty"),
         ("/fork 99", "there is no copy 99"),
+        (f"/fork {'9' * 3000}", "there is no copy 9999"),
         ("/fork -1", "there is no copy -1"),
         ("/fork ²", "there is no copy ²"),
         ("/load", "/load needs a file name"),
@@ -222,6 +224,7 @@ def test_help_names_every_command(terminal):
         ("/new now", "/new takes nothing after it"),
         ("/branch", "/branch got ''; expected the number of a reply"),
         ("/branch ²", "/branch got '²'; expected the number of a reply"),
+        (f"/branch {'9' * 3000}", "/branch got '9999"),
         ("/branch 1", "message 1 is not a reply; expected the number of a message of the assistant"),
         ("/branch 9", "there is no message 9; the chat has 3"),
         (f"/name {'x' * 201}", "the title has 201 characters in 1 lines; expected one line"),
@@ -474,6 +477,43 @@ def test_leaving_waits_for_a_chat_that_cannot_be_saved(tmp_path):
         moved.rename(tmp_path)
     assert code == 2
     assert shown.count("error: ") == 1
+
+
+NO_FILE = "this chat has no file yet (/save FILE)"
+
+
+def test_leaving_waits_for_a_chat_that_is_in_no_file(tmp_path):
+    file, other = (tmp_path / f"{name}.safetensors" for name in ("chat", "other"))
+    with Terminal("--max-tokens", 6, "--session", file) as terminal:
+        # The chat of the session file is empty: its file goes on.
+        assert NO_FILE not in terminal.say("/new")
+        terminal.say("Hello")
+        before = file.read_bytes()
+        assert NO_FILE in terminal.say("/new")
+        terminal.say("Only here.")
+        assert NO_FILE in terminal.say("/branch 1")
+        terminal.type(CTRL_D)
+        assert (
+            "error: copy 1 is in no file (turns: 1); /fork 1 and then /save FILE save it" in terminal.wait_for_prompt()
+        )
+        assert terminal.output.count("error: ") == 1 and "again leaves all the same" in terminal.output
+        terminal.say("/fork 1")
+        assert f"saved to {other}" in terminal.say(f"/save {other}")
+        assert terminal.leave("/quit\r")[0] == 0
+    assert file.read_bytes() == before
+    assert ChatSession.load(*load(backbone(), adapter=adapter()), other).messages[0]["content"] == "Only here."
+
+
+def test_an_imported_chat_gets_the_file_of_an_empty_one(tmp_path):
+    (tmp_path / "x.md").write_text("## User\n\nMy word is jade.\n\n## Assistant\n\nNoted.\n")
+    file = tmp_path / "chat.safetensors"
+    lines = f"/import {tmp_path / 'x.md'}\nHello\n/quit\n"
+    for code, found in ((0, []), (2, [NO_FILE])):
+        result = run_command("chat", *TINY, "--session", file, "--max-tokens", 6, stdin=lines)
+        assert (result.returncode, re.findall(re.escape(NO_FILE), result.stdout)) == (code, found), result.stderr
+        chat = ChatSession.load(*load(backbone(), adapter=adapter()), file)
+        assert [message["content"] for message in chat.messages][:3] == ["My word is jade.", "Noted.", "Hello"]
+    assert result.stderr == "error: copy 2 is in no file (turns: 2); /save FILE saves it\n"
 
 
 def test_a_pipe_instead_of_a_terminal():

@@ -4,6 +4,9 @@ import codecs
 import json
 from pathlib import Path
 
+from mlx_deltamem.files.jsonl import LARGEST_FILE
+from mlx_deltamem.files.regular import read_file
+
 _POINTER = b"version https://git-lfs"
 
 
@@ -34,7 +37,8 @@ def read_text(path: Path) -> str:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is a folder, a pointer of Git LFS, or not UTF-8 without a byte order mark.
+        ValueError: It is a folder, a pointer of Git LFS, larger than `LARGEST_FILE`, or not UTF-8 without a byte order
+            mark.
         OSError: It cannot be read.
     """
     if not path.exists():
@@ -42,7 +46,7 @@ def read_text(path: Path) -> str:
     if not path.is_file():
         raise ValueError(f"{path} is not a file; expected a text file")
     check_not_pointer(path)
-    content = path.read_bytes()
+    content = read_file(path, LARGEST_FILE)
     if content.startswith(codecs.BOM_UTF8):
         raise ValueError(f"{path} begins with a byte order mark; expected UTF-8 without one: save it so")
     try:

@@ -10,7 +10,9 @@ from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.entered import checked_message
 from mlx_deltamem.cli.file_commands import FileCommands
 from mlx_deltamem.cli.memory_commands import MemoryCommands
+from mlx_deltamem.cli.numbers import typed_number
 from mlx_deltamem.cli.opening import ReplyOptions
+from mlx_deltamem.options.rule import shown
 from mlx_deltamem.sessions.prefill import Progress, window
 from mlx_deltamem.sessions.writing import ALL, NONE
 from mlx_deltamem.show.console import Console
@@ -164,9 +166,9 @@ class ChatCommands:
 
     def _edit(self, rest: str) -> None:
         number, text = (*rest.split(maxsplit=1), "", "")[:2]
-        index = _number(number)
+        index = typed_number(number)
         if index is None:
-            raise ValueError(f"/edit got {rest!r}; expected the number of a message (/messages) and its new text")
+            raise ValueError(f"/edit got {shown(rest)}; expected the number of a message (/messages) and its new text")
         text = self._checked(text)
         try:
             with self._stoppable(), self._console.status(""):
@@ -205,9 +207,11 @@ class ChatCommands:
             where = "it has no file yet (/save FILE)" if file is None else f"its file is {file}"
             self.say(f"this is copy {self._copies.number} of {len(self._copies)}; {where}")
             return
-        number, count = _number(rest), len(self._copies)
+        number, count = typed_number(rest), len(self._copies)
         if number is None or not 1 <= number <= count:
-            raise ValueError(f"there is no copy {rest}; " + (f"there are 1 to {count}" if count > 1 else "only one"))
+            raise ValueError(
+                f"there is no copy {_shortened(rest)}; " + (f"there are 1 to {count}" if count > 1 else "only one")
+            )
         self._copies.number = number
         self.say(f"this is copy {number} of {count}")
 
@@ -227,7 +231,3 @@ class ChatCommands:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + " ..."
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() else None

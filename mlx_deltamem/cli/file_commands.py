@@ -7,10 +7,12 @@ from pathlib import Path
 
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.entered import check_session_file
+from mlx_deltamem.cli.numbers import typed_number
 from mlx_deltamem.files.atomic import check_absent, check_new_file, new_file, user_path
 from mlx_deltamem.files.jsonl import read_json
 from mlx_deltamem.files.regular import read_file
 from mlx_deltamem.files.text import check_text
+from mlx_deltamem.options.rule import shown
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.markdown import from_markdown, to_markdown
 from mlx_deltamem.sessions.session import ChatSession
@@ -54,6 +56,9 @@ class FileCommands:
             raise ValueError("/load needs a file name")
         before = self._copies.load(Path(rest))
         self._began(before, f"{len(self._copies.chat.messages)} messages, history {self._copies.chat.history}")
+        file = self._copies.file
+        if file is not None and file != Path(rest):
+            self._say(f"its file is {file}; {rest} stays as it is")
 
     def name(self, title: str) -> None:
         """Run `/name [TITLE]`."""
@@ -73,15 +78,16 @@ class FileCommands:
 
     def branch(self, rest: str) -> None:
         """Run `/branch N`."""
-        if not (rest.isascii() and rest.isdigit()):
-            raise ValueError(f"/branch got {rest!r}; expected the number of a reply (/messages)")
+        reply = typed_number(rest)
+        if reply is None:
+            raise ValueError(f"/branch got {shown(rest)}; expected the number of a reply (/messages)")
         try:
             with self._stoppable(), self._console.status(""):
-                branch = self._copies.chat.fork(int(rest))
+                branch = self._copies.chat.fork(reply)
         except KeyboardInterrupt:
             self._say("(stopped)")
             return
-        self._began(self._copies.begin(branch, keep=True), f"this chat goes on from reply {rest}")
+        self._began(self._copies.begin(branch, keep=True), f"this chat goes on from reply {reply}")
 
     def export(self, rest: str) -> None:
         """Run `/export FILE`."""
@@ -112,14 +118,20 @@ class FileCommands:
         except KeyboardInterrupt:
             self._say("(stopped; nothing was imported)")
             return
-        before = self._copies.begin(imported)
+        self._began(self._copies.begin(imported), f"{len(imported.messages)} messages, history {imported.history}")
         self._copies.changed()
-        self._began(before, f"{len(imported.messages)} messages, history {imported.history}")
 
     def _began(self, before: int | None, what: str) -> None:
-        """Say that another chat goes on; `before` is the number of the chat before, if that was kept as a copy."""
+        """Say that another chat goes on, and whether it has no file.
+
+        Args:
+            before: The number of the chat before, if that was kept as a copy.
+            what: What goes on.
+        """
         kept = "" if before is None else f"; the chat before is copy {before} (/fork {before} goes back to it)"
         self._say(f"{what}{kept}")
+        if self._copies.file is None:
+            self._say("this chat has no file yet (/save FILE)")
 
 
 def _path(command: str, name: str) -> Path:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_deltamem.adapters.fingerprint import Origin
+from mlx_deltamem.cli.numbers import typed_number
 from mlx_deltamem.files.atomic import new_file
 from mlx_deltamem.files.jsonl import read_json
+from mlx_deltamem.options.rule import shown
 from mlx_deltamem.sessions.stored.decode import ChatTexts
 from mlx_deltamem.sessions.stored.file import SUFFIX, read_texts
 
@@ -18,6 +20,7 @@ _MODELS = "models.json"
 _AROUND = 30
 # Characters of the first message, where a chat has no title.
 _LONGEST_TITLE = 50
+_NUMBER = re.compile(r"\d+")
 _SPACES = re.compile(r"\s+")
 
 
@@ -91,25 +94,25 @@ class KeptChats:
     def find(self, name: str) -> KeptChat:
         """The chat of a number in the list, of a title or a part of it, or of a file's name; "" for the last one.
 
+        A number that no chat has is taken for a title: a chat may be called 2026.
+
         Raises:
             ValueError: There is no such chat, or there are several.
         """
         chats, _ = self.all()
         if not chats:
             raise ValueError(f"no chat is kept in {self.folder}; begin one without --continue")
-        if name.isascii() and name.isdigit():
-            fits = [chat for chat in chats if chat.number == int(name)]
-        else:
-            wanted = name.casefold()
-            fits = [chat for chat in chats if name in (chat.file.name, chat.file.stem)]
-            fits = fits or [chat for chat in chats if chat.title.casefold() == wanted]
-            fits = fits or [chat for chat in chats if wanted in chat.title.casefold()]
+        wanted, number = name.casefold(), typed_number(name)
+        fits = [chat for chat in chats if chat.number == number]
+        fits = fits or [chat for chat in chats if name in (chat.file.name, chat.file.stem)]
+        fits = fits or [chat for chat in chats if chat.title.casefold() == wanted]
+        fits = fits or [chat for chat in chats if _has(chat.title.casefold(), wanted)]
         if not fits:
-            raise ValueError(f"no chat is called {name!r} among {len(chats)}; --list prints them")
+            raise ValueError(f"no chat is called {shown(name)} among {len(chats)}; --list prints them")
         if name and len(fits) > 1:
             numbers = ", ".join(str(chat.number) for chat in fits[:9])
             raise ValueError(
-                f"{len(fits)} chats have {name!r} in their title (numbers {numbers}); name one by its number"
+                f"{len(fits)} chats have {shown(name)} in their title (numbers {numbers}); name one by its number"
             )
         return fits[0]
 
@@ -168,6 +171,11 @@ class KeptChats:
         except (ValueError, OSError):
             return {}
         return dict(found) if isinstance(found, dict) else {}
+
+
+def _has(title: str, wanted: str) -> bool:
+    """Whether a text is a part of a title. A number has to be a whole number there: 4 is no part of 2024."""
+    return wanted in _NUMBER.findall(title) if wanted.isdecimal() else wanted in title
 
 
 def _key(origin: Origin) -> str:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from mlx_deltamem.cli.command import read_input
 from mlx_deltamem.files.atomic import user_path
-from mlx_deltamem.files.jsonl import parsed_json
+from mlx_deltamem.files.jsonl import LARGEST_FILE, parsed_json
+from mlx_deltamem.files.regular import read_file
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.messages import Message, parse_messages
@@ -27,7 +28,8 @@ def read_remembered(path: Path) -> str | tuple[Message, ...]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not UTF-8 text, or its JSON is not a list of messages.
+        ValueError: The file is not UTF-8 text, or its JSON is not a list of messages; or a `.json` file is a pipe or
+            a device, or too large.
         OSError: The file cannot be read.
     """
     return world().first(lambda: _read(path))
@@ -44,11 +46,13 @@ def _is_file(given: str) -> bool:
 def _read(path: Path) -> str | tuple[Message, ...]:
     if str(path) == "-":
         return check_text(read_input("the text to remember"), "standard input")
+    is_json = path.suffix == ".json"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # A text may come through a pipe, as the shell's <(...) makes it.
+        text = read_file(path, LARGEST_FILE).decode("utf-8-sig") if is_json else path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; expected a text file, or messages in a .json file") from None
-    if path.suffix != ".json":
+    if not is_json:
         return check_text(text, str(path))
     value, problem = parsed_json(text.encode())
     if problem:

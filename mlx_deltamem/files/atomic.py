@@ -108,9 +108,16 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def check_absent(path: Path) -> None:
-    """Raise ValueError if `path` exists; for a file or folder that a command is about to create."""
-    if path.exists():
-        raise ValueError(f"{path} exists already; delete it or name another folder")
+    """Check that nothing is at a path; for a file or folder that a command is about to create.
+
+    Raises:
+        ValueError: Something is there, be it a link that leads nowhere; or the name has a NUL character.
+        OSError: The path cannot be looked at.
+    """
+    # The link itself counts: to write a file there would replace it.
+    if (kind := file_kind(path)) or path.is_symlink():
+        what = "" if kind else " (a link that leads nowhere)"
+        raise ValueError(f"{path} exists already{what}; delete it or name another folder")
 
 
 def check_file_name(path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from mlx_deltamem.files.atomic import new_file
+from mlx_deltamem.files.regular import read_file
 from mlx_deltamem.files.text import text_problem
 
 LONGEST_LINE, LARGEST_FILE = 64 << 20, 512 << 20
@@ -75,7 +76,8 @@ def read_json(path: Path) -> Json:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is not valid JSON, larger than `LARGEST_FILE`, too deep, or has too many values.
+        ValueError: It is not valid JSON, larger than `LARGEST_FILE`, too deep, or has too many values; or it is a pipe,
+            a socket or a device.
     """
     value, problem = _parsed_file(path)
     if problem:
@@ -116,7 +118,7 @@ def _parsed_file(path: Path) -> tuple[Json, str]:
     size = path.stat().st_size
     if size > LARGEST_FILE:
         return None, f"a JSON text of {size:,} bytes, {LARGEST_FILE:,} at most"
-    return parsed_json(path.read_bytes())
+    return parsed_json(read_file(path, LARGEST_FILE))
 
 
 class _TwiceError(ValueError):

@@ -57,6 +57,30 @@ def test_chats_are_found_by_number_title_and_file(kept):
         KeptChats(kept.folder / "nowhere").find("")
 
 
+def test_a_title_may_be_a_number(tmp_path):
+    kept = KeptChats(tmp_path)
+    chat = ChatSession(*load(backbone(), adapter=adapter()))
+    for age, title in enumerate(("report of 1999", "2", "2026")):
+        chat = chat.fork()
+        chat.title = title
+        file = kept.new_file()
+        chat.save(file)
+        os.utime(file, (1_000_000 - age, 1_000_000 - age))
+    assert kept.find("2026").title == "2026"
+    assert kept.find("1999").title == "report of 1999"
+    # The number in the list goes before, and a part of another number does not count.
+    assert kept.find("1").title == "report of 1999"
+    with pytest.raises(ValueError, match="no chat is called '9' among 3"):
+        kept.find("9")
+
+
+def test_a_name_of_many_digits_is_told_in_one_short_line(kept):
+    for name in ("9" * 5000, "9" * 30, "²"):
+        with pytest.raises(ValueError, match="no chat is called") as raised:
+            kept.find(name)
+        assert len(str(raised.value)) < 300
+
+
 def test_messages_are_searched_in_whatever_case_and_spacing(kept):
     assert [(chat.number, role, part) for chat, role, part in kept.search("KEY hangs")] == [
         (1, "user", "The shed's key hangs by the clock.")

@@ -1,5 +1,6 @@
-"""`/remember` of a long text, interrupted and given again."""
+"""`/remember` of a long text, interrupted and given again; and the files that are read to be remembered."""
 
+import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 
 from mlx_deltamem import ChatSession
 from mlx_deltamem.cli.memory_commands import MemoryCommands
+from mlx_deltamem.cli.remembered import read_remembered
 from mlx_deltamem.sessions import prefill
 from mlx_deltamem.show.console import Console
 from mlx_deltamem.show.progress import TimeLeft
@@ -52,3 +54,11 @@ def after(stop: int):
         return ""
 
     return interrupt
+
+
+def test_messages_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "device.json").symlink_to("/dev/zero")
+    for name in ("pipe", "device"):
+        with pytest.raises(ValueError, match=rf"{name}\.json is a {name}; expected a file"):
+            read_remembered(tmp_path / f"{name}.json")

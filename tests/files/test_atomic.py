@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_deltamem.files.atomic import check_new_file, file_kind, locked, new_file, new_folder, one_line
+from mlx_deltamem.files.atomic import check_absent, check_new_file, file_kind, locked, new_file, new_folder, one_line
 
 
 def names(folder: Path) -> list[str]:
@@ -98,6 +98,27 @@ def test_a_place_for_a_new_file(tmp_path):
     assert names(tmp_path) == ["old"]
     with pytest.raises(OSError, match="cannot be written"):
         check_new_file(tmp_path / "no" / "new")
+
+
+def test_a_place_where_nothing_may_be(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "dangling").symlink_to("nothing")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("file", "link", "pipe", "."):
+        with pytest.raises(ValueError, match="exists already; delete it"):
+            check_absent(tmp_path / name)
+    with pytest.raises(ValueError, match=r"dangling exists already \(a link that leads nowhere\); delete it"):
+        check_absent(tmp_path / "dangling")
+    for name in ("nothing", "file/in", "nothing/in"):
+        check_absent(tmp_path / name)
+
+
+@pytest.mark.parametrize("target", ["loop", "a" * 300])
+def test_a_link_that_cannot_be_followed_is_no_free_place(target, tmp_path):
+    (tmp_path / "loop").symlink_to(target)
+    with pytest.raises((ValueError, OSError), match="loop"):
+        check_absent(tmp_path / "loop")
 
 
 def test_a_locked_folder_is_refused_or_waited_for(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -157,6 +158,25 @@ def test_a_named_pipe_is_not_waited_for(tmp_path):
     for path in (tmp_path / "pipe", tmp_path, tmp_path / "none"):
         with pytest.raises(OSError):
             list(json_lines(path))
+    with pytest.raises(ValueError, match="pipe is a pipe; expected a file"):
+        read_json(tmp_path / "pipe")
+
+
+def test_a_link_to_a_device_is_not_read(tmp_path):
+    (tmp_path / "a.json").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"a\.json is a device; expected a file"):
+        read_json(tmp_path / "a.json")
+    for read in (json_records, json_lines):
+        with pytest.raises(OSError, match=r"a\.json"):
+            list(read(tmp_path / "a.json"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="only Linux has such files")
+def test_a_file_that_grows_while_it_is_read_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "LARGEST_FILE", 100)
+    # Such files have a size of 0, whatever they hold.
+    with pytest.raises(ValueError, match="too large"):
+        read_json(Path("/proc/self/mountinfo"))
 
 
 def test_a_record_with_half_a_character_is_not_written(tmp_path):
