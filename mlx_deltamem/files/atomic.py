@@ -123,7 +123,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 def check_absent(path: Path) -> None:
     """Raise ValueError if `path` exists; for a file or folder that a command is about to create."""
     if path.exists():
-        raise ValueError(f"{path} exists already; delete it or name another folder")
+        raise ValueError(f"{path} exists already; delete it or name another {'folder' if path.is_dir() else 'place'}")
 
 
 def check_file_name(path: Path) -> None:
