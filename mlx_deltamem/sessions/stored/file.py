@@ -75,11 +75,13 @@ def check_place(path: Path) -> None:
     """Check that a session can be saved under a name.
 
     Raises:
-        ValueError: The name does not end in `.safetensors`, or is not UTF-8.
+        ValueError: The name does not end in `.safetensors`, has nothing before that, or is not UTF-8.
         FileNotFoundError: The folder does not exist.
         PermissionError: The folder cannot be written to.
     """
     check_file_name(path)
+    if path.name == SUFFIX:
+        raise ValueError(f"{path} has no name before {SUFFIX}; name a session file like chat{SUFFIX}")
     if path.suffix != SUFFIX:
         raise ValueError(f"{path} does not end in {SUFFIX}; name a session file so")
     folder = user_path(path).resolve().parent
