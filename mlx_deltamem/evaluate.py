@@ -40,7 +40,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     default = ",".join(DEFAULT_CONDITIONS)
     parser.add_argument("--conditions", type=_names, default=default, help=f"{meanings} (default: {default}).")
     parser.add_argument(
-        "--output", type=user_path, required=True, help="The folder of the run. A run that is there is continued."
+        "--output",
+        type=user_path,
+        required=True,
+        help="The folder of the run: a new one, or one with a run, which is continued.",
     )
     parser.add_argument(
         "--data", type=_place, action="append", default=[], metavar="TASK=PATH", help="The data of a task."

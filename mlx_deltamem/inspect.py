@@ -61,9 +61,10 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="Print one JSON document instead of tables.")
     add_plot_option(
         parser,
-        "a figure (of an adapter its norms; with --text the effect of the text on the memory; of a chat its memory and "
-        "the effect of each turn; of a diff the distances by layer). With --text, a file that ends in .html is a page "
-        "in which one can point at tokens and layers; it needs nothing",
+        "a figure",
+        " The figure shows the norms of an adapter; with --text the effect of the text on the memory; of a chat its "
+        "memory and the effect of each turn; of a diff the distances by layer. With --text, a file that ends in .html "
+        "becomes a page in which one can point at tokens and layers, and nothing has to be installed for it.",
     )
     return parser
 

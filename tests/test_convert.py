@@ -1,6 +1,8 @@
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from mlx_deltamem.commands.convert import convert
 from mlx_deltamem.core.adapter import WEIGHTS_FILE
 from mlx_deltamem.core.config import CONFIG_FILE
 from tests.command_line import assert_refused, run_command
-from tests.conftest import GOLDENS, adapter
+from tests.conftest import GOLDENS, REPO, adapter
 from tests.core.test_adapter import same
 
 FOLDERS = sorted((GOLDENS / "adapters").iterdir())
@@ -168,3 +170,31 @@ def test_values_beyond_float16_are_refused(tmp_path):
         with pytest.raises(ValueError, match="beta_bias holds NaN or infinite values"):
             convert(str(source), tmp_path / "out", to=to, dtype=mx.float16)
         assert not (tmp_path / "out").exists()
+
+
+_FULL_DISK = """
+import resource, signal, sys
+import tools.openblas
+from mlx_deltamem.cli.main import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    for command in (
+        ["convert", "--torch-path", adapter(), "--mlx-path", "out"],
+        ["grow", adapter(), "out", "--read-gate"],
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-c", _FULL_DISK, *command],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPO), "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"},
+            check=False,
+        )
+        assert_refused(ended, "is the disk full?")
+        assert list(tmp_path.iterdir()) == []

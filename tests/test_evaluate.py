@@ -215,6 +215,11 @@ def test_a_place_for_the_results_that_is_none_is_told_before_the_model_is_loaded
     (tmp_path / "file").touch()
     refused = run_command("evaluate", *arguments(tmp_path / "file", "--model", tmp_path / "none"))
     assert_refused(refused, "--output is the file")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / REPORT_FILE).write_text("mine")
+    refused = run_command("evaluate", *arguments(tmp_path / "notes", "--model", tmp_path / "none"))
+    assert_refused(refused, "has no run and is not empty (report.md); name a new folder")
+    assert (tmp_path / "notes" / REPORT_FILE).read_text() == "mine"
 
 
 def test_help_tells_conditions_and_tasks():

@@ -138,6 +138,10 @@ def test_a_session_goes_on_with_its_own_history(tmp_path):
     chat = ChatSession.load(*load(backbone(), adapter=adapter()), session[1])
     assert (chat.history, chat.write, [turn.write for turn in chat.turns]) == ("full", "user", ["all", "all", "user"])
     assert_refused(generate(*MODEL, "--prompt", "x", "--system-prompt", "y", *session), "has --system-prompt None")
+    for config in ('{"enable_thinking": true}', '{"other": 1}'):
+        refused = generate(*MODEL, "--prompt", "x", "--chat-template-config", config, *session)
+        assert_refused(refused, '--chat-template-config {"enable_thinking": false}, not {"')
+    assert replies("--prompt", "x", "--chat-template-config", '{"enable_thinking": false}', *session)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from mlx_deltamem.adapters.torch.reader import load_torch
 from mlx_deltamem.adapters.untrusted import Shapes
 from mlx_deltamem.core.adapter import WEIGHTS_FILE, Adapter, check_weights
 from mlx_deltamem.core.config import CONFIG_FILE, DeltaMemConfig
-from mlx_deltamem.files.atomic import new_file, new_folder, one_line
+from mlx_deltamem.files.atomic import new_file, new_folder, one_line, written_by_mlx
 from mlx_deltamem.files.safetensors import check_safetensors
 
 TORCH_FILE = "delta_mem_adapter.pt"
@@ -69,7 +69,8 @@ def save_adapter(adapter: Adapter, path: str | Path) -> None:
         new_file(folder / WEIGHTS_FILE) as weights,
     ):
         config.write_text(adapter.config.to_json(), encoding="utf-8")
-        mx.save_safetensors(str(weights), dict(adapter.weights), saved_metadata(adapter))
+        with written_by_mlx(path / WEIGHTS_FILE):
+            mx.save_safetensors(str(weights), dict(adapter.weights), saved_metadata(adapter))
 
 
 def saved_metadata(adapter: Adapter) -> dict[str, str]:

@@ -8,6 +8,7 @@ from mlx_deltamem.files.atomic import check_file_name, check_new_file, user_path
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.stored.file import check_place
+from mlx_deltamem.sessions.token_ids import token_ids
 
 # The first part of a text to tokenise, in characters for each token of the window.
 _CHARACTERS = 4
@@ -73,14 +74,8 @@ def _is_longer(text: str, longest: int, tokenizer: TokenizerWrapper) -> bool:
     """
     size = _CHARACTERS * longest
     while size < len(text):
-        if len(_ids(text[:size], tokenizer)) > longest + _CHARACTERS:
+        if len(token_ids(tokenizer, text[:size])) > longest + _CHARACTERS:
             return True
         size *= 2
     # No token is shorter than a byte.
-    return len(text.encode()) > longest and len(_ids(text, tokenizer)) > longest
-
-
-def _ids(text: str, tokenizer: TokenizerWrapper) -> list[int]:
-    # Without `verbose`, transformers would warn that the text is too long.
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False, verbose=False)
-    return ids
+    return len(text.encode()) > longest and len(token_ids(tokenizer, text)) > longest

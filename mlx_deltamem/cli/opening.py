@@ -1,7 +1,8 @@
 """The model and the chat that the options of a command name."""
 
 import argparse
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import TypedDict
 
 import mlx.core as mx
@@ -18,7 +19,7 @@ from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.session import TAKEN_NAMES, ChatSession
 from mlx_deltamem.sessions.stored.file import check_place
-from mlx_deltamem.sessions.template_options import check_names
+from mlx_deltamem.sessions.template_options import DEFAULTS, check_names
 from mlx_deltamem.sessions.writing import ALL
 
 # No vocabulary has numbers of so many digits.
@@ -73,7 +74,8 @@ def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Name
     """Open the chat of the options of `add_chat_options`: the chat in the session file if it exists, else a new one.
 
     Raises:
-        ValueError: The file holds no chat of this model and adapter, or the chat has another system prompt.
+        ValueError: The file holds no chat of this model and adapter, or the chat has another system prompt or other
+            options of the chat template.
     """
     ranks = world_of(model)
     if args.session is not None:
@@ -87,11 +89,29 @@ def open_chat(model: nn.Module, tokenizer: TokenizerWrapper, args: argparse.Name
         raise ValueError(
             f"{args.session} has --system-prompt {chat.system!r}, not {args.system_prompt!r}; leave the option out"
         )
+    _check_template_config(args, chat.state.template.options)
     if args.history is not None:
         chat.history = args.history
     if args.write is not None:
         chat.write = args.write
     return chat
+
+
+def _check_template_config(args: argparse.Namespace, own: Mapping[str, object]) -> None:
+    """Check that `--chat-template-config`, if it is given, names the options that the chat of the session has.
+
+    Raises:
+        ValueError: It names others.
+    """
+    given = {**DEFAULTS, **args.chat_template_config}
+    if given.get("tools") is None:
+        # A chat has no such option then.
+        given.pop("tools", None)
+    if args.chat_template_config and given != own:
+        raise ValueError(
+            f"{args.session} has --chat-template-config {json.dumps(own, ensure_ascii=False)}, not "
+            f"{json.dumps(args.chat_template_config, ensure_ascii=False)}; leave the option out"
+        )
 
 
 def reply_options(tokenizer: TokenizerWrapper, args: argparse.Namespace) -> ReplyOptions:

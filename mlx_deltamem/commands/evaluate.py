@@ -24,6 +24,7 @@ from mlx_deltamem.evaluation.request import (
     write_evaluation,
 )
 from mlx_deltamem.evaluation.run import Plan
+from mlx_deltamem.evaluation.settings import SETTINGS_FILE
 from mlx_deltamem.evaluation.task import Sampling, Task
 from mlx_deltamem.evaluation.tasks.harness import HarnessOptions
 from mlx_deltamem.evaluation.tasks.health_report import health_tables
@@ -51,8 +52,7 @@ def run(args: argparse.Namespace) -> None:
     if not dealt.world.is_first:
         assist(request, *_load(args), dealt)
         return
-    if args.output.is_file():
-        raise ValueError(f"--output is the file {args.output}; name a folder")
+    _check_output(args.output)
     # Created before the model is loaded, which may take long.
     with _created(args.output):
         evaluation = evaluate(request, *_load(args), args.output, dealt)
@@ -60,6 +60,21 @@ def run(args: argparse.Namespace) -> None:
     print_tables(table for result in evaluation.results for table in result_tables(result))
     print_tables([] if evaluation.health is None else health_tables(evaluation.health))
     print(f"The report is in {args.output / REPORT_FILE}")
+
+
+def _check_output(folder: Path) -> None:
+    """Check, before any work, that a run can begin or go on in a folder.
+
+    Raises:
+        ValueError: It is a file, or it has files and no run.
+    """
+    if folder.is_file():
+        raise ValueError(f"--output is the file {folder}; name a folder")
+    if not folder.is_dir() or (folder / SETTINGS_FILE).exists():
+        return
+    # Finder and killed processes leave hidden files.
+    if files := sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")):
+        raise ValueError(f"--output {folder} has no run and is not empty ({files[0]}); name a new folder")
 
 
 def _load(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:

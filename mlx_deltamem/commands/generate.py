@@ -25,6 +25,7 @@ from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.beginning import Beginning
 from mlx_deltamem.sessions.prefill import window
 from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.token_ids import token_ids
 from mlx_deltamem.show.printable import printable
 from mlx_deltamem.show.progress import reading_progress
 from mlx_deltamem.show.streams import keeping_output_failures
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> None:
     # A cache of a given size takes a text of any length.
     longest = None if args.max_kv_size is not None else window(model)
     prompts = [checked_message(prompt, "the prompt", longest, tokenizer) for prompt in prompts]
+    if args.prefill_response is not None:
+        args.prefill_response = checked_message(args.prefill_response, "--prefill-response", longest, tokenizer)
     answer = _chat if is_chat else _continue_text
     states = answer(model, tokenizer, prompts, args, draft)
     if args.verbose:
@@ -108,7 +111,7 @@ def _chat(
     Each turn is saved when it has ended. With a session file, no turn is lost because its output cannot be printed.
     """
     options = reply_options(tokenizer, args)
-    begin = [] if args.prefill_response is None else tokenizer.encode(args.prefill_response, add_special_tokens=False)
+    begin = [] if args.prefill_response is None else token_ids(tokenizer, args.prefill_response)
     if begin and options["max_tokens"] > 0:
         options["max_tokens"] += len(begin)
     chat = open_chat(model, tokenizer, args)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.files.atomic import check_absent, user_path
 from mlx_deltamem.files.jsonl import write_json_lines
 from mlx_deltamem.options.rule import POSITIVE
 from mlx_deltamem.sessions.messages import Message
@@ -68,7 +68,7 @@ def add_file_options(parser: argparse.ArgumentParser, what: str) -> None:
         what: The help text of the input file.
     """
     parser.add_argument("input", type=user_path, help=what)
-    parser.add_argument("output", type=user_path, help="The .jsonl file to write.")
+    parser.add_argument("output", type=user_path, help="The new .jsonl file.")
     parser.add_argument(
         "--max-words",
         type=POSITIVE,
@@ -91,13 +91,12 @@ def write_episodes(found: Iterable[Found | Unusable], args: argparse.Namespace) 
         args: The options of `add_file_options`.
 
     Raises:
-        ValueError: There is a bad record and `--on-error` is `stop`, no chat is usable, or the output is the input or a
-            folder. Nothing is written then.
+        ValueError: There is a bad record and `--on-error` is `stop`, no chat is usable, or the output is a folder or
+            exists already. Nothing is written then.
     """
     if args.output.is_dir():
         raise ValueError(f"{args.output} is a folder; name a .jsonl file in it")
-    if args.input.exists() and args.output.exists() and args.output.samefile(args.input):
-        raise ValueError(f"{args.output} would replace what is read; name another file")
+    check_absent(args.output)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     from mlx_deltamem.show.console import Console
 

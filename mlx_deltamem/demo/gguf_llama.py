@@ -13,6 +13,8 @@ import mlx.core as mx
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from mlx_deltamem.files.atomic import written_by_mlx
+
 Tensors = dict[str, mx.array]
 Metadata = dict[str, Any]  # Values: mx.array, str or list[str].
 T = TypeVar("T")
@@ -58,12 +60,16 @@ def convert(gguf: Path, folder: Path) -> None:
 
     Raises:
         ValueError: The file is not a llama with a SmolLM tokenizer, or it lacks something that a checkpoint needs.
+        OSError: A file cannot be written.
     """
     stored, metadata = load(gguf)
     tensors = dense_tensors(stored)
     config = model_config(metadata, tied="output.weight" not in tensors)
-    mx.save_safetensors(str(folder / "model.safetensors"), mlx_lm_weights(tensors, config), {"format": "mlx"})
-    tokenizer(metadata).save(str(folder / "tokenizer.json"))
+    weights = folder / "model.safetensors"
+    with written_by_mlx(weights):
+        mx.save_safetensors(str(weights), mlx_lm_weights(tensors, config), {"format": "mlx"})
+    # Not by its `save`, whose errors are no OSError.
+    (folder / "tokenizer.json").write_text(tokenizer(metadata).to_str(pretty=True), encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", tokenizer_config(metadata))
     _write_json(folder / "config.json", config)
 

@@ -76,6 +76,19 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def written_by_mlx(path: Path) -> Iterator[None]:
+    """A context in which MLX writes the temporary file of `path`. MLX raises RuntimeError where a disk is full.
+
+    Raises:
+        OSError: MLX could not write it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"{path} could not be written ({' '.join(str(error).split())}); is the disk full?") from None
+
+
 def remove_unfinished(path: Path) -> None:
     """Delete the temporary files that killed processes left behind in `new_file(path)`.
 
@@ -117,7 +130,8 @@ def check_absent(path: Path) -> None:
     # The link itself counts: to write a file there would replace it.
     if (kind := file_kind(path)) or path.is_symlink():
         what = "" if kind else " (a link that leads nowhere)"
-        raise ValueError(f"{path} exists already{what}; delete it or name another folder")
+        other = "folder" if path.is_dir() else "place"
+        raise ValueError(f"{path} exists already{what}; delete it or name another {other}")
 
 
 def check_file_name(path: Path) -> None:

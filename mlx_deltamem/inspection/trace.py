@@ -19,6 +19,7 @@ from mlx_deltamem.inspection.states import StateReport, norm, squares, state_arr
 from mlx_deltamem.sessions.drift import half_life
 from mlx_deltamem.sessions.prefill import Progress, prefill, window
 from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.token_ids import token_ids
 from mlx_deltamem.show.tables import columns, count, facts, number, span
 
 # The states can be read between calls of the model only. So a text is cut into about so many calls.
@@ -93,7 +94,7 @@ def trace_text(model: nn.Module, tokenizer: TokenizerWrapper, text: str, progres
     Raises:
         ValueError: The text has no tokens, or more than the model's window.
     """
-    ids = list(tokenizer.encode(text))
+    ids = token_ids(tokenizer, text, special=True)
     if not ids:
         raise ValueError("the text has no tokens; expected some text")
     longest = window(model)

@@ -28,6 +28,7 @@ from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.template import ChatTemplate
 from mlx_deltamem.sessions.template_options import DEFAULTS, parse_tools
+from mlx_deltamem.sessions.token_ids import token_ids
 from mlx_deltamem.sessions.trimmed import find_trimmed
 from mlx_deltamem.sessions.turn import Turn, said_turns
 from mlx_deltamem.sessions.writing import NONE
@@ -64,10 +65,10 @@ def text_turn(model: nn.Module, tokenizer: TokenizerWrapper, text: str) -> Turn:
         RefusedError: The text has no tokens, or far more than fit into the model's window.
     """
     _check_length(model, [text])
-    ids = tokenizer.encode(text)
+    ids = token_ids(tokenizer, text, special=True)
     if not ids:
         raise RefusedError(400, "empty_prompt", "the prompt has no tokens; expected some text")
-    opening = Segments(list(ids), [0] * len(ids), [-1] * len(ids))
+    opening = Segments(ids, [0] * len(ids), [-1] * len(ids))
     return Turn(({"role": "user", "content": text},), opening, NONE, _PLAIN_TEXT)
 
 

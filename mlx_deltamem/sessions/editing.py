@@ -9,6 +9,7 @@ from mlx_deltamem.sessions.fitting import check_fits_with_reply
 from mlx_deltamem.sessions.going_back import return_to, return_to_reply
 from mlx_deltamem.sessions.messages import said_messages, system_prompt
 from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.token_ids import token_ids
 from mlx_deltamem.sessions.turn import said_turns
 
 
@@ -67,7 +68,7 @@ def _edit_turn(state: ChatState, tokenizer: TokenizerWrapper, place: tuple[int, 
     index, inner = place
     turn, *later = state.turns[index:]
     if inner == len(turn.messages):
-        reply_ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+        reply_ids = tuple(token_ids(tokenizer, text))
         changed = replace(turn, reply=text, reply_ids=reply_ids, tool_calls=())
         check_fits_with_reply(state, index, changed)
         if return_to_reply(state, index):

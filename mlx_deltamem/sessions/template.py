@@ -11,6 +11,7 @@ from mlx_deltamem.sessions.messages import Message, ToolCall, json_text
 from mlx_deltamem.sessions.segments import Segments, shared_length
 from mlx_deltamem.sessions.template_options import DEFAULTS, Tools, check_trusted, parse_tools
 from mlx_deltamem.sessions.template_text import TemplateText, described
+from mlx_deltamem.sessions.token_ids import token_ids
 
 # Sentences are split before a match: closing quotes and white space go to the next sentence.
 _SENTENCE_BREAK = re.compile(r"""\n{2,}|(?<=[.!?;:])["')\]”’]*\s+""")
@@ -142,8 +143,7 @@ class ChatTemplate:
 
     def _encode(self, text: str) -> list[int]:
         # The template has already written a BOS token if there is one.
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return token_ids(self._tokenizer, text)
 
     def _token_borders(self, ids: list[int], text: str, borders: list[int]) -> list[int]:
         """For each border in the text (a number of characters), the number of tokens before it."""

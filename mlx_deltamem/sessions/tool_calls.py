@@ -9,6 +9,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.sessions.messages import ToolCall, json_text
 from mlx_deltamem.sessions.template_options import Tools
+from mlx_deltamem.sessions.token_ids import token_ids
 
 # One of mlx-lm's parsers: it gets the text between the markers, and the tools that the model was offered.
 _Parser = Callable[[str, Tools | None], object]
@@ -83,7 +84,7 @@ def _formatted(call: object) -> ToolCall:
 
 
 def _without_special_tokens(tokenizer: TokenizerWrapper, text: str, reply: Sequence[int] | str) -> str:
-    ids = tokenizer.encode(reply, add_special_tokens=False) if isinstance(reply, str) else reply
+    ids = token_ids(tokenizer, reply) if isinstance(reply, str) else reply
     # Each tokenizer lists its special tokens in another way. So the ones are taken that decoding leaves out.
     skipped = [token for token in set(ids) if not tokenizer.decode([token], skip_special_tokens=True)]
     special = filter(None, (tokenizer.decode([token], skip_special_tokens=False) for token in skipped))

@@ -14,6 +14,13 @@ from mlx_deltamem.files.atomic import user_path
 ENDINGS = (".png", ".pdf", ".svg")
 # The ending of a page that a browser shows.
 PAGE = ".html"
+# How each kind of file begins, and what is in each file of the kind that this project writes.
+_MARKS = {
+    ".png": (b"\x89PNG", b"Software\0Matplotlib"),
+    ".pdf": (b"%PDF", b"/Creator (Matplotlib"),
+    ".svg": (b"<?xml", b"<dc:title>Matplotlib"),
+    PAGE: (b"<!doctype html>", b"<title>What a text does to a memory"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,18 +44,20 @@ class LayerCharts:
     one_scale: bool = False
 
 
-def add_plot_option(parser: argparse.ArgumentParser, what: str) -> None:
+def add_plot_option(parser: argparse.ArgumentParser, what: str, more: str = "") -> None:
     """Add `--plot` to a command.
 
     Args:
         parser: The command's parser.
-        what: The content of the figure, for the help text ("Draw WHAT to this file").
+        what: The figure, a few words for the help text ("Draw WHAT to this file").
+        more: More sentences for the help text, each with a space before it.
     """
     parser.add_argument(
         "--plot",
         type=user_path,
         metavar="OUT.png",
-        help=f"Draw {what} to this file (.png, .pdf or .svg); needs `pip install 'mlx-deltamem[plot]'`.",
+        help=f"Draw {what} to this file (.png, .pdf or .svg); needs `pip install 'mlx-deltamem[plot]'`.{more} A "
+        "file that is there already is replaced if --plot, or else matplotlib, made it; other files are not.",
     )
     parser.add_argument("--dark", action="store_true", help="With --plot: draw on a dark ground.")
 
@@ -61,7 +70,8 @@ def check_plot(path: Path, endings: tuple[str, ...] = ENDINGS) -> None:
         endings: The endings that it may have. Those that are not in `ENDINGS` need no matplotlib.
 
     Raises:
-        ValueError: The file has another ending or is a folder, or matplotlib is not installed.
+        ValueError: The file has another ending, is a folder, or is there already and not made by `--plot` or
+            matplotlib; or matplotlib is not installed.
         FileNotFoundError: The folder of the file does not exist.
         PermissionError: The folder is read-only.
     """
@@ -73,8 +83,17 @@ def check_plot(path: Path, endings: tuple[str, ...] = ENDINGS) -> None:
         raise FileNotFoundError(f"there is no folder {path.parent} for --plot {path.name}; name another one")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"the folder {path.parent} is read-only; name a file in another folder after --plot")
+    if path.is_file() and not _is_drawn(path):
+        raise ValueError(f"--plot {path} exists already, and --plot has not made it; delete it or name another file")
     if path.suffix.lower() in ENDINGS and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib, which is not installed: pip install 'mlx-deltamem[plot]'")
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether a file is a picture that matplotlib drew, or a page of ours; or empty, so that nothing is lost."""
+    content = path.read_bytes()
+    begin, mark = _MARKS[path.suffix.lower()]
+    return not content or (content.startswith(begin) and mark in content)
 
 
 def load_figures(package: str, module: str = "figure", dark: bool = False) -> ModuleType:

@@ -34,10 +34,11 @@ class CachedTokenizer:
         key = json.dumps([messages, options], default=_text, sort_keys=True)
         return self._cached(key, lambda: self._tokenizer.apply_chat_template(messages, **options))
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> list[int]:
         """Return the tokens of a text, as a new list."""
+        options = {"add_special_tokens": add_special_tokens, "verbose": verbose}
         key = add_special_tokens, text
-        return list(self._cached(key, lambda: self._tokenizer.encode(text, add_special_tokens=add_special_tokens)))
+        return list(self._cached(key, lambda: self._tokenizer.encode(text, **options)))
 
     def _cached(self, key: Hashable, compute: Callable[[], Result]) -> Result:
         if key not in self._results:

@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_deltamem.adapters.fingerprint import update_with_arrays
 from mlx_deltamem.core.use import attachment_of
-from mlx_deltamem.files.atomic import new_file, one_line
+from mlx_deltamem.files.atomic import new_file, one_line, written_by_mlx
 from mlx_deltamem.training import processes
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.optimizer import ClippedOptimizer
@@ -103,7 +103,7 @@ class Checkpoint:
         target.parent.mkdir(parents=True, exist_ok=True)
         metadata = {name: str(value) for name, value in asdict(self.progress).items()} | {"config": self.config}
         metadata["checksum"] = _checksum(metadata, self.arrays)
-        with new_file(target) as path:
+        with new_file(target) as path, written_by_mlx(target):
             mx.save_safetensors(str(path), dict(self.arrays), metadata)
         for old in _checkpoints(folder)[:-_KEPT]:
             old.unlink(missing_ok=True)

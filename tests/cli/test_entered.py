@@ -74,6 +74,7 @@ def test_session_files(tmp_path):
         "a\0.safetensors": "has a NUL character",
         f"{'x' * 240}.safetensors": "cannot be written",
         f"{'x' * 300}.safetensors": "too long",
+        ".safetensors": "has no name before .safetensors; name a session file like chat.safetensors",
         "a.txt": "does not end in .safetensors",
         "no/a.safetensors": "there is no folder",
     }.items():

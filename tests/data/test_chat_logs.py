@@ -31,11 +31,9 @@ def convert(monkeypatch, capsys, tmp_path):
     """A function that converts lines of a log: how the command ended, and the messages of each record or None."""
     run = runner(chat_logs, monkeypatch, capsys)
 
-    def of(lines, *options, name="log.jsonl", before=""):
+    def of(lines, *options, name="log.jsonl"):
         log, output = tmp_path / name, tmp_path / "out" / "train.jsonl"
         output.unlink(missing_ok=True)
-        if before:
-            output.write_text(before)
         text = lines if isinstance(lines, bytes) else "".join(f"{line}\n" for line in lines).encode()
         log.write_bytes(text)
         ended = run(log, output, *options)
@@ -240,11 +238,12 @@ def test_wrong_files_are_refused(monkeypatch, capsys, tmp_path):
     run = runner(chat_logs, monkeypatch, capsys)
     log = tmp_path / "log.jsonl"
     assert f"there is no file {log}" in run(log, tmp_path / "out").errors
-    (tmp_path / "there.jsonl").touch()
-    assert f"there is no file {log}" in run(log, tmp_path / "there.jsonl").errors
     log.write_text(line(TALK))
     (tmp_path / "same.jsonl").symlink_to(log)
-    assert "would replace what is read" in run(log, tmp_path / "same.jsonl").errors
+    (tmp_path / "there.jsonl").write_text("mine")
+    for output in (log, tmp_path / "same.jsonl", tmp_path / "there.jsonl"):
+        assert f"{output} exists already" in run(log, output).errors
+    assert (tmp_path / "there.jsonl").read_text() == "mine"
     ended = run(log, tmp_path)
     assert (ended.code, ended.output) == (2, "")
     assert ended.errors == f"error: {tmp_path} is a folder; name a .jsonl file in it\n"
@@ -258,10 +257,10 @@ def test_brackets_in_a_name_are_not_markup(monkeypatch, capsys, tmp_path):
     assert (ended.code, ended.errors) == (0, "") and (tmp_path / "[" / "a].jsonl").is_file()
 
 
-def test_a_bad_record_leaves_the_earlier_file(convert):
+def test_a_bad_record_leaves_no_file(convert):
     assert convert([line(TALK)])[1] == [TALK]
-    ended, records = convert([line(TALK), line(TALK), "nope"], before=line(TALK))
-    assert (ended.code, records) == (2, [TALK])
+    ended, records = convert([line(TALK), line(TALK), "nope"])
+    assert (ended.code, records) == (2, None)
 
 
 def test_names_from_a_file_are_escaped_on_the_terminal(tmp_path, capsys):

@@ -53,6 +53,19 @@ def test_the_model_of_the_package_is_made_once(installed, monkeypatch):
     assert len(lines) == 1
 
 
+def test_a_full_disk_is_an_error_that_says_so(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("[write] Unable to write 9 bytes to file.")
+
+    gguf_llama = demo_model.gguf_llama
+    monkeypatch.setattr(gguf_llama, "load", lambda _: ({}, {}))
+    monkeypatch.setattr(gguf_llama, "model_config", lambda *_, **__: {})
+    monkeypatch.setattr(gguf_llama, "mlx_lm_weights", lambda *_: {})
+    monkeypatch.setattr(gguf_llama.mx, "save_safetensors", fail)
+    with pytest.raises(OSError, match="is the disk full"):
+        gguf_llama.convert(tmp_path / "a.gguf", tmp_path)
+
+
 def test_a_model_that_was_not_finished_is_made_again(installed, monkeypatch):
     def fails(gguf: Path, folder: Path) -> None:
         (folder / "config.json").write_text("half")

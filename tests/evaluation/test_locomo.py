@@ -248,7 +248,7 @@ class UnevenTokenizer:
 
     CHAT = "<chat> "
 
-    def encode(self, text, add_special_tokens):
+    def encode(self, text, add_special_tokens, verbose):
         words = text.removeprefix(self.CHAT).split()
         return words + words[::10] if text.startswith(self.CHAT) else words
 

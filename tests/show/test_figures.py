@@ -10,8 +10,10 @@ matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.image import imread  # noqa: E402
 
+from mlx_deltamem.inspection.trace import Trace  # noqa: E402
+from mlx_deltamem.inspection.trace_page import write_trace_page  # noqa: E402
 from mlx_deltamem.show.layers import layer_figure  # noqa: E402
-from mlx_deltamem.show.plot import LayerCharts, check_plot  # noqa: E402
+from mlx_deltamem.show.plot import ENDINGS, PAGE, LayerCharts, check_plot  # noqa: E402
 from mlx_deltamem.show.style import limits, save_figure  # noqa: E402
 from tests.figures import assert_readable  # noqa: E402
 
@@ -93,6 +95,24 @@ def test_where_no_figure_can_go(name, error, message, tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(error, match=message):
         check_plot(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", [".png", ".pdf", ".svg", ".html"])
+def test_only_an_earlier_figure_is_replaced(ending, tmp_path):
+    path, endings, one = tmp_path / f"figure{ending}", (*ENDINGS, PAGE), np.ones((1, 1))
+    others = (b"notes", b"\x89PNG\r\n\x1a\n a photo", b"%PDF-1.4 a paper", b"<?xml?><svg/>", b"<!doctype html><title>x")
+    for content in others:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="exists already"):
+            check_plot(path, endings)
+        assert path.read_bytes() == content
+    path.write_bytes(b"")
+    check_plot(path, endings)
+    if ending == PAGE:
+        write_trace_page(Trace([0], ["a"], [0], one, one, None, [1], one, [], {}), "", path)
+    else:
+        save_figure(layer_figure(LayerCharts("", "", {})), path)
+    check_plot(path, endings)
 
 
 def test_without_matplotlib(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from mlx_deltamem.evaluation.baselines.summary import running_summary
 from mlx_deltamem.evaluation.baselines.turns import text_bytes, turn_texts, with_text, with_turns
 from mlx_deltamem.evaluation.effects import state_bytes
 from mlx_deltamem.evaluation.question import Question
+from mlx_deltamem.sessions.token_ids import token_ids
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Showing:
             if tokens is None:
                 size = text_bytes(with_turns(question, range(first - 1, len(texts))))
             else:
-                size += len(self._tokenizer.encode(texts[first - 1], add_special_tokens=False))
+                size += len(token_ids(self._tokenizer, texts[first - 1]))
             if size > (self.memory_bytes if tokens is None else tokens):
                 break
             first -= 1

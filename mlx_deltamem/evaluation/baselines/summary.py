@@ -11,6 +11,7 @@ from mlx_deltamem.core.use import read_only
 from mlx_deltamem.evaluation.decoding import Start, generate_replies
 from mlx_deltamem.evaluation.question import user_message
 from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.sessions.token_ids import token_ids
 
 # The most tokens of new text in one update of the summary; a longer turn is one update by itself.
 _AT_ONCE = 512
@@ -57,7 +58,7 @@ def _pieces(tokenizer: TokenizerWrapper, texts: Sequence[str]) -> list[str]:
     pieces: list[list[str]] = []
     size = 0
     for text in texts:
-        length = len(tokenizer.encode(text, add_special_tokens=False))
+        length = len(token_ids(tokenizer, text))
         if not pieces or size + length > _AT_ONCE:
             pieces.append([])
             size = 0

@@ -8,6 +8,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.sessions.chat_text import ChatText
 from mlx_deltamem.sessions.foreign.folder import ForeignSession
 from mlx_deltamem.sessions.messages import parse_messages
+from mlx_deltamem.sessions.token_ids import token_ids
 from mlx_deltamem.sessions.turn import Turn
 
 
@@ -29,7 +30,7 @@ def foreign_turns(foreign: ForeignSession, text: ChatText, tokenizer: TokenizerW
     if foreign.ids is not None:
         found = find_replies(foreign.ids, [turn.opening.ids for turn in turns], [turn.ending.ids for turn in turns])
     if found is None:
-        found = [tokenizer.encode(turn.reply, add_special_tokens=False) for turn in turns]
+        found = [token_ids(tokenizer, turn.reply) for turn in turns]
     return [replace(turn, reply_ids=tuple(ids)) for turn, ids in zip(turns, found, strict=True)]
 
 

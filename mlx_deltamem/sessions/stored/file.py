@@ -18,7 +18,15 @@ from mlx_deltamem._version import __version__
 from mlx_deltamem.adapters.fingerprint import update_with_arrays
 from mlx_deltamem.adapters.untrusted import shown
 from mlx_deltamem.core.cache import PromptCache
-from mlx_deltamem.files.atomic import check_file_name, locked, new_file, one_line, remove_unfinished, user_path
+from mlx_deltamem.files.atomic import (
+    check_file_name,
+    locked,
+    new_file,
+    one_line,
+    remove_unfinished,
+    user_path,
+    written_by_mlx,
+)
 from mlx_deltamem.files.jsonl import parsed_json
 from mlx_deltamem.files.safetensors import SafetensorsHeader, check_safetensors
 from mlx_deltamem.sessions.stored.chat import READABLE_VERSIONS, StoredChat, cache_entries, description
@@ -58,11 +66,8 @@ def write_chat(path: Path, chat: StoredChat, expected: str | None) -> str:
         entries = cache_entries(chat)
         metadata = {"session": json.dumps(description(chat, file_id), ensure_ascii=False)}
         metadata["checksum"] = _checksum(metadata["session"], entries)
-        with new_file(path, mode=0o600) as temporary:
-            try:
-                mlx_lm_cache.save_prompt_cache(str(temporary), entries, metadata)
-            except RuntimeError as error:
-                raise OSError(f"{path} could not be written ({error}); is the disk full?") from None
+        with new_file(path, mode=0o600) as temporary, written_by_mlx(path):
+            mlx_lm_cache.save_prompt_cache(str(temporary), entries, metadata)
     return file_id
 
 
@@ -70,11 +75,13 @@ def check_place(path: Path) -> None:
     """Check that a session can be saved under a name.
 
     Raises:
-        ValueError: The name does not end in `.safetensors`, or is not UTF-8.
+        ValueError: The name does not end in `.safetensors`, has nothing before that, or is not UTF-8.
         FileNotFoundError: The folder does not exist.
         PermissionError: The folder cannot be written to.
     """
     check_file_name(path)
+    if path.name == SUFFIX:
+        raise ValueError(f"{path} has no name before {SUFFIX}; name a session file like chat{SUFFIX}")
     if path.suffix != SUFFIX:
         raise ValueError(f"{path} does not end in {SUFFIX}; name a session file so")
     folder = user_path(path).resolve().parent

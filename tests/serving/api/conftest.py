@@ -38,7 +38,7 @@ class Tokenizer:
     def __len__(self):
         return 256
 
-    def encode(self, text, add_special_tokens=True):
+    def encode(self, text, add_special_tokens=True, verbose=True):
         return [ord(character) for character in text]
 
     def decode(self, ids, skip_special_tokens=False):
