@@ -159,7 +159,8 @@ def _go_on_from(
         _go_to(chat, place, replay_limit)
         return (), question.start
     own = request.chat if request.chat is not None and said_turns(turns, request.chat) else None
-    place = _place_of_begun(turns, question, think_end, own) or find_place(turns, earlier, think_end, own)
+    place = _place_of_begun(turns, question, think_end, own)
+    place = place or find_place(turns, earlier, think_end, own, question.new)
     if place is not None:
         return earlier[_go_on(chat, place, question, replay_limit) :], question.start
     if (place := find_trimmed(turns, question, think_end, own)) is not None:

@@ -126,24 +126,34 @@ def place_of_turn(turns: Sequence[Turn], name: str, think_end: str | None = None
     return places(turns, think_end).get(name)
 
 
-def places(turns: Sequence[Turn], think_end: str | None = None) -> dict[str, Place]:
+def places(turns: Sequence[Turn], think_end: str | None = None, following: Sequence[Message] = ()) -> dict[str, Place]:
     """The place after each turn of a chat, by the id of the turn. Remembered texts are not part of a conversation.
 
-    Of several conversations with the same turns, it is one that ends there, and else the newest.
+    Several conversations may have the same turns up to a place. Then it is one in which the messages `following` come
+    next, whose reply is asked for again; else one that ends there, so that nothing is taken back; else the newest.
 
     Args:
         turns: All turns of the chat.
         think_end: As for `turn_ids`.
+        following: The messages that a reply is asked for.
     """
     known: dict[str, Place] = {}
-    counts: dict[str, int] = {}
-    lengths = Counter(turn.conversation for turn in turns if not turn.remembered)
+    conversations: dict[str, list[Turn]] = {}
+    for turn in said_turns(turns):
+        conversations.setdefault(turn.conversation, []).append(turn)
+
+    def fitness(place: Place) -> int:
+        rest = conversations[place.conversation][place.turns :]
+        if rest and following and are_same_messages(rest[0].messages, following):
+            return 2
+        return 0 if rest else 1
+
+    counts = Counter[str]()
     for turn, name in zip(turns, turn_ids(turns, think_end), strict=True):
         if not turn.remembered:
-            counts[turn.conversation] = counts.get(turn.conversation, 0) + 1
-            place, other = Place(turn.conversation, counts[turn.conversation]), known.get(name)
-            # Several conversations may begin alike. In one that ends here, nothing is taken back.
-            if other is None or place.turns == lengths[place.conversation] or other.turns < lengths[other.conversation]:
+            counts[turn.conversation] += 1
+            place = Place(turn.conversation, counts[turn.conversation])
+            if name not in known or fitness(place) >= fitness(known[name]):
                 known[name] = place
     return known
 
@@ -158,7 +168,11 @@ def path_ids(earlier: Iterable[Exchange], think_end: str | None = None) -> list[
 
 
 def find_place(
-    turns: Sequence[Turn], earlier: Sequence[Exchange], think_end: str | None = None, conversation: str | None = None
+    turns: Sequence[Turn],
+    earlier: Sequence[Exchange],
+    think_end: str | None = None,
+    conversation: str | None = None,
+    following: Sequence[Message] = (),
 ) -> Place | None:
     """The place in a chat with the longest part of some exchanges before it.
 
@@ -167,6 +181,7 @@ def find_place(
         earlier: The exchanges.
         think_end: As for `turn_ids`.
         conversation: The only conversation to look at; None: all of them.
+        following: As for `places`.
 
     Returns:
         None if no exchange is known.
@@ -174,7 +189,7 @@ def find_place(
     if conversation is not None:
         # Another conversation may have the same words, and so the same ids.
         turns = said_turns(turns, conversation)
-    return deepest(places(turns, think_end), path_ids(earlier, think_end))
+    return deepest(places(turns, think_end, following), path_ids(earlier, think_end))
 
 
 def find_other_reply(turns: Sequence[Turn], earlier: Sequence[Exchange], think_end: str | None = None) -> Place | None:

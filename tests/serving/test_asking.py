@@ -152,6 +152,10 @@ def test_chats_that_begin_alike_do_not_take_each_others_turns(running):
     server.ask("Hi.", other, "My word is oak.", memory="anna")
     said = [turn.messages[-1]["content"] for turn in chat_of(server, "anna").turns]
     assert said == ["Hi.", "Hi.", "My word is jade.", "My word is oak."]
+    # The same question again takes its own reply back.
+    for text in ("My word is jade.", "My word is oak."):
+        server.ask("Hi.", reply, text, memory="anna")
+    assert sorted(turn.messages[-1]["content"] for turn in chat_of(server, "anna").turns) == sorted(said)
 
 
 def test_the_system_prompt_of_another_chat_is_not_seen_where_a_turn_is_continued(running, tmp_path):

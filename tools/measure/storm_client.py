@@ -164,6 +164,9 @@ class Client:
             kind = "new"
         if kind == "go on" and len(last) >= 2 * _LONGEST_CHAT:
             kind = "new"
+        if kind == "again" and len(last) == 2 and not chats[-1].name:
+            # It would begin another chat with the same words, and the server cannot tell the two apart.
+            kind = "new"
         if kind in ("new", "go on", "again", "edit"):
             await self._say(kind, ledger, chats)
         elif kind == "undo":
