@@ -33,8 +33,9 @@ harness-test: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[evaluate]'
 	$(BIN)/python -m pytest -n 2 tests/evaluation/test_harness.py tests/evaluation/test_memory_agent_bench.py
 
-# Several ranks on this machine, one test after the other. They took 6 to 17 minutes beside other programs on two cores,
-# and have not been repeated often enough, so this is not part of `make test`.
+# Commands on several ranks of this machine, with ranks that are killed and links that are cut, one test after the other:
+# 2 to 3 minutes on two cores. They wait for processes, so this is not part of `make test`, which has the numbers of
+# several ranks (tests/ranks/test_spread.py).
 ranks-test: $(INSTALLED)
 	$(BIN)/python -m tools.smollm2
 	$(BIN)/python -m pytest -m ranks

@@ -48,7 +48,6 @@ def cases(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.ranks
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_spread_model_is_the_whole_model(cases, count):
@@ -56,7 +55,6 @@ def test_a_spread_model_is_the_whole_model(cases, count):
     assert all(rank.code == 0 for rank in ranks), [(rank.code, rank.err) for rank in ranks]
 
 
-@pytest.mark.ranks
 @pytest.mark.slow
 def test_a_chat_goes_from_ranks_to_ranks(cases):
     """Written by 2 ranks and by 3, each file goes on in a process that has the whole model, with the same words."""
