@@ -15,6 +15,7 @@ from mlx_deltamem.cli.command import standard_input
 from mlx_deltamem.cli.entered import check_session_file, checked_message, checked_system_prompt
 from mlx_deltamem.cli.interrupted import steps_done
 from mlx_deltamem.cli.opening import load_spread_model, open_chat, reply_options
+from mlx_deltamem.cli.quantised import check_quantised
 from mlx_deltamem.cli.remembered import name_of, read_remembered, turn_of
 from mlx_deltamem.core.cache import make_prompt_cache
 from mlx_deltamem.core.drafting import with_draft
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
     model, tokenizer = load_spread_model(args)
     is_chat = tokenizer.has_chat_template and not args.ignore_chat_template
     _check(args, is_chat)
+    check_quantised(model, args)
     draft = None if args.draft_model is None else _load_draft(tokenizer, args)
     # A cache of a given size takes a text of any length.
     longest = None if args.max_kv_size is not None else window(model)
