@@ -86,6 +86,9 @@ def main() -> None:
         raise ValueError("there is no --prompt and no --remember; expected one of them")
     if args.read_only and args.write not in (None, NONE):
         raise ValueError(f"--read-only writes nothing, and --write is {args.write}; leave one of them out")
+    if args.remember and (args.read_only or args.write == NONE):
+        option = "--read-only" if args.read_only else f"--write {NONE}"
+        raise ValueError(f"{option} writes nothing, and --remember writes a text; leave one of them out")
     model_and_adapter(args)
     from mlx_deltamem.commands.generate import run
 

@@ -172,6 +172,78 @@ def test_a_file_that_is_interrupted_goes_on_with_the_same_command(tmp_path, monk
 
 
 @pytest.mark.slow
+def test_nothing_is_written_before_all_is_checked(tmp_path):
+    (tmp_path / "a.txt").write_text("The key is red.")
+    (tmp_path / "roles.json").write_text('[{"role": "system", "content": "x"}]')
+    session = tmp_path / "s.safetensors"
+    remembered = [*MODEL, "--session", session, "--remember", tmp_path / "a.txt"]
+    for more, message in (
+        (["--remember", tmp_path / "missing.txt"], "missing.txt"),
+        (["--remember", tmp_path / "roles.json"], "roles.json: there are only system messages"),
+        (["--prompt", "Hello", "--prompt", ""], "the message is empty"),
+    ):
+        assert_refused(generate(*remembered, *more), message)
+        assert not session.exists()
+
+
+@pytest.mark.slow
+def test_several_files_that_are_interrupted_go_on_with_the_same_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(prefill, "_STRETCH", 16)
+    texts = {"a.txt": "I like figs.", "b.txt": "The key is under the blue pot. The cat is grey, and it sleeps."}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    model, tokenizer = load(backbone(), adapter=adapter())
+    whole = ChatSession(model, tokenizer)
+    for text in texts.values():
+        whole.remember(text)
+    whole.send("Hello", 2)
+    end = prefill.stretch_ends(model, whole.turns[1].opening)[1]
+    session = tmp_path / "s.safetensors"
+    remembered = [part for name in texts for part in ("--remember", str(tmp_path / name))]
+    prompts = ["--prompt", "Hello", "--prompt", "Again", "--max-tokens", "2"]
+    arguments = ["mlx_deltamem.generate", *MODEL, *remembered, *prompts, "--session", str(session)]
+    monkeypatch.setattr(sys, "argv", arguments)
+
+    def turns_after(reads: str, after: int) -> list[int]:
+        """The lengths of the turns when the reading of something is interrupted after some tokens."""
+
+        def progress(name: str, _: bool):
+            def goes_on(done: int, __: int) -> None:
+                if reads in name and done > after:
+                    raise KeyboardInterrupt
+
+            return nullcontext(goes_on)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(commands_generate, "reading_progress", progress)
+            with pytest.raises((SystemExit, KeyboardInterrupt)):
+                main()
+        return [len(turn.opening.ids) for turn in ChatSession.load(model, tokenizer, session).turns]
+
+    lengths = [len(turn.opening.ids) for turn in whole.turns]
+    # Before the second file has a part that can be kept; after such a part; and within each prompt.
+    assert turns_after("b.txt", -1) == lengths[:1]
+    assert turns_after("b.txt", end) == [lengths[0], end]
+    assert turns_after("prompt", -1) == lengths[:2]
+    answered: list[str] = []
+    monkeypatch.setattr(commands_generate, "_print_reply", lambda replies, _: answered.append(list(replies)[-1].text))
+    main()
+    assert len(answered) == 2
+    again = ChatSession.load(model, tokenizer, session)
+    assert [turn.opening for turn in again.turns[:3]] == [turn.opening for turn in whole.turns]
+    for before, after in zip(whole.turns[2].before.states, again.turns[2].before.states, strict=True):
+        assert mx.array_equal(before, after)
+    # The command has ended: its texts are wanted again.
+    main()
+    assert [turn.remembered for turn in ChatSession.load(model, tokenizer, session).turns] == [
+        True,
+        True,
+        False,
+        False,
+    ] * 2
+
+
+@pytest.mark.slow
 def test_files_are_remembered_before_the_first_prompt(tmp_path):
     notes, transcript = tmp_path / "notes.txt", tmp_path / "chat.json"
     notes.write_text("The key is under the blue pot.")
@@ -197,6 +269,8 @@ def test_files_are_remembered_before_the_first_prompt(tmp_path):
 def test_bad_inputs_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.safetensors").write_bytes(b"hello")
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "a.txt").write_text("The key is red.")
     cases = [
         (["--adapter", adapter(), "--prompt", "x", "--model", tmp_path / "nothing"], "is not a folder on this machine"),
         (["--model", backbone(), "--prompt", "x", "--adapter", tmp_path / "nothing"], "there is no folder"),
@@ -207,6 +281,16 @@ def test_bad_inputs_are_refused(tmp_path):
         ([*MODEL, "--prompt", "x", "--read-only", "--write", "user"], "--read-only writes nothing"),
         ([*MODEL, "--prompt", "x", "--ignore-chat-template", "--write", "all"], "are for chats"),
         ([*MODEL, "--remember", tmp_path / "nothing.txt"], "nothing.txt"),
+        ([*MODEL, "--remember", tmp_path / "empty.txt"], "empty.txt is empty; expected a text to remember"),
+        ([*MODEL, "--remember", tmp_path / "a.txt", "--read-only"], "--read-only writes nothing, and --remember"),
+        ([*MODEL, "--remember", tmp_path / "a.txt", "--write", "none"], "--write none writes nothing, and --remember"),
+        ([*MODEL, "--prompt", "", "--ignore-chat-template"], "the prompt has no tokens"),
+        ([*MODEL, "--prompt", "x", "--kv-bits", "4", "--kv-group-size", "128"], "a head of the model has 16 numbers"),
+        (
+            [*MODEL, "--prompt", "x", "--kv-bits", "4", "--max-kv-size", "4", "--ignore-chat-template"],
+            "--kv-bits does not go with --max-kv-size",
+        ),
+        ([*MODEL, "--prompt", "x", "--prefill-response", "word " * 5000], "--prefill-response is more than"),
         (MODEL, "there is no --prompt and no --remember"),
         ([*MODEL, "--prompt", "x", "--max-kv-size", "5"], "--max-kv-size is for --ignore-chat-template"),
         ([*MODEL, "--prompt", "  "], "the message is empty"),

@@ -8,7 +8,11 @@ from mlx_deltamem.files.jsonl import LARGEST_FILE, parsed_json
 from mlx_deltamem.files.regular import read_file
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.ranks.joining import world
-from mlx_deltamem.sessions.messages import Message, parse_messages
+from mlx_deltamem.sessions.messages import GivenMessages, Message, parse_messages
+from mlx_deltamem.sessions.remembering import turn_to_remember
+from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.writing import ALL
 
 
 def to_remember(given: str) -> str | tuple[Message, ...]:
@@ -28,11 +32,28 @@ def read_remembered(path: Path) -> str | tuple[Message, ...]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not UTF-8 text, or its JSON is not a list of messages; or a `.json` file is a pipe or
+        ValueError: The file is empty or not UTF-8 text, or its JSON is no list of messages; or a `.json` file is a pipe or
             a device, or too large.
         OSError: The file cannot be read.
     """
     return world().first(lambda: _read(path))
+
+
+def name_of(path: Path) -> str:
+    """The name of a file for messages; `-` is standard input."""
+    return "standard input" if str(path) == "-" else str(path)
+
+
+def turn_of(chat: ChatSession, name: str, text: GivenMessages) -> Turn:
+    """The turn that a text will become when a chat remembers it. The chat is not changed, and nothing runs.
+
+    Raises:
+        ValueError: The chat cannot remember it; the error begins with `name`.
+    """
+    try:
+        return turn_to_remember(chat.state, text, ALL)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def _is_file(given: str) -> bool:
@@ -45,7 +66,7 @@ def _is_file(given: str) -> bool:
 
 def _read(path: Path) -> str | tuple[Message, ...]:
     if str(path) == "-":
-        return check_text(read_input("the text to remember"), "standard input")
+        return _text(read_input("the text to remember"), name_of(path))
     is_json = path.suffix == ".json"
     try:
         # A text may come through a pipe, as the shell's <(...) makes it.
@@ -53,7 +74,7 @@ def _read(path: Path) -> str | tuple[Message, ...]:
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; expected a text file, or messages in a .json file") from None
     if not is_json:
-        return check_text(text, str(path))
+        return _text(text, str(path))
     value, problem = parsed_json(text.encode())
     if problem:
         raise ValueError(f"{path} has no messages: it is {problem}")
@@ -61,3 +82,10 @@ def _read(path: Path) -> str | tuple[Message, ...]:
         return parse_messages(value)
     except ValueError as error:
         raise ValueError(f"{path} has no messages: {error}") from None
+
+
+def _text(text: str, name: str) -> str:
+    text = check_text(text, name)
+    if not text.strip():
+        raise ValueError(f"{name} is empty; expected a text to remember")
+    return text

@@ -13,8 +13,10 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.cli.command import standard_input
 from mlx_deltamem.cli.entered import check_session_file, checked_message, checked_system_prompt
+from mlx_deltamem.cli.interrupted import steps_done
 from mlx_deltamem.cli.opening import load_spread_model, open_chat, reply_options
-from mlx_deltamem.cli.remembered import read_remembered
+from mlx_deltamem.cli.quantised import check_quantised
+from mlx_deltamem.cli.remembered import name_of, read_remembered, turn_of
 from mlx_deltamem.core.cache import make_prompt_cache
 from mlx_deltamem.core.drafting import with_draft
 from mlx_deltamem.core.spread import same_tokens, whole_states
@@ -26,6 +28,7 @@ from mlx_deltamem.sessions.beginning import Beginning
 from mlx_deltamem.sessions.prefill import window
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.token_ids import token_ids
+from mlx_deltamem.sessions.writing import NONE
 from mlx_deltamem.show.printable import printable
 from mlx_deltamem.show.progress import reading_progress
 from mlx_deltamem.show.streams import keeping_output_failures
@@ -55,9 +58,12 @@ def run(args: argparse.Namespace) -> None:
     args.system_prompt = checked_system_prompt(args.system_prompt)
     if args.prefill_response is not None:
         args.prefill_response = check_text(args.prefill_response, "--prefill-response")
+    # All is read and checked before the first text is written.
+    args.remember = [(name_of(path), read_remembered(path)) for path in args.remember]
     model, tokenizer = load_spread_model(args)
     is_chat = tokenizer.has_chat_template and not args.ignore_chat_template
     _check(args, is_chat)
+    check_quantised(model, args)
     draft = None if args.draft_model is None else _load_draft(tokenizer, args)
     # A cache of a given size takes a text of any length.
     longest = None if args.max_kv_size is not None else window(model)
@@ -115,25 +121,14 @@ def _chat(
     if begin and options["max_tokens"] > 0:
         options["max_tokens"] += len(begin)
     chat = open_chat(model, tokenizer, args)
+    texts = [turn_of(chat, name, text) for name, text in args.remember]
+    for prompt in prompts:
+        chat.new_turn(prompt)
+    done = steps_done(chat, texts, prompts, NONE if args.read_only else chat.write)
     further = _further_options(args, draft)
     with nullcontext() if args.session is None else keeping_output_failures():
-        for path in args.remember:
-            # Ctrl-C reaches the ranks of a command at different places of the text.
-            keep_read = args.session is not None and world().is_alone
-            try:
-                with reading_progress(f"Reading {path}", args.verbose) as progress:
-                    chat.remember(
-                        read_remembered(path),
-                        prefill_step_size=args.prefill_step_size,
-                        progress=progress,
-                        keep_read=keep_read,
-                    )
-            except KeyboardInterrupt:
-                # The same command then goes on where this one ended.
-                _save(chat, args)
-                raise
-            _save(chat, args)
-        for prompt in prompts:
+        _remember(chat, args, done)
+        for prompt in prompts[max(done - len(texts), 0) :]:
             with reading_progress("Reading the prompt", args.verbose) as progress:
                 responses = chat.stream(
                     prompt,
@@ -146,6 +141,31 @@ def _chat(
                 _print_reply(responses, args.verbose)
             _save(chat, args)
     return chat.memory
+
+
+def _remember(chat: ChatSession, args: argparse.Namespace, done: int) -> None:
+    """Write the texts of `--remember` into the memory, and save the chat after each.
+
+    Args:
+        chat: The chat.
+        args: The options of the command.
+        done: The number of steps that the same command has done before it was interrupted.
+    """
+    # Ctrl-C reaches the ranks of a command at different places of the text.
+    keep_read = args.session is not None and world().is_alone
+    for index, (name, text) in enumerate(args.remember):
+        if index < done:
+            if args.verbose:
+                print(f"{name} is in {args.session} already")
+            continue
+        try:
+            with reading_progress(f"Reading {name}", args.verbose) as progress:
+                chat.remember(text, prefill_step_size=args.prefill_step_size, progress=progress, keep_read=keep_read)
+        except KeyboardInterrupt:
+            # The same command then goes on where this one ended.
+            _save(chat, args)
+            raise
+        _save(chat, args)
 
 
 def _save(chat: ChatSession, args: argparse.Namespace) -> None:
@@ -168,13 +188,13 @@ def _continue_text(
     if draft is not None and options["max_tokens"] < 0:
         # For drafts, mlx-lm knows no value for "no limit".
         options["max_tokens"] = 2**31 - 1
-    for prompt in prompts:
+    for ids in [_plain_ids(tokenizer, prompt) for prompt in prompts]:
         reading = read_only(model) if args.read_only else nullcontext()
         with reading, reading_progress("Reading the prompt", args.verbose) as progress:
             responses = stream_generate(
                 model,
                 tokenizer,
-                prompt,
+                ids,
                 prompt_cache=cache if draft is None else with_draft(model, cache, draft_cache),
                 prompt_progress_callback=progress,
                 **options,
@@ -186,6 +206,18 @@ def _continue_text(
                 model(mx.array([[last.token]]), cache=cache)
     states = whole_states(model, cache[-1].cache)
     return {layer: state for layer, state in enumerate(states) if state.size}
+
+
+def _plain_ids(tokenizer: TokenizerWrapper, prompt: str) -> list[int]:
+    """The tokens of a prompt without a chat, as mlx-lm makes them of a text.
+
+    Raises:
+        ValueError: There are none.
+    """
+    ids = token_ids(tokenizer, prompt, tokenizer.bos_token is None or not prompt.startswith(tokenizer.bos_token))
+    if not ids:
+        raise ValueError("the prompt has no tokens; expected some text")
+    return ids
 
 
 def _further_options(args: argparse.Namespace, draft: nn.Module | None) -> _FurtherOptions:
