@@ -32,8 +32,8 @@ def read_remembered(path: Path) -> str | tuple[Message, ...]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is empty or not UTF-8 text, or its JSON is no list of messages; or a `.json` file is a pipe or
-            a device, or too large.
+        ValueError: The file is empty or not UTF-8 text, or its JSON is not a list of messages; or a `.json` file is a
+            pipe or a device, or too large.
         OSError: The file cannot be read.
     """
     return world().first(lambda: _read(path))

@@ -21,7 +21,7 @@ MALFORMED: tuple[tuple[str, str, object, int], ...] = (
     ("POST", CHAT, {"messages": [{"role": "robot", "content": "a"}]}, 400),
     ("POST", CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, 400),
     ("POST", CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400),
-    ("POST", CHAT, {"messages": [*_HELLO, {"role": "assistant", "content": "a"}]}, 400),
+    ("POST", CHAT, {"messages": [{"role": "system", "content": "a"}]}, 400),
     ("POST", CHAT, {**_SHORT, "stop": [1]}, 400),
     ("POST", CHAT, {**_SHORT, "temperature": "hot"}, 400),
     ("POST", CHAT, {**_SHORT, "temperature": 10**400}, 400),
@@ -65,5 +65,6 @@ ODD: tuple[tuple[str, dict[str, object]], ...] = (
     (CHAT, {**_SHORT, "repetition_penalty": 1.3, "logit_bias": {"5": 2}}),
     (CHAT, {**_SHORT, "stream": True, "stream_options": {"include_usage": True}}),
     (CHAT, {"messages": [{"role": "assistant", "content": "Hi!"}, *_HELLO], "max_tokens": 2}),
+    (CHAT, {"messages": [*_HELLO, {"role": "assistant", "content": "a"}], "max_tokens": 2}),
     (CHAT, {"messages": [{"role": "system", "content": "Be brief."}, *_HELLO], "max_tokens": 2, "tools": []}),
 )
