@@ -69,7 +69,8 @@ def save_adapter(adapter: Adapter, path: str | Path) -> None:
         new_file(folder / WEIGHTS_FILE) as weights,
     ):
         config.write_text(adapter.config.to_json(), encoding="utf-8")
-        with written_by_mlx(path / WEIGHTS_FILE):
+        # By its name: the folder may be a temporary one.
+        with written_by_mlx(Path(WEIGHTS_FILE)):
             mx.save_safetensors(str(weights), dict(adapter.weights), saved_metadata(adapter))
 
 

@@ -66,7 +66,8 @@ def convert(gguf: Path, folder: Path) -> None:
     tensors = dense_tensors(stored)
     config = model_config(metadata, tied="output.weight" not in tensors)
     weights = folder / "model.safetensors"
-    with written_by_mlx(weights):
+    # By its name: the folder is a temporary one.
+    with written_by_mlx(Path(weights.name)):
         mx.save_safetensors(str(weights), mlx_lm_weights(tensors, config), {"format": "mlx"})
     # Not by its `save`, whose errors are no OSError.
     (folder / "tokenizer.json").write_text(tokenizer(metadata).to_str(pretty=True), encoding="utf-8")

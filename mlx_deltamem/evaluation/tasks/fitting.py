@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mlx_deltamem.evaluation.task import Backbone
 from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.token_ids import token_ids
 
 _MARKER = "\n\n[... context truncated ...]\n\n"
 
 
 def text_tokens(backbone: Backbone, text: str) -> int:
     """The number of tokens of a text, without special tokens."""
+    # Not above: the options of a command are parsed without mlx-lm.
+    from mlx_deltamem.sessions.token_ids import token_ids
+
     return len(token_ids(backbone.tokenizer, text))
 
 
