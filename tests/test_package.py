@@ -16,7 +16,21 @@ from tests.conftest import REPO
 
 pytestmark = pytest.mark.slow
 
-SUFFIXES = {".safetensors", ".json", ".py", ".yaml", ".h", ".txt", ".typed", ".html", ".css", ".js", ".md", ".ipynb"}
+SUFFIXES = {
+    ".safetensors",
+    ".json",
+    ".py",
+    ".yaml",
+    ".h",
+    ".txt",
+    ".typed",
+    ".html",
+    ".css",
+    ".js",
+    ".md",
+    ".ipynb",
+    ".png",
+}
 
 # What the installed scripts do, in one process. Importing the package takes most of the time of each.
 HELP = """
@@ -70,7 +84,7 @@ def test_every_file_of_the_package_is_in_both_archives(built: Path) -> None:
     expected = {path.relative_to(REPO).as_posix() for path in files if path.is_file() and path.name[0] != "."}
     # The adapter of the demo is behind a link. Its results are for those who work on the project.
     adapter = [path.name for path in ADAPTER.iterdir() if path.name.startswith("delta_mem_")]
-    expected |= {f"mlx_deltamem/demo/adapter/{name}" for name in ("README.md", *adapter)}
+    expected |= {f"mlx_deltamem/demo/adapter/{name}" for name in ("README.md", "recall-bytes.png", *adapter)}
     assert len(adapter) == 2
     assert {Path(name).suffix for name in expected} == SUFFIXES
     (wheel,), (archive,) = built.glob("*.whl"), built.glob("*.tar.gz")
