@@ -70,7 +70,7 @@ def attach_adapter(model: nn.Module, adapter: Adapter | DeltaMemConfig) -> list[
         target.module.delta_layer = target.layer
         _change_class(target.module, delta_attention_class(target.module, target.module.delta_mem.corrected))
     # Arrays that are not computed belong to this thread. A server uses the model in another one.
-    mx.eval([target.module.delta_mem.parameters() for target in targets])
+    mx.eval([target.module.delta_mem.parameters() for target in targets], elsewhere)
     model.memory_layout = layout
     metadata = adapter.metadata if isinstance(adapter, Adapter) else {}
     model.attachment = Attachment(config, {target.layer: target.path for target in targets}, metadata, elsewhere)
@@ -233,8 +233,6 @@ def _check_and_part(model: nn.Module, adapter: Adapter, targets: Sequence[Target
         if layer in others:
             shape = _shape_like(tensors, targets)
             kept |= _with_all_heads(adapter.config, shape, layer, paths[layer], tensors)
-    # Arrays that are not computed belong to this thread. A server uses them in another one.
-    mx.eval(kept)
     return kept
 
 

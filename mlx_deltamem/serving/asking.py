@@ -205,21 +205,24 @@ def _go_on(chat: ChatSession, place: Place, question: Asked, replay_limit: int) 
     A client that stopped the last reply may show less of it than was sent. If too much would have to run again to
     shorten it, it stays as it is.
     """
-    said, known = said_turns(chat.turns, place.conversation), place.turns
     try:
         _go_to(chat, place, replay_limit)
     except RefusedError:
-        if not len(said) == len(question.earlier) == known + 1:
-            raise
-        turn, exchange = said[known], question.earlier[known]
-        shown = exchange.reply["content"].strip()
-        if not (shown and turn.reply.strip().startswith(shown)):
-            raise
-        if not are_same_messages(turn.messages, exchange.messages):
+        if not _is_stopped(said_turns(chat.turns, place.conversation)[place.turns :], question.earlier[place.turns :]):
             raise
         chat.state.enter(place.conversation)
-        return known + 1
-    return known
+        return place.turns + 1
+    return place.turns
+
+
+def _is_stopped(dropped: Sequence[Turn], shown: Sequence[Exchange]) -> bool:
+    """Whether the turns after a place are one, and the client shows it with a part of its reply."""
+    if not len(dropped) == len(shown) == 1:
+        return False
+    [turn], [exchange] = dropped, shown
+    part = exchange.reply["content"].strip()
+    is_part = bool(part) and turn.reply.strip().startswith(part)
+    return is_part and are_same_messages(turn.messages, exchange.messages)
 
 
 def _go_to(chat: ChatSession, place: Place, replay_limit: int) -> None:

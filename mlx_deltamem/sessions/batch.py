@@ -106,9 +106,10 @@ class ReplyBatch:
             return []
         found: list[tuple[NewReply, Begun | Exception]] = []
         for new, each in zip(group, opened, strict=True):
+            if isinstance(each, Exception):
+                found.append((new, each))
+                continue
             try:
-                if isinstance(each, Exception):
-                    raise each
                 self._check_free(new)
                 found.append((new, self._taken_in(each)))
             except Exception as error:

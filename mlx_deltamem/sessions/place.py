@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from mlx_deltamem.sessions.messages import Message, call_arguments
-from mlx_deltamem.sessions.turn import Turn, said_turns
+from mlx_deltamem.sessions.turn import Turn, said_turns, turns_by_conversation
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,7 @@ def places(turns: Sequence[Turn], think_end: str | None = None, following: Seque
         following: The messages that a reply is asked for.
     """
     known: dict[str, Place] = {}
-    conversations: dict[str, list[Turn]] = {}
-    for turn in said_turns(turns):
-        conversations.setdefault(turn.conversation, []).append(turn)
+    conversations = turns_by_conversation(turns)
 
     def fitness(place: Place) -> int:
         rest = conversations[place.conversation][place.turns :]
@@ -207,11 +205,8 @@ def find_other_reply(turns: Sequence[Turn], earlier: Sequence[Exchange], think_e
     if not earlier:
         return None
     reply = _without_reasoning(earlier[0].reply["content"], think_end).strip()
-    conversations: dict[str, list[Turn]] = {}
-    for turn in said_turns(turns):
-        conversations.setdefault(turn.conversation, []).append(turn)
     # The newest one first.
-    for name, said in reversed(conversations.items()):
+    for name, said in reversed(turns_by_conversation(turns).items()):
         known = _without_reasoning(said[0].reply, think_end).strip()
         is_part = known.startswith(reply) or reply.startswith(known)
         is_last = said[0] is turns[-1]

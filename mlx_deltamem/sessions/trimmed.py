@@ -7,7 +7,7 @@ does, so `find_place` does not know it.
 from collections.abc import Sequence
 
 from mlx_deltamem.sessions.place import Asked, Exchange, Place, are_same_messages, is_same_reply
-from mlx_deltamem.sessions.turn import Turn, said_turns
+from mlx_deltamem.sessions.turn import Turn, turns_by_conversation
 
 
 def find_trimmed(
@@ -32,10 +32,7 @@ def find_trimmed(
         shown.insert(0, Exchange((), question.greeting))
     if not shown:
         return None
-    conversations: dict[str, list[Turn]] = {}
-    for turn in said_turns(turns, conversation):
-        conversations.setdefault(turn.conversation, []).append(turn)
-    for name, said in reversed(conversations.items()):
+    for name, said in reversed(turns_by_conversation(turns, conversation).items()):
         if _end_with(said, shown, think_end):
             return Place(name, len(said))
         is_again = conversation is not None or are_same_messages(said[-1].messages, question.new)

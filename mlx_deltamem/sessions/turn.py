@@ -131,6 +131,14 @@ def said_turns(turns: Iterable[Turn], conversation: str | None = None) -> list[T
     ]
 
 
+def turns_by_conversation(turns: Iterable[Turn], conversation: str | None = None) -> dict[str, list[Turn]]:
+    """The turns of `said_turns`, by their conversation. The conversation that began last comes last."""
+    found: dict[str, list[Turn]] = {}
+    for turn in said_turns(turns, conversation):
+        found.setdefault(turn.conversation, []).append(turn)
+    return found
+
+
 def segments_of(turns: Iterable[Turn], conversation: str | None = None) -> Segments:
     """All tokens of a chat's text, or of one conversation. Remembered texts are not part of it."""
     return joined([turn.segments for turn in said_turns(turns, conversation)])
