@@ -8,7 +8,7 @@ from mlx_deltamem.sessions.turn import Turn
 
 
 def steps_done(chat: ChatSession, texts: Sequence[Turn], prompts: Sequence[str], write: str) -> int:
-    """The number of steps at the beginning of a command that a chat ends with.
+    """Count the first steps of a command that were done: the chat ends with their turns.
 
     The steps are the texts to remember, and then the prompts. The last turn may be the beginning of a text that was
     interrupted; that step is not done, and `ChatSession.remember` goes on there. Turns before other turns do not count:

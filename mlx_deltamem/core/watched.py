@@ -28,8 +28,8 @@ _ALONE = _references({"": mx.array(0)}.values())
 class Watched(nn.Module):
     """A module of arrays that tells whether they may have changed since `watch`.
 
-    They may have if another array was set, or if one was handed out: by its attribute or its key, or within all of them
-    (`parameters`, `items`, ...). A check compares identities only, because it is made for every token.
+    They may have changed if another array was set, or if one was handed out: by its attribute or its key, or together
+    with the others (`parameters`, `items`, ...). The check only compares identities, because it is made for each token.
     """
 
     # A value of the class, because a copy is made without calling `__init__`.

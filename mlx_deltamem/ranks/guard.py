@@ -51,7 +51,7 @@ def _end(process: int, gone: str, sock: socket.socket) -> None:
     """End the process, with a line that names the rank that is gone; `sock` is the connection to that rank."""
     # It may have said that it ends, and why.
     if not _is_told(sock):
-        # MLX's ring writes parts of lines of its own at the same time. So this is a line, in one call.
+        # MLX's ring writes parts of its lines at the same time. So this begins a new line, and is written at once.
         sys.stderr.write(f"\nerror: {gone} is gone; this rank ends too, and files are as they were saved last\n")
         sys.stderr.flush()
     os.kill(process, signal.SIGKILL)

@@ -240,7 +240,7 @@ class World:
         # From here on this process ends by itself, and the guard must not say the same.
         self._tell_guard(self.connections)
         if text:
-            # MLX's ring writes parts of lines of its own at the same time. So this is a line, in one call.
+            # MLX's ring writes parts of its lines at the same time. So this begins a new line, and is written at once.
             begin = "" if self.group is None else "\n"
             self.errors.write(f"{begin}error: {text}\n")
             self.errors.flush()

@@ -92,7 +92,7 @@ class Memories:
         return memory
 
     def existing(self, name: str) -> Memory:
-        """A memory that must have a revision that a client knows.
+        """The memory for a request with If-Match, which expects that it is there.
 
         Raises:
             RefusedError: There is none, or its file is damaged or of another model.
@@ -253,7 +253,7 @@ class Memories:
         return memory
 
     def _exists(self, name: str) -> bool:
-        """Whether there is a memory. One that a request has made is none if nothing was added to it."""
+        """Whether there is a memory. One that a request has made does not count before something is added to it."""
         memory = self._loaded.get(name)
         is_used = memory is not None and (bool(memory.chat.turns) or memory.is_in_use)
         return is_used or self._folder.has(name)

@@ -152,7 +152,7 @@ class Replies:
             self._finish(job, response.finish_reason)
 
     def end_closed(self) -> None:
-        """End the replies that nobody waits for, at their last token. If nothing was sent, nothing happened."""
+        """End the replies that nobody waits for, at their last token. One of which nothing was sent is taken back."""
         for row, job in list(self._jobs.items()):
             if job.outlet.is_closed and row in self._jobs:
                 if job.request.is_streamed and job.pieces:
