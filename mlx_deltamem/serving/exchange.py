@@ -1,10 +1,14 @@
 """The data between the HTTP side and the engine: requests, the pieces of a reply, its end, and errors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeAlias
 
 from mlx_deltamem.sessions.messages import Message
+
+# The revisions that a request allows a memory to have; None: all.
+Revisions: TypeAlias = Sequence[str] | None
 
 
 class Mode(Enum):
@@ -47,6 +51,7 @@ class ReplyRequest:
         messages: The whole chat as the client sends it, with the system messages; with `continues`, what is new.
         memory: The name of a memory; None: a private memory of this chat, in RAM.
         mode: How the memory is used.
+        match: The revisions that the memory may have; None: all.
         chat: The client's id of the chat; None if it gives none.
         continues: The id of the turn that the messages follow (`Done.turn`); None: the messages say it.
         tools: Tools in OpenAI's form; None: none.
@@ -64,6 +69,7 @@ class ReplyRequest:
     messages: tuple[Message, ...] = ()
     memory: str | None = None
     mode: Mode = Mode.WRITE
+    match: Revisions = None
     chat: str | None = None
     continues: str | None = None
     tools: tuple[Mapping[str, object], ...] | None = None
@@ -118,6 +124,7 @@ class Done:
         note: A remark for the client, for example that the chat's text did not fit; None if there is none.
         saved: Whether all turns of the memory are in its file now. A private memory has none.
         stop_text: The stop text that ended the reply, or None.
+        tag: The revision of the memory that its ETag has; None for a private one.
     """
 
     finish_reason: str
@@ -131,6 +138,7 @@ class Done:
     note: str | None = None
     saved: bool = True
     stop_text: str | None = None
+    tag: str | None = None
 
 
 class RefusedError(Exception):

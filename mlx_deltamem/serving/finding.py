@@ -23,7 +23,7 @@ def find_memory(memories: Memories, request: ReplyRequest, think_end: str | None
         RefusedError: The memory that it names cannot be used, or no memory has the turn that it continues.
     """
     if request.memory is not None and request.mode is not Mode.OFF:
-        return memories.get(request.memory, make=True)
+        return memories.get(request.memory, make=True) if request.match is None else memories.existing(request.memory)
     if request.text is not None:
         return Memory(None, memories.new_chat(), None)
     writes = None if request.mode is Mode.WRITE else NONE

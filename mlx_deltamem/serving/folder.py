@@ -30,6 +30,7 @@ class Folder:
         self._world = world
         self._held = ExitStack()
         world.first(self._hold)
+        self._ignores_case = world.first((path / _LOCK.upper()).exists)
 
     def close(self) -> None:
         """Give the folder free."""
@@ -46,6 +47,10 @@ class Folder:
     def has(self, name: str) -> bool:
         """Whether a memory has a file."""
         return self._world.first(self.file(name).exists)
+
+    def other_spelling(self, name: str) -> str | None:
+        """A memory with the file that this name would have: most disks of Macs do not tell Anna from anna."""
+        return self._world.first(lambda: self._other_spelling(name))
 
     def written_at(self, name: str) -> int:
         """When the file of a memory was written, in nanoseconds.
@@ -99,6 +104,13 @@ class Folder:
                 aside.rename(file)
             raise
         self._world.first(aside.unlink)
+
+    def _other_spelling(self, name: str) -> str | None:
+        if not self._ignores_case:
+            return None
+        spelled = [_name(file) for file in self.path.glob(f"*{SUFFIX}")]
+        alike = [each for each in spelled if each.casefold() == name.casefold()]
+        return alike[0] if alike and name not in alike else None
 
     def _hold(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)

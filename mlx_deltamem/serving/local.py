@@ -10,7 +10,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.calls import EngineCalls, soon
 from mlx_deltamem.serving.engine import Engine
-from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest
+from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, Revisions
 from mlx_deltamem.serving.memories import DAMAGED
 from mlx_deltamem.serving.operations import Operations
 from mlx_deltamem.serving.reply_job import Outlet, ReplyJob
@@ -75,11 +75,11 @@ class LocalService:
         """Make an empty memory."""
         return await self._calls.run(Operations.create, name, history, write)
 
-    async def change(self, name: str, history: str | int | None, write: str | None, match: str | None) -> MemoryInfo:
+    async def change(self, name: str, history: str | int | None, write: str | None, match: Revisions) -> MemoryInfo:
         """Change the settings of a memory."""
         return await self._calls.run(Operations.change, name, history, write, match)
 
-    async def delete(self, name: str, match: str | None) -> None:
+    async def delete(self, name: str, match: Revisions) -> None:
         """Delete a memory and its file. A damaged file can be deleted too."""
         try:
             await self._calls.run(Operations.delete, name, match)
@@ -88,19 +88,19 @@ class LocalService:
                 raise
             await self._calls.run(Operations.delete_damaged, name)
 
-    async def fork(self, name: str, new: str, match: str | None) -> MemoryInfo:
+    async def fork(self, name: str, new: str, match: Revisions) -> MemoryInfo:
         """Copy a memory under a new name."""
         return await self._calls.run(Operations.fork, name, new, match)
 
-    async def reset(self, name: str, match: str | None) -> MemoryInfo:
+    async def reset(self, name: str, match: Revisions) -> MemoryInfo:
         """Empty a memory."""
         return await self._calls.run(Operations.reset, name, match)
 
-    async def undo(self, name: str, match: str | None) -> MemoryInfo:
+    async def undo(self, name: str, match: Revisions) -> MemoryInfo:
         """Take the last turn back; a tool loop as a whole."""
         return await self._calls.run(Operations.undo, name, match)
 
-    async def remember(self, name: str, messages: Sequence[Message], write: str, match: str | None) -> MemoryInfo:
+    async def remember(self, name: str, messages: Sequence[Message], write: str, match: Revisions) -> MemoryInfo:
         """Write messages into the memory without a reply. Other requests go on meanwhile."""
         return await self._calls.run(Operations.remember, name, messages, write, match)
 
@@ -112,7 +112,7 @@ class LocalService:
         """The session file of a memory."""
         return await self._calls.run(Operations.exported, name)
 
-    async def imported(self, name: str, content: bytes, match: str | None) -> MemoryInfo:
+    async def imported(self, name: str, content: bytes, match: Revisions) -> MemoryInfo:
         """Make or replace a memory from a session file."""
         return await self._calls.run(Operations.imported, name, base64.b64encode(content).decode(), match)
 

@@ -73,13 +73,15 @@ class Memories:
             make: Make an empty one if there is none. It gets its file with its first turn.
 
         Raises:
-            RefusedError: There is no such memory, or its file is damaged or of another model.
+            RefusedError: There is no such memory, its file is damaged or of another model, or it is the file of another
+                spelling of the name.
         """
         memory = self._loaded.get(name)
         if memory is not None and not make and not self._exists(name):
             # A request has made it and has added nothing.
             memory = None
         if memory is None:
+            self._check_spelling(name)
             path = self._folder.file(name)
             if self._folder.has(name):
                 memory = Memory(name, self._load(path), path)
@@ -258,7 +260,16 @@ class Memories:
         is_used = memory is not None and (bool(memory.chat.turns) or memory.is_in_use)
         return is_used or self._folder.has(name)
 
+    def _check_spelling(self, name: str) -> None:
+        if other := self._folder.other_spelling(name):
+            raise RefusedError(
+                409,
+                "memory_exists",
+                f"there is a memory {other}, and this disk does not tell {name} from it; use {other}",
+            )
+
     def _check_free(self, name: str) -> None:
+        self._check_spelling(name)
         if self._exists(name):
             raise RefusedError(409, "memory_exists", f"there is a memory {name} already; expected a new name")
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from mlx_deltamem.serving.exchange import RefusedError, ReplyRequest
+from mlx_deltamem.serving.exchange import RefusedError, ReplyRequest, Revisions
 from mlx_deltamem.serving.readers import Reader, Readers
 from mlx_deltamem.serving.service import MemoryInfo, TurnInfo
 from mlx_deltamem.serving.watching import Event
@@ -73,15 +73,18 @@ class Memory:
         """Count the bytes. This takes too long to be done for all memories with each request."""
         self.counted = self.nbytes
 
-    def check(self, match: str | None) -> None:
-        """Check that the memory has a revision.
+    def check(self, match: Revisions) -> None:
+        """Check that the memory has one of some revisions.
 
         Raises:
             RefusedError: It has another one.
         """
-        if match not in (None, "*", self.revision):
+        if match is not None and self.revision not in match:
+            expected = " or ".join(match)
             raise RefusedError(
-                412, "revision_mismatch", f"the memory has revision {self.revision}, not {match}; read it again first"
+                412,
+                "revision_mismatch",
+                f"the memory has revision {self.revision}, not {expected}; read it again first",
             )
 
     def reader(self, request: ReplyRequest) -> Reader:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, TypeAlias, TypeVar
 
 from mlx_deltamem.serving.asking import take_back_up_to
-from mlx_deltamem.serving.exchange import RefusedError
+from mlx_deltamem.serving.exchange import RefusedError, Revisions
 from mlx_deltamem.serving.memories import Memories
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.reply_turn import PREFILL_STEP
@@ -63,7 +63,7 @@ class Operations:
         settle(lambda: self._memories.create(name, history, write).info())
 
     def change(
-        self, settle: Settle[MemoryInfo], name: str, history: str | int | None, write: str | None, match: str | None
+        self, settle: Settle[MemoryInfo], name: str, history: str | int | None, write: str | None, match: Revisions
     ) -> None:
         """Change the settings of a memory."""
 
@@ -75,7 +75,7 @@ class Operations:
 
         self._changed(settle, name, match, change)
 
-    def delete(self, settle: Settle[None], name: str, match: str | None) -> None:
+    def delete(self, settle: Settle[None], name: str, match: Revisions) -> None:
         """Delete a memory and its file."""
 
         def delete(memory: Memory) -> None:
@@ -88,7 +88,7 @@ class Operations:
         """Delete the file of a memory that cannot be loaded."""
         settle(lambda: self._memories.delete_damaged(name))
 
-    def fork(self, settle: Settle[MemoryInfo], name: str, new: str, match: str | None) -> None:
+    def fork(self, settle: Settle[MemoryInfo], name: str, new: str, match: Revisions) -> None:
         """Copy a memory under a new name."""
 
         def fork(memory: Memory) -> MemoryInfo:
@@ -97,11 +97,11 @@ class Operations:
 
         self._on(settle, name, fork)
 
-    def reset(self, settle: Settle[MemoryInfo], name: str, match: str | None) -> None:
+    def reset(self, settle: Settle[MemoryInfo], name: str, match: Revisions) -> None:
         """Empty a memory."""
         self._changed(settle, name, match, lambda memory: memory.chat.reset())
 
-    def undo(self, settle: Settle[MemoryInfo], name: str, match: str | None) -> None:
+    def undo(self, settle: Settle[MemoryInfo], name: str, match: Revisions) -> None:
         """Take the last turn back; a tool loop as a whole."""
 
         def undo(memory: Memory) -> None:
@@ -112,7 +112,7 @@ class Operations:
         self._changed(settle, name, match, undo)
 
     def remember(
-        self, settle: Settle[MemoryInfo], name: str, messages: Sequence[Message], write: str, match: str | None
+        self, settle: Settle[MemoryInfo], name: str, messages: Sequence[Message], write: str, match: Revisions
     ) -> None:
         """Write messages into a memory without a reply. Other requests go on meanwhile."""
 
@@ -130,7 +130,7 @@ class Operations:
         """The session file of a memory."""
         self._on(settle, name, self._memories.exported)
 
-    def imported(self, settle: Settle[MemoryInfo], name: str, content: str, match: str | None) -> None:
+    def imported(self, settle: Settle[MemoryInfo], name: str, content: str, match: Revisions) -> None:
         """Make or replace a memory from a session file, which is given in base 64."""
 
         def replace() -> MemoryInfo:
@@ -206,7 +206,7 @@ class Operations:
         self,
         settle: Settle[MemoryInfo],
         name: str,
-        match: str | None,
+        match: Revisions,
         change: Callable[[Memory], None],
         make: bool = False,
     ) -> None:

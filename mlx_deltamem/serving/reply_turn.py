@@ -51,12 +51,13 @@ def begin_turn(
         progress: Called between two parts of long messages with the numbers of tokens that were read, and of all.
 
     Raises:
-        RefusedError: As from `prepare` and `text_turn`.
+        RefusedError: The memory has another revision than the request allows; or as from `prepare` and `text_turn`.
         ValueError: As from `prepare`.
     """
     request, memory = job.request, job.memory
     if memory is None:
         raise RuntimeError("the request has no memory")
+    memory.check(request.match)
     if job.holds is None:
         job.reader = memory.reader(request)
     job.chat = chat = memory.chat if job.reader is None else job.reader.chat
@@ -147,6 +148,7 @@ def keep_turn(job: ReplyJob, reason: str, saver: Saver, think_end: str | None) -
         job.note,
         memory.is_saved,
         row.tokens.stop_text,
+        None if memory.name is None else memory.revision,
     )
 
 

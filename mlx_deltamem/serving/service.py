@@ -6,7 +6,7 @@ from typing import Protocol
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.serving.exchange import Done, Piece, ReplyRequest
+from mlx_deltamem.serving.exchange import Done, Piece, ReplyRequest, Revisions
 from mlx_deltamem.sessions.messages import Message
 
 
@@ -95,22 +95,22 @@ class Service(Protocol):
     async def create(self, name: str, history: str | int | None, write: str | None) -> MemoryInfo:
         """Make an empty memory."""
 
-    async def change(self, name: str, history: str | int | None, write: str | None, match: str | None) -> MemoryInfo:
-        """Change the settings of a memory. `match` is a revision that it must have."""
+    async def change(self, name: str, history: str | int | None, write: str | None, match: Revisions) -> MemoryInfo:
+        """Change the settings of a memory. `match` has the revisions that it may have."""
 
-    async def delete(self, name: str, match: str | None) -> None:
+    async def delete(self, name: str, match: Revisions) -> None:
         """Delete a memory and its file."""
 
-    async def fork(self, name: str, new: str, match: str | None) -> MemoryInfo:
+    async def fork(self, name: str, new: str, match: Revisions) -> MemoryInfo:
         """Copy a memory under a new name."""
 
-    async def reset(self, name: str, match: str | None) -> MemoryInfo:
+    async def reset(self, name: str, match: Revisions) -> MemoryInfo:
         """Empty a memory."""
 
-    async def undo(self, name: str, match: str | None) -> MemoryInfo:
+    async def undo(self, name: str, match: Revisions) -> MemoryInfo:
         """Take the last turn back; a tool loop as a whole."""
 
-    async def remember(self, name: str, messages: Sequence[Message], write: str, match: str | None) -> MemoryInfo:
+    async def remember(self, name: str, messages: Sequence[Message], write: str, match: Revisions) -> MemoryInfo:
         """Write messages into the memory without a reply."""
 
     async def turns(self, name: str) -> Sequence[TurnInfo]:
@@ -119,7 +119,7 @@ class Service(Protocol):
     async def exported(self, name: str) -> bytes:
         """The session file of a memory."""
 
-    async def imported(self, name: str, content: bytes, match: str | None) -> MemoryInfo:
+    async def imported(self, name: str, content: bytes, match: Revisions) -> MemoryInfo:
         """Make or replace a memory from a session file."""
 
     async def heatmap(self, name: str) -> Mapping[str, object]:

@@ -36,6 +36,21 @@ def test_a_damaged_file_is_refused_and_the_others_go_on(running, tmp_path):
     assert [info.name for info in server.run(server.service.memories())[0]] == ["good"]
 
 
+def test_a_disk_may_not_tell_names_apart(running, tmp_path, monkeypatch):
+    server = running()
+    server.ask("Hello.", memory="anna")
+    # This disk does.
+    server.ask("Hello.", memory="Anna")
+    server.run(server.service.delete("Anna", None))
+    monkeypatch.setattr(server.memories._folder, "_ignores_case", True)
+    for action in (server.asking("Hello.", memory="Anna"), server.service.create("ANNA", None, None)):
+        with pytest.raises(RefusedError, match="there is a memory anna, and this disk does not tell") as caught:
+            server.run(action)
+        assert caught.value.status == 409
+    server.ask("Hello.", memory="anna")
+    server.ask("Hello.", memory="Hanna")
+
+
 def test_memories_leave_ram_and_come_back(running):
     server = running(most_bytes=1)
     for name in ("anna", "ben", "carl", "anna", "ben"):

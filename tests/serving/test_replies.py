@@ -4,7 +4,7 @@ import pytest
 
 from mlx_deltamem import ChatSession
 from mlx_deltamem.serving.exchange import Mode, RefusedError, Sampling
-from tests.serving.conftest import OFF, chat_of, plain_chat
+from tests.serving.conftest import OFF, READ, WRITE, chat_of, plain_chat
 from tests.sessions.test_session import loaded, same_memory
 
 
@@ -79,6 +79,21 @@ def test_a_turn_that_waits_for_a_memory_that_is_deleted_begins_a_new_one(running
         assert same_memory(found, chat, 0)
 
 
+def test_a_reply_can_expect_the_state_that_the_client_has_seen(running):
+    server = running()
+    _reply, first = server.ask("My word is jade.", memory="anna")
+    _reply, second = server.ask("Hello there.", memory="anna", match=["0", first.tag])
+    assert second.tag != first.tag and second.tag == server.run(server.service.memory("anna"))[0].revision
+    for mode in (WRITE, READ):
+        with pytest.raises(RefusedError, match=f"has revision {second.tag}, not {first.tag}") as caught:
+            server.ask("Hello.", memory="anna", mode=mode, match=[first.tag])
+        assert caught.value.status == 412
+    assert len(chat_of(server, "anna").turns) == 2
+    with pytest.raises(RefusedError, match="If-Match expects one"):
+        server.ask("Hello.", memory="ghost", match=[first.tag])
+    assert [info.name for info in server.run(server.service.memories())[0]] == ["anna"]
+
+
 def test_a_memory_that_was_only_read_is_not_there(running):
     server = running()
     _reply, done = server.ask("Hello.", memory="ghost", mode=Mode.READ)
@@ -87,7 +102,7 @@ def test_a_memory_that_was_only_read_is_not_there(running):
     with pytest.raises(RefusedError, match="there is no memory ghost"):
         server.run(server.service.memory("ghost"))
     with pytest.raises(RefusedError, match="If-Match expects one") as caught:
-        server.run(server.service.remember("ghost", [{"role": "user", "content": "x"}], "all", "*"))
+        server.run(server.service.remember("ghost", [{"role": "user", "content": "x"}], "all", ["1"]))
     assert caught.value.status == 412
     [info] = server.run(server.service.create("ghost", None, None))
     assert info.turns == 0

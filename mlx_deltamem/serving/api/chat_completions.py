@@ -101,6 +101,7 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Chat:
         messages=messages,
         memory=selection.memory,
         mode=narrower(selection.mode, Mode.READ) if reads else selection.mode,
+        match=selection.match,
         chat=selection.chat,
         goes_on=not reads,
         is_streamed=asked.stream,

@@ -90,6 +90,7 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Texts:
             text=prompt,
             memory=selection.memory,
             mode=narrower(selection.mode, Mode.READ),
+            match=selection.match,
             chat=selection.chat,
             # The engine chooses a token in any case, and nothing is written.
             max_tokens=asked.max_tokens or 1,

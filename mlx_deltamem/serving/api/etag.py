@@ -3,14 +3,13 @@
 import re
 
 from mlx_deltamem.serving.exchange import RefusedError
-from mlx_deltamem.serving.service import MemoryInfo
 
 _TAG = re.compile(r'\s*(W/)?"([\x21\x23-\x7e]*)"\s*(?:,|\Z)')
 
 
-def etag(memory: MemoryInfo) -> str:
-    """The ETag of a memory."""
-    return f'"{memory.name}@{memory.revision}"'
+def etag(name: str, revision: str) -> str:
+    """The ETag of a memory at a revision."""
+    return f'"{name}@{revision}"'
 
 
 def revisions(header: str | None, name: str) -> list[str] | None:

@@ -3,7 +3,9 @@
 from collections import OrderedDict
 from dataclasses import dataclass
 
-# All replies together, in bytes.
+from mlx_deltamem.sessions.messages import Message
+
+# All replies together with their chats, in bytes.
 _MOST_BYTES = 64 << 20
 
 
@@ -15,11 +17,19 @@ class KeptResponse:
         content: The reply as it was sent, as JSON.
         turn: The id of the turn in the engine.
         memory: The name of the memory; None: a private one.
+        messages: The chat up to the end of the reply, without system messages. The memory may lose the turn, for
+            example if a client goes on from an earlier one.
     """
 
     content: bytes
     turn: str
     memory: str | None
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """About the bytes that it takes. Replies of one chat share messages, and each of them counts them."""
+        return len(self.content) + sum(len(message["content"]) for message in self.messages)
 
 
 class KeptResponses:
@@ -38,7 +48,7 @@ class KeptResponses:
         """Add a reply."""
         self.drop(name)
         self._kept[name] = response
-        self._bytes += len(response.content)
+        self._bytes += response.nbytes
         while self._kept and (len(self._kept) > self._most or self._bytes > _MOST_BYTES):
             self.drop(next(iter(self._kept)))
 
@@ -51,5 +61,5 @@ class KeptResponses:
     def drop(self, name: str) -> bool:
         """Remove a reply, and return whether it was there."""
         dropped = self._kept.pop(name, None)
-        self._bytes -= len(dropped.content) if dropped else 0
+        self._bytes -= dropped.nbytes if dropped else 0
         return dropped is not None

@@ -13,7 +13,7 @@ from mlx_deltamem.serving.api.context import Context
 from mlx_deltamem.serving.api.errors import BadFieldError, JsonReply
 from mlx_deltamem.serving.api.etag import etag, revisions
 from mlx_deltamem.serving.api.selection import is_name, memory_name
-from mlx_deltamem.serving.exchange import RefusedError
+from mlx_deltamem.serving.exchange import RefusedError, Revisions
 from mlx_deltamem.serving.service import MemoryInfo
 from mlx_deltamem.sessions.history import parse_history
 from mlx_deltamem.sessions.messages import Message, parse_messages
@@ -43,32 +43,32 @@ async def change(context: Context, request: Request) -> Response:
     """Change the settings of a memory."""
     fields, name = await read_object(request), named(request)
     history, write = _history(fields), _write(fields)
-    return _answer(await context.service.change(name, history, write, await _match(context, request)))
+    return _answer(await context.service.change(name, history, write, _match(request)))
 
 
 async def delete(context: Context, request: Request) -> Response:
     """Delete a memory and its file."""
     name = named(request)
-    await context.service.delete(name, await _match(context, request))
+    await context.service.delete(name, _match(request))
     return JsonReply({"id": name, "object": "memory.deleted", "deleted": True})
 
 
 async def fork(context: Context, request: Request) -> Response:
     """Copy a memory under a new name."""
     name, new = named(request), _new_name(await read_object(request))
-    return _answer(await context.service.fork(name, new, await _match(context, request)), 201)
+    return _answer(await context.service.fork(name, new, _match(request)), 201)
 
 
 async def reset(context: Context, request: Request) -> Response:
     """Empty a memory."""
     name = named(request)
-    return _answer(await context.service.reset(name, await _match(context, request)))
+    return _answer(await context.service.reset(name, _match(request)))
 
 
 async def undo(context: Context, request: Request) -> Response:
     """Take the last turn of a memory back."""
     name = named(request)
-    return _answer(await context.service.undo(name, await _match(context, request)))
+    return _answer(await context.service.undo(name, _match(request)))
 
 
 async def remember(context: Context, request: Request) -> Response:
@@ -78,7 +78,7 @@ async def remember(context: Context, request: Request) -> Response:
     write = fields.text("write", "all")
     if write not in _REMEMBERED:
         raise BadFieldError("write", f"write is {write[:80]!r}; expected one of {', '.join(_REMEMBERED)}")
-    return _answer(await context.service.remember(name, messages, write, await _match(context, request)))
+    return _answer(await context.service.remember(name, messages, write, _match(request)))
 
 
 async def export(context: Context, request: Request) -> Response:
@@ -93,7 +93,7 @@ async def import_file(context: Context, request: Request) -> Response:
     name, content = named(request), await request.body()
     if not content:
         raise RefusedError(400, "empty_body", "the body is empty; expected a session file: send its bytes")
-    return _answer(await context.service.imported(name, content, await _match(context, request)))
+    return _answer(await context.service.imported(name, content, _match(request)))
 
 
 def named(request: Request) -> str:
@@ -110,7 +110,7 @@ def named(request: Request) -> str:
 
 
 def _answer(memory: MemoryInfo, status: int = 200) -> Response:
-    return JsonReply(_content(memory), status, {"ETag": etag(memory)})
+    return JsonReply(_content(memory), status, {"ETag": etag(memory.name, memory.revision)})
 
 
 def _content(memory: MemoryInfo) -> Mapping[str, object]:
@@ -154,10 +154,5 @@ def _to_remember(fields: Fields) -> tuple[Message, ...]:
         raise BadFieldError("text", str(error)) from None
 
 
-async def _match(context: Context, request: Request) -> str | None:
-    """The revision that the memory must have. If the client allows several, it is the one that the memory has now."""
-    allowed = revisions(request.headers.get("if-match"), named(request))
-    if allowed is None or len(allowed) == 1:
-        return allowed[0] if allowed else None
-    revision = (await context.service.memory(named(request))).revision
-    return revision if revision in allowed else allowed[0]
+def _match(request: Request) -> Revisions:
+    return revisions(request.headers.get("if-match"), named(request))

@@ -41,12 +41,12 @@ class _Operation:
 
 
 _OPERATIONS = (
-    _Operation("post", "/v1/chat/completions", "Reply to a chat", "ChatRequest", chooses=True),
-    _Operation("post", "/v1/completions", "Continue texts", "CompletionRequest", chooses=True),
-    _Operation("post", _RESPONSES, "Reply to some input", "ResponseRequest", chooses=True),
+    _Operation("post", "/v1/chat/completions", "Reply to a chat", "ChatRequest", match=True, chooses=True),
+    _Operation("post", "/v1/completions", "Continue texts", "CompletionRequest", match=True, chooses=True),
+    _Operation("post", _RESPONSES, "Reply to some input", "ResponseRequest", match=True, chooses=True),
     _Operation("get", _RESPONSE, "A response that was kept"),
     _Operation("delete", _RESPONSE, "Forget a response"),
-    _Operation("post", "/v1/messages", "Reply to a chat (Anthropic)", "AnthropicRequest", chooses=True),
+    _Operation("post", "/v1/messages", "Reply to a chat (Anthropic)", "AnthropicRequest", match=True, chooses=True),
     _Operation("get", "/v1/models", "List the model, and the model with each memory"),
     _Operation("get", "/v1/models/{id}", "One model"),
     _Operation("get", _MEMORIES, "List the memories"),

@@ -1,4 +1,6 @@
-"""The input of /v1/responses as messages: a text, or a list of items."""
+"""The input and the output of /v1/responses as messages: a text, or a list of items."""
+
+from collections.abc import Mapping, Sequence
 
 from mlx_deltamem.files.jsonl import Json
 from mlx_deltamem.serving.api.body import Fields
@@ -21,9 +23,7 @@ def input_messages(fields: Fields) -> tuple[Message, ...]:
         items = given
     else:
         raise fields.bad("input", "a text, or a list of items")
-    rows: list[dict[str, Json]] = []
-    for index, item in enumerate(items):
-        _add(rows, item, f"input[{index}]")
+    rows = _rows(items)
     instructions = fields.text("instructions", "")
     if instructions:
         rows.insert(0, {"role": "system", "content": instructions})
@@ -33,7 +33,24 @@ def input_messages(fields: Fields) -> tuple[Message, ...]:
         raise BadFieldError("input", str(error)) from None
 
 
-def _add(rows: list[dict[str, Json]], given: Json, place: str) -> None:
+def output_messages(items: Sequence[Mapping[str, Json]]) -> tuple[Message, ...]:
+    """The messages of a reply, from the items of a response."""
+    return parse_messages(_rows(items))
+
+
+def _rows(items: Sequence[Json] | Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
+    """The messages of items, not yet checked.
+
+    Raises:
+        BadFieldError: An item has another form.
+    """
+    rows: list[dict[str, Json]] = []
+    for index, item in enumerate(items):
+        _add(rows, item, f"input[{index}]")
+    return rows
+
+
+def _add(rows: list[dict[str, Json]], given: Json | Mapping[str, Json], place: str) -> None:
     """Add the message of an item, or add a call to the message of the assistant that made it."""
     if not isinstance(given, dict):
         raise BadFieldError(place, f"{place} is not an object; expected an item: {_KINDS}")

@@ -17,8 +17,8 @@ from mlx_deltamem.serving.api.choice import Choice
 from mlx_deltamem.serving.api.context import Context
 from mlx_deltamem.serving.api.errors import BadFieldError, JsonReply, json_bytes
 from mlx_deltamem.serving.api.kept import KeptResponse
-from mlx_deltamem.serving.api.replies import unless_gone
-from mlx_deltamem.serving.api.response_input import input_messages
+from mlx_deltamem.serving.api.replies import Step, merged, unless_gone
+from mlx_deltamem.serving.api.response_input import input_messages, output_messages
 from mlx_deltamem.serving.api.response_output import ResponseOutput
 from mlx_deltamem.serving.api.selection import done_headers, memory_headers, memory_usage, note_headers, select
 from mlx_deltamem.serving.api.single import new_choice, parts_of, single_request
@@ -26,6 +26,7 @@ from mlx_deltamem.serving.api.stream import EventStream
 from mlx_deltamem.serving.api.tools import Tool, function_tool, listed, may_call
 from mlx_deltamem.serving.api.usage import known_tokens
 from mlx_deltamem.serving.exchange import Done, RefusedError, ReplyRequest
+from mlx_deltamem.sessions.messages import Message
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class _Wanted:
 
     Attributes:
         request: The request to the engine.
+        before: The chat before the new messages, if the request continues a response.
         store: Whether the response is kept.
         base: The fields of the response that do not change.
     """
 
     request: ReplyRequest
+    before: tuple[Message, ...]
     store: bool
     base: Mapping[str, object]
 
@@ -99,6 +102,7 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Wanted:
     options, messages, tools = sampling.template_options(fields), input_messages(fields), _tools(fields)
     how = sampling.sampling(fields, settings, context.service.tokenizer)
     wanted = single_request(context, selection, messages, tools, options, how)
+    before: tuple[Message, ...] = ()
     previous = fields.text("previous_response_id", None)
     if previous is not None:
         kept = context.kept.find(previous)
@@ -112,7 +116,7 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Wanted:
             raise BadFieldError(
                 "previous_response_id", "the previous response belongs to another memory; name that one"
             )
-        wanted = replace(wanted, continues=kept.turn, memory=kept.memory)
+        wanted, before = replace(wanted, continues=kept.turn, memory=kept.memory), kept.messages
     tokens = fields.whole("max_output_tokens", REPLY_LENGTH, None)
     longest = sampling.reply_length(settings.max_tokens if tokens is None else tokens)
     wanted = replace(wanted, max_tokens=longest, is_streamed=fields.flag("stream"))
@@ -135,7 +139,7 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Wanted:
         "store": fields.flag("store", True),
         "user": fields.text("user", None),
     }
-    return _Wanted(wanted, fields.flag("store", True), base)
+    return _Wanted(wanted, before, fields.flag("store", True), base)
 
 
 def _tools(fields: Fields) -> tuple[Tool, ...] | None:
@@ -163,7 +167,7 @@ async def _events(
 ) -> AsyncGenerator[bytes, None]:
     """The events of a response. The response is kept before the last one."""
     begun = False
-    async with aclosing(parts_of(context.service.reply(wanted.request), choice)) as parts:
+    async with aclosing(parts_of(_reply(context, wanted), choice)) as parts:
         async for part in parts:
             if not begun:
                 begun = True
@@ -179,8 +183,28 @@ async def _events(
         yield each
     content = _content(wanted, output, done)
     if wanted.store:
-        context.kept.keep(wanted.name, KeptResponse(json_bytes(content), done.turn, wanted.request.memory))
+        said = [message for message in wanted.request.messages if message["role"] != "system"]
+        chat = (*wanted.before, *said, *output_messages(output.items))
+        context.kept.keep(wanted.name, KeptResponse(json_bytes(content), done.turn, wanted.request.memory, chat))
     yield output.event(f"response.{content['status']}", response=content)
+
+
+async def _reply(context: Context, wanted: _Wanted) -> AsyncGenerator[Step, None]:
+    """The steps of a reply. If the memory has lost the turn that it continues, the whole chat is asked for."""
+    request, begun = wanted.request, False
+    try:
+        async with aclosing(merged([context.service.reply(request)])) as steps:
+            async for _, step in steps:
+                begun = True
+                yield step
+        return
+    except RefusedError as error:
+        if error.code != "turn_not_found" or begun or not wanted.before:
+            raise
+    request = replace(request, continues=None, messages=(*wanted.before, *request.messages))
+    async with aclosing(merged([context.service.reply(request)])) as steps:
+        async for _, step in steps:
+            yield step
 
 
 def _begin(wanted: _Wanted, output: ResponseOutput) -> list[bytes]:

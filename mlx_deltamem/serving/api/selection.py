@@ -9,8 +9,9 @@ from starlette.datastructures import Headers
 
 from mlx_deltamem.serving.api.body import Fields
 from mlx_deltamem.serving.api.errors import BadFieldError
+from mlx_deltamem.serving.api.etag import etag, revisions
 from mlx_deltamem.serving.api.settings import MEMORY_HEADER, Settings
-from mlx_deltamem.serving.exchange import Done, Mode
+from mlx_deltamem.serving.exchange import Done, Mode, Revisions
 from mlx_deltamem.sessions.messages import Message
 
 NAME_RULE = "1 to 64 letters, digits, dots, underscores and hyphens; not only one or two dots"
@@ -30,12 +31,14 @@ class Selection:
     Attributes:
         memory: Its name; None: a private memory of the chat, or none is used.
         mode: How it is used.
+        match: The revisions that the memory may have, from the header If-Match; None: all.
         chat: The client's id of the chat; None if it gives none.
         model: The name of the model, as the client gave it.
     """
 
     memory: str | None
     mode: Mode
+    match: Revisions
     chat: str | None
     model: str
 
@@ -68,6 +71,7 @@ def select(fields: Fields, headers: Headers, settings: Settings, model_name: str
 
     Raises:
         BadFieldError: A name is not allowed, the mode is unknown, or the model is not the server's.
+        RefusedError: As from `revisions`.
     """
     model = fields.text("model", "") or model_name
     of_model, mode_of_model = _in_model(model, model_name)
@@ -80,7 +84,10 @@ def select(fields: Fields, headers: Headers, settings: Settings, model_name: str
     chats = [value for name in settings.memory_headers if not _is_ours(name) and (value := headers.get(name, ""))]
     chat = next((stable_name(value) for value in (*map(_without_mode, chats), *threads) if value), None)
     mode = narrower(mode_of_header, narrower(mode_of_body, mode_of_model))
-    return Selection(None if mode is Mode.OFF else memory, mode, chat, model)
+    memory = None if mode is Mode.OFF else memory
+    # A private memory has no ETag.
+    match = None if memory is None else revisions(headers.get("if-match"), memory)
+    return Selection(memory, mode, match, chat, model)
 
 
 def is_read_only(messages: Sequence[Message], pattern: str) -> bool:
@@ -109,6 +116,8 @@ def done_headers(done: Done) -> dict[str, str]:
     headers = memory_headers(done.memory)
     headers["X-Deltamem-Revision"] = str(done.revision)
     headers["X-Deltamem-Written"] = str(done.written).lower()
+    if done.memory is not None and done.tag is not None:
+        headers["ETag"] = etag(done.memory, done.tag)
     return headers | note_headers(done.note)
 
 

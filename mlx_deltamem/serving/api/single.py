@@ -27,6 +27,7 @@ def single_request(
         messages=tuple(messages),
         memory=selection.memory,
         mode=narrower(selection.mode, Mode.READ) if reads else selection.mode,
+        match=selection.match,
         chat=selection.chat,
         goes_on=not reads,
         tools=tools,

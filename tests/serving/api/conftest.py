@@ -56,6 +56,8 @@ class Service:
         self.finish_reason, self.stop_text, self.note = "stop", None, None
         self.asked: list[ReplyRequest] = []
         self.closed = 0
+        # Turns that the memory has lost.
+        self.lost: set[str] = set()
         # Set: a reply goes on after its script without an end.
         self.endless = False
         self.alive = Health(0.0, 0, 0, True)
@@ -64,6 +66,8 @@ class Service:
     async def reply(self, request: ReplyRequest) -> AsyncIterator[Piece | Done]:
         self.asked.append(request)
         try:
+            if request.continues in self.lost:
+                raise RefusedError(404, "turn_not_found", "there is no such turn")
             for step in self.script:
                 await asyncio.sleep(0)
                 if isinstance(step, Exception):
@@ -88,6 +92,7 @@ class Service:
                 self.note,
                 saved=False,
                 stop_text=self.stop_text,
+                tag=None if request.memory is None else "5",
             )
         finally:
             self.closed += 1
@@ -102,7 +107,7 @@ class Service:
 
     async def _checked(self, name, match):
         info = await self.memory(name)
-        if match is not None and match != info.revision:
+        if match is not None and info.revision not in match:
             raise RefusedError(412, "memory_changed", "it was changed")
         return info
 

@@ -239,3 +239,16 @@ def test_messages_without_content_are_empty(client, service):
     asked = service.asked[-1]
     assert [message["content"] for message in asked.messages] == ["hello", "", "Why?"]
     assert asked.sampling.temperature == 0
+
+
+def test_a_reply_can_expect_the_state_that_the_client_has_seen(client, service):
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    answer = client.post(CHAT, json=body, headers={"X-Deltamem-Memory": "anna", "If-Match": '"anna@1", "anna@2"'})
+    assert answer.status_code == 200 and answer.headers["ETag"] == '"anna@5"'
+    assert service.asked[-1].match == ["1", "2"]
+    # The ETag of another memory, and no ETag.
+    for tag, status in (('"bob@1"', 412), ("anna@1", 400)):
+        headers = {"X-Deltamem-Memory": "anna", "If-Match": tag}
+        assert client.post(CHAT, json=body, headers=headers).status_code == status
+    assert client.post(CHAT, json=body, headers={"If-Match": '"anna@1"'}).status_code == 200
+    assert service.asked[-1].match is None

@@ -135,3 +135,33 @@ def test_the_oldest_are_dropped():
     assert kept.find("b") is None and kept.find("a") and kept.find("c")
     kept.keep("d", KeptResponse(bytes(65 << 20), "d", None))
     assert not any(map(kept.find, "abcd"))
+
+
+def test_a_turn_that_is_gone_is_read_again_with_its_chat(client, service):
+    service.script = ["Hel", "lo"]
+    first = client.post(PATH, json={"input": "hi", "instructions": "be brief"}).json()["id"]
+    # Every turn is gone, whichever is continued.
+    service.lost |= {f"turn{number}" for number in range(9)}
+    answer = client.post(PATH, json={"input": "more", "previous_response_id": first, "instructions": "be long"})
+    assert answer.status_code == 200
+    again = service.asked[-1]
+    assert again.continues is None
+    assert [(message["role"], message["content"]) for message in again.messages] == [
+        ("user", "hi"),
+        ("assistant", "Hello"),
+        ("system", "be long"),
+        ("user", "more"),
+    ]
+    stream = client.post(
+        PATH, json={"input": "and?", "previous_response_id": answer.json()["id"], "stream": True, "store": False}
+    )
+    assert events(stream)[-1]["type"] == "response.completed"
+    assert [message["content"] for message in service.asked[-1].messages] == ["hi", "Hello", "more", "Hello", "and?"]
+
+
+def test_chats_count_as_bytes_of_the_replies_that_are_kept():
+    kept = KeptResponses(9)
+    kept.keep("a", KeptResponse(b"x", "a", None, ({"role": "user", "content": "x" * (40 << 20)},)))
+    assert kept.find("a")
+    kept.keep("b", KeptResponse(b"x", "b", None, ({"role": "user", "content": "x" * (40 << 20)},)))
+    assert kept.find("a") is None and kept.find("b")
