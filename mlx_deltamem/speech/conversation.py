@@ -52,7 +52,7 @@ class Question:
             subject of a value.
         relation, theme: The relation of the fact, and the theme of the relation.
         subject: The person or thing that the fact is about; "" if the relation has no subjects.
-        value_kind: The kind of the value: a name in `kinds.yaml`, or of a relation with its own patterns.
+        value_kind: The kind of the value: a name in `kinds/`, or of a relation with its own patterns.
         told_in: The name of the wording that told the fact last; "" if it was not told.
         asked_in: The name of the wording of the question.
         style: How the fact was told first; None if it was not told.

@@ -1,8 +1,8 @@
-"""The relations of facts, from the files in `relations/`, one file for each theme.
+"""The relations of facts, from the files in `relations/`: a folder for each area, and a file for each theme.
 
 A relation has these entries. A text has one wording on each of its lines:
 
-- `value`: the kind of its values (a name in kinds.yaml), or patterns.
+- `value`: the kind of its values (a name in `kinds/`), or patterns.
 - `of`: its subjects, if it has any: "person", or a list of things ([ladder, drill]).
 - `topic`: the fact as a noun in the first person, "my {it}". `about`: the fact as a clause, "who has my {it}".
 - `tell`, `ask`, `update`: statements, questions, and statements with a new value (`{old}` is the value before).
@@ -102,14 +102,14 @@ def relations() -> tuple[Relation, ...]:
     Raises:
         ValueError: A file has a mistake.
     """
-    folder = files(__package__).joinpath("relations")
+    areas = [area for area in files(__package__).joinpath("relations").iterdir() if area.is_dir()]
+    themes = [theme for area in areas for theme in area.iterdir() if theme.name.endswith(".yaml")]
     found: dict[str, Relation] = {}
-    for path in sorted(folder.iterdir(), key=lambda each: each.name):
-        if path.name.endswith(".yaml"):
-            for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-                if name in found:
-                    raise ValueError(f"{path.name} and {found[name].theme}.yaml both have {name}; rename one")
-                found[name] = _relation(path.name.removesuffix(".yaml"), name, entry)
+    for path in sorted(themes, key=lambda each: each.name):
+        for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            if name in found:
+                raise ValueError(f"{path.name} and {found[name].theme}.yaml both have {name}; rename one")
+            found[name] = _relation(path.name.removesuffix(".yaml"), name, entry)
     return tuple(found.values())
 
 
@@ -155,7 +155,7 @@ def _relation(theme: str, name: str, entry: dict) -> Relation:
     value = entry["value"]
     own = value not in kinds()
     if own and not {"\n", "{"} & set(value):
-        raise ValueError(f"{where} has values of the kind {value!r}, which is not in kinds.yaml")
+        raise ValueError(f"{where} has values of the kind {value!r}, which no file of kinds/ has")
     return Relation(
         name=name,
         theme=theme,

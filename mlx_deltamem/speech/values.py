@@ -1,4 +1,4 @@
-"""Draws values from patterns: names, codes, times, prices ... `kinds.yaml` has the patterns."""
+"""Draws values from patterns: names, codes, times, prices ... The files in `kinds/` have the patterns."""
 
 import random
 import re
@@ -53,13 +53,24 @@ class Patterns:
 
 @cache
 def kinds() -> dict[str, Patterns]:
-    """Return every kind of value by its name."""
+    """Return every kind of value by its name.
+
+    Raises:
+        ValueError: A file has a mistake.
+    """
     return {name: Patterns(name, text) for name, text in _texts().items()}
 
 
 @cache
 def _texts() -> dict[str, str]:
-    return yaml.safe_load(files(__package__).joinpath("kinds.yaml").read_text(encoding="utf-8"))
+    found: dict[str, str] = {}
+    paths = files(__package__).joinpath("kinds").iterdir()
+    for path in sorted((each for each in paths if each.name.endswith(".yaml")), key=lambda each: each.name):
+        texts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if twice := found.keys() & texts.keys():
+            raise ValueError(f"{path.name} has {', '.join(sorted(twice))}, as another file of kinds/; rename it")
+        found |= texts
+    return found
 
 
 def _known(slot: str) -> bool:

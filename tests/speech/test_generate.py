@@ -74,7 +74,7 @@ def test_every_kind_is_used_or_part_of_another() -> None:
     ("entry", "message"),
     [
         ({"tell": "one\n"}, "has 1 wordings to tell; write 10 or more"),
-        ({"value": "nothing"}, "has values of the kind 'nothing', which is not in kinds.yaml"),
+        ({"value": "nothing"}, "has values of the kind 'nothing', which no file of kinds/ has"),
         ({"value": "{nothing}"}, r"has \{nothing\}, which is not a kind of value"),
         ({"ask": "\n".join(f"who has {{value}} {n}" for n in range(8))}, r"must not have \{value\}"),
         ({"about": "who {who} is"}, r"with \['who'\]"),
@@ -344,7 +344,7 @@ def test_the_command_prints_conversations(monkeypatch, capsys, tmp_path) -> None
 
 
 PINNED = (
-    "Keep in mind: the mayor cuts the ribbon at the mountain road on 24 July.",
-    "There'll be a band at the mountain road. When?",
-    "The mountain road opens on 24 July.",
+    "I've sanded and painted the fire engine, but the brown stuff comes back, always in the same place, the left sill.",
+    "which place on the fire engine needs treating against rust?",
+    "The place where the fire engine has rust is the left sill.",
 )
