@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 # C0, DEL and C1 move the cursor or begin commands to the terminal. The next ones reorder the text around them. Lone
 # surrogates stand for bytes that are not text. The last ones begin a new line.
@@ -26,7 +27,22 @@ def printable(text: str, keep: str = "\t\n", encoding: str = "utf-8") -> str:
 
 def on_one_line(text: object) -> str:
     """Return the text of an error or a warning on one line, without characters that a terminal would act on."""
-    return printable(_LINE_BREAK.sub(" ", str(text)).strip(), keep="")
+    text = _of_system(text) if isinstance(text, OSError) else str(text)
+    return printable(_LINE_BREAK.sub(" ", text).strip(), keep="")
+
+
+def _of_system(error: OSError) -> str:
+    """The text of an error of the system: the file and what is wrong with it, instead of Python's number and reason."""
+    name, other = error.filename, error.filename2
+    if not isinstance(name, str) or not isinstance(other, str | None) or not error.strerror:
+        return str(error)
+    if isinstance(error, FileNotFoundError) and other is None:
+        folder = Path(name).parent
+        if not folder.is_dir():
+            return f"there is no folder {folder}; make it, or name another one"
+        return f"there is no file {name}; check the name"
+    names = name if other is None else f"{name} to {other}"
+    return f"{names}: {error.strerror[:1].lower()}{error.strerror[1:]}"
 
 
 def json_document(document: object) -> str:

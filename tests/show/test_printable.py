@@ -1,6 +1,7 @@
 """Characters that a terminal would act on are shown, in any text."""
 
 import json
+import os
 import unicodedata
 
 import pytest
@@ -50,6 +51,25 @@ def test_an_error_is_on_one_line():
     error = ValueError("Missing 2 parameters:\n  a,\r\n  b\u2028c\td.\n")
     assert on_one_line(error) == "Missing 2 parameters: a, b\\u2028c\\x09d."
     assert len(on_one_line(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "expected"),
+    [
+        (lambda folder: (folder / "none.txt").read_bytes(), "there is no file {}/none.txt; check the name"),
+        (
+            lambda folder: (folder / "none" / "a.txt").write_text(""),
+            "there is no folder {}/none; make it, or name another one",
+        ),
+        (lambda folder: folder.read_bytes(), "{}: is a directory"),
+        (lambda folder: (folder / "none").rename(folder / "b"), "{0}/none to {0}/b: no such file or directory"),
+        (lambda folder: os.close(9999), "[Errno 9] Bad file descriptor"),
+    ],
+)
+def test_an_error_of_the_system_names_the_file(tmp_path, action, expected):
+    with pytest.raises(OSError) as caught:
+        action(tmp_path)
+    assert on_one_line(caught.value) == expected.format(tmp_path)
 
 
 @given(st.dictionaries(TEXTS, TEXTS | st.floats(allow_nan=False, allow_infinity=False)))
