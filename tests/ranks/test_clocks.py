@@ -7,7 +7,7 @@ import pytest
 
 from mlx_deltamem.ranks.clocks import check_clocks
 from mlx_deltamem.ranks.world import World
-from tests.ranks.test_world import exits, ranks, together  # noqa: F401
+from tests.ranks.together import together
 
 _NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
 
@@ -16,7 +16,7 @@ def _checked(worlds: list[World], times: list[datetime]) -> list[object]:
     return together(worlds, lambda each: check_clocks(each, lambda: times[each.rank]))
 
 
-def test_clocks_that_show_the_same_time_are_taken(ranks):  # noqa: F811
+def test_clocks_that_show_the_same_time_are_taken(ranks):
     worlds, _ = ranks
     assert _checked(worlds, [_NOON, _NOON + timedelta(seconds=2), _NOON - timedelta(seconds=50)]) == [None] * 3
 
@@ -29,7 +29,7 @@ def test_clocks_that_show_the_same_time_are_taken(ranks):  # noqa: F811
         (_NOON.astimezone(timezone(timedelta(hours=13))), r"2026-11-30 01:00 \+1300"),
     ],
 )
-def test_clocks_that_differ_are_refused_in_all_ranks(ranks, time, shown):  # noqa: F811
+def test_clocks_that_differ_are_refused_in_all_ranks(ranks, time, shown):
     worlds, _ = ranks
     found = _checked(worlds, [_NOON, _NOON, time])
     assert len(set(found)) == 1

@@ -3,61 +3,13 @@
 import io
 import os
 import socket
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from mlx_deltamem.ranks import connection, world
-from mlx_deltamem.ranks.connection import Connection
 from mlx_deltamem.ranks.world import RankError, World
-
-
-@pytest.fixture
-def exits(monkeypatch):
-    """The exit codes with which ranks would have ended their process."""
-    codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
-    monkeypatch.setattr(world, "_GRACE", 0.1)
-    monkeypatch.setattr(world, "_LEAVING", 0.2)
-    return codes
-
-
-@pytest.fixture
-def ranks(exits):
-    """Three ranks in this process, and their sockets by rank and peer."""
-    worlds = [World(rank, 3, None, {}, io.StringIO()) for rank in range(3)]
-    sockets = {}
-    for rank in (1, 2):
-        sockets[0, rank], sockets[rank, 0] = socket.socketpair(socket.AF_UNIX)
-    for (rank, peer), sock in sockets.items():
-        worlds[rank].connections = {
-            **worlds[rank].connections,
-            peer: _connection(worlds[rank], peer, sock),
-        }
-    yield worlds, sockets
-    for each in worlds:
-        # What follows must not end the process of the tests.
-        each.leave(0)
-    for sock in sockets.values():
-        sock.close()
-
-
-def _connection(each: World, peer: int, sock: socket.socket) -> Connection:
-    return Connection(sock, f"mac-{peer}", lambda end: each.ended(peer, f"mac-{peer}", end))
-
-
-def together(worlds, action):
-    """The results, or errors, of all ranks that do the same."""
-
-    def outcome(each):
-        try:
-            return action(each)
-        except (ValueError, OSError, EOFError, KeyboardInterrupt) as error:
-            return type(error), str(error)
-
-    with ThreadPoolExecutor(len(worlds)) as pool:
-        return list(pool.map(outcome, worlds))
+from tests.ranks.together import connection_to, together
 
 
 def test_all_ranks_get_the_value_of_the_first(ranks):
@@ -183,7 +135,7 @@ def test_a_rank_that_says_nothing_counts_as_gone(exits, monkeypatch):
     monkeypatch.setattr(connection, "SILENCE", 0.3)
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     alone = World(0, 2, None, {}, io.StringIO())
-    alone.connections = {1: _connection(alone, 1, ours)}
+    alone.connections = {1: connection_to(alone, 1, ours)}
     _until(lambda: exits)
     assert "rank 1 (mac-1) has not answered for" in alone.errors.getvalue()
     theirs.close()
