@@ -6,7 +6,7 @@ from mlx_deltamem.benchmarking.random_models import random_model
 from tests.tool_runs import runner
 from tests.training.runs import frozen_of, same, weights_of
 from tools.measure import step_time
-from tools.measure.step_time import FROZEN, STEP, frozen_step, random_batch, setup_arg_parser, training_step
+from tools.measure.step_time import FROZEN, LOOP, STEP, frozen_step, random_batch, setup_arg_parser, training_step
 
 TINY = ("--shape", "tiny", "--batch", 3, "--history", 16, "--questions", 2, "--text", 8, "--answer", 4, "--rounds", 1)
 
@@ -39,7 +39,7 @@ def test_a_table_is_printed(monkeypatch, capsys):
     ended = runner(step_time, monkeypatch, capsys)(*TINY)
     assert ended.code == 0
     assert "tiny, float32: 3 × (16 + 2 × 8) tokens" in " ".join(ended.output.split())
-    assert FROZEN in ended.output and STEP in ended.output
+    assert all(name in ended.output for name in (FROZEN, STEP, LOOP))
 
 
 @pytest.mark.parametrize("answer", [8, 9])

@@ -1,15 +1,18 @@
-"""Compare a training step with the work of the frozen backbone: `python -m tools.measure.step_time`.
+"""Compare a training step with the frozen backbone and with a token loop: `python -m tools.measure.step_time`.
 
 The work of the backbone is the forward pass over history and text, and the backward pass to the outputs of the
-embeddings. Both are compiled, as in mlx-lm's trainer, and both run the output projection at the answers only. Measure
-on a machine that does nothing else.
+embeddings. The token loop is the reference's form: the step with the recurrence as it is defined, token by token, and
+MLX's own gradient of it. All are compiled, as in mlx-lm's trainer, and all run the output projection at the answers
+only. Measure on a machine that does nothing else.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from unittest.mock import patch
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,6 +28,8 @@ from mlx_deltamem.benchmarking.shapes import SHAPES
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE
+from mlx_deltamem.recurrence import ops
+from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.show.progress import reading_progress
 from mlx_deltamem.training.batch import Batch
@@ -36,7 +41,7 @@ from mlx_deltamem.training.logits import head_at_positions
 from mlx_deltamem.training.optimizer import clipped_optimizer
 from mlx_deltamem.training.prepare import freeze_all_but_adapter
 
-FROZEN, FROZEN_AGAIN, STEP = "frozen backbone", "the same again", "training step"
+FROZEN, FROZEN_AGAIN, STEP, LOOP = "frozen", "frozen again", "step", "token loop"
 TARGET = 1.15
 _TYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16}
 
@@ -100,6 +105,13 @@ def training_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
     return run
 
 
+@contextmanager
+def token_loop() -> Iterator[None]:
+    """A context in which the recurrence runs as it is defined, and MLX differentiates it."""
+    with patch.object(ops, "delta_scan", delta_scan_reference):
+        yield
+
+
 def frozen_step(model: nn.Module, batch: Batch) -> Callable[[], None]:
     """Return a function that runs the frozen backbone on the same tokens, and the gradient of the embeddings."""
     trunk, asked, (told,) = model.model, batch.asked, batch.history
@@ -132,27 +144,37 @@ def main() -> None:
     models = with_and_without(model, FRESH_ADAPTER)
     batch = random_batch(models.frozen(mx.array([[0]])).shape[-1], args)
     frozen, step = frozen_step(models.frozen, batch), training_step(models.attached, batch)
-    trials = {name: partial(timed, run) for name, run in ((FROZEN, frozen), (STEP, step), (FROZEN_AGAIN, frozen))}
+    loop = training_step(with_and_without(model, FRESH_ADAPTER).attached, batch)
+    with token_loop():
+        # The first run traces it, and the second one again: the optimizer has more state then.
+        loop()
+        loop()
+    runs = ((FROZEN, frozen), (STEP, step), (FROZEN_AGAIN, frozen), (LOOP, loop))
+    trials = {name: partial(timed, run) for name, run in runs}
     with reading_progress("Measuring") as progress:
         samples = interleave(trials, args.rounds, progress=progress)
     Console(highlight=False).print(table(args, samples))
 
 
 def table(args: argparse.Namespace, samples: dict[str, list[Sample]]) -> Table:
-    """Return a table of time and memory, and of the ratio of step to backbone."""
+    """Return a table of time and memory, and of the ratios of the step to the backbone, and of the loop to the step."""
     model = args.model or f"{args.shape}, {args.dtype}"
     shown = Table(
         title=f"{model}: {args.batch} × ({args.history} + {args.questions} × {args.text}) tokens, "
         f"ratios of pairs; the target is at most {TARGET}"
     )
     shown.add_column("")
-    for heading in (FROZEN, STEP, "ratio", "noise"):
+    for heading in (FROZEN, STEP, "÷ frozen", "noise", LOOP, "÷ step"):
         shown.add_column(heading, justify="right")
-    for quantity, unit in (("wall_seconds", "s"), ("cpu_seconds", "s of processor time"), ("peak_bytes", "bytes")):
+    for quantity, unit in (("wall_seconds", "s"), ("cpu_seconds", "CPU s"), ("peak_bytes", "bytes")):
         frozen, step, again = ([getattr(x, quantity) for x in samples[name]] for name in (FROZEN, STEP, FROZEN_AGAIN))
+        loop = [getattr(x, quantity) for x in samples[LOOP]]
         ratio = compare(step, frozen, again)
-        figures = (f"{np.median(values):,.4g}" for values in (frozen, step))
-        shown.add_row(unit, *figures, f"{ratio.quartiles.median:.3f}", f"±{ratio.noise:.3f}")
+        figures = [f"{np.median(values):,.4g}" for values in (frozen, step, loop)]
+        slower = np.median(np.divide(loop, step))
+        shown.add_row(
+            unit, *figures[:2], f"{ratio.quartiles.median:.3f}", f"±{ratio.noise:.3f}", figures[2], f"{slower:.2f}"
+        )
     return shown
 
 
