@@ -7,14 +7,13 @@ of float32. It reaches back to the beginning of the text in the prompt cache, wi
   tokens of a model in training mode.
 - The middle of a text that a mean-writing adapter wrote in several calls.
 - Where the keys and values cannot be trimmed (hybrid models, a window that is full), the entry keeps the last
-  `KEPT` tokens at least, and not the whole text.
+  `entry_past.KEPT` tokens at least, and not the whole text.
 
 Beyond that, `trim` raises a ValueError. mlx-lm has then trimmed the keys and values already, so the entry also refuses
 to go on until its memory is set.
 """
 
 import copy
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -22,27 +21,9 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import ArraysCache
 
+from mlx_deltamem.core.entry_past import EntryPast
 from mlx_deltamem.core.late import Together
-from mlx_deltamem.core.past import (
-    Kept,
-    LayerPass,
-    Pass,
-    Past,
-    Start,
-    ended,
-    is_whole,
-    joined,
-    kept,
-    passes_of,
-    recent,
-    rows_of,
-    states_of,
-    taken_back,
-    without,
-)
-
-# Passes are joined when they have this many tokens together.
-KEPT = 64
+from mlx_deltamem.core.past import LayerPass, Pass, Past, Start, is_whole, rows_of, states_of, taken_back
 
 
 class MemoryEntry(ArraysCache):
@@ -60,17 +41,8 @@ class MemoryEntry(ArraysCache):
     # What the last call left for the next one.
     together: Together | None = None
     # These are values of the class, because mlx-lm also makes entries without calling `__init__`.
-    # The past of each row. A single one stands for all rows.
-    _rows: Sequence[Past] = (Start(is_whole=False),)
-    # The states that the past leads to. Where `cache` holds other arrays, the memory was set.
-    _after: Sequence[mx.array] = ()
-    # The latest passes, which are short and whose rows are those of the batch; each with its tokens that are there.
-    _short: Sequence[tuple[Pass, int]] = ()
-    # The number of tokens in `_short`.
-    _short_tokens: int = 0
-    # The tokens that could not be taken back, although the text was trimmed by them.
-    _missed: int = 0
-    # The shapes of the states `_after` without the batch axis, of the model that made them.
+    _past: EntryPast = EntryPast()
+    # The shapes of the states that the past leads to without the batch axis, of the model that made them.
     _shapes: Sequence[tuple[int, ...]] = ()
 
     def is_trimmable(self) -> bool:
@@ -91,10 +63,11 @@ class MemoryEntry(ArraysCache):
         """
         if n <= 0:
             return 0
-        rows = self._rows_of(1) if len(self._rows) == 1 else self._past_by_row()
+        # A single past stands for all rows.
+        rows = self._past.by_row(1, self.cache) if len(self._past.rows) == 1 else self._past_by_row()
         reached = max(row.total for row in rows)
         if any(row.total < n and not is_whole(row) for row in rows):
-            self._missed, self._after = n, list(self.cache)
+            self._past = self._past.missing(n, self.cache)
             raise ValueError(
                 f"the memory cannot be trimmed by {n} tokens: its past has {min(row.total for row in rows)}, because "
                 "the memory was set, loaded or trained then, or the keys and values cannot be trimmed as far; make a "
@@ -106,7 +79,7 @@ class MemoryEntry(ArraysCache):
         try:
             states = states_of(rows, self.cache)
         except ValueError:
-            self._missed, self._after = n, list(self.cache)
+            self._past = self._past.missing(n, self.cache)
             raise
         done = min(n, reached)
         self.cache = states
@@ -114,18 +87,16 @@ class MemoryEntry(ArraysCache):
             self.left_padding = self.left_padding + done
         if self.lengths is not None:
             self.lengths = self.lengths + done
-        self._take_short(without(self._short, done))
-        self._rows, self._after = rows, list(states)
+        self._past = self._past.trimmed(rows, states, done)
         return done
 
     def start(self, start: Start) -> None:
         """Begin a new past with the present states."""
-        self._rows, self._after, self._missed = (start,), list(self.cache), 0
-        self._take_short(())
+        self._past = EntryPast.begun(start, self.cache)
 
     def holds(self, shapes: Sequence[tuple[int, ...]]) -> bool:
         """Whether the states are those that the last call left, of a model whose states have these shapes."""
-        return self._shapes is shapes and self._follows()
+        return self._shapes is shapes and self._past.leads_to(self.cache)
 
     def begin(self, backbone: Sequence[Any] | None) -> None:
         """Begin a call of the model.
@@ -136,14 +107,14 @@ class MemoryEntry(ArraysCache):
         Raises:
             ValueError: The text was trimmed and the memory was not.
         """
-        follows = self._follows()
-        if follows and self._missed:
+        follows = self._past.leads_to(self.cache)
+        if follows and self._past.missed:
             raise ValueError(
-                f"the text in this prompt cache was trimmed by {self._missed} tokens and its memory could not be; make "
-                "a new cache with mlx_deltamem.make_prompt_cache(model), or set the memory with set_memory"
+                f"the text in this prompt cache was trimmed by {self._past.missed} tokens and its memory could not be; "
+                "make a new cache with mlx_deltamem.make_prompt_cache(model), or set the memory with set_memory"
             )
         # An entry may be moved to another text: then its past is not that of the text.
-        if not follows or not any(row.total for row in self._rows) or backbone is None or is_empty(backbone[0]):
+        if not follows or not self._past.has_tokens or backbone is None or is_empty(backbone[0]):
             self.start(Start(backbone is not None and all(is_empty(entry) for entry in backbone)))
 
     def end(
@@ -172,21 +143,11 @@ class MemoryEntry(ArraysCache):
         if layers is None or backbone is None:
             self.start(Start(is_whole=False))
             return []
-        self._after = list(states)
         if not tokens:
+            self._past = self._past.leading_to(states)
             return []
-        self._rows = [ended(row) for row in self._rows_of(batch)]
-        is_short = tokens < KEPT
-        arrays = [] if is_short else self._join(before)
-        last = Pass(batch, tokens, before, self._after, layers)
-        self._rows = [kept(last, row, tokens, past) for row, past in enumerate(self._rows)]
-        if is_short:
-            self._take_short([*self._short, (last, tokens)], self._short_tokens + tokens)
-            if self._short_tokens < KEPT:
-                return []
-            arrays = self._join(self._after)
-        if not all(_is_trimmable(entry) for entry in backbone):
-            self._rows = [recent(row, KEPT) for row in self._rows]
+        last = Pass(batch, tokens, before, list(states), layers)
+        self._past, arrays = self._past.extended(last, lambda: all(map(_is_trimmable, backbone)))
         return arrays
 
     def make_mask(self, N: int, **options: object) -> mx.array | None:  # noqa: N803  (mlx-lm's name)
@@ -209,7 +170,7 @@ class MemoryEntry(ArraysCache):
         sizes = [state.shape[0] for state in self.cache]
         sizes += [counts.size for counts in (self.left_padding, self.lengths) if counts is not None]
         # Where layers ran without their memory, only the past knows the rows.
-        return max([*sizes, len(self._rows) if self._follows() else 0])
+        return max([*sizes, len(self._past.rows) if self._past.leads_to(self.cache) else 0])
 
     def filter(self, batch_indices: Sequence[int] | mx.array) -> None:
         """Keep some rows of the batch, in place.
@@ -268,45 +229,18 @@ class MemoryEntry(ArraysCache):
         if self.lengths is not None:
             # Padding neither reads nor writes. mlx-lm moves it to the left, so it does not count as tokens.
             padding = np.maximum(-np.array(self.lengths), 0)
-            rows = self._rows_of(len(padding))
+            rows = self._past.by_row(len(padding), self.cache)
             self._take([taken_back(row, int(count)) for row, count in zip(rows, padding, strict=True)])
         super().finalize()  # type: ignore[no-untyped-call]
 
     @property
     def nbytes(self) -> int:
         """The bytes of the states and of their past."""
-        arrays = {id(array): array for each in passes_of(self._rows) for array in each.arrays()}
-        arrays.update((id(state), state) for state in self.cache)
-        return sum(array.nbytes for array in arrays.values())
-
-    def _join(self, after: Sequence[mx.array]) -> list[mx.array]:
-        """Join the latest short passes, which end in the states `after`; returns the arrays that this makes."""
-        short = self._short
-        self._take_short(())
-        last = joined(short, after) if len(short) > 1 else None
-        if last is None or last.rows != len(self._rows):
-            return []
-        rows = []
-        for row, past in enumerate(self._rows):
-            earlier = past
-            for _ in short:
-                earlier = earlier.earlier if isinstance(earlier, Kept) else earlier
-            rows.append(kept(last, row, last.tokens, earlier))
-        self._rows = rows
-        return [layer.projected for layer in last.layers.values()]
-
-    def _follows(self) -> bool:
-        """Whether the past leads to the present states."""
-        return len(self._after) == len(self.cache) and all(map(operator.is_, self._after, self.cache))
-
-    def _rows_of(self, batch: int) -> list[Past]:
-        """The past of each of `batch` rows."""
-        rows: Sequence[Past] = self._rows if self._follows() else (Start(is_whole=False),)
-        return list(rows) * batch if len(rows) == 1 else list(rows)
+        return sum((self._past.nbytes | {id(state): state.nbytes for state in self.cache}).values())
 
     def _past_by_row(self) -> list[Past]:
         """The past of each row of the batch."""
-        return self._rows_of(self.batch_size)
+        return self._past.by_row(self.batch_size, self.cache)
 
     def _by_row(self) -> list[mx.array]:
         """The states, all with the rows of the batch."""
@@ -325,13 +259,7 @@ class MemoryEntry(ArraysCache):
 
     def _take(self, rows: Sequence[Past]) -> None:
         """Take the past of each row, after `cache` was set to their states."""
-        self._rows, self._after = list(rows), list(self.cache)
-        self._take_short(())
-
-    def _take_short(self, short: Sequence[tuple[Pass, int]], tokens: int | None = None) -> None:
-        """Take the latest short passes, which have this many tokens together; None: count them."""
-        self._short = short
-        self._short_tokens = sum(count for _, count in short) if tokens is None else tokens
+        self._past = self._past.with_rows(rows, self.cache)
 
 
 # mlx-lm saves an entry under the name of its class, and finds the class among its own when it loads the entry.

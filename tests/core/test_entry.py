@@ -94,7 +94,7 @@ def test_rows_leave_a_batch_that_ran_without_its_memory(model):
 
 def test_rows_that_are_not_there_are_refused_and_nothing_changes(model):
     cache = read(model, 2, padded=True)
-    before, past = states(cache[-1]), copy.copy(cache[-1]._rows)
+    before, past = states(cache[-1]), copy.copy(cache[-1]._past.rows)
     for call in (cache[-1].filter, lambda indices: cache[-1].extract(indices[-1])):
         for indices in ([0, 2], [-3]):
             with pytest.raises(ValueError, match=r"row -?\d was asked for; expected one of the 2 rows"):
@@ -102,7 +102,7 @@ def test_rows_that_are_not_there_are_refused_and_nothing_changes(model):
     with pytest.raises(ValueError, match="expected prompt caches of models with the same adapter"):
         cache[-1].extend(make_prompt_cache(attached_model("smollm3"))[-1])
     assert_equal(cache[-1], before)
-    assert all(now is then for now, then in zip(cache[-1]._rows, past, strict=True))
+    assert all(now is then for now, then in zip(cache[-1]._past.rows, past, strict=True))
 
 
 @pytest.mark.parametrize("padded", [True, False])

@@ -30,7 +30,7 @@ from mlx_deltamem import (
     write_mask,
     write_spans,
 )
-from mlx_deltamem.core.entry import KEPT
+from mlx_deltamem.core.entry_past import KEPT
 from mlx_deltamem.core.past import passes_of
 from mlx_deltamem.core.spans import RunningSpans
 from mlx_deltamem.core.use import using_spans
@@ -335,7 +335,7 @@ def test_where_keys_and_values_cannot_be_trimmed_nothing_is():
         # The memory alone keeps a short past, and does not grow with the text.
         for token in range(2 * KEPT + 10):
             read(model, cache, [token % 64])
-        assert sum(each.tokens for each in passes_of(cache[-1]._rows)) <= 2 * KEPT
+        assert sum(each.tokens for each in passes_of(cache[-1]._past.rows)) <= 2 * KEPT
         assert cache[-1].trim(KEPT) == KEPT
         with pytest.raises(ValueError, match="the keys and values cannot be trimmed as far"):
             cache[-1].trim(2 * KEPT)
@@ -362,7 +362,7 @@ def test_tokens_one_by_one_are_kept_in_few_arrays():
     cache = make_prompt_cache(model)
     for token in range(4 * KEPT + 5):
         read(model, cache, [token % 64])
-    assert [each.tokens for each in passes_of(cache[-1]._rows)] == [1] * 5 + [KEPT] * 4
+    assert [each.tokens for each in passes_of(cache[-1]._past.rows)] == [1] * 5 + [KEPT] * 4
     # P = 32 float32 for each token and layer, the states before 9 passes, and the present ones.
     per_layer = (4 * KEPT + 5) * 32 * 4 + 10 * 8 * 8 * 4
     assert cache[-1].nbytes == per_layer * len(model.layers)
@@ -382,4 +382,4 @@ def test_training_keeps_no_past():
     model.train()
     cache = make_prompt_cache(model)
     read(model, cache, PROMPT)
-    assert passes_of(cache[-1]._rows) == []
+    assert passes_of(cache[-1]._past.rows) == []
