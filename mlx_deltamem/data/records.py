@@ -162,9 +162,15 @@ def main() -> None:
         raise ValueError("--live is given without --adapter; add the adapter that replies, or leave --live out")
     found = read_conversations(args.conversations)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(f"speech-records/{args.seed}")
-    plans = [Drawn.by(rng, args) for _ in found]
-    asked = [turn.user for each in found for turn in each.turns if _needs_reply(turn)]
+
+    def draws(purpose: str, place: int) -> random.Random:
+        # Each has its own, so that what is asked does not depend on where the replies come from.
+        return random.Random(f"speech-records/{args.seed}/{purpose}/{place}")
+
+    plans = [Drawn.by(draws("plan", place), args) for place in range(len(found))]
+    # A live chat has its own replies.
+    frozen = [each for each, drawn in zip(found, plans, strict=True) if not drawn.live]
+    asked = [turn.user for each in frozen for turn in each.turns if _needs_reply(turn)]
     asked += [message for each in plans for message, _, _ in each.ordinary]
     from mlx_deltamem.data.live_replies import LiveReplies
     from mlx_deltamem.data.replied import with_live_replies, with_replies
@@ -175,18 +181,18 @@ def main() -> None:
     replies = Replies(args.model, args.reply_tokens)
     with counting_progress(len(set(asked))) as progress:
         replies.ask(asked, progress)
-    right = [with_replies(conversation, replies, rng) for conversation in found]
+    right = [with_replies(each, replies, draws("replies", place)) for place, each in enumerate(found)]
     written = dict(enumerate(right))
     live = [place for place, drawn in enumerate(plans) if drawn.live]
     if live:
         chats = LiveReplies(args.model, args.adapter, args.reply_tokens)
         with counting_progress(len(live)) as progress:
-            told = with_live_replies([found[place] for place in live], chats, rng, progress)
+            told = with_live_replies([found[place] for place in live], chats, draws("live", 0), progress)
         written |= zip(live, told, strict=True)
     made = (
         record
         for place, drawn in enumerate(plans)
-        for record in records(written[place], right[place], drawn, replies, rng)
+        for record in records(written[place], right[place], drawn, replies, draws("records", place))
     )
     count = write_json_lines(args.output, made)
     Console().print(f"{args.output}: {count:,} records of {len(found):,} conversations", highlight=False)

@@ -16,13 +16,17 @@ def restated(turn: Turn, rng: random.Random) -> str:
 
 
 def with_replies(conversation: Conversation, replies: Replies, rng: random.Random) -> Conversation:
-    """Complete a conversation with the missing replies, and with new replies to the turns that tell something."""
+    """Complete a conversation with new replies to the turns that tell something, and the frozen model's to others.
+
+    Where the model was not asked, or said nothing, the reply is an acknowledgement.
+    """
     given = []
     for turn in conversation.turns:
         if turn.tells:
             given.append(restated(turn, rng))
         elif turn.assistant is None:
-            given.append(replies.found[turn.user][0] or rng.choice(_ACKNOWLEDGED))
+            reply, _ = replies.found.get(turn.user, ("", False))
+            given.append(reply or rng.choice(_ACKNOWLEDGED))
         else:
             given.append(turn.assistant)
     return conversation.with_replies(given)
