@@ -103,26 +103,24 @@ class DeltaMemory(Watched):
         """`read_and_write`, in which a single token may be left to write: see `late_states`."""
         weights = self.packed_weights(x.dtype)
         engine = engine_for(self.variant, x.dtype, self.training, access.mask is not None)
-        matrix = state if weights.key_shift is None else square(state)
         if not access.writing:
             gates_of = functools.partial(self._unused_gates, x, weights)
-            reads = engine.read(x @ weights.queries, matrix, access.mask)
-            reads = self._let_through(reads, x, weights)
+            reads = self._read(engine, x @ weights.queries, state, access, x, weights)
             return Reads(reads, weights, gates_of, written=False, inputs=x), state
         projected = x @ weights.inputs
         # In training, the projections would keep the graph of the step.
         layer_pass = None if self.training else LayerPass(self._writer(engine, weights), projected, access)
         after: mx.array | LateWrite
         if x.shape[1] == 1 and access.units is None and isinstance(engine, OpsEngine):
-            reads = engine.read(projected, matrix, access.mask)
+            reads = self._read(engine, projected, state, access, x, weights)
             after = LateWrite(engine, weights, projected, state)
         elif access.units is None:
             reads, after = self._write_tokens(engine, projected, state, access, weights)
+            reads = self._let_through(reads, x, weights)
         else:
-            reads = engine.read(projected, matrix, access.mask)
+            reads = self._read(engine, projected, state, access, x, weights)
             after = self._write_means(projected, state, access.units, weights)
         gates_of = functools.partial(self._gates, projected, weights.gate_bias)
-        reads = self._let_through(reads, x, weights)
         return Reads(reads, weights, gates_of, True, access.written, x, layer_pass), after
 
     def write(
@@ -155,6 +153,25 @@ class DeltaMemory(Watched):
         # A row that writes nothing keeps its state bit for bit, also where an engine's factor is not exactly 1.
         writes = access.written.any(axis=1)[:, None, None, None]
         return reads, mx.where(writes, new_state, state)
+
+    def _read(
+        self,
+        engine: Engine,
+        projected: mx.array,
+        state: mx.array,
+        access: Access,
+        x: mx.array,
+        weights: PackedWeights,
+    ) -> mx.array:
+        """The reads `[B, T, H * r]` of tokens that read a state and leave it as it is, through the read gates."""
+        if x.shape[1] == 1 and isinstance(engine, OpsEngine):
+            # Each operation of MLX costs more than its arithmetic here, views included, so one function does it all.
+            if weights.read_gate is None:
+                return engine.read_token(projected, state, access.mask)
+            projection, bias = weights.read_gate
+            return engine.read_token(projected, state, access.mask, x @ projection, bias)
+        matrix = state if weights.key_shift is None else square(state)
+        return self._let_through(engine.read(projected, matrix, access.mask), x, weights)
 
     def _let_through(self, reads: mx.array, x: mx.array, weights: PackedWeights) -> mx.array:
         """The reads `[B, T, H * r]`, multiplied by the read gates if the adapter has them."""

@@ -15,14 +15,26 @@ from mlx_deltamem.recurrence.variant import Variant
 
 
 @functools.cache
-def read_token(variant: Variant) -> Callable[[mx.array, mx.array, mx.array | None], mx.array]:
+def read_token(variant: Variant) -> Callable[..., mx.array]:
     """A compiled function that reads the states of one layer with one token of each row.
 
-    Its arguments are the projections `[B, 1, P or W]`, the states `[B, H, r, r]` and the mask `[B, 1]` or None, as in
-    `OpsEngine.read`. It returns the reads `[B, 1, W]` in the dtype of the projections.
+    Its arguments:
+
+        projected: `[B, 1, P or W]`, the projections of the token.
+        state: `[B, H, r, r]`, or `[B, H, r + 1, r]` with a key shift.
+        mask: `[B, 1]` bool, False for padding, which reads zeros; None: no padding.
+        gate, gate_bias: `[B, 1, H]` and `[H]`, the projections and the biases of the read gates; None: no gates.
+
+    It returns the reads `[B, 1, W]` in the dtype of the projections.
     """
 
-    def read(projected: mx.array, state: mx.array, mask: mx.array | None) -> mx.array:
+    def read(
+        projected: mx.array,
+        state: mx.array,
+        mask: mx.array | None,
+        gate: mx.array | None,
+        gate_bias: mx.array | None,
+    ) -> mx.array:
         queries = projected[..., : variant.width]
         if mask is not None:
             # Before any other operation: padding may hold NaN.
@@ -30,13 +42,17 @@ def read_token(variant: Variant) -> Callable[[mx.array, mx.array, mx.array | Non
         column = queries.reshape(-1, variant.heads, variant.rank, 1).astype(mx.float32)
         if variant.normalized:
             column = mx.tanh(column)
-        reads = state @ column
+        reads = state[..., : variant.rank, :] @ column
         if variant.normalized:
             # It is cheaper to divide the product with the state than the query.
             reads = reads / norm(_transposed(column) @ column)
         if mask is not None:
             reads = mx.where(mask[..., None, None], reads, 0.0)
-        return reads.astype(projected.dtype).reshape(-1, 1, variant.width)
+        reads = reads.astype(projected.dtype)
+        if gate is not None and gate_bias is not None:
+            opened = mx.sigmoid(gate.astype(mx.float32) + gate_bias).astype(reads.dtype)
+            reads = reads * opened.reshape(-1, variant.heads, 1, 1)
+        return reads.reshape(-1, 1, variant.width)
 
     return mx.compile(read)
 
