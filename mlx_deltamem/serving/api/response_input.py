@@ -34,8 +34,9 @@ def input_messages(fields: Fields) -> tuple[Message, ...]:
 
 
 def output_messages(items: Sequence[Mapping[str, Json]]) -> tuple[Message, ...]:
-    """The messages of a reply, from the items of a response."""
-    return parse_messages(_rows(items))
+    """The messages of a reply, from the items of a response. A reply that is reasoning alone has none."""
+    rows = _rows(items)
+    return parse_messages(rows) if rows else ()
 
 
 def _rows(items: Sequence[Json] | Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:

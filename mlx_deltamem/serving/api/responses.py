@@ -16,6 +16,7 @@ from mlx_deltamem.serving.api.body import Fields, read_object
 from mlx_deltamem.serving.api.choice import Choice
 from mlx_deltamem.serving.api.context import Context
 from mlx_deltamem.serving.api.errors import BadFieldError, JsonReply, json_bytes
+from mlx_deltamem.serving.api.etag import revisions
 from mlx_deltamem.serving.api.kept import KeptResponse
 from mlx_deltamem.serving.api.replies import Step, merged, unless_gone
 from mlx_deltamem.serving.api.response_input import input_messages, output_messages
@@ -116,7 +117,8 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Wanted:
             raise BadFieldError(
                 "previous_response_id", "the previous response belongs to another memory; name that one"
             )
-        wanted, before = replace(wanted, continues=kept.turn, memory=kept.memory), kept.messages
+        match = None if kept.memory is None else revisions(request.headers.get("if-match"), kept.memory)
+        wanted, before = replace(wanted, continues=kept.turn, memory=kept.memory, match=match), kept.messages
     tokens = fields.whole("max_output_tokens", REPLY_LENGTH, None)
     longest = sampling.reply_length(settings.max_tokens if tokens is None else tokens)
     wanted = replace(wanted, max_tokens=longest, is_streamed=fields.flag("stream"))

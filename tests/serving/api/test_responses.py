@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("starlette")
 
 from mlx_deltamem.serving.api.kept import KeptResponse, KeptResponses
+from mlx_deltamem.serving.api.response_input import output_messages
 from mlx_deltamem.serving.exchange import RefusedError
 from tests.serving.api.conftest import events
 
@@ -165,3 +166,21 @@ def test_chats_count_as_bytes_of_the_replies_that_are_kept():
     assert kept.find("a")
     kept.keep("b", KeptResponse(b"x", "b", None, ({"role": "user", "content": "x" * (40 << 20)},)))
     assert kept.find("a") is None and kept.find("b")
+
+
+def test_a_continued_memory_can_be_expected_as_it_was_seen(client, service):
+    first = client.post(PATH, json={"input": "hi", "memory": {"name": "anna"}})
+    tag = first.headers["ETag"]
+    body = {"input": "more", "previous_response_id": first.json()["id"]}
+    assert client.post(PATH, json=body, headers={"If-Match": tag}).status_code == 200
+    assert service.asked[-1].match == ["5"]
+    assert client.post(PATH, json=body, headers={"If-Match": '"bob@1"'}).status_code == 412
+
+
+def test_the_messages_of_a_reply():
+    text = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hi."}]}
+    call = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": '{"a": 1}'}
+    thought = {"type": "reasoning", "summary": [], "content": []}
+    assert output_messages([thought]) == ()
+    [message] = output_messages([thought, text, call])
+    assert message["content"] == "Hi." and message["tool_calls"][0]["function"]["arguments"] == {"a": 1}
