@@ -3,9 +3,9 @@
 CONVERSATIONS is a file of `mlx_deltamem.data speech`, OUTPUT a new `.jsonl` file for `mlx_deltamem.train`. Histories
 are written turn by turn, as in a chat that drops its text. All tokens are written, except that some of the questions
 are only read. The reply to a message that tells something repeats it in the words of the later answer ("Got it. Your
-cat is called Boris."). Other messages without a reply in CONVERSATIONS get the frozen model's reply, greedy and cut to
-a length. With `--adapter` histories have the replies of this adapter in a live chat, right or wrong, and only what is
-trained is right: data for a second run, which starts from the adapter.
+cat is called Boris."), or only acknowledges it (`--acknowledged`). Other messages without a reply in CONVERSATIONS get
+the frozen model's reply, greedy and cut to a length. With `--adapter` histories have the replies of this adapter in a
+live chat, right or wrong, and only what is trained is right: data for a second run, which starts from the adapter.
 
 Besides the records of the questions there are two other kinds. A record of kind `told` trains on the reply to a message
 that tells something. A record of kind `ordinary` has a message that has nothing to do with memory, after a conversation
@@ -79,6 +79,12 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         type=SHARE,
         help="The share of conversations with the replies of --adapter (default: 1). The others are as without it.",
     )
+    parser.add_argument(
+        "--acknowledged",
+        type=SHARE,
+        default=0.0,
+        help="The share of conversations in which the assistant does not repeat what it is told (default: 0).",
+    )
     parser.add_argument("--told", type=SHARE, default=0.5, help="Told records per conversation (default: 0.5).")
     parser.add_argument("--seed", type=SEED, default=0, help="Another seed gives other records (default: 0).")
     return parser
@@ -93,6 +99,7 @@ class Drawn:
         told: Whether there is a record of kind `told`.
         write: The `write` of the records that ask about the conversation.
         live: Whether the replies are the adapter's.
+        repeats: Whether the assistant repeats what it is told.
         weight: The weight of the ordinary records, which is not drawn.
     """
 
@@ -100,6 +107,7 @@ class Drawn:
     told: bool
     write: str
     live: bool
+    repeats: bool
     weight: float
 
     @classmethod
@@ -112,7 +120,8 @@ class Drawn:
             ordinary.append((ordinary_message(rng), begun, write))
         told, write = rng.random() < args.told, AFTER if rng.random() < args.only_read else ALL
         live = bool(args.adapter) and rng.random() < (1 if args.live is None else args.live)
-        return cls(ordinary, told, write, live, args.ordinary_weight)
+        repeats = rng.random() >= args.acknowledged
+        return cls(ordinary, told, write, live, repeats, args.ordinary_weight)
 
 
 def records(
@@ -143,7 +152,7 @@ def records(
         messages = [*conversation.history()[: 2 * chosen + 1], right.history()[2 * chosen + 1]]
         record = {"messages": messages, **_chat(ALL), "kind": "told"}
         values = conversation.turns[chosen].values
-        yield {**record, "value": rng.choice(values)} if values else record
+        yield {**record, "value": rng.choice(values)} if values and drawn.repeats else record
 
 
 def _chat(write: str) -> dict[str, object]:
@@ -181,7 +190,10 @@ def main() -> None:
     replies = Replies(args.model, args.reply_tokens)
     with counting_progress(len(set(asked))) as progress:
         replies.ask(asked, progress)
-    right = [with_replies(each, replies, draws("replies", place)) for place, each in enumerate(found)]
+    right = [
+        with_replies(each, replies, draws("replies", place), drawn.repeats)
+        for place, (each, drawn) in enumerate(zip(found, plans, strict=True))
+    ]
     written = dict(enumerate(right))
     live = [place for place, drawn in enumerate(plans) if drawn.live]
     if live:

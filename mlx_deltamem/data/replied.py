@@ -10,20 +10,32 @@ from mlx_deltamem.speech import Conversation, Turn
 _ACKNOWLEDGED = ("Got it.", "Noted.", "Okay.", "All right.", "Thanks, noted.", "Good to know.")
 
 
-def restated(turn: Turn, rng: random.Random) -> str:
-    """Make the reply to a turn that tells something: an acknowledgement, and the facts in the words of the answers."""
-    return " ".join((rng.choice(_ACKNOWLEDGED), *turn.repeated))
+def restated(turn: Turn, rng: random.Random, repeats: bool) -> str:
+    """Make the reply to a turn that tells something: an acknowledgement, and the facts in the words of the answers.
+
+    Args:
+        turn: The turn.
+        rng: Chooses the acknowledgement.
+        repeats: Whether the facts follow it.
+    """
+    return " ".join((rng.choice(_ACKNOWLEDGED), *(turn.repeated if repeats else ())))
 
 
-def with_replies(conversation: Conversation, replies: Replies, rng: random.Random) -> Conversation:
+def with_replies(conversation: Conversation, replies: Replies, rng: random.Random, repeats: bool) -> Conversation:
     """Complete a conversation with new replies to the turns that tell something, and the frozen model's to others.
 
     Where the model was not asked, or said nothing, the reply is an acknowledgement.
+
+    Args:
+        conversation: The conversation.
+        replies: The frozen model's replies.
+        rng: Chooses acknowledgements.
+        repeats: As in `restated`.
     """
     given = []
     for turn in conversation.turns:
         if turn.tells:
-            given.append(restated(turn, rng))
+            given.append(restated(turn, rng, repeats))
         elif turn.assistant is None:
             reply, _ = replies.found.get(turn.user, ("", False))
             given.append(reply or rng.choice(_ACKNOWLEDGED))

@@ -62,6 +62,21 @@ def test_the_reply_to_a_fact_has_the_answer_that_is_asked_later(run, conversatio
     assert sum(any(reply.endswith(answer) for answer in answers) for reply in told) >= CONVERSATIONS // 3
 
 
+def test_the_assistant_may_only_acknowledge_a_fact(run, conversations, tmp_path):
+    options = ("--ordinary", 0, "--told", 1)
+    repeated = records(run, conversations, tmp_path / "a.jsonl", *options)
+    short = records(run, conversations, tmp_path / "b.jsonl", *options, "--acknowledged", 1)
+    half = records(run, conversations, tmp_path / "c.jsonl", *options, "--acknowledged", 0.5)
+    for long_row, short_row in zip(repeated, short, strict=True):
+        said = [[message["content"] for message in row["messages"]] for row in (long_row, short_row)]
+        # Only replies differ, and each is the beginning of the other one.
+        assert all(one.startswith(other) for one, other in zip(*said, strict=True))
+        assert said[0][::2] == said[1][::2]
+    told = [row for row in short if row["kind"] == "told"]
+    assert told and all(row["messages"][-1]["content"].count(".") == 1 and "value" not in row for row in told)
+    assert half not in (repeated, short)
+
+
 def test_the_shares_of_the_command_line(run, conversations, tmp_path):
     shares = {
         "--ordinary": 2,
