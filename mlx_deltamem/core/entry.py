@@ -236,7 +236,7 @@ class MemoryEntry(ArraysCache):
     @property
     def nbytes(self) -> int:
         """The bytes of the states and of their past."""
-        return sum((self._past.nbytes | {id(state): state.nbytes for state in self.cache}).values())
+        return sum((self._past.bytes_by_array | {id(state): state.nbytes for state in self.cache}).values())
 
     def _past_by_row(self) -> list[Past]:
         """The past of each row of the batch."""

@@ -43,7 +43,7 @@ class EntryPast:
         return any(row.total for row in self.rows)
 
     @property
-    def nbytes(self) -> dict[int, int]:
+    def bytes_by_array(self) -> dict[int, int]:
         """The bytes of each array that is kept, by its identity."""
         return {id(array): array.nbytes for each in passes_of(self.rows) for array in each.arrays()}
 

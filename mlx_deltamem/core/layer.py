@@ -166,10 +166,9 @@ class DeltaMemory(Watched):
         """The reads `[B, T, H * r]` of tokens that read a state and leave it as it is, through the read gates."""
         if x.shape[1] == 1 and isinstance(engine, OpsEngine):
             # Each operation of MLX costs more than its arithmetic here, views included, so one function does it all.
-            if weights.read_gate is None:
-                return engine.read_token(projected, state, access.mask)
-            projection, bias = weights.read_gate
-            return engine.read_token(projected, state, access.mask, x @ projection, bias)
+            projection, bias = weights.read_gate or (None, None)
+            gate = None if projection is None else x @ projection
+            return engine.read_token(projected, state, access.mask, gate, bias)
         matrix = state if weights.key_shift is None else square(state)
         return self._let_through(engine.read(projected, matrix, access.mask), x, weights)
 

@@ -10,8 +10,8 @@ from mlx_deltamem.speech import Conversation, Turn
 _ACKNOWLEDGED = ("Got it.", "Noted.", "Okay.", "All right.", "Thanks, noted.", "Good to know.")
 
 
-def restated(turn: Turn, rng: random.Random, repeats: bool) -> str:
-    """Make the reply to a turn that tells something: an acknowledgement, and the facts in the words of the answers.
+def reply_to_facts(turn: Turn, rng: random.Random, repeats: bool) -> str:
+    """Make the reply to a turn that tells facts: an acknowledgement, and perhaps the facts in the words of the answers.
 
     Args:
         turn: The turn.
@@ -30,12 +30,12 @@ def with_replies(conversation: Conversation, replies: Replies, rng: random.Rando
         conversation: The conversation.
         replies: The frozen model's replies.
         rng: Chooses acknowledgements.
-        repeats: As in `restated`.
+        repeats: As in `reply_to_facts`.
     """
     given = []
     for turn in conversation.turns:
         if turn.tells:
-            given.append(restated(turn, rng, repeats))
+            given.append(reply_to_facts(turn, rng, repeats))
         elif turn.assistant is None:
             reply, _ = replies.found.get(turn.user, ("", False))
             given.append(reply or rng.choice(_ACKNOWLEDGED))

@@ -54,21 +54,10 @@ class OpsEngine:
         Only the first W columns of `projected` are needed, the queries.
         """
         if projected.shape[1] == 1:
-            return self.read_token(projected, state, mask)
+            return self.read_token(projected, state, mask, None, None)
         queries = unit_vectors(_masked(projected, mask)[..., : self.variant.width], self.variant)
         reads = (queries.swapaxes(1, 2) @ state.swapaxes(-1, -2)).swapaxes(1, 2).reshape(*projected.shape[:2], -1)
         return _masked(reads, mask).astype(projected.dtype)
-
-    def read_token(
-        self,
-        projected: mx.array,
-        state: mx.array,
-        mask: mx.array | None = None,
-        gate: mx.array | None = None,
-        gate_bias: mx.array | None = None,
-    ) -> mx.array:
-        """Read the states with one token of each row, through read gates; see `one_token.read_token`."""
-        return self._read_token(projected, state, mask, gate, gate_bias)
 
     def write(
         self,
@@ -87,7 +76,8 @@ class OpsEngine:
 
     # Kept, because to find them by the variant takes longer than some operations of MLX.
     @functools.cached_property
-    def _read_token(self) -> Callable[..., mx.array]:
+    def read_token(self) -> Callable[..., mx.array]:
+        """Reads the states of one layer with one token of each row; see `one_token.read_token`."""
         return read_token(self.variant)
 
     @functools.cached_property

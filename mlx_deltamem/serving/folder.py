@@ -38,7 +38,7 @@ class Folder:
 
     def names(self) -> list[str]:
         """The names of all memories that have a file."""
-        return self._world.first(lambda: sorted(filter(_is_shown, map(_name, self.path.glob(f"*{SUFFIX}")))))
+        return self._world.first(lambda: sorted(filter(_is_shown, self._spelled())))
 
     def file(self, name: str) -> Path:
         """The place of the session file of a memory."""
@@ -105,11 +105,14 @@ class Folder:
             raise
         self._world.first(aside.unlink)
 
+    def _spelled(self) -> list[str]:
+        """The names of all files, as the disk spells them."""
+        return [file.name.removesuffix(SUFFIX) for file in self.path.glob(f"*{SUFFIX}")]
+
     def _other_spelling(self, name: str) -> str | None:
         if not self._ignores_case:
             return None
-        spelled = [_name(file) for file in self.path.glob(f"*{SUFFIX}")]
-        alike = [each for each in spelled if each.casefold() == name.casefold()]
+        alike = [each for each in self._spelled() if each.casefold() == name.casefold()]
         return alike[0] if alike and name not in alike else None
 
     def _hold(self) -> None:
@@ -120,10 +123,6 @@ class Folder:
             self._held.enter_context(locked(lock, wait=False))
         except BlockingIOError:
             raise ValueError(f"another server uses {self.path}; name another folder by --memories") from None
-
-
-def _name(file: Path) -> str:
-    return file.name.removesuffix(SUFFIX)
 
 
 def _is_shown(name: str) -> bool:

@@ -265,7 +265,7 @@ class Memories:
             raise RefusedError(
                 409,
                 "memory_exists",
-                f"there is a memory {other}, and this disk does not tell {name} from it; use {other}",
+                f"there is a memory {other}, and this disk takes {name} for the same name; use {other}",
             )
 
     def _check_free(self, name: str) -> None:

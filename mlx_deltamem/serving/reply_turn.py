@@ -18,6 +18,7 @@ from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.reply import ReplySettings
 from mlx_deltamem.sessions.segments import start_length
 from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.token_ids import token_ids
 from mlx_deltamem.sessions.turn import Turn, said_turns
 from mlx_deltamem.sessions.writing import NONE
 
@@ -82,7 +83,7 @@ def _placed_turn(job: ReplyJob, chat: ChatSession, tokenizer: TokenizerWrapper, 
         prepared = prepare(chat, request, replay_limit)
         turn, job.note, ran = prepared.turn, prepared.note, ran + prepared.tokens
         if prepared.begun:
-            job.begun = tuple(tokenizer.encode(prepared.begun, add_special_tokens=False))
+            job.begun = tuple(token_ids(tokenizer, prepared.begun))
             job.unsent = len(tokenizer.decode(list(job.begun)))
     earlier = said_turns(chat.turns, turn.conversation)
     known = sum(each.length for each in earlier) if chat.state.keeps_text else 0

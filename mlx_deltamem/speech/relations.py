@@ -22,10 +22,8 @@ others are typed either way.
 import re
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.resources import files
 
-import yaml
-
+from .entries import entries
 from .split import Side, side_of
 from .values import Patterns, kinds
 from .wording import slots, wording_id
@@ -102,15 +100,7 @@ def relations() -> tuple[Relation, ...]:
     Raises:
         ValueError: A file has a mistake.
     """
-    areas = [area for area in files(__package__).joinpath("relations").iterdir() if area.is_dir()]
-    themes = [theme for area in areas for theme in area.iterdir() if theme.name.endswith(".yaml")]
-    found: dict[str, Relation] = {}
-    for path in sorted(themes, key=lambda each: each.name):
-        for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-            if name in found:
-                raise ValueError(f"{path.name} and {found[name].theme}.yaml both have {name}; rename one")
-            found[name] = _relation(path.name.removesuffix(".yaml"), name, entry)
-    return tuple(found.values())
+    return tuple(_relation(theme, name, entry) for theme, name, entry in entries("relations"))
 
 
 @cache

@@ -3,14 +3,12 @@
 import random
 import re
 from functools import cache
-from importlib.resources import files
-
-import yaml
 
 from mlx_deltamem.recall.vocabulary import value_lists
 from mlx_deltamem.recall.vocabulary import values as listed
 
 from . import invented, libraries
+from .entries import entries
 
 _SLOT = re.compile(r"\{([^{}]+)\}")
 _WEIGHT = re.compile(r"(.*?) \*(\d+)")
@@ -63,14 +61,7 @@ def kinds() -> dict[str, Patterns]:
 
 @cache
 def _texts() -> dict[str, str]:
-    found: dict[str, str] = {}
-    paths = files(__package__).joinpath("kinds").iterdir()
-    for path in sorted((each for each in paths if each.name.endswith(".yaml")), key=lambda each: each.name):
-        texts = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if twice := found.keys() & texts.keys():
-            raise ValueError(f"{path.name} has {', '.join(sorted(twice))}, as another file of kinds/; rename it")
-        found |= texts
-    return found
+    return {name: text for _, name, text in entries("kinds")}
 
 
 def _known(slot: str) -> bool:

@@ -44,7 +44,7 @@ def test_a_disk_may_not_tell_names_apart(running, tmp_path, monkeypatch):
     server.run(server.service.delete("Anna", None))
     monkeypatch.setattr(server.memories._folder, "_ignores_case", True)
     for action in (server.asking("Hello.", memory="Anna"), server.service.create("ANNA", None, None)):
-        with pytest.raises(RefusedError, match="there is a memory anna, and this disk does not tell") as caught:
+        with pytest.raises(RefusedError, match="there is a memory anna, and this disk takes A") as caught:
             server.run(action)
         assert caught.value.status == 409
     server.ask("Hello.", memory="anna")

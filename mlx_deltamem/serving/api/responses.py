@@ -193,20 +193,18 @@ async def _events(
 
 async def _reply(context: Context, wanted: _Wanted) -> AsyncGenerator[Step, None]:
     """The steps of a reply. If the memory has lost the turn that it continues, the whole chat is asked for."""
-    request, begun = wanted.request, False
-    try:
-        async with aclosing(merged([context.service.reply(request)])) as steps:
-            async for _, step in steps:
-                begun = True
-                yield step
-        return
-    except RefusedError as error:
-        if error.code != "turn_not_found" or begun or not wanted.before:
-            raise
-    request = replace(request, continues=None, messages=(*wanted.before, *request.messages))
-    async with aclosing(merged([context.service.reply(request)])) as steps:
-        async for _, step in steps:
-            yield step
+    request = wanted.request
+    whole = replace(request, continues=None, messages=(*wanted.before, *request.messages))
+    for attempt in (request, whole):
+        try:
+            async with aclosing(merged([context.service.reply(attempt)])) as steps:
+                async for _, step in steps:
+                    yield step
+            return
+        except RefusedError as error:
+            # A turn is looked for before the first step.
+            if error.code != "turn_not_found" or not wanted.before or attempt is whole:
+                raise
 
 
 def _begin(wanted: _Wanted, output: ResponseOutput) -> list[bytes]:
