@@ -1,10 +1,10 @@
-"""Options with two numbers, the smallest and the largest: `--facts 1 3`."""
+"""Options that choose random data: two numbers, the smallest and the largest (`--facts 1 3`), and shares."""
 
 import argparse
 from collections.abc import Mapping, Sequence
 
 from mlx_deltamem.options.option import flag
-from mlx_deltamem.options.rule import COUNT
+from mlx_deltamem.options.rule import COUNT, SHARE
 from mlx_deltamem.recall import Range
 
 
@@ -21,6 +21,13 @@ def add_ranges(parser: argparse.ArgumentParser, texts: Mapping[str, str], defaul
         shown = f"{limits[0]} to {limits[1]}" if limits else "at random"
         help_text = f"{text} (default: {shown})."
         parser.add_argument(flag(name), type=COUNT, nargs=2, metavar=("MIN", "MAX"), default=limits, help=help_text)
+
+
+def add_shares(parser: argparse.ArgumentParser, texts: Mapping[str, str], defaults: object) -> None:
+    """Add options with shares from 0 to 1; the arguments are those of `add_ranges`."""
+    for name, text in texts.items():
+        share: float = getattr(defaults, name)
+        parser.add_argument(flag(name), type=SHARE, default=share, help=f"{text} (default: {share}).")
 
 
 def as_range(limits: Sequence[int]) -> Range:

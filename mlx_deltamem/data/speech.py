@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
-from mlx_deltamem.data.ranges import add_ranges, as_range
+from mlx_deltamem.data.ranges import add_ranges, add_shares, as_range
 from mlx_deltamem.files.atomic import check_absent, new_folder, user_path
 from mlx_deltamem.files.jsonl import write_json_lines
 from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, SEED
@@ -32,6 +32,13 @@ _RANGES = {
     "gap": "Such turns just before the questions",
     "absent": "Questions about facts that were not told",
 }
+_SHARES = {
+    "updates": "The share of facts that get a new value",
+    "siblings": "The share of facts with the relation of an earlier one, about something else",
+    "two_facts": "The share of messages that tell two facts",
+    "short": "The share of messages that leave out what was said before, where they can",
+    "assistant": "The share of facts that are drawn among those that the assistant tells",
+}
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -45,6 +52,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--test", type=POSITIVE, default=500, help="Conversations of each other file (default: 500).")
     parser.add_argument("--seed", type=SEED, default=0, help="Another seed gives other conversations (default: 0).")
     add_ranges(parser, _RANGES, SpeechSettings())
+    add_shares(parser, _SHARES, SpeechSettings())
     parser.add_argument(
         "--questions", type=COUNT, help="Most questions about the facts of a conversation (default: all)."
     )
@@ -99,6 +107,7 @@ def main() -> None:
         absent=as_range(args.absent),
         questions=args.questions,
         libraries=args.libraries,
+        **{name: getattr(args, name) for name in _SHARES},
     )
     if args.show:
         for index in range(args.show):

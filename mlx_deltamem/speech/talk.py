@@ -10,8 +10,13 @@ from .wording import slots, wording_id
 
 SHARED = "shared"
 # The uses with wordings that are split; the others are the same on both sides.
-_SPLIT = {"forget", "ask", "change", "correct"}
+_SHORT_VALUE, _SHORT_SUBJECT = ("changed_value", "corrected_value"), ("changed_subject", "corrected_subject")
+_NEXT = ("next", "next_joined")
+_SPLIT = {"forget", "ask", "change", "correct", *_SHORT_VALUE, *_SHORT_SUBJECT, *_NEXT}
 _SLOTS = {"forget": {"topic"}, "ask": {"about", "topic"}}
+_SLOTS |= {use: {"value", "old"} for use in _SHORT_VALUE}
+_SLOTS |= {use: {"value", "old", "subject"} for use in _SHORT_SUBJECT}
+_SLOTS |= {use: {"value", "subject"} for use in _NEXT}
 _SLOTS |= {use: {"begun"} for use in ("absent", "absent_own", "deleted", "forgotten")}
 
 

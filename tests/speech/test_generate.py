@@ -163,7 +163,7 @@ def test_every_kind_of_question_is_asked(conversations) -> None:
         "fact", "two_facts", "assistant", "update", "deletion", "absent", "aggregated", "reverse"
     }  # fmt: skip
     styles = {question.style for conversation in conversations for question in conversation.questions}
-    assert styles == {None, "plain", "small_talk", "buried", "with_request", "two_facts", "assistant"}
+    assert styles == {None, "plain", "small_talk", "buried", "with_request", "two_facts", "assistant", "short"}
 
 
 def test_a_value_is_told_and_answered_and_not_asked(conversations) -> None:
@@ -344,7 +344,9 @@ def test_the_command_prints_conversations(monkeypatch, capsys, tmp_path) -> None
 
 
 PINNED = (
-    "I've sanded and painted the fire engine, but the brown stuff comes back, always in the same place, the left sill.",
-    "which place on the fire engine needs treating against rust?",
+    "I've been sorting out papers all morning, it's unbelievable what one keeps, half of it went straight into the "
+    "bin. The mechanic poked a hole into the fire engine. The spot: the left sill. I'm going to put my feet up and "
+    "listen to the rain.",
+    "where is the fire engine rusty?",
     "The place where the fire engine has rust is the left sill.",
 )

@@ -1,0 +1,73 @@
+"""Writes messages that leave out what the conversation has said: "and the side gate: 9920", "no wait, Thursday"."""
+
+import random
+from collections.abc import Sequence
+
+from .conversation import Written
+from .facts import Fact
+from .settings import SpeechSettings
+from .talk import talk, talk_id
+from .wording import fill, is_sentence, lower_case
+
+
+def tell_next(rng: random.Random, settings: SpeechSettings, fact: Fact, before: Sequence[Fact]) -> Written | None:
+    """Write a message that tells a fact by its subject and value only.
+
+    Args:
+        rng: The source of random choices.
+        settings: The settings of the conversation.
+        fact: The fact.
+        before: The facts of the message before that told something.
+
+    Returns:
+        The message; None if no fact before has the same relation, or if the relation has no subjects.
+    """
+    if fact.subject is None or not any(each.relation is fact.relation for each in before):
+        return None
+    return _drawn(rng, settings, "next", fact)
+
+
+def joined_next(rng: random.Random, settings: SpeechSettings, fact: Fact) -> tuple[str, str] | None:
+    """Write the end of a sentence that has told a fact of the same relation, and return it with its wording's name.
+
+    Returns:
+        The two texts; None if the side of the split has no such wordings.
+    """
+    lines = talk("next_joined", settings.split.wordings)
+    if not lines:
+        return None
+    template = rng.choice(lines)
+    return fill(f"x{template}", fact.short())[1:], talk_id("next_joined", template)
+
+
+def update_short(
+    rng: random.Random, settings: SpeechSettings, fact: Fact, told: Sequence[Sequence[Fact]]
+) -> Written | None:
+    """Write a message that gives a fact its new value and does not say what the value is.
+
+    Args:
+        rng: The source of random choices.
+        settings: The settings of the conversation.
+        fact: The fact.
+        told: The facts of all messages so far that told, updated or deleted some.
+
+    Returns:
+        The message; None if the subject would not say which fact is meant.
+    """
+    why = "corrected" if fact.relation.lasting or rng.random() < 0.5 else "changed"
+    if len(told[-1]) == 1 and told[-1][0] is fact:
+        return _drawn(rng, settings, f"{why}_value", fact)
+    others = [each for facts in told for each in facts if each is not fact]
+    if fact.subject is None or any(each.subject == fact.subject for each in others):
+        return None
+    return _drawn(rng, settings, f"{why}_subject", fact)
+
+
+def _drawn(rng: random.Random, settings: SpeechSettings, use: str, fact: Fact) -> Written | None:
+    lines = talk(use, settings.split.wordings)
+    if not lines:
+        return None
+    template = rng.choice(lines)
+    lower = is_sentence(template) and rng.random() < settings.lower
+    text = fill(lower_case(template, apostrophes=rng.random() < 0.7) if lower else template, fact.short())
+    return Written(text, (talk_id(use, template),), "short")
