@@ -11,7 +11,7 @@ _ACKNOWLEDGED = ("Got it.", "Noted.", "Okay.", "All right.", "Thanks, noted.", "
 
 
 def reply_to_facts(turn: Turn, rng: random.Random, repeats: bool) -> str:
-    """Make the reply to a turn that tells facts: an acknowledgement, and perhaps the facts in the words of the answers.
+    """Make the reply to a turn that tells facts: an acknowledgement, and perhaps the facts.
 
     Args:
         turn: The turn.

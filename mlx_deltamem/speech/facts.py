@@ -14,7 +14,6 @@ from .wording import contains, fill, second_person, slots, words
 _TRIES = 300
 _VALUE = re.compile(r"(?:(?:the|a|an) )?\{(?:a_)?value\}")
 _THING = re.compile(r"(?:(?:the|a|an|my|our) )?\{(?:a_)?it\}")
-_VALUE_AT_END = re.compile(r"(?: (?:the|a|an))? \{(?:a_)?value\}.*")
 
 
 @dataclass(eq=False)
@@ -57,28 +56,33 @@ class Fact:
 
     def repeated(self) -> str:
         """Return it as the assistant repeats it when it is told."""
-        return fill(self.relation.answer, self.blanks("repeat"))
+        return fill(self.relation.repeat, self.blanks("repeat"))
 
-    def begun(self, use: str) -> str:
-        """Return its answer up to the value, with use `repeat` as the assistant repeats it."""
-        return fill(_VALUE_AT_END.sub("", self.relation.answer), self.blanks(use))
+    def phrase(self, value: str) -> str:
+        """Return one of its values with the article that it has in a sentence ("a barber")."""
+        article = _VALUE.search(self.relation.repeat)
+        assert article  # The reader of relations requires it.
+        return fill(article[0], {"value": value})
+
+    def subject_phrase(self, use: str) -> str:
+        """Return its subject as a phrase ("the side gate", "my aunt"); empty if the relation has no subjects."""
+        if self.subject is None:
+            return ""
+        if not self.subject.it:
+            return self.blanks(use)["who"]
+        thing = _THING.search(self.relation.topic) or _THING.search(self.relation.about)
+        text = fill(thing[0] if thing else "{it}", self.blanks(use))
+        return second_person(text) if use == "answer" else text
 
     def short(self) -> dict[str, str]:
-        """Return its subject and values as phrases ("the side gate", "a barber"), for messages that leave out the rest.
+        """Return the texts for the slots of messages that leave out the rest: `subject`, `value` and `old`.
 
-        The texts are for the slots `subject`, `value` and `old`. There is no `subject` if the relation has none, and no
-        `old` if the value is the first one.
+        There is no `subject` if the relation has none, and no `old` if the value is the first one.
         """
-        article = _VALUE.search(self.relation.answer)
-        assert article  # The reader of relations requires a value in each answer.
         names = ("old", "value") if len(self.values) > 1 else ("value",)
-        values = self.values[-len(names) :]
-        found = {name: fill(article[0], {"value": value}) for name, value in zip(names, values, strict=True)}
-        if self.subject and self.subject.it:
-            thing = _THING.search(self.relation.topic) or _THING.search(self.relation.about)
-            found["subject"] = fill(thing[0] if thing else "{it}", self.blanks("tell"))
-        elif self.subject:
-            found["subject"] = self.blanks("tell")["who"]
+        found = {name: self.phrase(value) for name, value in zip(names, self.values[-len(names) :], strict=True)}
+        if subject := self.subject_phrase("tell"):
+            found["subject"] = subject
         return found
 
     def same_as(self, other: "Fact") -> bool:

@@ -8,16 +8,15 @@ from .conversation import Kind, Question
 from .facts import Fact
 from .settings import SpeechSettings
 from .talk import talk, talk_id
-from .wording import capital, fill, is_sentence, lower_case, within
+from .wording import fill, is_sentence, lower_case, within
 
 Encode = Callable[[str], Sequence[int]]
 
 
-def unknown(fact: Fact, use: str) -> str:
-    """Return the reply to a question that has no answer, or to the wish to forget a fact, by its use in talk.yaml."""
+def reply(use: str, **blanks: str) -> str:
+    """Return a reply of the assistant to a question, or to the wish to forget a fact, by its use in talk.yaml."""
     [template] = talk(use, "train")
-    # The assistant forgets a fact in the words in which it has repeated it.
-    return fill(template, {"begun": fact.begun("repeat" if use == "forgotten" else "answer")})
+    return fill(template, blanks)
 
 
 class Asker:
@@ -44,14 +43,15 @@ class Asker:
             kind = fact.style
         text, asked_in = self._ask(fact)
         if fact.deleted:
-            return self._question(fact, kind, text, unknown(fact, "deleted"), None, asked_in)
-        answer, value = self._answer(fact)
+            return self._question(fact, kind, text, reply("deleted"), None, asked_in)
+        value = fact.values[-1]
+        answer = reply("answer_own" if fact.relation.by_assistant else "answer", value=fact.phrase(value))
         return self._question(fact, kind, text, answer, value, asked_in)
 
     def absent(self, fact: Fact, told: Sequence[Fact]) -> Question:
         """Write a question about an absent fact, given the facts that were told."""
         text, asked_in = self._ask(fact)
-        answer = unknown(fact, "absent_own" if fact.relation.by_assistant else "absent")
+        answer = reply("absent_own" if fact.relation.by_assistant else "absent")
         sibling = any(each.relation.theme == fact.relation.theme for each in told)
         return replace(self._question(fact, "absent", text, answer, None, asked_in), sibling=sibling)
 
@@ -64,7 +64,7 @@ class Asker:
         last = max(facts, key=lambda fact: fact.turn)
         values = [fact.values[-1] for fact in facts]
         value = f"{', '.join(values[:-1])} and {values[-1]}"
-        answer = fill(self._rng.choice(last.relation.texts["all_answer"]), {"values": value})
+        answer = reply("answer", value=value)
         asked_in = last.relation.wording_id("all", template)
         question = self._question(last, "aggregated", self._typed(template), answer, value, asked_in)
         return replace(question, subject="", sibling=True)
@@ -75,10 +75,8 @@ class Asker:
         if not templates or fact.subject is None:
             return None
         template = self._rng.choice(templates)
-        blanks = fact.subject.blanks("answer", fact.by_name)
-        value = blanks.get("it") or blanks["who"]
-        answer = fill(self._rng.choice(fact.relation.texts["back_answer"]), {**fact.blanks("answer"), **blanks})
-        value = value if value in answer else capital(value)
+        value = fact.subject_phrase("answer")
+        answer = reply("answer", value=value)
         text = fill(self._typed(template), fact.blanks("ask"))
         return self._question(fact, "reverse", text, answer, value, fact.relation.wording_id("back", template))
 
@@ -105,12 +103,6 @@ class Asker:
             template = f"{template} {self._rng.choice(_like(sentence, 'ask_after'))}"
         lower = sentence and self._rng.random() < self._settings.lower
         return lower_case(template, apostrophes=self._rng.random() < 0.7) if lower else template
-
-    def _answer(self, fact: Fact) -> tuple[str, str]:
-        """Return the answer, and the value as it is written there."""
-        value = fact.values[-1]
-        answer = fill(fact.relation.answer, fact.blanks("answer"))
-        return answer, value if value in answer else capital(value)
 
     def _question(self, fact: Fact, kind: Kind, text: str, answer: str, value: str | None, asked_in: str) -> Question:
         pieces = None if self._encode is None else len(self._encode(f" {value}")) if value else 0

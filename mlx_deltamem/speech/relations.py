@@ -6,11 +6,11 @@ A relation has these entries. A text has one wording on each of its lines:
 - `of`: its subjects, if it has any: "person", or a list of things ([ladder, drill]).
 - `topic`: the fact as a noun in the first person, "my {it}". `about`: the fact as a clause, "who has my {it}".
 - `tell`, `ask`, `update`: statements, questions, and statements with a new value (`{old}` is the value before).
-- `answer`: the answer to the questions, in the second person. It names the subject, and the value comes last. The
-  assistant repeats a fact in the same words when it is told. So a memory is written and read in one wording.
+- `repeat`: the fact in the second person, as the assistant may repeat it when it is told. It names the subject, and the
+  value comes last.
 - `wish`: requests for the value, if the assistant tells it. `tell` then has the replies.
-- `all`: questions for all facts of the relation. `all_answer`: the answers, with `{values}`.
-- `back`: questions for the subject of a value. `back_answer`: the answers.
+- `all`: questions for all facts of the relation.
+- `back`: questions for the subject of a value.
 - `pair`: statements of two facts in one sentence. The second fact has the slots `{value2}`, `{it2}`, `{who2}` ...
 - `lasting`: true if the fact cannot change, so that an update corrects an error.
 
@@ -30,14 +30,14 @@ from .wording import slots, wording_id
 
 PERSON = "person"
 _PERSON_SLOTS = {"who", "whose", "he", "his", "him"}
-_TEXTS = ("tell", "ask", "answer", "update", "wish", "all", "all_answer", "back", "back_answer", "pair")
-_NEEDED = {"value", "topic", "about", "tell", "ask", "answer"}
+_TEXTS = ("tell", "ask", "repeat", "update", "wish", "all", "back", "pair")
+_NEEDED = {"value", "topic", "about", "tell", "ask", "repeat"}
 _ALLOWED = _NEEDED | set(_TEXTS) | {"of", "lasting"}
 # Whether each text must have the slot {value}, or must not have it.
 _WITH_VALUE = {
     "tell": True,
     "ask": False,
-    "answer": True,
+    "repeat": True,
     "update": True,
     "wish": False,
     "all": False,
@@ -83,9 +83,9 @@ class Relation:
         return wording_id(self.name, use, template)
 
     @property
-    def answer(self) -> str:
-        """The wording of its answers."""
-        return self.texts["answer"][0]
+    def repeat(self) -> str:
+        """The wording in which the assistant repeats a fact."""
+        return self.texts["repeat"][0]
 
     @property
     def by_assistant(self) -> bool:
@@ -138,7 +138,7 @@ def _relation(theme: str, name: str, entry: dict) -> Relation:
         raise ValueError(f"{where} has missing or unknown entries: {', '.join(sorted(wrong))}")
     texts = {use: tuple(entry[use].strip().splitlines()) for use in _TEXTS if use in entry}
     _check_texts(where, texts)
-    _check_answer(where, texts["answer"])
+    _check_repeat(where, texts["repeat"])
     of = entry.get("of")
     of = tuple(of) if isinstance(of, list) else of
     _check_slots(where, of, {**texts, "topic": (entry["topic"],), "about": (entry["about"],)})
@@ -171,16 +171,13 @@ def _check_texts(where: str, texts: dict[str, tuple[str, ...]]) -> None:
                 raise ValueError(
                     f"{where} has {line!r} in {use}, which must {'' if _WITH_VALUE[use] else 'not '}have {{value}}"
                 )
-    for one, other in (("all", "all_answer"), ("back", "back_answer")):
-        if (one in texts) != (other in texts):
-            raise ValueError(f"{where} has only one of {one} and {other}; write both")
 
 
-def _check_answer(where: str, answers: tuple[str, ...]) -> None:
-    if len(answers) != 1:
-        raise ValueError(f"{where} has {len(answers)} wordings to answer; write one")
-    if not re.search(r"[\w}] \{(a_)?value\}\.$", answers[0]):
-        raise ValueError(f"{where} has the answer {answers[0]!r}, which must have {{value}} at its end")
+def _check_repeat(where: str, lines: tuple[str, ...]) -> None:
+    if len(lines) != 1:
+        raise ValueError(f"{where} has {len(lines)} wordings to repeat; write one")
+    if not re.search(r"[\w}] \{(a_)?value\}\.$", lines[0]):
+        raise ValueError(f"{where} has {lines[0]!r} in repeat, which must have {{value}} at its end")
 
 
 def _check_slots(where: str, of: tuple[str, ...] | str | None, texts: dict[str, tuple[str, ...]]) -> None:

@@ -17,7 +17,7 @@ _SLOTS = {"forget": {"topic"}, "ask": {"about", "topic"}}
 _SLOTS |= {use: {"value", "old"} for use in _SHORT_VALUE}
 _SLOTS |= {use: {"value", "old", "subject"} for use in _SHORT_SUBJECT}
 _SLOTS |= {use: {"value", "subject"} for use in _NEXT}
-_SLOTS |= {use: {"begun"} for use in ("absent", "absent_own", "deleted", "forgotten")}
+_SLOTS |= {use: {"value"} for use in ("answer", "answer_own")}
 
 
 @cache

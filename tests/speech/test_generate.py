@@ -80,10 +80,9 @@ def test_every_kind_is_used_or_part_of_another() -> None:
         ({"about": "who {who} is"}, r"with \['who'\]"),
         ({"of": "someone"}, "is of 'someone'; write person, or a list of things"),
         ({"sold": "no"}, "has missing or unknown entries: sold"),
-        ({"all": "who has what"}, "only one of all and all_answer"),
-        ({"answer": "It is {value}.\nThat is {value}."}, "2 wordings to answer; write one"),
-        ({"answer": "{value} has it."}, r"must have \{value\} at its end"),
-        ({"all": "who?\nwho?", "all_answer": "{values}"}, "the same line twice"),
+        ({"repeat": "It is {value}.\nThat is {value}."}, "2 wordings to repeat; write one"),
+        ({"repeat": "{value} has it."}, r"must have \{value\} at its end"),
+        ({"all": "who?\nwho?"}, "the same line twice"),
     ],
 )
 def test_mistakes_in_a_file_are_refused(entry: dict, message: str) -> None:
@@ -93,7 +92,7 @@ def test_mistakes_in_a_file_are_refused(entry: dict, message: str) -> None:
         "about": "who has my ladder",
         "tell": "\n".join(f"{{value}} has my ladder {n}" for n in range(10)),
         "ask": "\n".join(f"who has my ladder {n}" for n in range(8)),
-        "answer": "Your ladder is with {value}.",
+        "repeat": "Your ladder is with {value}.",
     }
     assert _relation("lending", "ladder", good).name == "ladder"
     with pytest.raises(ValueError, match=rf"lending.yaml, ladder, .*{message}"):
@@ -348,5 +347,5 @@ PINNED = (
     "bin. The mechanic poked a hole into the fire engine. The spot: the left sill. I'm going to put my feet up and "
     "listen to the rain.",
     "where is the fire engine rusty?",
-    "The place where the fire engine has rust is the left sill.",
+    "You said the left sill.",
 )
