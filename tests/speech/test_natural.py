@@ -8,10 +8,13 @@ import pytest
 from mlx_deltamem.evaluation.tasks.natural import natural_prompts, natural_questions
 from mlx_deltamem.speech.ordinary import ordinary_messages
 from mlx_deltamem.speech.relations import relations
+from mlx_deltamem.speech.split import SIDES
+from mlx_deltamem.speech.talk import talk
 
 # A wording with fewer words may be common by chance.
 FEWEST_WORDS = 4
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+SHORT = ("next", "next_joined", "changed_value", "corrected_value", "changed_subject", "corrected_subject")
 USES = ("tell", "ask", "update", "wish", "all", "back", "pair")
 
 
@@ -51,6 +54,13 @@ def test_the_benchmark_has_no_wording_of_the_generator(use):
         for each in same(template, sentences)
     ]
     assert not found
+
+
+def test_the_benchmark_has_no_short_message_of_the_generator():
+    sentences = said()
+    lines = [line for use in SHORT for side in SIDES for line in talk(use, side)]
+    assert len(lines) > 90
+    assert not [(line, each) for line in lines for each in same(line, sentences)]
 
 
 def test_a_common_wording_would_be_found():
