@@ -1,4 +1,9 @@
-"""Ordinary messages, which have nothing to do with memory. `ordinary.yaml` has whole messages and patterns."""
+"""Ordinary messages, which have nothing to do with memory.
+
+`ordinary.yaml` has whole messages, patterns, and messages that go on with an earlier exchange ("and in kilos"). Where
+the text of a chat is dropped, a model does not see what the last ones mean. It must not take them for questions about
+facts.
+"""
 
 import random
 import re
@@ -11,23 +16,27 @@ import yaml
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _SHORT = 110
+# The share of messages that go on with an earlier exchange.
+_FURTHER = 0.25
 
 
 @cache
 def ordinary_messages() -> tuple[str, ...]:
-    """Return every ordinary message: the whole ones, then all combinations of patterns and parts."""
-    whole, patterns, parts = _read()
+    """Return every ordinary message: the whole ones, those that go on, then all combinations of patterns and parts."""
+    whole, further, patterns, parts = _read()
     combined: list[str] = []
     for pattern in patterns:
         names = _SLOT.findall(pattern)
         for drawn in product(*(parts[name] for name in names)):
             combined.append(_combined(pattern, iter(drawn)))
-    return (*whole, *combined)
+    return (*whole, *further, *combined)
 
 
 def ordinary_message(rng: random.Random) -> str:
-    """Draw an ordinary message: a whole one, or one from a pattern."""
-    whole, patterns, parts = _read()
+    """Draw an ordinary message: one that goes on with an earlier exchange, a whole one, or one from a pattern."""
+    whole, further, patterns, parts = _read()
+    if rng.random() < _FURTHER:
+        return rng.choice(further)
     if rng.random() < len(whole) / (len(whole) + 6 * len(patterns)):
         return rng.choice(whole)
     pattern = rng.choice(patterns)
@@ -50,11 +59,11 @@ def _combined(pattern: str, drawn: Iterator[str]) -> str:
 
 
 @cache
-def _read() -> tuple[tuple[str, ...], tuple[str, ...], dict[str, tuple[str, ...]]]:
+def _read() -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], dict[str, tuple[str, ...]]]:
     read = yaml.safe_load(files(__package__).joinpath("ordinary.yaml").read_text(encoding="utf-8"))
     lists = {name: tuple(text.strip().split("\n")) for name, text in read.items()}
-    whole, patterns = lists.pop("whole"), lists.pop("patterns")
+    whole, further, patterns = lists.pop("whole"), lists.pop("further"), lists.pop("patterns")
     for pattern in patterns:
         if unknown := set(_SLOT.findall(pattern)) - set(lists):
             raise ValueError(f"ordinary.yaml has {pattern!r} with {sorted(unknown)}; expected names of its lists")
-    return whole, patterns, lists
+    return whole, further, patterns, lists

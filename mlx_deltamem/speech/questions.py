@@ -75,8 +75,9 @@ class Asker:
         if not templates or fact.subject is None:
             return None
         template = self._rng.choice(templates)
-        value = fact.subject_phrase("answer")
-        answer = reply("answer", value=value)
+        blanks = fact.subject.blanks("answer", fact.by_name)
+        value = blanks.get("it") or blanks["who"]
+        answer = reply("answer", value=fact.subject_phrase("answer"))
         text = fill(self._typed(template), fact.blanks("ask"))
         return self._question(fact, "reverse", text, answer, value, fact.relation.wording_id("back", template))
 

@@ -176,9 +176,11 @@ def test_a_value_is_told_and_answered_and_not_asked(conversations) -> None:
             turn = conversation.turns[question.turn]
             said = f"{turn.user} {turn.assistant}"
             parts = [question.value]
+            if question.kind in ("aggregated", "reverse"):
+                # Several facts, or the subject, which a short message about the fact may leave out.
+                said = " ".join(f"{each.user} {each.assistant}" for each in conversation.turns)
             if question.kind == "aggregated":
                 parts = re.split(r", | and ", question.value)
-                said = " ".join(f"{each.user} {each.assistant}" for each in conversation.turns)
             if question.kind == "reverse":
                 parts = [re.sub("^your ", "", question.value, flags=re.IGNORECASE)]
             for part in parts:
