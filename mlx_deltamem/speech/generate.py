@@ -7,7 +7,7 @@ from .conversation import Conversation, Question, Turn, Written
 from .facts import Fact, FactDrawer
 from .messages import forget, tell, tell_two, update, wish
 from .ordinary import ordinary_message
-from .questions import Asker, Encode, reply
+from .questions import Asker, Encode, assistant_says
 from .settings import SpeechSettings
 from .short import tell_next, update_short
 from .talk import talk
@@ -135,7 +135,7 @@ class _Teller:
     def _forget(self, fact: Fact) -> Turn:
         written = forget(self._rng, self._settings, fact)
         fact.deleted = True
-        return Turn(written.text, reply("forgotten"), "deletion", (fact.relation.name,), written.wordings)
+        return Turn(written.text, assistant_says("forgotten"), "deletion", (fact.relation.name,), written.wordings)
 
     def _reply(self, use: str) -> str | None:
         drawn = self._rng.random() < self._settings.replies

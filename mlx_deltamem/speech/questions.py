@@ -13,7 +13,7 @@ from .wording import fill, is_sentence, lower_case, within
 Encode = Callable[[str], Sequence[int]]
 
 
-def reply(use: str, **blanks: str) -> str:
+def assistant_says(use: str, **blanks: str) -> str:
     """Return a reply of the assistant to a question, or to the wish to forget a fact, by its use in talk.yaml."""
     [template] = talk(use, "train")
     return fill(template, blanks)
@@ -43,15 +43,15 @@ class Asker:
             kind = fact.style
         text, asked_in = self._ask(fact)
         if fact.deleted:
-            return self._question(fact, kind, text, reply("deleted"), None, asked_in)
+            return self._question(fact, kind, text, assistant_says("deleted"), None, asked_in)
         value = fact.values[-1]
-        answer = reply("answer_own" if fact.relation.by_assistant else "answer", value=fact.phrase(value))
+        answer = assistant_says("answer_own" if fact.relation.by_assistant else "answer", value=fact.phrase(value))
         return self._question(fact, kind, text, answer, value, asked_in)
 
     def absent(self, fact: Fact, told: Sequence[Fact]) -> Question:
         """Write a question about an absent fact, given the facts that were told."""
         text, asked_in = self._ask(fact)
-        answer = reply("absent_own" if fact.relation.by_assistant else "absent")
+        answer = assistant_says("absent_own" if fact.relation.by_assistant else "absent")
         sibling = any(each.relation.theme == fact.relation.theme for each in told)
         return replace(self._question(fact, "absent", text, answer, None, asked_in), sibling=sibling)
 
@@ -64,7 +64,7 @@ class Asker:
         last = max(facts, key=lambda fact: fact.turn)
         values = [fact.values[-1] for fact in facts]
         value = f"{', '.join(values[:-1])} and {values[-1]}"
-        answer = reply("answer", value=value)
+        answer = assistant_says("answer", value=value)
         asked_in = last.relation.wording_id("all", template)
         question = self._question(last, "aggregated", self._typed(template), answer, value, asked_in)
         return replace(question, subject="", sibling=True)
@@ -77,7 +77,7 @@ class Asker:
         template = self._rng.choice(templates)
         blanks = fact.subject.blanks("answer", fact.by_name)
         value = blanks.get("it") or blanks["who"]
-        answer = reply("answer", value=fact.subject_phrase("answer"))
+        answer = assistant_says("answer", value=fact.subject_phrase("answer"))
         text = fill(self._typed(template), fact.blanks("ask"))
         return self._question(fact, "reverse", text, answer, value, fact.relation.wording_id("back", template))
 
