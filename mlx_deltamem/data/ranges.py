@@ -1,4 +1,4 @@
-"""Options that choose random data: two numbers, the smallest and the largest (`--facts 1 3`), and shares."""
+"""Options for random data: two numbers, the smallest and the largest (`--facts 1 3`), and shares (`--updates 0.3`)."""
 
 import argparse
 from collections.abc import Mapping, Sequence

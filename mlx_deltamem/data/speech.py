@@ -34,10 +34,10 @@ _RANGES = {
 }
 _SHARES = {
     "updates": "The share of facts that get a new value",
-    "siblings": "The share of facts with the relation of an earlier one, about something else",
+    "siblings": "The share of facts that are like an earlier one, about something else",
     "two_facts": "The share of messages that tell two facts",
-    "short": "The share of messages that leave out what was said before, where they can",
-    "assistant": "The share of facts that are drawn among those that the assistant tells",
+    "short": "The share of messages that leave out what was said before, where this is possible",
+    "assistant": "The share of facts that are drawn only from those that the assistant tells",
 }
 
 

@@ -49,10 +49,9 @@ class Fact:
             found["old"] = self.values[-2]
         return found
 
-    def called(self, name: str, use: str) -> str:
-        """Return its `topic` or `about` in the words of the user, or with use `answer` in those of the assistant."""
-        text = fill(getattr(self.relation, name), self.blanks(use))
-        return second_person(text) if use == "answer" else text
+    def called(self, name: str) -> str:
+        """Return its `topic` or `about`, in the words of a user who asks."""
+        return fill(getattr(self.relation, name), self.blanks("ask"))
 
     def repeated(self) -> str:
         """Return it as the assistant repeats it when it is told."""
@@ -75,7 +74,7 @@ class Fact:
         return second_person(text) if use == "answer" else text
 
     def short(self) -> dict[str, str]:
-        """Return the texts for the slots of messages that leave out the rest: `subject`, `value` and `old`.
+        """Return the texts for the slots of short messages: `subject`, `value` and `old`.
 
         There is no `subject` if the relation has none, and no `old` if the value is the first one.
         """
@@ -151,9 +150,10 @@ class FactDrawer:
             if absent:
                 themes = {each.theme for each in told}
                 return self._rng.choice([each for each in self._relations if each.theme in themes])
-        by_assistant = [each for each in self._relations if each.by_assistant]
-        drawn = self._settings.assistant and self._rng.random() < self._settings.assistant
-        return self._rng.choice(by_assistant if drawn and by_assistant else self._relations)
+        if self._settings.assistant and self._rng.random() < self._settings.assistant:
+            by_assistant = [each for each in self._relations if each.by_assistant]
+            return self._rng.choice(by_assistant or self._relations)
+        return self._rng.choice(self._relations)
 
     def _taken(self, relation: Relation) -> set[str]:
         if relation.of == PERSON:

@@ -49,8 +49,7 @@ def tell_two(rng: random.Random, settings: SpeechSettings, one: Fact, other: Fac
     ids = []
     for fact in (one, other):
         told = [template for template, _ in drawn]
-        found = [each for each in fact.relation.wordings("tell", settings.split.wordings) if declares(each)]
-        found = [each for each in found if each not in told]
+        found = [each for each in _statements(settings, fact) if each not in told]
         if not found:
             return None
         template = rng.choice(found)
@@ -67,7 +66,7 @@ def tell_two(rng: random.Random, settings: SpeechSettings, one: Fact, other: Fac
 
 def _tell_list(rng: random.Random, settings: SpeechSettings, one: Fact, other: Fact) -> Written | None:
     """Write a message that tells one fact, and another of its relation by its subject and value only."""
-    found = [each for each in one.relation.wordings("tell", settings.split.wordings) if declares(each)]
+    found = _statements(settings, one)
     rest = joined_next(rng, settings, other)
     if not found or not rest:
         return None
@@ -80,7 +79,7 @@ def update(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written 
     """Write a message that gives a fact its new value; None if there is no wording for it."""
     side = settings.split.wordings
     own = fact.relation.wordings("update", side)
-    again = [each for each in fact.relation.wordings("tell", side) if declares(each)]
+    again = _statements(settings, fact)
     leads = talk("correct", side) if fact.relation.lasting else (*talk("change", side), *talk("correct", side))
     if own and (rng.random() < 0.6 or not again or not leads):
         template = rng.choice(own)
@@ -98,7 +97,7 @@ def forget(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written:
     """Write a message that deletes a fact."""
     template = rng.choice(talk("forget", settings.split.wordings))
     text = _typed(rng, settings, template)
-    return Written(fill(text, {"topic": fact.called("topic", "ask")}), (talk_id("forget", template),), "plain")
+    return Written(fill(text, {"topic": fact.called("topic")}), (talk_id("forget", template),), "plain")
 
 
 def wish(rng: random.Random, settings: SpeechSettings, fact: Fact) -> tuple[str, Written]:
@@ -107,6 +106,11 @@ def wish(rng: random.Random, settings: SpeechSettings, fact: Fact) -> tuple[str,
     template = rng.choice(fact.relation.wordings("tell", settings.split.wordings))
     reply = fill(template, fact.blanks("answer"))
     return fill(asked, fact.blanks("ask")), Written(reply, (fact.relation.wording_id("tell", template),), "assistant")
+
+
+def _statements(settings: SpeechSettings, fact: Fact) -> list[str]:
+    """The wordings that tell a fact and are one plain statement."""
+    return [each for each in fact.relation.wordings("tell", settings.split.wordings) if declares(each)]
 
 
 def _inner(template: str, blanks: dict[str, str]) -> str:

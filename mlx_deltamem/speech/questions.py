@@ -75,7 +75,7 @@ class Asker:
         if not templates or fact.subject is None:
             return None
         template = self._rng.choice(templates)
-        blanks = fact.subject.blanks("answer", fact.by_name)
+        blanks = fact.blanks("answer")
         value = blanks.get("it") or blanks["who"]
         answer = assistant_says("answer", value=fact.subject_phrase("answer"))
         text = fill(self._typed(template), fact.blanks("ask"))
@@ -88,7 +88,7 @@ class Asker:
         if shared and not fact.relation.by_assistant and self._rng.random() < self._settings.shared:
             template = self._rng.choice(shared)
             name = talk_id("ask", template)
-            blanks = {use: fact.called(use, "ask") for use in ("about", "topic")}
+            blanks = {use: fact.called(use) for use in ("about", "topic")}
         else:
             template = self._rng.choice(fact.relation.wordings("ask", self._settings.split.wordings))
             name = fact.relation.wording_id("ask", template)

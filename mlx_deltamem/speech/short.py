@@ -33,17 +33,16 @@ def joined_next(rng: random.Random, settings: SpeechSettings, fact: Fact) -> tup
     Returns:
         The two texts; None if the side of the split has no such wordings.
     """
-    lines = talk("next_joined", settings.split.wordings)
-    if not lines:
+    template = _template(rng, settings, "next_joined")
+    if template is None:
         return None
-    template = rng.choice(lines)
     return fill(f"x{template}", fact.short())[1:], talk_id("next_joined", template)
 
 
 def update_short(
     rng: random.Random, settings: SpeechSettings, fact: Fact, told: Sequence[Sequence[Fact]]
 ) -> Written | None:
-    """Write a message that gives a fact its new value and does not say what the value is.
+    """Write a message that gives a fact its new value, and names only its subject or not even that.
 
     Args:
         rng: The source of random choices.
@@ -64,10 +63,15 @@ def update_short(
 
 
 def _drawn(rng: random.Random, settings: SpeechSettings, use: str, fact: Fact) -> Written | None:
-    lines = talk(use, settings.split.wordings)
-    if not lines:
+    template = _template(rng, settings, use)
+    if template is None:
         return None
-    template = rng.choice(lines)
     lower = is_sentence(template) and rng.random() < settings.lower
     text = fill(lower_case(template, apostrophes=rng.random() < 0.7) if lower else template, fact.short())
     return Written(text, (talk_id(use, template),), "short")
+
+
+def _template(rng: random.Random, settings: SpeechSettings, use: str) -> str | None:
+    """Draw a wording of a use; None if the side of the split has none."""
+    lines = talk(use, settings.split.wordings)
+    return rng.choice(lines) if lines else None

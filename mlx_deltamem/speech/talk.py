@@ -9,15 +9,18 @@ from .split import Side, side_of
 from .wording import slots, wording_id
 
 SHARED = "shared"
+# The slots of messages that leave out what the conversation has said, by their use.
+SHORT = {
+    "next": {"value", "subject"},
+    "next_joined": {"value", "subject"},
+    "changed_value": {"value", "old"},
+    "corrected_value": {"value", "old"},
+    "changed_subject": {"value", "old", "subject"},
+    "corrected_subject": {"value", "old", "subject"},
+}
 # The uses with wordings that are split; the others are the same on both sides.
-_SHORT_VALUE, _SHORT_SUBJECT = ("changed_value", "corrected_value"), ("changed_subject", "corrected_subject")
-_NEXT = ("next", "next_joined")
-_SPLIT = {"forget", "ask", "change", "correct", *_SHORT_VALUE, *_SHORT_SUBJECT, *_NEXT}
-_SLOTS = {"forget": {"topic"}, "ask": {"about", "topic"}}
-_SLOTS |= {use: {"value", "old"} for use in _SHORT_VALUE}
-_SLOTS |= {use: {"value", "old", "subject"} for use in _SHORT_SUBJECT}
-_SLOTS |= {use: {"value", "subject"} for use in _NEXT}
-_SLOTS |= {use: {"value"} for use in ("answer", "answer_own")}
+_SPLIT = {"forget", "ask", "change", "correct", *SHORT}
+_SLOTS = {"forget": {"topic"}, "ask": {"about", "topic"}, "answer": {"value"}, "answer_own": {"value"}, **SHORT}
 
 
 @cache

@@ -176,8 +176,9 @@ def test_a_value_is_told_and_answered_and_not_asked(conversations) -> None:
             turn = conversation.turns[question.turn]
             said = f"{turn.user} {turn.assistant}"
             parts = [question.value]
-            if question.kind in ("aggregated", "reverse"):
-                # Several facts, or the subject, which a short message about the fact may leave out.
+            # A short message with a new value may leave out the subject.
+            is_short = question.told_in.startswith("shared/")
+            if question.kind == "aggregated" or (question.kind == "reverse" and is_short):
                 said = " ".join(f"{each.user} {each.assistant}" for each in conversation.turns)
             if question.kind == "aggregated":
                 parts = re.split(r", | and ", question.value)

@@ -9,12 +9,11 @@ from mlx_deltamem.evaluation.tasks.natural import natural_prompts, natural_quest
 from mlx_deltamem.speech.ordinary import ordinary_messages
 from mlx_deltamem.speech.relations import relations
 from mlx_deltamem.speech.split import SIDES
-from mlx_deltamem.speech.talk import talk
+from mlx_deltamem.speech.talk import SHORT, talk
 
 # A wording with fewer words may be common by chance.
 FEWEST_WORDS = 4
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-SHORT = ("next", "next_joined", "changed_value", "corrected_value", "changed_subject", "corrected_subject")
 USES = ("tell", "ask", "update", "wish", "all", "back", "pair")
 
 

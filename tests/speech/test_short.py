@@ -10,7 +10,7 @@ from mlx_deltamem.speech.conversation import Turn
 from mlx_deltamem.speech.facts import Fact
 from mlx_deltamem.speech.short import tell_next, update_short
 from mlx_deltamem.speech.subjects import Subject
-from mlx_deltamem.speech.talk import talk, talk_id
+from mlx_deltamem.speech.talk import SHORT, talk, talk_id
 from mlx_deltamem.speech.wording import contains, words
 
 SETTINGS = SpeechSettings(
@@ -45,9 +45,7 @@ def short_turns(conversations: list[Conversation], use: str) -> Iterator[tuple[T
                 yield turn, list(each.turns[:place])
 
 
-@pytest.mark.parametrize(
-    "use", ["next", "next_joined", "changed_value", "corrected_value", "changed_subject", "corrected_subject"]
-)
+@pytest.mark.parametrize("use", SHORT)
 def test_each_use_occurs_and_names_the_value(conversations: list[Conversation], use: str) -> None:
     found = list(short_turns(conversations, use))
     assert found
@@ -75,7 +73,7 @@ def test_what_lasts_is_corrected_and_does_not_change(conversations: list[Convers
 
 def test_without_short_messages() -> None:
     plain = [make_conversation(SpeechSettings(facts=(2, 4), siblings=0.8, short=0), "short", i) for i in range(100)]
-    for use in ("next", "next_joined", "changed_value", "corrected_value", "changed_subject", "corrected_subject"):
+    for use in SHORT:
         assert not list(short_turns(plain, use))
 
 
