@@ -10,6 +10,7 @@ only what is trained is right: data for a second run, which starts from the adap
 Besides the records of the questions there are two other kinds. A record of kind `told` trains on the reply to a message
 that tells something. A record of kind `ordinary` has a message that has nothing to do with memory, after a conversation
 or at the beginning of a chat, and trains to predict the reply to it as the frozen model does (`"target": "frozen"`).
+Some of these replies may be long (`--long`): the harm that a memory does to its model grows with the text.
 """
 
 import argparse
@@ -54,6 +55,19 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="The weight of ordinary records in the loss; others have 1 (default: 1).",
     )
     parser.add_argument(
+        "--long",
+        type=SHARE,
+        default=0.0,
+        help="The share of ordinary records with a long reply, which the model samples (default: 0).",
+    )
+    parser.add_argument("--long-tokens", type=POSITIVE, default=112, help="Most tokens of it (default: 112).")
+    parser.add_argument(
+        "--absent-weight",
+        type=_WEIGHT,
+        default=1.0,
+        help="The weight of questions whose answer is that nothing was said, or that it is forgotten (default: 1).",
+    )
+    parser.add_argument(
         "--begun",
         type=SHARE,
         default=0.6,
@@ -91,37 +105,60 @@ def setup_arg_parser() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True)
+class Ordinary:
+    """The choices for an ordinary record.
+
+    Attributes:
+        message: The message.
+        is_long: Whether the reply is a long one.
+        begun: Whether the message follows the conversation, instead of beginning a chat.
+        write: The `write` of the record.
+    """
+
+    message: str
+    is_long: bool
+    begun: bool
+    write: str
+
+    @classmethod
+    def by(cls, rng: random.Random, args: argparse.Namespace) -> "Ordinary":
+        """Draw by the shares of the command line."""
+        begun = rng.random() < args.begun
+        write = AFTER if begun and rng.random() < args.only_read_ordinary else ALL
+        return cls(ordinary_message(rng), rng.random() < args.long, begun, write)
+
+
+@dataclass(frozen=True)
 class Drawn:
     """The choices for the records of one conversation.
 
     Attributes:
-        ordinary: For each ordinary record, the message, whether it follows the conversation, and its `write`.
+        ordinary: The choices for each ordinary record.
         told: Whether there is a record of kind `told`.
         write: The `write` of the records that ask about the conversation.
         live: Whether the replies are the adapter's.
         repeats: Whether the assistant repeats what it is told.
         weight: The weight of the ordinary records, which is not drawn.
+        absent_weight: The weight of questions whose answer has no value, which is not drawn either.
     """
 
-    ordinary: list[tuple[str, bool, str]]
+    ordinary: list[Ordinary]
     told: bool
     write: str
     live: bool
     repeats: bool
     weight: float
+    absent_weight: float
 
     @classmethod
     def by(cls, rng: random.Random, args: argparse.Namespace) -> "Drawn":
         """Draw by the shares of the command line."""
-        ordinary = []
-        for _ in range(int(args.ordinary) + (rng.random() < args.ordinary % 1)):
-            begun = rng.random() < args.begun
-            write = AFTER if begun and rng.random() < args.only_read_ordinary else ALL
-            ordinary.append((ordinary_message(rng), begun, write))
+        count = int(args.ordinary) + (rng.random() < args.ordinary % 1)
+        ordinary = [Ordinary.by(rng, args) for _ in range(count)]
         told, write = rng.random() < args.told, AFTER if rng.random() < args.only_read else ALL
         live = bool(args.adapter) and rng.random() < (1 if args.live is None else args.live)
         repeats = rng.random() >= args.acknowledged
-        return cls(ordinary, told, write, live, repeats, args.ordinary_weight)
+        return cls(ordinary, told, write, live, repeats, args.ordinary_weight, args.absent_weight)
 
 
 def records(
@@ -137,13 +174,14 @@ def records(
         rng: Chooses the turn of the record of kind `told`.
     """
     for question, record in zip(conversation.questions, conversation.records(), strict=True):
-        yield {**record, **_chat(drawn.write), "kind": question.kind}
-    for message, begun, write in drawn.ordinary:
-        reply, cut = replies.found[message]
+        weight = {} if question.value else {"weight": drawn.absent_weight}
+        yield {**record, **_chat(drawn.write), "kind": question.kind, **weight}
+    for each in drawn.ordinary:
+        reply, cut = (replies.found_long if each.is_long else replies.found)[each.message]
         if reply:
-            asked = [{"role": "user", "content": message}, {"role": "assistant", "content": reply}]
-            messages = [*(conversation.history() if begun else []), *asked]
-            record = {"messages": messages, **_chat(write), "kind": "ordinary", "cut": cut}
+            asked = [{"role": "user", "content": each.message}, {"role": "assistant", "content": reply}]
+            messages = [*(conversation.history() if each.begun else []), *asked]
+            record = {"messages": messages, **_chat(each.write), "kind": "ordinary", "cut": cut}
             # Trained on the reply itself, the model moves away from the frozen one: TRAIN.md has figures.
             yield {**record, "target": FROZEN, "weight": drawn.weight}
     telling = [index for index, turn in enumerate(conversation.turns) if turn.tells]
@@ -180,16 +218,18 @@ def main() -> None:
     # A live chat has its own replies.
     frozen = [each for each, drawn in zip(found, plans, strict=True) if not drawn.live]
     asked = [turn.user for each in frozen for turn in each.turns if _needs_reply(turn)]
-    asked += [message for each in plans for message, _, _ in each.ordinary]
+    ordinary = [each for drawn in plans for each in drawn.ordinary]
+    asked += [each.message for each in ordinary if not each.is_long]
+    long = [each.message for each in ordinary if each.is_long]
     from mlx_deltamem.data.live_replies import LiveReplies
     from mlx_deltamem.data.replied import with_live_replies, with_replies
     from mlx_deltamem.data.replies import Replies
     from mlx_deltamem.show.console import Console
     from mlx_deltamem.show.progress import counting_progress
 
-    replies = Replies(args.model, args.reply_tokens)
-    with counting_progress(len(set(asked))) as progress:
-        replies.ask(asked, progress)
+    replies = Replies(args.model, args.reply_tokens, args.long_tokens, args.seed)
+    with counting_progress(len(set(asked)) + len(set(long))) as progress:
+        replies.ask(asked, long, progress)
     right = [
         with_replies(each, replies, draws("replies", place), drawn.repeats)
         for place, (each, drawn) in enumerate(zip(found, plans, strict=True))

@@ -93,8 +93,32 @@ def test_the_shares_of_the_command_line(run, conversations, tmp_path):
     assert 0 < len(ordinary) <= 2 * CONVERSATIONS and all(len(row["messages"]) > 2 for row in ordinary)
     assert {row["write"] for row in ordinary} == {"all"}
     assert {(row["target"], row["weight"]) for row in ordinary} == {("frozen", 2.5)}
-    assert not any("target" in row or "weight" in row for row in found if row["kind"] != "ordinary")
+    assert not any("target" in row for row in found if row["kind"] != "ordinary")
     assert {row["write"] for row in found if row["kind"] != "ordinary"} == {"after"}
+
+
+def test_some_ordinary_replies_are_long_and_sampled(run, conversations, tmp_path):
+    options = ("--ordinary", 2, "--told", 0, "--long-tokens", 12)
+    short = records(run, conversations, tmp_path / "a.jsonl", *options)
+    mixed = records(run, conversations, tmp_path / "b.jsonl", *options, "--long", 0.5)
+    tokenizer = load_tokenizer(backbone("qwen3-tiny"))
+
+    def lengths(rows: list[dict]) -> list[int]:
+        replies = [row["messages"][-1]["content"] for row in rows if row["kind"] == "ordinary"]
+        return [len(tokenizer.encode(reply, add_special_tokens=False)) for reply in replies]
+
+    # Tokenized again, a reply may have a token more or less.
+    assert max(lengths(short)) < 6
+    assert 0 < sum(length > 6 for length in lengths(mixed)) < len(lengths(mixed))
+    assert mixed == records(run, conversations, tmp_path / "c.jsonl", *options, "--long", 0.5)
+    sampled = records(run, conversations, tmp_path / "d.jsonl", *options, "--long", 0.5, "--seed", 1)
+    assert sampled != mixed
+
+
+def test_questions_about_what_was_not_told_have_a_weight(run, conversations, tmp_path):
+    found = records(run, conversations, tmp_path / "a.jsonl", "--ordinary", 0, "--told", 0, "--absent-weight", 2)
+    assert {row["weight"] for row in found if "value" not in row} == {2}
+    assert not any("weight" in row for row in found if "value" in row)
 
 
 @pytest.mark.slow
