@@ -1,7 +1,7 @@
 """Finds the evaluation with the best adapter of a run."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +30,12 @@ def _marked(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row.get(_MARK)]
 
 
+def _since_best(rows: Sequence[Row]) -> int:
+    """The number of evaluations after the last best one."""
+    marks = [bool(row.get(_MARK)) for row in rows if "val_loss" in row]
+    return marks[::-1].index(True) if any(marks) else len(marks)
+
+
 class Best:
     """The best evaluation on the held-out data so far.
 
@@ -40,10 +46,14 @@ class Best:
     Args:
         folder: The run's folder. A resumed run continues from its metrics, which only the first process has.
         limit: The largest health ratio of a healthy adapter; None: every adapter is healthy.
+
+    Attributes:
+        worse: The number of evaluations since the best one, in all processes.
     """
 
     def __init__(self, folder: Path, limit: float | None = None):
         self._limit = limit
+        (self.worse,) = map(int, processes.sum_of(_since_best(Metrics(folder).rows()) if processes.is_first() else 0))
         rows = Metrics(folder).rows() if processes.is_first() and (folder / BEST_FOLDER).is_dir() else []
         # The marked row is scored again, since the limit may differ from the earlier one.
         self._score = self._best_of(_marked(rows)[-1:] or rows)
@@ -57,6 +67,7 @@ class Best:
         score = self._best_of([row])
         is_best = processes.is_first() and score is not None and (self._score is None or score > self._score)
         (is_best,) = processes.any_of(is_best)
+        self.worse = 0 if is_best else self.worse + 1
         if is_best:
             self._score = score
             row[_MARK] = 1.0

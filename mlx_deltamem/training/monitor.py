@@ -100,7 +100,7 @@ class Monitor(TrainingCallback):
         module, optimizer, feed: The run's module, optimizer and source of batches.
         first: The progress of the run when it was resumed. mlx-lm counts its steps from there.
         iters: The steps of the whole run.
-        steps_per_report: The number given to mlx-lm.
+        steps_per_report, steps_per_eval: The numbers given to mlx-lm.
         evaluated: Called in all processes with the row of each evaluation, to which it may add numbers; returns
             whether the adapter is the best so far.
 
@@ -117,6 +117,7 @@ class Monitor(TrainingCallback):
         first: Progress,
         iters: int,
         steps_per_report: int,
+        steps_per_eval: int,
         evaluated: Callable[[Row], bool],
     ):
         self._metrics = Metrics(folder)
@@ -126,6 +127,7 @@ class Monitor(TrainingCallback):
         self._first = first
         self._iters = iters
         self._steps_per_report = steps_per_report
+        self._steps_per_eval = steps_per_eval
         self._evaluated = evaluated
         self.reporter: TrainingCallback | None = None
         self._began = time.perf_counter()
@@ -164,7 +166,10 @@ class Monitor(TrainingCallback):
 
     def on_val_loss_report(self, val_info: dict) -> None:
         accuracy = self._module.accuracy.take()
-        row: Row = {"iteration": self._first.iteration + val_info["iteration"], "val_loss": val_info["val_loss"]}
+        iteration = self._first.iteration + val_info["iteration"]
+        if not self._is_due(iteration):
+            return
+        row: Row = {"iteration": iteration, "val_loss": val_info["val_loss"]}
         row |= {f"val_{name}": value for name, value in accuracy.items()}
         is_best = self._evaluated(row)
         if not processes.is_first():
@@ -175,6 +180,11 @@ class Monitor(TrainingCallback):
         best = " · the best so far" if is_best else ""
         for kind, shares in by_kind(accuracy).items():
             print_below(f"  {escape(kind)}: {described(shares)}" if kind else f"held out: {described(shares)}{best}")
+
+    def _is_due(self, iteration: int) -> bool:
+        """Whether a run that was never stopped evaluates after this step. mlx-lm also does so when a run is resumed."""
+        following = iteration + 1
+        return not iteration or not following % self._steps_per_eval or following == self._iters
 
     def _time_left(self, iteration: int) -> timedelta:
         """The expected time of the remaining steps, evaluations included, at the pace since the run was resumed."""

@@ -77,8 +77,8 @@ class Run:
         self._data, self._episodes = "", 0
         self._began = time.perf_counter()
         self._stopping = False
-        # Evaluations in a row that were not the best so far, and the steps done when it was enough.
-        self._worse, self._done = 0, 0
+        # The steps done when there were enough evaluations that were not the best so far.
+        self._done = 0
 
     @property
     def kept(self) -> str:
@@ -149,7 +149,7 @@ class Run:
                     self._take_steps(episodes, held_out)
                 except _EnoughError:
                     iters = self._done
-                    _print(f"No better adapter in {self._worse} evaluations: the run ends after step {iters:,}.")
+                    _print(f"No better adapter in {self._best.worse} evaluations: the run ends after step {iters:,}.")
                 self._check(iters)
             self._keeper.keep(self._progress(iters))
             if self.reporting.keep == BEST:
@@ -169,6 +169,7 @@ class Run:
             self._first,
             schedule.iters,
             self.reporting.steps_per_report,
+            self.reporting.steps_per_eval,
             self._evaluated,
         )
         if processes.is_first():
@@ -199,8 +200,8 @@ class Run:
             batch_size=schedule.batch_size,
             iters=steps,
             val_batches=reporting.val_batches,
-            steps_per_report=reporting.steps_per_report,
-            steps_per_eval=reporting.steps_per_eval,
+            steps_per_report=_Period.of(reporting.steps_per_report, self._first.iteration),
+            steps_per_eval=_Period.of(reporting.steps_per_eval, self._first.iteration),
             steps_per_save=steps + 1,
             adapter_file=str(unused),
             grad_accumulation_steps=schedule.grad_accumulation_steps,
@@ -216,7 +217,8 @@ class Run:
             if new:
                 self._keeper.keep(self._progress(done))
             raise KeyboardInterrupt
-        if self._module.training and 0 < self.reporting.early_stopping <= self._worse and self._complete(done) == done:
+        enough = 0 < self.reporting.early_stopping <= self._best.worse
+        if enough and self._module.training and self._complete(done) == done:
             self._done = done
             raise _EnoughError
 
@@ -226,7 +228,6 @@ class Run:
             # The other processes wait for the verdict in `note`.
             row |= measure_health(self.checkup, self.reporting.health_limit)
         is_best = self._best.note(row)
-        self._worse = 0 if is_best else self._worse + 1
         if is_best:
             self._keeper.keep_best(self._progress(cast(int, row["iteration"])))
         return is_best
@@ -263,6 +264,25 @@ class Run:
         # The progress bar has hidden the cursor.
         make_console().show_cursor(True)
         _print(f"Stopped at once; {self.kept}.")
+
+
+class _Period(int):
+    """A number of steps after which mlx-lm does something, counted from the beginning of a run that was resumed.
+
+    mlx-lm counts its steps from 1 on, and compares `step % period` with 0.
+    """
+
+    done: int
+
+    @classmethod
+    def of(cls, steps: int, done: int) -> "_Period":
+        """A period of `steps` in a run that was resumed after `done` steps."""
+        period = cls(steps)
+        period.done = done
+        return period
+
+    def __rmod__(self, step: int) -> int:
+        return (self.done + step) % int(self)
 
 
 def _print(text: str) -> None:

@@ -129,10 +129,11 @@ def test_the_best_adapter_is_kept_beside_the_last(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_with_the_same_best_adapter(tmp_path):
+@pytest.mark.parametrize("stops", [(11, 7), (3, 5), (2, 2, 9)])
+def test_a_resumed_run_ends_with_the_same_best_adapter(tmp_path, stops):
     def ended(name: str, *stops: int) -> dict[str, mx.array]:
         for stop in (*stops, None):
-            run = toy_run(tmp_path / name, steps_per_eval=2, save_every=1, keep="best")
+            run = toy_run(tmp_path / name, steps_per_eval=4, steps_per_report=5, save_every=1, keep="best")
             run.resume()
             train = EPISODES if stop is None else Watched(EPISODES, stop, interrupt)
             with suppress(InterruptedError):
@@ -142,7 +143,25 @@ def test_a_resumed_run_ends_with_the_same_best_adapter(tmp_path):
     def interrupt() -> None:
         raise InterruptedError
 
-    assert same(ended("one"), ended("two", 11, 7))
+    assert same(ended("one"), ended("two", *stops))
+    looks, reports = (
+        [[row["iteration"] for row in Metrics(tmp_path / name).rows() if kind in row] for name in ("one", "two")]
+        for kind in ("val_loss", "train_loss")
+    )
+    assert looks == [[0, 3, 7, 11]] * 2
+    # The last step of a process is always reported.
+    assert set(reports[0]) <= set(reports[1]) and reports[0] == [5, 10, 12]
+
+
+def test_early_stopping_counts_the_evaluations_before_a_stop(tmp_path):
+    assert Best(tmp_path).worse == 0
+    for number, right in enumerate((0.2, 0.5, 0.4, 0.3)):
+        best, row = Best(tmp_path), evaluation(1.0, right)
+        (tmp_path / "best").mkdir(exist_ok=True)
+        best.note(row)
+        Metrics(tmp_path).add({**row, "iteration": number})
+        assert Best(tmp_path).worse == best.worse
+    assert best.worse == 2
 
 
 def test_the_best_adapter_needs_held_out_data_and_a_folder(tmp_path):

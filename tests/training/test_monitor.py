@@ -88,7 +88,7 @@ def test_the_time_left_is_computed_from_the_pace_since_the_run_was_resumed(monke
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     run = toy_run(tmp_path / "run")
     feed = Feed(BatchMaker(CONFIG), 0, 100, -1, lambda _: None)
-    monitor = Monitor(run.folder, run._module, run._optimizer, feed, Progress(100, 5000.0), 600, 20, lambda _: False)
+    monitor = Monitor(run.folder, run._module, run._optimizer, feed, Progress(100, 5000.0), 600, 20, 50, lambda _: False)
     now[0], feed.tokens = 70.0, 900
     report = {"train_loss": 1.0, "learning_rate": 1e-3, "peak_memory": 0.5, "iterations_per_second": 2.0}
     monitor.on_train_loss_report(report | {"iteration": 10})
