@@ -15,6 +15,7 @@ from typing import Any, cast
 from mlx_lm import cli_ui
 from mlx_lm.cli_ui import make_console
 from mlx_lm.tuner.callbacks import TrainingCallback
+from mlx_lm.tuner.trainer import TrainingArgs
 from rich.markup import escape
 
 from mlx_deltamem.core.adapter import CURVES_FILE, METRICS_FILE
@@ -99,8 +100,7 @@ class Monitor(TrainingCallback):
         folder: The run's folder. Only the first process writes to it and prints.
         module, optimizer, feed: The run's module, optimizer and source of batches.
         first: The progress of the run when it was resumed. mlx-lm counts its steps from there.
-        iters: The steps of the whole run.
-        steps_per_report, steps_per_eval: The numbers given to mlx-lm.
+        args: The arguments given to mlx-lm. Their `iters` are the steps that are left.
         evaluated: Called in all processes with the row of each evaluation, to which it may add numbers; returns
             whether the adapter is the best so far.
 
@@ -115,9 +115,7 @@ class Monitor(TrainingCallback):
         optimizer: ClippedOptimizer,
         feed: Feed,
         first: Progress,
-        iters: int,
-        steps_per_report: int,
-        steps_per_eval: int,
+        args: TrainingArgs,
         evaluated: Callable[[Row], bool],
     ):
         self._metrics = Metrics(folder)
@@ -125,9 +123,8 @@ class Monitor(TrainingCallback):
         self._optimizer = optimizer
         self._feed = feed
         self._first = first
-        self._iters = iters
-        self._steps_per_report = steps_per_report
-        self._steps_per_eval = steps_per_eval
+        self._args = args
+        self._iters = first.iteration + args.iters
         self._evaluated = evaluated
         self.reporter: TrainingCallback | None = None
         self._began = time.perf_counter()
@@ -138,7 +135,7 @@ class Monitor(TrainingCallback):
         iteration, watch = self._first.iteration + train_info["iteration"], self._module.watch
         steps, self._reported = iteration - self._reported, iteration
         # mlx-lm divides by steps_per_report steps, but the last report may cover fewer.
-        seconds = self._steps_per_report / train_info["iterations_per_second"]
+        seconds = self._args.steps_per_report / train_info["iterations_per_second"]
         read, self._tokens = self._feed.tokens - self._tokens, self._feed.tokens
         tokens, gate, norm = processes.sum_of(read, watch.write_gate, watch.state_norm)
         row = {
@@ -166,10 +163,9 @@ class Monitor(TrainingCallback):
 
     def on_val_loss_report(self, val_info: dict) -> None:
         accuracy = self._module.accuracy.take()
-        iteration = self._first.iteration + val_info["iteration"]
-        if not self._is_due(iteration):
+        if not self._is_due(val_info["iteration"]):
             return
-        row: Row = {"iteration": iteration, "val_loss": val_info["val_loss"]}
+        row: Row = {"iteration": self._first.iteration + val_info["iteration"], "val_loss": val_info["val_loss"]}
         row |= {f"val_{name}": value for name, value in accuracy.items()}
         is_best = self._evaluated(row)
         if not processes.is_first():
@@ -181,10 +177,13 @@ class Monitor(TrainingCallback):
         for kind, shares in by_kind(accuracy).items():
             print_below(f"  {escape(kind)}: {described(shares)}" if kind else f"held out: {described(shares)}{best}")
 
-    def _is_due(self, iteration: int) -> bool:
-        """Whether a run that was never stopped evaluates after this step. mlx-lm also does so when a run is resumed."""
-        following = iteration + 1
-        return not iteration or not following % self._steps_per_eval or following == self._iters
+    def _is_due(self, step: int) -> bool:
+        """Whether a run that was never stopped evaluates after this step of mlx-lm's, which is 0 when a run begins.
+
+        mlx-lm also evaluates when a run is resumed.
+        """
+        is_begun = self._first.iteration or step
+        return not is_begun or step + 1 == self._args.iters or not (step + 1) % self._args.steps_per_eval
 
     def _time_left(self, iteration: int) -> timedelta:
         """The expected time of the remaining steps, evaluations included, at the pace since the run was resumed."""

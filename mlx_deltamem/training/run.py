@@ -161,17 +161,8 @@ class Run:
         self._module.accuracy = Accuracy(kinds)
         maker = BatchMaker(self.model.attachment.config, schedule.value_weight, kinds, compiled=is_compiled())
         feed = Feed(maker, schedule.seed, self._first.iteration, self.reporting.val_batches, self._between)
-        monitor = Monitor(
-            self.folder,
-            self._module,
-            self._optimizer,
-            feed,
-            self._first,
-            schedule.iters,
-            self.reporting.steps_per_report,
-            self.reporting.steps_per_eval,
-            self._evaluated,
-        )
+        args = self._training_args()
+        monitor = Monitor(self.folder, self._module, self._optimizer, feed, self._first, args, self._evaluated)
         if processes.is_first():
             monitor.reporter = reporter(self.reporting, self.settings.flat(), self.folder)
         self._best = Best(self.folder, None if self.checkup is None else self.reporting.health_limit)
@@ -182,18 +173,19 @@ class Run:
             compiled_where_faster(),
         ):
             # mlx-lm writes a file of weights at the end. It is not used: the weights are in the checkpoints.
+            args.adapter_file = str(Path(unused) / "unused.safetensors")
             train_with_mlx_lm(
                 self._module,
                 self._optimizer,
                 episodes,
                 held_out,
-                self._training_args(Path(unused) / "unused.safetensors"),
+                args,
                 loss=lambda module, *batch: module(Batch.of(*batch)),
                 iterate_batches=feed,
                 training_callback=monitor,
             )
 
-    def _training_args(self, unused: Path) -> TrainingArgs:
+    def _training_args(self) -> TrainingArgs:
         schedule, reporting = self.settings.schedule, self.reporting
         steps = schedule.iters - self._first.iteration
         return TrainingArgs(
@@ -203,7 +195,6 @@ class Run:
             steps_per_report=_Period.of(reporting.steps_per_report, self._first.iteration),
             steps_per_eval=_Period.of(reporting.steps_per_eval, self._first.iteration),
             steps_per_save=steps + 1,
-            adapter_file=str(unused),
             grad_accumulation_steps=schedule.grad_accumulation_steps,
         )
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlx_lm.tuner.trainer import TrainingArgs
 
 from mlx_deltamem.core.adapter import METRICS_FILE
 from mlx_deltamem.training.batches import BatchMaker, Feed
@@ -88,7 +89,8 @@ def test_the_time_left_is_computed_from_the_pace_since_the_run_was_resumed(monke
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     run = toy_run(tmp_path / "run")
     feed = Feed(BatchMaker(CONFIG), 0, 100, -1, lambda _: None)
-    monitor = Monitor(run.folder, run._module, run._optimizer, feed, Progress(100, 5000.0), 600, 20, 50, lambda _: False)
+    args = TrainingArgs(iters=500, steps_per_report=20)
+    monitor = Monitor(run.folder, run._module, run._optimizer, feed, Progress(100, 5000.0), args, lambda _: False)
     now[0], feed.tokens = 70.0, 900
     report = {"train_loss": 1.0, "learning_rate": 1e-3, "peak_memory": 0.5, "iterations_per_second": 2.0}
     monitor.on_train_loss_report(report | {"iteration": 10})
