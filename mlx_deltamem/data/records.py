@@ -14,6 +14,8 @@ Some of these replies may be long (`--long`): the harm that a memory does to its
 """
 
 import argparse
+import hashlib
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -210,9 +212,12 @@ def main() -> None:
     found = read_conversations(args.conversations)
     args.output.parent.mkdir(parents=True, exist_ok=True)
 
+    # Held-out conversations have other draws than those that are trained on.
+    content = hashlib.sha256(json.dumps([each.as_json() for each in found]).encode()).hexdigest()
+
     def draws(purpose: str, place: int) -> random.Random:
         # Each has its own, so that what is asked does not depend on where the replies come from.
-        return random.Random(f"speech-records/{args.seed}/{purpose}/{place}")
+        return random.Random(f"speech-records/{args.seed}/{content}/{purpose}/{place}")
 
     plans = [Drawn.by(draws("plan", place), args) for place in range(len(found))]
     # A live chat has its own replies.

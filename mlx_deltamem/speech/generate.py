@@ -9,11 +9,13 @@ from .messages import forget, tell, tell_two, update, wish
 from .ordinary import ordinary_message
 from .questions import Asker, Encode, assistant_says
 from .settings import SpeechSettings
-from .short import tell_next, update_short
+from .short import follows_on, tell_next, update_short
 from .talk import talk
 
 # The number of relations to try for a fact, since a side may have few values.
 _TRIES = 20
+# The number of ordinary messages to draw for one that is not in the conversation yet.
+_DRAWS = 1000
 
 
 def make_conversation(
@@ -93,7 +95,7 @@ class _Teller:
             if written := tell_two(self._rng, self._settings, fact, mate):
                 waiting.remove(mate)
                 facts = (fact, mate)
-        if not written and short and said:
+        if not written and short and said and said[-1][0].tells:
             written = tell_next(self._rng, self._settings, fact, said[-1][1])
         written = written or tell(self._rng, self._settings, fact)
         for each, name in zip(facts, written.wordings, strict=True):
@@ -143,15 +145,24 @@ class _Teller:
 
 
 def _place_ordinary(rng: random.Random, settings: SpeechSettings, said: list[_Said]) -> list[_Said]:
-    """Insert ordinary turns anywhere, and after all others."""
+    """Insert ordinary turns anywhere, but not before a message that goes on from the one before; and after all others.
+
+    Raises:
+        ValueError: The settings need more ordinary messages than there are.
+    """
     between, after = rng.randint(*settings.ordinary), rng.randint(*settings.gap)
     seen: set[str] = set()
     turns = list(said)
     for number in range(between + after):
-        while (message := ordinary_message(rng)) in seen:
-            pass
+        message = next((each for _ in range(_DRAWS) if (each := ordinary_message(rng)) not in seen), None)
+        if message is None:
+            raise ValueError(
+                f"a conversation was to have {between + after} ordinary messages; expected fewer, as they are all "
+                "different"
+            )
         seen.add(message)
-        place = len(turns) if number >= between else rng.randint(0, len(turns))
+        places = [at for at in range(len(turns)) if not follows_on(turns[at][0].wordings)] + [len(turns)]
+        place = len(turns) if number >= between else rng.choice(places)
         turns.insert(place, (Turn(message, None, "ordinary"), ()))
     return turns
 

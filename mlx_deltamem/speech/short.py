@@ -1,13 +1,16 @@
 """Writes messages that leave out what the conversation has said: "and the side gate: 9920", "no wait, Thursday"."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .conversation import Written
 from .facts import Fact
 from .settings import SpeechSettings
-from .talk import talk, talk_id
+from .talk import talk, talk_id, use_of
 from .wording import fill, is_sentence, lower_case
+
+# The uses with messages that mean nothing without the message before.
+_FOLLOWING = ("next", "changed_value", "corrected_value")
 
 
 def tell_next(rng: random.Random, settings: SpeechSettings, fact: Fact, before: Sequence[Fact]) -> Written | None:
@@ -60,6 +63,11 @@ def update_short(
     if fact.subject is None or any(each.subject == fact.subject for each in others):
         return None
     return _drawn(rng, settings, f"{why}_subject", fact)
+
+
+def follows_on(wordings: Iterable[str]) -> bool:
+    """Whether a message with these wordings goes on from the message before it, and means nothing without it."""
+    return any(use_of(name) in _FOLLOWING for name in wordings)
 
 
 def _drawn(rng: random.Random, settings: SpeechSettings, use: str, fact: Fact) -> Written | None:

@@ -35,6 +35,12 @@ def talk_id(use: str, template: str) -> str:
     return wording_id(SHARED, use, template)
 
 
+def use_of(name: str) -> str | None:
+    """Return the use of a wording for all relations, by its name; None for a wording of a relation."""
+    owner, use, _ = name.split("/")
+    return use if owner == SHARED else None
+
+
 @cache
 def _all() -> dict[str, tuple[str, ...]]:
     read = yaml.safe_load(files(__package__).joinpath("talk.yaml").read_text(encoding="utf-8"))

@@ -121,6 +121,18 @@ def test_questions_about_what_was_not_told_have_a_weight(run, conversations, tmp
     assert not any("weight" in row for row in found if "value" in row)
 
 
+def test_other_conversations_have_other_ordinary_records(run, conversations, tmp_path):
+    lines = conversations.read_text().splitlines(keepends=True)
+    (tmp_path / "other.jsonl").write_text("".join(lines[1:]))
+
+    def ordinary(source: Path, output: str) -> list[str]:
+        found = records(run, source, tmp_path / output, "--ordinary", 1, "--told", 0)
+        return [row["messages"][-2]["content"] for row in found if row["kind"] == "ordinary"]
+
+    one, other = ordinary(conversations, "a.jsonl"), ordinary(tmp_path / "other.jsonl", "b.jsonl")
+    assert len(set(one) & set(other)) < len(other) // 2
+
+
 @pytest.mark.slow
 def test_training_reads_the_records_and_the_same_seed_makes_them_again(run, conversations, tmp_path):
     first, again = (records(run, conversations, tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
@@ -179,7 +191,13 @@ TURN = {"user": "Hi.", "assistant": None, "kind": "told", "relations": [], "word
             {"turns": [TURN | {"assistant": "\ud800"}], "questions": []},
             "the 'assistant' of a turn has half a character",
         ),
-        ({"turns": [TURN | {"relations": 3}], "questions": []}, "line 1 is not a conversation (TypeError: "),
+        (
+            {"turns": [TURN | {"relations": 3}], "questions": []},
+            "line 1 is not a conversation (ValueError: a number instead of a list)",
+        ),
+        ({"turns": [TURN | {"values": "x"}], "questions": []}, "(ValueError: a text instead of a list)"),
+        ({"turns": [TURN | {"repeated": [5]}], "questions": []}, "a text of the 'repeated' of a turn is a number"),
+        ({"turns": [TURN | {"values": ["x", 7]}], "questions": []}, "a text of the 'values' of a turn is a number"),
         ({"turns": [TURN], "questions": [{"text": "x"}]}, "the 'answer' of a question is nothing; expected a text"),
         ({"turns": [TURN], "questions": 3}, "line 1 is not a conversation (ValueError: a number instead of a list)"),
     ],

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -31,9 +32,13 @@ def ids(use: str) -> set[str]:
     return {talk_id(use, line) for line in talk(use, "train")}
 
 
-@pytest.fixture(scope="module")
-def conversations() -> list[Conversation]:
-    return [make_conversation(SETTINGS, "short", index) for index in range(200)]
+# Ordinary messages and deletions come between the others, and must not part them.
+MIXED = replace(SETTINGS, ordinary=(2, 5), deletions=0.3)
+
+
+@pytest.fixture(scope="module", params=[SETTINGS, MIXED], ids=["plain", "mixed"])
+def conversations(request: pytest.FixtureRequest) -> list[Conversation]:
+    return [make_conversation(request.param, "short", index) for index in range(200)]
 
 
 def short_turns(conversations: list[Conversation], use: str) -> Iterator[tuple[Turn, list[Turn]]]:
@@ -55,14 +60,14 @@ def test_each_use_occurs_and_names_the_value(conversations: list[Conversation], 
 
 def test_the_next_sibling_follows_a_fact_of_its_relation(conversations: list[Conversation]) -> None:
     for turn, before in short_turns(conversations, "next"):
-        assert turn.relations[0] in before[-1].relations
+        assert turn.relations[0] in before[-1].relations and before[-1].tells
         assert RELATIONS[turn.relations[0]].of is not None
 
 
 @pytest.mark.parametrize("use", ["changed_value", "corrected_value"])
 def test_a_value_alone_updates_the_only_fact_of_the_message_before(conversations: list[Conversation], use: str) -> None:
     for turn, before in short_turns(conversations, use):
-        assert before[-1].relations == turn.relations
+        assert before[-1].relations == turn.relations and before[-1].tells
 
 
 def test_what_lasts_is_corrected_and_does_not_change(conversations: list[Conversation]) -> None:
@@ -93,6 +98,11 @@ def test_a_fact_that_is_not_said_is_told_in_full() -> None:
         assert named is not None
         assert "the summer cottage" in named.text.lower()
         assert update_short(rng, SETTINGS, fact, [*told, [same]]) is None
+
+
+def test_more_ordinary_messages_than_there_are() -> None:
+    with pytest.raises(ValueError, match="9000 ordinary messages; expected fewer, as they are all different"):
+        make_conversation(replace(SETTINGS, gap=(9000, 9000)), "short", 0)
 
 
 def test_phrases_have_the_articles_of_the_relation() -> None:
