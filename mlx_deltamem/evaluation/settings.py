@@ -10,6 +10,8 @@ from mlx_deltamem.files.atomic import new_file
 from mlx_deltamem.files.jsonl import read_json
 
 SETTINGS_FILE = "settings.json"
+# Settings of tasks that only some conditions have. A run may be continued with conditions that do not have them.
+_OF_SOME = ("dense_model",)
 
 
 class RunSettings(TypedDict):
@@ -62,7 +64,8 @@ def compare_settings(
         _compare(folder, "tokenizer", earlier["tokenizer"], present["tokenizer"])
         _compare(folder, "plan", earlier["plan"], present["plan"])
         for name in [name for name in earlier["tasks"] if name in tasks]:
-            _compare(folder, name, earlier["tasks"][name], present["tasks"][name])
+            present["tasks"][name] = _completed(present["tasks"][name], earlier["tasks"][name])
+            _compare(folder, name, _completed(earlier["tasks"][name], present["tasks"][name]), present["tasks"][name])
         present["tasks"] = earlier["tasks"] | present["tasks"]
     return present
 
@@ -75,6 +78,13 @@ def keep_settings(folder: Path, settings: RunSettings) -> None:
     """
     with new_file(folder / SETTINGS_FILE) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _completed(settings: object, others: object) -> object:
+    """The settings of a task, with those of `_OF_SOME` that only the other settings have."""
+    if not isinstance(settings, dict) or not isinstance(others, dict):
+        return settings
+    return settings | {name: others[name] for name in _OF_SOME if name in others and settings.get(name) is None}
 
 
 def _compare(folder: Path, name: str, earlier: object, present: object) -> None:

@@ -10,7 +10,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Backbone
 from mlx_deltamem.evaluation.tasks.answers import first_line
-from mlx_deltamem.evaluation.tasks.naming import names, names_only, says_unknown
+from mlx_deltamem.evaluation.tasks.naming import names, names_only, says_not_told
 from mlx_deltamem.evaluation.tasks.recall import Recall
 from mlx_deltamem.recall.split import side_of
 from mlx_deltamem.recall.vocabulary import keys, shared, values
@@ -112,7 +112,29 @@ UNKNOWN = [
     (DOG, "first_names", "", "I noticed.", 0, 0),
     (DOG, "first_names", "", "Nothing was said about a dog.", 1, 1),
     (DOG, "first_names", "", "Sure!\nI don't know.", 0, 0),
+    (DOG, "first_names", "", "You said nothing about that.", 1, 1),
+    (DOG, "first_names", "", "I'm sorry. I do not have any information about your dog.", 1, 1),
+    (DOG, "first_names", "", "As a chatbot I don't have the ability to know your dog.", 1, 1),
+    # A denial of something else.
+    (DOG, "first_names", "", "Bello, not far from a wolf.", 0, 0),
+    (DOG, "first_names", "", "Bello. No need to worry!", 0, 0),
+    (DOG, "first_names", "", "It's Bello, isn't it? I know.", 0, 0),
+    (DOG, "first_names", "", "Don't forget to feed Bello.", 0, 0),
+    (DOG, "first_names", "", "Bello never barks.", 0, 0),
 ]
+
+
+# The value may be a part of a denial.
+@pytest.mark.parametrize(
+    ("value", "reply"),
+    [
+        ("Ann", "I cannot say whether it is Ann."),
+        ("Eve", "You never told me. Eve is a nice name."),
+        ("Bob", "I cannot say whether it is Bob."),
+    ],
+)
+def test_a_denial_that_holds_the_value_in_a_word(value, reply):
+    assert not names_only(reply, value, [], DOG)
 
 
 def question(asked: str, listed: str, value: str | None, told: str) -> Question:
@@ -164,7 +186,7 @@ def test_the_right_answer_of_every_key_and_value_is_exact(key):
 def test_any_reply_has_a_score(reply, value):
     assert names_only(reply, value, values("first_names"), DOG) <= names(reply, value)
     assert "\n" not in first_line(reply)
-    says_unknown(reply)
+    says_not_told(reply)
 
 
 # Questions.
@@ -193,6 +215,12 @@ def test_values_are_held_out_and_told():
         assert each.labels["value"].casefold() in str(each.history).casefold()
         assert each.golds[0] == each.labels["value"]
         assert each.context == "" and each.max_tokens == 16
+
+
+@pytest.mark.parametrize("options", [{"facts": (1, 2)}, {"natural": True}, {"kinds": ("told", "people")}])
+def test_each_question_has_random_numbers_of_its_own(options):
+    found = made(**options)
+    assert [each.index for each in found] == list(range(len(found)))
 
 
 def test_the_same_seed_gives_the_same_questions():

@@ -113,6 +113,19 @@ def check(folder, origin=ORIGIN, plan=(("seed", 0),), tasks=(("recall", {"questi
     keep_settings(folder, compare_settings(folder, origin, dict(plan), dict(tasks)))
 
 
+def test_conditions_without_a_dense_model_may_be_added_and_those_with_one(tmp_path):
+    for given in (None, "vectors", None, "vectors"):
+        check(tmp_path, tasks=[("recall", {"questions": 3, "dense_model": given})])
+    kept = json.loads((tmp_path / SETTINGS_FILE).read_text())["tasks"]["recall"]
+    assert kept == {"questions": 3, "dense_model": "vectors"}
+    # A file of before this setting.
+    (tmp_path / "older").mkdir()
+    check(tmp_path / "older", tasks=[("recall", {"questions": 3})])
+    check(tmp_path / "older", tasks=[("recall", {"questions": 3, "dense_model": None})])
+    with pytest.raises(ValueError, match=r"has another recall \(dense_model\)"):
+        check(tmp_path, tasks=[("recall", {"questions": 3, "dense_model": "others"})])
+
+
 def test_the_same_settings_go_on(tmp_path):
     check(tmp_path)
     check(tmp_path)

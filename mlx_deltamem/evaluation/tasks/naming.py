@@ -11,7 +11,7 @@ A reply is right if it names the value that was asked for and no rival of it:
 - A reply that denies, or says that it does not know, is wrong even if it names the value.
 
 If nothing can be recalled, because it was never told or must be forgotten, a reply is right if it says that it does not
-know and names no rival.
+know, or was not told, and names no rival. Any other denial ("Dr Lee, not far from here") does not count.
 """
 
 import functools
@@ -25,10 +25,15 @@ _WORD = re.compile(r"\w+")
 _ARTICLES = {"a", "an", "the"}
 _APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "`": "'"})
 
-_UNKNOWN = re.compile(
-    r"""\b(?: not | cannot | \w+n't | (?:don|didn|haven|hasn|can|won|couldn)t | never | no | none | nothing
-    | unknown | unsure | unable | forget | forgot | forgotten )\b""",
-    re.VERBOSE,
+_NOT = r"(?: not | cannot | \w+n't | (?:don|didn|haven|hasn|can|won|couldn)t | never | no )"
+_LOST = r"none | nothing | unknown | unsure | unable | forgot | forgotten"
+_DENIAL = re.compile(rf"\b(?: {_NOT} | {_LOST} | forget )\b", re.VERBOSE)
+# A negation, and within the next words of the sentence one that is about knowing or telling.
+_KNOWING = r"""(?: tell | told | say | said | mention\w* | know\w* | remember\w* | recall\w* | sure | certain | aware
+    | idea | information | records? | memory | memories | access | capab\w+ | ability | able | provid\w+ | give\w*
+    | shared? | hear\w* | specif\w+ )"""
+_NOT_TOLD = re.compile(
+    rf"\b(?: {_LOST} | to\ forget | {_NOT} \b (?: [^\w.!?]+ \w+ ){{0,6}}? [^\w.!?]+ {_KNOWING} )\b", re.VERBOSE
 )
 
 
@@ -43,7 +48,8 @@ def names_only(reply: str, value: str, rivals: Iterable[str], question: str) -> 
     """
     line = first_line(reply)
     # Without the value, because some values look like a denial ("forget-me-nots").
-    if says_unknown(re.sub(re.escape(value), " ", line, flags=re.IGNORECASE)) or not names(line, value):
+    rest = re.sub(rf"(?<!\w){re.escape(value)}(?!\w)", " ", line, flags=re.IGNORECASE)
+    if denies(rest) or not names(line, value):
         return False
     return not names_any(line, rivals, f"{value}\n{question}")
 
@@ -65,9 +71,19 @@ def names_any(reply: str, rivals: Iterable[str], allowed: str) -> bool:
     )
 
 
-def says_unknown(reply: str) -> bool:
-    """Whether the first line of a reply denies something, or says that something is unknown, not told or forgotten."""
-    return bool(_UNKNOWN.search(first_line(reply).translate(_APOSTROPHES).casefold()))
+def denies(reply: str) -> bool:
+    """Whether the first line of a reply denies anything."""
+    return bool(_DENIAL.search(_plain(reply)))
+
+
+def says_not_told(reply: str) -> bool:
+    """Whether the first line of a reply says that something is unknown, not told or forgotten."""
+    return bool(_NOT_TOLD.search(_plain(reply)))
+
+
+def _plain(reply: str) -> str:
+    """The first line of a reply with plain apostrophes, ignoring case."""
+    return first_line(reply).translate(_APOSTROPHES).casefold()
 
 
 @functools.lru_cache(maxsize=10_000)

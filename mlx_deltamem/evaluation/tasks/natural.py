@@ -8,7 +8,7 @@ from typing import TypedDict
 import yaml
 
 from mlx_deltamem.evaluation.question import Question, user_message
-from mlx_deltamem.evaluation.tasks.naming import names, names_any, says_unknown
+from mlx_deltamem.evaluation.tasks.naming import names, names_any, says_not_told
 from mlx_deltamem.sessions.messages import Message
 
 # The reply in the history to a message without a given reply. In a chat, the model writes its own instead.
@@ -57,12 +57,13 @@ def natural_questions(system: tuple[Message, ...]) -> Iterator[Question]:
 def natural_score(question: Question, reply: str) -> Mapping[str, float]:
     """Score a reply: `named` if it names an accepted answer as whole words, `exact` if it also names no rival.
 
-    The whole reply counts, not only its first line. If nothing was told, `named` means that the reply says so.
+    The whole reply counts, not only its first line. If nothing was told, `named` means that the reply says so
+    (`says_not_told`).
     """
     reply = " ".join(reply.split())
     rivals = question.text_label("rivals").split("\n")
     if question.category == "absent":
-        unknown = says_unknown(reply)
+        unknown = says_not_told(reply)
         return {"exact": float(unknown and not names_any(reply, rivals, question.question)), "named": float(unknown)}
     right = any(names(reply, answer) for answer in question.golds)
     rival = names_any(reply, rivals, "\n".join((*question.golds, question.question)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Backbone, Task
-from mlx_deltamem.evaluation.tasks.naming import names, names_any, names_only, says_unknown
+from mlx_deltamem.evaluation.tasks.naming import names, names_any, names_only, says_not_told
 from mlx_deltamem.evaluation.tasks.natural import natural_questions, natural_score
 from mlx_deltamem.evaluation.tasks.recall_kinds import KINDS, WRITTEN, make_kind_chat
 from mlx_deltamem.files.text import check_text
@@ -92,6 +92,11 @@ class Recall(Task):
 
     def questions(self, backbone: Backbone) -> Iterator[Question]:
         """See `Task`. The numbers of facts take turns, so the first questions are of all kinds."""
+        # Sampled replies depend on the index: each question has random numbers of its own.
+        for index, question in enumerate(self._in_order(backbone)):
+            yield replace(question, index=index)
+
+    def _in_order(self, backbone: Backbone) -> Iterator[Question]:
         if self.natural:
             yield from natural_questions(tuple(self._system))
             return
@@ -120,7 +125,7 @@ class Recall(Task):
             value = question.text_label("value")
             exact = names_only(reply, value, rivals, question.question)
             return {"exact": float(exact), "named": float(names(reply, value))}
-        unknown = says_unknown(reply)
+        unknown = says_not_told(reply)
         exact = unknown and not names_any(reply, rivals, question.question)
         return {"exact": float(exact), "named": float(unknown)}
 
