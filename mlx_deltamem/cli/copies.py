@@ -82,7 +82,6 @@ class Copies:
         if self._kept is None and before.file is not None and _is_empty(before.chat) and not keep:
             # The chat before may replace its file; a new object may not.
             before.chat.take_over(chat)
-            before.chat.title = chat.title
             before.is_saved = False
             return None
         return self._go_on_with(_Copy(chat, self._new_file()), keep)

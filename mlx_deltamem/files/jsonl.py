@@ -92,7 +92,7 @@ def parsed_json(text: bytes, most_values: int = _MOST_VALUES_OF_FILE) -> tuple[J
         text: The text. A byte order mark at its beginning is left out.
         most_values: The most values that it may have, with those in lists and objects.
     """
-    if problem := _excess(text, most_values):
+    if problem := excess(text, most_values):
         return None, problem
     try:
         return cast(Json, _DECODER.decode(text.decode("utf-8-sig"))), ""
@@ -138,12 +138,18 @@ def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
-def _excess(text: bytes, most_values: int) -> str:
-    """Why a JSON text is too large to be parsed; empty if it is not."""
+def excess(text: bytes, most_values: int = _MOST_VALUES_OF_FILE, around: int = 0) -> str:
+    """Why a JSON text is too large to be parsed; empty if it is not.
+
+    Args:
+        text: The text, in UTF-8.
+        most_values: As in `parsed_json`.
+        around: The number of lists and objects that a file will put around the value.
+    """
     opening = text.count(b"[") + text.count(b"{")
-    if opening <= _DEEPEST and opening + text.count(b",") < most_values:
+    if around + opening <= _DEEPEST and opening + text.count(b",") < most_values:
         return ""
-    depth, values = 0, 1
+    depth, values = around, 1
     for found in _MARK.finditer(text):
         mark = text[found.start()]
         if mark in _OPENING:
@@ -154,7 +160,7 @@ def _excess(text: bytes, most_values: int) -> str:
         elif mark == ord(","):
             values += 1
         if depth > _DEEPEST:
-            return f"JSON that is nested too deeply, {_DEEPEST} levels at most"
+            return f"JSON that is nested too deeply, {_DEEPEST - around} levels at most"
         if values > most_values:
             return f"JSON with more than {most_values:,} values"
     return ""

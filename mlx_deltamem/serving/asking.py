@@ -1,17 +1,16 @@
 """Prepare the turn that a request asks for: the place in its memory, what is new, and what has to run first."""
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.serving.exchange import Mode, RefusedError, ReplyRequest
-from mlx_deltamem.sessions.history import FULL
+from mlx_deltamem.serving.shortened import shortened_note, within_window
 from mlx_deltamem.sessions.loops import later_turns, take_back
 from mlx_deltamem.sessions.place import (
     Asked,
@@ -24,6 +23,7 @@ from mlx_deltamem.sessions.place import (
     place_of_turn,
 )
 from mlx_deltamem.sessions.prefill import window
+from mlx_deltamem.sessions.seen import seen_tokens
 from mlx_deltamem.sessions.segments import Segments
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.template import ChatTemplate
@@ -33,7 +33,6 @@ from mlx_deltamem.sessions.trimmed import find_trimmed
 from mlx_deltamem.sessions.turn import Turn, said_turns
 from mlx_deltamem.sessions.writing import NONE
 
-_Result = TypeVar("_Result")
 # A text with more characters for each token of the window is refused before its tokens are counted, which takes seconds
 # for some megabytes, and all others wait. Ordinary text has about 4.
 _MOST_CHARACTERS = 32
@@ -93,18 +92,27 @@ def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prep
     template = _template(chat.tokenizer, request.tools, request.template_options)
     chat.state.set_start(start, template)
     write = NONE if request.mode is not Mode.WRITE else None
-    tokens, notes = 0, []
+    tokens, history = 0, chat.history
     _check_length(chat.model, [message["content"] for message in question.new])
     for exchange in earlier:
         if exchange.messages:
             said = [*exchange.messages, exchange.reply]
             _check_length(chat.model, [message["content"] for message in said])
-            read = partial(chat.read_exchange, exchange.messages, exchange.reply["content"], write)
-            _, note = _within_window(chat, partial(read, exchange.reply.get("tool_calls", [])))
-            notes.append(note)
-            tokens += chat.turns[-1].length
-    turn, note = _within_window(chat, partial(chat.new_turn, question.new, write))
-    return Prepared(turn, tokens, next(filter(None, [*notes, note]), None), question.begun)
+            tokens += within_window(chat, history, partial(_read, chat, exchange, write))
+    turn = within_window(chat, history, partial(chat.new_turn, question.new, write))
+    return Prepared(turn, tokens, shortened_note(chat, history, turn), question.begun)
+
+
+def _read(chat: ChatSession, exchange: Exchange, write: str | None) -> int:
+    """Read an exchange; returns the number of tokens that ran for it, those of earlier text among them.
+
+    Raises:
+        ValueError: As from `ChatSession.read_exchange`. The chat is unchanged.
+    """
+    before, has_text = chat.turns, chat.state.has_text
+    chat.read_exchange(exchange.messages, exchange.reply["content"], write, exchange.reply.get("tool_calls", []))
+    turn = chat.turns[-1]
+    return turn.length + (0 if has_text else seen_tokens(chat.state, turn, before))
 
 
 def _check_length(model: nn.Module, texts: Sequence[str]) -> None:
@@ -121,26 +129,6 @@ def _check_length(model: nn.Module, texts: Sequence[str]) -> None:
             f"the text has {characters:,} characters, and the model's window is {longest:,} tokens: shorten the text, "
             "or write it into a memory by .../remember",
         )
-
-
-def _within_window(chat: ChatSession, work: Callable[[], _Result]) -> tuple[_Result, str | None]:
-    """Do work on a chat; if its whole text does not fit into the model's window, with the last tokens of it in view.
-
-    Returns:
-        The result, and a remark for the client if only the last tokens are seen.
-
-    Raises:
-        ValueError: As from the work.
-    """
-    try:
-        return work(), None
-    except ValueError:
-        longest = window(chat.model)
-        if chat.history != FULL or longest is None:
-            raise
-        # The memory has the rest.
-        chat.history = max(1, longest // 2)
-        return work(), f"the chat is longer than the model's window; the last {chat.history} tokens are seen"
 
 
 def _go_on_from(

@@ -85,7 +85,13 @@ class ReplyRequest:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token with its natural log-probability."""
+    """A token with its natural log-probability.
+
+    Attributes:
+        token: Its text; U+FFFD stands for a part of a character.
+        logprob: The log-probability.
+        raw: Its bytes. Those of the tokens of a text are the text in UTF-8.
+    """
 
     token: str
     logprob: float

@@ -5,8 +5,13 @@ from collections.abc import Sequence
 from mlx_deltamem.serving.exchange import Mode, RefusedError, ReplyRequest
 from mlx_deltamem.serving.memories import Memories
 from mlx_deltamem.serving.memory import Memory
-from mlx_deltamem.sessions.place import asked, find_place, turn_ids
+from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.place import Exchange, Place, are_same_messages, asked, find_place, turn_ids
+from mlx_deltamem.sessions.turn import said_turns
 from mlx_deltamem.sessions.writing import NONE
+
+# As from `_fitness`: the chat ends at the place.
+_ENDS_THERE = 2
 
 
 def find_memory(memories: Memories, request: ReplyRequest, think_end: str | None) -> Memory:
@@ -51,14 +56,42 @@ def adds_turn(request: ReplyRequest, memory: Memory) -> bool:
 
 
 def _find_private(memories: Sequence[Memory], request: ReplyRequest, think_end: str | None) -> Memory | None:
-    """The private memory that knows the messages of a request; None if none does."""
+    """The private memory that knows most of the messages of a request; None if none knows any.
+
+    Several may know as much: chats that began with the same words. Then it is one that ends there, so that nothing of
+    another chat is taken back; else one in which the same message comes next, whose reply is asked for again; else the
+    first one.
+    """
     if request.continues is not None:
         name = request.continues
         return next((memory for memory in memories if _has_turn(memory, name, think_end)), None)
-    earlier = asked(request.messages).earlier
-    if not earlier:
+    question = asked(request.messages)
+    shown = question.earlier
+    if not shown:
         return None
-    return next((memory for memory in memories if find_place(memory.chat.turns, earlier, think_end)), None)
+    if question.begun:
+        # The reply that is to go on tells chats apart too.
+        shown = (*shown, Exchange(question.new, {"role": "assistant", "content": question.begun}))
+    best, best_fitness = None, (0, 0)
+    for memory in memories:
+        place = find_place(memory.chat.turns, shown, think_end, following=question.new)
+        if place is None:
+            continue
+        fitness = place.turns, _fitness(memory, place, question.new)
+        if fitness > best_fitness:
+            best, best_fitness = memory, fitness
+        if fitness == (len(shown), _ENDS_THERE):
+            # No other one can know more, and to compare messages takes time.
+            break
+    return best
+
+
+def _fitness(memory: Memory, place: Place, following: Sequence[Message]) -> int:
+    """How well a chat fits to go on with messages after a place: the larger, the better."""
+    rest = said_turns(memory.chat.turns, place.conversation)[place.turns :]
+    if not rest:
+        return _ENDS_THERE
+    return 1 if are_same_messages(rest[0].messages, following) else 0
 
 
 def _has_turn(memory: Memory, name: str, think_end: str | None) -> bool:

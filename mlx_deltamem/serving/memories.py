@@ -213,6 +213,7 @@ class Memories:
         except RefusedError:
             old.chat.take_over(before)
             raise
+        old.changed()
         return old
 
     def infos(self) -> list[MemoryInfo]:

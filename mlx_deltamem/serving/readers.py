@@ -1,11 +1,13 @@
 """`Readers`: copies of a memory for chats that only read it, so that their earlier turns do not run again."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from mlx_deltamem.serving.exchange import ReplyRequest
+from mlx_deltamem.serving.shortened import within_window
 from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.place import Place, asked, deepest, path_ids, places
+from mlx_deltamem.sessions.seen import read_tokens
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.snapshot import Snapshot
 from mlx_deltamem.sessions.turn import Turn, are_same_runs, said_turns
@@ -86,10 +88,13 @@ class Readers:
             self._remove(reader)
             return Reader(now, reader.chat)
         self._remove(reader)
-        again, own = chat.fork_at(now), said_turns(reader.own, place.conversation)
-        for turn in own:
-            running.run_again(again.state, turn)
-        return Reader(now, again, sum(turn.length for turn in own))
+        again, tokens = chat.fork_at(now), 0
+        again.state.enter(place.conversation)
+        for turn in said_turns(reader.own, place.conversation):
+            tokens += within_window(again, now.history, partial(_run_again, again, turn))
+        if again.history != now.history:
+            again.history = now.history
+        return Reader(now, again, tokens)
 
     def put_back(self, reader: Reader) -> None:
         """Keep a copy for the next request of its chat."""
@@ -122,3 +127,10 @@ class Readers:
     def _remove(self, reader: Reader) -> None:
         self._readers = [each for each in self._readers if each is not reader]
         self.nbytes = sum(each.nbytes for each in self._readers)
+
+
+def _run_again(chat: ChatSession, turn: Turn) -> int:
+    """Run a turn again; returns the number of tokens that ran for it, those of earlier text among them."""
+    tokens = read_tokens(chat.state, turn) + turn.length
+    running.run_again(chat.state, turn)
+    return tokens

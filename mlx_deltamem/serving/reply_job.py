@@ -11,6 +11,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.serving.exchange import Done, Piece, RefusedError, ReplyRequest, TokenLogprob
 from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.readers import Reader
+from mlx_deltamem.serving.token_bytes import token_bytes
 from mlx_deltamem.serving.watching import Watch
 from mlx_deltamem.sessions.batched_reply import BatchedReply
 from mlx_deltamem.sessions.session import ChatSession
@@ -131,5 +132,5 @@ class ReplyJob:
 
 
 def _token(tokenizer: TokenizerWrapper, token: int, logprob: float | int | complex) -> TokenLogprob:
-    text: str = tokenizer.decode([token])
-    return TokenLogprob(text, float(logprob.real), text.encode("utf-8", "replace"))
+    raw = token_bytes(tokenizer, token)
+    return TokenLogprob(raw.decode("utf-8", "replace"), float(logprob.real), raw)

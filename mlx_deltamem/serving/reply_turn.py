@@ -16,10 +16,10 @@ from mlx_deltamem.sessions.batched_reply import NewReply
 from mlx_deltamem.sessions.beginning import Beginning
 from mlx_deltamem.sessions.place import turn_ids
 from mlx_deltamem.sessions.reply import ReplySettings
-from mlx_deltamem.sessions.segments import start_length
+from mlx_deltamem.sessions.seen import read_tokens, seen_tokens
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.token_ids import token_ids
-from mlx_deltamem.sessions.turn import Turn, said_turns
+from mlx_deltamem.sessions.turn import Turn
 from mlx_deltamem.sessions.writing import NONE
 
 # Messages are read in parts of at most so many tokens. Other replies go on between two parts.
@@ -85,13 +85,9 @@ def _placed_turn(job: ReplyJob, chat: ChatSession, tokenizer: TokenizerWrapper, 
         if prepared.begun:
             job.begun = tuple(token_ids(tokenizer, prepared.begun))
             job.unsent = len(tokenizer.decode(list(job.begun)))
-    earlier = said_turns(chat.turns, turn.conversation)
-    known = sum(each.length for each in earlier) if chat.state.keeps_text else 0
-    if known and turn.conversation in chat.state.starts:
-        # The system prompt or the tools are others now.
-        known += len(chat.state.starts[turn.conversation]) - start_length(earlier[0].opening)
-    job.prompt_tokens = known + len(turn.opening.ids)
-    job.read_tokens = job.prompt_tokens - (known if chat.state.cache is not None else 0) + ran
+    opening = len(turn.opening.ids)
+    job.prompt_tokens = seen_tokens(chat.state, turn, chat.turns) + opening
+    job.read_tokens = read_tokens(chat.state, turn) + opening + ran
     return turn
 
 
@@ -105,6 +101,7 @@ def _settings(job: ReplyJob, tokenizer: TokenizerWrapper, progress: Callable[[in
         PREFILL_STEP,
         progress,
         {"logits_processors": processors},
+        given=job.unsent,
     )
 
 
@@ -126,9 +123,10 @@ def keep_turn(job: ReplyJob, reason: str, saver: Saver, think_end: str | None) -
     row, memory, chat = job.row, job.memory, job.chat
     if row is None or memory is None or chat is None:
         raise RuntimeError("the request has not begun")
+    if job.note is not None and job.before is not None:
+        # The next turn may have room for more.
+        chat.history = job.before.history
     if job.holds is not None:
-        if job.note is not None and job.before is not None:
-            chat.history = job.before.history
         saver.turned(memory)
     written = job.holds is not None and chat.turns[-1].write != NONE
     turn = turn_ids(chat.turns, think_end)[-1] if job.is_kept else ""
@@ -140,7 +138,8 @@ def keep_turn(job: ReplyJob, reason: str, saver: Saver, think_end: str | None) -
     return Done(
         reason,
         job.prompt_tokens,
-        len(row.tokens.ids) - len(job.begun),
+        # A reply that is ended early may lack some of the tokens that the client gave.
+        max(0, len(row.tokens.ids) - len(job.begun)),
         job.read_tokens,
         turn,
         memory.name,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NotRequired, TypedDict, TypeGuard
 
 from mlx_deltamem.files.jsonl import Json
+from mlx_deltamem.sessions.json_text import AROUND_ARGUMENTS, json_text
 
 # OpenAI's newer models call the system prompt `developer`. mlx-lm passes that name on, but most chat templates do not
 # know it: they refuse such a message, or leave it out silently.
@@ -110,17 +111,6 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def json_text(value: object) -> str:
-    """Encode a value as JSON.
-
-    Raises:
-        ValueError, TypeError, RecursionError: JSON cannot hold the value, or the text is not UTF-8.
-    """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    text.encode()
-    return text
-
-
 def call_arguments(call: ToolCall) -> object:
     """The arguments of a tool call as a JSON value: clients and models also write them as JSON text.
 
@@ -212,7 +202,7 @@ def _arguments(place: str, given: object) -> dict[str, Json]:
     try:
         found = (json.loads(given) if given.strip() else {}) if isinstance(given, str) else given
         if isinstance(found, Mapping):
-            arguments: dict[str, Json] = json.loads(json_text(dict(found)))
+            arguments: dict[str, Json] = json.loads(json_text(dict(found), AROUND_ARGUMENTS))
             return arguments
         problem = _named(found)
     except (ValueError, TypeError, RecursionError) as error:

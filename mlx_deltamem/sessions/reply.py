@@ -60,10 +60,12 @@ class ReplySettings:
         prefill_step_size: The largest number of tokens of the messages that run in one call of the model.
         progress: Called as the messages are read.
         options: Options for `mlx_lm.stream_generate`.
+        given: The number of characters at the beginning of the reply that were given and not generated. Stop texts are
+            looked for behind them.
 
     Raises:
-        ValueError: `max_tokens`, `stop`, `prefill_step_size` or an option of quantised keys and values is out of
-            range or of another type; or `max_kv_size` is given.
+        ValueError: `max_tokens`, `stop`, `prefill_step_size`, `given` or an option of quantised keys and values is out
+            of range or of another type; or `max_kv_size` is given.
     """
 
     max_tokens: int
@@ -72,6 +74,7 @@ class ReplySettings:
     prefill_step_size: int = DEFAULT_PREFILL_STEP_SIZE
     progress: Progress | None = None
     options: GenerateOptions = field(default_factory=GenerateOptions)
+    given: int = 0
 
     def __post_init__(self) -> None:
         REPLY_LENGTH.check("max_tokens", self.max_tokens)
@@ -81,6 +84,7 @@ class ReplySettings:
             raise ValueError(f"stop is {self.stop!r}; expected a text, or several, none of them empty")
         object.__setattr__(self, "stop", tuple(texts))
         check_step(self.prefill_step_size)
+        COUNT.check("given", self.given)
         for name, rule in _QUANTISED.items():
             if self.options.get(name) is not None:
                 rule.check(name, self.options[name])  # type: ignore[literal-required]  # The names are those of the type.
@@ -128,6 +132,7 @@ class ReplyTokens:
         self.states_before_last: States | None = None
         self._tokenizer = tokenizer
         self._stops = _StopTexts(settings.stop)
+        self._given_left = settings.given
         self._shown = ""
         self._stopped_text: str | None = None
 
@@ -159,7 +164,10 @@ class ReplyTokens:
             self.end_id = response.token
         else:
             self.ids.append(response.token)
-        shown = self._stops.shown(response.text, is_last=response.finish_reason is not None)
+        # A token may have the end of what was given and the first generated characters.
+        given, generated = response.text[: self._given_left], response.text[self._given_left :]
+        self._given_left -= len(given)
+        shown = given + self._stops.shown(generated, is_last=response.finish_reason is not None)
         self._shown += shown
         if self._stops.found is not None:
             self._stopped_text = self._shown

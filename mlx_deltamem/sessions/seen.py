@@ -1,9 +1,10 @@
-"""The tokens of earlier turns that a chat without its whole text reads again before a turn."""
+"""The text of earlier turns that is seen before a turn. A chat without its whole text reads it again."""
 
 from collections.abc import Sequence
 
 from mlx_deltamem.sessions.history import History
 from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, start_length
+from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.turn import Turn, said_turns
 
 
@@ -27,6 +28,41 @@ def seen_before(turn: Turn, earlier: Sequence[Turn], history: History, start: Se
     wanted = max(history if isinstance(history, int) else 0, _tokens_of_tool_loop(said, turn))
     begun_with = said[0].opening.ids[:length] if start is None else start
     return Segments.without_spans([*begun_with, *_last_tokens(said, wanted, length)])
+
+
+def seen_tokens(state: ChatState, turn: Turn, earlier: Sequence[Turn]) -> int:
+    """The number of tokens that are seen before a turn, whatever the history, the visible start among them.
+
+    Args:
+        state: The chat.
+        turn: The turn. The first one of a conversation has the visible start in its opening.
+        earlier: All turns before it.
+    """
+    if not said_turns(earlier, turn.conversation):
+        return 0
+    return _start_tokens(state, turn, earlier) + seen_text(state, turn, earlier)
+
+
+def seen_text(state: ChatState, turn: Turn, earlier: Sequence[Turn]) -> int:
+    """As `seen_tokens`, without the visible start."""
+    said = said_turns(earlier, turn.conversation)
+    if not said:
+        return 0
+    if state.keeps_text:
+        return sum(each.length for each in said) - start_length(said[0].opening)
+    seen = seen_before(turn, earlier, state.history, state.starts.get(turn.conversation))
+    return len(seen.ids) - _start_tokens(state, turn, earlier)
+
+
+def read_tokens(state: ChatState, turn: Turn) -> int:
+    """The number of tokens that are seen before a new turn and run for it: 0 if the cache has the text of the chat."""
+    return 0 if state.has_text else seen_tokens(state, turn, state.turns)
+
+
+def _start_tokens(state: ChatState, turn: Turn, earlier: Sequence[Turn]) -> int:
+    """The number of tokens of the visible start that a conversation with earlier turns sees now."""
+    start = state.starts.get(turn.conversation)
+    return start_length(said_turns(earlier, turn.conversation)[0].opening) if start is None else len(start)
 
 
 def _last_tokens(said: Sequence[Turn], wanted: int, start: int) -> list[int]:

@@ -207,8 +207,12 @@ class ChatSession:
 
     @property
     def tool_calls(self) -> list[ToolCall]:
-        """The tool calls in the last reply, in OpenAI's form, as copies. Answer them by messages of the role `tool`."""
-        return copy.deepcopy(list(self._state.turns[-1].tool_calls)) if self._state.turns else []
+        """The tool calls in the last reply of the conversation that goes on, in OpenAI's form, as copies.
+
+        Answer them by messages of the role `tool`.
+        """
+        said = said_turns(self._state.turns, self.conversation)
+        return copy.deepcopy(list(said[-1].tool_calls)) if said else []
 
     @property
     def memory(self) -> dict[int, mx.array]:
@@ -465,14 +469,16 @@ class ChatSession:
         return self._copy_with(self._state.fork_at(snapshot))
 
     def take_over(self, other: "ChatSession") -> None:
-        """Become a copy of another chat of the same model. The files that this chat was saved to stay its files.
+        """Become a copy of another chat of the same model, with its title.
+
+        The files that this chat was saved to stay its files.
 
         Raises:
             ValueError: A reply is being generated.
         """
         self._state.check_idle()
         other.state.check_idle()
-        self._state, self._write = other.state.fork(), other.write
+        self._state, self._write, self._title = other.state.fork(), other.write, other.title
 
     def without_memory(self) -> "ChatSession":
         """A second chat that sees the same text, has an empty memory and writes nothing. It is the frozen model's."""
@@ -498,7 +504,8 @@ class ChatSession:
 
         Raises:
             FileNotFoundError: The folder does not exist.
-            ValueError: The name has another ending, a reply is being generated, or someone else has saved the file.
+            ValueError: The name has another ending, a reply is being generated, someone else has saved the file, or the
+                chat could not be loaded again.
             OSError: The file cannot be written. An existing file is left unchanged.
         """
         self._state.check_idle()

@@ -95,6 +95,11 @@ class ChatState:
         return self._history == FULL
 
     @property
+    def has_text(self) -> bool:
+        """Whether the cache has the text of all turns now, so that none of it runs before the next one."""
+        return self.keeps_text and self.cache is not None
+
+    @property
     def text(self) -> ChatText:
         """The messages of the chat, and their tokens."""
         return ChatText(self.template, self.system, self._history, self.conversation)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.sessions.messages import Message, ToolCall, json_text
+from mlx_deltamem.sessions.json_text import json_text
+from mlx_deltamem.sessions.messages import Message, ToolCall
 from mlx_deltamem.sessions.segments import Segments, shared_length
 from mlx_deltamem.sessions.template_options import DEFAULTS, Tools, check_trusted, parse_tools
 from mlx_deltamem.sessions.template_text import TemplateText, described

@@ -7,7 +7,7 @@ from pathlib import Path
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.files.jsonl import Json
-from mlx_deltamem.sessions.messages import json_text
+from mlx_deltamem.sessions.json_text import AROUND_OPTION, AROUND_TOOL, json_text
 
 # The options of a chat, where its user does not give others.
 DEFAULTS: Mapping[str, object] = {"enable_thinking": False}
@@ -40,11 +40,11 @@ def parse_tools(given: object) -> list[dict[str, Json]]:
         Copies.
 
     Raises:
-        ValueError: They are not a list of JSON objects.
+        ValueError: They are not a list of JSON objects, or one is nested deeper than a session file can hold.
     """
     try:
         if isinstance(given, Sequence) and all(isinstance(tool, Mapping) for tool in given):
-            return [json.loads(json_text(dict(tool))) for tool in given]
+            return [json.loads(json_text(dict(tool), AROUND_TOOL)) for tool in given]
         problem = f"they are of type {type(given).__name__}"
     except (ValueError, TypeError, RecursionError) as error:
         problem = " ".join(str(error).split())
@@ -75,13 +75,15 @@ def check_storable(options: Mapping[str, object]) -> None:
     """Check that a session file can hold the options.
 
     Raises:
-        ValueError: An option is not JSON, or the tools are not a list of JSON objects.
+        ValueError: An option is not JSON or is nested deeper than a session file can hold, or the tools are not a list
+            of JSON objects.
     """
     for name, value in options.items():
         if name == "tools":
             parse_tools(value)
         try:
-            json_text([name, value])
+            json_text(name)
+            json_text(value, AROUND_OPTION)
         except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"the template option {name!r} is not JSON ({error}); a session file holds JSON only: leave it out"

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.sessions.messages import ToolCall, json_text
+from mlx_deltamem.sessions.json_text import AROUND_ARGUMENTS, json_text
+from mlx_deltamem.sessions.messages import ToolCall
 from mlx_deltamem.sessions.template_options import Tools
 from mlx_deltamem.sessions.token_ids import token_ids
 
@@ -80,7 +81,9 @@ def _formatted(call: object) -> ToolCall:
     # Nine letters and digits: the templates of Mistral's models refuse other ids.
     call_id = written_id if isinstance(written_id, str) and written_id else uuid.uuid4().hex[:9]
     json_text([name, call_id])
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": json_text(arguments)}}
+    # Other clients send the call back as a message, which keeps no deeper arguments.
+    text = json_text(arguments, AROUND_ARGUMENTS)
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": text}}
 
 
 def _without_special_tokens(tokenizer: TokenizerWrapper, text: str, reply: Sequence[int] | str) -> str:

@@ -30,6 +30,21 @@ def test_the_end_saves_what_was_said(running, tmp_path):
         server.ask("Hello.")
 
 
+def test_a_reply_that_ends_within_what_the_client_gave_has_no_tokens(running):
+    server = running()
+
+    async def leave() -> Done | None:
+        asking = asyncio.create_task(server.asking("Hello there.", "word " * 600, memory="anna", max_tokens=9))
+        while not server.engine.active:
+            await asyncio.sleep(0.01)
+        await asyncio.get_running_loop().run_in_executor(None, server.engine.stop, 0)
+        return (await asking)[1]
+
+    done = asyncio.run(leave())
+    assert isinstance(done, Done)
+    assert (done.finish_reason, done.reply_tokens) == ("length", 0)
+
+
 LONG = ({"role": "user", "content": "A note of some words. " * 120},)
 
 

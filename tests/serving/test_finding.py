@@ -35,3 +35,57 @@ def test_a_private_memory_follows_its_chat(running):
     assert not server.memories.names()
     third, _ = server.ask("And now?", continues=done.turn)
     assert third == "".join(response.text for response in chat.stream("And now?", 8))
+
+
+def test_chats_that_begin_alike_keep_their_turns(running):
+    """Each request goes on in the memory that knows most of its messages."""
+    server = running()
+    first, _ = server.ask("Hi.")
+    ours = ["Hi.", first, "My word is jade, and there is more to it."]
+    ours.append(server.ask(*ours)[0])
+    server.ask("Hi.")
+    theirs = ["Hi.", first, "My word is oak."]
+    theirs.append(server.ask(*theirs)[0])
+    assert len(list(server.memories.private())) == 2
+    for said in (ours, theirs, ours):
+        reply, done = server.ask(*said, "What is it?")
+        chat = plain_chat()
+        for text in said[::2]:
+            chat.send(text, 8)
+        assert reply == "".join(response.text for response in chat.stream("What is it?", 8))
+        # Only the new message has run.
+        assert (done.revision, done.read_tokens) == (3, len(chat.turns[-1].opening.ids))
+    assert len(list(server.memories.private())) == 2
+
+
+def test_among_memories_that_know_as_much_the_one_that_ends_there_goes_on(running):
+    server = running()
+    first, _ = server.ask("Hi.")
+    server.ask("Hi.")
+    # Both chats say the same, one after the other.
+    replies = [server.ask("Hi.", first, "My word is jade.")[0] for _ in range(2)]
+    assert replies[0] == replies[1]
+    private = list(server.memories.private())
+    assert [len(memory.chat.turns) for memory in private] == [2, 2]
+    # The reply is asked for again where the message comes next, and the other memory was used last.
+    server.ask("Hi.", first, "My word is jade.", replies[0], "What is it?")
+    server.ask("Hi.", first, "My word is oak.")
+    used = next(server.memories.private())
+    server.ask("Hi.", first, "My word is jade.", max_tokens=3)
+    other = next(server.memories.private())
+    assert other is not used
+    assert [turn.messages[0]["content"] for turn in used.chat.turns] == ["Hi.", "My word is oak."]
+
+
+def test_a_reply_that_goes_on_tells_chats_apart(running):
+    server = running()
+    first, _ = server.ask("Hi.")
+    begun, _ = server.ask("Hi.", first, "Hello there.", max_tokens=3)
+    [ours] = server.memories.private()
+    server.ask("Hi.")
+    other, _ = server.ask("Hi.", first, "Hello there.", max_tokens=5)
+    [theirs] = [memory for memory in server.memories.private() if memory is not ours]
+    assert begun != other
+    # The other memory was used last.
+    rest, _ = server.ask("Hi.", first, "Hello there.", begun, max_tokens=3)
+    assert [memory.chat.turns[1].reply for memory in (ours, theirs)] == [begun + rest, other]

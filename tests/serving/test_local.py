@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from mlx_deltamem.serving.exchange import RefusedError
+from mlx_deltamem.serving.watching import Event
 from tests.serving.conftest import chat_of, plain_chat, wait_until
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
 from tests.sessions.test_session import same_memory
@@ -92,6 +93,25 @@ def test_operations_on_memories(running):
     assert len(heat["layers"]) == len(chat_of(server, "ben").memory)
     assert len(drift["turns"]) == 1
     assert "deltamem_reply_tokens_total" in service.metrics()
+
+
+def test_an_import_is_told_to_those_who_watch_and_brings_its_title(running):
+    server = running()
+    service = server.service
+    server.ask("Hello.", memory="anna")
+    server.ask("Hello again.", memory="ben", max_tokens=3)
+    other = server.memories.get("ben")
+    other.chat.title = "Birds"
+    other.save()
+    heard: list[Event] = []
+    server.memories.get("anna").listeners.append(heard.append)
+    [content] = server.run(service.exported("ben"))
+    [replaced] = server.run(service.imported("anna", content, None))
+    assert heard == [{"event": "turn", "id": "", "revision": replaced.revision}]
+    assert chat_of(server, "anna").title == "Birds"
+    with pytest.raises(RefusedError, match="not a session"):
+        server.run(service.imported("anna", b"rubbish", None))
+    assert len(heard) == 1
 
 
 def test_a_memory_is_watched_token_by_token(running):

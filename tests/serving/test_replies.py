@@ -3,7 +3,8 @@
 import pytest
 
 from mlx_deltamem import ChatSession
-from mlx_deltamem.serving.exchange import Mode, RefusedError, Sampling
+from mlx_deltamem.serving.exchange import Mode, Piece, RefusedError, ReplyRequest, Sampling
+from mlx_deltamem.sessions.messages import parse_messages
 from tests.serving.conftest import OFF, READ, WRITE, chat_of, plain_chat
 from tests.sessions.test_session import loaded, same_memory
 
@@ -38,6 +39,37 @@ def test_the_stop_text_that_ended_a_reply_is_told(running):
     for memory in ("anna", None):
         text, done = server.ask("Hello there.", memory=memory, max_tokens=12, stop=texts)
         assert (text, done.finish_reason, done.stop_text) == (whole[: whole.index(texts[1])], "stop", texts[1])
+
+
+def test_the_bytes_of_tokens_that_are_a_part_of_a_character(running):
+    server = running()
+    first, second = (server.service.tokenizer.convert_tokens_to_ids(entry) for entry in ("Ã", "©"))
+    request = ReplyRequest(
+        parse_messages("Hello."), max_tokens=2, top_logprobs=2, sampling=Sampling(logit_bias={first: 100, second: 50})
+    )
+
+    async def pieces() -> list[Piece]:
+        return [item async for item in server.service.reply(request) if isinstance(item, Piece)]
+
+    [found] = server.run(pieces())
+    assert [piece.logprob.raw for piece in found] == [b"\xc3"] * 2
+    assert [[top.raw for top in piece.top] for piece in found] == [[b"\xc3", b"\xa9"]] * 2
+
+
+@pytest.mark.parametrize("memory", [None, "anna"])
+def test_stop_texts_are_looked_for_in_generated_text(running, memory):
+    """Not in the beginning that the client gives, nor across its end."""
+    server, begun = running(), "```json\n"
+    rest, plain = server.ask("Give JSON.", begun, memory="whole", max_tokens=8)
+    assert plain.reply_tokens == 8 and plain.stop_text is None
+    stops = ("```", "n\n" + rest[:1], begun + rest[:2])
+    text, done = server.ask("Give JSON.", begun, memory=memory, max_tokens=8, stop=stops)
+    assert (text, done.reply_tokens, done.finish_reason, done.stop_text) == (rest, 8, "length", None)
+    # A stop text that is generated ends the reply behind what was given.
+    text, done = server.ask("Give JSON.", begun, memory="other", max_tokens=8, stop=("```", rest[2:4]))
+    assert (text, done.finish_reason, done.stop_text) == (rest[: rest.index(rest[2:4])], "stop", rest[2:4])
+    assert 0 < done.reply_tokens < 8
+    assert chat_of(server, "other").turns[-1].reply == begun + text
 
 
 def test_a_client_that_leaves_ends_the_turn_there(running):

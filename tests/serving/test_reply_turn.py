@@ -1,5 +1,6 @@
 """A turn is kept in its memory once and exactly, or not at all."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,18 @@ def test_errors_change_nothing(running):
     assert all((chat_of(server, "anna").memory[layer] == state).all() for layer, state in memory.items())
     _, done = server.ask("Hello again.", memory="anna", chat="new")
     assert done.revision == 2
+
+
+def test_tools_that_a_file_could_not_hold_are_refused(running, tmp_path):
+    server = running()
+    deep = json.loads('{"a":' * 97 + "1" + "}" * 97)
+    _, done = server.ask("Hello.", memory="anna", tools=(deep,))
+    assert done.saved
+    with pytest.raises(RefusedError, match="nested too deeply") as caught:
+        server.ask("Hello again.", memory="anna", tools=({"a": deep},))
+    assert caught.value.status == 400
+    again = ChatSession.load(*loaded(), tmp_path / "memories" / "anna.safetensors")
+    assert again.messages == chat_of(server, "anna").messages and len(again.turns) == 1
 
 
 def test_a_file_that_another_program_saved_is_a_conflict(running, tmp_path):

@@ -12,6 +12,7 @@ from mlx_deltamem.sessions.reply import ReplySettings
     [
         *(({"max_tokens": value}, "max_tokens is ") for value in (-7, 0, -2, 2.5, "x", None, True, math.nan, 10**20)),
         *(({"prefill_step_size": value}, "prefill_step_size is ") for value in (-1, 0, 2.5, "x", None, 10**20)),
+        *(({"given": value}, "given is ") for value in (-1, 2.5, "x", None)),
         *(({"options": {"kv_bits": value}}, "kv_bits is ") for value in (-8, 0, 1, 7, 16, 4.0, "4", True, 10**20)),
         *(({"options": {"kv_group_size": value}}, "kv_group_size is ") for value in (0, -64, 16, 48, 64.0)),
         *(({"options": {"quantized_kv_start": value}}, "quantized_kv_start is ") for value in (-1, 1.5, 10**20)),

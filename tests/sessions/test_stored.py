@@ -341,6 +341,24 @@ def test_kills_while_saving_lose_no_session(path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_a_chat_that_could_not_be_loaded_again_does_not_replace_its_file(path):
+    chat = new_chat()
+    chat.send("Hello there.", 2)
+    chat.save(path)
+    # Both names are the same text in JSON.
+    chat._state.template.options["size"] = {1: "a", "1": "b"}
+    with pytest.raises(
+        ValueError, match=r"chat\.safetensors was not saved, because .* '1' twice .*; expected a chat within"
+    ):
+        chat.save(path)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert ChatSession.load(*loaded(), path).messages == chat.messages
+    del chat._state.template.options["size"]
+    chat.send("Hello again.", 2)
+    chat.save(path)
+    assert ChatSession.load(*loaded(), path).messages == chat.messages
+
+
 @pytest.mark.slow
 def test_a_long_chat_with_a_large_memory_is_a_small_file(path):
     """36 layers of rank 8 and 200 turns without keys and values: under 1 MB."""

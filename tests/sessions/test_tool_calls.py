@@ -155,3 +155,12 @@ def test_any_order_of_pieces(pieces: list[str]):
     assert len(calls) <= pieces.count(ADD)
     assert len(rest) >= len(text) - len(calls) * (len(ADD) + len(text))
     assert calls or rest == text
+
+
+def test_a_call_with_arguments_that_no_message_keeps_is_text():
+    for levels, count in ((92, 1), (93, 0)):
+        arguments = '{"a":' * levels + "1" + "}" * levels
+        text = f'<tool_call>\n{{"name": "add", "arguments": {arguments}}}\n</tool_call>'
+        rest, calls = find_tool_calls(tokenizer_with(json_tools), text)
+        assert len(calls) == count and bool(rest) == (not count)
+        assert parse_messages({"role": "assistant", "content": rest, "tool_calls": calls})

@@ -71,6 +71,20 @@ def test_a_tool_is_called_and_its_results_are_said(history, tmp_path):
     assert chat.tool_calls == said["tool_calls"]
 
 
+def test_the_calls_are_those_of_the_last_reply_of_the_conversation():
+    chat = chat_with_tools()
+    chat.send(QUESTION, **scripted(chat, CALL))
+    called = chat.tool_calls
+    assert [call["function"]["name"] for call in called] == ["weather"]
+    chat.remember("A note.")
+    assert chat.tool_calls == called
+    chat.conversation = "other"
+    assert chat.tool_calls == []
+    chat.send("Hello.", 2)
+    chat.conversation = ""
+    assert chat.tool_calls == called
+
+
 def test_only_the_user_is_written_of_a_turn_with_results():
     chat = chat_with_tools(write="user")
     chat.send(QUESTION, **scripted(chat, CALL))

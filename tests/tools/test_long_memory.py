@@ -1,8 +1,6 @@
 """A long text that is interrupted halfway and goes on in a loaded chat."""
 
-import mlx.core as mx
-
-from mlx_deltamem import ChatSession, load
+from mlx_deltamem import load
 from tests.conftest import adapter, backbone
 from tools.measure.long_memory import beginning, read_in_two
 

@@ -52,7 +52,7 @@ def anthropic_tools(fields: Fields) -> tuple[Tool, ...] | None:
 
 def _texts(fields: Fields, name: str) -> str:
     """A text, or the texts of a list of text blocks."""
-    given = fields.values.get(name, "")
+    given = fields.json(name, "")
     if isinstance(given, str):
         return given
     if not isinstance(given, list):
@@ -83,7 +83,7 @@ def _add(rows: list[dict[str, Json]], given: Json, place: str) -> None:
     role = message.text("role", None)
     if role not in _ROLES:
         raise BadFieldError(message.name("role"), f"{message.name('role')} is not user or assistant")
-    content = message.values.get("content")
+    content = message.json("content")
     if isinstance(content, str):
         rows.append({"role": role, "content": content})
         return

@@ -86,10 +86,14 @@ class Fields:
     Args:
         values: The object.
         place: The name of the object within the body; "": the body itself.
+
+    Attributes:
+        values: The object as it was given. What is passed on as it is, such as the input of a tool, keeps its nulls.
     """
 
     def __init__(self, values: Mapping[str, Json], place: str = ""):
-        self.values = {name: value for name, value in values.items() if value is not None}
+        self.values = values
+        self._present = {name: value for name, value in values.items() if value is not None}
         self._place = place
 
     def name(self, name: str) -> str:
@@ -98,43 +102,47 @@ class Fields:
 
     def bad(self, name: str, expected: str, code: str = "invalid_value") -> BadFieldError:
         """The error for a field with a wrong value."""
-        value = self.values.get(name)
-        found = f"is {kind_of(value)}" if name in self.values else "is missing"
+        value = self._present.get(name)
+        found = f"is {kind_of(value)}" if name in self._present else "is missing"
         return BadFieldError(self.name(name), f"{self.name(name)} {found}; expected {expected}", code)
 
     def has(self, name: str) -> bool:
         """Whether the field is there and not null."""
-        return name in self.values
+        return name in self._present
+
+    def json(self, name: str, default: Json = None) -> Json:
+        """The value of a field, whatever it is."""
+        return self._present.get(name, default)
 
     def number(self, name: str, rule: Rule, default: Default) -> float | Default:
         """A number that a rule allows."""
-        if name not in self.values:
+        if name not in self._present:
             return default
-        value = self.values[name]
+        value = self._present[name]
         self._check(name, rule, value)
         # A whole number of JSON may be larger than any float; the rule has a limit.
         return float(value) if isinstance(value, int | float) else default
 
     def whole(self, name: str, rule: Rule, default: Default) -> int | Default:
         """A whole number that a rule allows; 3.0 is one."""
-        if name not in self.values:
+        if name not in self._present:
             return default
-        value = as_whole_number(self.values[name])
-        self._check(name, rule, self.values[name] if value is None else value)
+        value = as_whole_number(self._present[name])
+        self._check(name, rule, self._present[name] if value is None else value)
         return default if value is None else value
 
     def flag(self, name: str, default: bool = False) -> bool:
         """True or false."""
-        value = self.values.get(name, default)
+        value = self._present.get(name, default)
         if not isinstance(value, bool):
             raise self.bad(name, "true or false")
         return value
 
     def text(self, name: str, default: Default, longest: int = _LONGEST_TEXT) -> str | Default:
         """A text."""
-        if name not in self.values:
+        if name not in self._present:
             return default
-        value = self.values[name]
+        value = self._present[name]
         if not isinstance(value, str):
             raise self.bad(name, "a text")
         if len(value) > longest:
@@ -143,14 +151,14 @@ class Fields:
 
     def items(self, name: str) -> list[Json] | None:
         """A list; None if it is absent."""
-        value = self.values.get(name)
+        value = self._present.get(name)
         if value is not None and not isinstance(value, list):
             raise self.bad(name, "a list")
         return value
 
     def nested(self, name: str) -> "Fields | None":
         """An object; None if it is absent."""
-        value = self.values.get(name)
+        value = self._present.get(name)
         if value is None:
             return None
         if not isinstance(value, dict):

@@ -95,14 +95,16 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Chat:
     asked = sampling.asked(fields, settings, context.service.tokenizer, sampling.chat_logprobs(fields))
     sampling.check_text_format(fields, "response_format")
     tools, messages = chat_tools(fields), chat_messages(fields)
+    is_task = is_read_only(messages, settings.read_only_pattern)
     # Only one of several replies could be remembered.
-    reads = asked.choices > 1 or is_read_only(messages, settings.read_only_pattern)
+    reads = asked.choices > 1 or is_task
     wanted = ReplyRequest(
         messages=messages,
         memory=selection.memory,
         mode=narrower(selection.mode, Mode.READ) if reads else selection.mode,
         match=selection.match,
-        chat=selection.chat,
+        # With the id, the message of a task would count as an edit of the chat's first one.
+        chat=None if is_task else selection.chat,
         goes_on=not reads,
         is_streamed=asked.stream,
         tools=tools,

@@ -116,13 +116,13 @@ async def _without_text(reply: AsyncIterator[Step]) -> AsyncGenerator[Step, None
 
 def _top_logprobs(fields: Fields) -> int | None:
     """OpenAI has a number here, and clients of mlx_lm.server send true or false."""
-    if isinstance(fields.values.get("logprobs"), bool):
+    if isinstance(fields.json("logprobs"), bool):
         return sampling.chat_logprobs(fields)
     return fields.whole("logprobs", _LOGPROBS, None)
 
 
 def _prompts(fields: Fields) -> list[str]:
-    given = fields.values.get("prompt")
+    given = fields.json("prompt")
     prompts = given if isinstance(given, list) else [given]
     if not prompts:
         raise fields.bad("prompt", "a text, or a list of texts")

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from mlx_deltamem.serving.exchange import Mode
 from mlx_deltamem.sessions.messages import Message
 
 # All replies together with their chats, in bytes.
@@ -17,6 +18,8 @@ class KeptResponse:
         content: The reply as it was sent, as JSON.
         turn: The id of the turn in the engine.
         memory: The name of the memory; None: a private one.
+        mode: How the reply used it. What goes on from the reply does not do more: it may have to read the whole chat
+            again, and would write messages that were not to be written.
         messages: The chat up to the end of the reply, without system messages. The memory may lose the turn, for
             example if a client goes on from an earlier one.
     """
@@ -24,6 +27,7 @@ class KeptResponse:
     content: bytes
     turn: str
     memory: str | None
+    mode: Mode
     messages: tuple[Message, ...] = ()
 
     @property

@@ -125,7 +125,7 @@ def _new_name(fields: Fields) -> str:
 
 
 def _history(fields: Fields) -> str | int | None:
-    value = fields.values.get("history")
+    value = fields.json("history")
     # In JSON, 100.0 is a whole number too.
     number = as_whole_number(value) if isinstance(value, float) else None
     try:
@@ -135,7 +135,7 @@ def _history(fields: Fields) -> str | int | None:
 
 
 def _write(fields: Fields) -> str | None:
-    value = fields.values.get("write")
+    value = fields.json("write")
     try:
         return None if value is None else parse_write(value)
     except ValueError as error:

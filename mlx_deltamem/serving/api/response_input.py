@@ -16,7 +16,7 @@ def input_messages(fields: Fields) -> tuple[Message, ...]:
     Raises:
         BadFieldError: There is no input, or an item has another form.
     """
-    given = fields.values.get("input")
+    given = fields.json("input")
     if isinstance(given, str):
         items: list[Json] = [{"role": "user", "content": given}]
     elif isinstance(given, list) and given:
@@ -58,7 +58,7 @@ def _add(rows: list[dict[str, Json]], given: Json | Mapping[str, Json], place: s
     item = Fields(given, place)
     kind = item.text("type", "message")
     if kind == "message":
-        rows.append({"role": item.text("role", None), "content": item.values.get("content")})
+        rows.append({"role": item.text("role", None), "content": item.json("content")})
     elif kind == "function_call":
         if not rows or rows[-1]["role"] != "assistant":
             rows.append({"role": "assistant", "content": None, "tool_calls": []})
@@ -66,7 +66,7 @@ def _add(rows: list[dict[str, Json]], given: Json | Mapping[str, Json], place: s
         if isinstance(calls, list):
             calls.append(_call(item))
     elif kind == "function_call_output":
-        output = item.values.get("output", "")
+        output = item.json("output", "")
         rows.append({"role": "tool", "content": output, "tool_call_id": item.text("call_id", None)})
     # Thoughts are not read again.
     elif kind != "reasoning":

@@ -21,12 +21,19 @@ from mlx_deltamem.serving.api.kept import KeptResponse
 from mlx_deltamem.serving.api.replies import Step, merged, unless_gone
 from mlx_deltamem.serving.api.response_input import input_messages, output_messages
 from mlx_deltamem.serving.api.response_output import ResponseOutput
-from mlx_deltamem.serving.api.selection import done_headers, memory_headers, memory_usage, note_headers, select
+from mlx_deltamem.serving.api.selection import (
+    done_headers,
+    memory_headers,
+    memory_usage,
+    narrower,
+    note_headers,
+    select,
+)
 from mlx_deltamem.serving.api.single import new_choice, parts_of, single_request
 from mlx_deltamem.serving.api.stream import EventStream
 from mlx_deltamem.serving.api.tools import Tool, function_tool, listed, may_call
 from mlx_deltamem.serving.api.usage import known_tokens
-from mlx_deltamem.serving.exchange import Done, RefusedError, ReplyRequest
+from mlx_deltamem.serving.exchange import Done, Mode, RefusedError, ReplyRequest
 from mlx_deltamem.sessions.messages import Message
 
 
@@ -117,8 +124,11 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Wanted:
             raise BadFieldError(
                 "previous_response_id", "the previous response belongs to another memory; name that one"
             )
-        match = None if kept.memory is None else revisions(request.headers.get("if-match"), kept.memory)
-        wanted, before = replace(wanted, continues=kept.turn, memory=kept.memory, match=match), kept.messages
+        mode = narrower(wanted.mode, kept.mode)
+        memory = None if mode is Mode.OFF else kept.memory
+        match = None if memory is None else revisions(request.headers.get("if-match"), memory)
+        wanted = replace(wanted, continues=kept.turn, memory=memory, mode=mode, match=match)
+        before = kept.messages
     tokens = fields.whole("max_output_tokens", REPLY_LENGTH, None)
     longest = sampling.reply_length(settings.max_tokens if tokens is None else tokens)
     wanted = replace(wanted, max_tokens=longest, is_streamed=fields.flag("stream"))
@@ -133,8 +143,8 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Wanted:
         "parallel_tool_calls": fields.flag("parallel_tool_calls", True),
         "temperature": how.temperature,
         "top_p": how.top_p,
-        "tool_choice": fields.values.get("tool_choice", "auto"),
-        "tools": fields.values.get("tools", []),
+        "tool_choice": fields.json("tool_choice", "auto"),
+        "tools": fields.json("tools", []),
         "text": {"format": {"type": "text"}},
         "truncation": "disabled",
         "metadata": metadata.values if metadata else {},
@@ -187,7 +197,9 @@ async def _events(
     if wanted.store:
         said = [message for message in wanted.request.messages if message["role"] != "system"]
         chat = (*wanted.before, *said, *output_messages(output.items))
-        context.kept.keep(wanted.name, KeptResponse(json_bytes(content), done.turn, wanted.request.memory, chat))
+        asked = wanted.request
+        kept = KeptResponse(json_bytes(content), done.turn, asked.memory, asked.mode, chat)
+        context.kept.keep(wanted.name, kept)
     yield output.event(f"response.{content['status']}", response=content)
 
 

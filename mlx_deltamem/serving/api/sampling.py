@@ -11,7 +11,8 @@ from mlx_deltamem.serving.api.body import Fields
 from mlx_deltamem.serving.api.errors import BadFieldError
 from mlx_deltamem.serving.api.settings import Settings
 from mlx_deltamem.serving.exchange import Sampling
-from mlx_deltamem.sessions.template_options import check_names
+from mlx_deltamem.sessions.session import TAKEN_NAMES
+from mlx_deltamem.sessions.template_options import check_names, check_storable
 
 MOST_CHOICES = 8
 _MOST_STOPS, _LONGEST_STOP = 16, 4_096
@@ -30,8 +31,9 @@ _ANY_TEMPERATURE = Rule(float, least=0)
 _XTC_THRESHOLD = Rule(float, least=0, most=0.5)
 _TOP_LOGPROBS = Rule(int, least=0, most=20, other=(-1, "none"))
 _CHOICES = Rule(int, least=1, most=MOST_CHOICES)
-# Names that a request cannot give to a template: a template is a program, and tools have a field of their own.
-_TAKEN_BY_TEMPLATE = ("chat_template", "tools", "documents", "tokenizer")
+# Names that a request cannot give to a template: those that a session file cannot have; a template is a program, and
+# tools have a field of their own.
+_TAKEN_BY_TEMPLATE = TAKEN_NAMES | {"chat_template", "tools", "documents"}
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def template_options(fields: Fields) -> Mapping[str, Json]:
         return {}
     try:
         check_names(given.values, _TAKEN_BY_TEMPLATE)
+        check_storable(given.values)
     except ValueError as error:
         raise BadFieldError("chat_template_kwargs", str(error)) from None
     if wrong := [name for name in given.values if not name.isidentifier()]:

@@ -14,8 +14,9 @@ from mlx_deltamem.serving.api.settings import MEMORY_HEADER, Settings
 from mlx_deltamem.serving.exchange import Done, Mode, Revisions
 from mlx_deltamem.sessions.messages import Message
 
-NAME_RULE = "1 to 64 letters, digits, dots, underscores and hyphens; not only one or two dots"
-_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,64}\Z")
+NAME_RULE = "1 to 64 letters, digits, dots, underscores and hyphens; the first is no dot"
+# A file whose name begins with a dot is an unfinished one: it is not listed, and a later save may delete it.
+_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}\Z")
 _READ_ONLY = ":ro"
 # The narrowest first.
 _NARROWEST = (Mode.OFF, Mode.READ, Mode.WRITE)
@@ -189,7 +190,7 @@ def _field(fields: Fields, field: str) -> str:
         metadata = fields.nested("metadata")
         return metadata.text("memory", "") if metadata else ""
     # OpenAI's field `conversation` is an id, or an object with one.
-    if field == "conversation" and isinstance(fields.values.get(field), dict):
+    if field == "conversation" and isinstance(fields.json(field), dict):
         conversation = fields.nested(field)
         return conversation.text("id", "") if conversation else ""
     return fields.text(field, "")

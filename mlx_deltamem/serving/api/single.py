@@ -21,14 +21,15 @@ def single_request(
     options: Mapping[str, Json],
     sampling: Sampling,
 ) -> ReplyRequest:
-    """The request to the engine. One of a program's tasks only reads the memory."""
+    """The request to the engine. One of a program's tasks only reads the memory, and is not part of the chat."""
     reads = is_read_only(messages, context.settings.read_only_pattern)
     return ReplyRequest(
         messages=tuple(messages),
         memory=selection.memory,
         mode=narrower(selection.mode, Mode.READ) if reads else selection.mode,
         match=selection.match,
-        chat=selection.chat,
+        # With the id, its message would count as an edit of the chat's first one.
+        chat=None if reads else selection.chat,
         goes_on=not reads,
         tools=tools,
         template_options=options,

@@ -47,7 +47,9 @@ def function_tool(function: Fields, parameters: str) -> Tool:
     function.text("description", "")
     schema = function.nested(parameters)
     made: dict[str, Json] = {
-        name: value for name, value in function.values.items() if name not in (parameters, "type", "cache_control")
+        name: value
+        for name, value in function.values.items()
+        if value is not None and name not in (parameters, "type", "cache_control")
     }
     made["parameters"] = {**schema.values} if schema else {"type": "object"}
     return {"type": "function", "function": made}
@@ -55,7 +57,7 @@ def function_tool(function: Fields, parameters: str) -> Tool:
 
 def may_call(fields: Fields) -> bool:
     """Whether `tool_choice` allows that a tool is called. A certain call cannot be forced."""
-    choice = fields.values.get("tool_choice", "auto")
+    choice = fields.json("tool_choice", "auto")
     if isinstance(choice, dict):
         return True
     if not isinstance(choice, str) or choice not in _CHOICES:

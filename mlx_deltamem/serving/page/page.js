@@ -183,7 +183,7 @@ async function streamReply(messages, memory, signal, onText) {
 
 // ---- State and errors ----
 
-const NAME = /^[A-Za-z0-9._-]{1,64}$/;
+const NAME = /^(?!\.)[A-Za-z0-9._-]{1,64}$/;
 const FIRST_NAME = "my-memory";
 const state = {
   model: "", memories: [], name: null, etag: null,
@@ -243,7 +243,7 @@ function ask({ title, text = "", label = "", value = "", button, area = false, p
 }
 
 function checkName(name) {
-  if (!NAME.test(name) || /^\.+$/.test(name)) return "A name has 1 to 64 letters, digits, dots, dashes and underscores.";
+  if (!NAME.test(name)) return "A name has 1 to 64 letters, digits, dots, dashes and underscores, and begins with no dot.";
   return "";
 }
 const checkNewName = (name) => checkName(name) || (state.memories.some((memory) => memory.name === name) ? "There is a memory with this name." : "");

@@ -54,7 +54,8 @@ def write_chat(path: Path, chat: StoredChat, expected: str | None) -> str:
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        ValueError: The name has another ending; or another file is there: someone else has saved it.
+        ValueError: The name has another ending; another file is there: someone else has saved it; or the chat
+            could not be read again. An existing file is left unchanged.
         OSError: The file cannot be written. An existing file is left unchanged.
     """
     check_place(path)
@@ -66,8 +67,10 @@ def write_chat(path: Path, chat: StoredChat, expected: str | None) -> str:
         entries = cache_entries(chat)
         metadata = {"session": json.dumps(description(chat, file_id), ensure_ascii=False)}
         metadata["checksum"] = _checksum(metadata["session"], entries)
-        with new_file(path, mode=0o600) as temporary, written_by_mlx(path):
-            mlx_lm_cache.save_prompt_cache(str(temporary), entries, metadata)
+        with new_file(path, mode=0o600) as temporary:
+            with written_by_mlx(path):
+                mlx_lm_cache.save_prompt_cache(str(temporary), entries, metadata)
+            _check_readable(path, temporary)
     return file_id
 
 
@@ -167,6 +170,22 @@ def _read_session(path: Path) -> tuple[dict[str, str], dict[str, object]]:
         found = shown(str(version))
         raise ValueError(f"{path} is of session format {found}; this mlx_deltamem {__version__} reads {readable}")
     return metadata, session
+
+
+def _check_readable(path: Path, written: Path) -> None:
+    """Check that the reader takes what was written, before it replaces a file that the reader takes.
+
+    Raises:
+        ValueError: It does not.
+    """
+    try:
+        _description(_metadata(written))
+    except _ERRORS as error:
+        reason = _reason(error).replace(str(written), path.name)
+        raise ValueError(
+            f"{path} was not saved, because it could not be loaded again ({reason}); expected a chat within the limits "
+            "of session files: take its last turns back, or go on in another chat"
+        ) from None
 
 
 def _check_replaceable(path: Path, expected: str | None) -> None:

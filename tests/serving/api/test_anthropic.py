@@ -82,6 +82,27 @@ def test_blocks_become_messages(client, service):
     assert told[2]["tool_calls"][0]["function"]["arguments"] == {"a": 1} and told[3]["content"] == "2"
 
 
+def test_what_is_passed_on_keeps_its_nulls(client, service):
+    given = {"city": "Oslo", "unit": None, "days": [None, {"from": None}]}
+    use = {"type": "tool_use", "id": "t1", "name": "add", "input": given}
+    messages = [*HELLO["messages"], {"role": "assistant", "content": [use]}]
+    messages.append({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": None}]})
+    schema = {"type": "object", "default": None, "properties": {"unit": {"enum": ["C", None]}}}
+    body = {**HELLO, "messages": messages, "tools": [{**TOOL, "description": None, "input_schema": schema}]}
+    options = {"enable_thinking": None, "depth": {"most": None}}
+    assert client.post(PATH, json={**body, "chat_template_kwargs": options}).status_code == 200
+    [asked] = service.asked
+    assert asked.messages[1]["tool_calls"][0]["function"]["arguments"] == given
+    # A field of the API that is null is absent.
+    assert asked.tools[0]["function"] == {"name": "add", "parameters": schema}
+    assert asked.messages[2]["content"] == "" and asked.template_options == options
+    # The input of a tool without any is an empty object.
+    use["input"] = None
+    assert client.post(PATH, json={**body, "tools": None, "chat_template_kwargs": None}).status_code == 200
+    assert service.asked[-1].messages[1]["tool_calls"][0]["function"]["arguments"] == {}
+    assert service.asked[-1].tools is None and service.asked[-1].template_options == {}
+
+
 @pytest.mark.parametrize(
     "fields",
     [

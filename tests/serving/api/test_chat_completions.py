@@ -62,6 +62,16 @@ def test_null_is_absent(client, service):
     assert service.asked[0].max_tokens == 512 and service.asked[0].sampling.seed is None
 
 
+def test_null_stays_in_what_is_passed_on(client, service):
+    schema = {"type": "object", "default": None, "properties": {"unit": {"default": None}}}
+    options = {"style": None}
+    function = {"name": "add", "description": None, "parameters": schema}
+    assert _ask(client, tools=[{"type": "function", "function": function}], chat_template_kwargs=options).is_success
+    [asked] = service.asked
+    assert asked.tools[0]["function"] == {"name": "add", "parameters": schema}
+    assert asked.template_options == options
+
+
 def test_fields_reach_the_engine(client, service):
     _ask(
         client,

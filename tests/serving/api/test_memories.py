@@ -33,6 +33,7 @@ def test_list_make_and_get(client):
         {"name": ".."},
         {"name": "a/b"},
         {"name": "x", "history": 0},
+        {"name": ".hid"},
         {"name": "x", "history": True},
         {"name": "x", "history": "some"},
         {"name": "x", "history": []},
@@ -44,7 +45,7 @@ def test_a_wrong_memory_is_refused(client, body):
     assert client.post("/v1/memories", json=body).status_code == 400
 
 
-@pytest.mark.parametrize("name", ["nobody", "a%2Fb", "%2e%2e", "x" * 65, "a%00", "%F0%9F%98%80", "%ff"])
+@pytest.mark.parametrize("name", ["nobody", ".hid", "a%2Fb", "%2e%2e", "x" * 65, "a%00", "%F0%9F%98%80", "%ff"])
 @pytest.mark.parametrize(
     ("method", "rest"),
     [("GET", ""), ("GET", "/turns"), ("GET", "/export"), ("GET", "/heatmap.png"), ("GET", "/events"), ("DELETE", "")],

@@ -6,6 +6,8 @@ import pytest
 
 pytest.importorskip("starlette")
 
+from mlx_deltamem.sessions.session import TAKEN_NAMES
+
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -66,6 +68,7 @@ FIELDS = [
     {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}},
     {"chat_template_kwargs": {"tokenize": False}},
     {"chat_template_kwargs": {"a b": 1}},
+    *({"chat_template_kwargs": {name: "x"}} for name in sorted(TAKEN_NAMES)),
     {"memory": "anna"},
     {"memory": {"name": ".."}},
     {"memory": {"name": "a/b"}},

@@ -6,7 +6,8 @@ pytest.importorskip("starlette")
 
 from mlx_deltamem.serving.api.kept import KeptResponse, KeptResponses
 from mlx_deltamem.serving.api.response_input import output_messages
-from mlx_deltamem.serving.exchange import RefusedError
+from mlx_deltamem.serving.exchange import Mode, RefusedError
+from mlx_deltamem.sessions.messages import Message
 from tests.serving.api.conftest import events
 
 PATH = "/v1/responses"
@@ -130,11 +131,11 @@ def test_wrong_fields_are_refused(client, service, fields):
 def test_the_oldest_are_dropped():
     kept = KeptResponses(2)
     for name in "ab":
-        kept.keep(name, KeptResponse(b"x", name, None))
+        kept.keep(name, KeptResponse(b"x", name, None, Mode.WRITE))
     assert kept.find("a")
-    kept.keep("c", KeptResponse(b"x", "c", None))
+    kept.keep("c", KeptResponse(b"x", "c", None, Mode.WRITE))
     assert kept.find("b") is None and kept.find("a") and kept.find("c")
-    kept.keep("d", KeptResponse(bytes(65 << 20), "d", None))
+    kept.keep("d", KeptResponse(bytes(65 << 20), "d", None, Mode.WRITE))
     assert not any(map(kept.find, "abcd"))
 
 
@@ -160,11 +161,53 @@ def test_a_turn_that_is_gone_is_read_again_with_its_chat(client, service):
     assert [message["content"] for message in service.asked[-1].messages] == ["hi", "Hello", "more", "Hello", "and?"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "name"), [("read", "anna"), ("read", None), ("off", None), ("off", "anna"), ("write", "anna")]
+)
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_goes_on_from_a_response_does_not_write_more_than_it_did(client, service, mode, name, lost):
+    memory = {"mode": mode} if name is None else {"name": name, "mode": mode}
+    previous = client.post(PATH, json={"input": "hi", "memory": memory}).json()["id"]
+    used = None if mode == "off" else name
+    for said in ("and?", "and now?"):
+        if lost:
+            service.lost |= {f"turn{number}" for number in range(9)}
+        # It names no memory, and so no mode.
+        answer = client.post(PATH, json={"input": said, "previous_response_id": previous})
+        assert answer.status_code == 200
+        previous = answer.json()["id"]
+        assert (service.asked[-1].mode, service.asked[-1].memory) == (Mode(mode), used)
+        assert (service.asked[-1].continues is None) == lost
+    if used:
+        body = {"input": "x", "previous_response_id": previous, "memory": {"name": used, "mode": "write"}}
+        assert client.post(PATH, json=body).status_code == 200
+        assert service.asked[-1].mode is Mode(mode)
+
+
+def test_a_narrower_mode_holds_for_what_goes_on_from_there(client, service):
+    previous = client.post(PATH, json={"input": "hi", "memory": {"name": "anna"}}).json()["id"]
+    modes = []
+    for given in ({"mode": "write"}, {"mode": "read"}, None, {"mode": "write"}, {"mode": "off"}, None):
+        body = {"input": "x", "previous_response_id": previous, **({"memory": given} if given else {})}
+        previous = client.post(PATH, json=body).json()["id"]
+        modes.append((service.asked[-1].mode.value, service.asked[-1].memory))
+    assert modes == [("write", "anna"), *[("read", "anna")] * 3, *[("off", None)] * 2]
+
+
+def test_metadata_and_schemas_keep_their_nulls(client, service):
+    given = {"a": None, "b": "c"}
+    tool = {**TOOL, "parameters": {"type": "object", "default": None, "properties": {"x": None}}}
+    content = client.post(PATH, json={"input": "hi", "metadata": given, "tools": [tool], "tool_choice": None}).json()
+    assert (content["metadata"], content["tools"], content["tool_choice"]) == (given, [tool], "auto")
+    assert service.asked[0].tools[0]["function"]["parameters"] == tool["parameters"]
+
+
 def test_chats_count_as_bytes_of_the_replies_that_are_kept():
     kept = KeptResponses(9)
-    kept.keep("a", KeptResponse(b"x", "a", None, ({"role": "user", "content": "x" * (40 << 20)},)))
+    long: Message = {"role": "user", "content": "x" * (40 << 20)}
+    kept.keep("a", KeptResponse(b"x", "a", None, Mode.WRITE, (long,)))
     assert kept.find("a")
-    kept.keep("b", KeptResponse(b"x", "b", None, ({"role": "user", "content": "x" * (40 << 20)},)))
+    kept.keep("b", KeptResponse(b"x", "b", None, Mode.WRITE, (long,)))
     assert kept.find("a") is None and kept.find("b")
 
 

@@ -81,6 +81,20 @@ def test_ids_of_other_programs_get_stable_names(chosen):
     assert chosen({}, {"X-Other": "a"}, memory_headers=("X-Other",)) == ("a", Mode.WRITE, "a")
 
 
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/v1/chat/completions", "messages"), ("/v1/messages", "messages"), ("/v1/responses", "input")],
+)
+def test_a_task_of_a_program_is_not_part_of_the_chat(client, service, path, field):
+    """With the id of the chat, its message would count as an edit of the chat's first one."""
+    headers = {"X-Deltamem-Memory": "anna", "X-OpenWebUI-Chat-Id": "c1"}
+    for text in ("### Task:\nWrite a title.", "hello"):
+        body = {field: [{"role": "user", "content": text}]}
+        assert client.post(path, json=body, headers=headers).status_code == 200
+    found = [(asked.memory, asked.mode, asked.chat, asked.goes_on) for asked in service.asked]
+    assert found == [("anna", Mode.READ, None, False), ("anna", Mode.WRITE, "c1", True)]
+
+
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "a b", "x" * 65, "a:b", "é", "a%2fb", ":ro"])
 def test_a_name_that_is_none_is_refused(client, name):
     answer = client.post(
@@ -90,8 +104,8 @@ def test_a_name_that_is_none_is_refused(client, name):
 
 
 def test_names():
-    assert all(map(is_name, ["a", "...", "a.b", "-", "_", "x" * 64, ".a", "..a"]))
-    assert not any(map(is_name, ["", ".", "..", "a\n", "x" * 65, "ä", "a/b", "a\\b", "a\0"]))
+    assert all(map(is_name, ["a", "a.b", "a.", "-", "_", "x" * 64]))
+    assert not any(map(is_name, ["", ".", "..", "...", ".a", "..a", "a\n", "x" * 65, "ä", "a/b", "a\\b", "a\0"]))
 
 
 def test_the_answer_says_which(client):
