@@ -30,8 +30,8 @@ _LOST = r"none | nothing | unknown | unsure | unable | forgot | forgotten"
 _DENIAL = re.compile(rf"\b(?: {_NOT} | {_LOST} | forget )\b", re.VERBOSE)
 # A negation, and within the next words of the sentence one that is about knowing or telling.
 _KNOWING = r"""(?: tell | told | say | said | mention\w* | know\w* | remember\w* | recall\w* | sure | certain | aware
-    | idea | information | records? | memory | memories | access | capab\w+ | ability | able | provid\w+ | give\w*
-    | shared? | hear\w* | specif\w+ )"""
+    | idea | information | records? | memory | memories | access | capab\w+ | ability | able | provide\w* | providing
+    | give\w* | shared? | hear\w* | specify | specified | specific )"""
 _NOT_TOLD = re.compile(
     rf"\b(?: {_LOST} | to\ forget | {_NOT} \b (?: [^\w.!?]+ \w+ ){{0,6}}? [^\w.!?]+ {_KNOWING} )\b", re.VERBOSE
 )
