@@ -1,6 +1,6 @@
 """The turn of a request in its memory: it holds the memory, begins, and is then kept or taken back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
@@ -84,11 +84,20 @@ def _placed_turn(job: ReplyJob, chat: ChatSession, tokenizer: TokenizerWrapper, 
         turn, job.note, ran = prepared.turn, prepared.note, ran + prepared.tokens
         if prepared.begun:
             job.begun = tuple(token_ids(tokenizer, prepared.begun))
-            job.unsent = len(tokenizer.decode(list(job.begun)))
+            job.unsent = _streamed_length(tokenizer, job.begun)
     opening = len(turn.opening.ids)
     job.prompt_tokens = seen_tokens(chat.state, turn, chat.turns) + opening
     job.read_tokens = read_tokens(chat.state, turn) + opening + ran
     return turn
+
+
+def _streamed_length(tokenizer: TokenizerWrapper, ids: Iterable[int]) -> int:
+    """The number of characters that a stream has for tokens. mlx-lm leaves a space at the beginning of a reply out."""
+    detokenizer = tokenizer.detokenizer
+    for token in ids:
+        detokenizer.add_token(token)
+    detokenizer.finalize()
+    return len(detokenizer.text)
 
 
 def _settings(job: ReplyJob, tokenizer: TokenizerWrapper, progress: Callable[[int, int], None]) -> ReplySettings:

@@ -5,6 +5,7 @@ import pytest
 from mlx_deltamem import ChatSession
 from mlx_deltamem.serving.exchange import Mode, Piece, RefusedError, ReplyRequest, Sampling
 from mlx_deltamem.sessions.messages import parse_messages
+from mlx_deltamem.sessions.token_ids import token_ids
 from tests.serving.conftest import OFF, READ, WRITE, chat_of, plain_chat
 from tests.sessions.test_session import loaded, same_memory
 
@@ -70,6 +71,19 @@ def test_stop_texts_are_looked_for_in_generated_text(running, memory):
     assert (text, done.finish_reason, done.stop_text) == (rest[: rest.index(rest[2:4])], "stop", rest[2:4])
     assert 0 < done.reply_tokens < 8
     assert chat_of(server, "other").turns[-1].reply == begun + text
+
+
+@pytest.mark.parametrize("begun", [" The answer is", "The answer is", " ", "  x"])
+def test_all_generated_characters_are_sent(running, begun):
+    server = running()
+    text, _done = server.ask("What is it?", begun, memory="anna", max_tokens=8)
+    turn = chat_of(server, "anna").turns[-1]
+    tokenizer = server.engine.tokenizer
+    given = token_ids(tokenizer, begun)
+    whole = tokenizer.decode(list(turn.reply_ids))
+    assert list(turn.reply_ids)[: len(given)] == given
+    assert text and whole.endswith(text)
+    assert whole[: len(whole) - len(text)].strip() == begun.strip()
 
 
 def test_a_client_that_leaves_ends_the_turn_there(running):
