@@ -125,7 +125,7 @@ def test_going_on_with_other_settings_is_refused(run):
     folder, _ = run
     before = (folder / RECORDS_FILE).read_bytes()
     for more, message in (
-        (["--recall-facts", "1"], "has another recall question 'facts 1, chat 0, question 0'; use the same data and"),
+        (["--recall-facts", "1"], "has another recall question 'facts 1, chat 1, question 0'; use the same data and"),
         (["--write", "all"], "has another recall (write)"),
         (["--adapter", adapter("qwen3_msw4")], "has another adapter"),
     ):
