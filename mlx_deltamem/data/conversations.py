@@ -7,10 +7,10 @@ from mlx_deltamem.files.atomic import one_line
 from mlx_deltamem.files.fields import Row, as_text, given_fields, given_items
 from mlx_deltamem.files.jsonl import JsonRecord, json_records
 from mlx_deltamem.speech import Conversation, Question
+from mlx_deltamem.speech.conversation import LISTS
 
 # The fields that a conversation in a file may leave out.
-_LISTS = ("relations", "wordings", "repeated", "values")
-_TURN: Row = {"assistant": None, **{name: [] for name in _LISTS}}
+_TURN: Row = {"assistant": None, **{name: [] for name in LISTS}}
 _QUESTION: Row = {each.name: None for each in fields(Question)}
 
 
@@ -38,7 +38,7 @@ def _conversation(record: JsonRecord, path: Path) -> Conversation:
         try:
             found = given_fields(record.value)
             turns = [_TURN | given_fields(turn) for turn in given_items(found["turns"])]
-            turns = [turn | {name: given_items(turn[name]) for name in _LISTS} for turn in turns]
+            turns = [turn | {name: given_items(turn[name]) for name in LISTS} for turn in turns]
             questions = [_QUESTION | given_fields(question) for question in given_items(found["questions"])]
             conversation = Conversation.from_json({"turns": turns, "questions": questions})
             _check_texts(conversation)
@@ -58,7 +58,7 @@ def _check_texts(conversation: Conversation) -> None:
         for name in ("user", "assistant", "kind"):
             if name != "assistant" or turn.assistant is not None:
                 as_text(getattr(turn, name), f"the {name!r} of a turn")
-        for name in _LISTS:
+        for name in LISTS:
             for text in getattr(turn, name):
                 as_text(text, f"a text of the {name!r} of a turn")
     for question in conversation.questions:

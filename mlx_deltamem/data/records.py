@@ -62,7 +62,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         default=0.0,
         help="The share of ordinary records with a long reply, which the model samples (default: 0).",
     )
-    parser.add_argument("--long-tokens", type=POSITIVE, default=112, help="Most tokens of it (default: 112).")
+    parser.add_argument("--long-tokens", type=POSITIVE, default=112, help="Most tokens of a long reply (default: 112).")
     parser.add_argument(
         "--absent-weight",
         type=_WEIGHT,
@@ -176,7 +176,7 @@ def records(
         rng: Chooses the turn of the record of kind `told`.
     """
     for question, record in zip(conversation.questions, conversation.records(), strict=True):
-        weight = {} if question.value else {"weight": drawn.absent_weight}
+        weight = {} if question.value or drawn.absent_weight == 1 else {"weight": drawn.absent_weight}
         yield {**record, **_chat(drawn.write), "kind": question.kind, **weight}
     for each in drawn.ordinary:
         reply, cut = (replies.found_long if each.is_long else replies.found)[each.message]

@@ -13,7 +13,7 @@ _Result = TypeVar("_Result")
 
 
 def within_window(chat: ChatSession, history: History, work: Callable[[], _Result]) -> _Result:
-    """Do work on a chat; if a turn does not fit into the model's window, with as many halves of its text as fit.
+    """Do work on a chat. Where a turn does not fit into the model's window, the text in view is halved until it fits.
 
     The chat then has a history of fewer tokens, with which the turn has to run. `shortened_note` tells of it.
 

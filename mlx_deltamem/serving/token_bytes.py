@@ -44,7 +44,7 @@ def token_bytes(tokenizer: TokenizerWrapper, token: int) -> bytes:
 
 
 def _readings(entry: str) -> Iterator[bytes]:
-    """What an entry of a vocabulary may stand for."""
+    """Read an entry of a vocabulary as each kind of vocabulary would: the bytes that it stands for there."""
     if byte := _BYTE.fullmatch(entry):
         yield bytes.fromhex(byte[1])
     if all(letter in _BYTES for letter in entry):

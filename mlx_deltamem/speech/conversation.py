@@ -10,6 +10,9 @@ Kind = Literal["fact", "two_facts", "assistant", "update", "deletion", "absent",
 Style = Literal["plain", "small_talk", "buried", "with_request", "two_facts", "assistant", "short"]
 TurnKind = Literal["told", "assistant", "update", "deletion", "ordinary"]
 
+# The attributes of a turn that are lists in JSON.
+LISTS = ("relations", "wordings", "repeated", "values")
+
 
 @dataclass(frozen=True)
 class Written:
@@ -133,6 +136,5 @@ class Conversation:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Conversation":
         """Make a conversation from the result of `as_json`."""
-        listed = ("relations", "wordings", "repeated", "values")
-        turns = (Turn(**{**turn, **{name: tuple(turn.get(name, ())) for name in listed}}) for turn in found["turns"])
+        turns = (Turn(**{**turn, **{name: tuple(turn.get(name, ())) for name in LISTS}}) for turn in found["turns"])
         return cls(tuple(turns), tuple(Question(**question) for question in found["questions"]))

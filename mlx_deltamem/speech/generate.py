@@ -161,8 +161,9 @@ def _place_ordinary(rng: random.Random, settings: SpeechSettings, said: list[_Sa
                 "different"
             )
         seen.add(message)
-        places = [at for at in range(len(turns)) if not follows_on(turns[at][0].wordings)] + [len(turns)]
-        place = len(turns) if number >= between else rng.choice(places)
+        place = len(turns)
+        if number < between:
+            place = rng.choice([*(at for at, (turn, _) in enumerate(turns) if not follows_on(turn.wordings)), place])
         turns.insert(place, (Turn(message, None, "ordinary"), ()))
     return turns
 

@@ -53,8 +53,10 @@ class Best:
 
     def __init__(self, folder: Path, limit: float | None = None):
         self._limit = limit
-        (self.worse,) = map(int, processes.sum_of(_since_best(Metrics(folder).rows()) if processes.is_first() else 0))
-        rows = Metrics(folder).rows() if processes.is_first() and (folder / BEST_FOLDER).is_dir() else []
+        rows = Metrics(folder).rows() if processes.is_first() else []
+        (self.worse,) = map(int, processes.sum_of(_since_best(rows)))
+        if not (folder / BEST_FOLDER).is_dir():
+            rows = []
         # The marked row is scored again, since the limit may differ from the earlier one.
         self._score = self._best_of(_marked(rows)[-1:] or rows)
 

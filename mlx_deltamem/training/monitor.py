@@ -178,9 +178,10 @@ class Monitor(TrainingCallback):
             print_below(f"  {escape(kind)}: {described(shares)}" if kind else f"held out: {described(shares)}{best}")
 
     def _is_due(self, step: int) -> bool:
-        """Whether a run that was never stopped evaluates after this step of mlx-lm's, which is 0 when a run begins.
+        """Whether a run that was never stopped evaluates here too. mlx-lm adds an evaluation when a run is resumed.
 
-        mlx-lm also evaluates when a run is resumed.
+        Args:
+            step: The number of steps since the run began or was resumed.
         """
         is_begun = self._first.iteration or step
         return not is_begun or step + 1 == self._args.iters or not (step + 1) % self._args.steps_per_eval

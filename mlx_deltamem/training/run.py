@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -173,13 +173,12 @@ class Run:
             compiled_where_faster(),
         ):
             # mlx-lm writes a file of weights at the end. It is not used: the weights are in the checkpoints.
-            args.adapter_file = str(Path(unused) / "unused.safetensors")
             train_with_mlx_lm(
                 self._module,
                 self._optimizer,
                 episodes,
                 held_out,
-                args,
+                replace(args, adapter_file=str(Path(unused) / "unused.safetensors")),
                 loss=lambda module, *batch: module(Batch.of(*batch)),
                 iterate_batches=feed,
                 training_callback=monitor,

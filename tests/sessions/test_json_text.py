@@ -1,4 +1,4 @@
-"""What a chat takes is within the depth that the reader of its session file allows."""
+"""A chat refuses tools, arguments and options that are nested deeper than its session file can be read."""
 
 import json
 

@@ -1,7 +1,7 @@
 """Read a very long text into a memory: `python -m tools.measure.long_memory BOOK.txt ... --tokens 1000000`.
 
-Prints the speed, the resident memory of the process and the norm of the memory after each part. Halfway, the reading is
-interrupted as by Ctrl-C, and goes on in a new chat that is loaded from the saved one.
+Prints the speed and the resident memory of the process for each part. Halfway, the reading is interrupted as by Ctrl-C,
+and goes on in a new chat that is loaded from the saved one.
 """
 
 import tools.openblas  # noqa: F401, I001  (before anything that imports MLX)
@@ -57,7 +57,7 @@ def main() -> None:
     """Read the text and print a table."""
     args = setup_arg_parser().parse_args()
     model, tokenizer = load(args.model or smollm2.build(), adapter=args.adapter or str(ADAPTER))
-    text = beginning(tokenizer, "\n".join(Path(name).read_text() for name in args.texts), args.tokens)
+    text = beginning(tokenizer, "\n".join(Path(name).read_text(encoding="utf-8") for name in args.texts), args.tokens)
     console = Console(width=110)
     parts = read_in_two(model, tokenizer, text, args.parts, lambda part: console.print(f"{part.tokens:,} tokens read"))
     table = Table(title=f"A text read into the memory, {len(model.layers)} layers")

@@ -14,7 +14,7 @@ from mlx_deltamem.serving.api.settings import MEMORY_HEADER, Settings
 from mlx_deltamem.serving.exchange import Done, Mode, Revisions
 from mlx_deltamem.sessions.messages import Message
 
-NAME_RULE = "1 to 64 letters, digits, dots, underscores and hyphens; the first is no dot"
+NAME_RULE = "1 to 64 letters, digits, dots, underscores and hyphens, without a dot at the beginning"
 # A file whose name begins with a dot is an unfinished one: it is not listed, and a later save may delete it.
 _NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}\Z")
 _READ_ONLY = ":ro"

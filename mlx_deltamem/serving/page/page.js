@@ -243,7 +243,7 @@ function ask({ title, text = "", label = "", value = "", button, area = false, p
 }
 
 function checkName(name) {
-  if (!NAME.test(name)) return "A name has 1 to 64 letters, digits, dots, dashes and underscores, and begins with no dot.";
+  if (!NAME.test(name)) return "A name has 1 to 64 letters, digits, dots, dashes and underscores, and does not begin with a dot.";
   return "";
 }
 const checkNewName = (name) => checkName(name) || (state.memories.some((memory) => memory.name === name) ? "There is a memory with this name." : "");
