@@ -200,6 +200,11 @@ class MemoryEntry(ArraysCache):
                 "with the same adapter"
             )
         rows = [*self._past_by_row(), *added._past_by_row()]
+        if self.left_padding is not None or added.left_padding is not None:
+            # mlx-lm takes a row without padding for one at its first token: trimming would then bring padding back.
+            for entry in (both, added):
+                if entry.left_padding is None:
+                    entry.left_padding = mx.array([-row.total for row in entry._past_by_row()], mx.int32)
         both.cache, added.cache = self._by_row(), added._by_row()
         ArraysCache.extend(both, added)
         self.cache, self.left_padding, self.lengths = both.cache, both.left_padding, both.lengths

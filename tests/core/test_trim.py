@@ -235,6 +235,25 @@ def test_a_padded_batch_is_trimmed_in_all_rows():
     assert_memory(cache, whole)
 
 
+@pytest.mark.parametrize("padded_first", [True, False])
+def test_rows_that_joined_a_padded_batch_are_trimmed_like_the_others(padded_first):
+    model = MODELS["qwen3 with a key shift"]
+    padded, alone = make_prompt_cache(model, left_padding=[0, 3]), make_prompt_cache(model)
+    model(mx.array([PROMPT, [0, 0, 0, *PROMPT[3:]]]), cache=padded)
+    read(model, alone, [7, 1, 40, 9])
+    other = [entry.merge([entry]) for entry in alone]
+    first, second = (padded, other) if padded_first else (other, padded)
+    for entry, more in zip(first, second, strict=True):
+        entry.extend(more)
+    assert trim_prompt_cache(first, 2) == 2
+    model(mx.array([[4], [5], [6]]), cache=first)
+    texts = [[*PROMPT[:6]], [*PROMPT[3:6]], [7, 1]] if padded_first else [[7, 1], [*PROMPT[:6]], [*PROMPT[3:6]]]
+    for row, (text, token) in enumerate(zip(texts, [4, 5, 6], strict=True)):
+        expected = make_prompt_cache(model)
+        read(model, expected, [*text, token])
+        assert_memory([entry.extract(row) for entry in first], expected)
+
+
 def test_a_set_memory_is_the_beginning_of_what_can_be_trimmed():
     model = MODELS["llama"]
     for change in (
