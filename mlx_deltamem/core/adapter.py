@@ -20,7 +20,8 @@ SETTINGS_FILE = "train_config.yaml"
 METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 
-_KEY = re.compile(r"(?:.*\.)?layers\.(?P<layer>\d+)\.(?P<path>.+)\.(?P<name>[^.]+)")
+# Python refuses to read a number of thousands of digits.
+_KEY = re.compile(r"(?:.*\.)?layers\.(?P<layer>\d{1,9})\.(?P<path>.+)\.(?P<name>[^.]+)")
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,20 @@ def check_weights(
         elsewhere: The layers that are in other processes of a pipeline, which check them against the model.
 
     Raises:
-        ValueError: The adapter has no tensors; or tensors are missing, unknown, of a wrong shape, not finite or not of
-            a float type; or the model does not have a layer. The message is one line that lists all problems.
+        ValueError: The adapter has no tensors; or tensors are missing, unknown, of a wrong shape, not finite, not of a
+            float type or of a layer that the configuration leaves out; or the model does not have a layer. The message
+            is one line that lists all problems.
     """
     layers = adapter.weights_by_layer()
     if not layers:
         raise ValueError(f"{adapter.source}: none of its {len(adapter.weights)} tensors belongs to a δ-mem adapter")
     problems: dict[str, list[int]] = defaultdict(list)
-    for layer in sorted(layers.keys() | (adapter.config.target_layers if shapes is None else shapes)):
+    targets = adapter.config.target_layers
+    for layer in sorted(layers.keys() | (targets if shapes is None else shapes)):
         if num_layers is not None and layer >= num_layers:
             problems[f"the model has {num_layers} layers"].append(layer)
+        elif targets and layer not in targets:
+            problems["it has tensors that the target_layers of its configuration leave out"].append(layer)
         elif shapes is not None and layer not in shapes and layer not in elsewhere:
             problems["this model has no attention layer for a memory there"].append(layer)
         else:

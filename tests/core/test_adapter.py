@@ -172,6 +172,26 @@ def test_an_error_names_the_problem_and_the_layer(changes, message):
     assert message in str(error.value)
 
 
+def test_layers_that_the_configuration_leaves_out_are_named_with_and_without_a_model():
+    given = broken({}, target_layers=(0, 2))
+    model, _ = load(backbone())
+    for check in (check_weights, lambda adapter: attach(model, adapter)):
+        with pytest.raises(ValueError, match=r"the target_layers of its configuration leave out \(layer 1\)") as error:
+            check(given)
+        assert "no attention layer" not in str(error.value)
+
+
+def test_a_number_of_a_layer_has_few_digits(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    original = load_adapter(adapter())
+    (folder / CONFIG_FILE).write_text(original.config.to_json())
+    far = f"model.layers.{'9' * 5000}.self_attn.beta_bias"
+    mx.save_safetensors(str(folder / WEIGHTS_FILE), {**original.weights, far: mx.zeros(8)})
+    with pytest.raises(ValueError, match=r"does not fit: 1 tensors belong to no δ-mem layer"):
+        load_adapter(folder)
+
+
 def test_unused_heads_may_be_absent():
     missing = {f"{layer}.self_attn.delta_{head}_proj": None for layer in range(3) for head in "kv"}
     assert mx.array_equal(logits(broken(missing)), logits(adapter()))
