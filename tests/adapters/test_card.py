@@ -262,6 +262,26 @@ def test_line_endings_and_a_byte_order_mark_do_no_harm(folder, ending):
     assert ModelCard(card.text).data.license == "mit"
 
 
+@pytest.mark.parametrize("changed", ["---\nlibrary", "license: mit\n", "---\nBees", "--adapter a/mine\n"])
+def test_lines_that_end_in_both_ways_lose_nothing(folder, changed):
+    (folder / CARD_FILE).write_text("---\nlibrary_name: mlx\nbase_model: a/b\nlicense: mit\n---\nBees.\n")
+    text = card_of(folder, repo="a/mine").text
+    (folder / CARD_FILE).write_text(text)
+    content = text.replace(changed, changed.replace("\n", "\r\n"))
+    assert content != text
+    (folder / CARD_FILE).write_bytes(content.encode())
+    assert load_with_card(folder).metadata["license"] == "mit"
+    card = make_card(folder, load_with_card(folder))
+    assert (card.missing, card.kept) == ([], [])
+    assert card.text.replace("\r\n", "\n") == text
+
+
+def test_a_name_in_quotes_is_not_written_a_second_time(folder):
+    (folder / CARD_FILE).write_text("---\n\"license\": mit\n'base_model': a/b\n---\n")
+    text = card_of(folder, base_model="c/d", licence="apache-2.0").text
+    assert text.startswith("---\nlicense: apache-2.0\nbase_model: c/d\n")
+
+
 def test_spaces_that_an_editor_takes_away_are_no_edit(folder):
     text = (folder / CARD_FILE).read_text()
     (folder / CARD_FILE).write_text(text.replace("-->\n", "-->\n\n").replace("|\n", "|  \n"))

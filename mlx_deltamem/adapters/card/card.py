@@ -27,7 +27,7 @@ _SECTION = re.compile(
     re.S,
 )
 # The repo that an upload wrote into the usage section.
-_PUBLISHED = re.compile(r"--adapter (?P<repo>[\w.-]+/[\w.-]+)\n")
+_PUBLISHED = re.compile(r"--adapter (?P<repo>[\w.-]+/[\w.-]+)\r?\n")
 
 
 @dataclass(frozen=True)

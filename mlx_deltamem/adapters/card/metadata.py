@@ -19,14 +19,14 @@ from mlx_deltamem.files.yaml_text import parse_yaml
 
 MOST_CARD_BYTES = 1 << 20
 
-_CARD = re.compile(r"\A\s*---[ \t]*\n(?P<block>(?:.*?\n)??)---[ \t]*(?:\n|\Z)(?P<body>.*)\Z", re.S)
+_CARD = re.compile(r"\A\s*---[ \t]*\r?\n(?P<block>(?:.*?\n)??)---[ \t]*(?:\r?\n|\Z)(?P<body>.*)\Z", re.S)
 _NAMES = ("base_model", "license")
 _MOST_SHOWN = 300
 
 
 @dataclass(frozen=True)
 class CardText:
-    """The text of a card in two parts, with lines that end in `\\n`.
+    """The text of a card in two parts, with lines that end in `\\n`; if a file has both ends, the body keeps them.
 
     Attributes:
         block: The YAML between the two lines of dashes.
@@ -59,7 +59,10 @@ def read_card(path: Path) -> CardText:
     if windows:
         text = text.replace("\r\n", "\n")
     match = _CARD.match(text)
-    return CardText(match["block"], match["body"], windows) if match else CardText("", text, windows)
+    if match is None:
+        return CardText("", text, windows)
+    # In a file whose lines end in both ways, those of the block may too.
+    return CardText(match["block"].replace("\r\n", "\n"), match["body"], windows)
 
 
 def parse_block(block: str, path: Path) -> dict[str, object]:
@@ -107,7 +110,7 @@ def edited_block(block: str, changes: Mapping[str, object], path: Path) -> str:
     expected = parse_block(block, path) | dict(changes)
     for name, value in changes.items():
         lines = yaml.safe_dump({name: value}, allow_unicode=True, width=1000)
-        entry = re.search(rf"^{re.escape(name)}[ \t]*:.*\n(?:(?:[ \t]+|-[ \t]).*\n)*", block, re.M)
+        entry = re.search(rf"^([\"']?){re.escape(name)}\1[ \t]*:.*\n(?:(?:[ \t]+|-[ \t]).*\n)*", block, re.M)
         block = block + lines if entry is None else block[: entry.start()] + lines + block[entry.end() :]
     with suppress(ValueError):
         if parse_block(block, path) == expected:
