@@ -8,6 +8,7 @@ from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.fitting import check_fits_with_reply
 from mlx_deltamem.sessions.going_back import return_to, return_to_reply
 from mlx_deltamem.sessions.messages import said_messages, system_prompt
+from mlx_deltamem.sessions.segments import Segments, part, start_length
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.token_ids import token_ids
 from mlx_deltamem.sessions.turn import said_turns
@@ -41,6 +42,7 @@ def edit_message(state: ChatState, tokenizer: TokenizerWrapper, index: int, text
 def _edit_system(state: ChatState, text: str) -> None:
     """Change the system prompt, and run again all turns: all of them were read with it."""
     turns, conversation = state.turns, state.conversation
+    before = state.text
     state.system, state.starts = text, {}
     if turns:
         return_to(state, 0)
@@ -48,12 +50,25 @@ def _edit_system(state: ChatState, text: str) -> None:
         opening = turn.opening
         state.enter(turn.conversation)
         if turn.remembered:
-            opening = state.text.remembered(turn.messages)
+            opening = _as_far_as(turn.opening, before.remembered(turn.messages), state.text.remembered(turn.messages))
         elif not said_turns(state.turns, turn.conversation):
             # Only the first opening of a conversation begins with the visible start.
             opening = state.text.opening(state.turns, turn.messages)
         running.run_again(state, replace(turn, opening=opening))
     state.enter(conversation)
+
+
+def _as_far_as(read: Segments, whole: Segments, again: Segments) -> Segments:
+    """The part of a text to remember that was read, behind another visible start.
+
+    Args:
+        read: The tokens of the text that were read: a part of it, if the user has interrupted it.
+        whole: All tokens of the text, behind the start that it had.
+        again: All tokens of the text, behind the start that it has now.
+    """
+    ids, all_ids = (segments.ids[start_length(segments) :] for segments in (read, whole))
+    is_beginning = len(ids) < len(all_ids) and ids == all_ids[: len(ids)]
+    return part(again, slice(0, start_length(again) + len(ids))) if is_beginning else again
 
 
 def _edit_turn(state: ChatState, tokenizer: TokenizerWrapper, place: tuple[int, int], text: str) -> None:

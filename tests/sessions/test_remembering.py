@@ -9,6 +9,8 @@ import pytest
 
 from mlx_deltamem import ChatSession
 from mlx_deltamem.sessions import prefill as prefill_module
+from mlx_deltamem.sessions.remembering import turn_to_remember
+from tests.conftest import distance
 from tests.sessions.test_session import loaded
 from tests.sessions.test_writing import TRANSCRIPT, chat_of
 
@@ -116,6 +118,26 @@ def test_another_text_or_a_memory_that_was_set_does_not_go_on():
         text = TRANSCRIPT if chat.state.memory_set else TRANSCRIPT[:-1]
         chat.remember(text, prefill_step_size=5)
         assert len(chat.turns) == count + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("history", ["full", "none"])
+def test_another_system_prompt_reads_no_more_of_an_interrupted_text(history):
+    prompts = "Be brief.", "Answer in as few words as you can."
+    chat, expected, whole = (ChatSession(*loaded(KIND), system=prompts[each], history=history) for each in (0, 1, 1))
+    whole.remember(TRANSCRIPT, prefill_step_size=5)
+    for each in (chat, expected):
+        text = turn_to_remember(each.state, TRANSCRIPT, "all").opening
+        interrupted(each, prefill_module.stretch_ends(each.model, text)[2] + 5)
+    chat.edit(0, prompts[1])
+    assert chat.turns[-1].opening == expected.turns[-1].opening
+    assert len(chat.turns[-1].opening.ids) < len(whole.turns[-1].opening.ids)
+    assert all(distance(state, expected.memory[layer]) < 1e-5 for layer, state in chat.memory.items())
+    # The same text goes on there. The edit had read it to its end, and this read it once more.
+    chat.remember(TRANSCRIPT, prefill_step_size=5)
+    assert len(chat.turns) == 1
+    assert chat.turns[-1].opening == whole.turns[-1].opening
+    assert all(distance(state, whole.memory[layer]) < 1e-5 for layer, state in chat.memory.items())
 
 
 def peak_of(words: int) -> tuple[int, int]:
