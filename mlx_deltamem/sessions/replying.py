@@ -58,6 +58,8 @@ def reply_again(
 ) -> Iterator[GenerationResponse]:
     """Take the last reply back and generate another one. If an error comes, the chat is unchanged.
 
+    The last turn may be of another conversation than the one that goes on, which stays.
+
     Args:
         state: The chat. Its last turn has a reply.
         tokenizer: The model's tokenizer.
@@ -68,15 +70,18 @@ def reply_again(
         mlx-lm's responses.
     """
     index = len(state.turns) - 1
-    last = state.turns[index]
+    last, conversation = state.turns[index], state.conversation
     with state.all_or_nothing():
-        if last.logits is not None and write == last.write and return_to_reply(state, index):
-            yield from _generate(state, tokenizer, last, settings, 0.0)
-        else:
-            return_to(state, index)
-            state.enter(last.conversation)
-            again = Turn(last.messages, last.opening, write, last.conversation)
-            yield from reply_to(state, tokenizer, again, settings)
+        try:
+            if last.logits is not None and write == last.write and return_to_reply(state, index):
+                yield from _generate(state, tokenizer, last, settings, 0.0)
+            else:
+                return_to(state, index)
+                state.enter(last.conversation)
+                again = Turn(last.messages, last.opening, write, last.conversation)
+                yield from reply_to(state, tokenizer, again, settings)
+        finally:
+            state.enter(conversation)
 
 
 def _generate(

@@ -58,6 +58,26 @@ def test_turns_of_any_conversation_are_taken_back_exactly(history):
 
 
 @every_history
+@pytest.mark.parametrize("early", [False, True])
+def test_another_reply_in_another_conversation_does_not_change_the_one_that_goes_on(history, early, tmp_path):
+    chat = said_in(new_chat(history=history), ("a", "My word is jade."), ("b", "Hello there."))
+    chat.save(tmp_path / "chat.safetensors")
+    # A chat from a file has to read the message again.
+    for each in (chat, ChatSession.load(*loaded(), tmp_path / "chat.safetensors")):
+        expected = said_in(each.fork(), ("a", "What is it?"))
+        each.conversation = "a"
+        for _ in each.stream_regenerate(6):
+            if early:
+                break
+        if not early:
+            assert each.conversation == "a"
+            each.send("What is it?", 6)
+            assert each.messages == expected.messages
+            assert same_memory(each, expected, TOLERANCE_AGAIN)
+        assert each.conversation == "a"
+
+
+@every_history
 def test_a_message_of_an_earlier_conversation_is_edited(history):
     turns = ("a", "My word is oak."), ("b", "Hello there."), ("a", "What is it?")
     expected = said_in(new_chat(history=history), ("a", "My word is jade."), *turns[1:])
