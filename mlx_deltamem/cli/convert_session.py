@@ -16,6 +16,7 @@ from mlx_deltamem.sessions.foreign.folder import (
 )
 from mlx_deltamem.sessions.foreign.states import write_sidecar_states
 from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.stored.chat import StoredChat
 from mlx_deltamem.sessions.turn import said_turns, segments_of
 from mlx_deltamem.show.tables import count
 
@@ -48,7 +49,16 @@ def convert_session(source: str | Path, target: Path, to: str, dtype: mx.Dtype |
     check_absent(target)
     path = user_path(source)
     kind = foreign_format(path)
-    chat = _from_session_file(path) if kind is None else read_foreign_session(path)
+    if kind is None:
+        stored, _ = read_session(path)
+        # A file of states has no messages, so the chat may have any.
+        messages = _messages(path, stored) if to == "torch" else []
+        states = {layer: state for layer, state in enumerate(stored.states) if state.size}
+        chat = ForeignSession(stored.system, messages, states, segments_of(stored.turns).ids)
+        number = len(said_turns(stored.turns))
+    else:
+        chat = read_foreign_session(path)
+        number = len(chat.messages) // 2
     if to == "npz":
         write_sidecar_states(target, chat.states)
     else:
@@ -56,7 +66,7 @@ def convert_session(source: str | Path, target: Path, to: str, dtype: mx.Dtype |
         write_reference_session(
             target, [*system, *chat.messages], chat.states, ids=chat.ids or (), dtype=dtype or mx.float32
         )
-    turns, layers = count(len(chat.messages) // 2, "turns"), count(len(chat.states), "layers")
+    turns, layers = count(number, "turns"), count(len(chat.states), "layers")
     written = f"{turns} and a memory" if to == "torch" else "a memory"
     return (
         f"Read {source}: {turns} ({kind or 'a session file of mlx_deltamem'})\n"
@@ -64,13 +74,23 @@ def convert_session(source: str | Path, target: Path, to: str, dtype: mx.Dtype |
     )
 
 
-def _from_session_file(path: Path) -> ForeignSession:
-    stored, _ = read_session(path)
+def _messages(path: Path, stored: StoredChat) -> list[Message]:
+    """The messages and replies of a chat, for a session folder of the reference.
+
+    Raises:
+        ValueError: It has several conversations, tools, or several messages in a turn, which that format cannot hold.
+    """
+    turns, advice = said_turns(stored.turns), "--to npz writes the memory alone"
+    if len({turn.conversation for turn in turns}) > 1:
+        raise ValueError(f"{path} has several conversations, and {REFERENCE_FORMAT} has one; {advice}")
     messages: list[Message] = []
-    for turn in said_turns(stored.turns):
+    for turn in turns:
         if [message["role"] for message in turn.messages] != ["user"]:
             roles = ", ".join(message["role"] for message in turn.messages)
-            raise ValueError(f"{path} has a turn of {roles}; other formats hold one message of the user in each turn")
+            raise ValueError(
+                f"{path} has a turn of {roles}; {REFERENCE_FORMAT} holds one message of the user in each turn: {advice}"
+            )
+        if turn.tool_calls:
+            raise ValueError(f"{path} has a reply with tool calls, and {REFERENCE_FORMAT} has texts only; {advice}")
         messages += [{"role": "user", "content": turn.text}, {"role": "assistant", "content": turn.reply}]
-    states = {layer: state for layer, state in enumerate(stored.states) if state.size}
-    return ForeignSession(stored.system, messages, states, segments_of(stored.turns).ids)
+    return messages

@@ -102,6 +102,39 @@ def test_what_cannot_be_converted_is_refused(chat, run):
     assert sorted(path.name for path in Path().iterdir()) == ["four"]
 
 
+def in_two_conversations(chat: ChatSession) -> None:
+    chat.conversation = "other"
+    chat.read_exchange("My word is oak.", "Noted.")
+
+
+def with_two_messages(chat: ChatSession) -> None:
+    chat.read_exchange([{"role": "user", "content": text} for text in ("My word is oak.", "What is it?")], "Oak.")
+
+
+def with_a_call(chat: ChatSession) -> None:
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "oak"}}}
+    chat.read_exchange("What is it?", "I will look.", tool_calls=[call])
+
+
+@pytest.mark.parametrize(
+    ("tell", "problem"),
+    [
+        (in_two_conversations, "has several conversations, and the PyTorch reference's session folder has one"),
+        (with_two_messages, "has a turn of user, user; the PyTorch reference's session folder holds one message"),
+        (with_a_call, "has a reply with tool calls, and the PyTorch reference's session folder has texts only"),
+    ],
+)
+def test_what_a_session_folder_cannot_hold_is_refused_and_its_memory_is_written(tell, problem, run):
+    chat = told()
+    tell(chat)
+    chat.save("chat.safetensors")
+    line = refused(run, convert, "--session", "chat.safetensors", "theirs", "--to", "torch")
+    assert problem in line and "--to npz writes the memory alone" in line
+    assert not Path("theirs").exists()
+    assert "Read chat.safetensors: 3 turns" in run(convert, "--session", "chat.safetensors", "a.npz", "--to", "npz")
+    assert same(read_sidecar_states(Path("a.npz")), chat.memory)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("heads", [1, 4])
 def test_a_session_folder_is_inspected(heads, run):
