@@ -54,18 +54,17 @@ class MemoryCommands:
         """Run `/readonly`."""
         chat = self._copies.chat
         if chat.write == NONE:
-            chat.write = self._write_before
+            self._set_write(self._write_before)
             self._say(f"the memory is written again: {chat.write}")
         else:
-            self._write_before, chat.write = chat.write, NONE
+            self._set_write(NONE)
             self._say("the memory is read only")
 
     def write(self, mode: str) -> None:
         """Run `/write [MODE]`."""
         chat = self._copies.chat
         if mode:
-            chat.write = mode
-            self._copies.changed()
+            self._set_write(mode)
         self._say(f"written into the memory: {chat.write} ({MEANINGS[chat.write]})")
 
     def history(self, history: str) -> None:
@@ -123,6 +122,13 @@ class MemoryCommands:
         """Run `/memory`."""
         chat = self._copies.chat
         self._console.print(memory_view(chat.memory, chat.drift[-1] if chat.drift else None, self._console))
+
+    def _set_write(self, mode: str) -> None:
+        chat = self._copies.chat
+        before, chat.write = chat.write, mode
+        if before != NONE:
+            self._write_before = before
+        self._copies.changed()
 
 
 def _side_by_side(replies: Mapping[str, str]) -> Table:
