@@ -103,7 +103,7 @@ def _wrong_numbers(config: Mapping[str, object]) -> Iterator[str]:
     for name, kinds, _ in _fields(config):
         value = _untagged(config.get(name))
         numeric = kinds <= {int, float, type(None)}
-        if numeric and isinstance(value, str | list | dict):
+        if numeric and isinstance(value, str | list | dict) and not _is_by_layer(value, config):
             yield f"has {name} {shown(value)}; expected {_expected(kinds)}"
         elif numeric and isinstance(value, float) and math.isnan(value):
             yield f"has {name} NaN; expected {_expected(kinds)}"
@@ -111,6 +111,14 @@ def _wrong_numbers(config: Mapping[str, object]) -> Iterator[str]:
         value = config.get(name)
         if isinstance(value, int) and not 1 <= value <= _LARGEST:
             yield f"has {name} {shown(value)}; expected 1 to {_LARGEST:,}"
+
+
+def _is_by_layer(value: object, config: Mapping[str, object]) -> bool:
+    """Whether a value has a number for each layer. Some classes take this too, although they declare one number."""
+    layers = config.get("num_hidden_layers")
+    if not isinstance(value, list) or not isinstance(layers, int) or len(value) < max(layers, 1):
+        return False
+    return all(isinstance(each, int | float) and not isinstance(each, bool) for each in value)
 
 
 def _wrong_ends(config: Mapping[str, object]) -> Iterator[str]:

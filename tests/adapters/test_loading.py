@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_deltamem.adapters.loading import load, load_tokenizer
+from mlx_deltamem.adapters.model_config import read_config
 from tests.conftest import backbone
 
 FILES = {path.name: path.read_bytes() for path in Path(backbone()).iterdir()}
@@ -267,6 +268,42 @@ def test_odd_fields_of_models_that_can_be_loaded(tmp_path):
     # A field can be given instead.
     model(folder, **config(rope_theta="x"))
     load(folder, model_config={"rope_theta": 1e6})
+
+
+# As in the config.json of Hunyuan-A13B.
+BY_LAYER = {
+    "model_type": "hunyuan",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "attention_bias": False,
+    "moe_topk": [2, 1],
+    "num_experts": 4,
+    "num_shared_expert": [1, 1],
+    "use_mixed_mlp_moe": True,
+    "use_qk_norm": True,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "use_cla": False,
+    "cla_share_factor": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("topk", "problem"),
+    [([2, 1], None), ([2, 1, 1], None), ([2], "moe_topk [2]"), ([2, "x"], "'x'"), ([2, True], "moe_topk"), ([], "[]")],
+)
+def test_a_number_for_each_layer_may_be_in_the_place_of_one(tmp_path, topk, problem):
+    (tmp_path / CONFIG).write_text(json.dumps({**BY_LAYER, "moe_topk": topk}))
+    if problem is None:
+        assert read_config(tmp_path)["moe_topk"] == topk
+        return
+    with pytest.raises(ValueError, match="expected an integer") as error:
+        read_config(tmp_path)
+    assert problem in str(error.value)
 
 
 ANYTHING = st.recursive(
