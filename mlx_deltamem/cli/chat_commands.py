@@ -221,7 +221,9 @@ class ChatCommands:
         return checked_message(text, "the message", window(chat.model), chat.tokenizer)
 
     def _reset(self) -> None:
-        self._copies.chat.reset()
+        chat = self._copies.chat
+        chat.reset()
+        chat.title = ""
         self.say("forgotten")
         self._copies.changed()
 
