@@ -104,9 +104,13 @@ class FileCommands:
         path = _path("/import", rest)
         content = world().first(lambda: _content(path))
         chat = self._copies.chat
-        # Markdown and plain messages do not say how the chat is to be read.
-        settings = {"history": chat.history, "write": chat.write}
-        content = {**settings, **content} if isinstance(content, dict) else {**settings, "messages": content}
+        # Markdown and plain messages do not say how the chat is to be read. A file may bring no template of its own.
+        options = {name: value for name, value in chat.state.template.options.items() if name != "chat_template"}
+        settings = {"history": chat.history, "write": chat.write, "template_options": options}
+        if isinstance(content, list):
+            content = {"messages": content}
+        if isinstance(content, dict):
+            content = {**settings, **content}
         try:
             with self._stoppable(), self._console.status("") as status:
                 imported = ChatSession.from_dict(

@@ -82,6 +82,37 @@ def test_only_regular_files_are_imported(chat, tmp_path, ending):
     assert commands.copies.chat is chat
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]',
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}',
+        "## User\n\nHi\n\n## Assistant\n\nHello.\n",
+    ],
+)
+def test_messages_are_read_as_the_chat_that_imports_them_is(chat, content):
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    how = {"history": "none", "write": "user", "tools": tools, "enable_thinking": True}
+    template = f"{{# A copy of it. #}}{chat.tokenizer.chat_template}"
+    begun = ChatSession(chat.model, chat.tokenizer, chat_template=template, **how)
+    commands = Commands(Copies(begun, None, save_kv=False))
+    name = "x.md" if content.startswith("#") else "x.json"
+    Path(name).write_text(content)
+    commands.import_(name)
+    imported = commands.copies.chat
+    expected = ChatSession(chat.model, chat.tokenizer, **how)
+    expected.read_exchange("Hi", "Hello.")
+    assert imported.to_dict() == expected.to_dict()
+    assert imported.segments == expected.segments
+
+
+@pytest.mark.parametrize(("content", "kind"), [("5", "a number"), ('"Hi"', "a text"), ("null", "nothing")])
+def test_what_is_no_chat_is_named(chat, content, kind):
+    Path("x.json").write_text(content)
+    with pytest.raises(ValueError, match=f"the chat is {kind} without messages"):
+        Commands(Copies(chat, None, save_kv=False)).import_("x.json")
+
+
 def test_a_number_of_many_digits_is_told_in_one_short_line(chat):
     with pytest.raises(ValueError, match=r"/branch got '9999.*expected the number of a reply") as raised:
         Commands(Copies(chat, None, save_kv=False)).branch("9" * 5000)
