@@ -563,6 +563,21 @@ def test_a_chat_is_kept_from_its_first_turn_until_it_is_forgotten(tmp_path):
     assert "this chat is called 'The [b]word[/b]'" in result.stdout
 
 
+def test_a_model_that_was_moved_is_named_once(tmp_path):
+    places = [tmp_path / "first", tmp_path / "second"]
+    shutil.copytree(backbone(), places[0] / "model")
+    shutil.copytree(adapter(), places[0] / "adapter")
+    chats = ["--chats", tmp_path / "chats", "--max-tokens", 2]
+    named = ["--model", places[0] / "model", "--adapter", places[0] / "adapter"]
+    assert run_command("chat", *chats, *named, stdin="Hello\n").returncode == 0
+    places[0].rename(places[1])
+    named = ["--model", places[1] / "model", "--adapter", places[1] / "adapter"]
+    for options in (["--continue", *named], ["--continue"]):
+        result = run_command("chat", *chats, *options, stdin="Hello again\n")
+        assert result.returncode == 0, result.stderr
+        assert str(places[1] / "model") in result.stdout
+
+
 def test_a_branch_is_kept_beside_the_chat(tmp_path):
     with Terminal("--chats", tmp_path, "--max-tokens", 6) as terminal:
         terminal.say("My word is jade.")

@@ -2,12 +2,13 @@
 
 import argparse
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from rich.markup import escape
 from rich.panel import Panel
 
-from mlx_deltamem.adapters.fingerprint import origin_of
+from mlx_deltamem.adapters.fingerprint import Origin, origin_of
 from mlx_deltamem.cli.command import check_standard_input
 from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.entered import check_session_file, checked_system_prompt
@@ -60,11 +61,17 @@ def _opened(args: argparse.Namespace, kept: KeptChats) -> ChatSession:
     if args.go_on is None:
         return open_chat(*load_spread_model(args), args)
     ranks = world()
+    is_named = args.model is not None or args.adapter is not None
     file, args.model, args.adapter = ranks.first(lambda: _found(args, kept))
     model, tokenizer = load_spread_model(args)
     origin = origin_of(model, tokenizer)
     args.session = Path(file or ranks.first(lambda: str(kept.last_of(origin).file)))
-    return open_chat(model, tokenizer, args)
+    chat = open_chat(model, tokenizer, args)
+    if is_named:
+        # The folder may not have known where they are, or they were moved. A chat goes on without such a note.
+        with suppress(OSError):
+            ranks.first(lambda: _note_model(args, kept, origin))
+    return chat
 
 
 def _found(args: argparse.Namespace, kept: KeptChats) -> tuple[str, str | None, str | None]:
@@ -90,11 +97,11 @@ def _found(args: argparse.Namespace, kept: KeptChats) -> tuple[str, str | None, 
 
 def _new_file(args: argparse.Namespace, kept: KeptChats, chat: ChatSession) -> Path | None:
     """The file for a new chat; None if the folder cannot be written."""
-    names, origin = model_and_adapter(args), origin_of(chat.model, chat.tokenizer)
+    origin = origin_of(chat.model, chat.tokenizer)
 
     def begin() -> str:
         file = kept.new_file()
-        kept.note_model(origin, Places(_absolute(names[0]), _absolute(names[1])))
+        _note_model(args, kept, origin)
         return str(file)
 
     try:
@@ -103,6 +110,16 @@ def _new_file(args: argparse.Namespace, kept: KeptChats, chat: ChatSession) -> P
         # A home that cannot be written is no reason not to chat.
         warnings.warn(f"this chat is not kept ({error}); --chats names another folder", stacklevel=2)
         return None
+
+
+def _note_model(args: argparse.Namespace, kept: KeptChats, origin: Origin) -> None:
+    """Note where the model and the adapter of the options are.
+
+    Raises:
+        OSError: The folder of the chats cannot be written.
+    """
+    model, adapter = model_and_adapter(args)
+    kept.note_model(origin, Places(_absolute(model), _absolute(adapter)))
 
 
 def _absolute(place: str) -> str:
