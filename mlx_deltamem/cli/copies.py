@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlx_deltamem.cli.kept import KeptChats
-from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.files.atomic import resolved
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.foreign.folder import foreign_format
 from mlx_deltamem.sessions.session import ChatSession
@@ -99,7 +99,7 @@ class Copies:
                 changed.
         """
         loaded = ChatSession.load(self.chat.model, self.chat.tokenizer, file)
-        if world().first(lambda: foreign_format(user_path(file).resolve()) is not None):
+        if world().first(lambda: foreign_format(resolved(file)) is not None):
             own = self._new_file()
             # Without a file of its own, nothing is lost as long as it does not change.
             return self._go_on_with(_Copy(loaded, own, is_saved=own is None))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlx_deltamem.adapters.fingerprint import Origin
 from mlx_deltamem.cli.numbers import typed_number
-from mlx_deltamem.files.atomic import new_file
+from mlx_deltamem.files.atomic import new_file, resolved
 from mlx_deltamem.files.jsonl import read_json
 from mlx_deltamem.options.rule import shown
 from mlx_deltamem.sessions.stored.decode import ChatTexts
@@ -76,7 +76,7 @@ class KeptChats:
 
     def holds(self, file: Path) -> bool:
         """Whether a file is one of the folder."""
-        return file.resolve().parent == self.folder.resolve()
+        return resolved(file).parent == resolved(self.folder)
 
     def all(self) -> tuple[list[KeptChat], list[Path]]:
         """The chats, the one that was saved last first; and the files that cannot be read."""

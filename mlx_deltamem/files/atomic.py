@@ -25,6 +25,21 @@ def user_path(name: str | Path) -> Path:
         raise FileNotFoundError(f"there is no home folder for {name}; give the full path") from None
 
 
+def resolved(name: str | Path) -> Path:
+    """The full path of a file or folder that a user named, behind all links. It may not exist.
+
+    Raises:
+        FileNotFoundError: As in `user_path`.
+        OSError: A link leads to itself.
+    """
+    path = user_path(name)
+    try:
+        return path.resolve()
+    except RuntimeError:
+        # Python says it so before 3.13.
+        raise OSError(f"{path} is a link that leads to itself; name another place") from None
+
+
 @contextmanager
 def new_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """Yield the path of an empty temporary file in the same folder, which replaces `path` when the block ends.

@@ -16,7 +16,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.core.cache import check_states
 from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.core.use import attachment_of, is_writing
-from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.files.atomic import resolved
 from mlx_deltamem.sessions import remembering
 from mlx_deltamem.sessions.drift import Drift
 from mlx_deltamem.sessions.editing import edit_message
@@ -509,7 +509,7 @@ class ChatSession:
             OSError: The file cannot be written. An existing file is left unchanged.
         """
         self._state.check_idle()
-        path = user_path(path).resolve()
+        path = resolved(path)
         chat = stored_chat(self._state, self.tokenizer, self._write, save_kv, self._title)
         world = world_of(self.model)
         self._files[path] = world.first(lambda: write_chat(path, chat, self._files.get(path)))
@@ -521,7 +521,7 @@ class ChatSession:
             ValueError: Someone else has saved the file.
             OSError: The file cannot be deleted.
         """
-        path = user_path(path).resolve()
+        path = resolved(path)
         world_of(self.model).first(lambda: delete_chat(path, self._files.get(path)))
         self._files.pop(path, None)
 
@@ -602,7 +602,7 @@ class ChatSession:
                 template; or the chat was made with another backbone, adapter or tokenizer (the error names both
                 fingerprints).
         """
-        path = user_path(path).resolve()
+        path = resolved(path)
         chat = cls(model, tokenizer)
         loaded = load_chat(path, model, tokenizer, TAKEN_NAMES)
         chat._state, chat._write, chat._title = loaded.state, loaded.write, loaded.title

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from mlx_deltamem.files.atomic import check_absent, check_new_file, file_kind, locked, new_file, new_folder, one_line
+from mlx_deltamem.files.atomic import (
+    check_absent,
+    check_new_file,
+    file_kind,
+    locked,
+    new_file,
+    new_folder,
+    one_line,
+    resolved,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -119,6 +128,17 @@ def test_a_link_that_cannot_be_followed_is_no_free_place(target, tmp_path):
     (tmp_path / "loop").symlink_to(target)
     with pytest.raises((ValueError, OSError), match="loop"):
         check_absent(tmp_path / "loop")
+
+
+def test_a_link_that_leads_to_itself_is_an_error_of_the_system(tmp_path):
+    loop = tmp_path / "loop.safetensors"
+    loop.symlink_to(loop)
+    (tmp_path / "other").symlink_to("loop.safetensors")
+    for path in (loop, tmp_path / "other" / "chat.safetensors"):
+        # Python 3.13 finds it only when the file is opened.
+        with pytest.raises(OSError):
+            resolved(path).stat()
+    assert resolved(tmp_path / "nothing") == tmp_path.resolve() / "nothing"
 
 
 def test_a_locked_folder_is_refused_or_waited_for(tmp_path):

@@ -205,6 +205,14 @@ def test_a_link_stays_a_link(path, tmp_path):
     assert ChatSession.load(*loaded(), path).messages == chat.messages
 
 
+def test_a_link_that_leads_to_itself_is_an_error_of_the_system(path):
+    path.symlink_to(path)
+    chat = new_chat()
+    for use in (chat.save, lambda each: ChatSession.load(*loaded(), each)):
+        with pytest.raises(OSError):
+            use(path)
+
+
 def test_places_where_nothing_can_be_saved(tmp_path):
     chat = told()
     with pytest.raises(FileNotFoundError, match="there is no folder"):

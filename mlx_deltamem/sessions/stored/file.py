@@ -24,7 +24,7 @@ from mlx_deltamem.files.atomic import (
     new_file,
     one_line,
     remove_unfinished,
-    user_path,
+    resolved,
     written_by_mlx,
 )
 from mlx_deltamem.files.jsonl import parsed_json
@@ -87,7 +87,7 @@ def check_place(path: Path) -> None:
         raise ValueError(f"{path} has no name before {SUFFIX}; name a session file like chat{SUFFIX}")
     if path.suffix != SUFFIX:
         raise ValueError(f"{path} does not end in {SUFFIX}; name a session file so")
-    folder = user_path(path).resolve().parent
+    folder = resolved(path).parent
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} to save a session in")
     if not os.access(folder, os.W_OK):
