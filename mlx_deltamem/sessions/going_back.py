@@ -12,8 +12,10 @@ def return_to_reply(state: ChatState, index: int) -> bool:
     """
     turn = state.turns[index]
     state.enter(turn.conversation)
-    # With another history than `full`, the cache is that of the last turn.
-    reachable = not turn.remembered and (state.keeps_text or index == len(state.turns) - 1)
+    # With another history than `full`, the cache is that of the last turn. A file does not keep the drift of a turn
+    # whose memory was not finite: it is measured again.
+    is_known = not turn.remembered and turn.drift is not None
+    reachable = is_known and (state.keeps_text or index == len(state.turns) - 1)
     if not reachable or not state.go_to(turn.between):
         return False
     state.take_off(index)

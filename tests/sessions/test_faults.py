@@ -216,6 +216,23 @@ def test_a_memory_that_is_not_finite_gives_a_warning(history, call):
         chat.send("Read only.", 2, read_only=True)
 
 
+@pytest.mark.parametrize("save_kv", [False, True])
+def test_a_reply_whose_memory_is_not_finite_is_edited_in_a_chat_from_a_file(save_kv, tmp_path):
+    model, tokenizer = overflowing()
+    chat = ChatSession(model, tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for text in ("x", "y"):
+            chat.send(text, 2)
+        chat.save(tmp_path / "chat.safetensors", save_kv)
+        chat = ChatSession.load(model, tokenizer, tmp_path / "chat.safetensors")
+        # A file has no such numbers.
+        assert chat.drift[-1] is None
+        chat.edit(3, "Another reply.")
+    assert chat.messages[3]["content"] == "Another reply."
+    assert chat.drift[-1] is not None
+
+
 def interrupt(_: mx.array, __: mx.array) -> mx.array:
     raise KeyboardInterrupt
 
