@@ -140,4 +140,6 @@ def _shrunk(head: np.ndarray) -> np.ndarray:
 
 def _half_life(kept: float) -> str:
     tokens = half_life(kept)
+    if math.isnan(tokens):
+        return "what is left of it is not known"
     return "nothing was forgotten" if math.isinf(tokens) else f"half is left after {tokens:.3g} tokens"

@@ -87,7 +87,7 @@ def turn_table(turns: list[TurnReport]) -> RenderableType:
     headings = ("turn", "message\ntokens", "reply\ntokens", "kept", "half-life\n(tokens)", "changed")
     table = columns(f"{title} (kept, changed: means over the layers)", *headings)
     for index, turn in enumerate(turns[first:], first + 1):
-        forgets = turn.half_life is None or math.isfinite(turn.half_life)
+        forgets = turn.half_life is None or not math.isinf(turn.half_life)
         table.add_row(
             f"{index}{_remark(turn)}",
             str(turn.message_tokens),

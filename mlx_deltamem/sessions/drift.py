@@ -33,7 +33,12 @@ class Drift:
 
 
 def half_life(kept: float) -> float:
-    """The number of tokens after which half of a state is left, if each token keeps the share `kept` of it."""
+    """The number of tokens after which half of a state is left, if each token keeps the share `kept` of it.
+
+    It is NaN if `kept` is.
+    """
+    if math.isnan(kept):
+        return math.nan
     if kept >= 1.0:
         return math.inf
     return math.log(0.5) / math.log(kept) if kept > 0.0 else 0.0

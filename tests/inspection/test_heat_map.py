@@ -1,4 +1,5 @@
 import io
+import math
 import re
 
 import mlx.core as mx
@@ -142,6 +143,8 @@ def test_what_the_last_turn_did():
     assert "moved    125%" in text
     still = view(states, Drift({3: 1.0, 5: 1.0}, {3: 0.0, 5: 0.0}))
     assert "kept 100% of the memory (nothing was forgotten)" in still
+    broken = view({0: one_number(0, 0, math.nan)}, Drift({0: math.nan}, {0: math.nan}))
+    assert "kept nan% of the memory (what is left of it is not known)" in broken
 
 
 def test_without_a_turn_nothing_is_said_of_it():

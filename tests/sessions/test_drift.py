@@ -11,6 +11,7 @@ def test_half_life():
     assert half_life(0.5**0.1) == pytest.approx(10.0)
     assert half_life(1.0) == math.inf
     assert half_life(0.0) == 0.0
+    assert math.isnan(half_life(math.nan))
     assert Drift({3: 0.5}, {3: 0.1}).half_life == {3: pytest.approx(1.0)}
 
 
