@@ -11,7 +11,6 @@ from mlx_deltamem.cli.numbers import typed_number
 from mlx_deltamem.files.atomic import check_absent, check_new_file, new_file, user_path
 from mlx_deltamem.files.jsonl import read_json
 from mlx_deltamem.files.regular import read_file
-from mlx_deltamem.files.text import check_text
 from mlx_deltamem.options.rule import shown
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.markdown import from_markdown, to_markdown
@@ -162,7 +161,7 @@ def _content(path: Path) -> object:
 
 def _markdown_file(path: Path) -> str:
     try:
-        text = read_file(path, _LARGEST_MARKDOWN).decode("utf-8-sig")
+        # A reply may have a NUL character, and is exported with it.
+        return read_file(path, _LARGEST_MARKDOWN).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; expected a chat in Markdown") from None
-    return check_text(text, str(path))

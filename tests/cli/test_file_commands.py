@@ -106,6 +106,16 @@ def test_messages_are_read_as_the_chat_that_imports_them_is(chat, content):
     assert imported.segments == expected.segments
 
 
+@pytest.mark.parametrize("ending", [".md", ".json"])
+def test_a_reply_with_any_character_comes_back(chat, ending):
+    chat.read_exchange("Hi", "a\0b\ufeff\r\n\x1b")
+    commands = Commands(Copies(chat, None, save_kv=False))
+    commands.export(f"x{ending}")
+    commands.import_(f"x{ending}")
+    assert commands.copies.chat is not chat
+    assert commands.copies.chat.messages == chat.messages
+
+
 @pytest.mark.parametrize(("content", "kind"), [("5", "a number"), ('"Hi"', "a text"), ("null", "nothing")])
 def test_what_is_no_chat_is_named(chat, content, kind):
     Path("x.json").write_text(content)
