@@ -101,7 +101,7 @@ def unit_shares(ids: np.ndarray) -> np.ndarray | None:
         ids: `[B, T]` int, the unit of each token; -1 for none.
     """
     rows = [np.unique(row[row >= 0]) for row in ids]
-    most = max(len(row) for row in rows)
+    most = max((len(row) for row in rows), default=0)
     if most == 0:
         return None
     # Rows with fewer units are filled up with an id that no token has.
@@ -117,7 +117,7 @@ def _filled(shares: np.ndarray) -> mx.array:
 
 
 def _ids(name: str, ids: Ids) -> np.ndarray:
-    """The ids as a numpy array `[B, T]`; `name` is the argument's name, for messages."""
+    """The ids as a numpy array `[B, T]` int64, -1 for a token in no span; `name` is for messages."""
     try:
         array = np.array(ids)
     except ValueError:
@@ -126,4 +126,5 @@ def _ids(name: str, ids: Ids) -> np.ndarray:
         raise ValueError(f"{name} has rows of different lengths; expected [B, T] integers") from None
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}; expected [B, T] integers")
-    return array
+    # Signed, because the tokens of padding become -1. `unit_shares` uses -2 for units without tokens.
+    return np.maximum(array.astype(np.int64), -1)

@@ -20,6 +20,19 @@ def test_padding_belongs_to_no_unit():
     assert np.array(units.weights).tolist() == [[[0, 0.5, 0.5]]]
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint32", "uint64"])
+def test_padding_belongs_to_no_unit_whatever_the_type_of_the_ids(dtype):
+    ids = mx.array([[0, 1, 1], [0, 0, 0]]).astype(getattr(mx, dtype))
+    units = Spans(ids, None, MESSAGES).units(2, 3, mx.array([[True, True, True], [False, True, True]]))
+    assert np.array(units.weights).tolist() == [[[1, 0, 0], [0, 0.5, 0.5]], [[0, 0.5, 0.5], [0, 0, 0]]]
+    assert np.array(units.mask).tolist() == [[True, True], [True, False]]
+
+
+def test_all_negative_ids_stand_for_no_span():
+    units = Spans([[0, 1, 1], [0, -2, -2]], None, MESSAGES).units(2, 3, None)
+    assert np.array(units.mask).tolist() == [[True, True], [True, False]]
+
+
 def test_a_sentence_needs_a_message():
     units = Spans([[-1, 0, 0]], [[4, 4, 5]], SENTENCES).units(1, 3, None)
     assert np.array(units.weights).tolist() == [[[0, 1, 0], [0, 0, 1]]]
