@@ -48,9 +48,9 @@ def make_prompt_cache(
 
     Args:
         model: A model with or without an adapter.
-        max_kv_size: The number of tokens for which keys and values are kept, as in mlx-lm: the first 4 and the last ones,
-            and in a padded batch only the last ones. It has no effect on the memory, nor on a model that defines its
-            own caches.
+        max_kv_size: The number of tokens for which keys and values are kept, as in mlx-lm: the first 4 and the last
+            ones, and in a padded batch only the last ones. It has no effect on the memory, nor on a model that defines
+            its own caches.
         left_padding: The number of padding tokens at the left of each row of a batch. They neither read nor write.
 
     Raises:
