@@ -1,3 +1,4 @@
+import json
 import math
 import shlex
 import stat
@@ -10,7 +11,7 @@ import pytest
 from mlx_lm import stream_generate
 
 from mlx_deltamem import ChatSession, load, load_adapter, make_prompt_cache, memory, save_adapter
-from mlx_deltamem.cli.opening import reply_options
+from mlx_deltamem.cli.opening import load_spread_model, open_chat, reply_options
 from mlx_deltamem.commands import generate as commands_generate
 from mlx_deltamem.core.adapter import WEIGHTS_FILE
 from mlx_deltamem.generate import main, setup_arg_parser
@@ -46,6 +47,31 @@ def test_a_golden_chat_over_three_processes(tmp_path):
         assert replies("--session", session, "--prompt", turn["user"]) == f"{turn['assistant']}\n"
     assert stat.S_IMODE(session.stat().st_mode) == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["chat.safetensors"]
+
+
+def opened(session: object, config: dict[str, object]) -> ChatSession:
+    """The chat that the command opens with such options of the chat template."""
+    args = setup_arg_parser().parse_args(
+        [*MODEL, "--session", str(session), "--chat-template-config", json.dumps(config)]
+    )
+    return open_chat(*load_spread_model(args), args)
+
+
+def test_a_chat_with_a_template_of_its_own_goes_on(tmp_path):
+    session = tmp_path / "chat.safetensors"
+    template = load(*MODEL[1::2])[1].chat_template
+    config = {"chat_template": template.replace("assistant", "helper"), "enable_thinking": True}
+    chat = opened(session, config)
+    chat.send("Hello", 2)
+    chat.save(session)
+    again = opened(session, config)
+    again.send("What is it?", 2)
+    chat.send("What is it?", 2)
+    assert again.messages == chat.messages
+    text = again.tokenizer.decode(again.segments.ids)
+    assert text.count("<|im_start|>helper") == 2 and "assistant" not in text
+    with pytest.raises(ValueError, match="was made with another tokenizer"):
+        opened(session, {"enable_thinking": True})
 
 
 @pytest.mark.slow

@@ -47,11 +47,22 @@ def load_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
 def load_spread_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
     """As `load_model`; under mlx.launch, spread the model over the ranks, as `--pipeline` says.
 
+    A chat template in `--chat-template-config` becomes the tokenizer's, and is taken out of the option: a session file
+    may not bring one.
+
     Raises:
         FileNotFoundError: There is no such model or adapter.
         ValueError: They do not fit, the model cannot be split so, or there is `--pipeline` and one rank only.
     """
-    return load_on_ranks(*model_and_adapter(args), getattr(args, "pipeline", False), args.trust_remote_code)
+    model, tokenizer = load_on_ranks(*model_and_adapter(args), getattr(args, "pipeline", False), args.trust_remote_code)
+    options: dict[str, object] = getattr(args, "chat_template_config", {})
+    given = options.get("chat_template")
+    if isinstance(given, str):
+        own = tokenizer.chat_template
+        # A tokenizer may have several, with names.
+        tokenizer.chat_template = own.get(given, given) if isinstance(own, dict) else given
+        args.chat_template_config = {name: value for name, value in options.items() if name != "chat_template"}
+    return model, tokenizer
 
 
 def load_on_ranks(

@@ -52,8 +52,14 @@ def stored_chat(
         title: The title of the chat; empty for none.
 
     Raises:
-        ValueError: Keys and values are wanted, and the model is spread over several processes.
+        ValueError: Keys and values are wanted, and the model is spread over several processes; or the chat has a chat
+            template of its own.
     """
+    if state.template.options.get("chat_template") not in (None, tokenizer.chat_template):
+        raise ValueError(
+            "the chat has another chat template than the tokenizer (the template option chat_template), and could not "
+            "be loaded again; set tokenizer.chat_template to it, and make the chat without the option"
+        )
     if save_kv and spread_of(state.model) is not None:
         raise ValueError(
             "the keys and values are spread over several processes and cannot be saved; expected save_kv=False "

@@ -115,6 +115,14 @@ def test_a_chat_template_in_a_file_is_used_only_if_it_is_the_tokenizers(path):
         ChatSession.load(model, tokenizer, path)
 
 
+def test_a_chat_with_another_template_than_the_tokenizers_is_not_saved(path):
+    model, tokenizer = loaded()
+    chat = ChatSession(model, tokenizer, chat_template=f"{tokenizer.chat_template}{{# Another one. #}}")
+    chat.send("Hello.", 3)
+    refused(chat, lambda: chat.save(path), "could not be loaded again; set tokenizer.chat_template to it")
+    assert list(path.parent.iterdir()) == []
+
+
 def test_options_that_are_not_json_are_refused_when_the_chat_is_saved(path):
     chat = ChatSession(*loaded(), today=object())
     chat.send("Hello.", 2)
