@@ -115,14 +115,14 @@ class Copies:
         if self._current.file is not None:
             self._save(self._current, self._current.file)
 
-    def save(self, file: Path | None) -> Path:
+    def save(self, file: Path | None) -> Path | None:
         """Save the current chat.
 
         Args:
             file: The file that it is saved to from here on; None: its present file.
 
         Returns:
-            The file.
+            The file; None if there is none now, because no empty chats are kept.
 
         Raises:
             ValueError, OSError: The chat has no file, or as in `ChatSession.save`.
@@ -131,7 +131,7 @@ class Copies:
         if file is None:
             raise ValueError("/save needs a file name; this chat has none yet")
         self._save(self._current, file)
-        return file
+        return None if self._is_forgotten(self._current, file) else file
 
     def save_all(self, saved: Callable[[Path], None]) -> list[Exception]:
         """Save all chats that have a file.

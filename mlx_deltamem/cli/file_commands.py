@@ -47,7 +47,8 @@ class FileCommands:
         """Run `/save [FILE]`."""
         file = Path(rest) if rest else None
         check_session_file(file)
-        self._say(f"saved to {self._copies.save(file)}")
+        saved = self._copies.save(file)
+        self._say("an empty chat is not kept" if saved is None else f"saved to {saved}")
 
     def load(self, rest: str) -> None:
         """Run `/load FILE`."""

@@ -53,6 +53,19 @@ def test_a_command_that_begins_a_chat_says_if_it_has_no_file(chat, tmp_path, is_
         assert (NO_FILE in commands.said) is not is_kept
 
 
+def test_an_empty_chat_that_is_not_kept_is_not_said_to_be_saved(chat, tmp_path):
+    kept = KeptChats(tmp_path / "chats")
+    file = kept.new_file()
+    commands = Commands(Copies(chat.fork(), file, save_kv=False, kept=kept))
+    commands.save("")
+    commands.copies.chat.reset()
+    commands.save("")
+    assert not file.exists()
+    commands.save("elsewhere.safetensors")
+    assert Path("elsewhere.safetensors").exists()
+    assert commands.said == [f"saved to {file}", "an empty chat is not kept", "saved to elsewhere.safetensors"]
+
+
 def test_where_a_chat_of_another_implementation_goes_is_said(chat, tmp_path):
     write_sidecar_states(tmp_path / "states.npz", chat.memory)
     commands = Commands(Copies(chat.fork(), None, save_kv=False))
