@@ -371,10 +371,28 @@ def test_metadata_that_nobody_wrote_are_one_line(case, folder):
     assert time.process_time() - began < 5
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("![recall, 95 % [44, 53]](a.png)", "a.png"),
+        ("![a [b] and [c]](<a b.png>)", "a b.png"),
+        ("![x](curve(1).png)", "curve(1).png"),
+        ('[![x](a.png "a title")](https://a.b)', "a.png"),
+        ('<IMG alt="x" SRC = "a.png">', "a.png"),
+    ],
+)
+def test_brackets_in_its_text_or_name_do_not_hide_a_picture(folder, text, name):
+    (folder / name).write_bytes(b"")
+    assert shown_pictures(folder, f"# Bees\n\n{text}\n") == [name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
-    ["![", "![](", "![](<", "<img ", "<img src='", "<!-- mlx_deltamem:title 0123456789abcdef -->", "---\n", "--- "],
+    [
+        *("![", "![x", "![[a]", "![](", "![](<", "![x](a(", "![x](a(b)", "<img ", "<img src='", "<img src "),
+        *("<!-- mlx_deltamem:title 0123456789abcdef -->", "---\n", "--- "),
+    ],
 )
 def test_a_card_of_many_beginnings_takes_no_quadratic_time(piece, folder):
     (folder / CARD_FILE).write_text(piece * (900_000 // len(piece)))

@@ -26,9 +26,14 @@ _MOST_SHOWN = 300
 _RESULT_COLUMNS = ("task", "condition", "metric", "value", "interval", "questions")
 
 _PICTURES = {".png", ".svg", ".jpg", ".jpeg", ".gif", ".webp"}
-# Markdown's `![text](path)` and `![text](<path with spaces>)`, and HTML's `<img src="path">`. Each part ends at the
-# next opening bracket. Otherwise a card of many opening brackets would take quadratic time.
-_SHOWN = re.compile(r"!\[[^][]*\]\(\s*(?:<([^<>]+)>|([^\s)]+))|<img\b[^<>]*?\bsrc=[\"']([^\"']+)[\"']", re.I)
+# Markdown's `![text](path)` and `![text](<path with spaces>)`, and HTML's `<img src="path">`. The text and the path may
+# have pairs of brackets, with none in them. Each part ends at another opening bracket. Otherwise a card of many opening
+# brackets would take quadratic time.
+_SHOWN = re.compile(
+    r"!\[(?:[^][]|\[[^][]*\])*+\]\(\s*(?:<([^<>]+)>|((?:[^\s()]|\([^\s()]*\))+))"
+    r"|<img\b[^<>]*?\bsrc\s*=\s*[\"']([^\"']+)[\"']",
+    re.I,
+)
 
 
 class _Ratio(TypedDict):
