@@ -20,9 +20,10 @@ from mlx_deltamem.files.atomic import check_absent, new_folder, user_path
 from mlx_deltamem.files.jsonl import write_json_lines
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, SEED, SHARE
-from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode, words_of
+from mlx_deltamem.recall import Episode, EpisodeSettings, Question, Split, make_episode, words_of
 from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.writing import ALL
+from mlx_deltamem.speech.questions import assistant_says
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,6 +53,7 @@ class Chats:
         system: The system prompt of every chat, or None.
         written: The share of episodes whose questions are written into the memory as they are read.
         kept: The share of episodes whose history stays in the text of each question; both are written as they are read.
+        said: Answers are those of `data speech` ("You said Boris."), but for an answer that is a value alone.
 
     Raises:
         ValueError: The sum of the shares is more than 1, or the system prompt is not text.
@@ -60,6 +62,7 @@ class Chats:
     system: str | None = None
     written: float = 0.0
     kept: float = 0.0
+    said: bool = False
 
     def __post_init__(self) -> None:
         if self.written + self.kept > 1:
@@ -79,8 +82,19 @@ class Chats:
             more = {"recent_messages": len(episode.history) + 1, "write": ALL}
         elif drawn < self.kept + self.written:
             more = {"write": ALL}
-        for record in episode.records():
-            yield {**record, "messages": [*opening, *record["messages"]], **more}
+        for question, record in zip(episode.questions, episode.records(), strict=True):
+            *before, last = record["messages"]
+            answer: Message = {**last, "content": _as_said(question)} if self.said else last
+            yield {**record, "messages": [*opening, *before, answer], **more}
+
+
+def _as_said(question: Question) -> str:
+    """The answer of `data speech` to a question."""
+    if question.value is None:
+        return assistant_says("absent" if question.kind == "absent" else "deleted")
+    # Who agrees on a word for an answer wants this word alone.
+    alone = question.answer.rstrip(".").casefold() == question.value.casefold()
+    return question.answer if alone else assistant_says("answer", value=question.value)
 
 
 @dataclass
@@ -160,6 +174,9 @@ def setup_arg_parser() -> argparse.ArgumentParser:
             help=f"The share of training episodes in which {text} (default: 0).",
         )
     parser.add_argument(
+        "--said", action="store_true", help='Answer as `data speech` does: "You said Boris." (default: in a sentence).'
+    )
+    parser.add_argument(
         "--held-out-keys", action="store_true", help="Use other keys in valid.jsonl and test.jsonl than in train.jsonl."
     )
     parser.add_argument(
@@ -219,8 +236,10 @@ def main() -> None:
     )
     check_absent(args.folder)
     # The settings of each file.
-    made = dict.fromkeys(HELD_OUT, (replace(settings, split=held_out, invented=0.0), Chats(args.system_prompt)))
-    made[TRAIN] = settings, Chats(args.system_prompt, args.written, args.kept)
+    made = dict.fromkeys(
+        HELD_OUT, (replace(settings, split=held_out, invented=0.0), Chats(args.system_prompt, said=args.said))
+    )
+    made[TRAIN] = settings, Chats(args.system_prompt, args.written, args.kept, args.said)
     files = {}
     with new_folder(args.folder) as folder:
         # The small files come first, so that impossible settings are found early.

@@ -54,6 +54,9 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     add_ranges(parser, _RANGES, SpeechSettings())
     add_shares(parser, _SHARES, SpeechSettings())
     parser.add_argument(
+        "--asked", type=POSITIVE, default=1, help="Questions about each fact that was told (default: 1)."
+    )
+    parser.add_argument(
         "--questions", type=COUNT, help="Most questions about the facts of a conversation (default: all)."
     )
     parser.add_argument(
@@ -105,6 +108,7 @@ def main() -> None:
         ordinary=as_range(args.ordinary),
         gap=as_range(args.gap),
         absent=as_range(args.absent),
+        asked=args.asked,
         questions=args.questions,
         libraries=args.libraries,
         **{name: getattr(args, name) for name in _SHARES},

@@ -179,7 +179,8 @@ def _questions(rng: random.Random, settings: SpeechSettings, asker: Asker, facts
     found: list[Question | None] = []
     for fact in facts:
         sibling = any(each.relation is fact.relation for each in facts if each is not fact)
-        found.append(replace(asker.about(fact), sibling=sibling))
+        about = [replace(asker.about(fact), sibling=sibling) for _ in range(settings.asked)]
+        found += {question.text: question for question in about}.values()
         if not fact.deleted and "back" in fact.relation.texts and rng.random() < settings.reverse:
             found.append(asker.back(fact))
     for relation in dict.fromkeys(fact.relation for fact in facts):

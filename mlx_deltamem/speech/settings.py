@@ -24,6 +24,7 @@ class SpeechSettings:
         ordinary: The number of turns that have nothing to do with memory, anywhere.
         gap: The number of such turns after all others.
         absent: The number of questions about facts that were not told.
+        asked: The number of questions about each fact that was told, in different wordings.
         questions: The most questions about facts that were told; None: no limit.
         updates, deletions: The share of facts that get a new value, possibly several times, and that are deleted.
         siblings: The share of facts that have the relation of an earlier fact and another subject, and of absent facts
@@ -51,6 +52,7 @@ class SpeechSettings:
     ordinary: Range = (0, 4)
     gap: Range = (0, 2)
     absent: Range = (0, 2)
+    asked: int = 1
     questions: int | None = None
     updates: float = 0.15
     deletions: float = 0.07
@@ -78,6 +80,8 @@ class SpeechSettings:
         for name in _SHARES.split():
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a share from 0 to 1")
+        if self.asked < 1:
+            raise ValueError(f"asked is {self.asked}; expected 1 or more")
         if self.questions is not None and self.questions < 0:
             raise ValueError(f"questions is {self.questions}; expected 0 or more")
         if self.small_talk + self.buried + self.with_request > 1:

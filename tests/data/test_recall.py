@@ -100,6 +100,26 @@ def test_shares_of_the_training_episodes_are_written_or_kept(records):
     assert all(0.1 < count / len(kinds) < 0.5 for count in (kept, written))
 
 
+def test_answers_can_be_those_of_conversations(records):
+    options = ("--facts", 1, 3, "--absent", 1, 1, "--deletions", 0, 1)
+    sentences, said = records(*options, folder="sentences"), records(*options, "--said", folder="said")
+    kinds = set()
+    for name in FILES:
+        for one, other in zip(sentences[name], said[name], strict=True):
+            assert one["messages"][:-1] == other["messages"][:-1] and one.get("value") == other.get("value")
+            answer, value = other["messages"][-1]["content"], other.get("value")
+            if value is None:
+                kinds.add(answer)
+            elif answer == one["messages"][-1]["content"]:
+                # The word that is asked for, alone.
+                assert answer.lower() == f"{value}.".lower()
+                kinds.add("a word")
+            else:
+                assert answer == f"You said {value}."
+                kinds.add("a value")
+    assert kinds == {"a value", "a word", "You said nothing about that.", "You said to forget that."}
+
+
 def test_kept_episodes_have_no_history_and_write_their_text(write, tmp_path):
     folders = {share: tmp_path / f"kept-{share}" for share in (0, 1)}
     episodes = {}

@@ -156,6 +156,30 @@ def test_counts_are_those_of_the_settings() -> None:
         assert conversation.turns[-1].kind == "ordinary" and conversation.turns[-1].assistant is None
 
 
+def test_each_fact_is_asked_about_in_several_wordings() -> None:
+    settings = SpeechSettings(facts=(3, 3), absent=(1, 1), aggregated=0, reverse=0)
+    asked_twice = 0
+    for once, twice in zip(made(settings, 50), made(replace(settings, asked=2), 50), strict=True):
+        assert once.turns == twice.turns
+        facts = {(question.relation, question.subject) for question in once.questions if question.kind != "absent"}
+        texts_of = defaultdict(list)
+        answers = defaultdict(set)
+        for question in twice.questions:
+            if question.kind != "absent":
+                fact = (question.relation, question.subject)
+                texts_of[fact].append(question.text)
+                answers[fact].add((question.answer, question.value, question.kind, question.turn))
+        assert set(texts_of) == facts
+        # A relation may have a single wording, and a wording may be drawn twice.
+        assert all(len(texts) == len(set(texts)) <= 2 for texts in texts_of.values())
+        assert all(len(found) == 1 for found in answers.values())
+        asked_twice += sum(len(texts) == 2 for texts in texts_of.values())
+        assert len(twice.questions) - sum(map(len, texts_of.values())) == 1
+    assert asked_twice > 100
+    with pytest.raises(ValueError, match="asked is 0; expected 1 or more"):
+        SpeechSettings(asked=0)
+
+
 def test_every_kind_of_question_is_asked(conversations) -> None:
     kinds = Counter(question.kind for conversation in conversations for question in conversation.questions)
     assert set(kinds) == {
