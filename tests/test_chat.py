@@ -573,7 +573,7 @@ def test_a_model_that_was_moved_is_named_once(tmp_path):
     places[0].rename(places[1])
     named = ["--model", places[1] / "model", "--adapter", places[1] / "adapter"]
     for options in (["--continue", *named], ["--continue"]):
-        result = run_command("chat", *chats, *options, stdin="Hello again\n")
+        result = run_command("chat", *chats, *options, stdin="Hello again\n", COLUMNS="400")
         assert result.returncode == 0, result.stderr
         assert str(places[1] / "model") in result.stdout
 
