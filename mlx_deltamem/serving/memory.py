@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -164,6 +165,7 @@ class Memory:
 def told(error: Exception, path: Path) -> str:
     """The message of an error about a file, without the name of its folder, which is not for clients."""
     message = str(error)
-    for place in (path.resolve(), path):
+    # Unlike Path.resolve, this takes a link that leads to itself.
+    for place in (Path(os.path.realpath(path)), path):
         message = message.replace(str(place), place.name).replace(str(place.parent), "the folder of memories")
     return message

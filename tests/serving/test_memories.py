@@ -36,6 +36,16 @@ def test_a_damaged_file_is_refused_and_the_others_go_on(running, tmp_path):
     assert [info.name for info in server.run(server.service.memories())[0]] == ["good"]
 
 
+def test_a_link_to_itself_is_refused_and_the_others_go_on(running, tmp_path):
+    server = running()
+    loop = tmp_path / "memories" / "loop.safetensors"
+    loop.symlink_to(loop)
+    with pytest.raises(RefusedError, match=r"loop\.safetensors is a link that leads to itself") as caught:
+        server.ask("Hello.", memory="loop")
+    assert caught.value.status == 507 and str(tmp_path) not in str(caught.value)
+    server.ask("Hello.", memory="good")
+
+
 def test_a_disk_may_not_tell_names_apart(running, tmp_path, monkeypatch):
     server = running()
     server.ask("Hello.", memory="anna")
