@@ -37,11 +37,9 @@ def half_life(kept: float) -> float:
 
     It is NaN if `kept` is.
     """
-    if math.isnan(kept):
-        return math.nan
     if kept >= 1.0:
         return math.inf
-    return math.log(0.5) / math.log(kept) if kept > 0.0 else 0.0
+    return 0.0 if kept <= 0.0 else math.log(0.5) / math.log(kept)
 
 
 def changes(before: States, after: States) -> dict[int, float]:

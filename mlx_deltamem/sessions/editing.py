@@ -8,7 +8,7 @@ from mlx_deltamem.sessions import running
 from mlx_deltamem.sessions.fitting import check_fits_with_reply
 from mlx_deltamem.sessions.going_back import return_to, return_to_reply
 from mlx_deltamem.sessions.messages import said_messages, system_prompt
-from mlx_deltamem.sessions.segments import Segments, part, start_length
+from mlx_deltamem.sessions.segments import Segments, is_beginning, part, start_length
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.token_ids import token_ids
 from mlx_deltamem.sessions.turn import said_turns
@@ -66,9 +66,10 @@ def _as_far_as(read: Segments, whole: Segments, again: Segments) -> Segments:
         whole: All tokens of the text, behind the start that it had.
         again: All tokens of the text, behind the start that it has now.
     """
-    ids, all_ids = (segments.ids[start_length(segments) :] for segments in (read, whole))
-    is_beginning = len(ids) < len(all_ids) and ids == all_ids[: len(ids)]
-    return part(again, slice(0, start_length(again) + len(ids))) if is_beginning else again
+    text, whole_text = (part(each, slice(start_length(each), None)) for each in (read, whole))
+    if not is_beginning(text, whole_text):
+        return again
+    return part(again, slice(0, start_length(again) + len(text.ids)))
 
 
 def _edit_turn(state: ChatState, tokenizer: TokenizerWrapper, place: tuple[int, int], text: str) -> None:

@@ -9,7 +9,7 @@ from mlx_deltamem.sessions.drift import Drift, KeepGateMeans, joined_drift
 from mlx_deltamem.sessions.messages import GivenMessages, parse_messages
 from mlx_deltamem.sessions.prefill import Borders, Progress, stretch_ends, write_text
 from mlx_deltamem.sessions.restore import States
-from mlx_deltamem.sessions.segments import part
+from mlx_deltamem.sessions.segments import is_beginning, part
 from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.turn import Turn
 from mlx_deltamem.sessions.writing import parse_remembered_write
@@ -97,6 +97,6 @@ def _begun(state: ChatState, turn: Turn) -> Turn | None:
     if last is None or not last.remembered or last.before is None or state.memory_set:
         return None
     same = (last.messages, last.write, last.conversation) == (turn.messages, turn.write, turn.conversation)
-    count = len(last.opening.ids)
-    is_beginning = count < len(turn.opening.ids) and last.opening.ids == turn.opening.ids[:count]
-    return last if same and is_beginning and count in stretch_ends(state.model, turn.opening) else None
+    if not same or not is_beginning(last.opening, turn.opening):
+        return None
+    return last if len(last.opening.ids) in stretch_ends(state.model, turn.opening) else None

@@ -18,7 +18,7 @@ from mlx_deltamem.sessions.state import ChatState
 from mlx_deltamem.sessions.stored.chat import StoredChat
 from mlx_deltamem.sessions.stored.file import read_chat
 from mlx_deltamem.sessions.template import ChatTemplate, brought_template
-from mlx_deltamem.sessions.template_options import DEFAULTS
+from mlx_deltamem.sessions.template_options import DEFAULTS, has_other_template
 from mlx_deltamem.sessions.writing import ALL
 
 
@@ -55,7 +55,7 @@ def stored_chat(
         ValueError: Keys and values are wanted, and the model is spread over several processes; or the chat has a chat
             template of its own.
     """
-    if state.template.options.get("chat_template") not in (None, tokenizer.chat_template):
+    if has_other_template(state.template.options, tokenizer):
         raise ValueError(
             "the chat has another chat template than the tokenizer (the template option chat_template), and could not "
             "be loaded again; set tokenizer.chat_template to it, and make the chat without the option"

@@ -43,6 +43,12 @@ def part(segments: Segments, where: slice) -> Segments:
     return Segments(segments.ids[where], segments.message_ids[where], segments.sentence_ids[where])
 
 
+def is_beginning(some: Segments, whole: Segments) -> bool:
+    """Whether the tokens are the first ones of the whole, and not all of them."""
+    count = len(some.ids)
+    return count < len(whole.ids) and some.ids == whole.ids[:count]
+
+
 def joined(parts: Sequence[Segments]) -> Segments:
     """The tokens of several segments, one after the other. The indices are not changed."""
     return Segments(

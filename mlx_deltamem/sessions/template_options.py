@@ -90,6 +90,11 @@ def check_storable(options: Mapping[str, object]) -> None:
             ) from None
 
 
+def has_other_template(options: Mapping[str, object], tokenizer: TokenizerWrapper) -> bool:
+    """Whether the options have a chat template that is not the tokenizer's."""
+    return options.get("chat_template") not in (None, tokenizer.chat_template)
+
+
 def check_trusted(
     path: Path | str, options: Mapping[str, object], tokenizer: TokenizerWrapper, taken: Collection[str]
 ) -> None:
@@ -108,8 +113,7 @@ def check_trusted(
     """
     if clash := sorted(set(taken) & set(options)):
         raise ValueError(f"{path} was altered: its template options name {', '.join(clash)}; use a copy of it")
-    brought = options.get("chat_template")
-    if brought is not None and brought != tokenizer.chat_template:
+    if has_other_template(options, tokenizer):
         raise ValueError(
             f"{path} brings a chat template that is not the tokenizer's; expected none: set tokenizer.chat_template "
             "to it if you trust it"
