@@ -114,7 +114,7 @@ def _wrong_numbers(config: Mapping[str, object]) -> Iterator[str]:
 
 
 def _is_by_layer(value: object, config: Mapping[str, object]) -> bool:
-    """Whether a value has a number for each layer. Some classes take this too, although they declare one number."""
+    """Whether a value has a number for each layer. Some of mlx-lm's classes accept that where they declare one."""
     layers = config.get("num_hidden_layers")
     if not isinstance(value, list) or not isinstance(layers, int) or len(value) < max(layers, 1):
         return False

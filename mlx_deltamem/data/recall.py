@@ -53,7 +53,7 @@ class Chats:
         system: The system prompt of every chat, or None.
         written: The share of episodes whose questions are written into the memory as they are read.
         kept: The share of episodes whose history stays in the text of each question; both are written as they are read.
-        said: Answers are those of `data speech` ("You said Boris."), but for an answer that is a value alone.
+        said: Answers are as in `data speech` ("You said Boris."). An answer that is only a value stays as it is.
 
     Raises:
         ValueError: The sum of the shares is more than 1, or the system prompt is not text.
@@ -92,7 +92,7 @@ def _as_said(question: Question) -> str:
     """The answer of `data speech` to a question."""
     if question.value is None:
         return assistant_says("absent" if question.kind == "absent" else "deleted")
-    # Who agrees on a word for an answer wants this word alone.
+    # Where the user has set a word as the answer, the answer is this word alone.
     alone = question.answer.rstrip(".").casefold() == question.value.casefold()
     return question.answer if alone else assistant_says("answer", value=question.value)
 

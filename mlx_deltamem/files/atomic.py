@@ -36,7 +36,7 @@ def resolved(name: str | Path) -> Path:
     try:
         return path.resolve()
     except RuntimeError:
-        # Python says it so before 3.13.
+        # Before Python 3.13, `resolve` raises this error for such a link.
         raise OSError(f"{path} is a link that leads to itself; name another place") from None
 
 

@@ -26,7 +26,7 @@ _MOST_SHOWN = 300
 
 @dataclass(frozen=True)
 class CardText:
-    """The text of a card in two parts, with lines that end in `\\n`; if a file has both ends, the body keeps them.
+    """The text of a card in two parts, with lines that end in `\\n`. A body with both kinds of line ends keeps them.
 
     Attributes:
         block: The YAML between the two lines of dashes.
