@@ -37,6 +37,7 @@ _SHARES = {
     "siblings": "The share of facts that are like an earlier one, about something else",
     "two_facts": "The share of messages that tell two facts",
     "short": "The share of messages that leave out what was said before, where this is possible",
+    "scenes": "The share of conversations that tell scenes, whose facts belong together",
     "assistant": "The share of facts that are drawn only from those that the assistant tells",
 }
 

@@ -1,11 +1,12 @@
 """Synthetic conversations that sound like people, with questions: data for a memory that must follow free speech.
 
 A fact belongs to a relation of `relations/` (who has my ladder, what my aunt is allergic to, where the car is parked
-...). Each relation has many wordings to tell it and to ask for it, written by hand. `kinds/` has the patterns of
-values: names, codes, times, prices, places, titles. `make_conversation` makes a conversation of facts, with small talk
-around them and ordinary turns between them. It needs no model, and no other package except for names from libraries.
+...) or to a scene of `scenes/`, a short story of several facts. Both have many wordings to tell it and to ask for it,
+written by hand. `kinds/` has the patterns of values: names, codes, times, prices, places, titles. `make_conversation`
+makes a conversation of facts, with small talk around them and ordinary turns between them. It needs no model, and no
+other package except for names from libraries.
 
-Wordings, relations and values are held out separately, each by a hash of its text (`Split`).
+Wordings, values, and relations or scenes are held out separately, each by a hash of its text (`Split`).
 """
 
 from .conversation import Conversation, Kind, Question, Style, Turn

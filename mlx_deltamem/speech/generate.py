@@ -5,17 +5,15 @@ from dataclasses import replace
 
 from .conversation import Conversation, Question, Turn, Written
 from .facts import Fact, FactDrawer
-from .messages import forget, tell, tell_two, update, wish
-from .ordinary import ordinary_message
+from .messages import acknowledgement, forget, tell, tell_two, update, wish
+from .ordinary import ordinary_messages_for
 from .questions import Asker, Encode, assistant_says
 from .settings import SpeechSettings
 from .short import follows_on, tell_next, update_short
-from .talk import talk
+from .storyteller import Storyteller
 
 # The number of relations to try for a fact, since a side may have few values.
 _TRIES = 20
-# The number of ordinary messages to draw for one that is not in the conversation yet.
-_DRAWS = 1000
 
 
 def make_conversation(
@@ -33,6 +31,8 @@ def make_conversation(
     """
     # Random hashes a text with SHA-512, which gives the same result in every process, unlike hash().
     rng = random.Random(f"{seed}/{index}")
+    if settings.scenes and rng.random() < settings.scenes:
+        return Storyteller(rng, settings, encode).conversation()
     drawer = FactDrawer(rng, settings)
     facts = []
     for _ in range(rng.randint(*settings.facts)):
@@ -101,7 +101,7 @@ class _Teller:
         for each, name in zip(facts, written.wordings, strict=True):
             each.style, each.wording = written.style, name
         # A model answers the request in the message.
-        reply = None if written.style == "with_request" else self._reply("acknowledge")
+        reply = None if written.style == "with_request" else acknowledgement(self._rng, self._settings)
         names = tuple(each.relation.name for each in facts)
         repeated, values = tuple(each.repeated() for each in facts), tuple(each.values[-1] for each in facts)
         return Turn(written.text, reply, "told", names, written.wordings, repeated, values), facts
@@ -130,7 +130,7 @@ class _Teller:
             fact.values.pop()
             return None
         fact.wording = written.wordings[-1]
-        reply = self._reply("acknowledge")
+        reply = acknowledgement(self._rng, self._settings)
         repeated, values = (fact.repeated(),), (fact.values[-1],)
         return Turn(written.text, reply, "update", (fact.relation.name,), written.wordings, repeated, values)
 
@@ -138,10 +138,6 @@ class _Teller:
         written = forget(self._rng, self._settings, fact)
         fact.deleted = True
         return Turn(written.text, assistant_says("forgotten"), "deletion", (fact.relation.name,), written.wordings)
-
-    def _reply(self, use: str) -> str | None:
-        drawn = self._rng.random() < self._settings.replies
-        return self._rng.choice(talk(use, "train")) if drawn else None
 
 
 def _place_ordinary(rng: random.Random, settings: SpeechSettings, said: list[_Said]) -> list[_Said]:
@@ -151,16 +147,8 @@ def _place_ordinary(rng: random.Random, settings: SpeechSettings, said: list[_Sa
         ValueError: The settings need more ordinary messages than there are.
     """
     between, after = rng.randint(*settings.ordinary), rng.randint(*settings.gap)
-    seen: set[str] = set()
     turns = list(said)
-    for number in range(between + after):
-        message = next((each for _ in range(_DRAWS) if (each := ordinary_message(rng)) not in seen), None)
-        if message is None:
-            raise ValueError(
-                f"a conversation was to have {between + after} ordinary messages; expected fewer, as they are all "
-                "different"
-            )
-        seen.add(message)
+    for number, message in enumerate(ordinary_messages_for(rng, between + after)):
         place = len(turns)
         if number < between:
             place = rng.choice([*(at for at, (turn, _) in enumerate(turns) if not follows_on(turn.wordings)), place])

@@ -30,7 +30,7 @@ def tell(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written:
     """Write a message that tells one fact."""
     template = rng.choice(fact.relation.wordings("tell", settings.split.wordings))
     text, style = _in_talk(rng, settings, template)
-    text = _typed(rng, settings, text)
+    text = typed(rng, settings, text)
     filled = fill(text, fact.blanks("tell"))
     return Written(filled, (fact.relation.wording_id("tell", template),), style)
 
@@ -42,7 +42,7 @@ def tell_two(rng: random.Random, settings: SpeechSettings, one: Fact, other: Fac
         template = rng.choice(pairs)
         blanks = one.blanks("tell") | {f"{slot}2": text for slot, text in other.blanks("tell").items()}
         name = one.relation.wording_id("pair", template)
-        return Written(fill(_typed(rng, settings, template), blanks), (name, name), "two_facts")
+        return Written(fill(typed(rng, settings, template), blanks), (name, name), "two_facts")
     if one.relation is other.relation and other.subject and rng.random() < settings.short:
         return _tell_list(rng, settings, one, other)
     drawn: list[tuple[str, dict[str, str]]] = []
@@ -71,7 +71,7 @@ def _tell_list(rng: random.Random, settings: SpeechSettings, one: Fact, other: F
     if not found or not rest:
         return None
     template, (end, name) = rng.choice(found), rest
-    first = fill(_typed(rng, settings, template), one.blanks("tell"))
+    first = fill(typed(rng, settings, template), one.blanks("tell"))
     return Written(f"{first.rstrip('.')}{end}", (one.relation.wording_id("tell", template), name), "two_facts")
 
 
@@ -83,12 +83,12 @@ def update(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written 
     leads = talk("correct", side) if fact.relation.lasting else (*talk("change", side), *talk("correct", side))
     if own and (rng.random() < 0.6 or not again or not leads):
         template = rng.choice(own)
-        text = _typed(rng, settings, template)
+        text = typed(rng, settings, template)
         return Written(fill(text, fact.blanks("tell")), (fact.relation.wording_id("update", template),), "plain")
     if not again or not leads:
         return None
     template, lead = rng.choice(again), rng.choice(leads)
-    text = _typed(rng, settings, f"{lead} {within(template)}", lead[:1].islower() or not is_sentence(template))
+    text = typed(rng, settings, f"{lead} {within(template)}", lead[:1].islower() or not is_sentence(template))
     ids = (talk_id("update", lead), fact.relation.wording_id("tell", template))
     return Written(fill(text, fact.blanks("tell")), ids, "plain")
 
@@ -96,13 +96,13 @@ def update(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written 
 def forget(rng: random.Random, settings: SpeechSettings, fact: Fact) -> Written:
     """Write a message that deletes a fact."""
     template = rng.choice(talk("forget", settings.split.wordings))
-    text = _typed(rng, settings, template)
+    text = typed(rng, settings, template)
     return Written(fill(text, {"topic": fact.called("topic")}), (talk_id("forget", template),), "plain")
 
 
 def wish(rng: random.Random, settings: SpeechSettings, fact: Fact) -> tuple[str, Written]:
     """Write a message that asks the assistant for a value, and the reply with the value."""
-    asked = _typed(rng, settings, rng.choice(fact.relation.texts["wish"]))
+    asked = typed(rng, settings, rng.choice(fact.relation.texts["wish"]))
     template = rng.choice(fact.relation.wordings("tell", settings.split.wordings))
     reply = fill(template, fact.blanks("answer"))
     return fill(asked, fact.blanks("ask")), Written(reply, (fact.relation.wording_id("tell", template),), "assistant")
@@ -118,7 +118,13 @@ def _inner(template: str, blanks: dict[str, str]) -> str:
     return fill(f"x {within(template)}", blanks)[2:]
 
 
-def _typed(rng: random.Random, settings: SpeechSettings, text: str, lower: bool = False) -> str:
+def acknowledgement(rng: random.Random, settings: SpeechSettings) -> str | None:
+    """Draw the short reply to a message that tells something; None stands for the reply of a model."""
+    drawn = rng.random() < settings.replies
+    return rng.choice(talk("acknowledge", "train")) if drawn else None
+
+
+def typed(rng: random.Random, settings: SpeechSettings, text: str, lower: bool = False) -> str:
     """Return a template unchanged or, at random or with `lower`, in lower case."""
     if lower or (is_sentence(text) and rng.random() < settings.lower):
         return lower_case(text, apostrophes=rng.random() < 0.7)

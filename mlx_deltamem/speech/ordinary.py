@@ -18,6 +18,8 @@ _SLOT = re.compile(r"\{(\w+)\}")
 _SHORT = 110
 # The share of messages that go on with an earlier exchange.
 _FURTHER = 0.25
+# The number of messages to draw for one that is not in the conversation yet.
+_DRAWS = 1000
 
 
 @cache
@@ -41,6 +43,23 @@ def ordinary_message(rng: random.Random) -> str:
         return rng.choice(whole)
     pattern = rng.choice(patterns)
     return _combined(pattern, (rng.choice(parts[name]) for name in _SLOT.findall(pattern)))
+
+
+def ordinary_messages_for(rng: random.Random, count: int) -> Iterator[str]:
+    """Draw the ordinary messages of a conversation, which are all different.
+
+    Raises:
+        ValueError: There are not as many messages.
+    """
+    seen: set[str] = set()
+    for _ in range(count):
+        message = next((each for _ in range(_DRAWS) if (each := ordinary_message(rng)) not in seen), None)
+        if message is None:
+            raise ValueError(
+                f"a conversation was to have {count} ordinary messages; expected fewer, as they are all different"
+            )
+        seen.add(message)
+        yield message
 
 
 def short_request(rng: random.Random) -> str:

@@ -26,7 +26,7 @@ from functools import cache
 from .entries import entries
 from .split import Side, side_of
 from .values import Patterns, kinds
-from .wording import slots, wording_id
+from .wording import named, wording_id
 
 PERSON = "person"
 _PERSON_SLOTS = {"who", "whose", "he", "his", "him"}
@@ -167,7 +167,7 @@ def _check_texts(where: str, texts: dict[str, tuple[str, ...]]) -> None:
         if len(set(lines)) < len(lines) or not all(lines):
             raise ValueError(f"{where} has the same line twice, or an empty one, in {use}")
         for line in lines:
-            if use in _WITH_VALUE and ("value" in _named(line)) != _WITH_VALUE[use]:
+            if use in _WITH_VALUE and ("value" in named(line)) != _WITH_VALUE[use]:
                 raise ValueError(
                     f"{where} has {line!r} in {use}, which must {'' if _WITH_VALUE[use] else 'not '}have {{value}}"
                 )
@@ -190,12 +190,7 @@ def _check_slots(where: str, of: tuple[str, ...] | str | None, texts: dict[str, 
     told = ("wish", "ask") if "wish" in texts else ("tell", "ask", "update")
     for use, lines in texts.items():
         for line in lines:
-            if use in told and of is not None and not _named(line) & ({"who", "whose"} if of == PERSON else {"it"}):
+            if use in told and of is not None and not set(named(line)) & ({"who", "whose"} if of == PERSON else {"it"}):
                 raise ValueError(f"{where} has {line!r} in {use}, which does not name the subject")
-            if strange := _named(line) - known or {"{"} & set(re.sub(r"\{\w+\}", "", line)):
+            if strange := set(named(line)) - known:
                 raise ValueError(f"{where} has {line!r} in {use}, with {sorted(strange)}; it may have {sorted(known)}")
-
-
-def _named(line: str) -> set[str]:
-    """The slots of a line, without the prefix for an article."""
-    return {name.removeprefix("a_") for name in slots(line)}

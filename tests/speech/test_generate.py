@@ -317,6 +317,8 @@ def test_settings_are_checked() -> None:
         SpeechSettings(facts=(0, 1), absent=(0, 1))
     with pytest.raises(ValueError, match="more than 1 together"):
         SpeechSettings(small_talk=0.5, buried=0.5, with_request=0.5)
+    with pytest.raises(ValueError, match="only names relations, and scenes asks for scenes too"):
+        SpeechSettings(only=("pet_name",), scenes=0.5)
     assert len(make_conversation(SpeechSettings(facts=(5, 5), questions=1, absent=(0, 0)), 0, 0).questions) == 1
 
 

@@ -8,6 +8,7 @@ import pytest
 from mlx_deltamem.evaluation.tasks.natural import natural_prompts, natural_questions
 from mlx_deltamem.speech.ordinary import ordinary_messages
 from mlx_deltamem.speech.relations import relations
+from mlx_deltamem.speech.scenes import scenes
 from mlx_deltamem.speech.split import SIDES
 from mlx_deltamem.speech.talk import SHORT, talk
 
@@ -50,6 +51,18 @@ def test_the_benchmark_has_no_wording_of_the_generator(use):
         (relation.name, template, each)
         for relation in relations()
         for template in relation.texts.get(use, ())
+        for each in same(template, sentences)
+    ]
+    assert not found
+
+
+@pytest.mark.slow
+def test_the_benchmark_has_no_wording_of_a_scene():
+    sentences = said()
+    found = [
+        (scene.name, template, each)
+        for scene in scenes()
+        for template in scene.lines
         for each in same(template, sentences)
     ]
     assert not found

@@ -1,0 +1,212 @@
+"""Makes conversations of scenes. `scenes.py` describes them."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .conversation import Conversation, Kind, Question, Style, Turn
+from .messages import acknowledgement, typed
+from .ordinary import ordinary_messages_for
+from .questions import Encode, assistant_says
+from .scenes import Message, Scene, on_side, scenes_on
+from .settings import SpeechSettings
+from .split import side_of
+from .wording import article, contains, fill, named, words
+
+_TRIES = 300
+
+
+@dataclass(eq=False)
+class _Told:
+    """A value that was told: how it was told first, and what told it last."""
+
+    style: Style
+    kind: Kind
+    turn: Turn
+
+
+@dataclass(eq=False)
+class _Story:
+    """A scene with its values, told up to one of its messages."""
+
+    scene: Scene
+    blanks: dict[str, str] = field(default_factory=dict)
+    told: dict[str, _Told] = field(default_factory=dict)
+
+    def can_say(self, template: str) -> bool:
+        """Whether a template only names values that were told."""
+        return set(named(template)) <= {*self.told, "old"}
+
+    def phrase(self, name: str) -> str:
+        """Return a value with the article that it has where it is told ("a barber")."""
+        value = self.blanks[name]
+        [line] = (each.tell[0] for each in self.scene.messages if name in each.new)
+        return f"{article(value)} {value}" if f"{{a_{name}}}" in line else value
+
+    def absence(self, name: str) -> str:
+        """Return the use of the reply that a value was not told; the assistant has some of a scene's values to tell."""
+        own = any(each.wish and name in each.new for each in self.scene.messages)
+        return "absent_own" if own else "absent"
+
+
+class Storyteller:
+    """Makes one conversation of one or more scenes.
+
+    Args:
+        rng: The source of random choices.
+        settings: The settings of the conversation. `facts` is the number of values that may be asked for, at least 1;
+            the last message may bring some more.
+        encode: A tokenizer's function, to count the tokens of values.
+
+    Raises:
+        ValueError: No scene is left on the sides of the split.
+    """
+
+    def __init__(self, rng: random.Random, settings: SpeechSettings, encode: Encode | None):
+        self._rng, self._settings, self._encode = rng, settings, encode
+        self._side = settings.split.wordings
+        self._scenes = scenes_on(settings.split.relations, self._side)
+        if not self._scenes:
+            raise ValueError("no scene is on these sides of the split; set scenes to 0")
+        self._said: list[tuple[str, ...]] = []
+
+    def conversation(self) -> Conversation:
+        """Make the conversation."""
+        stories, blocks = self._stories()
+        for story in stories:
+            self._add_later(story, blocks)
+        self._add_ordinary(blocks)
+        turns = tuple(turn for block in blocks for turn in block)
+        questions = [each for story in stories for each in self._questions(story, turns)]
+        if self._settings.questions is not None and len(questions) > self._settings.questions:
+            questions = self._rng.sample(questions, self._settings.questions)
+        questions += self._absent(stories)
+        self._rng.shuffle(questions)
+        return Conversation(turns, tuple(questions))
+
+    def _stories(self) -> tuple[list[_Story], list[list[Turn]]]:
+        """Tell scenes, each in a block of turns, until there are enough values."""
+        wanted = max(1, self._rng.randint(*self._settings.facts))
+        stories: list[_Story] = []
+        blocks: list[list[Turn]] = []
+        for scene in self._rng.sample(self._scenes, len(self._scenes)):
+            if wanted <= 0:
+                break
+            story = _Story(scene)
+            if not all(self._draw(story, name) for name in scene.kinds):
+                continue
+            block = []
+            for number in range(self._rng.randint(1, len(scene.messages))):
+                if wanted <= 0:
+                    break
+                message = scene.messages[number]
+                block.append(self._tell(story, message))
+                wanted -= sum(name in scene.ask for name in message.new)
+            stories.append(story)
+            blocks.append(block)
+        return stories, blocks
+
+    def _draw(self, story: _Story, name: str, anew: bool = False) -> bool:
+        """Give a value that overlaps no other of the conversation, and no question of its scene; False if none is."""
+        side = self._settings.split.values if name in story.scene.ask else "train"
+        asked = [words(line) for lines in story.scene.ask.values() for line in lines]
+        for _ in range(_TRIES):
+            value = story.scene.draw(self._rng, name, self._settings.libraries)
+            parts = words(value)
+            near = any(contains(said, parts) or contains(parts, said) for said in self._said)
+            if side_of(value) == side and not near and not any(contains(text, parts) for text in asked):
+                self._said.append(parts)
+                if anew:
+                    story.blanks["old"] = story.blanks[name]
+                story.blanks[name] = value
+                return True
+        return False
+
+    def _tell(self, story: _Story, message: Message) -> Turn:
+        scene = story.scene
+        template = self._rng.choice(on_side(message.tell, self._side))
+        wordings = (scene.wording_id("tell", template),)
+        if message.wish:
+            wish = fill(typed(self._rng, self._settings, self._rng.choice(message.wish)), story.blanks)
+            turn = Turn(wish, fill(template, story.blanks), "assistant", (scene.name,), wordings)
+        else:
+            text = fill(typed(self._rng, self._settings, template), story.blanks)
+            turn = Turn(text, acknowledgement(self._rng, self._settings), "told", (scene.name,), wordings)
+        several = sum(name in scene.ask for name in message.new) > 1
+        how: Literal["assistant", "two_facts"] | None = (
+            "assistant" if message.wish else "two_facts" if several else None
+        )
+        story.told |= {name: _Told(how or "plain", how or "fact", turn) for name in message.new}
+        return turn
+
+    def _add_later(self, story: _Story, blocks: list[list[Turn]]) -> None:
+        """Give some of a story's values anew, anywhere after the story."""
+        scene = story.scene
+        first = next(place for place, block in enumerate(blocks) if block[0].relations == (scene.name,))
+        for name, lines in scene.later.items():
+            found = [line for line in on_side(lines, self._side) if story.can_say(line)]
+            if name not in story.told or not found or self._rng.random() >= self._settings.updates:
+                continue
+            if self._draw(story, name, anew=True):
+                template = self._rng.choice(found)
+                text = fill(typed(self._rng, self._settings, template), story.blanks)
+                wordings = (scene.wording_id("later", template),)
+                reply = acknowledgement(self._rng, self._settings)
+                turn = Turn(text, reply, "update", (scene.name,), wordings)
+                blocks.insert(self._rng.randint(first + 1, len(blocks)), [turn])
+                story.told[name] = _Told(story.told[name].style, "update", turn)
+
+    def _add_ordinary(self, blocks: list[list[Turn]]) -> None:
+        """Insert ordinary turns before, between and after the blocks."""
+        between, after = self._rng.randint(*self._settings.ordinary), self._rng.randint(*self._settings.gap)
+        for number, message in enumerate(ordinary_messages_for(self._rng, between + after)):
+            place = self._rng.randint(0, len(blocks)) if number < between else len(blocks)
+            blocks.insert(place, [Turn(message, None, "ordinary")])
+
+    def _questions(self, story: _Story, turns: tuple[Turn, ...]) -> list[Question]:
+        """The questions about the told values of a story."""
+        found = []
+        for name, told in story.told.items():
+            lines = [line for line in on_side(story.scene.ask.get(name, ()), self._side) if story.can_say(line)]
+            for template in self._rng.sample(lines, min(len(lines), self._settings.asked)):
+                says = "answer_own" if told.style == "assistant" and told.kind != "update" else "answer"
+                answer = assistant_says(says, value=story.phrase(name))
+                found.append(self._question(story, name, template, answer, told, turns))
+        return found
+
+    def _absent(self, stories: list[_Story]) -> list[Question]:
+        """Questions about values of the same scenes that were not told, and about what these scenes never tell."""
+        found: list[tuple[_Story, str, str]] = []
+        for story in stories:
+            untold = {name: lines for name, lines in story.scene.ask.items() if name not in story.told}
+            for name, lines in (*untold.items(), ("", story.scene.never)):
+                found += ((story, name, line) for line in on_side(lines, self._side) if story.can_say(line))
+        count = min(len(found), self._rng.randint(*self._settings.absent))
+        return [
+            self._question(story, name, template, assistant_says(story.absence(name)), None, ())
+            for story, name, template in self._rng.sample(found, count)
+        ]
+
+    def _question(
+        self, story: _Story, name: str, template: str, answer: str, told: _Told | None, turns: tuple[Turn, ...]
+    ) -> Question:
+        scene, value = story.scene, story.blanks[name] if told else None
+        turn = next(place for place, each in enumerate(turns) if each is told.turn) if told else None
+        alike = [other for other in story.told if other != name and scene.kinds[other] == scene.kinds.get(name)]
+        return Question(
+            text=fill(typed(self._rng, self._settings, template), story.blanks),
+            answer=answer,
+            value=value,
+            kind=told.kind if told else "absent",
+            relation=scene.name,
+            theme=scene.theme,
+            subject=name,
+            value_kind=scene.kinds.get(name, ""),
+            told_in=told.turn.wordings[0] if told else "",
+            asked_in=scene.wording_id("ask", template),
+            style=told.style if told else None,
+            sibling=bool(alike) if told else True,
+            turn=turn,
+            distance=None if turn is None else len(turns) - turn,
+            pieces=None if self._encode is None else len(self._encode(f" {value}")) if value else 0,
+        )
