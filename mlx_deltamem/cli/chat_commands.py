@@ -182,7 +182,9 @@ class ChatCommands:
     def _messages(self) -> None:
         chat = self._copies.chat
         for index, message in enumerate(chat.messages):
-            self._console.print(f"[bold]{index} {message['role']}:[/] {escape(message['content'])}", style="dim")
+            calls = [f"(calls {call['function']['name']})" for call in message.get("tool_calls", ())]
+            text = escape(" ".join(filter(None, (message["content"], *calls))))
+            self._console.print(f"[bold]{index} {message['role']}:[/] {text}", style="dim")
         for turn in chat.turns:
             if turn.remembered:
                 tokens = len(turn.opening.ids)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from weakref import WeakKeyDictionary
 
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +17,7 @@ from mlx_deltamem.sessions.comparison import compare
 from mlx_deltamem.sessions.history import FULL, History
 from mlx_deltamem.sessions.history import NONE as NO_TEXT
 from mlx_deltamem.sessions.prefill import window
+from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.sessions.writing import ALL, MEANINGS, NONE
 from mlx_deltamem.show.console import Console
 from mlx_deltamem.show.progress import TimeLeft
@@ -47,14 +49,15 @@ class MemoryCommands:
         self._console = console
         self._say = say
         self._stoppable = stoppable
-        # The mode to return to when /readonly is given again.
-        self._write_before = ALL
+        # The mode to return to when /readonly is given again, by chat and for other chats.
+        self._usual = ALL if copies.chat.write == NONE else copies.chat.write
+        self._write_before: WeakKeyDictionary[ChatSession, str] = WeakKeyDictionary()
 
     def toggle_read_only(self) -> None:
         """Run `/readonly`."""
         chat = self._copies.chat
         if chat.write == NONE:
-            self._set_write(self._write_before)
+            self._set_write(self._write_before.get(chat, self._usual))
             self._say(f"the memory is written again: {chat.write}")
         else:
             self._set_write(NONE)
@@ -127,7 +130,7 @@ class MemoryCommands:
         chat = self._copies.chat
         before, chat.write = chat.write, mode
         if before != NONE:
-            self._write_before = before
+            self._write_before[chat] = before
         self._copies.changed()
 
 

@@ -111,7 +111,7 @@ def parse_export(content: object) -> ExportedChat:
 
     Args:
         content: A dict of `exported_chat`; a list of messages; or a dict with `messages`, which may have `title`,
-            `history`, `write` and `template_options` too.
+            `history`, `write`, `template_options` and, as in Anthropic's form, `system` too.
 
     Raises:
         ValueError: It is something else, of another version, or a message has no reply.
@@ -126,6 +126,12 @@ def parse_export(content: object) -> ExportedChat:
         )
     settings = _parse_settings(given)
     system, turns = _exchanges(parse_messages(messages), settings.write)
+    if (beside := given.get("system")) is not None:
+        if system is not None:
+            raise ValueError(
+                "the chat has a system prompt beside its messages and another as the first of them; expected one"
+            )
+        system = parse_messages({"role": "system", "content": beside})[0]["content"]
     return replace(settings, system=system, turns=turns)
 
 

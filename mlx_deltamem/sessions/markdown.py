@@ -24,7 +24,8 @@ def to_markdown(content: Mapping[str, object]) -> str:
     """The Markdown of a dict of `ChatSession.to_dict`.
 
     Raises:
-        ValueError: The chat has tool calls, results of tools, or several conversations, which Markdown cannot hold.
+        ValueError: The chat has tool calls, results of tools, or several conversations, which Markdown cannot hold; or
+            it has no text.
     """
     turns = cast(Sequence[Mapping[str, Any]], content["turns"])
     if len({turn["conversation"] for turn in turns if not turn["remembered"]}) > 1:
@@ -45,6 +46,8 @@ def to_markdown(content: Mapping[str, object]) -> str:
             raise ValueError("the chat has tools, and Markdown has texts only; export it to a .json file")
         blocks += [("User", message["content"]) for message in messages]
         blocks.append(("Assistant", turn["reply"]))
+    if not blocks:
+        raise ValueError("the chat has no text yet, and Markdown has nothing else; export it to a .json file")
     title = [f"# {content['title']}\n"] if content["title"] else []
     texts = [f"## {heading}\n\n{_TO_ESCAPE.sub(_BACKSLASH, text)}\n" for heading, text in blocks]
     return "\n".join([*title, *texts])

@@ -27,3 +27,15 @@ def test_a_chat_that_is_forgotten_has_no_title(tmp_path, is_kept):
     copies.changed()
     again = ChatSession.load(*loaded(), file)
     assert (again.title, again.system) == ("", "Be brief.")
+
+
+def test_a_reply_that_calls_a_tool_is_shown(capsys):
+    call = {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+    turn = {"messages": [{"role": "user", "content": "Hi"}], "reply": "", "tool_calls": [call]}
+    tools = [{"type": "function", "function": {"name": "look_up", "parameters": {}}}]
+    content = {"format": "mlx_deltamem chat", "version": 1, "turns": [turn], "template_options": {"tools": tools}}
+    chat = ChatSession.from_dict(*loaded(), content)
+    commands = ChatCommands(Copies(chat, None, save_kv=False), {}, Console(), lambda _: True, nullcontext)
+    commands.do("/messages")
+    shown = "".join(capsys.readouterr())
+    assert "1 assistant: (calls look_up)" in shown

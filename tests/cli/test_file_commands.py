@@ -129,6 +129,17 @@ def test_a_reply_with_any_character_comes_back(chat, ending):
     assert commands.copies.chat.messages == chat.messages
 
 
+def test_an_empty_chat_has_no_markdown(chat):
+    empty = ChatSession(chat.model, chat.tokenizer)
+    commands = Commands(Copies(empty, None, save_kv=False))
+    with pytest.raises(ValueError, match=r"no text yet, and Markdown has nothing else; export it to a \.json file"):
+        commands.export("x.md")
+    assert not Path("x.md").exists()
+    commands.export("x.json")
+    commands.import_("x.json")
+    assert commands.copies.chat.to_dict() == empty.to_dict()
+
+
 @pytest.mark.parametrize(("content", "kind"), [("5", "a number"), ('"Hi"', "a text"), ("null", "nothing")])
 def test_what_is_no_chat_is_named(chat, content, kind):
     Path("x.json").write_text(content)

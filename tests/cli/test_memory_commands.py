@@ -30,3 +30,27 @@ def test_the_mode_before_is_also_known_after_write_none(mode):
         commands.write(given)
     commands.toggle_read_only()
     assert copies.chat.write == mode
+
+
+def test_each_chat_has_its_own_mode_before():
+    copies = Copies(ChatSession(*loaded(), write="user"), None, save_kv=False)
+    commands = MemoryCommands(copies, {}, Console(), lambda _: None, nullcontext)
+    commands.toggle_read_only()
+    copies.fork()
+    commands.write("after")
+    commands.toggle_read_only()
+    copies.number = 1
+    commands.toggle_read_only()
+    assert copies.chat.write == "user"
+    copies.number = 2
+    commands.toggle_read_only()
+    assert copies.chat.write == "after"
+
+
+def test_a_copy_of_a_read_only_chat_is_written_as_the_first_chat_was():
+    copies = Copies(ChatSession(*loaded(), write="user"), None, save_kv=False)
+    commands = MemoryCommands(copies, {}, Console(), lambda _: None, nullcontext)
+    commands.toggle_read_only()
+    copies.fork()
+    commands.toggle_read_only()
+    assert copies.chat.write == "user"

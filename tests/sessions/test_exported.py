@@ -161,6 +161,17 @@ def test_a_memory_that_was_set_is_in_no_export(chat, loaded):
         chat.to_dict()
 
 
+@pytest.mark.parametrize("system", ["Be brief.", [{"type": "text", "text": "Be brief."}]])
+def test_a_system_prompt_beside_the_messages_is_read(loaded, system):
+    """Anthropic's form has it there."""
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    chat = ChatSession.from_dict(*loaded, {"system": system, "messages": messages})
+    assert (chat.system, len(chat.turns)) == ("Be brief.", 1)
+    first = {"role": "system", "content": "Be brief."}
+    with pytest.raises(ValueError, match="a system prompt beside its messages and another as the first of them"):
+        ChatSession.from_dict(*loaded, {"system": system, "messages": [first, *messages]})
+
+
 TURN = {"messages": [{"role": "user", "content": "Hi"}], "reply": "Hello"}
 OWN = {"format": "mlx_deltamem chat", "version": 1, "system": None, "turns": [TURN]}
 
