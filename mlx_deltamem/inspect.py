@@ -118,6 +118,8 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ValueError("--model goes with one adapter; a session is inspected without its model, and so is a diff")
     if args.text is not None and args.model is None:
         raise ValueError("--text needs a --model to run the text through")
+    if args.dark and (args.plot is None or args.plot.suffix.lower() == PAGE):
+        raise ValueError("--dark goes with a figure of --plot; a page is dark where the browser is")
     if args.messages and not of_session:
         raise ValueError("--messages goes with one session")
 

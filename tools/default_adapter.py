@@ -111,13 +111,13 @@ def train(run: Path, data: Path, stage: Stage, model: Path, processes: int, adap
         places = ["--model", str(model), "--data", str(data), "--adapter-path", str(run)]
         options = [*places, *start, *flags(stage["train"])]
     command = [sys.executable, "-c", "import tools.openblas; from mlx_deltamem.train import main; main()", *options]
-    if processes == 1:
-        return subprocess.run(command, check=False).returncode
     with tempfile.TemporaryDirectory() as folder:
         # The environment of MLX's ring of processes, as `mlx.launch` sets it.
         hosts = Path(folder) / "hosts.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(processes)]))
         environments = [{"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} for rank in range(processes)]
+        if processes == 1:
+            environments = [{}]
         started = [subprocess.Popen(command, env=os.environ | each) for each in environments]
         try:
             return max(process.wait() for process in started)

@@ -48,15 +48,16 @@ def run(args: argparse.Namespace) -> None:
         num_trials=args.num_trials,
         comparisons=comparisons,
     )
+    if args.plot is not None:
+        # First: who reads the output may close it.
+        figures = load_figures("benchmarking", dark=args.dark)
+        if world().is_first:
+            figures.draw(report, args.plot)
     if args.json:
         print(json_document(report.as_document()))
     else:
         print_tables(benchmark_tables(report))
-    if args.plot is not None:
-        figures = load_figures("benchmarking", dark=args.dark)
-        if world().is_first:
-            figures.draw(report, args.plot)
-        if not args.json:
+        if args.plot is not None:
             print(f"Drew {args.plot}")
 
 

@@ -48,7 +48,12 @@ def run(args: argparse.Namespace) -> None:
     request = _request(args)
     dealt = Dealt(world(), args.shard)
     if args.shard:
-        _check_shard(request, dealt.world)
+        _check_shard(dealt.world)
+    if request.harness_tasks and not dealt.world.is_alone:
+        raise ValueError(
+            f"tasks of lm-evaluation-harness ({', '.join(request.harness_tasks)}) are for one machine, and mlx.launch "
+            "has started several; run them in a command of their own, without mlx.launch"
+        )
     if not dealt.world.is_first:
         assist(request, *_load(args), dealt)
         return
@@ -82,7 +87,7 @@ def _load(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
     return load_spread_model(args) if args.shard else load_model(args)
 
 
-def _check_shard(request: Request, ranks: World) -> None:
+def _check_shard(ranks: World) -> None:
     """Check that the ranks can ask the questions with one model together.
 
     Raises:
@@ -90,11 +95,6 @@ def _check_shard(request: Request, ranks: World) -> None:
     """
     if ranks.is_alone:
         raise ValueError("--shard is for several machines; start the command with mlx.launch, or leave it out")
-    if request.harness_tasks:
-        raise ValueError(
-            f"--shard is not for tasks of lm-evaluation-harness ({', '.join(request.harness_tasks)}); leave it out: "
-            "rank 0 then asks them"
-        )
 
 
 @contextmanager

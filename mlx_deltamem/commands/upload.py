@@ -59,7 +59,7 @@ def _show(parcel: Parcel, console: Console) -> None:
     table.columns[1].justify = table.columns[2].justify = "right"
     sizes = {name: len(content) for name, content in parcel.contents.items()}
     for name, count in sizes.items():
-        table.add_row(escape(name), decimal(count), f"{count:,}")
+        table.add_row(name, decimal(count), f"{count:,}")
     table.add_section()
     total = sum(sizes.values())
     table.add_row("total", decimal(total), f"{total:,}")
@@ -91,13 +91,13 @@ def _show_results(parcel: Parcel, console: Console) -> None:
         for name, key, each in rows:
             interval = each.get("interval")
             low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
-            table.add_row(escape(name), _number(each.get(key)), f"{_number(low)} to {_number(high)}")
+            table.add_row(name, _number(each.get(key)), f"{_number(low)} to {_number(high)}")
         console.print(table)
     missing = [name for name, found in ((_HEALTH, health), (_RECALL, recalled)) if not found]
     if missing:
         console.print(
             f"Not measured: {' and '.join(_MISSING[name] for name in missing)}. Measure it with mlx_deltamem.evaluate "
-            f"--tasks {','.join(missing)}, and put its {RESULTS_FILE} into the folder."
+            f"--tasks {_RECALL},{_HEALTH}, and put its {RESULTS_FILE}, which has both, into the folder."
         )
 
 

@@ -158,8 +158,9 @@ class Drawn:
         count = int(args.ordinary) + (rng.random() < args.ordinary % 1)
         ordinary = [Ordinary.by(rng, args) for _ in range(count)]
         told, write = rng.random() < args.told, AFTER if rng.random() < args.only_read else ALL
-        live = bool(args.adapter) and rng.random() < (1 if args.live is None else args.live)
         repeats = rng.random() >= args.acknowledged
+        # The last draw, so that the others are the same without an adapter.
+        live = bool(args.adapter) and rng.random() < (1 if args.live is None else args.live)
         return cls(ordinary, told, write, live, repeats, args.ordinary_weight, args.absent_weight)
 
 

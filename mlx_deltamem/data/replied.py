@@ -38,7 +38,9 @@ def with_replies(conversation: Conversation, replies: Replies, rng: random.Rando
             given.append(reply_to_facts(turn, rng, repeats))
         elif turn.assistant is None:
             reply, _ = replies.found.get(turn.user, ("", False))
-            given.append(reply or rng.choice(_ACKNOWLEDGED))
+            # Drawn always, so that the replies after it do not depend on where this one comes from.
+            instead = rng.choice(_ACKNOWLEDGED)
+            given.append(reply or instead)
         else:
             given.append(turn.assistant)
     return conversation.with_replies(given)

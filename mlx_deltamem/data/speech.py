@@ -97,8 +97,8 @@ def _encode(model: str) -> Encode:
     """The function of a model's tokenizer that makes tokens of a text."""
     from mlx_deltamem.adapters.loading import load_tokenizer
 
-    encode: Encode = load_tokenizer(model).encode
-    return encode
+    tokenizer = load_tokenizer(model)
+    return lambda text: tokenizer.encode(text, add_special_tokens=False)
 
 
 @command

@@ -76,8 +76,15 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def load(gguf: Path) -> tuple[Tensors, Metadata]:
-    """Return the tensors and the metadata of a GGUF file."""
-    loaded = mx.load(str(gguf), return_metadata=True)
+    """Return the tensors and the metadata of a GGUF file.
+
+    Raises:
+        ValueError: MLX cannot read the file.
+    """
+    try:
+        loaded = mx.load(str(gguf), return_metadata=True)
+    except RuntimeError as error:
+        raise ValueError(f"{gguf} is damaged ({error}); expected a GGUF file: install its package again") from None
     assert isinstance(loaded, tuple)  # With metadata it is one.
     return loaded
 

@@ -122,14 +122,16 @@ class ScoreTable:
     def __init__(self, rows: Sequence[Record], conditions: Sequence[str], seed: int):
         self.conditions = tuple(conditions)
         self.questions = list({row["id"]: row for row in reversed(rows)}.values())[::-1]
-        self.metrics = tuple(self.questions[0]["scores"])
+        # Of a task of the harness, a metric may be one of single questions under some conditions only.
+        shared = set.intersection(*(set(row["scores"]) for row in rows))
+        self.metrics = tuple(metric for metric in self.questions[0]["scores"] if metric in shared)
         self._seed = seed
         place = {row["id"]: index for index, row in enumerate(self.questions)}
         shape = len(conditions), len(self.metrics), len(place)
         sums, counts = np.zeros(shape), np.zeros(shape)
         for row in rows:
             at = self.conditions.index(row["condition"]), slice(None), place[row["id"]]
-            sums[at] += list(row["scores"].values())
+            sums[at] += [row["scores"][metric] for metric in self.metrics]
             counts[at] += 1
         self.scores = sums / counts
 
@@ -175,9 +177,10 @@ def analyse(task: Described, rows: Sequence[Record], conditions: Sequence[str], 
     """
     table = ScoreTable(rows, conditions, seed)
     categories = list(dict.fromkeys(row["category"] for row in table.questions))
-    counted = [row for row in rows if row["category"] not in task.outside_mean]
+    within = [row for row in rows if row["category"] not in task.outside_mean]
     # If only these categories were asked, they are the mean.
-    outside = task.outside_mean if counted else ()
+    outside = task.outside_mean if within else ()
+    counted = within or rows
     return Result(
         task=task,
         conditions=table.conditions,
@@ -186,10 +189,10 @@ def analyse(task: Described, rows: Sequence[Record], conditions: Sequence[str], 
         categories=tuple(_of_category(table, name) for name in categories) if len(categories) > 1 else (),
         breakdowns={label: subsets for label in task.breakdowns if (subsets := _by_label(table, label))},
         curves=tuple(curve for label in task.curves if (curve := _curve(table, label)) is not None),
-        by_seed=_by_seed(counted or rows, table),
-        cut=_cut(rows, table.conditions),
-        distinct_replies=_distinct(rows, table),
-        evidence=_evidence(rows, table.conditions),
+        by_seed=_by_seed(counted, table),
+        cut=_cut(counted, table.conditions),
+        distinct_replies=_distinct(counted, table),
+        evidence=_evidence(counted, table.conditions),
     )
 
 

@@ -113,10 +113,13 @@ def _factors(
         text_bytes, memory_bytes: The bytes of the text that is kept, and of a memory.
         read: The tokens that are read for a question.
     """
-    baseline = condition.baseline
+    baseline, room = condition.baseline, None
     if baseline is not None and baseline.kind is Kind.LAST:
-        # The newest text grows until it fills its room.
         room = memory_bytes / text_bytes if baseline.amount is None and text_bytes else (baseline.amount or read) / read
+    elif isinstance(condition.chat, int):
+        room = condition.chat / read
+    if room is not None:
+        # The newest text grows until it fills its room.
         factor = min(longer, max(1.0, room))
         return factor, factor
     return longer if condition.grows else 1.0, longer if condition.reads_all else 1.0

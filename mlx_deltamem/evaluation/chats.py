@@ -64,11 +64,8 @@ class Chats:
             begun, step = time.perf_counter(), self._step
             *_, last = chat.stream(question.question, question.max_tokens, sampler=sampler, prefill_step_size=step)
             turn = chat.turns[-1]
-            measures.prompt_tokens += len(turn.opening.ids)
-            measures.reply_tokens += last.generation_tokens
-            seconds = time.perf_counter() - begun
-            measures.reply_seconds += seconds
-            measures.asked_seconds += seconds
+            # A chat reads and generates in turn, so it has no speed of either.
+            measures.asked_seconds += time.perf_counter() - begun
             self._add_costs(question, chat, history, measures)
             ending: Ending = "length" if last.finish_reason == "length" else "end"
             replies.append(GeneratedReply(turn.reply, last.generation_tokens, ending, turn.reply_ids))
@@ -84,9 +81,7 @@ class Chats:
         self._told = None
         begun = time.perf_counter()
         chat = self._tell(question, history)
-        measures.prompt_tokens += len(chat.segments.ids)
         self._told_seconds = time.perf_counter() - begun
-        measures.prompt_seconds += self._told_seconds
         self._told = key, chat
         return chat
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from mlx_deltamem.evaluation.baselines.baseline import NAMES, Baseline, find_baseline
+from mlx_deltamem.evaluation.baselines.baseline import ALL_TURNS, NAMES, RETRIEVAL, Baseline, find_baseline
 from mlx_deltamem.sessions.history import NONE, History
 
 
@@ -59,7 +59,8 @@ class Condition:
     @property
     def reads_all(self) -> bool:
         """Whether the tokens that are read for a question grow with the history."""
-        return self.text and self.baseline is None
+        baseline = self.baseline
+        return self.text and (baseline is None or (baseline.kind in RETRIEVAL and baseline.amount == ALL_TURNS))
 
 
 CONDITIONS = {

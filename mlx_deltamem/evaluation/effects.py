@@ -95,8 +95,8 @@ class Measures:
 
     Attributes:
         prompt_tokens, prompt_seconds: Tokens of histories and prompts that were run, and the time. A text that
-            questions share counts once.
-        reply_tokens, reply_seconds: Generated tokens, and the time.
+            questions share counts once. 0 for chats, which read and generate in turn.
+        reply_tokens, reply_seconds: Generated tokens, and the time; likewise.
         peak_memory: The most memory in use, in bytes.
         beyond_window: The number of prompts longer than the model's window.
         write, written: The sum of β over the written tokens of histories and shared text and over the layers, and the

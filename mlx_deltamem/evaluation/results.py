@@ -1,6 +1,7 @@
 """The results of a whole evaluation, and their file `results.json` for programs and for the adapter's model card."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def write_results(evaluation: Evaluation, path: Path) -> None:
         "results": [row for result in evaluation.results for row in _mean_rows(result)],
         "differences": [row for result in evaluation.results for row in _difference_rows(result)],
         "costs": [
-            {"task": task, "condition": condition, **asdict(costs)}
+            {"task": task, "condition": condition, **_finite(asdict(costs))}
             for (task, condition), costs in evaluation.costs.items()
         ],
         "evidence": [
@@ -67,7 +68,13 @@ def write_results(evaluation: Evaluation, path: Path) -> None:
     if evaluation.health is not None:
         document[HEALTH] = health_document(evaluation.health)
     with new_file(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+
+
+def _finite(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The numbers, with None for those that are not finite: JSON has none, and a memory may overflow."""
+    return {name: None if number is None or not math.isfinite(number) else number for name, number in numbers.items()}
 
 
 def _mean_rows(result: Result) -> Iterator[dict[str, object]]:

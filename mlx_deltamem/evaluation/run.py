@@ -149,14 +149,17 @@ class EvaluationRun:
         return sorted(asked, key=lambda row: order[row["seed"], row["id"]])
 
     def measures_of(self, task: PreparedTask, condition: str) -> list[MeasuresRow]:
-        """The measures of a task's questions under a condition, one row for each batch."""
+        """The measures of a task's questions under a condition, one row for each batch.
+
+        A batch may have further questions, of a run with a higher limit.
+        """
         asked = {f"{job.seed}/{job.question.id}" for job in self.jobs(task)}
         counted: set[str] = set()
         found: list[MeasuresRow] = []
         # A batch that a limit cut short is asked again as a whole after the limit is raised. The later row counts.
         for row in reversed(self.measures.rows):
             ids = set(row["questions"])
-            if (row["task"], row["condition"]) == (task.name, condition) and ids <= asked and not ids <= counted:
+            if (row["task"], row["condition"]) == (task.name, condition) and ids & asked and not ids <= counted:
                 counted |= ids
                 found.append(row)
         return found

@@ -1,5 +1,6 @@
 """The facts about a model with an adapter: their sizes, and the strengths of the corrections."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,7 +131,8 @@ def _strengths(model: nn.Module) -> dict[str, dict[int, float]]:
         for head in heads:
             correction = _norm(layer_memory.scaled_head(head))
             # Each projection is dequantised only here, so that memory holds one of them at a time.
-            strengths[head][layer] = correction / _norm(frozen[head])
+            size = _norm(frozen[head])
+            strengths[head][layer] = correction / size if size else math.nan
     return strengths
 
 

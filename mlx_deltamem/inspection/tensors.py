@@ -107,7 +107,12 @@ def tensor_table(tensors: list[TensorReport]) -> RenderableType:
 
 def norms_in_use(tensors: list[TensorReport]) -> Mapping[str, Mapping[int, float]]:
     """The norms of the tensors that have an effect, by their name within the layer and by layer."""
-    return {tensor.short_name: tensor.norms for tensor in tensors if tensor.in_use}
+    found: dict[str, dict[int, float]] = {}
+    for tensor in tensors:
+        if tensor.in_use:
+            # Layers may differ in shape or dtype, and then have several reports of one name.
+            found.setdefault(tensor.short_name, {}).update(tensor.norms)
+    return {name: dict(sorted(norms.items())) for name, norms in found.items()}
 
 
 def _note(tensor: TensorReport) -> str:

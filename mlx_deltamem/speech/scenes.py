@@ -18,7 +18,8 @@ Slots are the names of values. `{a_name}` puts the article before the value.
 
 import random
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from itertools import takewhile
 from typing import Any
 
 from . import libraries
@@ -26,7 +27,7 @@ from .entries import entries
 from .split import Side, side_of
 from .subjects import people
 from .values import Patterns, kinds
-from .wording import named, wording_id
+from .wording import named, wording_id, words
 
 _NEEDED = {"values", "tell", "ask"}
 _ALLOWED = _NEEDED | {"later", "never"}
@@ -77,10 +78,19 @@ class Scene:
         asked = [line for texts in (self.ask, self.later) for lines in texts.values() for line in lines]
         return [*told, *asked, *self.never]
 
-    def has(self, side: Side) -> bool:
-        """Whether each message, and each value that is asked for, has a wording on a side of the split."""
-        told = (lines for each in self.messages for lines in (each.tell, each.wish) if lines)
-        return all(on_side(lines, side) for lines in (*told, *self.ask.values()))
+    @cached_property
+    def questions(self) -> frozenset[tuple[str, ...]]:
+        """The words of its questions, of those too about what it does not tell."""
+        return frozenset(words(line) for lines in (*self.ask.values(), self.never) for line in lines)
+
+    def told_on(self, side: Side) -> tuple[Message, ...]:
+        """The messages at its beginning that have wordings on a side of the split."""
+        return tuple(takewhile(lambda message: on_side(message.tell, side), self.messages))
+
+    def asked_on(self, side: Side) -> set[str]:
+        """The values in these messages that have questions on the side."""
+        told = [name for message in self.told_on(side) for name in message.new]
+        return {name for name in told if on_side(self.ask.get(name, ()), side)}
 
     def draw(self, rng: random.Random, value: str, from_libraries: bool) -> str:
         """Draw a value by its name. It may be on either side of the split."""
@@ -112,8 +122,8 @@ def scenes() -> tuple[Scene, ...]:
 
 @cache
 def scenes_on(scene_side: Side, wording_side: Side) -> tuple[Scene, ...]:
-    """Return the scenes on a side that have wordings on a side."""
-    return tuple(each for each in scenes() if side_of(each.name) == scene_side and each.has(wording_side))
+    """Return the scenes on a side that tell and ask for a value in wordings on a side."""
+    return tuple(each for each in scenes() if side_of(each.name) == scene_side and each.asked_on(wording_side))
 
 
 @cache

@@ -37,6 +37,10 @@ class _Story:
         """Whether a template only names values that were told."""
         return set(named(template)) <= {*self.told, "old"}
 
+    def names_updated(self, template: str, name: str) -> bool:
+        """Whether a template names a value, other than `name`, that was told anew."""
+        return any(self.told[each].kind == "update" for each in named(template) if each not in ("old", name))
+
     def phrase(self, name: str) -> str:
         """Return a value with the article that it has where it is told ("a barber")."""
         value = self.blanks[name]
@@ -92,16 +96,21 @@ class Storyteller:
         for scene in self._rng.sample(self._scenes, len(self._scenes)):
             if wanted <= 0:
                 break
+            if any(scene.questions & other.scene.questions for other in stories):
+                # A question would have two answers.
+                continue
             story = _Story(scene)
             if not all(self._draw(story, name) for name in scene.kinds):
                 continue
-            block = []
-            for number in range(self._rng.randint(1, len(scene.messages))):
+            messages, asked = scene.told_on(self._side), scene.asked_on(self._side)
+            counts = [sum(name in asked for name in message.new) for message in messages]
+            least = next(number for number, count in enumerate(counts, start=1) if count)
+            block: list[Turn] = []
+            for message, count in zip(messages[: self._rng.randint(least, len(messages))], counts, strict=False):
                 if wanted <= 0:
                     break
-                message = scene.messages[number]
                 block.append(self._tell(story, message))
-                wanted -= sum(name in scene.ask for name in message.new)
+                wanted -= count
             stories.append(story)
             blocks.append(block)
         return stories, blocks
@@ -145,6 +154,8 @@ class Storyteller:
         first = next(place for place, block in enumerate(blocks) if block[0].relations == (scene.name,))
         for name, lines in scene.later.items():
             found = [line for line in on_side(lines, self._side) if story.can_say(line)]
+            # The message may stand before the one that told another value anew.
+            found = [line for line in found if not story.names_updated(line, name)]
             if name not in story.told or not found or self._rng.random() >= self._settings.updates:
                 continue
             if self._draw(story, name, anew=True):
@@ -168,6 +179,8 @@ class Storyteller:
         found = []
         for name, told in story.told.items():
             lines = [line for line in on_side(story.scene.ask.get(name, ()), self._side) if story.can_say(line)]
+            # A value that was told anew may not have this one any more.
+            lines = [line for line in lines if not story.names_updated(line, name)]
             for template in self._rng.sample(lines, min(len(lines), self._settings.asked)):
                 says = "answer_own" if told.style == "assistant" and told.kind != "update" else "answer"
                 answer = assistant_says(says, value=story.phrase(name))

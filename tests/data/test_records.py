@@ -169,6 +169,18 @@ def test_histories_have_the_replies_of_an_adapter_in_a_live_chat(run, conversati
                 assert reply["content"] == live if live else reply["content"]
 
 
+def test_the_trained_answers_are_those_without_an_adapter(run, conversations, tmp_path):
+    options = ("--ordinary", 0, "--told", 1, "--acknowledged", 0.5)
+    live = records(run, conversations, tmp_path / "a.jsonl", *options, "--adapter", adapter())
+    frozen = records(run, conversations, tmp_path / "b.jsonl", *options)
+    kept = [
+        [(row["messages"][-1], row.get("value")) for row in rows if row["kind"] != "told"] for rows in (live, frozen)
+    ]
+    assert kept[0] == kept[1]
+    told = [[row.get("value") for row in rows if row["kind"] == "told"] for rows in (live, frozen)]
+    assert told[0] == told[1] and None in told[0] and any(told[0])
+
+
 def test_live_replies_need_an_adapter(run, conversations, tmp_path):
     ended = run(conversations, tmp_path / "a.jsonl", "--model", backbone("qwen3-tiny"), "--live", 0.5)
     assert ended.code == 2 and "--live is given without --adapter" in ended.errors and ended.errors.count("\n") == 1

@@ -171,7 +171,9 @@ def test_a_chat_is_a_chat(name, condition, write):
                 chat.edit(-1, message["content"])
         assert reply.text == chat.send(question.question, question.max_tokens)
         assert reply.tokens >= len(chat.turns[-1].reply_ids)
-    assert measures.prompts == len(asked) and measures.norm > 0 and measures.prompt_tokens > 0
+    assert measures.prompts == len(asked) and measures.norm > 0 and measures.asked_seconds > 0
+    # It has no speed of reading or of generating.
+    assert not measures.prompt_seconds and not measures.reply_seconds
 
 
 def test_conditions_by_name():

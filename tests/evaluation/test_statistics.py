@@ -151,6 +151,16 @@ def test_seeds_are_averaged_for_each_question():
     assert found.whole.means["state", "right"].questions == 10
 
 
+def test_scores_are_taken_by_their_names():
+    """A task of the harness may have a metric under one condition only."""
+    rows = [record(q, name, 0.5) for q in range(4) for name in ("state", "none")]
+    for row in rows:
+        row["scores"] = {"more": 1.0, "right": 0.0} if row["condition"] == "state" else {"right": 1.0}
+    found = analyse(Small(), rows, ["state", "none"], 0)
+    assert found.metrics == ("right",)
+    assert [found.whole.means[name, "right"].value for name in ("state", "none")] == [0, 100]
+
+
 def test_some_categories_are_outside_of_the_mean(monkeypatch):
     monkeypatch.setattr(Small, "outside_mean", ("two",))
     rows = [record(q, "state", float(q % 2)) for q in range(20)]
@@ -158,5 +168,7 @@ def test_some_categories_are_outside_of_the_mean(monkeypatch):
     assert found.whole.means["state", "right"].value == 0
     assert found.by_seed == {"state": {0: 0.0}}
     assert found.categories[1].means["state", "right"].value == 100
+    cut = [row | {"ending": "length" if row["category"] == "two" else "end"} for row in rows]
+    assert analyse(Small(), cut, ["state"], 0).cut == {"state": 0.0}
     # Nothing else was asked.
     assert analyse(Small(), rows[1::2], ["state"], 0).whole.means["state", "right"].value == 100

@@ -21,6 +21,7 @@ from mlx_deltamem.inspection.model import attach_and_report
 from mlx_deltamem.inspection.session import session_report
 from mlx_deltamem.inspection.session_diff import session_diff
 from mlx_deltamem.inspection.states import effective_rank, state_reports
+from mlx_deltamem.inspection.tensors import norms_in_use
 from mlx_deltamem.inspection.trace import trace_text, visible
 from tests.conftest import adapter, backbone, randomise
 from tests.families import tiny_model
@@ -152,8 +153,10 @@ def test_tensors_of_different_types_are_told_apart():
     found = load_adapter(adapter())
     key = "model.layers.1.self_attn.beta_bias"
     mixed = replace(found, weights=dict(found.weights) | {key: found.weights[key].astype(mx.bfloat16)})
-    kinds = [(t.dtype, list(t.norms)) for t in adapter_report(mixed).tensors if t.short_name == "beta_bias"]
+    report = adapter_report(mixed)
+    kinds = [(t.dtype, list(t.norms)) for t in report.tensors if t.short_name == "beta_bias"]
     assert sorted(kinds) == [("bfloat16", [1]), ("float32", [0, 2])]
+    assert list(norms_in_use(report.tensors)["beta_bias"]) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

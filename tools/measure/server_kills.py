@@ -15,6 +15,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -105,6 +107,16 @@ class Client:
         return text.strip(), events[-1]["usage"]["memory"]
 
 
+@contextmanager
+def killed_at_end(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
+    """A process that is killed at the end of the block if it has not ended. A fault that is found ends the block."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def main() -> None:
     """Kill the server again and again; stop at the first fault."""
     args = setup_arg_parser().parse_args()
@@ -114,7 +126,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "memories"
         for kill in range(1, args.kills + 1):
-            with start(args, folder) as process:
+            with killed_at_end(start(args, folder)) as process:
                 port = port_of(process)
                 check(clients, port)
                 talking = [threading.Thread(target=client.talk, args=(port,)) for client in clients]
@@ -130,7 +142,7 @@ def main() -> None:
             if kill % 10 == 0 or kill == args.kills:
                 turns, inside = sum(len(client.turns) for client in clients), len(unfinished)
                 print(f"{kill} kills, {inside} in the middle of a save, {turns:,} turns: none lost", flush=True)
-        with start(args, folder) as process:
+        with killed_at_end(start(args, folder)) as process:
             check(clients, port_of(process))
             process.send_signal(signal.SIGTERM)
             if process.wait() != 0:

@@ -1,8 +1,8 @@
 """Compare the CPU time of `mlx_deltamem.server` with that of `mlx_lm.server` on the same load.
 
 `python -m tools.measure.server_load` starts each server in turn, several times, sends the same requests from several
-clients at once, and prints the CPU seconds for each request: the frozen model in mlx-lm's server, and the model with
-its memory in this one, which reads and writes the memory or leaves it off.
+clients at once, and prints the CPU time for each token that is read or generated: of the frozen model in mlx-lm's
+server, and of the model with its memory in this one, which reads and writes the memory or leaves it off.
 """
 
 import argparse
@@ -14,9 +14,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -96,32 +96,24 @@ def load(name: str, port: int, requests: int, clients: int, tokens: int, first: 
 
     Each message begins in another way, because mlx-lm's server keeps what it has read.
     """
-    left = list(range(first, first + requests))
-    counted: list[int] = []
 
-    def client() -> None:
-        while left:
-            number = left.pop()
-            body: dict[str, object] = {
-                "messages": [{"role": "user", "content": f"{number}. {QUESTIONS[number % 4]}"}],
-                "max_tokens": tokens,
-                "temperature": 0,
-            }
-            if name == OFF:
-                body["memory"] = {"name": "none", "mode": "off"}
-            elif name == WITH:
-                body["memory"] = {"name": f"m{number}"}
-            connection = HTTPConnection("127.0.0.1", port, timeout=600)
-            connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-            usage = json.loads(connection.getresponse().read())["usage"]
-            counted.append(usage["completion_tokens"] + usage["prompt_tokens"])
+    def ask(number: int) -> int:
+        body: dict[str, object] = {
+            "messages": [{"role": "user", "content": f"{number}. {QUESTIONS[number % 4]}"}],
+            "max_tokens": tokens,
+            "temperature": 0,
+        }
+        if name == OFF:
+            body["memory"] = {"name": "none", "mode": "off"}
+        elif name == WITH:
+            body["memory"] = {"name": f"m{number}"}
+        connection = HTTPConnection("127.0.0.1", port, timeout=600)
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        usage = json.loads(connection.getresponse().read())["usage"]
+        return int(usage["completion_tokens"] + usage["prompt_tokens"])
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counted)
+    with ThreadPoolExecutor(clients) as pool:
+        return sum(pool.map(ask, range(first, first + requests)))
 
 
 def cpu_seconds(process: subprocess.Popen) -> float:
