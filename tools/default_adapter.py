@@ -24,6 +24,7 @@ from typing import TypeAlias
 import mlx.core as mx
 import yaml
 
+from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.core.adapter import SETTINGS_FILE
 from mlx_deltamem.options.rule import POSITIVE, SEED
@@ -149,6 +150,7 @@ def with_seed(recipe: Mapping[str, Stage], more: int) -> dict[str, Stage]:
     }
 
 
+@command
 def main() -> None:
     args = setup_arg_parser().parse_args()
     recipe = with_seed(yaml.safe_load(args.recipe.read_text()), args.seed)

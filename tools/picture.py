@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
+from mlx_deltamem.cli.command import command
 from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.demo.facts import FACTS, Told, tell
 from mlx_deltamem.demo.model import ADAPTER
@@ -55,6 +56,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else text[:_LONGEST].rsplit(" ", 1)[0] + " ..."
 
 
+@command
 def main() -> None:
     """Draw the picture."""
     model, tokenizer = load(smollm2.build(), ADAPTER)

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_deltamem import ChatSession, DeltaMemConfig, attach, load
+from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE
 from tools import smollm2
@@ -59,6 +60,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main() -> None:
     """Measure a chat with each history and print a table."""
     args = setup_arg_parser().parse_args()

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mlx_deltamem import ChatSession, load
+from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.evaluation.statistics import Bootstrap, Estimate
 from mlx_deltamem.evaluation.tasks.naming import names_only
@@ -107,6 +108,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main() -> None:
     """Hold the chats, and write the results and the figure."""
     args = setup_arg_parser().parse_args()
