@@ -3,9 +3,9 @@
 CONVERSATIONS is a file of `mlx_deltamem.data speech`, OUTPUT a new `.jsonl` file for `mlx_deltamem.train`. Histories
 are written turn by turn, as in a chat that drops its text. All tokens are written, except that some of the questions
 are only read. The reply to a message that tells something repeats it ("Got it. Your cat is called Boris."), or only
-acknowledges it (`--acknowledged`, and in scenes). Other messages without a reply in CONVERSATIONS get the frozen model's reply, greedy
-and cut to a length. With `--adapter` histories have the replies of this adapter in a live chat, right or wrong, and
-only what is trained is right: data for a second run, which starts from the adapter.
+acknowledges it (`--acknowledged`, and in scenes). Other messages without a reply in CONVERSATIONS get the reply of the
+frozen model, greedy and cut to a length. With `--adapter` histories have the replies of this adapter in a live chat,
+right or wrong, and only what is trained is right: data for a second run, which starts from the adapter.
 
 Besides the records of the questions there are two other kinds. A record of kind `told` trains on the reply to a message
 that tells something. A record of kind `ordinary` has a message that has nothing to do with memory, after a conversation
