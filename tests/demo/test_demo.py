@@ -141,7 +141,7 @@ def test_the_demo_prints_what_the_guide_shows(tmp_path):
     result = subprocess.run(command, env=os.environ | folders, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     shown = "\n".join(line.rstrip() for line in result.stdout[result.stdout.index("One chat each") :].splitlines())
-    for line in ("Right, with the memory: 6 of 8.", "Right, without it: 0 of 8.", "text in view: 3 of 8."):
+    for line in ("Right, with the memory: 5 of 8.", "Right, without it: 0 of 8.", "text in view: 3 of 8."):
         assert line in shown
     guide = (HERE / "mlx_deltamem" / "CHAT.md").read_text(encoding="utf-8")
     assert shown[: shown.index("Right, with")] in guide
