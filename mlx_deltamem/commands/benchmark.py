@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         comparisons=comparisons,
     )
     if args.plot is not None:
-        # First: who reads the output may close it.
+        # Drawn first, because the reader of the output may close it.
         figures = load_figures("benchmarking", dark=args.dark)
         if world().is_first:
             figures.draw(report, args.plot)

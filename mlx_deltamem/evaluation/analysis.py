@@ -122,7 +122,7 @@ class ScoreTable:
     def __init__(self, rows: Sequence[Record], conditions: Sequence[str], seed: int):
         self.conditions = tuple(conditions)
         self.questions = list({row["id"]: row for row in reversed(rows)}.values())[::-1]
-        # Of a task of the harness, a metric may be one of single questions under some conditions only.
+        # Under some conditions, a metric of a harness task may have no score for single questions.
         shared = set.intersection(*(set(row["scores"]) for row in rows))
         self.metrics = tuple(metric for metric in self.questions[0]["scores"] if metric in shared)
         self._seed = seed

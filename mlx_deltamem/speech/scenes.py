@@ -8,7 +8,7 @@ its lines. A scene has these entries:
 - `tell`: its messages in order. All wordings of a message tell the same values for the first time, and may repeat
   values of earlier messages. A message with `wish` and `reply` is told by the assistant: the user's request, and the
   reply with the values.
-- `ask`: questions for values. A value without questions is only a name that others belong to.
+- `ask`: questions for values. A value without questions only names something, such as a friend.
 - `later`: messages that give a value anew, by its name. They make clear what they are about, since other talk may come
   in between. `{old}` is the value before.
 - `never`: questions about things that the scene does not tell.

