@@ -116,9 +116,8 @@ def train(run: Path, data: Path, stage: Stage, model: Path, processes: int, adap
         # The environment of MLX's ring of processes, as `mlx.launch` sets it.
         hosts = Path(folder) / "hosts.json"
         hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in _free_ports(processes)]))
-        environments = [{"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} for rank in range(processes)]
-        if processes == 1:
-            environments = [{}]
+        ring = [{"MLX_RANK": str(rank), "MLX_HOSTFILE": str(hosts)} for rank in range(processes)]
+        environments = ring if processes > 1 else [{}]
         started = [subprocess.Popen(command, env=os.environ | each) for each in environments]
         try:
             return max(process.wait() for process in started)

@@ -30,7 +30,6 @@ from mlx_deltamem.evaluation.tasks.harness import HarnessOptions
 from mlx_deltamem.evaluation.tasks.health_report import health_tables
 from mlx_deltamem.evaluation.tasks.registry import HEALTH, TASKS
 from mlx_deltamem.ranks.joining import world
-from mlx_deltamem.ranks.world import World
 from mlx_deltamem.sessions.writing import AFTER, ALL
 from mlx_deltamem.show.tables import print_tables
 
@@ -47,13 +46,7 @@ def run(args: argparse.Namespace) -> None:
     """
     request = _request(args)
     dealt = Dealt(world(), args.shard)
-    if args.shard:
-        _check_shard(dealt.world)
-    if request.harness_tasks and not dealt.world.is_alone:
-        raise ValueError(
-            f"tasks of lm-evaluation-harness ({', '.join(request.harness_tasks)}) are for one machine, and mlx.launch "
-            "has started several; run them in a command of their own, without mlx.launch"
-        )
+    _check_ranks(request, args.shard, dealt.world)
     if not dealt.world.is_first:
         assist(request, *_load(args), dealt)
         return
@@ -87,14 +80,19 @@ def _load(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWrapper]:
     return load_spread_model(args) if args.shard else load_model(args)
 
 
-def _check_shard(ranks: World) -> None:
-    """Check that the ranks can ask the questions with one model together.
+def _check_ranks(request: Request, is_spread: bool, ranks: World) -> None:
+    """Check that the ranks can ask the questions, each with a model or all with one.
 
     Raises:
         ValueError: They cannot.
     """
-    if ranks.is_alone:
+    if is_spread and ranks.is_alone:
         raise ValueError("--shard is for several machines; start the command with mlx.launch, or leave it out")
+    if request.harness_tasks and not ranks.is_alone:
+        raise ValueError(
+            f"tasks of lm-evaluation-harness ({', '.join(request.harness_tasks)}) are for one machine, and mlx.launch "
+            "has started several; run them in a command of their own, without mlx.launch"
+        )
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The results of a whole evaluation, and their file `results.json` for programs and for the adapter's model card."""
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from mlx_deltamem.evaluation.analysis import Result, Subset
 from mlx_deltamem.evaluation.effects import Costs
 from mlx_deltamem.evaluation.statistics import Estimate
-from mlx_deltamem.evaluation.tasks.health_report import Health, health_document
+from mlx_deltamem.evaluation.tasks.health_report import Health, finite, health_document
 from mlx_deltamem.evaluation.tasks.registry import HEALTH
 from mlx_deltamem.files.atomic import new_file
 
@@ -51,7 +50,7 @@ def write_results(evaluation: Evaluation, path: Path) -> None:
         "results": [row for result in evaluation.results for row in _mean_rows(result)],
         "differences": [row for result in evaluation.results for row in _difference_rows(result)],
         "costs": [
-            {"task": task, "condition": condition, **_finite(asdict(costs))}
+            {"task": task, "condition": condition, **_costs_by_name(costs)}
             for (task, condition), costs in evaluation.costs.items()
         ],
         "evidence": [
@@ -72,9 +71,9 @@ def write_results(evaluation: Evaluation, path: Path) -> None:
         temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
-def _finite(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
-    """The numbers, with None for those that are not finite: JSON has none, and a memory may overflow."""
-    return {name: None if number is None or not math.isfinite(number) else number for name, number in numbers.items()}
+def _costs_by_name(costs: Costs) -> dict[str, float | None]:
+    """The costs by name; None for those that were not measured, and where a memory has overflowed."""
+    return {name: None if number is None else finite(number) for name, number in asdict(costs).items()}
 
 
 def _mean_rows(result: Result) -> Iterator[dict[str, object]]:

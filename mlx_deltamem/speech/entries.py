@@ -1,6 +1,6 @@
 """Reads the named entries of a folder of YAML files, in which a name is given once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.abc import Traversable
 from importlib.resources import files
 from typing import Any
@@ -24,6 +24,16 @@ def entries(folder: str) -> Iterator[tuple[str, str, Any]]:
                 raise ValueError(f"{path.name} and {found[name]} both have {name}; rename one")
             found[name] = path.name
             yield path.name.removesuffix(".yaml"), name, entry
+
+
+def check_names(where: str, entry: Mapping[str, object], needed: set[str], allowed: set[str]) -> None:
+    """Check the names in an entry that consists of named parts. `where` names the entry in the error.
+
+    Raises:
+        ValueError: A name is missing or unknown.
+    """
+    if wrong := (set(entry) - allowed) | (needed - set(entry)):
+        raise ValueError(f"{where} has missing or unknown entries: {', '.join(sorted(wrong))}")
 
 
 def _yaml_files(folder: Traversable) -> Iterator[Traversable]:

@@ -5,11 +5,11 @@ import re
 from dataclasses import dataclass, field
 
 from .conversation import Style
+from .distinct import Distinct
 from .relations import PERSON, Relation, relations_on
 from .settings import SpeechSettings
-from .split import side_of
 from .subjects import Subject, draw_subject
-from .wording import contains, fill, second_person, slots, words
+from .wording import fill, second_person, slots, words
 
 _TRIES = 300
 _VALUE = re.compile(r"(?:(?:the|a|an) )?\{(?:a_)?value\}")
@@ -104,7 +104,7 @@ class FactDrawer:
         self._rng, self._settings = rng, settings
         self._relations = relations_on(settings.split.relations, settings.split.wordings, settings.only)
         self._drawn: list[Fact] = []
-        self._said: list[tuple[str, ...]] = []
+        self._distinct = Distinct()
 
     def fact(self, absent: bool = False) -> Fact | None:
         """Draw a fact without a value, different from those before; None if no such fact is found."""
@@ -116,7 +116,8 @@ class FactDrawer:
             fact = Fact(relation, self._subject(relation, taken))
             if not any(fact.same_as(other) for other in self._drawn):
                 self._drawn.append(fact)
-                self._said += [words(text) for text in fact.subject.blanks("tell").values()] if fact.subject else []
+                if fact.subject:
+                    self._distinct.add(fact.subject.blanks("tell").values())
                 return fact
         return None
 
@@ -127,19 +128,15 @@ class FactDrawer:
             Whether such a value was found. A relation may have few values on a side.
         """
         asked = [words(text) for use in ("ask", "about", "topic") for text in _texts(fact.relation, use)]
-        for _ in range(_TRIES):
-            value, parts = self._drawn_value(fact)
-            near = any(contains(said, parts) or contains(parts, said) for said in self._said)
-            right = side_of(value) == self._settings.split.values
-            if right and not near and not any(contains(text, parts) for text in asked):
-                self._said.append(parts)
-                fact.values.append(value)
-                return True
-        return False
-
-    def _drawn_value(self, fact: Fact) -> tuple[str, tuple[str, ...]]:
-        value = fact.relation.patterns.draw(self._rng, self._settings.libraries)
-        return value, words(value)
+        value = self._distinct.draw(
+            lambda: fact.relation.patterns.draw(self._rng, self._settings.libraries),
+            self._settings.split.values,
+            asked,
+        )
+        if value is None:
+            return False
+        fact.values.append(value)
+        return True
 
     def _relation(self, absent: bool) -> Relation:
         told = [fact.relation for fact in self._drawn if fact.values]

@@ -7,7 +7,7 @@ from .conversation import Conversation, Question, Turn, Written
 from .facts import Fact, FactDrawer
 from .messages import acknowledgement, forget, tell, tell_two, update, wish
 from .ordinary import ordinary_messages_for
-from .questions import Asker, Encode, assistant_says
+from .questions import Asker, Encode, assistant_says, limited
 from .settings import SpeechSettings
 from .short import follows_on, tell_next, update_short
 from .storyteller import Storyteller
@@ -175,7 +175,4 @@ def _questions(rng: random.Random, settings: SpeechSettings, asker: Asker, facts
         live = [fact for fact in facts if fact.relation is relation and not fact.deleted]
         if len(live) > 1 and "all" in relation.texts and rng.random() < settings.aggregated:
             found.append(asker.together(sorted(live, key=lambda fact: fact.turn)))
-    questions = [question for question in found if question is not None]
-    if settings.questions is not None and len(questions) > settings.questions:
-        questions = rng.sample(questions, settings.questions)
-    return questions
+    return limited(rng, settings, [question for question in found if question is not None])

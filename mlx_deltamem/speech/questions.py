@@ -19,6 +19,17 @@ def assistant_says(use: str, **blanks: str) -> str:
     return fill(template, blanks)
 
 
+def pieces_of(value: str | None, encode: Encode | None) -> int | None:
+    """Return the number of tokens of a value, 0 if there is none; None without a tokenizer's function."""
+    return None if encode is None else len(encode(f" {value}")) if value else 0
+
+
+def limited(rng: random.Random, settings: SpeechSettings, questions: list[Question]) -> list[Question]:
+    """Return the questions about told facts, or as many of them as the settings allow."""
+    most = settings.questions
+    return questions if most is None or len(questions) <= most else rng.sample(questions, most)
+
+
 class Asker:
     """Writes the questions of a conversation.
 
@@ -106,7 +117,6 @@ class Asker:
         return lower_case(template, apostrophes=self._rng.random() < 0.7) if lower else template
 
     def _question(self, fact: Fact, kind: Kind, text: str, answer: str, value: str | None, asked_in: str) -> Question:
-        pieces = None if self._encode is None else len(self._encode(f" {value}")) if value else 0
         told = kind != "absent"
         return Question(
             text=text,
@@ -123,7 +133,7 @@ class Asker:
             sibling=False,
             turn=fact.turn if told else None,
             distance=self._turns - fact.turn if told else None,
-            pieces=pieces,
+            pieces=pieces_of(value, self._encode),
         )
 
 

@@ -23,9 +23,9 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 
-from .entries import entries
-from .split import Side, side_of
-from .values import Patterns, kinds
+from .entries import check_names, entries
+from .split import Side, on_side, side_of
+from .values import Patterns, kinds, patterns_of
 from .wording import named, wording_id
 
 PERSON = "person"
@@ -74,8 +74,7 @@ class Relation:
     def wordings(self, use: str, side: Side) -> tuple[str, ...]:
         """Return the wordings of a use that are on a side of the split."""
         if (use, side) not in self._sides:
-            found = self.texts.get(use, ())
-            self._sides[use, side] = tuple(template for template in found if side_of(template) == side)
+            self._sides[use, side] = on_side(self.texts.get(use, ()), side)
         return self._sides[use, side]
 
     def wording_id(self, use: str, template: str) -> str:
@@ -134,8 +133,7 @@ def relations_on(relation_side: Side, wording_side: Side, only: tuple[str, ...] 
 
 def _relation(theme: str, name: str, entry: dict) -> Relation:
     where = f"{theme}.yaml, {name},"
-    if wrong := (set(entry) - _ALLOWED) | (_NEEDED - set(entry)):
-        raise ValueError(f"{where} has missing or unknown entries: {', '.join(sorted(wrong))}")
+    check_names(where, entry, _NEEDED, _ALLOWED)
     texts = {use: tuple(entry[use].strip().splitlines()) for use in _TEXTS if use in entry}
     _check_texts(where, texts)
     _check_repeat(where, texts["repeat"])
@@ -143,14 +141,11 @@ def _relation(theme: str, name: str, entry: dict) -> Relation:
     of = tuple(of) if isinstance(of, list) else of
     _check_slots(where, of, {**texts, "topic": (entry["topic"],), "about": (entry["about"],)})
     value = entry["value"]
-    own = value not in kinds()
-    if own and not {"\n", "{"} & set(value):
-        raise ValueError(f"{where} has values of the kind {value!r}, which no file of kinds/ has")
     return Relation(
         name=name,
         theme=theme,
-        value_kind=name if own else value,
-        patterns=Patterns(where, value) if own else kinds()[value],
+        value_kind=value if value in kinds() else name,
+        patterns=patterns_of(where, "values", value),
         topic=entry["topic"],
         about=entry["about"],
         texts=texts,

@@ -22,11 +22,10 @@ from functools import cache, cached_property
 from itertools import takewhile
 from typing import Any
 
-from . import libraries
-from .entries import entries
-from .split import Side, side_of
-from .subjects import people
-from .values import Patterns, kinds
+from .entries import check_names, entries
+from .split import Side, on_side, side_of
+from .subjects import first_names
+from .values import Patterns, patterns_of
 from .wording import named, wording_id, words
 
 _NEEDED = {"values", "tell", "ask"}
@@ -58,6 +57,7 @@ class Scene:
     Attributes:
         name, theme: The name of the scene, and the name of its file.
         kinds: The kind of each value.
+        patterns: The patterns of each value that is not a first name.
         messages: The messages in order.
         ask, later: The wordings by the name of a value.
         never: Questions about things that it does not tell.
@@ -66,22 +66,21 @@ class Scene:
     name: str
     theme: str
     kinds: dict[str, str]
+    patterns: dict[str, Patterns]
     messages: tuple[Message, ...]
     ask: dict[str, tuple[str, ...]]
     later: dict[str, tuple[str, ...]]
     never: tuple[str, ...]
 
-    @property
-    def lines(self) -> list[str]:
-        """All its wordings."""
-        told = [line for each in self.messages for line in (*each.wish, *each.tell)]
-        asked = [line for texts in (self.ask, self.later) for lines in texts.values() for line in lines]
-        return [*told, *asked, *self.never]
+    @cached_property
+    def asked(self) -> frozenset[tuple[str, ...]]:
+        """The words of each question for a value."""
+        return frozenset(words(line) for lines in self.ask.values() for line in lines)
 
     @cached_property
     def questions(self) -> frozenset[tuple[str, ...]]:
-        """The words of its questions, of those too about what it does not tell."""
-        return frozenset(words(line) for lines in (*self.ask.values(), self.never) for line in lines)
+        """The words of each question, of those too about what it does not tell."""
+        return self.asked | frozenset(words(line) for line in self.never)
 
     def told_on(self, side: Side) -> tuple[Message, ...]:
         """The messages at its beginning that have wordings on a side of the split."""
@@ -94,20 +93,13 @@ class Scene:
 
     def draw(self, rng: random.Random, value: str, from_libraries: bool) -> str:
         """Draw a value by its name. It may be on either side of the split."""
-        kind = self.kinds[value]
-        if kind in _NAMES:
-            gender = _NAMES[kind]
-            return rng.choice(libraries.pool(f"{gender}_names") if from_libraries else people()[gender]["names"])
-        return (kinds().get(kind) or _patterns(kind)).draw(rng, from_libraries)
+        if patterns := self.patterns.get(value):
+            return patterns.draw(rng, from_libraries)
+        return rng.choice(first_names(_NAMES[self.kinds[value]], from_libraries))
 
     def wording_id(self, use: str, template: str) -> str:
         """Return the name of a wording."""
         return wording_id(self.name, use, template)
-
-
-def on_side(lines: tuple[str, ...], side: Side) -> list[str]:
-    """Return the wordings that are on a side of the split."""
-    return [line for line in lines if side_of(line) == side]
 
 
 @cache
@@ -126,21 +118,11 @@ def scenes_on(scene_side: Side, wording_side: Side) -> tuple[Scene, ...]:
     return tuple(each for each in scenes() if side_of(each.name) == scene_side and each.asked_on(wording_side))
 
 
-@cache
-def _patterns(text: str) -> Patterns:
-    return Patterns("a scene", text)
-
-
 def _scene(theme: str, name: str, entry: dict[str, Any]) -> Scene:
     where = f"{theme}.yaml, {name},"
-    if wrong := (set(entry) - _ALLOWED) | (_NEEDED - set(entry)):
-        raise ValueError(f"{where} has missing or unknown entries: {', '.join(sorted(wrong))}")
+    check_names(where, entry, _NEEDED, _ALLOWED)
     found = {value: str(kind) for value, kind in entry["values"].items()}
-    for value, kind in found.items():
-        if kind not in kinds() and kind not in _NAMES:
-            if not {"\n", "{"} & set(kind):
-                raise ValueError(f"{where} has {value} of the kind {kind!r}, which no file of kinds/ has")
-            Patterns(f"{where} {value},", kind)
+    patterns = {value: patterns_of(where, value, kind) for value, kind in found.items() if kind not in _NAMES}
     ask = {value: _lines(where, "ask", text) for value, text in entry["ask"].items()}
     later = {value: _lines(where, "later", text) for value, text in entry.get("later", {}).items()}
     never = _lines(where, "never", entry["never"]) if "never" in entry else ()
@@ -157,7 +139,7 @@ def _scene(theme: str, name: str, entry: dict[str, Any]) -> Scene:
     for value, lines in later.items():
         _check_slots(f"{where} later, {value},", lines, set(found) | {"old"}, {value})
     _check_slots(f"{where} never,", never, set(found))
-    return Scene(name, theme, found, messages, ask, later, never)
+    return Scene(name, theme, found, patterns, messages, ask, later, never)
 
 
 def _lines(where: str, use: str, text: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ the same side in `mlx_deltamem.recall`, so that a model can be trained on both k
 
 from dataclasses import dataclass
 
-from mlx_deltamem.recall.split import SIDES, Side, check_sides, side_of
+from mlx_deltamem.recall.split import SIDES, Side, check_sides, on_side, side_of
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,4 @@ class Split:
         check_sides(vars(self))
 
 
-__all__ = ["SIDES", "Side", "Split", "side_of"]
+__all__ = ["SIDES", "Side", "Split", "on_side", "side_of"]

@@ -1,19 +1,19 @@
 """Makes conversations of scenes. `scenes.py` describes them."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from .conversation import Conversation, Kind, Question, Style, Turn
+from .distinct import Distinct
 from .messages import acknowledgement, typed
 from .ordinary import ordinary_messages_for
-from .questions import Encode, assistant_says
-from .scenes import Message, Scene, on_side, scenes_on
+from .questions import Encode, assistant_says, limited, pieces_of
+from .scenes import Message, Scene, scenes_on
 from .settings import SpeechSettings
-from .split import side_of
-from .wording import article, contains, fill, named, words
-
-_TRIES = 300
+from .split import on_side
+from .wording import article, fill, named
 
 
 @dataclass(eq=False)
@@ -27,19 +27,21 @@ class _Told:
 
 @dataclass(eq=False)
 class _Story:
-    """A scene with its values, told up to one of its messages."""
+    """A scene with its values, told up to one of its messages in a block of turns."""
 
     scene: Scene
     blanks: dict[str, str] = field(default_factory=dict)
     told: dict[str, _Told] = field(default_factory=dict)
+    block: list[Turn] = field(default_factory=list)
 
     def can_say(self, template: str) -> bool:
         """Whether a template only names values that were told."""
         return set(named(template)) <= {*self.told, "old"}
 
-    def names_updated(self, template: str, name: str) -> bool:
-        """Whether a template names a value, other than `name`, that was told anew."""
-        return any(self.told[each].kind == "update" for each in named(template) if each not in ("old", name))
+    def sayable(self, lines: Iterable[str], name: str) -> list[str]:
+        """The lines about a value that name told values only, and none but this one that was told anew."""
+        anew = {each for each, told in self.told.items() if told.kind == "update"} - {name}
+        return [line for line in lines if self.can_say(line) and anew.isdisjoint(named(line))]
 
     def phrase(self, name: str) -> str:
         """Return a value with the article that it has where it is told ("a barber")."""
@@ -72,27 +74,25 @@ class Storyteller:
         self._scenes = scenes_on(settings.split.relations, self._side)
         if not self._scenes:
             raise ValueError("no scene is on these sides of the split; set scenes to 0")
-        self._said: list[tuple[str, ...]] = []
+        self._distinct = Distinct()
 
     def conversation(self) -> Conversation:
         """Make the conversation."""
-        stories, blocks = self._stories()
+        stories = self._stories()
+        blocks = [story.block for story in stories]
         for story in stories:
             self._add_later(story, blocks)
         self._add_ordinary(blocks)
         turns = tuple(turn for block in blocks for turn in block)
         questions = [each for story in stories for each in self._questions(story, turns)]
-        if self._settings.questions is not None and len(questions) > self._settings.questions:
-            questions = self._rng.sample(questions, self._settings.questions)
-        questions += self._absent(stories)
+        questions = [*limited(self._rng, self._settings, questions), *self._absent(stories)]
         self._rng.shuffle(questions)
         return Conversation(turns, tuple(questions))
 
-    def _stories(self) -> tuple[list[_Story], list[list[Turn]]]:
-        """Tell scenes, each in a block of turns, until there are enough values."""
+    def _stories(self) -> list[_Story]:
+        """Tell scenes until there are enough values."""
         wanted = max(1, self._rng.randint(*self._settings.facts))
         stories: list[_Story] = []
-        blocks: list[list[Turn]] = []
         for scene in self._rng.sample(self._scenes, len(self._scenes)):
             if wanted <= 0:
                 break
@@ -105,31 +105,26 @@ class Storyteller:
             messages, asked = scene.told_on(self._side), scene.asked_on(self._side)
             counts = [sum(name in asked for name in message.new) for message in messages]
             least = next(number for number, count in enumerate(counts, start=1) if count)
-            block: list[Turn] = []
             for message, count in zip(messages[: self._rng.randint(least, len(messages))], counts, strict=False):
                 if wanted <= 0:
                     break
-                block.append(self._tell(story, message))
+                story.block.append(self._tell(story, message))
                 wanted -= count
             stories.append(story)
-            blocks.append(block)
-        return stories, blocks
+        return stories
 
     def _draw(self, story: _Story, name: str, anew: bool = False) -> bool:
         """Give a value that overlaps no other of the conversation, and no question of its scene; False if none is."""
         side = self._settings.split.values if name in story.scene.ask else "train"
-        asked = [words(line) for lines in story.scene.ask.values() for line in lines]
-        for _ in range(_TRIES):
-            value = story.scene.draw(self._rng, name, self._settings.libraries)
-            parts = words(value)
-            near = any(contains(said, parts) or contains(parts, said) for said in self._said)
-            if side_of(value) == side and not near and not any(contains(text, parts) for text in asked):
-                self._said.append(parts)
-                if anew:
-                    story.blanks["old"] = story.blanks[name]
-                story.blanks[name] = value
-                return True
-        return False
+        value = self._distinct.draw(
+            lambda: story.scene.draw(self._rng, name, self._settings.libraries), side, story.scene.asked
+        )
+        if value is None:
+            return False
+        if anew:
+            story.blanks["old"] = story.blanks[name]
+        story.blanks[name] = value
+        return True
 
     def _tell(self, story: _Story, message: Message) -> Turn:
         scene = story.scene
@@ -151,12 +146,11 @@ class Storyteller:
     def _add_later(self, story: _Story, blocks: list[list[Turn]]) -> None:
         """Give some of a story's values anew, anywhere after the story."""
         scene = story.scene
-        first = next(place for place, block in enumerate(blocks) if block[0].relations == (scene.name,))
+        first = next(place for place, block in enumerate(blocks) if block is story.block)
         for name, lines in scene.later.items():
-            found = [line for line in on_side(lines, self._side) if story.can_say(line)]
-            # The message may stand before the one that told another value anew.
-            found = [line for line in found if not story.names_updated(line, name)]
-            if name not in story.told or not found or self._rng.random() >= self._settings.updates:
+            # The message may stand before one that tells another value anew.
+            found = story.sayable(on_side(lines, self._side), name)
+            if not found or self._rng.random() >= self._settings.updates:
                 continue
             if self._draw(story, name, anew=True):
                 template = self._rng.choice(found)
@@ -178,9 +172,8 @@ class Storyteller:
         """The questions about the told values of a story."""
         found = []
         for name, told in story.told.items():
-            lines = [line for line in on_side(story.scene.ask.get(name, ()), self._side) if story.can_say(line)]
             # A value that was told anew may not have this one any more.
-            lines = [line for line in lines if not story.names_updated(line, name)]
+            lines = story.sayable(on_side(story.scene.ask.get(name, ()), self._side), name)
             for template in self._rng.sample(lines, min(len(lines), self._settings.asked)):
                 says = "answer_own" if told.style == "assistant" and told.kind != "update" else "answer"
                 answer = assistant_says(says, value=story.phrase(name))
@@ -221,5 +214,5 @@ class Storyteller:
             sibling=bool(alike) if told else True,
             turn=turn,
             distance=None if turn is None else len(turns) - turn,
-            pieces=None if self._encode is None else len(self._encode(f" {value}")) if value else 0,
+            pieces=pieces_of(value, self._encode),
         )

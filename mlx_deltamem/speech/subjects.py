@@ -61,6 +61,11 @@ def people() -> dict[str, dict[str, tuple[str, ...]]]:
     return {gender: {what: tuple(text.split("\n")) for what, text in lists.items()} for gender, lists in read.items()}
 
 
+def first_names(gender: str, from_libraries: bool) -> tuple[str, ...]:
+    """Return the first names of a gender, from the libraries or from `names.yaml`."""
+    return libraries.pool(f"{gender}_names") if from_libraries else people()[gender]["names"]
+
+
 def draw_subject(rng: random.Random, relation: Relation, taken: set[str], from_libraries: bool) -> Subject | None:
     """Draw a subject that is not taken; None if the relation has no subjects.
 
@@ -93,9 +98,7 @@ def _draw_person(rng: random.Random, from_libraries: bool) -> Subject:
 def _draw_name(rng: random.Random, gender: str, from_libraries: bool) -> str:
     """Draw a name on the training side: held-out names are kept for values."""
     while True:
-        if rng.random() < 0.15:
-            name = invented.invent(rng, "name")
-        else:
-            name = rng.choice(libraries.pool(f"{gender}_names") if from_libraries else people()[gender]["names"])
+        invents = rng.random() < 0.15
+        name = invented.invent(rng, "name") if invents else rng.choice(first_names(gender, from_libraries))
         if side_of(name) == "train":
             return name

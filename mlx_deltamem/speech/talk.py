@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import yaml
 
-from .split import Side, side_of
+from .split import Side, on_side
 from .wording import slots, wording_id
 
 SHARED = "shared"
@@ -27,7 +27,7 @@ _SLOTS = {"forget": {"topic"}, "ask": {"about", "topic"}, "answer": {"value"}, "
 def talk(use: str, side: Side) -> tuple[str, ...]:
     """Return the lines of a use; those of a side, if the use is split."""
     lines = _all()[use]
-    return tuple(line for line in lines if side_of(line) == side) if use in _SPLIT else lines
+    return on_side(lines, side) if use in _SPLIT else lines
 
 
 def talk_id(use: str, template: str) -> str:

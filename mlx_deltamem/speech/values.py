@@ -49,6 +49,23 @@ class Patterns:
         return _SLOT.sub(lambda match: _drawn(rng, match[1], from_libraries), pattern)
 
 
+def patterns_of(where: str, what: str, kind: str) -> Patterns:
+    """Return the patterns of a kind, which is its name or patterns of its own.
+
+    Args:
+        where, what: The place and the values that have the kind, for errors.
+        kind: A name in `kinds/`, or patterns.
+
+    Raises:
+        ValueError: There is no such kind, or the patterns have a mistake.
+    """
+    if kind in kinds():
+        return kinds()[kind]
+    if not {"\n", "{"} & set(kind):
+        raise ValueError(f"{where} has {what} of the kind {kind!r}, which no file of kinds/ has")
+    return Patterns(where, kind)
+
+
 @cache
 def kinds() -> dict[str, Patterns]:
     """Return every kind of value by its name.

@@ -98,8 +98,8 @@ def health_document(health: Health) -> dict[str, object]:
             {
                 "memory": way,
                 "meaning": MEANINGS[way],
-                "ratio": _finite(ratio.value),
-                "interval": [_finite(ratio.low), _finite(ratio.high)],
+                "ratio": finite(ratio.value),
+                "interval": [finite(ratio.low), finite(ratio.high)],
                 "texts": ratio.texts,
             }
             for way, ratio in health.ratios.items()
@@ -160,7 +160,8 @@ def _share_document(share: Estimate, prompts: int) -> dict[str, object]:
     return {"value": share.value, "interval": [share.low, share.high], "prompts": prompts}
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """Return the value, or None if it is not finite, for which JSON has no number."""
     return value if math.isfinite(value) else None
 
 
