@@ -139,9 +139,9 @@ def _in_talk(rng: random.Random, settings: SpeechSettings, template: str) -> tup
         text, style = _small_talk(rng, template), "small_talk"
     elif drawn < settings.small_talk + settings.buried:
         before, after = (rng.choice(talk(use, "train")) for use in ("around_before", "around_after"))
-        text, style = f"{before} {_ended(template)} {after}", "buried"
+        text, style = f"{before} {ended(template)} {after}", "buried"
     elif drawn < settings.small_talk + settings.buried + settings.with_request:
-        parts = [_ended(template), short_request(rng)]
+        parts = [ended(template), short_request(rng)]
         text, style = " ".join(parts if rng.random() < 0.6 else parts[::-1]), "with_request"
     else:
         return template, "plain"
@@ -155,7 +155,7 @@ def _small_talk(rng: random.Random, template: str) -> str:
         return f"{lead} {within(template)}"
     if form < 0.75:
         return f"{rng.choice(_like(template, 'before'))} {template}"
-    return f"{_ended(template)} {rng.choice(_like(template, 'after'))}"
+    return f"{ended(template)} {rng.choice(_like(template, 'after'))}"
 
 
 def _like(template: str, use: str) -> list[str]:
@@ -163,5 +163,6 @@ def _like(template: str, use: str) -> list[str]:
     return [each for each in talk(use, "train") if each[:1].islower() != is_sentence(template)]
 
 
-def _ended(template: str) -> str:
+def ended(template: str) -> str:
+    """Return a template with a mark at its end, after which a sentence may follow."""
     return template if template[-1:] in ".!?" else f"{template}."

