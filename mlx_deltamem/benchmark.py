@@ -24,7 +24,7 @@ from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options import mlx_lm_defaults
 from mlx_deltamem.options.rule import BITS, PLACE, POSITIVE, STEP, Rule
 from mlx_deltamem.ranks.launched import is_launched
-from mlx_deltamem.show.plot import add_plot_option, check_plot
+from mlx_deltamem.show.plot import add_plot_option, check_dark, check_plot
 
 # MLX ends the process, without an error, where memory is short.
 _MOST_TOKENS = 2**24
@@ -108,6 +108,7 @@ def _check_options(args: argparse.Namespace) -> None:
                 f"--batch-size is {args.batch_size:,} with sequences of {length:,} tokens; expected at most "
                 f"{_MOST_TOKENS:,} tokens in a batch"
             )
+    check_dark(args.dark, args.plot)
     if args.plot is not None:
         check_plot(args.plot)
 

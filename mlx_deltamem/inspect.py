@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import PLACE
-from mlx_deltamem.show.plot import ENDINGS, PAGE, add_plot_option, check_plot, load_figures
+from mlx_deltamem.show.plot import ENDINGS, PAGE, add_plot_option, check_dark, check_plot, load_figures
 from mlx_deltamem.show.printable import json_document
 
 if TYPE_CHECKING:
@@ -118,8 +118,7 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ValueError("--model goes with one adapter; a session is inspected without its model, and so is a diff")
     if args.text is not None and args.model is None:
         raise ValueError("--text needs a --model to run the text through")
-    if args.dark and (args.plot is None or args.plot.suffix.lower() == PAGE):
-        raise ValueError("--dark goes with a figure of --plot; a page is dark where the browser is")
+    check_dark(args.dark, args.plot)
     if args.messages and not of_session:
         raise ValueError("--messages goes with one session")
 

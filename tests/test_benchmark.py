@@ -108,6 +108,7 @@ def test_a_real_model_and_adapter_in_batches(run, tmp_path):
         (["--shape", "tiny", "--adapter", adapter()], "does not fit"),
         (["--model", "no/such/model"], "no/such/model is not a folder"),
         (["--shape", "tiny", "--plot", "figure.txt"], "does not end in .png"),
+        (["--shape", "tiny", "--dark"], "--dark is for the figure of --plot; add --plot"),
         (["--shape", "tiny", "--plot", "no/such/folder/figure.png"], "there is no folder no/such/folder"),
     ],
 )

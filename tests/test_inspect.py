@@ -310,6 +310,7 @@ def test_every_kind_has_a_figure(arguments, inspected, folder):
         ((adapter(), "--model", "nowhere"), "nowhere is not a folder on this machine"),
         ((adapter(), "--model", backbone(), "--text", "none.txt"), "there is no text file none.txt"),
         ((adapter(), "--plot", "out.jpg"), "does not end in .png, .pdf, .svg"),
+        ((adapter(), "--dark"), "--dark is for the figure of --plot; add --plot"),
         ((adapter(), "--plot", "nowhere/out.png"), "there is no folder nowhere"),
         (("nowhere", "--plot", "out.jpg"), "does not end in"),
     ],

@@ -89,6 +89,20 @@ def check_plot(path: Path, endings: tuple[str, ...] = ENDINGS) -> None:
         raise ValueError("--plot needs matplotlib, which is not installed: pip install 'mlx-deltamem[plot]'")
 
 
+def check_dark(dark: bool, path: Path | None) -> None:
+    """Check that `--dark` comes with a figure.
+
+    Raises:
+        ValueError: There is no figure, or it is a page.
+    """
+    if not dark:
+        return
+    if path is None:
+        raise ValueError("--dark is for the figure of --plot; add --plot, or leave --dark out")
+    if path.suffix.lower() == PAGE:
+        raise ValueError("--dark is for figures, and a page is dark where its browser is; leave --dark out")
+
+
 def _is_drawn(path: Path) -> bool:
     """Whether a file is a picture that matplotlib drew, or a page of ours; or empty, so that nothing is lost."""
     content = path.read_bytes()

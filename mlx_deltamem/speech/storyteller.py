@@ -120,7 +120,7 @@ class Storyteller:
         """Group the messages of a scene: those of a group are sent as one."""
         groups: list[list[Message]] = []
         for message in messages:
-            by_assistant = message.wish or groups and groups[-1][-1].wish
+            by_assistant = message.wish or (groups and groups[-1][-1].wish)
             if groups and not by_assistant and self._rng.random() < self._settings.two_facts:
                 groups[-1].append(message)
             else:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from mlx_deltamem.cli.command import command
 from mlx_deltamem import ChatSession, load
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE, SEED
@@ -41,6 +42,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main() -> None:
     """Kill the saving process again and again; stop at the first damaged file."""
     args = setup_arg_parser().parse_args()

@@ -18,6 +18,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from rich.console import Console
 from rich.table import Table
 
+from mlx_deltamem.cli.command import command
 from mlx_deltamem import ChatSession, load
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.demo.model import ADAPTER
@@ -53,6 +54,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main() -> None:
     """Read the text and print a table."""
     args = setup_arg_parser().parse_args()

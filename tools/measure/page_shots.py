@@ -10,10 +10,12 @@ from pathlib import Path
 
 from selenium.webdriver.common.keys import Keys
 
+from mlx_deltamem.cli.command import command
 from tests.serving.page.browser import Page, opened_page
 from tests.serving.page.fake_server import FakeServer
 
 
+@command
 def main() -> None:
     """Take all pictures."""
     parser = argparse.ArgumentParser(description=__doc__)

@@ -11,6 +11,7 @@ import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 
+from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.recurrence.definition import delta_scan_reference
 from mlx_deltamem.recurrence.scan import delta_scan
@@ -87,6 +88,7 @@ def cost(work: Callable[[], object]) -> tuple[float, int]:
     return time.process_time() - start, mx.get_peak_memory() - before
 
 
+@command
 def main() -> None:
     """Measure the scans and print them."""
     parser = Parser(description=__doc__)

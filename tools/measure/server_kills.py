@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE, SEED
 
@@ -117,6 +118,7 @@ def killed_at_end(process: subprocess.Popen) -> Iterator[subprocess.Popen]:
             process.kill()
 
 
+@command
 def main() -> None:
     """Kill the server again and again; stop at the first fault."""
     args = setup_arg_parser().parse_args()

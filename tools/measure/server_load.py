@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from mlx_deltamem.cli.command import command
 from tools import smollm2
 
 # Questions of about the length that people type.
@@ -33,6 +34,7 @@ QUESTIONS = (
 WITHOUT, OFF, WITH = "mlx_lm.server", "memory off", "memory on"
 
 
+@command
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)

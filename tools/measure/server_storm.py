@@ -23,6 +23,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_deltamem.cli.command import command
 from mlx_deltamem import ChatSession, load
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE, SEED
@@ -57,6 +58,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main() -> None:
     """Send the requests, and check."""
     args = setup_arg_parser().parse_args()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from mlx_deltamem.cli.command import command
 from mlx_deltamem import ChatSession, load
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE, SEED
@@ -100,6 +101,7 @@ def same_as_new(chat: ChatSession, reply_tokens: int) -> bool:
     )
 
 
+@command
 def main() -> None:
     args = setup_arg_parser().parse_args()
     model, tokenizer = load(args.model, adapter=args.adapter)
