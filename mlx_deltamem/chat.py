@@ -27,8 +27,9 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="Go on with a chat that was kept: the last one, or the one of this number or title. Without --model, its "
         "own model and adapter are loaded.",
     )
-    kept.add_argument("--list", action="store_true", help="Print the chats that were kept, and end.")
-    kept.add_argument("--search", metavar="TEXT", help="Print the messages of these chats that have TEXT, and end.")
+    listing = kept.add_mutually_exclusive_group()
+    listing.add_argument("--list", action="store_true", help="Print the chats that were kept, and end.")
+    listing.add_argument("--search", metavar="TEXT", help="Print the messages of these chats that have TEXT, and end.")
     kept.add_argument("--no-save", action="store_true", help="Do not keep this chat.")
     kept.add_argument(
         "--chats", type=user_path, default=user_path(KEPT_CHATS), help=f"Folder of the chats (default: {KEPT_CHATS})."
@@ -45,6 +46,10 @@ def main() -> None:
     args = setup_arg_parser().parse_args()
     if args.go_on is not None and (args.session is not None or args.no_save):
         raise ValueError("--continue goes on with a chat that is kept; leave --session and --no-save out")
+    if args.session is not None and args.no_save:
+        raise ValueError(
+            "--no-save keeps nothing, and --session names a file to keep the chat in; leave one of them out"
+        )
     if not args.list and args.search is None:
         model_and_adapter(args)
     from mlx_deltamem.commands.chat import run

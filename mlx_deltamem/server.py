@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 from pathlib import Path
 
 from mlx_deltamem.cli.command import command_of_ranks
@@ -57,6 +58,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     memory.add_argument("--memory-header", nargs="+", help="Headers that name the memory, in place of the usual ones.")
     memory.add_argument(
         "--read-only-pattern",
+        type=_pattern,
         default=READ_ONLY_PATTERN,
         help="A request only reads its memory if the last message of the user matches this (default: how the requests "
         "begin that Open WebUI makes by itself).",
@@ -114,7 +116,7 @@ def main() -> None:
     args = setup_arg_parser().parse_args()
     # Of several ranks, rank 0 alone has the key.
     key = _checked_key(args) if launched_rank() == 0 else None
-    name = Path(model_and_adapter(args)[0]).name
+    name = _name_of(model_and_adapter(args)[0])
     from mlx_deltamem.cli.opening import load_spread_model
 
     try:
@@ -126,6 +128,25 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model, tokenizer = load_spread_model(args)
     serve(model, tokenizer, name, key, args)
+
+
+def _name_of(model: str) -> str:
+    """The name of a model for clients: that of its folder, or of its Hub repo without the owner."""
+    place = Path(model)
+    return (place.resolve() if place.is_dir() else place).name or "model"
+
+
+def _pattern(text: str) -> str:
+    """Check a regular expression.
+
+    Raises:
+        ArgumentTypeError: It is none.
+    """
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression ({error}); correct it") from None
+    return text
 
 
 def _checked_key(args: argparse.Namespace) -> str | None:

@@ -1,6 +1,7 @@
 import json
 import math
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -99,6 +100,32 @@ def test_draft_models_that_do_not_fit_are_refused(tmp_path):
         (("--draft-model", str(tmp_path / "none")), "none"),
     ):
         assert_refused(generate(*MODEL, "--prompt", "Hello", *options), message)
+
+
+@pytest.mark.slow
+def test_options_without_an_effect_are_refused():
+    template = ("--chat-template-config", '{"enable_thinking": false}')
+    for options, message in (
+        (("--save-kv",), "--save-kv is for a --session FILE"),
+        ((*template, "--ignore-chat-template"), "--chat-template-config does not go with --ignore-chat-template"),
+    ):
+        assert_refused(generate(*MODEL, "--prompt", "Hello", *options), message)
+
+
+@pytest.mark.slow
+def test_a_template_of_the_options_makes_a_chat(tmp_path):
+    """Also where the tokenizer has none."""
+    model = shutil.copytree(backbone(), tmp_path / "plain")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    template = settings.pop("chat_template", None) or (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    places = ("--model", model, "--adapter", adapter(), "--prompt", "Hello", "--max-tokens", "4", "--verbose", "False")
+    given = ("--chat-template-config", json.dumps({"chat_template": template}))
+    with_template, plain = generate(*places, *given), generate(*places)
+    assert with_template.returncode == plain.returncode == 0, with_template.stderr
+    assert with_template.stdout.strip() == replies("--prompt", "Hello", "--max-tokens", "4").strip()
+    assert with_template.stdout != plain.stdout
 
 
 @pytest.mark.slow

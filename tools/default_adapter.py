@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import TypeAlias
 
 import mlx.core as mx
-import yaml
 
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.core.adapter import SETTINGS_FILE
+from mlx_deltamem.files.yaml_text import parse_yaml
 from mlx_deltamem.options.rule import POSITIVE, SEED
 from tools import smollm2
 
@@ -36,6 +36,7 @@ Stage: TypeAlias = Mapping[str, Mapping[str, object]]
 DEFAULT_FOLDER = smollm2.DEFAULT_CACHE / "default-adapter"
 # Held-out values measure the run.
 HELD_OUT = "values"
+_PARTS = ("recall", "speech", "records", "train")
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:
@@ -141,6 +142,26 @@ def _run(command: str, arguments: list[str]) -> None:
     importlib.import_module(f"mlx_deltamem.{command}").main()
 
 
+def read_recipe(file: Path) -> dict[str, Stage]:
+    """The stages of a recipe.
+
+    Raises:
+        ValueError: It is no YAML, or a stage of it lacks a part or a seed.
+    """
+    try:
+        recipe = parse_yaml(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is no YAML file: {error}") from None
+    if not isinstance(recipe, dict) or not recipe:
+        raise ValueError(f"{file} has no stages; expected some, by name, as {RECIPE.name} has")
+    for name, stage in recipe.items():
+        for part in _PARTS:
+            options = stage.get(part) if isinstance(stage, dict) else None
+            if not isinstance(options, dict) or not isinstance(options.get("seed"), int):
+                raise ValueError(f"{file}, stage {name}: expected a part {part} with options and a seed")
+    return recipe
+
+
 def with_seed(recipe: Mapping[str, Stage], more: int) -> dict[str, Stage]:
     """The recipe with a number added to each seed."""
     return {
@@ -152,7 +173,7 @@ def with_seed(recipe: Mapping[str, Stage], more: int) -> dict[str, Stage]:
 @command
 def main() -> None:
     args = setup_arg_parser().parse_args()
-    recipe = with_seed(yaml.safe_load(args.recipe.read_text()), args.seed)
+    recipe = with_seed(read_recipe(args.recipe), args.seed)
     model = smollm2.build()
     processes = args.processes or (1 if mx.default_device() == mx.gpu else os.cpu_count() or 1)
     adapter = None

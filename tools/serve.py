@@ -9,9 +9,11 @@ import sys
 
 from mlx_deltamem import server
 from tools import smollm2
+from mlx_deltamem.cli.command import command
 from mlx_deltamem.demo.model import ADAPTER
 
 
+@command
 def main() -> None:
     """Run the server."""
     folder = smollm2.build()

@@ -33,7 +33,7 @@ STAMP = "build.json"
 EXIT_FAILURE = 2
 
 
-class DownloadError(RuntimeError):
+class DownloadError(OSError):
     """The download of the wheel failed, or the wheel is not the expected one."""
 
 
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = setup_arg_parser().parse_args(argv)
     try:
         print(build(args.output, args.cache))
-    except (DownloadError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILURE
     return 0

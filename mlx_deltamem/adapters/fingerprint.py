@@ -3,7 +3,7 @@
 import hashlib
 import json
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import cast
@@ -19,6 +19,7 @@ from mlx_deltamem.core.spread import spread_of
 from mlx_deltamem.core.use import attachment_of
 
 _DIGITS = 16
+_OWN_ENDS = "_ends_of_its_own"
 _UNSIGNED = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 # Tokenizers differ in how they split words, digits, spaces, lines and other scripts.
 _PROBE = "The year 1984, naïve café —  two  spaces\n\tline\n\n日本語 Ελληνικά 🙂 don't <|im_start|>"
@@ -38,16 +39,17 @@ class Origin:
     adapter: str
     tokenizer: str
 
-    def check(self, path: Path, found: "Origin") -> None:
+    def check(self, path: Path, found: "Origin", other_tokenizer: str = "") -> None:
         """Raise ValueError if the chat in a file has another origin.
 
         Args:
             path: The file, for the error.
             found: The origin that is stored in the file.
+            other_tokenizer: Another fingerprint that its tokenizer may have; "": none.
         """
         for kind in ("backbone", "adapter", "tokenizer"):
             theirs, ours = getattr(found, kind), getattr(self, kind)
-            if theirs != ours:
+            if theirs != ours and not (kind == "tokenizer" and theirs == other_tokenizer):
                 raise ValueError(
                     f"{path} was made with another {kind} ({theirs}, of {found.name}) than this one ({ours}, of "
                     f"{self.name}); load it with the one it was made with"
@@ -61,8 +63,19 @@ def origin_of(model: nn.Module, tokenizer: TokenizerWrapper) -> Origin:
         name=getattr(model, "backbone_name", model.model_type),
         backbone=backbone,
         adapter=adapter,
-        tokenizer=tokenizer_fingerprint(tokenizer),
+        tokenizer=tokenizer_fingerprint(tokenizer, own_ends(tokenizer)),
     )
+
+
+def note_own_ends(tokenizer: TokenizerWrapper) -> None:
+    """Keep the end tokens that a tokenizer has now as its own: others that are added do not make it another one."""
+    setattr(tokenizer, _OWN_ENDS, own_ends(tokenizer))
+
+
+def own_ends(tokenizer: TokenizerWrapper) -> frozenset[int]:
+    """The end tokens of a tokenizer, without those that were added after `note_own_ends`."""
+    noted: frozenset[int] | None = getattr(tokenizer, _OWN_ENDS, None)
+    return frozenset(tokenizer.eos_token_ids) if noted is None else noted
 
 
 @dataclass(frozen=True)
@@ -131,11 +144,10 @@ def adapter_fingerprint(model: nn.Module) -> str:
     return _digest([adapter.config.to_json()], dict(sorted(adapter.weights.items())))
 
 
-def tokenizer_fingerprint(tokenizer: TokenizerWrapper) -> str:
+def tokenizer_fingerprint(tokenizer: TokenizerWrapper, ends: Collection[int]) -> str:
     """Return the fingerprint of a tokenizer: its size, chat template, end tokens, and the tokens of a probe text."""
-    ends = sorted(tokenizer.eos_token_ids)
     probe = tokenizer.encode(_PROBE, add_special_tokens=False)
-    facts = [tokenizer.vocab_size, str(tokenizer.chat_template), ends, probe]
+    facts = [tokenizer.vocab_size, str(tokenizer.chat_template), sorted(ends), probe]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:_DIGITS]
 
 

@@ -37,13 +37,21 @@ class Copies:
         save_kv: Whether the files get the keys and values too.
         kept: The folder in which new chats are kept; None: they have no file. A chat of this folder gets its file with
             its first turn, and loses it when it is reset.
+        is_saved: Whether the file holds the chat as it is.
 
     Attributes:
         number: The number of the current chat, from 1 to `len(copies)`. It may be set.
     """
 
-    def __init__(self, chat: ChatSession, file: Path | None, save_kv: bool, kept: KeptChats | None = None):
-        self._copies = [_Copy(chat, file)]
+    def __init__(
+        self,
+        chat: ChatSession,
+        file: Path | None,
+        save_kv: bool,
+        kept: KeptChats | None = None,
+        is_saved: bool = False,
+    ):
+        self._copies = [_Copy(chat, file, is_saved)]
         self._save_kv = save_kv
         self._kept = kept
         self._is_unkept = file is None

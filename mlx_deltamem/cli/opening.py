@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from mlx_deltamem.adapters.fingerprint import note_own_ends
 from mlx_deltamem.adapters.loading import load
 from mlx_deltamem.adapters.spread_loading import load_spread
 from mlx_deltamem.cli.options import model_and_adapter
@@ -166,4 +167,5 @@ def _add_end(tokenizer: TokenizerWrapper, token: str) -> None:
         raise ValueError(f"--extra-eos-token is {shown(token)}; expected a token of the model, or its number")
     if token not in vocabulary and int(token) not in vocabulary.values():
         raise ValueError(f"--extra-eos-token is {token}; expected a number from 0 to {max(vocabulary.values()):,}")
+    note_own_ends(tokenizer)
     tokenizer.add_eos_token(token)

@@ -17,8 +17,9 @@ from mlx_deltamem.cli.kept_list import print_found, print_list
 from mlx_deltamem.cli.opening import load_spread_model, open_chat, reply_options
 from mlx_deltamem.cli.options import model_and_adapter
 from mlx_deltamem.cli.terminal import TerminalChat, accept_any_bytes
-from mlx_deltamem.files.atomic import user_path
+from mlx_deltamem.files.atomic import resolved, user_path
 from mlx_deltamem.ranks.joining import world
+from mlx_deltamem.sessions.foreign.folder import foreign_format
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.show.console import Console
 
@@ -49,7 +50,14 @@ def run(args: argparse.Namespace) -> None:
     console.print(Panel(escape("\n".join(_facts(args, chat, file))), title="mlx_deltamem.chat", title_align="left"))
     console.print("/help lists the commands", style="dim")
     is_kept = file is not None and ranks.first(lambda: kept.holds(file))
-    TerminalChat(Copies(chat, file, args.save_kv, kept if is_kept else None), options, console).run()
+    is_saved = args.session is not None and ranks.first(lambda: _is_as_saved(args))
+    TerminalChat(Copies(chat, file, args.save_kv, kept if is_kept else None, is_saved), options, console).run()
+
+
+def _is_as_saved(args: argparse.Namespace) -> bool:
+    """Whether the session file has the chat as the options ask for it."""
+    is_changed = args.history is not None or args.write is not None or args.save_kv
+    return args.session.exists() and foreign_format(resolved(args.session)) is None and not is_changed
 
 
 def _opened(args: argparse.Namespace, kept: KeptChats) -> ChatSession:
@@ -84,7 +92,7 @@ def _found(args: argparse.Namespace, kept: KeptChats) -> tuple[str, str | None, 
         # The last chat of that model is meant. Its fingerprint is not known yet.
         return "", args.model, args.adapter
     found = kept.find(args.go_on)
-    if args.model is not None or args.adapter is not None:
+    if args.model is not None:
         return str(found.file), args.model, args.adapter
     places = kept.places_of(found)
     if places is None:
@@ -92,7 +100,8 @@ def _found(args: argparse.Namespace, kept: KeptChats) -> tuple[str, str | None, 
             f"the model of the chat {found.title!r} is not known here ({found.texts.origin.name}); name it by "
             "--model and --adapter"
         )
-    return str(found.file), places.model, places.adapter
+    # An adapter may be named alone, for example after its folder was moved.
+    return str(found.file), places.model, args.adapter or places.adapter
 
 
 def _new_file(args: argparse.Namespace, kept: KeptChats, chat: ChatSession) -> Path | None:

@@ -27,6 +27,7 @@ from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.beginning import Beginning
 from mlx_deltamem.sessions.prefill import window
 from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.template_text import has_template
 from mlx_deltamem.sessions.token_ids import token_ids
 from mlx_deltamem.sessions.writing import NONE
 from mlx_deltamem.show.printable import printable
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     # All is read and checked before the first text is written.
     args.remember = [(name_of(path), read_remembered(path)) for path in args.remember]
     model, tokenizer = load_spread_model(args)
-    is_chat = tokenizer.has_chat_template and not args.ignore_chat_template
+    is_chat = has_template(tokenizer) and not args.ignore_chat_template
     _check(args, is_chat)
     check_quantised(model, args)
     draft = None if args.draft_model is None else _load_draft(tokenizer, args)
@@ -82,6 +83,10 @@ def _check(args: argparse.Namespace, is_chat: bool) -> None:
             raise ValueError(f"--{option.replace('_', '-')} is for chats; this runs without a chat template")
     if not is_chat and (args.remember or args.write is not None):
         raise ValueError("--remember and --write are for chats; this runs without a chat template")
+    if args.ignore_chat_template and args.chat_template_config:
+        raise ValueError("--chat-template-config does not go with --ignore-chat-template; leave one of them out")
+    if args.save_kv and args.session is None:
+        raise ValueError("--save-kv is for a --session FILE; name one, or leave --save-kv out")
     if args.max_kv_size is not None and is_chat:
         raise ValueError("--max-kv-size is for --ignore-chat-template; a chat takes --history NUMBER")
     for option in ("kv_bits", "max_kv_size", "prefill_response"):
@@ -190,7 +195,8 @@ def _continue_text(
         options["max_tokens"] = 2**31 - 1
     for ids in [_plain_ids(tokenizer, prompt) for prompt in prompts]:
         reading = read_only(model) if args.read_only else nullcontext()
-        with reading, reading_progress("Reading the prompt", args.verbose) as progress:
+        # mlx-lm does not tell of the prompt where it drafts, and a bar that is not ended takes what is printed.
+        with reading, reading_progress("Reading the prompt", args.verbose and draft is None) as progress:
             responses = stream_generate(
                 model,
                 tokenizer,

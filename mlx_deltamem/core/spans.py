@@ -73,14 +73,16 @@ class RunningSpans(Spans):
 
     def __init__(self, message_ids: Ids, sentence_ids: Ids | None, config: DeltaMemConfig):
         super().__init__(message_ids, sentence_ids, config)
-        self._weights = unit_shares(self._units)
+        # The shares of all tokens would take space with the square of the text.
+        self._unit_ids, self._sizes = _units_of(self._units)
+        self._filled = mx.array(self._sizes > 0)
         self._done = 0
         self._carried: dict[int, mx.array] = {}
 
     @property
     def has_units(self) -> bool:
         """Whether at least one token is in a span."""
-        return self._weights is not None
+        return self._sizes.size > 0
 
     def units(self, batch: int, length: int, mask: mx.array | None) -> WriteUnits | None:
         """The part of the units in the next `length` tokens of the pass; None if there are no units or no such tokens.
@@ -88,10 +90,10 @@ class RunningSpans(Spans):
         A mask has no effect.
         """
         begin, self._done = self._done, self._done + length
-        if self._weights is None or begin >= self.shape[1]:
+        if not self.has_units or begin >= self.shape[1]:
             return None
-        part = mx.array(self._weights[:, :, begin : self._done])
-        return WriteUnits(part, _filled(self._weights), self._carried, complete=self._done >= self.shape[1])
+        part = mx.array(_shares(self._units[:, begin : self._done], self._unit_ids, self._sizes))
+        return WriteUnits(part, self._filled, self._carried, complete=self._done >= self.shape[1])
 
 
 def unit_shares(ids: np.ndarray) -> np.ndarray | None:
@@ -100,14 +102,24 @@ def unit_shares(ids: np.ndarray) -> np.ndarray | None:
     Args:
         ids: `[B, T]` int, the unit of each token; -1 for none.
     """
-    rows = [np.unique(row[row >= 0]) for row in ids]
-    most = max((len(row) for row in rows), default=0)
-    if most == 0:
-        return None
+    unit_ids, sizes = _units_of(ids)
+    return _shares(ids, unit_ids, sizes) if sizes.size else None
+
+
+def _units_of(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids of the units and their numbers of tokens, both `[B, U]`, in ascending order of ids."""
+    rows = [np.unique(row[row >= 0], return_counts=True) for row in ids]
+    most = max((len(found) for found, _ in rows), default=0)
     # Rows with fewer units are filled up with an id that no token has.
-    unit_ids = np.stack([np.pad(row, (0, most - len(row)), constant_values=-2) for row in rows])
-    members = (unit_ids[:, :, None] == ids[:, None, :]).astype(np.float32)
-    shares: np.ndarray = members / np.maximum(members.sum(axis=-1, keepdims=True), 1)
+    unit_ids = [np.pad(found, (0, most - len(found)), constant_values=-2) for found, _ in rows]
+    sizes = [np.pad(counts, (0, most - len(counts))) for _, counts in rows]
+    return np.stack(unit_ids), np.stack(sizes)
+
+
+def _shares(ids: np.ndarray, unit_ids: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The weight `[B, U, T]` float32 of each token `[B, T]` in each unit `[B, U]`."""
+    members = unit_ids[:, :, None] == ids[:, None, :]
+    shares: np.ndarray = members.astype(np.float32) / np.maximum(sizes, 1).astype(np.float32)[..., None]
     return shares
 
 

@@ -28,7 +28,7 @@ class Fact:
 
 
 # These eight were written once, before the adapter was tried with them. None was taken out or changed after it.
-# Of their values, the training of the adapter had Waffles, Lisbon, a barber, a baker and walnuts, in other sentences.
+# Of their values, its training had Waffles, Lisbon, a barber, a baker and walnuts, in other sentences.
 FACTS = (
     Fact("We finally got a dog last week, and the kids named him Waffles.", "What's our dog called?", "Waffles"),
     Fact("My sister is flying in from Lisbon on Saturday.", "Where is my sister flying in from?", "Lisbon"),

@@ -60,7 +60,7 @@ def new_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
         yield temporary
         _flush(temporary)
         temporary.replace(path)
-        _flush(path.parent)
+        _flush_folder(path.parent)
     except BaseException:
         # The first error is to be told, for example a full disk or Ctrl-C.
         with suppress(OSError):
@@ -84,7 +84,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             temporary.mkdir()
         yield temporary
         temporary.rename(path)
-        _flush(path.parent)
+        _flush_folder(path.parent)
     except BaseException:
         # Ctrl-C may come when the folder has its new name already.
         shutil.rmtree(temporary, ignore_errors=True)
@@ -215,6 +215,12 @@ def _told_plainly(path: Path) -> Iterator[None]:
 def _beside(path: Path) -> Path:
     # The suffix stays, because MLX chooses the format by it.
     return path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+
+
+def _flush_folder(path: Path) -> None:
+    """Flush the names in a folder. Some file systems cannot, and what was written is in its place by then."""
+    with suppress(OSError):
+        _flush(path)
 
 
 def _flush(path: Path) -> None:

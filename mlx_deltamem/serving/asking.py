@@ -1,5 +1,6 @@
 """Prepare the turn that a request asks for: the place in its memory, what is new, and what has to run first."""
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from mlx_deltamem.sessions.writing import NONE
 _MOST_CHARACTERS = 32
 # A plain text is one turn of a conversation of this name, in a copy of the memory.
 _PLAIN_TEXT = "\x00text"
+# The length of the random name of a conversation without an id.
+_NAME_BYTES = 6
 
 
 @dataclass(frozen=True)
@@ -147,23 +150,39 @@ def _go_on_from(
         _go_to(chat, place, replay_limit)
         return (), question.start
     own = request.chat if request.chat is not None and said_turns(turns, request.chat) else None
+    if request.chat is not None and own is None:
+        # Another client's chat may have begun with the same words, as its copy or by chance.
+        turns = tuple(turn for turn in turns if _is_unnamed(turn.conversation))
+
+    def named(place: Place) -> Place:
+        """Give the conversation the name of the client's chat. It has none yet, or this one."""
+        if request.chat is None:
+            return place
+        chat.state.rename(place.conversation, request.chat)
+        return Place(request.chat, place.turns)
+
     place = _place_of_begun(turns, question, think_end, own)
     place = place or find_place(turns, earlier, think_end, own, question.new)
     if place is not None:
-        return earlier[_go_on(chat, place, question, replay_limit) :], question.start
+        return earlier[_go_on(chat, named(place), question, replay_limit) :], question.start
     if (place := find_trimmed(turns, question, think_end, own)) is not None:
-        _go_to(chat, place, replay_limit)
+        _go_to(chat, named(place), replay_limit)
         return (), question.system
     place = find_other_reply(turns, earlier, think_end) if own is None else _edited_start(turns, own, question)
     if place is None:
-        name = world_of(chat.model).share(secrets.token_hex(6))
+        name = world_of(chat.model).share(secrets.token_hex(_NAME_BYTES))
         if own is not None:
             # The client shows something else now, for example a summary. What was said stays in the memory.
             chat.state.rename(own, name)
         chat.conversation = request.chat or name
     else:
-        _go_to(chat, place, replay_limit)
+        _go_to(chat, named(place), replay_limit)
     return earlier, question.start
+
+
+def _is_unnamed(conversation: str) -> bool:
+    """Whether the name of a conversation is no client's id: one of a chat without an id, or of a session file."""
+    return conversation == "" or re.fullmatch(rf"[0-9a-f]{{{2 * _NAME_BYTES}}}", conversation) is not None
 
 
 def _place_of_begun(

@@ -184,6 +184,10 @@ class Engine:
 
     def _round(self) -> None:
         """Begin what can begin, generate a token of each reply, and save what has waited for it."""
+        if self._is_cut:
+            # Work that the cut has ended has let the next request begin.
+            self._end_all()
+            return
         self._replies.begin_ready()
         self._replies.step()
         self._replies.end_closed()

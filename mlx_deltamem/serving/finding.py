@@ -32,10 +32,9 @@ def find_memory(memories: Memories, request: ReplyRequest, think_end: str | None
     if request.text is not None:
         return Memory(None, memories.new_chat(), None)
     writes = None if request.mode is Mode.WRITE else NONE
+    is_silent = NONE in (writes, memories.default_write)
     known = [
-        memory
-        for memory in memories.private()
-        if request.mode is Mode.READ or (memory.chat.write == NONE) == (writes == NONE)
+        memory for memory in memories.private() if request.mode is Mode.READ or (memory.chat.write == NONE) == is_silent
     ]
     found = _find_private(known, request, think_end)
     if found is not None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from mlx_deltamem.files.atomic import locked
 from mlx_deltamem.ranks.world import World
 from mlx_deltamem.serving.exchange import RefusedError
+from mlx_deltamem.serving.names import is_name
 from mlx_deltamem.sessions.stored.file import SUFFIX
 
 _LOCK = ".lock"
+_IMPORT = ".import-"
 
 
 class Folder:
@@ -38,7 +40,7 @@ class Folder:
 
     def names(self) -> list[str]:
         """The names of all memories that have a file."""
-        return self._world.first(lambda: sorted(filter(_is_shown, self._spelled())))
+        return self._world.first(lambda: sorted(filter(is_name, self._spelled())))
 
     def file(self, name: str) -> Path:
         """The place of the session file of a memory."""
@@ -52,13 +54,9 @@ class Folder:
         """A memory with the file that this name would have: most disks of Macs do not tell Anna from anna."""
         return self._world.first(lambda: self._other_spelling(name))
 
-    def written_at(self, name: str) -> int:
-        """When the file of a memory was written, in nanoseconds.
-
-        Raises:
-            OSError: There is no such file.
-        """
-        return self._world.first(lambda: self.file(name).stat().st_mtime_ns)
+    def written_at(self, name: str) -> int | None:
+        """When the file of a memory was written, in nanoseconds; None: there is no such file."""
+        return self._world.first(lambda: written_at(self.file(name)))
 
     def content(self, name: str) -> bytes:
         """The content of a file. In the other ranks it is empty: they have no client to send it to."""
@@ -82,9 +80,9 @@ class Folder:
         Raises:
             OSError: It cannot be written.
         """
-        file = self.file(f".import-{secrets.token_hex(8)}")
+        file = self.file(f"{_IMPORT}{secrets.token_hex(8)}")
         try:
-            self._world.first(lambda: file.write_bytes(content))
+            self._world.first(lambda: _write_private(file, content))
             yield file
         finally:
             if self._world.is_first:
@@ -123,10 +121,24 @@ class Folder:
             self._held.enter_context(locked(lock, wait=False))
         except BlockingIOError:
             raise ValueError(f"another server uses {self.path}; name another folder by --memories") from None
+        # A server that was killed may have left them.
+        for file in self.path.glob(f"{_IMPORT}*{SUFFIX}"):
+            with suppress(OSError):
+                file.unlink()
 
 
-def _is_shown(name: str) -> bool:
-    return not name.startswith(".")
+def written_at(path: Path) -> int | None:
+    """When a file was written, in nanoseconds; None: there is no such file."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _write_private(file: Path, content: bytes) -> None:
+    """Write a new file that only its owner may read."""
+    file.touch(mode=0o600, exist_ok=False)
+    file.write_bytes(content)
 
 
 def _rename(file: Path, other: Path) -> None:

@@ -67,6 +67,10 @@ class LocalService:
         """All memories, by name."""
         return await self._calls.run(Operations.infos)
 
+    async def memory_names(self) -> Sequence[str]:
+        """The names of all memories. No file is read."""
+        return await self._calls.run(Operations.names)
+
     async def memory(self, name: str) -> MemoryInfo:
         """One memory."""
         return await self._calls.run(Operations.info, name)

@@ -1,6 +1,6 @@
 """All memories of the server: session files in a folder, and private memories in RAM."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
@@ -32,6 +32,9 @@ class Memories:
         history, write: The settings of a new memory.
         most_bytes: The size of the memories in RAM, beyond which the least recently used ones leave it.
 
+    Attributes:
+        default_write: The setting `write` of a new memory.
+
     Raises:
         ValueError: Another server uses the folder.
         OSError: The folder cannot be written.
@@ -48,7 +51,7 @@ class Memories:
     ):
         self._folder = Folder(folder, world_of(model))
         self._model, self._tokenizer = model, tokenizer
-        self._history, self._write = history, write
+        self._history, self.default_write = history, write
         self._most_bytes = most_bytes
         self._loaded: dict[str, Memory] = {}
         self._private: dict[int, Memory] = {}
@@ -80,11 +83,15 @@ class Memories:
         if memory is not None and not make and not self._exists(name):
             # A request has made it and has added nothing.
             memory = None
+        if memory is not None and not memory.is_in_use and self._was_saved_elsewhere(memory):
+            memory = None
         if memory is None:
             self._check_spelling(name)
             path = self._folder.file(name)
-            if self._folder.has(name):
+            # The time before it is read: if it is saved meanwhile, it is read again next time.
+            if (written_at := self._folder.written_at(name)) is not None:
                 memory = Memory(name, self._load(path), path)
+                memory.written_at = written_at
             elif make:
                 memory = Memory(name, self.new_chat(), path)
             else:
@@ -216,13 +223,22 @@ class Memories:
         old.changed()
         return old
 
-    def infos(self) -> list[MemoryInfo]:
-        """All memories of the folder. A file that cannot be read is left out."""
-        found = []
-        for name in sorted({*self.names(), *filter(self._exists, self._loaded)}):
+    def all_names(self) -> list[str]:
+        """The names of all memories: those of the folder, and those that have something but no file yet."""
+        return sorted({*self.names(), *filter(self._exists, self._loaded)})
+
+    def infos(self, progress: Callable[[int, int], None]) -> list[MemoryInfo]:
+        """All memories. A file that cannot be read is left out.
+
+        Args:
+            progress: Called before each file is read, with the number of memories that are done, and of all.
+        """
+        found, names = [], self.all_names()
+        for number, name in enumerate(names):
             if name in self._loaded:
                 found.append(self._loaded[name].info())
                 continue
+            progress(number, len(names))
             with suppress(RefusedError, OSError):
                 found.append(self._info(name))
         return found
@@ -230,6 +246,8 @@ class Memories:
     def _info(self, name: str) -> MemoryInfo:
         """The memory of a file, which does not stay in RAM."""
         written = self._folder.written_at(name)
+        if written is None:
+            raise FileNotFoundError(f"there is no file of memory {name}")
         known = self._infos.get(name)
         if known is None or known[0] != written:
             info = Memory(name, self._load(self._folder.file(name)), None).info()
@@ -238,7 +256,7 @@ class Memories:
 
     def new_chat(self) -> ChatSession:
         """An empty chat with the settings of a new memory."""
-        return ChatSession(self._model, self._tokenizer, history=self._history, write=self._write)
+        return ChatSession(self._model, self._tokenizer, history=self._history, write=self.default_write)
 
     def loaded_one(self, name: str) -> Memory | None:
         """The memory of a name if it is in RAM."""
@@ -260,6 +278,11 @@ class Memories:
         memory = self._loaded.get(name)
         is_used = memory is not None and (bool(memory.chat.turns) or memory.is_in_use)
         return is_used or self._folder.has(name)
+
+    def _was_saved_elsewhere(self, memory: Memory) -> bool:
+        """Whether another program has saved the file of a memory. A file that is gone is saved again."""
+        written_at = None if memory.name is None else self._folder.written_at(memory.name)
+        return written_at is not None and written_at != memory.written_at
 
     def _check_spelling(self, name: str) -> None:
         if other := self._folder.other_spelling(name):

@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.serving.exchange import RefusedError, ReplyRequest, Revisions
+from mlx_deltamem.serving.folder import written_at
 from mlx_deltamem.serving.readers import Reader, Readers
 from mlx_deltamem.serving.service import MemoryInfo, TurnInfo
 from mlx_deltamem.serving.watching import Event
@@ -32,6 +34,8 @@ class Memory:
         waiting: The work that begins when it is free, in order; and what is done instead if it was deleted.
         last_used: When it was used last, as a count of uses of all memories.
         counted: Its bytes when they were counted last.
+        written_at: When its file was written that the memory was loaded from or saved to, in nanoseconds; None if there
+            was none.
         listeners: Called with each event of the memory.
         settled: The memory before the turn that is under way; None if none has begun.
         readers: Copies for chats that only read it.
@@ -47,6 +51,7 @@ class Memory:
         self.waiting: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
         self.last_used = 0
         self.counted = 0
+        self.written_at: int | None = None
         self.listeners: list[Callable[[Event], None]] = []
         self.settled: Snapshot | None = None
         self.readers = Readers()
@@ -115,6 +120,8 @@ class Memory:
         except OSError as error:
             raise RefusedError(507, "storage", f"memory {self.name} was not saved: {told(error, self.path)}") from None
         self.is_unsaved = False
+        path = self.path
+        self.written_at = world_of(self.chat.model).first(lambda: written_at(path))
 
     def changed(self, turn: str = "") -> None:
         """Count its bytes again, and tell those who watch the memory that its turns have changed.

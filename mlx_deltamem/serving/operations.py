@@ -52,7 +52,11 @@ class Operations:
 
     def infos(self, settle: Settle[Sequence[MemoryInfo]]) -> None:
         """All memories, by name."""
-        settle(self._memories.infos)
+        settle(lambda: self._memories.infos(self._others_go_on))
+
+    def names(self, settle: Settle[Sequence[str]]) -> None:
+        """The names of all memories. No file is read."""
+        settle(self._memories.all_names)
 
     def info(self, settle: Settle[MemoryInfo], name: str) -> None:
         """One memory."""
@@ -195,10 +199,10 @@ class Operations:
         """
         try:
             memory = self._memories.get(name, make)
-        except RefusedError as refused:
+        except (RefusedError, OSError) as failure:
             # Python unbinds the name of an exception at the end of its block.
-            error = refused
-            settle(lambda: _refuse(error))
+            error = failure
+            settle(lambda: _fail(error))
         else:
             when_free(memory, lambda: settle(lambda: work(memory)), lambda: self._on(settle, name, work, make))
 
@@ -230,7 +234,7 @@ class Operations:
         self._on(settle, name, work, make)
 
 
-def _refuse(error: RefusedError) -> NoReturn:
+def _fail(error: RefusedError | OSError) -> NoReturn:
     raise error
 
 

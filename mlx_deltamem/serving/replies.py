@@ -61,6 +61,10 @@ class Replies:
         self._progressed = progressed
         self._ready: list[ReplyJob] = []
         self._jobs: dict[BatchedReply, ReplyJob] = {}
+        # Those whose memory the next work on it may use. That work may be long and let replies go on, so it begins when
+        # all responses of a step are sent, and not within such work.
+        self._over: list[ReplyJob] = []
+        self._is_freeing = False
 
     @property
     def active(self) -> int:
@@ -98,7 +102,7 @@ class Replies:
         for job in starting:
             self.waiting -= 1
             if job.outlet.is_closed:
-                leave_memory(job)
+                self._over.append(job)
                 continue
             try:
                 prepared[begin_turn(job, self._tokenizer, self._replay_limit, self._others_go_on)] = job
@@ -111,6 +115,7 @@ class Replies:
                 self._fail(prepared[new], begun)
             else:
                 self._begun(prepared[new], *begun)
+        self._free_memories()
 
     def _begun(self, job: ReplyJob, row: BatchedReply, response: GenerationResponse | None) -> None:
         job.row = row
@@ -140,6 +145,18 @@ class Replies:
                 job = self._jobs.pop(row, None)
                 if job is not None:
                     self._fail(job, failure)
+        self._free_memories()
+
+    def _free_memories(self) -> None:
+        """Let the next work begin on the memories of the requests that are over."""
+        if self._is_freeing:
+            return
+        self._is_freeing = True
+        try:
+            while self._over:
+                leave_memory(self._over.pop(0))
+        finally:
+            self._is_freeing = False
 
     def _took(self, row: BatchedReply, response: GenerationResponse) -> None:
         job = self._jobs[row]
@@ -159,6 +176,7 @@ class Replies:
                     self._end(row, job, "stop")
                 else:
                     self._undo(row, job)
+        self._free_memories()
 
     def end_all(self) -> None:
         """End all replies at their last token, and refuse the requests that wait."""
@@ -167,10 +185,11 @@ class Replies:
             ready, self._ready = self._ready, []
             for job in ready:
                 self.waiting -= 1
-                leave_memory(job)
+                self._over.append(job)
                 job.fail(ending())
             for row, job in list(self._jobs.items()):
                 self._end(row, job, "length")
+            self._free_memories()
 
     def _end(self, row: BatchedReply, job: ReplyJob, reason: str) -> None:
         """End a reply at its last token."""
@@ -187,7 +206,7 @@ class Replies:
         del self._jobs[row]
         self._batch.abort(row)
         take_back(job)
-        leave_memory(job)
+        self._over.append(job)
 
     def _finish(self, job: ReplyJob, reason: str) -> None:
         """Keep the turn of a reply that has ended, and tell the client of the end."""
@@ -198,12 +217,12 @@ class Replies:
         except Exception as error:
             self._fail(job, error)
         else:
-            leave_memory(job)
+            self._over.append(job)
 
     def _fail(self, job: ReplyJob, error: Exception) -> None:
         """Take the turn of a request back, and tell the client why."""
         self._world.check_common(error)
         self._metrics.requests.labels(outcome="failed").inc()
         take_back(job)
-        leave_memory(job)
+        self._over.append(job)
         job.fail(refusal(error))

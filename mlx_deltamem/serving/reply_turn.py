@@ -85,7 +85,8 @@ def _placed_turn(job: ReplyJob, chat: ChatSession, tokenizer: TokenizerWrapper, 
         if prepared.begun:
             job.begun = tuple(token_ids(tokenizer, prepared.begun))
             job.unsent = _streamed_length(tokenizer, job.begun)
-    opening = len(turn.opening.ids)
+    # What the client has given of the reply runs too.
+    opening = len(turn.opening.ids) + len(job.begun)
     job.prompt_tokens = seen_tokens(chat.state, turn, chat.turns) + opening
     job.read_tokens = read_tokens(chat.state, turn) + opening + ran
     return turn

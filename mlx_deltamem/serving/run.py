@@ -163,6 +163,7 @@ def _settings(key: str | None, args: argparse.Namespace) -> Settings:
         allowed_hosts=(*Settings.allowed_hosts, own.lower(), *(name.lower() for name in hosts)),
         memory_headers=tuple(args.memory_header or MEMORY_HEADERS),
         memory_from=tuple(args.memory_from),
+        given_model=args.model or "",
         read_only_pattern=args.read_only_pattern,
         max_tokens=args.max_tokens,
         temperature=args.temp,

@@ -89,6 +89,9 @@ class Service(Protocol):
     async def memories(self) -> Sequence[MemoryInfo]:
         """All memories, by name."""
 
+    async def memory_names(self) -> Sequence[str]:
+        """The names of all memories. No file is read."""
+
     async def memory(self, name: str) -> MemoryInfo:
         """One memory."""
 

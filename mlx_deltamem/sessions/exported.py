@@ -246,7 +246,8 @@ def _parse_turn(place: str, turn: object, usual: str) -> ExportedTurn:
     if not isinstance(turn, Mapping):
         raise ValueError(f"{place} is {kind_of(turn)}; expected an object")
     remembered, ids = turn.get("remembered", False), turn.get("reply_ids", [])
-    calls = turn.get("tool_calls", [])
+    # OpenAI's form may have null there.
+    calls = turn.get("tool_calls") or []
     if not isinstance(remembered, bool):
         raise ValueError(f"remembered of {place} is {kind_of(remembered)}; expected true or false")
     if not isinstance(ids, Sequence) or not all(type(token) is int for token in ids):

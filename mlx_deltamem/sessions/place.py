@@ -5,6 +5,7 @@ Clients of OpenAI's API send the whole chat with each request. A message that th
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from itertools import takewhile
 
 from mlx_deltamem.sessions.messages import Message, call_arguments
 from mlx_deltamem.sessions.turn import Turn, said_turns, turns_by_conversation
+
+# Open WebUI puts files, knowledge and pages of the web before the last message, and shows it without them later.
+_SOURCES = re.compile(r"\A### Task:\s*Respond to the user query.*</context>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -245,12 +249,15 @@ def _id(parent: str, messages: Sequence[Message], reply: Message | None, think_e
 
 
 def _plain(message: Message) -> list[object]:
-    """The part of a message that clients send back unchanged. They drop white space and the ids of calls."""
+    """The part of a message that clients send back unchanged. They drop white space, sources and the ids of calls."""
     calls = [
         [call["function"]["name"], json.dumps(call_arguments(call), sort_keys=True)]
         for call in message.get("tool_calls") or []
     ]
-    return [message["role"], message["content"].strip(), calls]
+    content = message["content"]
+    if message["role"] == "user":
+        content = _SOURCES.sub("", content, count=1) or content
+    return [message["role"], content.strip(), calls]
 
 
 def _without_reasoning(text: str, think_end: str | None) -> str:

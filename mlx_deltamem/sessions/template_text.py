@@ -21,6 +21,12 @@ _PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE), *range(0x10000
 _A_TURN: list[Message] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
 
 
+def has_template(tokenizer: TokenizerWrapper) -> bool:
+    """Whether a tokenizer has a chat template."""
+    # mlx-lm looks for one when it makes the wrapper. It does not notice one that is set later.
+    return bool(tokenizer.has_chat_template or tokenizer.chat_template)
+
+
 class TemplateText:
     """A tokenizer's chat template as a writer of text.
 
@@ -33,8 +39,7 @@ class TemplateText:
     """
 
     def __init__(self, tokenizer: TokenizerWrapper, options: Mapping[str, object]):
-        # mlx-lm looks for a template when it makes the wrapper. It does not notice one that is set later.
-        if not (tokenizer.has_chat_template or tokenizer.chat_template):
+        if not has_template(tokenizer):
             raise ValueError("the tokenizer has no chat template; expected a chat model's: set tokenizer.chat_template")
         check_names(options)
         self._tokenizer = tokenizer

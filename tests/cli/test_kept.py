@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -128,8 +129,39 @@ def test_lists_and_findings_are_printed(kept):
         (("--continue", "gar"), "2 chats have 'gar' in their title (numbers 1, 3)"),
         (("--continue", "--no-save"), "--continue goes on with a chat that is kept"),
         (("--continue", "--session", "a.safetensors"), "--continue goes on with a chat that is kept"),
+        (("--session", "a.safetensors", "--no-save"), "--no-save keeps nothing, and --session names a file"),
+        (("--list", "--search", "shed"), "argument --search: not allowed with argument --list"),
     ):
         assert_refused(run_command("chat", "--chats", kept.folder, *arguments), message)
+
+
+@pytest.mark.slow
+def test_a_session_that_is_only_looked_at_stays_as_it_is(tmp_path):
+    file = tmp_path / "anna.safetensors"
+    chat = ("chat", "--model", backbone(), "--adapter", adapter(), "--session", file, "--max-tokens", "2")
+    assert run_command(*chat, "--save-kv", stdin="Hello\n").returncode == 0
+    before = file.read_bytes()
+    assert run_command(*chat, stdin="/messages\n").returncode == 0
+    assert file.read_bytes() == before
+    assert run_command(*chat, "--write", "user", stdin="/messages\n").returncode == 0
+    assert file.read_bytes() != before
+
+
+@pytest.mark.slow
+def test_another_end_of_replies_does_not_make_it_another_tokenizer(tmp_path):
+    file = tmp_path / "anna.safetensors"
+    chat = ("chat", "--model", backbone(), "--adapter", adapter(), "--session", file, "--max-tokens", "2")
+    for options in (("--extra-eos-token", "5"), ("--extra-eos-token", "5"), ()):
+        ended = run_command(*chat, *options, stdin="Hello\n")
+        assert ended.returncode == 0, ended.stderr
+    model, tokenizer = load(backbone(), adapter=adapter())
+    assert len(ChatSession.load(model, tokenizer, file).turns) == 3
+    # Earlier versions saved it as a part of the tokenizer.
+    tokenizer.add_eos_token("5")
+    old = ChatSession(model, tokenizer)
+    old.save(file.with_name("old.safetensors"))
+    ended = run_command(*chat[:-4], "--session", file.with_name("old.safetensors"), "--extra-eos-token", "5", stdin="")
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.slow
@@ -142,6 +174,10 @@ def test_the_last_chat_of_a_model_goes_on(kept, tmp_path):
     chat = ChatSession(model, tokenizer)
     chat.send("Hi", 2)
     chat.save(alone.new_file())
+    # The model is that of the chat, where only the adapter is named: its folder may have been moved.
+    shutil.copytree(adapter(), tmp_path / "moved")
+    result = run_command("chat", "--chats", kept.folder, "--continue", "1", "--adapter", tmp_path / "moved", stdin="")
+    assert result.returncode == 0 and backbone() in result.stdout, result.stderr
     result = run_command("chat", "--chats", tmp_path, "--continue")
     assert_refused(result, "the model of the chat 'Hi' is not known here")
     assert Path(backbone()).name in result.stderr

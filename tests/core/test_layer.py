@@ -192,6 +192,19 @@ def test_a_shifted_key_uses_the_last_token_that_was_written():
     assert distance(behind_padding, layer.read_and_write(x, state, Access())[1]) <= 1e-6
 
 
+@pytest.mark.parametrize("granularity", ["message_mean", "sentence_mean"])
+def test_padding_that_is_not_finite_is_no_part_of_a_mean(granularity):
+    config = DeltaMemConfig(rank=4, memory_write_granularity=granularity)
+    layer, x = make_memory(config), mx.random.normal((1, 4, SHAPE.hidden))
+    state, ids = mx.random.normal((1, 1, 4, 4)), [[0, 0, 1, 1]]
+    padded = mx.concatenate([mx.full((1, 2, SHAPE.hidden), mx.nan), x], axis=1)
+    mask, padded_ids = mx.array([[False, False, *[True] * 4]]), [[0, 0, *ids[0]]]
+    alone = Access(units=Spans(ids, ids, config).units(1, 4, None))
+    behind = Access(mask=mask, units=Spans(padded_ids, padded_ids, config).units(1, 6, mask))
+    expected = layer.read_and_write(x, state, alone)[1]
+    assert distance(layer.read_and_write(padded, state, behind)[1], expected) <= 1e-6
+
+
 def test_a_key_shift_with_factors_of_zero_changes_nothing():
     layer = make_memory(DeltaMemConfig(rank=4))
     shifted = DeltaMemory(DeltaMemConfig(rank=4, key_shift=True), SHAPE, dict(layer) | {"key_shift": mx.zeros((4,))})

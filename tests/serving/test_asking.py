@@ -65,6 +65,36 @@ def test_an_edit_below_another_chat_runs_it_again_up_to_a_limit(running, tmp_pat
     assert all((chat_of(strict, "anna").memory[layer] == state).all() for layer, state in before.items())
 
 
+def test_the_copy_of_a_chat_takes_nothing_of_the_chat_back(running):
+    """With ids that tell them apart, two chats may begin with the same words."""
+    server = running()
+    first, _ = server.ask("My word is jade.", memory="anna", chat="c1")
+    server.ask("My word is jade.", first, "My sister is Ida.", memory="anna", chat="c1")
+    copy, _ = server.ask("My word is jade.", first, "My dog is Rex.", memory="anna", chat="c2")
+    server.ask("My word is jade.", first, "My dog is Rex.", copy, "Hello.", memory="anna", chat="c2")
+    turns = [(turn.conversation, turn.messages[-1]["content"]) for turn in chat_of(server, "anna").turns]
+    ours = [("c1", "My word is jade."), ("c1", "My sister is Ida.")]
+    assert turns == [*ours, ("c2", "My word is jade."), ("c2", "My dog is Rex."), ("c2", "Hello.")]
+
+
+def test_a_chat_that_gets_an_id_goes_on_under_it(running):
+    server = running()
+    first, _ = server.ask("My word is jade.", memory="anna")
+    server.ask("My word is jade.", first, "My sister is Ida.", memory="anna", chat="c1")
+    assert [turn.conversation for turn in chat_of(server, "anna").turns] == ["c1", "c1"]
+
+
+@every_history
+def test_a_message_that_was_sent_with_sources_is_known_without_them(running, history):
+    """As Open WebUI sends it."""
+    server = running(history=history)
+    sources = "### Task:\nRespond to the user query using the provided context.\n<context>\nA note.\n</context>\n\n"
+    first, _ = server.ask(f"{sources}My word is jade.", memory="anna", chat="c1")
+    server.ask("My word is jade.", first, "What is it?", memory="anna", chat="c1")
+    said = [turn.messages[-1]["content"] for turn in chat_of(server, "anna").turns]
+    assert said == [f"{sources}My word is jade.", "What is it?"]
+
+
 def test_unknown_exchanges_are_run_once(running):
     server, chat = running(), plain_chat()
     server.ask("My word is jade.", "Nice.", "Hello.", "Hi.", "What is it?", memory="anna")

@@ -37,6 +37,13 @@ def test_a_private_memory_follows_its_chat(running):
     assert third == "".join(response.text for response in chat.stream("And now?", 8))
 
 
+def test_a_private_chat_is_found_again_where_nothing_is_written(running):
+    server = running(write="none")
+    first, _ = server.ask("My word is jade.")
+    _, done = server.ask("My word is jade.", first, "What is it?")
+    assert done.revision == 2 and len(list(server.memories.private())) == 1
+
+
 def test_chats_that_begin_alike_keep_their_turns(running):
     """Each request goes on in the memory that knows most of its messages."""
     server = running()

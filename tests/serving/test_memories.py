@@ -4,7 +4,7 @@ import pytest
 
 from mlx_deltamem import ChatSession
 from mlx_deltamem.serving.exchange import RefusedError
-from tests.serving.conftest import chat_of
+from tests.serving.conftest import READ, chat_of
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
 from tests.sessions.test_session import loaded, same_memory
 
@@ -23,6 +23,47 @@ def test_the_file_is_a_session(running, tmp_path):
     chat.conversation = chat_of(server, "ben").conversation
     chat.send("Hello.", 8)
     assert same_memory(chat, chat_of(server, "ben"), TOLERANCE_AGAIN)
+
+
+def test_a_memory_that_another_program_has_saved_is_read_again(running, tmp_path):
+    server, file = running(), tmp_path / "memories" / "anna.safetensors"
+    server.ask("My word is jade.", memory="anna")
+    # A request that only reads makes a memory, which has no file.
+    server.ask("Hello.", memory="ben", mode=READ)
+    chat = ChatSession.load(*loaded(), file)
+    chat.send("Mine is oak.", 4)
+    chat.save(file)
+    file.with_name("ben.safetensors").write_bytes(file.read_bytes())
+    for name in ("anna", "ben"):
+        _, done = server.ask("Hello.", memory=name)
+        said = [turn.messages[0]["content"] for turn in chat_of(server, name).turns]
+        assert (done.saved, said) == (True, ["My word is jade.", "Mine is oak.", "Hello."])
+
+
+def test_a_memory_whose_file_is_gone_is_saved_again(running, tmp_path):
+    server, file = running(), tmp_path / "memories" / "anna.safetensors"
+    server.ask("My word is jade.", memory="anna")
+    file.unlink()
+    server.ask("Hello.", memory="anna")
+    assert len(ChatSession.load(*loaded(), file).turns) == 2
+
+
+def test_only_names_that_can_be_used_are_listed(running, tmp_path):
+    server = running()
+    server.ask("Hello.", memory="anna")
+    for name in ("Anna B", ".import-1", "bad"):
+        (tmp_path / "memories" / f"{name}.safetensors").write_bytes(b"nothing")
+    # The names are those of the files, which are not read.
+    assert server.run(server.service.memory_names())[0] == ["anna", "bad"]
+    assert [info.name for info in server.run(server.service.memories())[0]] == ["anna"]
+
+
+def test_what_a_killed_server_has_left_of_an_import_is_deleted(running, tmp_path):
+    left = tmp_path / "memories" / ".import-0123456789abcdef.safetensors"
+    left.parent.mkdir()
+    left.write_bytes(b"half of a memory")
+    running()
+    assert not left.exists()
 
 
 def test_a_damaged_file_is_refused_and_the_others_go_on(running, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mlx_deltamem import ChatSession
-from mlx_deltamem.server import setup_arg_parser
+from mlx_deltamem.server import _name_of, setup_arg_parser
 from tests.conftest import REPO, adapter, backbone
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
 from tests.sessions.test_session import loaded, new_chat, same_memory
@@ -293,6 +293,19 @@ def test_a_wrong_durability_is_refused(given):
     )
     assert ended.returncode == 2
     assert "expected 'turn' or seconds, a number from 0.1 to 86,400" in ended.stderr
+
+
+def test_a_pattern_that_is_no_regular_expression_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        setup_arg_parser().parse_args(["--read-only-pattern", "*Task"])
+    assert "'*Task' is no regular expression" in capsys.readouterr().err
+
+
+def test_the_name_of_a_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _name_of("org/repo") == "repo"
+    assert _name_of(".") == tmp_path.name
+    assert _name_of("/") == "model"
 
 
 def test_memories_may_take_more_than_2_gib():

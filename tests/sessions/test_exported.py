@@ -48,6 +48,12 @@ def test_a_chat_that_is_read_again_is_the_same_chat(chat, loaded, history):
     assert again.send("Why?", 5) == chat.send("Why?", 5)
 
 
+def test_a_turn_may_have_null_for_its_calls(loaded):
+    """As in OpenAI's form."""
+    chat = ChatSession.from_dict(*loaded, OWN | {"turns": [TURN | {"tool_calls": None}]})
+    assert chat.turns[0].tool_calls == ()
+
+
 def test_the_memory_is_that_of_the_chat_up_to_rounding(chat, loaded):
     again = ChatSession.from_dict(*loaded, through_json(chat))
     assert all(distance(state, chat.memory[layer]) < ROUNDING for layer, state in again.memory.items())

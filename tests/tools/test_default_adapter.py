@@ -9,7 +9,7 @@ import yaml
 
 from mlx_deltamem import load_adapter
 from tests.conftest import backbone
-from tools.default_adapter import HELD_OUT, RECIPE, flags, make_data, train, with_seed
+from tools.default_adapter import HELD_OUT, RECIPE, flags, make_data, read_recipe, train, with_seed
 
 SMALL = {
     "recall": {"invent": 0.5, "train": 12, "valid": 2, "test": 2, "seed": 1},
@@ -53,8 +53,24 @@ def test_each_command_takes_the_options_of_the_recipe(part):
         assert {name: parsed[name] for name in stage[part]} == stage[part]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("first: [", "is no YAML file"),
+        ("- first", "has no stages"),
+        ("first: 3", "stage first: expected a part recall with options and a seed"),
+        ("first: {recall: {train: 3}}", "stage first: expected a part recall with options and a seed"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused(text, message, tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_recipe(file)
+
+
 def test_a_repetition_has_other_seeds_only():
-    recipe = yaml.safe_load(RECIPE.read_text())
+    recipe = read_recipe(RECIPE)
     other = with_seed(recipe, 5)
     for name, stage in other.items():
         for part, options in stage.items():

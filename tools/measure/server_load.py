@@ -22,6 +22,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from mlx_deltamem.cli.command import command
+from mlx_deltamem.options.rule import POSITIVE
 from tools import smollm2
 
 # Questions of about the length that people type.
@@ -38,10 +39,10 @@ WITHOUT, OFF, WITH = "mlx_lm.server", "memory off", "memory on"
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--rounds", type=int, default=3, help="Times that each server runs (default: 3).")
-    parser.add_argument("--requests", type=int, default=32, help="Requests of a round (default: 32).")
-    parser.add_argument("--clients", type=int, default=8, help="Requests at a time (default: 8).")
-    parser.add_argument("--tokens", type=int, default=48, help="Longest reply, in tokens (default: 48).")
+    parser.add_argument("--rounds", type=POSITIVE, default=3, help="Times that each server runs (default: 3).")
+    parser.add_argument("--requests", type=POSITIVE, default=32, help="Requests of a round (default: 32).")
+    parser.add_argument("--clients", type=POSITIVE, default=8, help="Requests at a time (default: 8).")
+    parser.add_argument("--tokens", type=POSITIVE, default=48, help="Longest reply, in tokens (default: 48).")
     args = parser.parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in (WITHOUT, OFF, WITH)}
     for _ in range(args.rounds):

@@ -10,7 +10,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.use import read_only
 from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.template_text import rendered
+from mlx_deltamem.sessions.template_text import has_template, rendered
 
 # The runs of the reference had thinking switched off.
 _OPTIONS: dict[str, object] = {"enable_thinking": False}
@@ -46,7 +46,7 @@ class MemoryLM(MLXLM):
         self.tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._batch_size = batch_size
-        self.use_chat_template = tokenizer.has_chat_template
+        self.use_chat_template = has_template(tokenizer)
         self._sampler = None
         self._writes = writes
 

@@ -29,6 +29,7 @@ from mlx_deltamem.sessions.prefill import prefill, write_text
 from mlx_deltamem.sessions.restore import States
 from mlx_deltamem.sessions.segments import Segments, part
 from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.sessions.template_text import has_template
 
 # The ways in which a text is read, by name.
 WRITTEN, CARRIED_READ, CARRIED_WRITTEN = WAYS = ("written", "carried_read", "carried_written")
@@ -112,7 +113,7 @@ class Checkup:
         self._by_token = self._config.memory_write_granularity == "token"
         self._model = model
         self._tokenizer = tokenizer
-        self._template = ChatTemplate(tokenizer, enable_thinking=False) if tokenizer.has_chat_template else None
+        self._template = ChatTemplate(tokenizer, enable_thinking=False) if has_template(tokenizer) else None
         self._texts = [tokenizer.encode(text) for text in natural_prose()[:texts]]
         self._prompts = natural_prompts()[:prompts]
         self._asked = [self._segments([user_message(prompt)], True) for prompt in self._prompts]

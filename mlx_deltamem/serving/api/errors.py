@@ -1,12 +1,14 @@
 """Errors as clients see them: in OpenAI's form, and in Anthropic's form for its endpoint."""
 
 import json
+import math
 from collections.abc import Mapping
 
 from starlette.responses import Response
 
 from mlx_deltamem.serving.exchange import RefusedError
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 ANTHROPIC_PATH = "/v1/messages"
 # Seconds after which a client may ask again, for the statuses that say "later".
 _RETRY_AFTER = {429: "1", 503: "5"}
@@ -33,8 +35,24 @@ class BadFieldError(RefusedError):
 
 
 def json_bytes(value: object) -> bytes:
-    """Encode a value as JSON in UTF-8. Half characters, which a model or a file may bring, become question marks."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+    """Encode a value as JSON in UTF-8.
+
+    Half characters, which a model or a file may bring, become question marks. Numbers that are not finite, which a
+    memory may have, become null.
+    """
+    try:
+        text = _ENCODER.encode(value)
+    except ValueError:
+        text = _ENCODER.encode(_with_nulls(value))
+    return text.encode("utf-8", "replace")
+
+
+def _with_nulls(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class JsonReply(Response):

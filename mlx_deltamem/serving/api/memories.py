@@ -12,8 +12,9 @@ from mlx_deltamem.serving.api.chat_completions import chat_messages
 from mlx_deltamem.serving.api.context import Context
 from mlx_deltamem.serving.api.errors import BadFieldError, JsonReply
 from mlx_deltamem.serving.api.etag import etag, revisions
-from mlx_deltamem.serving.api.selection import is_name, memory_name
+from mlx_deltamem.serving.api.selection import memory_name
 from mlx_deltamem.serving.exchange import RefusedError, Revisions
+from mlx_deltamem.serving.names import is_name
 from mlx_deltamem.serving.service import MemoryInfo
 from mlx_deltamem.sessions.history import parse_history
 from mlx_deltamem.sessions.messages import Message, parse_messages

@@ -25,7 +25,7 @@ async def model(context: Context, request: Request) -> Response:
 
 async def _names(context: Context) -> list[str]:
     model_name = context.service.model_name
-    with_memory = [f"{model_name}@{memory.name}" for memory in await context.service.memories()]
+    with_memory = [f"{model_name}@{memory}" for memory in await context.service.memory_names()]
     return [model_name, *(name + mode for name in with_memory for mode in ("", ":ro"))]
 
 

@@ -9,7 +9,8 @@ from starlette.responses import Response
 from mlx_deltamem._version import __version__
 from mlx_deltamem.serving.api.context import Context
 from mlx_deltamem.serving.api.errors import JsonReply
-from mlx_deltamem.serving.api.schemas import NAME_PATTERN, SCHEMAS, Schema
+from mlx_deltamem.serving.api.schemas import SCHEMAS, Schema
+from mlx_deltamem.serving.names import NAME_PATTERN
 
 _JSON, _EVENTS, _BYTES = "application/json", "text/event-stream", "application/octet-stream"
 _MEMORIES, _RESPONSES = "/v1/memories", "/v1/responses"

@@ -25,6 +25,11 @@ class ResponseOutput:
         self._open = ""
         self._texts: list[str] = []
 
+    @property
+    def reasoning(self) -> str:
+        """The text that the model wrote for itself, in the items that have ended."""
+        return "".join(part["text"] for item in self.items if item["type"] == _REASONING for part in item["content"])
+
     def event(self, kind: str, **fields: object) -> bytes:
         """An event with the next number."""
         self._number += 1

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -35,6 +36,7 @@ from mlx_deltamem.serving.api.tools import Tool, function_tool, listed, may_call
 from mlx_deltamem.serving.api.usage import known_tokens
 from mlx_deltamem.serving.exchange import Done, Mode, RefusedError, ReplyRequest
 from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.token_ids import token_ids
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ class _Wanted:
         before: The chat before the new messages, if the request continues a response.
         store: Whether the response is kept.
         base: The fields of the response that do not change.
+        tokenizer: The model's tokenizer.
     """
 
     request: ReplyRequest
     before: tuple[Message, ...]
     store: bool
     base: Mapping[str, object]
+    tokenizer: TokenizerWrapper
 
     @property
     def name(self) -> str:
@@ -151,7 +155,7 @@ def _parse(context: Context, fields: Fields, request: Request) -> _Wanted:
         "store": fields.flag("store", True),
         "user": fields.text("user", None),
     }
-    return _Wanted(wanted, before, fields.flag("store", True), base)
+    return _Wanted(wanted, before, fields.flag("store", True), base, context.service.tokenizer)
 
 
 def _tools(fields: Fields) -> tuple[Tool, ...] | None:
@@ -234,7 +238,7 @@ def _content(wanted: _Wanted, output: ResponseOutput, done: Done) -> Mapping[str
         "input_tokens": done.prompt_tokens,
         "input_tokens_details": {"cached_tokens": known_tokens(done)},
         "output_tokens": done.reply_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": len(token_ids(wanted.tokenizer, output.reasoning))},
         "total_tokens": done.prompt_tokens + done.reply_tokens,
         "memory": memory_usage(done),
     }

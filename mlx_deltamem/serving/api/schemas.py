@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
+from mlx_deltamem.serving.names import NAME_PATTERN
+
 Schema = dict[str, object]
 
 # Some of the names that `check_names` refuses.
 RESERVED = ("chat_template", "tools", "documents", "tokenizer", "messages", "conversation", "tokenize", "self")
-NAME_PATTERN = r"^(?!\.)[A-Za-z0-9._-]{1,64}$"
 _SOME_TEXT: Schema = {"type": "string", "pattern": r"\S"}
 _TEXT: Schema = {"type": "string"}
 _FLAG: Schema = {"type": ["boolean", "null"]}

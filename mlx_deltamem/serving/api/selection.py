@@ -12,11 +12,9 @@ from mlx_deltamem.serving.api.errors import BadFieldError
 from mlx_deltamem.serving.api.etag import etag, revisions
 from mlx_deltamem.serving.api.settings import MEMORY_HEADER, Settings
 from mlx_deltamem.serving.exchange import Done, Mode, Revisions
+from mlx_deltamem.serving.names import NAME_RULE, is_name
 from mlx_deltamem.sessions.messages import Message
 
-NAME_RULE = "1 to 64 letters, digits, dots, underscores and hyphens, without a dot at the beginning"
-# A file whose name begins with a dot is an unfinished one: it is not listed, and a later save may delete it.
-_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}\Z")
 _READ_ONLY = ":ro"
 # The narrowest first.
 _NARROWEST = (Mode.OFF, Mode.READ, Mode.WRITE)
@@ -42,11 +40,6 @@ class Selection:
     match: Revisions
     chat: str | None
     model: str
-
-
-def is_name(text: str) -> bool:
-    """Whether a text is the name of a memory."""
-    return _NAME.match(text) is not None
 
 
 def memory_name(param: str, text: str) -> str:
@@ -75,7 +68,7 @@ def select(fields: Fields, headers: Headers, settings: Settings, model_name: str
         RefusedError: As from `revisions`.
     """
     model = fields.text("model", "") or model_name
-    of_model, mode_of_model = _in_model(model, model_name)
+    of_model, mode_of_model = _in_model(model, model_name, settings.given_model)
     of_body, mode_of_body = _in_body(fields)
     of_header, mode_of_header = _in_headers(headers, settings.memory_headers)
     threads = _threads(fields, settings.memory_from)
@@ -134,17 +127,18 @@ def memory_usage(done: Done) -> Mapping[str, object]:
     return {**usage, "note": done.note} if done.note else usage
 
 
-def _in_model(model: str, model_name: str) -> tuple[str | None, Mode]:
-    """The memory in a model's name: MODEL@NAME or MODEL@NAME:ro."""
-    if model in (model_name, _DEFAULT_MODEL):
+def _in_model(model: str, *names: str) -> tuple[str | None, Mode]:
+    """The memory in a model's name: MODEL@NAME or MODEL@NAME:ro. The model has several names, the best one first."""
+    known_names = [name for name in (*names, _DEFAULT_MODEL) if name]
+    if model in known_names:
         return None, Mode.WRITE
-    for known in (model_name, _DEFAULT_MODEL):
+    for known in known_names:
         if model.startswith(f"{known}@"):
             name, mode = _split(model[len(known) + 1 :])
             return memory_name("model", name), mode
     raise BadFieldError(
         "model",
-        f"there is no model {model[:200]!r}; expected {model_name!r}, also with @MEMORY or @MEMORY:ro behind it",
+        f"there is no model {model[:200]!r}; expected {names[0]!r}, also with @MEMORY or @MEMORY:ro behind it",
         "model_not_found",
         404,
     )

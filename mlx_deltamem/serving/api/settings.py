@@ -14,9 +14,10 @@ MEMORY_HEADERS = (
 )
 # Fields of the body that can name a memory. Not every client means an identity by them, so each must be switched on.
 MEMORY_FIELDS = ("conversation", "metadata.memory", "prompt_cache_key", "user")
-# How the requests begin that Open WebUI makes by itself: titles, tags and so on; emojis; merged replies.
+# How the requests begin that Open WebUI makes by itself: titles, tags and so on; emojis; merged replies. A message of
+# the user that comes with sources begins in the same way, and then asks for a reply.
 READ_ONLY_PATTERN = (
-    "^(### Task:"
+    r"^(### Task:(?!\s*Respond to the user query)"
     "|Your task is to reflect the speaker's likely facial expression"
     "|You have been provided with a set of responses from various models)"
 )
@@ -31,6 +32,7 @@ class Settings:
         allowed_hosts: The names that the Host header may have, without port, in small letters; `*` allows all.
         max_body: The largest body of a request, in bytes.
         max_import: The largest session file that can be sent, in bytes.
+        given_model: What the server was started with, as users of mlx_lm.server call the model; "" if it is not known.
         memory_headers: The headers that name a memory. The first that is there counts.
         memory_from: The fields of `MEMORY_FIELDS` that name a memory if nothing else does.
         read_only_pattern: A request only reads its memory if this is found in the last message of the user; "": never.
@@ -46,6 +48,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     max_body: int = 8 << 20
     max_import: int = 512 << 20
+    given_model: str = ""
     memory_headers: tuple[str, ...] = MEMORY_HEADERS
     memory_from: tuple[str, ...] = ()
     read_only_pattern: str = READ_ONLY_PATTERN

@@ -100,6 +100,9 @@ class Service:
     async def memories(self):
         return [*self.infos.values()]
 
+    async def memory_names(self):
+        return [*self.infos]
+
     async def memory(self, name):
         if name not in self.infos:
             raise RefusedError(404, "memory_not_found", f"there is no memory {name}")

@@ -60,6 +60,8 @@ def test_then_the_models_name(chosen):
     assert chosen({"model": f"{MODEL}@carl"}) == ("carl", Mode.WRITE, None)
     assert chosen({"model": f"{MODEL}@carl:ro", "user": "u"}, memory_from=("user",)) == ("carl", Mode.READ, None)
     assert chosen({"model": "default_model@carl"}) == ("carl", Mode.WRITE, None)
+    for name, memory in (("org/repo", None), ("org/repo@carl", "carl")):
+        assert chosen({"model": name}, given_model="org/repo") == (memory, Mode.WRITE, None)
 
 
 def test_then_the_fields_that_the_server_was_told_of(chosen):
@@ -88,11 +90,13 @@ def test_ids_of_other_programs_get_stable_names(chosen):
 def test_a_task_of_a_program_is_not_part_of_the_chat(client, service, path, field):
     """With the id of the chat, its message would count as an edit of the chat's first one."""
     headers = {"X-Deltamem-Memory": "anna", "X-OpenWebUI-Chat-Id": "c1"}
-    for text in ("### Task:\nWrite a title.", "hello"):
+    sources = "### Task:\nRespond to the user query using the provided context.\n<context>\nA.\n</context>\n\nhello"
+    for text in ("### Task:\nWrite a title.", "hello", sources):
         body = {field: [{"role": "user", "content": text}]}
         assert client.post(path, json=body, headers=headers).status_code == 200
     found = [(asked.memory, asked.mode, asked.chat, asked.goes_on) for asked in service.asked]
-    assert found == [("anna", Mode.READ, None, False), ("anna", Mode.WRITE, "c1", True)]
+    # A question of the user that comes with sources is part of the chat.
+    assert found == [("anna", Mode.READ, None, False), *[("anna", Mode.WRITE, "c1", True)] * 2]
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "a b", "x" * 65, "a:b", "é", "a%2fb", ":ro"])
