@@ -129,8 +129,9 @@ class Folder:
 
 def written_at(path: Path) -> int | None:
     """When a file was written, in nanoseconds; None: there is no such file."""
+    # A link that leads to itself is no file either.
     try:
-        return path.stat().st_mtime_ns
+        return path.stat().st_mtime_ns if path.exists() else None
     except FileNotFoundError:
         return None
 

@@ -48,13 +48,14 @@ class Message(TypedDict):
 GivenMessages = str | Mapping[str, object] | Sequence[Mapping[str, object]]
 
 
-def parse_messages(given: object) -> tuple[Message, ...]:
+def parse_messages(given: object, places: Sequence[str] = ()) -> tuple[Message, ...]:
     """Check messages in OpenAI's form and convert them to the form of chat templates.
 
     Args:
         given: Messages as in `GivenMessages`; anything else is refused. The roles are user, assistant, system,
             developer and tool. The content is text or a list of text parts; it may be None in a message of the
             assistant that calls tools. Keys that a `Message` does not have are left out.
+        places: What errors call each message of a list; empty: `messages[0]` and so on.
 
     Returns:
         Copies. Text parts are joined, `developer` becomes `system`, and the arguments of tool calls are dicts.
@@ -74,7 +75,8 @@ def parse_messages(given: object) -> tuple[Message, ...]:
         )
     if not given:
         raise ValueError("the list of messages is empty; expected some: give at least one message")
-    return tuple(_message(f"messages[{index}]", message) for index, message in enumerate(given))
+    places = places or [f"messages[{index}]" for index in range(len(given))]
+    return tuple(_message(place, message) for place, message in zip(places, given, strict=True))
 
 
 def said_messages(given: object) -> tuple[Message, ...]:

@@ -26,23 +26,24 @@ def test_many_memories_at_once(running):
 def test_a_text_that_waits_for_a_reply_leaves_the_order_of_others_alone(running):
     """It begins when that reply ends, and lets the others go on between two of its parts."""
     server = running()
-    anna = server.memories.get("anna", make=True)
+    server.ask("Hello.", memory="anna")
+    anna = server.memories.get("anna")
     # A reply that somebody watches is generated on its own, before the others of the same step.
     anna.listeners.append(lambda event: None)
 
     async def remembering() -> None:
         while not anna.is_busy:
             await asyncio.sleep(0.001)
-        note = ({"role": "user", "content": "A note of some words. " * 60},)
+        note = ({"role": "user", "content": "A note of some words. " * 240},)
         await server.service.remember("anna", note, "all", None)
 
     _, (reply, _), _ = server.run(
-        server.asking("My word is jade.", memory="anna", max_tokens=3),
+        server.asking("My word is jade.", memory="anna", max_tokens=6),
         server.asking("Hello there.", memory="ben", max_tokens=24),
         remembering(),
     )
     assert reply == "".join(response.text for response in plain_chat().stream("Hello there.", 24))
-    assert len(chat_of(server, "anna").turns) == 2
+    assert len(chat_of(server, "anna").turns) == 3
 
 
 def test_a_seed_is_the_requests_own(running):

@@ -21,12 +21,15 @@ def anthropic_messages(fields: Fields) -> tuple[Message, ...]:
     if not given:
         raise fields.bad("messages", "a list of messages")
     rows: list[dict[str, Json]] = []
+    places: list[str] = []
     if fields.has("system"):
         rows.append({"role": "system", "content": _texts(fields, "system")})
+        places.append("system")
     for index, message in enumerate(given):
         _add(rows, message, f"messages[{index}]")
+        places += [f"messages[{index}]"] * (len(rows) - len(places))
     try:
-        return parse_messages(rows)
+        return parse_messages(rows, places)
     except ValueError as error:
         raise BadFieldError("messages", str(error)) from None
 

@@ -23,32 +23,35 @@ def input_messages(fields: Fields) -> tuple[Message, ...]:
         items = given
     else:
         raise fields.bad("input", "a text, or a list of items")
-    rows = _rows(items)
+    rows, places = _rows(items)
     instructions = fields.text("instructions", "")
     if instructions:
         rows.insert(0, {"role": "system", "content": instructions})
+        places.insert(0, "instructions")
     try:
-        return parse_messages(rows)
+        return parse_messages(rows, places)
     except ValueError as error:
         raise BadFieldError("input", str(error)) from None
 
 
 def output_messages(items: Sequence[Mapping[str, Json]]) -> tuple[Message, ...]:
     """The messages of a reply, from the items of a response. A reply that is reasoning alone has none."""
-    rows = _rows(items)
+    rows, _ = _rows(items)
     return parse_messages(rows) if rows else ()
 
 
-def _rows(items: Sequence[Json] | Sequence[Mapping[str, Json]]) -> list[dict[str, Json]]:
-    """The messages of items, not yet checked.
+def _rows(items: Sequence[Json] | Sequence[Mapping[str, Json]]) -> tuple[list[dict[str, Json]], list[str]]:
+    """The messages of items, not yet checked, and the place of each.
 
     Raises:
         BadFieldError: An item has another form.
     """
     rows: list[dict[str, Json]] = []
+    places: list[str] = []
     for index, item in enumerate(items):
         _add(rows, item, f"input[{index}]")
-    return rows
+        places += [f"input[{index}]"] * (len(rows) - len(places))
+    return rows, places
 
 
 def _add(rows: list[dict[str, Json]], given: Json | Mapping[str, Json], place: str) -> None:

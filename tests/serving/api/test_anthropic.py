@@ -139,6 +139,15 @@ def test_errors_have_anthropics_form(client, service, fields):
     assert not service.asked
 
 
+def test_an_error_names_the_message_of_the_client(client):
+    """The system prompt and the results of tools, which become messages too, do not count."""
+    body = {"system": "Be brief.", "messages": [{"role": "user", "content": " "}], "max_tokens": 4}
+    answer = client.post("/v1/messages", json=body)
+    assert answer.status_code == 400 and answer.json()["error"]["message"].startswith("messages[0] ")
+    answer = client.post("/v1/responses", json={"instructions": "Be brief.", "input": body["messages"]})
+    assert answer.status_code == 400 and answer.json()["error"]["message"].startswith("input[0] ")
+
+
 def test_an_error_in_a_stream(client, service):
     service.script = ["a", RefusedError(503, "ending", "the server ends")]
     answer = client.post(PATH, json={**HELLO, "stream": True})

@@ -63,6 +63,15 @@ def test_a_stream(client, service):
     assert client.get(f"{PATH}/{told[-1]['response']['id']}").json() == told[-1]["response"]
 
 
+def test_tokens_of_thoughts_are_counted(client, service):
+    service.tokenizer.has_thinking = True
+    service.script = ["<think>well", "</think>Yes"]
+    answer = client.post(PATH, json={"input": "hi", "chat_template_kwargs": {"enable_thinking": True}}).json()
+    assert [item["type"] for item in answer["output"]] == ["reasoning", "message"]
+    # Here each character is a token.
+    assert answer["usage"]["output_tokens_details"] == {"reasoning_tokens": 4}
+
+
 def test_a_reply_that_is_cut_or_empty(client, service):
     service.script, service.finish_reason = [], "length"
     content = client.post(PATH, json={"input": "hi"}).json()
