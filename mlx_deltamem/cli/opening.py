@@ -49,11 +49,12 @@ def load_spread_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWra
     """As `load_model`; under mlx.launch, spread the model over the ranks, as `--pipeline` says.
 
     A chat template in `--chat-template-config` becomes the tokenizer's, and is taken out of the option: a session file
-    may not bring one.
+    may not bring one. The tokens of `--extra-eos-token` end replies too.
 
     Raises:
         FileNotFoundError: There is no such model or adapter.
-        ValueError: They do not fit, the model cannot be split so, or there is `--pipeline` and one rank only.
+        ValueError: They do not fit, the model cannot be split so, there is `--pipeline` and one rank only, or a token
+            that ends a reply is not one of the model.
     """
     model, tokenizer = load_on_ranks(*model_and_adapter(args), getattr(args, "pipeline", False), args.trust_remote_code)
     options: dict[str, object] = getattr(args, "chat_template_config", {})
@@ -63,6 +64,8 @@ def load_spread_model(args: argparse.Namespace) -> tuple[nn.Module, TokenizerWra
         # A tokenizer may have several, with names.
         tokenizer.chat_template = own.get(given, given) if isinstance(own, dict) else given
         args.chat_template_config = {name: value for name, value in options.items() if name != "chat_template"}
+    for token in getattr(args, "extra_eos_token", ()):
+        _add_end(tokenizer, token)
     return model, tokenizer
 
 
@@ -129,13 +132,8 @@ def _check_template_config(args: argparse.Namespace, own: Mapping[str, object]) 
 def reply_options(tokenizer: TokenizerWrapper, args: argparse.Namespace) -> ReplyOptions:
     """The options of `add_chat_options` that decide how replies are generated.
 
-    The tokenizer learns the tokens that end a reply, and the seed is set.
-
-    Raises:
-        ValueError: A token that ends a reply is not one of the model.
+    The seed is set.
     """
-    for token in args.extra_eos_token:
-        _add_end(tokenizer, token)
     if args.seed is not None:
         mx.random.seed(args.seed)
     return {

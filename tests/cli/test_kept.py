@@ -130,7 +130,7 @@ def test_lists_and_findings_are_printed(kept):
         (("--continue", "--no-save"), "--continue goes on with a chat that is kept"),
         (("--continue", "--session", "a.safetensors"), "--continue goes on with a chat that is kept"),
         (("--session", "a.safetensors", "--no-save"), "--no-save keeps nothing, and --session names a file"),
-        (("--list", "--search", "shed"), "argument --search: not allowed with argument --list"),
+        (("--list", "--search", "shed"), "--search: not allowed with argument --list"),
     ):
         assert_refused(run_command("chat", "--chats", kept.folder, *arguments), message)
 
