@@ -83,7 +83,8 @@ class Memories:
         if memory is not None and not make and not self._exists(name):
             # A request has made it and has added nothing.
             memory = None
-        if memory is not None and not memory.is_in_use and self._was_saved_elsewhere(memory):
+        listeners = [] if memory is None else memory.listeners
+        if memory is not None and not memory.has_work and self._was_saved_elsewhere(memory):
             memory = None
         if memory is None:
             self._check_spelling(name)
@@ -92,6 +93,8 @@ class Memories:
             if (written_at := self._folder.written_at(name)) is not None:
                 memory = Memory(name, self._load(path), path)
                 memory.written_at = written_at
+                memory.listeners = listeners
+                memory.changed()
             elif make:
                 memory = Memory(name, self.new_chat(), path)
             else:

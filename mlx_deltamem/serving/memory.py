@@ -64,9 +64,14 @@ class Memory:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     @property
+    def has_work(self) -> bool:
+        """Whether a turn is under way, waits or is not saved."""
+        return self.is_busy or self.is_unsaved or bool(self.waiting)
+
+    @property
     def is_in_use(self) -> bool:
-        """Whether the memory has to stay in RAM: a turn is under way, waits or is not saved, or a client watches."""
-        return self.is_busy or self.is_unsaved or bool(self.waiting or self.listeners)
+        """Whether the memory has to stay in RAM: it has work, or a client watches."""
+        return self.has_work or bool(self.listeners)
 
     @property
     def nbytes(self) -> int:

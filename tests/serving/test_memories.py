@@ -1,5 +1,7 @@
 """The memories of a server: their files, and those in RAM."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from mlx_deltamem import ChatSession
@@ -28,6 +30,9 @@ def test_the_file_is_a_session(running, tmp_path):
 def test_a_memory_that_another_program_has_saved_is_read_again(running, tmp_path):
     server, file = running(), tmp_path / "memories" / "anna.safetensors"
     server.ask("My word is jade.", memory="anna")
+    # Who watches the memory goes on watching it.
+    heard: list[Mapping[str, object]] = []
+    server.memories.get("anna").listeners.append(heard.append)
     # A request that only reads makes a memory, which has no file.
     server.ask("Hello.", memory="ben", mode=READ)
     chat = ChatSession.load(*loaded(), file)
@@ -38,6 +43,7 @@ def test_a_memory_that_another_program_has_saved_is_read_again(running, tmp_path
         _, done = server.ask("Hello.", memory=name)
         said = [turn.messages[0]["content"] for turn in chat_of(server, name).turns]
         assert (done.saved, said) == (True, ["My word is jade.", "Mine is oak.", "Hello."])
+    assert [event["event"] for event in heard if event["event"] == "turn"] == ["turn"] * 2
 
 
 def test_a_memory_whose_file_is_gone_is_saved_again(running, tmp_path):

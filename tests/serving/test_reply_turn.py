@@ -1,5 +1,6 @@
 """A turn is kept in its memory once and exactly, or not at all."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -65,13 +66,21 @@ def test_a_file_that_another_program_saved_is_a_conflict(running, tmp_path):
     server = running()
     server.ask("Hello.", memory="anna")
     path = tmp_path / "memories" / "anna.safetensors"
-    other = ChatSession.load(*loaded(), path)
+    other, anna = ChatSession.load(*loaded(), path), server.memories.get("anna")
     other.send("Mine.", 4)
-    other.save(path)
+
+    async def save_within_a_turn() -> None:
+        while not anna.is_busy:
+            await asyncio.sleep(0.001)
+        other.save(path)
+
     with pytest.raises(RefusedError, match="saved by someone else") as caught:
-        server.ask("Hello again.", memory="anna")
+        server.run(server.asking("Hello again.", memory="anna", max_tokens=200), save_within_a_turn())
     assert caught.value.status == 409
-    assert len(chat_of(server, "anna").turns) == 1
+    # The turns of the other program are there, and the server goes on with them.
+    server.ask("And now?", memory="anna")
+    said = [turn.messages[0]["content"] for turn in chat_of(server, "anna").turns]
+    assert said == ["Hello.", "Mine.", "And now?"]
     _, done = server.ask("Hello.", memory="ben")
     assert done.written
 
