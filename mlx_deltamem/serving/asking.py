@@ -181,7 +181,7 @@ def _go_on_from(
 
 
 def _is_unnamed(conversation: str) -> bool:
-    """Whether the name of a conversation is no client's id: one of a chat without an id, or of a session file."""
+    """Whether no client gave a conversation its name: it is a random one, or empty as in a session file."""
     return conversation == "" or re.fullmatch(rf"[0-9a-f]{{{2 * _NAME_BYTES}}}", conversation) is not None
 
 

@@ -185,7 +185,7 @@ class Engine:
     def _round(self) -> None:
         """Begin what can begin, generate a token of each reply, and save what has waited for it."""
         if self._is_cut:
-            # Work that the cut has ended has let the next request begin.
+            # When a text that was cut ends, the next request for its memory would begin.
             self._end_all()
             return
         self._replies.begin_ready()

@@ -61,8 +61,8 @@ class Replies:
         self._progressed = progressed
         self._ready: list[ReplyJob] = []
         self._jobs: dict[BatchedReply, ReplyJob] = {}
-        # Those whose memory the next work on it may use. That work may be long and let replies go on, so it begins when
-        # all responses of a step are sent, and not within such work.
+        # Requests that are over. Their memories are given free when all responses of a step are sent: the work that
+        # waits for a memory may be long, and lets other replies go on.
         self._over: list[ReplyJob] = []
         self._is_freeing = False
 

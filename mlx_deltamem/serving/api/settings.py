@@ -14,8 +14,8 @@ MEMORY_HEADERS = (
 )
 # Fields of the body that can name a memory. Not every client means an identity by them, so each must be switched on.
 MEMORY_FIELDS = ("conversation", "metadata.memory", "prompt_cache_key", "user")
-# How the requests begin that Open WebUI makes by itself: titles, tags and so on; emojis; merged replies. A message of
-# the user that comes with sources begins in the same way, and then asks for a reply.
+# How the requests begin that Open WebUI makes by itself: titles, tags and so on; emojis; merged replies. The
+# user's own message begins in the same way if it comes with sources.
 READ_ONLY_PATTERN = (
     r"^(### Task:(?!\s*Respond to the user query)"
     "|Your task is to reflect the speaker's likely facial expression"
