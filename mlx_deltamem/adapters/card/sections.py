@@ -97,11 +97,8 @@ def _usage(repo: str, base_model: str) -> str:
 
 ```shell
 pip install mlx-deltamem
-mlx_deltamem.chat --model {base_model} --adapter {repo} --history none
-```
-
-With `--history none`, the text of earlier turns is dropped, and the model has only its memory of them. Without it, the
-text stays in view too."""
+mlx_deltamem.chat --model {base_model} --adapter {repo}
+```"""
 
 
 def _configuration(adapter: Adapter) -> str:
