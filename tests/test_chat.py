@@ -513,7 +513,8 @@ def test_an_imported_chat_gets_the_file_of_an_empty_one(tmp_path):
         assert (result.returncode, re.findall(re.escape(NO_FILE), result.stdout)) == (code, found), result.stderr
         chat = ChatSession.load(*load(backbone(), adapter=adapter()), file)
         assert [message["content"] for message in chat.messages][:3] == ["My word is jade.", "Noted.", "Hello"]
-    assert result.stderr == "error: copy 2 is in no file (turns: 2); /save FILE saves it\n"
+    # The chat of the file is as it was saved, so the imported one takes its place in the terminal.
+    assert result.stderr == "error: this chat is in no file (turns: 2); /save FILE saves it\n"
 
 
 def test_a_pipe_instead_of_a_terminal():
