@@ -68,8 +68,17 @@ def origin_of(model: nn.Module, tokenizer: TokenizerWrapper) -> Origin:
 
 
 def note_own_ends(tokenizer: TokenizerWrapper) -> None:
-    """Keep the end tokens that a tokenizer has now as its own: others that are added do not make it another one."""
+    """Note the end tokens of a tokenizer before others are added. Those that are added do not change its fingerprint."""
     setattr(tokenizer, _OWN_ENDS, own_ends(tokenizer))
+
+
+def fingerprint_with_added_ends(tokenizer: TokenizerWrapper) -> str:
+    """The fingerprint of a tokenizer with the ends that were added to it; "" if there are none.
+
+    Earlier versions stored it in the files of chats with `--extra-eos-token`.
+    """
+    ends = tokenizer.eos_token_ids
+    return "" if own_ends(tokenizer) == ends else tokenizer_fingerprint(tokenizer, ends)
 
 
 def own_ends(tokenizer: TokenizerWrapper) -> frozenset[int]:

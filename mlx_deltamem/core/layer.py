@@ -119,7 +119,7 @@ class DeltaMemory(Watched):
             reads = self._let_through(reads, x, weights)
         else:
             reads = self._read(engine, projected, state, access, x, weights)
-            after = self._write_means(projected, state, access, access.units, weights)
+            after = self._write_means(projected, state, access.units, access.mask, weights)
         gates_of = functools.partial(self._gates, projected, weights.gate_bias)
         return Reads(reads, weights, gates_of, True, access.written, x, layer_pass), after
 
@@ -129,7 +129,7 @@ class DeltaMemory(Watched):
         """The states after tokens that have been projected `[B, T, P]` with these weights."""
         if access.units is None:
             return self._write_tokens(engine, projected, state, access, weights)[1]
-        return self._write_means(projected, state, access, access.units, weights)
+        return self._write_means(projected, state, access.units, access.mask, weights)
 
     def _writer(self, engine: Engine, weights: PackedWeights) -> _Writer:
         """The object of the passes with this engine and these weights; a new one if none of them is in use."""
@@ -188,12 +188,12 @@ class DeltaMemory(Watched):
         return mx.concatenate([beta, mx.full((variant.gates,), _SHUT, dtype)]) if variant.free_lambda else beta
 
     def _write_means(
-        self, projected: mx.array, state: mx.array, access: Access, units: WriteUnits, weights: PackedWeights
+        self, projected: mx.array, state: mx.array, units: WriteUnits, mask: mx.array | None, weights: PackedWeights
     ) -> mx.array:
         """The states after the units are written, from the projections `[B, T, P]` of the tokens."""
-        if access.mask is not None:
+        if mask is not None:
             # Padding belongs to no unit, and may hold NaN.
-            projected = mx.where(access.mask[..., None], projected, 0)
+            projected = mx.where(mask[..., None], projected, 0)
         # The projections are linear, so the projection of a mean is the mean of the projections.
         means = units.weights @ projected.astype(mx.float32)
         if units.carried is not None:

@@ -61,8 +61,9 @@ class Spans:
                 f"write_spans got ids of shape {self.shape} and the model tokens of shape {(batch, length)}; "
                 "expected one id for each token of each call"
             )
-        weights = unit_shares(self._units if mask is None else np.where(np.array(mask), self._units, -1))
-        return None if weights is None else WriteUnits(mx.array(weights), _filled(weights))
+        ids = self._units if mask is None else np.where(np.array(mask), self._units, -1)
+        unit_ids, sizes = _units_of(ids)
+        return WriteUnits(mx.array(_shares(ids, unit_ids, sizes)), mx.array(sizes > 0)) if sizes.size else None
 
 
 class RunningSpans(Spans):
@@ -123,11 +124,6 @@ def _shares(ids: np.ndarray, unit_ids: np.ndarray, sizes: np.ndarray) -> np.ndar
     return shares
 
 
-def _filled(shares: np.ndarray) -> mx.array:
-    """`[B, U]` bool: the units that have tokens."""
-    return mx.array(shares.max(axis=-1) > 0)
-
-
 def _ids(name: str, ids: Ids) -> np.ndarray:
     """The ids as a numpy array `[B, T]` int64, -1 for a token in no span; `name` is for messages."""
     try:
@@ -138,5 +134,5 @@ def _ids(name: str, ids: Ids) -> np.ndarray:
         raise ValueError(f"{name} has rows of different lengths; expected [B, T] integers") from None
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{name} has shape {array.shape} and dtype {array.dtype}; expected [B, T] integers")
-    # Signed, because the tokens of padding become -1. `unit_shares` uses -2 for units without tokens.
+    # Signed, because the tokens of padding become -1. `_units_of` uses -2 for units without tokens.
     return np.maximum(array.astype(np.int64), -1)

@@ -218,7 +218,7 @@ def _beside(path: Path) -> Path:
 
 
 def _flush_folder(path: Path) -> None:
-    """Flush the names in a folder. Some file systems cannot, and what was written is in its place by then."""
+    """Flush the names in a folder. Some file systems cannot do this. That is no error: the new file is complete."""
     with suppress(OSError):
         _flush(path)
 

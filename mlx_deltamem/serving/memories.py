@@ -84,13 +84,15 @@ class Memories:
             # A request has made it and has added nothing.
             memory = None
         listeners = [] if memory is None else memory.listeners
-        if memory is not None and not memory.has_work and self._was_saved_elsewhere(memory):
+        # The time before it is read: if it is saved meanwhile, it is read again next time.
+        written_at = self._folder.written_at(name)
+        if memory is not None and not memory.has_work and written_at not in (None, memory.written_at):
+            # Another program has saved the file. (A file that is gone is saved again.)
             memory = None
         if memory is None:
             self._check_spelling(name)
             path = self._folder.file(name)
-            # The time before it is read: if it is saved meanwhile, it is read again next time.
-            if (written_at := self._folder.written_at(name)) is not None:
+            if written_at is not None:
                 memory = Memory(name, self._load(path), path)
                 memory.written_at = written_at
                 memory.listeners = listeners
@@ -281,11 +283,6 @@ class Memories:
         memory = self._loaded.get(name)
         is_used = memory is not None and (bool(memory.chat.turns) or memory.is_in_use)
         return is_used or self._folder.has(name)
-
-    def _was_saved_elsewhere(self, memory: Memory) -> bool:
-        """Whether another program has saved the file of a memory. A file that is gone is saved again."""
-        written_at = None if memory.name is None else self._folder.written_at(memory.name)
-        return written_at is not None and written_at != memory.written_at
 
     def _check_spelling(self, name: str) -> None:
         if other := self._folder.other_spelling(name):

@@ -9,5 +9,5 @@ NAME_RULE = "1 to 64 letters, digits, dots, underscores and hyphens, without a d
 
 def is_name(text: str) -> bool:
     """Whether a text is the name of a memory."""
-    # In Python, `$` also matches before a line break at the end.
-    return re.match(NAME_PATTERN, text) is not None and not text.endswith("\n")
+    # Unlike `match`, this takes no line break at the end.
+    return re.fullmatch(NAME_PATTERN, text) is not None

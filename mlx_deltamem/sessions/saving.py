@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.adapters.fingerprint import origin_of, tokenizer_fingerprint
+from mlx_deltamem.adapters.fingerprint import fingerprint_with_added_ends, origin_of
 from mlx_deltamem.core.cache import MemoryLayout
 from mlx_deltamem.core.spread import spread_of, world_of
 from mlx_deltamem.sessions.foreign.folder import foreign_format, read_foreign_session
@@ -120,9 +120,7 @@ def _load_stored(
             another chat template.
     """
     template = brought_template(path, stored.template_options, tokenizer, taken)
-    # Earlier versions took ends of replies that a command had added for the tokenizer's own.
-    with_added = tokenizer_fingerprint(tokenizer, tokenizer.eos_token_ids)
-    origin_of(model, tokenizer).check(path, stored.origin, with_added)
+    origin_of(model, tokenizer).check(path, stored.origin, fingerprint_with_added_ends(tokenizer))
     if spread_of(model) is not None:
         # They are those of a whole model. The text runs again.
         stored = replace(stored, text=None)

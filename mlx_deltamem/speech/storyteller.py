@@ -158,7 +158,7 @@ class Storyteller:
         return turn
 
     def _typed_as_one(self, templates: list[str]) -> str:
-        """Join the wordings of messages that are sent as one. If one has no capitals, none has."""
+        """Join the wordings of messages that are sent as one. If one is typed without capitals, all are."""
         text = " ".join([*map(ended, templates[:-1]), templates[-1]])
         return typed(self._rng, self._settings, text, lower=not all(map(is_sentence, templates)))
 

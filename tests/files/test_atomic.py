@@ -78,7 +78,7 @@ def test_ctrl_c_after_the_last_step_is_still_ctrl_c(new, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("new", [new_file, new_folder])
 def test_a_folder_that_cannot_be_flushed_is_no_error(new, tmp_path, monkeypatch):
-    """What was written is in its place by then, so an error would not be true."""
+    """The new file is complete by then. An error would say that it was not written."""
 
     def flush(path: Path) -> None:
         if path == tmp_path:

@@ -32,7 +32,7 @@ class Settings:
         allowed_hosts: The names that the Host header may have, without port, in small letters; `*` allows all.
         max_body: The largest body of a request, in bytes.
         max_import: The largest session file that can be sent, in bytes.
-        given_model: What the server was started with, as users of mlx_lm.server call the model; "" if it is not known.
+        given_model: The value of `--model`. Users of mlx_lm.server give it as the model's name. "" if there is none.
         memory_headers: The headers that name a memory. The first that is there counts.
         memory_from: The fields of `MEMORY_FIELDS` that name a memory if nothing else does.
         read_only_pattern: A request only reads its memory if this is found in the last message of the user; "": never.
