@@ -68,7 +68,7 @@ def origin_of(model: nn.Module, tokenizer: TokenizerWrapper) -> Origin:
 
 
 def note_own_ends(tokenizer: TokenizerWrapper) -> None:
-    """Note the end tokens of a tokenizer before others are added. Those that are added do not change its fingerprint."""
+    """Note the end tokens of a tokenizer before others are added, which do not change its fingerprint."""
     setattr(tokenizer, _OWN_ENDS, own_ends(tokenizer))
 
 

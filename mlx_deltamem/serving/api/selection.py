@@ -128,7 +128,7 @@ def memory_usage(done: Done) -> Mapping[str, object]:
 
 
 def _in_model(model: str, *names: str) -> tuple[str | None, Mode]:
-    """The memory in a model's name: MODEL@NAME or MODEL@NAME:ro. `names` are those of the model; errors show the first."""
+    """The memory in a model's name: MODEL@NAME or MODEL@NAME:ro. `names` are the model's; errors show the first."""
     known_names = [name for name in (*names, _DEFAULT_MODEL) if name]
     if model in known_names:
         return None, Mode.WRITE
