@@ -96,7 +96,12 @@ def with_gradients(
     return states, dict(tree_flatten(gradients))
 
 
-def assert_equal(found: Gradients, expected: Gradients, tolerance: float = 1e-5) -> None:
+# Segments add the same numbers in another order. Some operations of these families have no float64 in MLX, and in
+# float32 the layers enlarge one rounding, 6e-8, up to 200 times (layer 0 of Gemma 3). Another token changes 1e-1.
+ROUNDING = 1e-4
+
+
+def assert_equal(found: Gradients, expected: Gradients, tolerance: float = ROUNDING) -> None:
     """The largest difference relative to the largest number of each array."""
     pairs = [*zip(found[0], expected[0], strict=True)]
     assert found[1].keys() == expected[1].keys()
