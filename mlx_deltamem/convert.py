@@ -28,7 +28,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "place to write to: a folder with --to torch, an .npz file with --to npz.",
     )
     parser.add_argument(
-        "--mlx-path", default="mlx_adapter", help="The folder to write. With --to torch, the adapter to convert."
+        "--mlx-path", help="The folder to write (default: mlx_adapter). With --to torch, the adapter to convert."
     )
     parser.add_argument(
         "--dtype",
@@ -50,6 +50,7 @@ def main() -> None:
     """Run the command."""
     args = setup_arg_parser().parse_args()
     _check_options(args)
+    args.mlx_path = args.mlx_path or "mlx_adapter"
     from mlx_deltamem.commands.convert import run
 
     run(args)
@@ -62,6 +63,9 @@ def _check_options(args: argparse.Namespace) -> None:
             raise ValueError("--private, --base-model, --license and --yes go with --upload-repo USER/NAME")
     elif args.to != "mlx":
         raise ValueError("--upload-repo goes with --to mlx; only mlx_deltamem's own format is published")
+    if args.session is not None and (args.mlx_path is not None or args.upload_repo is not None):
+        option = "--mlx-path" if args.mlx_path is not None else "--upload-repo"
+        raise ValueError(f"{option} is for adapters, and --session CHAT TARGET converts a chat; leave {option} out")
     if args.to == "npz" and args.session is None:
         raise ValueError("--to npz goes with --session; an adapter goes --to mlx or --to torch")
 

@@ -73,7 +73,9 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         help="Folder or Hub repo of a smaller model with the same tokens, which drafts the replies (speculative "
         "decoding). The replies stay the same without sampling.",
     )
-    parser.add_argument("--num-draft-tokens", type=POSITIVE, default=3, help="Tokens to draft at a time (default: 3).")
+    parser.add_argument(
+        "--num-draft-tokens", type=POSITIVE, help="With --draft-model, tokens to draft at a time (default: 3)."
+    )
     parser.add_argument("--verbose", type=true_or_false, default=True, help="False prints nothing but the replies.")
     return parser
 
@@ -89,6 +91,8 @@ def main() -> None:
     if args.remember and (args.read_only or args.write == NONE):
         option = "--read-only" if args.read_only else f"--write {NONE}"
         raise ValueError(f"{option} writes nothing, and --remember writes a text; leave one of them out")
+    if args.num_draft_tokens is not None and args.draft_model is None:
+        raise ValueError("--num-draft-tokens goes with --draft-model; name a model that drafts, or leave it out")
     model_and_adapter(args)
     from mlx_deltamem.commands.generate import run
 

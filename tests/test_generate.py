@@ -332,6 +332,7 @@ def test_bad_inputs_are_refused(tmp_path):
         (["--model", backbone(), "--prompt", "x"], "needs an --adapter-path made for it"),
         ([*MODEL, "--prompt", "x", "--history", "some"], "expected 'full', 'none' or a number of tokens"),
         ([*MODEL, "--prompt", "x", "--read-only", "--write", "user"], "--read-only writes nothing"),
+        ([*MODEL, "--prompt", "x", "--num-draft-tokens", "4"], "--num-draft-tokens goes with --draft-model"),
         ([*MODEL, "--prompt", "x", "--ignore-chat-template", "--write", "all"], "are for chats"),
         ([*MODEL, "--remember", tmp_path / "nothing.txt"], "nothing.txt"),
         ([*MODEL, "--remember", tmp_path / "empty.txt"], "empty.txt is empty; expected a text to remember"),

@@ -34,6 +34,9 @@ from mlx_deltamem.show.printable import printable
 from mlx_deltamem.show.progress import reading_progress
 from mlx_deltamem.show.streams import keeping_output_failures
 
+# mlx-lm's own number of tokens to draft at a time.
+_DRAFT_TOKENS = 3
+
 
 class _FurtherOptions(TypedDict, total=False):
     """Keyword arguments of `mlx_lm.stream_generate` that only this command has, as there."""
@@ -228,7 +231,7 @@ def _plain_ids(tokenizer: TokenizerWrapper, prompt: str) -> list[int]:
 
 def _further_options(args: argparse.Namespace, draft: nn.Module | None) -> _FurtherOptions:
     if draft is not None:
-        return {"draft_model": draft, "num_draft_tokens": args.num_draft_tokens}
+        return {"draft_model": draft, "num_draft_tokens": args.num_draft_tokens or _DRAFT_TOKENS}
     if args.kv_bits is None:
         return {}
     return {

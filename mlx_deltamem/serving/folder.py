@@ -12,7 +12,7 @@ from mlx_deltamem.serving.names import is_name
 from mlx_deltamem.sessions.stored.file import SUFFIX
 
 _LOCK = ".lock"
-_IMPORT = ".import-"
+_IMPORT, _ASIDE = ".import-", ".aside-"
 
 
 class Folder:
@@ -93,7 +93,7 @@ class Folder:
     @contextmanager
     def set_aside(self, name: str) -> Iterator[None]:
         """A context to write another file in place of a damaged one. If that fails, the damaged file is back."""
-        file, aside = self.file(name), self.path / f".aside-{secrets.token_hex(8)}"
+        file, aside = self.file(name), self.file(f"{_ASIDE}{name}")
         self._world.first(lambda: _rename(file, aside))
         try:
             yield
@@ -125,6 +125,10 @@ class Folder:
         for file in self.path.glob(f"{_IMPORT}*{SUFFIX}"):
             with suppress(OSError):
                 file.unlink()
+        for aside in self.path.glob(f"{_ASIDE}*{SUFFIX}"):
+            replaced = self.path / aside.name.removeprefix(_ASIDE)
+            with suppress(OSError):
+                aside.unlink() if replaced.exists() else aside.rename(replaced)
 
 
 def written_at(path: Path) -> int | None:

@@ -72,6 +72,18 @@ def test_what_a_killed_server_has_left_of_an_import_is_deleted(running, tmp_path
     assert not left.exists()
 
 
+def test_a_damaged_file_is_back_after_an_import_that_was_killed(running, tmp_path):
+    folder = tmp_path / "memories"
+    folder.mkdir()
+    # One import was killed before its memory was saved, and one after that.
+    for file in (".aside-anna", ".aside-bob", "bob"):
+        (folder / f"{file}.safetensors").write_bytes(file.encode())
+    running()
+    left = {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+    left |= {file.name: file.read_bytes() for file in folder.glob(".aside-*")}
+    assert left == {"anna.safetensors": b".aside-anna", "bob.safetensors": b"bob"}
+
+
 def test_a_damaged_file_is_refused_and_the_others_go_on(running, tmp_path):
     server = running()
     (tmp_path / "memories" / "bad.safetensors").write_bytes(b"nothing")

@@ -96,6 +96,8 @@ def test_what_cannot_be_converted_is_refused(chat, run):
     )
     assert "there is no session file" in refused(run, convert, "--session", "nothing", "a", "--to", "torch")
     assert "goes with --session" in refused(run, convert, "--torch-path", "four", "--to", "npz")
+    for option in ("--mlx-path", "--upload-repo"):
+        assert f"{option} is for adapters" in refused(run, convert, "--session", path, "a", "--to", "mlx", option, "b/c")
     (Path("four") / "delta_state.pt").write_bytes(b"\x80\x04.")
     assert "is a plain pickle" in refused(run, convert, "--session", "four", "a", "--to", "torch")
     assert "one of the arguments" in run(convert, "--to", "torch", code=2)
