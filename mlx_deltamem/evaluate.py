@@ -11,7 +11,7 @@ from mlx_deltamem.evaluation.tasks.registry import HEALTH, TASKS
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options.arguments import add_options
 from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, SHARE, STEP, TEMPERATURE, Rule
-from mlx_deltamem.sessions.writing import WRITES
+from mlx_deltamem.sessions.turns.writing import WRITES
 
 # The index of a question is added to the seed of its reply, and MLX takes seeds of 64 bits.
 _SEED = Rule(int, least=0, most=2**63 - 1)

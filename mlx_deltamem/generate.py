@@ -14,7 +14,7 @@ from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.options import mlx_lm_defaults
 from mlx_deltamem.options.rule import BITS, COUNT, GROUP_SIZE, PLACE, POSITIVE
-from mlx_deltamem.sessions.writing import NONE
+from mlx_deltamem.sessions.turns.writing import NONE
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:

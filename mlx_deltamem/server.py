@@ -14,8 +14,8 @@ from mlx_deltamem.options import mlx_lm_defaults
 from mlx_deltamem.options.rule import COUNT, POSITIVE, REPLY_LENGTH, SHARE, TEMPERATURE, Rule, shown
 from mlx_deltamem.ranks.launched import launched_rank
 from mlx_deltamem.serving.api.settings import READ_ONLY_PATTERN
-from mlx_deltamem.sessions.history import FULL
-from mlx_deltamem.sessions.writing import ALL, MEANINGS, WRITES
+from mlx_deltamem.sessions.turns.history import FULL
+from mlx_deltamem.sessions.turns.writing import ALL, MEANINGS, WRITES
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 _KEY_VARIABLE = "MLX_DELTAMEM_API_KEY"

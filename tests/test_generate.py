@@ -16,7 +16,7 @@ from mlx_deltamem.cli.opening import load_spread_model, open_chat, reply_options
 from mlx_deltamem.commands import generate as commands_generate
 from mlx_deltamem.core.adapter import WEIGHTS_FILE
 from mlx_deltamem.generate import main, setup_arg_parser
-from mlx_deltamem.sessions import prefill
+from mlx_deltamem.sessions.reading import prefill
 from tests.command_line import assert_refused, run_command
 from tests.conftest import adapter, backbone, distance, golden
 

@@ -13,7 +13,7 @@ from mlx_deltamem.benchmarking.models import FROZEN, FROZEN_AGAIN, READ_ONLY, VA
 from mlx_deltamem.benchmarking.paired import Quartiles, Ratio, Sample, compare, interleave
 from mlx_deltamem.benchmarking.stopping import StoppingRule
 from mlx_deltamem.benchmarking.workloads import Workload
-from mlx_deltamem.sessions.prefill import Progress
+from mlx_deltamem.sessions.reading.prefill import Progress
 
 _TIMES = ("wall_seconds", "cpu_seconds")
 

@@ -13,7 +13,7 @@ from time import perf_counter, process_time
 import mlx.core as mx
 import numpy as np
 
-from mlx_deltamem.sessions.prefill import Progress
+from mlx_deltamem.sessions.reading.prefill import Progress
 
 
 @dataclass

@@ -13,8 +13,8 @@ from mlx_deltamem.cli.memory_commands import MemoryCommands
 from mlx_deltamem.cli.numbers import typed_number
 from mlx_deltamem.cli.opening import ReplyOptions
 from mlx_deltamem.options.rule import shown
-from mlx_deltamem.sessions.prefill import Progress, window
-from mlx_deltamem.sessions.writing import ALL, NONE
+from mlx_deltamem.sessions.reading.prefill import Progress, window
+from mlx_deltamem.sessions.turns.writing import ALL, NONE
 from mlx_deltamem.show.console import Console
 
 _LONGEST_SHOWN = 200

@@ -15,9 +15,9 @@ from mlx_deltamem.sessions.foreign.folder import (
     write_reference_session,
 )
 from mlx_deltamem.sessions.foreign.states import write_sidecar_states
-from mlx_deltamem.sessions.messages import Message
 from mlx_deltamem.sessions.stored.chat import StoredChat
-from mlx_deltamem.sessions.turn import said_turns, segments_of
+from mlx_deltamem.sessions.text.messages import Message
+from mlx_deltamem.sessions.turns.turn import said_turns, segments_of
 from mlx_deltamem.show.tables import count
 
 

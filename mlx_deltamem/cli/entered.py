@@ -8,7 +8,7 @@ from mlx_deltamem.files.atomic import check_file_name, check_new_file, user_path
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.stored.file import check_place
-from mlx_deltamem.sessions.token_ids import token_ids
+from mlx_deltamem.sessions.text.token_ids import token_ids
 
 # The first part of a text to tokenise, in characters for each token of the window.
 _CHARACTERS = 4

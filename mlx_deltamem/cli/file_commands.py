@@ -13,7 +13,7 @@ from mlx_deltamem.files.jsonl import read_json
 from mlx_deltamem.files.regular import read_file
 from mlx_deltamem.options.rule import shown
 from mlx_deltamem.ranks.joining import world
-from mlx_deltamem.sessions.markdown import from_markdown, to_markdown
+from mlx_deltamem.sessions.export.markdown import from_markdown, to_markdown
 from mlx_deltamem.sessions.session import ChatSession
 from mlx_deltamem.show.console import Console
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from mlx_deltamem.sessions.messages import said_messages
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.text.messages import said_messages
+from mlx_deltamem.sessions.turns.turn import Turn
 
 
 def steps_done(chat: ChatSession, texts: Sequence[Turn], prompts: Sequence[str], write: str) -> int:

@@ -14,11 +14,11 @@ from mlx_deltamem.cli.remembered import to_remember
 from mlx_deltamem.inspection.heat_map import memory_view
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.sessions.comparison import compare
-from mlx_deltamem.sessions.history import FULL, History
-from mlx_deltamem.sessions.history import NONE as NO_TEXT
-from mlx_deltamem.sessions.prefill import window
+from mlx_deltamem.sessions.reading.prefill import window
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.writing import ALL, MEANINGS, NONE
+from mlx_deltamem.sessions.turns.history import FULL, History
+from mlx_deltamem.sessions.turns.history import NONE as NO_TEXT
+from mlx_deltamem.sessions.turns.writing import ALL, MEANINGS, NONE
 from mlx_deltamem.show.console import Console
 from mlx_deltamem.show.progress import TimeLeft
 

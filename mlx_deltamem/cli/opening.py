@@ -17,11 +17,11 @@ from mlx_deltamem.cli.options import model_and_adapter
 from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.options.rule import shown
 from mlx_deltamem.ranks.joining import world
-from mlx_deltamem.sessions.history import FULL
 from mlx_deltamem.sessions.session import TAKEN_NAMES, ChatSession
 from mlx_deltamem.sessions.stored.file import check_place
-from mlx_deltamem.sessions.template_options import DEFAULTS, check_names
-from mlx_deltamem.sessions.writing import ALL
+from mlx_deltamem.sessions.template.options import DEFAULTS, check_names
+from mlx_deltamem.sessions.turns.history import FULL
+from mlx_deltamem.sessions.turns.writing import ALL
 
 # No vocabulary has numbers of so many digits.
 _DIGITS = 10

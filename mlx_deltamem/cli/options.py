@@ -8,8 +8,8 @@ from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.files.jsonl import parsed_json
 from mlx_deltamem.options import mlx_lm_defaults
 from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, REPLY_LENGTH, SEED, SHARE, STEP, TEMPERATURE, Rule, shown
-from mlx_deltamem.sessions.history import FULL, NONE, History
-from mlx_deltamem.sessions.writing import ALL, MEANINGS, WRITES
+from mlx_deltamem.sessions.turns.history import FULL, NONE, History
+from mlx_deltamem.sessions.turns.writing import ALL, MEANINGS, WRITES
 
 # mlx-lm's limit.
 _XTC_THRESHOLD = Rule(float, least=0, most=0.5)

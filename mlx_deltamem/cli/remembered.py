@@ -8,11 +8,11 @@ from mlx_deltamem.files.jsonl import LARGEST_FILE, parsed_json
 from mlx_deltamem.files.regular import read_file
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.ranks.joining import world
-from mlx_deltamem.sessions.messages import GivenMessages, Message, parse_messages
-from mlx_deltamem.sessions.remembering import turn_to_remember
+from mlx_deltamem.sessions.reading.remembering import turn_to_remember
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.turn import Turn
-from mlx_deltamem.sessions.writing import ALL
+from mlx_deltamem.sessions.text.messages import GivenMessages, Message, parse_messages
+from mlx_deltamem.sessions.turns.turn import Turn
+from mlx_deltamem.sessions.turns.writing import ALL
 
 
 def to_remember(given: str) -> str | tuple[Message, ...]:

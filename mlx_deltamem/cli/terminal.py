@@ -15,8 +15,8 @@ from mlx_deltamem.cli.copies import Copies
 from mlx_deltamem.cli.opening import ReplyOptions
 from mlx_deltamem.options.mlx_lm_habits import CHAT_COMMANDS
 from mlx_deltamem.ranks.joining import world
-from mlx_deltamem.sessions.prefill import Progress
-from mlx_deltamem.sessions.replying import end_reply
+from mlx_deltamem.sessions.reading.prefill import Progress
+from mlx_deltamem.sessions.replies.replying import end_reply
 from mlx_deltamem.show.console import Console
 from mlx_deltamem.show.printable import on_one_line, printable
 from mlx_deltamem.show.streams import keeping_output_failures

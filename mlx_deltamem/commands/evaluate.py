@@ -31,7 +31,7 @@ from mlx_deltamem.evaluation.tasks.health_report import health_tables
 from mlx_deltamem.evaluation.tasks.registry import HEALTH, TASKS
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.ranks.world import World
-from mlx_deltamem.sessions.writing import AFTER, ALL
+from mlx_deltamem.sessions.turns.writing import AFTER, ALL
 from mlx_deltamem.show.tables import print_tables
 
 # NumPy's limit.

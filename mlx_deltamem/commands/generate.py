@@ -24,12 +24,12 @@ from mlx_deltamem.core.use import read_only
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.inspection.states import bytes_held, norm, shape_held, squares, state_arrays
 from mlx_deltamem.ranks.joining import world
-from mlx_deltamem.sessions.beginning import Beginning
-from mlx_deltamem.sessions.prefill import window
+from mlx_deltamem.sessions.reading.prefill import window
+from mlx_deltamem.sessions.replies.beginning import Beginning
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.template_text import has_template
-from mlx_deltamem.sessions.token_ids import token_ids
-from mlx_deltamem.sessions.writing import NONE
+from mlx_deltamem.sessions.template.text import has_template
+from mlx_deltamem.sessions.text.token_ids import token_ids
+from mlx_deltamem.sessions.turns.writing import NONE
 from mlx_deltamem.show.printable import printable
 from mlx_deltamem.show.progress import reading_progress
 from mlx_deltamem.show.streams import keeping_output_failures

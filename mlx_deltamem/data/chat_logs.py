@@ -15,7 +15,7 @@ from mlx_deltamem.data.episode_files import BAD, Found, Unusable, add_file_optio
 from mlx_deltamem.files.fields import given_fields, given_items, is_absent
 from mlx_deltamem.files.jsonl import Json, json_records
 from mlx_deltamem.files.text import check_text
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 NOT_TEXT = "with content other than text"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mlx_deltamem.files.atomic import check_absent, user_path
 from mlx_deltamem.files.jsonl import write_json_lines
 from mlx_deltamem.options.rule import POSITIVE
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 if TYPE_CHECKING:
     from rich.table import Table

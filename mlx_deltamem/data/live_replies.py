@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from mlx_deltamem.adapters.loading import load
-from mlx_deltamem.sessions.batch import ReplyBatch
-from mlx_deltamem.sessions.batched_reply import NewReply
-from mlx_deltamem.sessions.history import NONE
-from mlx_deltamem.sessions.reply import ReplySettings
+from mlx_deltamem.sessions.batch.batched_reply import NewReply
+from mlx_deltamem.sessions.batch.reply_batch import ReplyBatch
+from mlx_deltamem.sessions.replies.reply import ReplySettings
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.writing import ALL
+from mlx_deltamem.sessions.turns.history import NONE
+from mlx_deltamem.sessions.turns.writing import ALL
 from mlx_deltamem.show.progress import Counted
 from mlx_deltamem.speech import Conversation
 

@@ -24,7 +24,7 @@ from mlx_deltamem.data.qasper_papers import (
     questions,
 )
 from mlx_deltamem.options.rule import POSITIVE
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 NO_QUESTION = "a paper without questions"
 UNANSWERABLE = "unanswerable questions"

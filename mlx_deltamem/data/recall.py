@@ -21,8 +21,8 @@ from mlx_deltamem.files.jsonl import write_json_lines
 from mlx_deltamem.files.text import check_text
 from mlx_deltamem.options.rule import COUNT, PLACE, POSITIVE, SEED, SHARE
 from mlx_deltamem.recall import Episode, EpisodeSettings, Question, Split, make_episode, words_of
-from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.writing import ALL
+from mlx_deltamem.sessions.text.messages import Message
+from mlx_deltamem.sessions.turns.writing import ALL
 from mlx_deltamem.speech.questions import assistant_says
 
 if TYPE_CHECKING:

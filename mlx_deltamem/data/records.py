@@ -27,7 +27,7 @@ from mlx_deltamem.data.conversations import read_conversations
 from mlx_deltamem.files.atomic import check_absent, user_path
 from mlx_deltamem.files.jsonl import write_json_lines
 from mlx_deltamem.options.rule import PLACE, POSITIVE, SEED, SHARE, Rule
-from mlx_deltamem.sessions.writing import AFTER, ALL
+from mlx_deltamem.sessions.turns.writing import AFTER, ALL
 from mlx_deltamem.speech import Conversation, Turn, ordinary_message
 from mlx_deltamem.training.records import FROZEN
 

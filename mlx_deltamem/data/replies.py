@@ -5,7 +5,7 @@ from mlx_lm import batch_generate
 from mlx_lm.sample_utils import Sampler, greedy_sampler, make_sampler
 
 from mlx_deltamem.adapters.loading import load
-from mlx_deltamem.sessions.template_text import rendered
+from mlx_deltamem.sessions.template.text import rendered
 from mlx_deltamem.show.progress import Counted
 
 _AT_ONCE = 48

@@ -25,8 +25,8 @@ from mlx_deltamem.evaluation.histories import Histories, Written
 from mlx_deltamem.evaluation.prompts import Prompt, Prompts
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Sampling
-from mlx_deltamem.sessions.prefill import window
-from mlx_deltamem.sessions.writing import ALL
+from mlx_deltamem.sessions.reading.prefill import window
+from mlx_deltamem.sessions.turns.writing import ALL
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import mlx.nn as nn
 from mlx_deltamem.core.cache import PromptCache
 from mlx_deltamem.core.use import observing
 from mlx_deltamem.evaluation.effects import Measures, WriteGates
-from mlx_deltamem.sessions.prefill import prefill
-from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.reading.prefill import prefill
+from mlx_deltamem.sessions.text.segments import Segments
 
 
 @dataclass

@@ -12,10 +12,10 @@ from mlx_deltamem.evaluation.baselines.turns import turn_texts
 from mlx_deltamem.evaluation.decoding import Ending, GeneratedReply
 from mlx_deltamem.evaluation.effects import Measures, mean_norm, state_bytes
 from mlx_deltamem.evaluation.question import Question
-from mlx_deltamem.sessions.history import History
-from mlx_deltamem.sessions.seen import seen_before
-from mlx_deltamem.sessions.segments import start_length
 from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.text.segments import start_length
+from mlx_deltamem.sessions.turns.history import History
+from mlx_deltamem.sessions.turns.seen import seen_before
 
 
 class Chats:

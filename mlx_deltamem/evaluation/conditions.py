@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mlx_deltamem.evaluation.baselines.baseline import ALL_TURNS, NAMES, RETRIEVAL, Baseline, find_baseline
-from mlx_deltamem.sessions.history import NONE, History
+from mlx_deltamem.sessions.turns.history import NONE, History
 
 
 class Memory(Enum):

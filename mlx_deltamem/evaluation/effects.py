@@ -16,7 +16,7 @@ from mlx_deltamem.core.key_shift import square
 from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.use import attachment_of
 from mlx_deltamem.evaluation.records import MeasuresRow
-from mlx_deltamem.sessions.restore import States
+from mlx_deltamem.sessions.turns.restore import States
 
 
 class WriteGates:

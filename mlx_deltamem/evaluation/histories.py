@@ -11,9 +11,9 @@ from mlx_deltamem.core.use import observing
 from mlx_deltamem.evaluation.effects import Measures, WriteGates, state_bytes
 from mlx_deltamem.evaluation.prompts import Prompts
 from mlx_deltamem.evaluation.question import Question
-from mlx_deltamem.sessions.prefill import window, write_text
-from mlx_deltamem.sessions.restore import States
-from mlx_deltamem.sessions.segments import Segments, start_length
+from mlx_deltamem.sessions.reading.prefill import window, write_text
+from mlx_deltamem.sessions.text.segments import Segments, start_length
+from mlx_deltamem.sessions.turns.restore import States
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.question import Question, digests
 from mlx_deltamem.evaluation.task import Backbone, Task
-from mlx_deltamem.sessions.prefill import window
+from mlx_deltamem.sessions.reading.prefill import window
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.evaluation.question import Question, user_message
-from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, part, shared_length
-from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
+from mlx_deltamem.sessions.text.segments import NO_SEGMENTS, Segments, part, shared_length
 
 # At least this many tokens of a prompt are run with the question, even if the group shares all of them.
 _LEAST_OWN = 2

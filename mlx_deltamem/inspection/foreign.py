@@ -16,7 +16,7 @@ from mlx_deltamem.inspection.states import (
     state_reports,
 )
 from mlx_deltamem.sessions.foreign.folder import SESSION_FILE, STATE_FILE, read_foreign_session
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 from mlx_deltamem.show.tables import columns, count, facts, message, number, span
 
 

@@ -10,7 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from mlx_deltamem.inspection.states import norm, squares, state_arrays
-from mlx_deltamem.sessions.drift import Drift, half_life
+from mlx_deltamem.sessions.turns.drift import Drift, half_life
 
 # Each side of a heat map has at most so many cells. In a larger state each cell shows the largest number of a block.
 _MOST_CELLS = 16

@@ -18,7 +18,7 @@ from mlx_deltamem.evaluation.tasks.health import (
     Checkup,
     perplexity_ratio,
 )
-from mlx_deltamem.sessions.restore import States
+from mlx_deltamem.sessions.turns.restore import States
 from mlx_deltamem.show.tables import columns, number
 
 # Tokens in a call of the model: their logits are in memory at once.

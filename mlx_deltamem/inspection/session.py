@@ -19,9 +19,9 @@ from mlx_deltamem.inspection.states import (
     state_reports,
 )
 from mlx_deltamem.inspection.turns import TurnReport, turn_report, turn_table
-from mlx_deltamem.sessions.history import History
 from mlx_deltamem.sessions.stored.chat import StoredChat
 from mlx_deltamem.sessions.stored.file import read_chat
+from mlx_deltamem.sessions.turns.history import History
 from mlx_deltamem.show.tables import columns, count, facts, message, number, span
 
 

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from mlx_deltamem.inspection.distance import Comparison, compare, distance_charts, fields_that_differ
 from mlx_deltamem.inspection.session import chat_memory, read_session
 from mlx_deltamem.sessions.stored.chat import StoredChat
-from mlx_deltamem.sessions.turn import segments_of
+from mlx_deltamem.sessions.turns.turn import segments_of
 from mlx_deltamem.show.plot import LayerCharts
 from mlx_deltamem.show.tables import columns, difference_table, facts, number
 

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mlx_deltamem.inspection.foreign import ForeignReport
 from mlx_deltamem.inspection.session import SessionReport
-from mlx_deltamem.sessions.writing import NONE
+from mlx_deltamem.sessions.turns.writing import NONE
 from mlx_deltamem.show.style import BAND, LINES, SMALL, WIDTH, add_title, limits, marked, styled
 from mlx_deltamem.show.tables import count
 from mlx_deltamem.show.tiles import StateTiles

@@ -16,10 +16,10 @@ from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.use import attachment_of, observing
 from mlx_deltamem.inspection.document import NOT_IN_DOCUMENT
 from mlx_deltamem.inspection.states import StateReport, norm, squares, state_arrays, state_reports
-from mlx_deltamem.sessions.drift import half_life
-from mlx_deltamem.sessions.prefill import Progress, prefill, window
-from mlx_deltamem.sessions.segments import Segments
-from mlx_deltamem.sessions.token_ids import token_ids
+from mlx_deltamem.sessions.reading.prefill import Progress, prefill, window
+from mlx_deltamem.sessions.text.segments import Segments
+from mlx_deltamem.sessions.text.token_ids import token_ids
+from mlx_deltamem.sessions.turns.drift import half_life
 from mlx_deltamem.show.tables import columns, count, facts, number, span
 
 # The states can be read between calls of the model only. So a text is cut into about so many calls.

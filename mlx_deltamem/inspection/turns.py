@@ -6,9 +6,9 @@ from statistics import fmean
 
 from rich.console import RenderableType
 
-from mlx_deltamem.sessions.drift import half_life
-from mlx_deltamem.sessions.turn import Turn
-from mlx_deltamem.sessions.writing import ALL, NONE
+from mlx_deltamem.sessions.turns.drift import half_life
+from mlx_deltamem.sessions.turns.turn import Turn
+from mlx_deltamem.sessions.turns.writing import ALL, NONE
 from mlx_deltamem.show.tables import columns, number
 
 _MOST_TURNS = 20
@@ -22,7 +22,8 @@ class TurnReport:
         message_tokens: The number of tokens of the message in its template.
         reply_tokens: The number of tokens of the reply.
         ending_tokens: The number of tokens with which the template ends the reply.
-        write: The part of the turn that was written into the memory, one of `mlx_deltamem.sessions.writing.WRITES`.
+        write: The part of the turn that was written into the memory, one of `WRITES` in
+            `mlx_deltamem.sessions.turns.writing`.
         remembered: Whether the turn is a text that was written into the memory without a reply.
         kept: By layer, the mean share of the state that each token of the message kept (`Drift.kept`); None if the
             file does not have it.

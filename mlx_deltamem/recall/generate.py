@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 from .episode import Episode, Question
 from .invented import invent

@@ -12,8 +12,14 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.serving.exchange import Mode, RefusedError, ReplyRequest
 from mlx_deltamem.serving.shortened import shortened_note, within_window
-from mlx_deltamem.sessions.loops import later_turns, take_back
-from mlx_deltamem.sessions.place import (
+from mlx_deltamem.sessions.changing.loops import later_turns, take_back
+from mlx_deltamem.sessions.reading.prefill import window
+from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
+from mlx_deltamem.sessions.template.options import DEFAULTS, parse_tools
+from mlx_deltamem.sessions.text.segments import Segments
+from mlx_deltamem.sessions.text.token_ids import token_ids
+from mlx_deltamem.sessions.turns.place import (
     Asked,
     Exchange,
     Place,
@@ -23,16 +29,10 @@ from mlx_deltamem.sessions.place import (
     find_place,
     place_of_turn,
 )
-from mlx_deltamem.sessions.prefill import window
-from mlx_deltamem.sessions.seen import seen_tokens
-from mlx_deltamem.sessions.segments import Segments
-from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.template_options import DEFAULTS, parse_tools
-from mlx_deltamem.sessions.token_ids import token_ids
-from mlx_deltamem.sessions.trimmed import find_trimmed
-from mlx_deltamem.sessions.turn import Turn, said_turns
-from mlx_deltamem.sessions.writing import NONE
+from mlx_deltamem.sessions.turns.seen import seen_tokens
+from mlx_deltamem.sessions.turns.trimmed import find_trimmed
+from mlx_deltamem.sessions.turns.turn import Turn, said_turns
+from mlx_deltamem.sessions.turns.writing import NONE
 
 # A text with more characters for each token of the window is refused before its tokens are counted, which takes seconds
 # for some megabytes, and all others wait. Ordinary text has about 4.

@@ -16,7 +16,7 @@ from mlx_deltamem.serving.operations import Operations
 from mlx_deltamem.serving.replies import Replies
 from mlx_deltamem.serving.saver import Saver
 from mlx_deltamem.serving.work import attempt
-from mlx_deltamem.sessions.batch import ReplyBatch
+from mlx_deltamem.sessions.batch.reply_batch import ReplyBatch
 
 # What the engine does when the server ends.
 _CUT, _END = "cut", "end"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 # The revisions that a request allows a memory to have; None: all.
 Revisions: TypeAlias = Sequence[str] | None

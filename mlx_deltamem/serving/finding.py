@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from mlx_deltamem.serving.exchange import Mode, RefusedError, ReplyRequest
 from mlx_deltamem.serving.memories import Memories
 from mlx_deltamem.serving.memory import Memory
-from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.place import Exchange, Place, are_same_messages, asked, find_place, turn_ids
-from mlx_deltamem.sessions.turn import said_turns
-from mlx_deltamem.sessions.writing import NONE
+from mlx_deltamem.sessions.text.messages import Message
+from mlx_deltamem.sessions.turns.place import Exchange, Place, are_same_messages, asked, find_place, turn_ids
+from mlx_deltamem.sessions.turns.turn import said_turns
+from mlx_deltamem.sessions.turns.writing import NONE
 
 # As from `_fitness`: the chat ends at the place.
 _ENDS_THERE = 2

@@ -17,7 +17,7 @@ from mlx_deltamem.serving.reply_job import Outlet, ReplyJob
 from mlx_deltamem.serving.service import Health, MemoryInfo, TurnInfo
 from mlx_deltamem.serving.special_tokens import special_tokens, without_special_tokens
 from mlx_deltamem.serving.watching import Event
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 _MOST_EVENTS = 200
 

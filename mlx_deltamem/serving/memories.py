@@ -14,8 +14,8 @@ from mlx_deltamem.serving.exchange import RefusedError
 from mlx_deltamem.serving.folder import Folder
 from mlx_deltamem.serving.memory import Memory, told
 from mlx_deltamem.serving.service import MemoryInfo
-from mlx_deltamem.sessions.history import History
 from mlx_deltamem.sessions.session import ChatSession
+from mlx_deltamem.sessions.turns.history import History
 
 DAMAGED = "memory_damaged"
 # Each request without a memory is compared with these.

@@ -13,10 +13,10 @@ from mlx_deltamem.serving.folder import written_at
 from mlx_deltamem.serving.readers import Reader, Readers
 from mlx_deltamem.serving.service import MemoryInfo, TurnInfo
 from mlx_deltamem.serving.watching import Event
-from mlx_deltamem.sessions.loops import loop_changes, loop_kept, loop_messages, tool_loops
-from mlx_deltamem.sessions.place import turn_ids
+from mlx_deltamem.sessions.changing.loops import loop_changes, loop_kept, loop_messages, tool_loops
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.snapshot import Snapshot
+from mlx_deltamem.sessions.turns.place import turn_ids
+from mlx_deltamem.sessions.turns.snapshot import Snapshot
 
 
 class Memory:

@@ -12,8 +12,8 @@ from mlx_deltamem.serving.reply_turn import PREFILL_STEP
 from mlx_deltamem.serving.service import MemoryInfo, TurnInfo
 from mlx_deltamem.serving.watching import Event, states
 from mlx_deltamem.serving.work import held, when_free
-from mlx_deltamem.sessions.loops import tool_loops
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.changing.loops import tool_loops
+from mlx_deltamem.sessions.text.messages import Message
 
 _Result = TypeVar("_Result")
 # Runs a function, and gives its result or its error to whoever has asked for it.

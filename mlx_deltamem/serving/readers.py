@@ -5,12 +5,12 @@ from functools import cached_property, partial
 
 from mlx_deltamem.serving.exchange import ReplyRequest
 from mlx_deltamem.serving.shortened import within_window
-from mlx_deltamem.sessions import running
-from mlx_deltamem.sessions.place import Place, asked, deepest, path_ids, places
-from mlx_deltamem.sessions.seen import read_tokens
+from mlx_deltamem.sessions.reading import running
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.snapshot import Snapshot
-from mlx_deltamem.sessions.turn import Turn, are_same_runs, said_turns
+from mlx_deltamem.sessions.turns.place import Place, asked, deepest, path_ids, places
+from mlx_deltamem.sessions.turns.seen import read_tokens
+from mlx_deltamem.sessions.turns.snapshot import Snapshot
+from mlx_deltamem.sessions.turns.turn import Turn, are_same_runs, said_turns
 
 _MOST = 8
 _MOST_BYTES = 256 << 20
@@ -42,7 +42,7 @@ class Reader:
 
     @cached_property
     def places(self) -> dict[str, Place]:
-        """As from `mlx_deltamem.sessions.place.places`. A copy that is kept does not change."""
+        """As from `mlx_deltamem.sessions.turns.place.places`. A copy that is kept does not change."""
         return places(self.chat.turns, self.chat.tokenizer.think_end)
 
     @property

@@ -16,8 +16,8 @@ from mlx_deltamem.serving.reply_job import ReplyJob
 from mlx_deltamem.serving.reply_turn import begin_turn, hold_memory, keep_turn, leave_memory, take_back
 from mlx_deltamem.serving.saver import Saver
 from mlx_deltamem.serving.work import when_free
-from mlx_deltamem.sessions.batch import ReplyBatch
-from mlx_deltamem.sessions.batched_reply import BatchedReply, NewReply
+from mlx_deltamem.sessions.batch.batched_reply import BatchedReply, NewReply
+from mlx_deltamem.sessions.batch.reply_batch import ReplyBatch
 
 _LOG = logging.getLogger(__name__)
 # While replies are generated, this many requests at most begin before the next step of the others.

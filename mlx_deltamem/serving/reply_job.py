@@ -13,9 +13,9 @@ from mlx_deltamem.serving.memory import Memory
 from mlx_deltamem.serving.readers import Reader
 from mlx_deltamem.serving.token_bytes import token_bytes
 from mlx_deltamem.serving.watching import Watch
-from mlx_deltamem.sessions.batched_reply import BatchedReply
+from mlx_deltamem.sessions.batch.batched_reply import BatchedReply
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.snapshot import Snapshot
+from mlx_deltamem.sessions.turns.snapshot import Snapshot
 
 
 class Outlet:

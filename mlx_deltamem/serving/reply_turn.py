@@ -12,15 +12,15 @@ from mlx_deltamem.serving.sampling import processors_of, sampler_of
 from mlx_deltamem.serving.saver import Saver
 from mlx_deltamem.serving.watching import Watch
 from mlx_deltamem.serving.work import free
-from mlx_deltamem.sessions.batched_reply import NewReply
-from mlx_deltamem.sessions.beginning import Beginning
-from mlx_deltamem.sessions.place import turn_ids
-from mlx_deltamem.sessions.reply import ReplySettings
-from mlx_deltamem.sessions.seen import read_tokens, seen_tokens
+from mlx_deltamem.sessions.batch.batched_reply import NewReply
+from mlx_deltamem.sessions.replies.beginning import Beginning
+from mlx_deltamem.sessions.replies.reply import ReplySettings
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.token_ids import token_ids
-from mlx_deltamem.sessions.turn import Turn
-from mlx_deltamem.sessions.writing import NONE
+from mlx_deltamem.sessions.text.token_ids import token_ids
+from mlx_deltamem.sessions.turns.place import turn_ids
+from mlx_deltamem.sessions.turns.seen import read_tokens, seen_tokens
+from mlx_deltamem.sessions.turns.turn import Turn
+from mlx_deltamem.sessions.turns.writing import NONE
 
 # Messages are read in parts of at most so many tokens. Other replies go on between two parts.
 PREFILL_STEP = 512

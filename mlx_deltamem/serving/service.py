@@ -7,7 +7,7 @@ from typing import Protocol
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.serving.exchange import Done, Piece, ReplyRequest, Revisions
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from mlx_deltamem.sessions.fitting import TooLongError
-from mlx_deltamem.sessions.history import NONE, History
-from mlx_deltamem.sessions.seen import seen_text
+from mlx_deltamem.sessions.reading.fitting import TooLongError
 from mlx_deltamem.sessions.session import ChatSession
-from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.turns.history import NONE, History
+from mlx_deltamem.sessions.turns.seen import seen_text
+from mlx_deltamem.sessions.turns.turn import Turn
 
 _Result = TypeVar("_Result")
 

@@ -4,7 +4,7 @@ import re
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 
 def special_tokens(tokenizer: TokenizerWrapper) -> re.Pattern[str] | None:

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from mlx_deltamem.core.key_shift import square
 from mlx_deltamem.core.reads import Reads
-from mlx_deltamem.sessions.state import ChatState
+from mlx_deltamem.sessions.turns.state import ChatState
 
 Event = Mapping[str, object]
 # The digits of a state that are sent. A picture shows fewer.

@@ -2,7 +2,7 @@
 
 from typing import Unpack
 
-from mlx_deltamem.sessions.reply import RegenerateOptions
+from mlx_deltamem.sessions.replies.reply import RegenerateOptions
 from mlx_deltamem.sessions.session import ChatSession
 
 WITH, WITHOUT = "with the memory", "without it"

@@ -17,13 +17,22 @@ from mlx_deltamem.core.cache import check_states
 from mlx_deltamem.core.spread import world_of
 from mlx_deltamem.core.use import attachment_of, is_writing
 from mlx_deltamem.files.atomic import resolved
-from mlx_deltamem.sessions import remembering
-from mlx_deltamem.sessions.drift import Drift
-from mlx_deltamem.sessions.editing import edit_message
-from mlx_deltamem.sessions.exported import chat_title, exported_chat, parse_export, read_export
-from mlx_deltamem.sessions.going_back import return_to
-from mlx_deltamem.sessions.history import FULL, History, parse_history
-from mlx_deltamem.sessions.messages import (
+from mlx_deltamem.sessions.changing.editing import edit_message
+from mlx_deltamem.sessions.changing.going_back import return_to
+from mlx_deltamem.sessions.export.exported import chat_title, exported_chat, parse_export, read_export
+from mlx_deltamem.sessions.export.notebook import chat_html
+from mlx_deltamem.sessions.reading import remembering
+from mlx_deltamem.sessions.reading.new_turn import turn_to_read, with_reply
+from mlx_deltamem.sessions.reading.prefill import Progress, check_step
+from mlx_deltamem.sessions.reading.running import run_again
+from mlx_deltamem.sessions.reading.together import memory_is_empty
+from mlx_deltamem.sessions.replies.reply import GenerateOptions, RegenerateOptions, ReplySettings, SendOptions
+from mlx_deltamem.sessions.replies.replying import reply_again, reply_to
+from mlx_deltamem.sessions.stored.file import delete_chat, write_chat
+from mlx_deltamem.sessions.stored.saving import load_chat, stored_chat
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate, brought_template
+from mlx_deltamem.sessions.template.options import DEFAULTS, parse_tools
+from mlx_deltamem.sessions.text.messages import (
     GivenMessages,
     Message,
     ToolCall,
@@ -32,24 +41,15 @@ from mlx_deltamem.sessions.messages import (
     said_messages,
     system_prompt,
 )
-from mlx_deltamem.sessions.new_turn import turn_to_read, with_reply
-from mlx_deltamem.sessions.notebook import chat_html
-from mlx_deltamem.sessions.prefill import Progress, check_step
-from mlx_deltamem.sessions.progression import Progression
-from mlx_deltamem.sessions.reply import GenerateOptions, RegenerateOptions, ReplySettings, SendOptions
-from mlx_deltamem.sessions.replying import reply_again, reply_to
-from mlx_deltamem.sessions.running import run_again
-from mlx_deltamem.sessions.saving import load_chat, stored_chat
-from mlx_deltamem.sessions.segments import Segments
-from mlx_deltamem.sessions.snapshot import Snapshot
-from mlx_deltamem.sessions.state import ChatState
-from mlx_deltamem.sessions.stored.file import delete_chat, write_chat
-from mlx_deltamem.sessions.template import ChatTemplate, brought_template
-from mlx_deltamem.sessions.template_options import DEFAULTS, parse_tools
-from mlx_deltamem.sessions.together import memory_is_empty
-from mlx_deltamem.sessions.turn import Turn, said_turns, segments_of
-from mlx_deltamem.sessions.writing import ALL, parse_write
-from mlx_deltamem.sessions.writing import NONE as NOTHING
+from mlx_deltamem.sessions.text.segments import Segments
+from mlx_deltamem.sessions.turns.drift import Drift
+from mlx_deltamem.sessions.turns.history import FULL, History, parse_history
+from mlx_deltamem.sessions.turns.progression import Progression
+from mlx_deltamem.sessions.turns.snapshot import Snapshot
+from mlx_deltamem.sessions.turns.state import ChatState
+from mlx_deltamem.sessions.turns.turn import Turn, said_turns, segments_of
+from mlx_deltamem.sessions.turns.writing import ALL, parse_write
+from mlx_deltamem.sessions.turns.writing import NONE as NOTHING
 
 
 class ChatSession:
@@ -70,7 +70,7 @@ class ChatSession:
             the system prompt and those tokens again, with the memory as it then is. So the cost of a turn does not
             grow with the chat.
         write: Which part of each turn is written into the memory: `all`, `after`, `user`, `assistant` or `none`. They
-            are described in `mlx_deltamem.sessions.writing.MEANINGS`.
+            are described in `mlx_deltamem.sessions.turns.writing.MEANINGS`.
         memory: The states to begin with, as in the attribute `memory`; None: an empty memory.
         tools: Tools for the chat template, in OpenAI's form.
         template_options: Further variables for the chat template. Thinking is off unless `enable_thinking=True`.
@@ -157,7 +157,7 @@ class ChatSession:
         """Which part of a turn is written into the memory. May be set between turns.
 
         Raises:
-            ValueError: When set: it is none of `mlx_deltamem.sessions.writing.WRITES`.
+            ValueError: When set: it is none of `mlx_deltamem.sessions.turns.writing.WRITES`.
         """
         return self._write
 

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mlx_deltamem.sessions.prefill import Progress
+from mlx_deltamem.sessions.reading.prefill import Progress
 from mlx_deltamem.show.console import Console
 
 # Called with the name of the present step and the number of items that were done since the last call.

@@ -7,8 +7,8 @@ from typing import TypeVar, cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.sessions.guarded_template import SOURCE
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.template.guarded import SOURCE
+from mlx_deltamem.sessions.text.messages import Message
 
 # This is enough for the chats of a few records, and for the history that several of them share.
 _CACHED = 512

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.text.segments import Segments
 from mlx_deltamem.training.written import Written, part_of
 
 

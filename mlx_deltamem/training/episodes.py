@@ -10,10 +10,10 @@ from typing import cast
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.segments import shared_length
-from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.writing import AFTER, NONE
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
+from mlx_deltamem.sessions.text.messages import Message
+from mlx_deltamem.sessions.text.segments import shared_length
+from mlx_deltamem.sessions.turns.writing import AFTER, NONE
 from mlx_deltamem.training.cached_tokenizer import CachedTokenizer
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode, Question

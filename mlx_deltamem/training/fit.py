@@ -24,7 +24,7 @@ from mlx_deltamem.core.config import DeltaMemConfig
 from mlx_deltamem.core.model import attached_attention
 from mlx_deltamem.core.reads import Reads
 from mlx_deltamem.core.use import attachment_of, observing, read_only
-from mlx_deltamem.sessions.segments import shared_length
+from mlx_deltamem.sessions.text.segments import shared_length
 from mlx_deltamem.show.progress import Counted
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.fit_layer import Activations, Matrix, fitted_weights

@@ -18,7 +18,7 @@ differ as follows:
 from dataclasses import asdict, dataclass, replace
 
 from mlx_deltamem.core.config import DeltaMemConfig
-from mlx_deltamem.sessions.writing import AFTER
+from mlx_deltamem.sessions.turns.writing import AFTER
 from mlx_deltamem.training.rules import EpisodeRules
 from mlx_deltamem.training.settings import Schedule
 from mlx_deltamem.training.terms import LossTerms

@@ -7,8 +7,8 @@ from pathlib import Path
 from mlx_deltamem.files.fields import given_items
 from mlx_deltamem.files.jsonl import json_records, kind_of
 from mlx_deltamem.files.text import check_text, text_problem
-from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.writing import WRITES
+from mlx_deltamem.sessions.text.messages import Message
+from mlx_deltamem.sessions.turns.writing import WRITES
 
 # The files of a data set: to train on, to watch a run by, and to test an adapter with.
 TRAIN, VALID, TEST = ("train", "valid", "test")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mlx_deltamem.options.option import check_options, option
-from mlx_deltamem.sessions.writing import AFTER, WRITES
+from mlx_deltamem.sessions.turns.writing import AFTER, WRITES
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 from mlx_deltamem.training.records import listed
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, joined, part, start_length, token_roles
-from mlx_deltamem.sessions.writing import AFTER, ALL, NONE, writes_role
+from mlx_deltamem.sessions.text.messages import Message
+from mlx_deltamem.sessions.text.segments import NO_SEGMENTS, Segments, joined, part, start_length, token_roles
+from mlx_deltamem.sessions.turns.writing import AFTER, ALL, NONE, writes_role
 
 # Whether the tokens of a text are written: a flag for all of them, or one for each token.
 Written = bool | list[bool]
@@ -24,7 +24,7 @@ class WrittenHistory:
         """Make a history that is read as one text.
 
         Args:
-            write: One of `mlx_deltamem.sessions.writing.WRITES`, except `none`.
+            write: One of `mlx_deltamem.sessions.turns.writing.WRITES`, except `none`.
             segments: The tokens of the history.
             messages: The messages of the history.
         """
@@ -64,7 +64,7 @@ def written_flags(write: str, segments: Segments, messages: Sequence[Message], s
     """Return which tokens of a text are written as they are read.
 
     Args:
-        write: One of `mlx_deltamem.sessions.writing.WRITES`.
+        write: One of `mlx_deltamem.sessions.turns.writing.WRITES`.
         segments: The tokens of the text.
         messages: The messages of the text.
         started: Whether an earlier turn has written the tokens before the first message. With `write` "all", they are

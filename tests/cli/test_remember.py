@@ -10,7 +10,7 @@ import pytest
 from mlx_deltamem import ChatSession
 from mlx_deltamem.cli.memory_commands import MemoryCommands
 from mlx_deltamem.cli.remembered import read_remembered
-from mlx_deltamem.sessions import prefill
+from mlx_deltamem.sessions.reading import prefill
 from mlx_deltamem.show.console import Console
 from mlx_deltamem.show.progress import TimeLeft
 from tests.sessions.test_session import loaded

@@ -7,13 +7,13 @@ import pytest
 from mlx_deltamem.data import recall as recall_data
 from mlx_deltamem.recall.split import side_of
 from mlx_deltamem.recall.vocabulary import keys, values
-from mlx_deltamem.sessions.segments import NO_SEGMENTS
+from mlx_deltamem.sessions.text.segments import NO_SEGMENTS
 from mlx_deltamem.training.episodes import EpisodeMaker
 from mlx_deltamem.training.records import read_file
 from mlx_deltamem.training.rules import EpisodeRules
 from tests.command_line import error_line
 from tests.conftest import backbone
-from tests.sessions.test_template import golden_tokenizer
+from tests.sessions.template.test_chat_template import golden_tokenizer
 from tests.tool_runs import records_of, runner
 
 SMALL = ("--train", 40, "--valid", 5, "--test", 10)

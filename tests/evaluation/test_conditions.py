@@ -15,9 +15,9 @@ from mlx_deltamem.evaluation.conditions import CONDITIONS, find_condition, parse
 from mlx_deltamem.evaluation.partners import partner_groups
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.evaluation.task import Sampling
-from mlx_deltamem.sessions.prefill import prefill, write_text
-from mlx_deltamem.sessions.segments import Segments
-from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.sessions.reading.prefill import prefill, write_text
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
+from mlx_deltamem.sessions.text.segments import Segments
 from tests.conftest import adapter, backbone
 from tests.evaluation.runs import asker, loaded, questions, replies
 

@@ -14,7 +14,7 @@ from mlx_deltamem.evaluation.tasks.naming import names, names_only, says_not_tol
 from mlx_deltamem.evaluation.tasks.recall import Recall
 from mlx_deltamem.recall.split import side_of
 from mlx_deltamem.recall.vocabulary import keys, shared, values
-from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
 from tests.conftest import backbone
 
 DOG, COLOUR, NUMBER = "What is my dog called?", "Which colour do I like best?", "What is my lucky number?"

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from mlx_deltamem.inspection.heat_map import memory_view
-from mlx_deltamem.sessions.drift import Drift
+from mlx_deltamem.sessions.turns.drift import Drift
 
 
 def console(width: int = 100, colours: str | None = "truecolor", **options: object) -> Console:

@@ -10,7 +10,7 @@ import pytest
 
 from mlx_deltamem import ChatSession
 from mlx_deltamem.serving.exchange import Done, Mode, Piece, ReplyRequest
-from mlx_deltamem.sessions.messages import parse_messages
+from mlx_deltamem.sessions.text.messages import parse_messages
 from tests.sessions.test_session import HISTORIES, loaded, new_chat
 
 pytest.importorskip("prometheus_client")

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from mlx_deltamem.serving.api.app import make_app
 from mlx_deltamem.serving.api.settings import Settings
-from mlx_deltamem.sessions.segments import start_length
+from mlx_deltamem.sessions.text.segments import start_length
 from tests.serving.conftest import chat_of, every_history
 from tests.sessions.test_session import new_chat
 

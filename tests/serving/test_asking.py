@@ -3,8 +3,8 @@
 import pytest
 
 from mlx_deltamem.serving.exchange import RefusedError, ReplyRequest
-from mlx_deltamem.sessions.beginning import Beginning
-from mlx_deltamem.sessions.messages import parse_messages
+from mlx_deltamem.sessions.replies.beginning import Beginning
+from mlx_deltamem.sessions.text.messages import parse_messages
 from tests.serving.conftest import chat_of, every_history, plain_chat
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
 from tests.sessions.test_session import loaded, same_memory

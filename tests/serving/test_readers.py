@@ -7,8 +7,8 @@ import pytest
 from mlx_deltamem import ChatSession
 from mlx_deltamem.serving import readers
 from mlx_deltamem.serving.exchange import Piece, RefusedError, ReplyRequest, Sampling
-from mlx_deltamem.sessions import running as running_turns
-from mlx_deltamem.sessions.messages import parse_messages
+from mlx_deltamem.sessions.reading import running as running_turns
+from mlx_deltamem.sessions.text.messages import parse_messages
 from tests.serving.conftest import OFF, READ, Running, chat_of, every_history, plain_chat
 from tests.sessions.test_session import same_memory
 

@@ -6,8 +6,8 @@ import pytest
 
 from mlx_deltamem import ChatSession
 from mlx_deltamem.serving.exchange import Mode, Piece, RefusedError, ReplyRequest, Sampling
-from mlx_deltamem.sessions.messages import parse_messages
-from mlx_deltamem.sessions.token_ids import token_ids
+from mlx_deltamem.sessions.text.messages import parse_messages
+from mlx_deltamem.sessions.text.token_ids import token_ids
 from tests.serving.conftest import OFF, READ, WRITE, chat_of, plain_chat
 from tests.sessions.test_session import loaded, same_memory
 

@@ -255,7 +255,7 @@ def test_a_full_disk_at_the_end_is_told(tmp_path):
 
 
 def test_a_stalled_server_answers_and_ends(tmp_path):
-    stalls = "import threading\nfrom mlx_deltamem.sessions.batch import ReplyBatch\n"
+    stalls = "import threading\nfrom mlx_deltamem.sessions.batch.reply_batch import ReplyBatch\n"
     stalls += "ReplyBatch.step = lambda batch: threading.Event().wait()\n"
     server = Server(tmp_path / "memories", "--exit-on-stall", "1", before=stalls)
     answers = []
@@ -276,8 +276,9 @@ def test_a_stalled_server_answers_and_ends(tmp_path):
 
 def test_a_server_whose_engine_has_failed_answers_and_ends(tmp_path):
     """As one of several ranks in which something has failed alone."""
-    fails = "from mlx_deltamem.sessions.batch import ReplyBatch\ndef fail(batch):\n    raise SystemExit('broken')\n"
-    server = Server(tmp_path / "memories", before=fails + "ReplyBatch.step = fail\n")
+    found = "from mlx_deltamem.sessions.batch.reply_batch import ReplyBatch\n"
+    fails = "def fail(batch):\n    raise SystemExit('broken')\nReplyBatch.step = fail\n"
+    server = Server(tmp_path / "memories", before=found + fails)
     status, answer = server.say("Hello there.", "anna")
     assert (status, answer["error"]["code"]) == (503, "ending")
     assert server.process.wait(30) == 1

@@ -5,7 +5,7 @@ import pytest
 from mlx_deltamem import ChatSession
 from mlx_deltamem.serving.exchange import RefusedError
 from mlx_deltamem.serving.shortened import shortened_note
-from mlx_deltamem.sessions.segments import start_length
+from mlx_deltamem.sessions.text.segments import start_length
 from tests.serving.conftest import READ, chat_of
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
 from tests.sessions.test_session import loaded, new_chat, same_memory

@@ -8,7 +8,7 @@ import pytest
 
 from mlx_deltamem.serving import reply_turn
 from mlx_deltamem.serving.exchange import Done
-from mlx_deltamem.sessions.drift import changes
+from mlx_deltamem.sessions.turns.drift import changes
 from tests.serving.conftest import READ, Running
 from tests.sessions.test_session import HISTORIES
 from tests.sessions.test_tools import CALL, QUESTION, TOOLS, chat_with_tools, scripted

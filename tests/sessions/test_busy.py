@@ -7,9 +7,9 @@ import mlx.core as mx
 import pytest
 
 from mlx_deltamem import ChatSession
-from mlx_deltamem.sessions.batch import ReplyBatch
-from mlx_deltamem.sessions.batched_reply import NewReply
-from mlx_deltamem.sessions.reply import ReplySettings
+from mlx_deltamem.sessions.batch.batched_reply import NewReply
+from mlx_deltamem.sessions.batch.reply_batch import ReplyBatch
+from mlx_deltamem.sessions.replies.reply import ReplySettings
 from tests.sessions.test_session import every_history, told
 
 TEXT = "One two three four five six seven."

@@ -3,8 +3,8 @@
 import pytest
 
 from mlx_deltamem import ChatSession
-from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.turn import segments_of
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
+from mlx_deltamem.sessions.turns.turn import segments_of
 from tests.sessions.test_sequences import TOLERANCE as TOLERANCE_AGAIN
 from tests.sessions.test_session import HISTORIES, loaded, new_chat, same_memory
 

@@ -5,7 +5,7 @@ import pytest
 from mlx_lm.models.cache import QuantizedKVCache
 
 from mlx_deltamem import ChatSession, DeltaMemConfig, attach
-from mlx_deltamem.sessions.beginning import Beginning
+from mlx_deltamem.sessions.replies.beginning import Beginning
 from tests.conftest import randomise
 from tests.families import FAMILIES, tiny_model
 from tests.sessions.test_session import HISTORIES, loaded

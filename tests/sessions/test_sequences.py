@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from mlx_deltamem import ChatSession, load, make_prompt_cache, memory, read_only, set_memory, write_mask, write_spans
-from mlx_deltamem.sessions.segments import Segments
-from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.writing import WRITES
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
+from mlx_deltamem.sessions.text.segments import Segments
+from mlx_deltamem.sessions.turns.writing import WRITES
 from tests.conftest import adapter, backbone, distance
 
 KINDS = ["qwen3_tsw_qo", "qwen3_msw4", "qwen3_ssw_msg", "qwen3_ssw_sent"]

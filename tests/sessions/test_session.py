@@ -8,8 +8,8 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_deltamem import ChatSession, load, read_only
 from mlx_deltamem.core.spread import Spread
 from mlx_deltamem.ranks.world import World
-from mlx_deltamem.sessions.replying import end_reply
-from mlx_deltamem.sessions.turn import segments_of
+from mlx_deltamem.sessions.replies.replying import end_reply
+from mlx_deltamem.sessions.turns.turn import segments_of
 from tests.conftest import adapter, backbone, distance, golden, golden_names
 
 KINDS = ["qwen3_tsw_qo", "qwen3_ssw_msg", "qwen3_ssw_sent", "qwen3_msw4"]

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from mlx_deltamem.sessions.segments import NO_SEGMENTS
-from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.text.segments import NO_SEGMENTS
+from mlx_deltamem.sessions.turns.turn import Turn
 
 pytest.importorskip("httpx2")
 

@@ -10,7 +10,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_deltamem import DeltaMemConfig, attach
-from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.text.segments import Segments
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.loss import EpisodeModel
 from mlx_deltamem.training.prepare import freeze_all_but_adapter

@@ -11,7 +11,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_deltamem import DeltaMemConfig, attach
-from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.text.segments import Segments
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.settings import Reporting, Schedule, Settings

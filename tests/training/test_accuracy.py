@@ -15,7 +15,7 @@ from mlx_deltamem.training.logits import head_at_positions
 from mlx_deltamem.training.records import Record
 from mlx_deltamem.training.rules import EpisodeRules
 from tests.conftest import adapter, backbone
-from tests.sessions.test_template import chat
+from tests.sessions.template.test_chat_template import chat
 
 
 def asked(targets: list[list[int]], lengths: list[int], values: list[list[bool]]) -> Asked:

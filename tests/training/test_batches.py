@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_deltamem import DeltaMemConfig
-from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments
+from mlx_deltamem.sessions.text.segments import NO_SEGMENTS, Segments
 from mlx_deltamem.training.batch import Asked, Batch
 from mlx_deltamem.training.batches import BatchMaker, Feed, _rounded
 from mlx_deltamem.training.episode import Episode, Question

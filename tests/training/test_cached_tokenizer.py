@@ -1,9 +1,9 @@
 """The tokenizer with a cache: the same results, with fewer calls."""
 
-from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
 from mlx_deltamem.training import cached_tokenizer
 from mlx_deltamem.training.cached_tokenizer import CachedTokenizer
-from tests.sessions.test_template import CHATML, chat, golden_tokenizer
+from tests.sessions.template.test_chat_template import CHATML, chat, golden_tokenizer
 
 TALK = chat("I am Ann.", "Hello.", "Who am I?", "You are Ann.", system="Be brief.")
 

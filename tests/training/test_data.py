@@ -13,7 +13,7 @@ from mlx_deltamem.training.terms import LossTerms
 from tests.conftest import REPO
 from tests.hub import fixture as hub_fixture
 from tests.hub.fixture import using
-from tests.sessions.test_template import chat, golden_tokenizer
+from tests.sessions.template.test_chat_template import chat, golden_tokenizer
 
 hub = hub_fixture.hub
 

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
-from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.segments import NO_SEGMENTS
-from mlx_deltamem.sessions.template import ChatTemplate
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
+from mlx_deltamem.sessions.text.messages import Message
+from mlx_deltamem.sessions.text.segments import NO_SEGMENTS
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.episodes import EpisodeMaker
 from mlx_deltamem.training.records import Record, RecordError
 from mlx_deltamem.training.rules import EpisodeRules
 from tests.conftest import backbone
-from tests.sessions.test_template import chat, golden_tokenizer, written
+from tests.sessions.template.test_chat_template import chat, golden_tokenizer, written
 from tests.training.cases import as_read
 
 TALK = chat("I am Ann.", "Hello.", "I keep bees.", "Fine.", "Who am I?", "You are Ann.", system="Be brief.")

@@ -10,7 +10,7 @@ import pytest
 from mlx_deltamem import DeltaMemConfig, attach, current_adapter, make_prompt_cache, memory, read_only, set_memory
 from mlx_deltamem.core.model import attached_attention
 from mlx_deltamem.core.shapes import parameter_shapes
-from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.text.segments import Segments
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.fit import fit_adapter, places_to_fit
 from tests.families import tiny_model

@@ -8,7 +8,7 @@ import yaml
 from mlx_deltamem import load_adapter, save_adapter
 from mlx_deltamem.adapters.card.card import make_card
 from mlx_deltamem.core.adapter import CURVES_FILE, METRICS_FILE, SETTINGS_FILE
-from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.text.segments import Segments
 from mlx_deltamem.training.checkpoint import Progress
 from mlx_deltamem.training.episode import Episode, Question
 from mlx_deltamem.training.keeper import episodes_fingerprint, training_metadata

@@ -20,7 +20,7 @@ from mlx_deltamem.core.use import observing, write_mask
 from mlx_deltamem.recall import EpisodeSettings, make_episode
 from mlx_deltamem.recurrence import ops
 from mlx_deltamem.recurrence.definition import delta_scan_reference
-from mlx_deltamem.sessions.segments import NO_SEGMENTS
+from mlx_deltamem.sessions.text.segments import NO_SEGMENTS
 from mlx_deltamem.training import grouping
 from mlx_deltamem.training.batch import Batch, Pass
 from mlx_deltamem.training.batches import BatchMaker

@@ -8,7 +8,7 @@ from mlx_lm.models.cache import KVCache
 
 from mlx_deltamem import DeltaMemConfig, attach, make_prompt_cache, memory, read_only, write_spans
 from mlx_deltamem.core.use import observing
-from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.text.segments import Segments
 from mlx_deltamem.training import passes
 from mlx_deltamem.training.batch import Batch
 from mlx_deltamem.training.batches import BatchMaker

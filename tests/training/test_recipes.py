@@ -23,7 +23,7 @@ from mlx_deltamem.training.run import Run
 from mlx_deltamem.training.run_options import RunOptions
 from tests.conftest import adapter, backbone
 from tests.hub import fixture as hub_fixture
-from tests.sessions.test_template import chat
+from tests.sessions.template.test_chat_template import chat
 from tests.training.cases import gradients
 from tests.training.command import in_process
 from tests.training.runs import weights_of

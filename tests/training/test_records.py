@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_deltamem.sessions.writing import WRITES
+from mlx_deltamem.sessions.turns.writing import WRITES
 from mlx_deltamem.training.records import Record, RecordError, find_file, make_record, read_file, records_of_rows
 
 CHAT = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello, Ann."}]

@@ -8,10 +8,10 @@ import pytest
 from mlx_lm.generate import GenerationResponse
 
 from mlx_deltamem import ChatSession
-from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.prefill import write_text
-from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.writing import WRITES
+from mlx_deltamem.sessions.reading.prefill import write_text
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
+from mlx_deltamem.sessions.text.messages import Message
+from mlx_deltamem.sessions.turns.writing import WRITES
 from mlx_deltamem.training import passes
 from mlx_deltamem.training.batch import Batch
 from mlx_deltamem.training.batches import BatchMaker
@@ -20,8 +20,8 @@ from mlx_deltamem.training.records import Record
 from mlx_deltamem.training.rules import EpisodeRules
 from mlx_deltamem.training.segments.write_pass import write_states
 from tests.conftest import distance
+from tests.sessions.template.test_chat_template import chat
 from tests.sessions.test_session import loaded
-from tests.sessions.test_template import chat
 
 KINDS = ["qwen3_tsw_qo", "qwen3_msw4"]
 MEANS = ["qwen3_ssw_msg", "qwen3_ssw_sent"]

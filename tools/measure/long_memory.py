@@ -23,7 +23,7 @@ from mlx_deltamem import ChatSession, load
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.demo.model import ADAPTER
 from mlx_deltamem.options.rule import POSITIVE
-from mlx_deltamem.sessions.prefill import Progress
+from mlx_deltamem.sessions.reading.prefill import Progress
 from tools import smollm2
 from tools.measure.chat_turns import resident
 

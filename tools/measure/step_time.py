@@ -30,7 +30,7 @@ from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.options.rule import POSITIVE
 from mlx_deltamem.recurrence import ops
 from mlx_deltamem.recurrence.definition import delta_scan_reference
-from mlx_deltamem.sessions.segments import Segments
+from mlx_deltamem.sessions.text.segments import Segments
 from mlx_deltamem.show.progress import reading_progress
 from mlx_deltamem.training.batch import Batch
 from mlx_deltamem.training.batches import BatchMaker

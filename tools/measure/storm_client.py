@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import httpx2
 
-from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.turns.turn import Turn
 from tools.measure.storm_malformed import MALFORMED, ODD, TOO_LARGE
 
 CHAT, TEXT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"

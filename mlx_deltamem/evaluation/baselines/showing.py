@@ -14,7 +14,7 @@ from mlx_deltamem.evaluation.baselines.summary import running_summary
 from mlx_deltamem.evaluation.baselines.turns import text_bytes, turn_texts, with_text, with_turns
 from mlx_deltamem.evaluation.effects import state_bytes
 from mlx_deltamem.evaluation.question import Question
-from mlx_deltamem.sessions.token_ids import token_ids
+from mlx_deltamem.sessions.text.token_ids import token_ids
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from mlx_deltamem.core.cache import make_prompt_cache
 from mlx_deltamem.core.use import read_only
 from mlx_deltamem.evaluation.decoding import Start, generate_replies
 from mlx_deltamem.evaluation.question import user_message
-from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.token_ids import token_ids
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
+from mlx_deltamem.sessions.text.token_ids import token_ids
 
 # The most tokens of new text in one update of the summary; a longer turn is one update by itself.
 _AT_ONCE = 512

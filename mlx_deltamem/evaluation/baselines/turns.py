@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from mlx_deltamem.evaluation.question import Question
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 _BLANK_LINE = re.compile(r"(?<=\n\n)(?=\S)")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from mlx_deltamem.evaluation.task import Backbone
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 _MARKER = "\n\n[... context truncated ...]\n\n"
 
@@ -11,7 +11,7 @@ _MARKER = "\n\n[... context truncated ...]\n\n"
 def text_tokens(backbone: Backbone, text: str) -> int:
     """The number of tokens of a text, without special tokens."""
     # Not above: the options of a command are parsed without mlx-lm.
-    from mlx_deltamem.sessions.token_ids import token_ids
+    from mlx_deltamem.sessions.text.token_ids import token_ids
 
     return len(token_ids(backbone.tokenizer, text))
 
@@ -22,7 +22,7 @@ def prompt_tokens(backbone: Backbone, messages: Sequence[Message]) -> int:
     Raises:
         ValueError: The chat template refuses the messages.
     """
-    from mlx_deltamem.sessions.template_text import rendered
+    from mlx_deltamem.sessions.template.text import rendered
 
     # The tokens that switch thinking off count too.
     return text_tokens(backbone, rendered(backbone.tokenizer, messages, True, {"enable_thinking": False}))
@@ -92,7 +92,7 @@ def sentence_chunks(text: str, longest: int, count: Callable[[str], int]) -> Ite
         longest: The most tokens of a chunk. A longer sentence is cut between words.
         count: Counts the tokens of a text.
     """
-    from mlx_deltamem.sessions.template import sentences
+    from mlx_deltamem.sessions.template.chat_template import sentences
 
     chunk: list[str] = []
     size = 0

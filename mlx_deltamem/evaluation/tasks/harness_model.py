@@ -9,8 +9,8 @@ from mlx_lm.evaluate import MLXLM
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.use import read_only
-from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.template_text import has_template, rendered
+from mlx_deltamem.sessions.template.text import has_template, rendered
+from mlx_deltamem.sessions.text.messages import Message
 
 # The runs of the reference had thinking switched off.
 _OPTIONS: dict[str, object] = {"enable_thinking": False}

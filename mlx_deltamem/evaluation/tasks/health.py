@@ -24,12 +24,12 @@ from mlx_deltamem.core.use import attachment_of, using_spans, writing
 from mlx_deltamem.evaluation.decoding import GeneratedReply, Start, generate_replies
 from mlx_deltamem.evaluation.question import user_message
 from mlx_deltamem.evaluation.tasks.natural import natural_prompts, natural_prose, natural_questions
-from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.prefill import prefill, write_text
-from mlx_deltamem.sessions.restore import States
-from mlx_deltamem.sessions.segments import Segments, part
-from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.template_text import has_template
+from mlx_deltamem.sessions.reading.prefill import prefill, write_text
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
+from mlx_deltamem.sessions.template.text import has_template
+from mlx_deltamem.sessions.text.messages import Message
+from mlx_deltamem.sessions.text.segments import Segments, part
+from mlx_deltamem.sessions.turns.restore import States
 
 # The ways in which a text is read, by name.
 WRITTEN, CARRIED_READ, CARRIED_WRITTEN = WAYS = ("written", "carried_read", "carried_written")

@@ -31,7 +31,7 @@ from mlx_deltamem.evaluation.tasks.locomo_data import (
 )
 from mlx_deltamem.evaluation.tasks.locomo_keys import is_audited, is_wrong
 from mlx_deltamem.options.option import option
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 _NO_INFORMATION = "No information available"
 _MAX_TOKENS = 50

@@ -9,7 +9,7 @@ import yaml
 
 from mlx_deltamem.evaluation.question import Question, user_message
 from mlx_deltamem.evaluation.tasks.naming import names, names_any, says_not_told
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 # The reply in the history to a message without a given reply. In a chat, the model writes its own instead.
 _ACKNOWLEDGED = "Okay."

@@ -17,10 +17,10 @@ from mlx_deltamem.options.option import option
 from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode
 from mlx_deltamem.recall import Question as Asked
 from mlx_deltamem.recall.vocabulary import keys, values
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 if TYPE_CHECKING:
-    from mlx_deltamem.sessions.template import ChatTemplate
+    from mlx_deltamem.sessions.template.chat_template import ChatTemplate
 
 # The family of keys that tell an instruction instead of a fact.
 _INSTRUCTIONS = "code_word"
@@ -100,7 +100,7 @@ class Recall(Task):
         if self.natural:
             yield from natural_questions(tuple(self._system))
             return
-        from mlx_deltamem.sessions.template import ChatTemplate
+        from mlx_deltamem.sessions.template.chat_template import ChatTemplate
 
         if self.kinds:
             yield from self._of_kinds(ChatTemplate(backbone.tokenizer, enable_thinking=False))

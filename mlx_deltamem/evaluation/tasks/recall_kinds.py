@@ -11,7 +11,7 @@ import yaml
 
 from mlx_deltamem.evaluation.question import user_message
 from mlx_deltamem.recall.vocabulary import filler, shared, values_on, with_article
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 # The kinds that the generator of training data makes too, and the kinds of this file.
 GENERATED = ("told", "updated", "deleted", "absent")

@@ -4,7 +4,7 @@ from mlx_deltamem.files.jsonl import Json
 from mlx_deltamem.serving.api.body import Fields
 from mlx_deltamem.serving.api.errors import BadFieldError, json_bytes
 from mlx_deltamem.serving.api.tools import Tool, function_tool, listed
-from mlx_deltamem.sessions.messages import Message, parse_messages
+from mlx_deltamem.sessions.text.messages import Message, parse_messages
 
 _ROLES = ("user", "assistant")
 _TOOL_CHOICES = ("auto", "any", "tool", "none")

@@ -12,7 +12,7 @@ from mlx_deltamem.files.jsonl import Json, kind_of, parsed_json
 from mlx_deltamem.options.rule import Rule
 from mlx_deltamem.serving.api.errors import BadFieldError
 from mlx_deltamem.serving.exchange import RefusedError
-from mlx_deltamem.sessions.messages import is_utf8
+from mlx_deltamem.sessions.text.messages import is_utf8
 
 _MOST_VALUES = 1_000_000
 _LONGEST_TEXT = 64 << 20

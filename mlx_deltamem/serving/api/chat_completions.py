@@ -23,7 +23,7 @@ from mlx_deltamem.serving.api.stream import DONE, chunk_stream, event
 from mlx_deltamem.serving.api.tools import chat_tools
 from mlx_deltamem.serving.api.usage import usage
 from mlx_deltamem.serving.exchange import Done, Mode, ReplyRequest
-from mlx_deltamem.sessions.messages import Message, parse_messages
+from mlx_deltamem.sessions.text.messages import Message, parse_messages
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mlx_deltamem.serving.api.replies import Step, incomplete, merged
 from mlx_deltamem.serving.api.reply_text import Part, ReplyText
 from mlx_deltamem.serving.exchange import Done, Piece
-from mlx_deltamem.sessions.messages import ToolCall
+from mlx_deltamem.sessions.text.messages import ToolCall
 
 
 @dataclass

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mlx_deltamem.sessions.heat_png import states_png
+from mlx_deltamem.sessions.export.heat_png import states_png
 
 
 def heat_png(heat_map: Mapping[str, object]) -> bytes:

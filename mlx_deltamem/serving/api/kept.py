@@ -4,7 +4,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from mlx_deltamem.serving.exchange import Mode
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 # All replies together with their chats, in bytes.
 _MOST_BYTES = 64 << 20

@@ -16,9 +16,9 @@ from mlx_deltamem.serving.api.selection import memory_name
 from mlx_deltamem.serving.exchange import RefusedError, Revisions
 from mlx_deltamem.serving.names import is_name
 from mlx_deltamem.serving.service import MemoryInfo
-from mlx_deltamem.sessions.history import parse_history
-from mlx_deltamem.sessions.messages import Message, parse_messages
-from mlx_deltamem.sessions.writing import parse_write
+from mlx_deltamem.sessions.text.messages import Message, parse_messages
+from mlx_deltamem.sessions.turns.history import parse_history
+from mlx_deltamem.sessions.turns.writing import parse_write
 
 _REMEMBERED = ("all", "user", "assistant")
 

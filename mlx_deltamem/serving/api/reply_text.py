@@ -9,10 +9,10 @@ from mlx_lm.generate import TextStateMachine, make_text_state_machine
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.files.jsonl import Json
-from mlx_deltamem.sessions.messages import ToolCall
-from mlx_deltamem.sessions.template import ChatTemplate
-from mlx_deltamem.sessions.template_options import DEFAULTS
-from mlx_deltamem.sessions.tool_calls import find_tool_calls
+from mlx_deltamem.sessions.replies.tool_calls import find_tool_calls
+from mlx_deltamem.sessions.template.chat_template import ChatTemplate
+from mlx_deltamem.sessions.template.options import DEFAULTS
+from mlx_deltamem.sessions.text.messages import ToolCall
 
 _NORMAL, _REASONING, _TOOL = "normal", "reasoning", "tool"
 

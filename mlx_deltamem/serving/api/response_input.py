@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from mlx_deltamem.files.jsonl import Json
 from mlx_deltamem.serving.api.body import Fields
 from mlx_deltamem.serving.api.errors import BadFieldError
-from mlx_deltamem.sessions.messages import Message, parse_messages
+from mlx_deltamem.sessions.text.messages import Message, parse_messages
 
 _KINDS = "message, function_call, function_call_output or reasoning"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mlx_deltamem.serving.api.reply_text import Part
 from mlx_deltamem.serving.api.stream import event
-from mlx_deltamem.sessions.messages import ToolCall
+from mlx_deltamem.sessions.text.messages import ToolCall
 
 _MESSAGE, _REASONING = "message", "reasoning"
 

@@ -35,8 +35,8 @@ from mlx_deltamem.serving.api.stream import EventStream
 from mlx_deltamem.serving.api.tools import Tool, function_tool, listed, may_call
 from mlx_deltamem.serving.api.usage import known_tokens
 from mlx_deltamem.serving.exchange import Done, Mode, RefusedError, ReplyRequest
-from mlx_deltamem.sessions.messages import Message
-from mlx_deltamem.sessions.token_ids import token_ids
+from mlx_deltamem.sessions.text.messages import Message
+from mlx_deltamem.sessions.text.token_ids import token_ids
 
 
 @dataclass(frozen=True)

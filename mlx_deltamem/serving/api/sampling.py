@@ -12,7 +12,7 @@ from mlx_deltamem.serving.api.errors import BadFieldError
 from mlx_deltamem.serving.api.settings import Settings
 from mlx_deltamem.serving.exchange import Sampling
 from mlx_deltamem.sessions.session import TAKEN_NAMES
-from mlx_deltamem.sessions.template_options import check_names, check_storable
+from mlx_deltamem.sessions.template.options import check_names, check_storable
 
 MOST_CHOICES = 8
 _MOST_STOPS, _LONGEST_STOP = 16, 4_096

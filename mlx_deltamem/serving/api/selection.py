@@ -13,7 +13,7 @@ from mlx_deltamem.serving.api.etag import etag, revisions
 from mlx_deltamem.serving.api.settings import MEMORY_HEADER, Settings
 from mlx_deltamem.serving.exchange import Done, Mode, Revisions
 from mlx_deltamem.serving.names import NAME_RULE, is_name
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 _READ_ONLY = ":ro"
 # The narrowest first.

@@ -10,7 +10,7 @@ from mlx_deltamem.serving.api.replies import Step, merged
 from mlx_deltamem.serving.api.reply_text import Part, ReplyText
 from mlx_deltamem.serving.api.selection import Selection, is_read_only, narrower
 from mlx_deltamem.serving.exchange import Mode, ReplyRequest, Sampling
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 
 
 def single_request(

@@ -21,7 +21,7 @@ from mlx_deltamem.files.atomic import check_absent, new_file, new_folder, one_li
 from mlx_deltamem.files.jsonl import parsed_json
 from mlx_deltamem.files.regular import read_file
 from mlx_deltamem.sessions.foreign.states import STATES_SUFFIX, checked_states, read_sidecar_states, states_by_layer
-from mlx_deltamem.sessions.messages import Message, is_utf8
+from mlx_deltamem.sessions.text.messages import Message, is_utf8
 
 SESSION_FILE = "session.json"
 STATE_FILE = "delta_state.pt"

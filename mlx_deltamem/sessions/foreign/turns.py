@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from mlx_deltamem.sessions.chat_text import ChatText
 from mlx_deltamem.sessions.foreign.folder import ForeignSession
-from mlx_deltamem.sessions.messages import parse_messages
-from mlx_deltamem.sessions.token_ids import token_ids
-from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.text.messages import parse_messages
+from mlx_deltamem.sessions.text.token_ids import token_ids
+from mlx_deltamem.sessions.turns.chat_text import ChatText
+from mlx_deltamem.sessions.turns.turn import Turn
 
 
 def foreign_turns(foreign: ForeignSession, text: ChatText, tokenizer: TokenizerWrapper) -> list[Turn]:

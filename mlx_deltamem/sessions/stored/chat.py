@@ -12,11 +12,11 @@ from mlx_lm.models.cache import ArraysCache
 from mlx_deltamem._version import __version__
 from mlx_deltamem.adapters.fingerprint import Origin
 from mlx_deltamem.core.cache import MemoryLayout, PromptCache
-from mlx_deltamem.sessions.drift import Drift
-from mlx_deltamem.sessions.history import History
-from mlx_deltamem.sessions.restore import RestorePoint, States
-from mlx_deltamem.sessions.template_options import check_storable
-from mlx_deltamem.sessions.turn import Turn
+from mlx_deltamem.sessions.template.options import check_storable
+from mlx_deltamem.sessions.turns.drift import Drift
+from mlx_deltamem.sessions.turns.history import History
+from mlx_deltamem.sessions.turns.restore import RestorePoint, States
+from mlx_deltamem.sessions.turns.turn import Turn
 
 # Version 1 had one message and one reply in each turn, and a turn was written as a whole or not at all. Version 3 has
 # several conversations. A chat with one conversation is stored as version 2, which earlier releases read too.

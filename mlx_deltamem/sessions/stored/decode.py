@@ -11,15 +11,15 @@ import numpy as np
 
 from mlx_deltamem.adapters.fingerprint import Origin
 from mlx_deltamem.core.cache import PromptCache
-from mlx_deltamem.sessions.drift import Drift
-from mlx_deltamem.sessions.history import FULL, parse_history
-from mlx_deltamem.sessions.messages import ToolCall, parse_messages, said_messages
-from mlx_deltamem.sessions.restore import RestorePoint, States, TextMark, can_be_cut, mark_at, precision
-from mlx_deltamem.sessions.segments import NO_SEGMENTS, Segments, part
 from mlx_deltamem.sessions.stored.chat import StoredChat
-from mlx_deltamem.sessions.template_options import check_storable
-from mlx_deltamem.sessions.turn import Turn
-from mlx_deltamem.sessions.writing import ALL, NONE, parse_write
+from mlx_deltamem.sessions.template.options import check_storable
+from mlx_deltamem.sessions.text.messages import ToolCall, parse_messages, said_messages
+from mlx_deltamem.sessions.text.segments import NO_SEGMENTS, Segments, part
+from mlx_deltamem.sessions.turns.drift import Drift
+from mlx_deltamem.sessions.turns.history import FULL, parse_history
+from mlx_deltamem.sessions.turns.restore import RestorePoint, States, TextMark, can_be_cut, mark_at, precision
+from mlx_deltamem.sessions.turns.turn import Turn
+from mlx_deltamem.sessions.turns.writing import ALL, NONE, parse_write
 
 _Kind = TypeVar("_Kind")
 

@@ -16,7 +16,7 @@ from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_deltamem.serving.api.reply_text import ReplyText
 from tests.conftest import backbone
 from tests.serving.api.conftest import Tokenizer
-from tests.sessions.test_template import ASK, written
+from tests.sessions.template.test_chat_template import ASK, written
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 CALL = '<call>{"name": "add", "arguments": {"a": "<think>"}}</call>'

@@ -7,7 +7,7 @@ pytest.importorskip("starlette")
 from mlx_deltamem.serving.api.kept import KeptResponse, KeptResponses
 from mlx_deltamem.serving.api.response_input import output_messages
 from mlx_deltamem.serving.exchange import Mode, RefusedError
-from mlx_deltamem.sessions.messages import Message
+from mlx_deltamem.sessions.text.messages import Message
 from tests.serving.api.conftest import events
 
 PATH = "/v1/responses"
