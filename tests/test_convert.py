@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -72,6 +73,15 @@ def test_a_field_that_the_reference_does_not_know_keeps_an_adapter_from_it(grow,
     assert not (tmp_path / "torch").exists()
     convert(str(tmp_path / "grown"), tmp_path / "again")
     assert same(load_adapter(tmp_path / "again"), load_adapter(tmp_path / "grown"))
+
+
+def test_heads_that_the_reference_expects_are_not_left_out(tmp_path):
+    whole = load_adapter(adapter())
+    weights = {name: tensor for name, tensor in whole.weights.items() if not name.endswith("delta_k_proj")}
+    save_adapter(replace(whole, weights=weights), tmp_path / "theirs")
+    with pytest.raises(ValueError, match="theirs lacks delta_k_proj, which the reference expects"):
+        convert(str(tmp_path / "theirs"), tmp_path / "torch", to="torch")
+    assert not (tmp_path / "torch").exists()
 
 
 def hub_repo(home: Path, name: str, source: str) -> None:

@@ -20,10 +20,10 @@ from mlx_deltamem.adapters.hub import AdapterFolder, find_adapter
 from mlx_deltamem.adapters.names import REFERENCE_ADAPTER
 from mlx_deltamem.adapters.npz import load_npz
 from mlx_deltamem.adapters.torch.reader import load_torch
-from mlx_deltamem.adapters.untrusted import Shapes
+from mlx_deltamem.adapters.untrusted import Shapes, shown
 from mlx_deltamem.core.adapter import WEIGHTS_FILE, Adapter, check_weights
 from mlx_deltamem.core.config import CONFIG_FILE, DeltaMemConfig
-from mlx_deltamem.files.atomic import new_file, new_folder, one_line, written_by_mlx
+from mlx_deltamem.files.atomic import check_utf8, new_file, new_folder, one_line, written_by_mlx
 from mlx_deltamem.files.safetensors import check_safetensors
 
 TORCH_FILE = "delta_mem_adapter.pt"
@@ -57,11 +57,12 @@ def save_adapter(adapter: Adapter, path: str | Path) -> None:
     weights. `mlx_deltamem.upload` completes the card; `card.folder.save_with_card` writes it together with the adapter.
 
     Raises:
-        ValueError: The adapter is not complete.
+        ValueError: The adapter is not complete, or the path is not UTF-8.
         OSError: The folder cannot be written; files that were there are unchanged.
     """
     check_weights(adapter)
     path = Path(path)
+    check_utf8(path)
     with (
         nullcontext(path) if path.exists() else new_folder(path) as folder,
         # Both files are complete before either replaces an old one.
@@ -133,8 +134,8 @@ def _content(files: list[str]) -> str:
         return "is a LoRA or PEFT adapter, which mlx-lm loads with --adapter-path"
     if "config.json" in files:
         return "is a model, which goes to --model"
-    shown = [*files[:_FEW_FILES], *(["..."] if len(files) > _FEW_FILES else [])]
-    return f"holds {', '.join(shown)}" if files else "is empty"
+    first = [*files[:_FEW_FILES], *(["..."] if len(files) > _FEW_FILES else [])]
+    return f"holds {', '.join(first)}" if files else "is empty"
 
 
 def _with_origin(adapter: Adapter, found: AdapterFolder, known: Mapping[str, str] | None) -> Adapter:
@@ -148,7 +149,11 @@ def _with_origin(adapter: Adapter, found: AdapterFolder, known: Mapping[str, str
 
 
 def _read_safetensors(path: Path, check: Callable[[Shapes], object]) -> tuple[dict[str, mx.array], dict[str, str]]:
+    check_utf8(path)
     header = check_safetensors(path)
+    # MLX has no reader for them.
+    if doubles := [name for name, entry in header.tensors.items() if entry.dtype == "F64"]:
+        raise ValueError(f"{path} holds {shown(doubles[0])} as F64; save it again as F32, BF16 or F16")
     check({name: entry.shape for name, entry in header.tensors.items()})
     try:
         # mlx's annotation covers all the formats that mx.load reads.

@@ -153,10 +153,7 @@ def _with_tensors(
 
 
 def _key(adapter: Adapter, layer: int, name: str) -> str:
-    modules = adapter.config.target_modules
-    if len(modules) != 1:
-        raise ValueError(f"{adapter.source} is for modules named {', '.join(modules)}; expected one name")
-    return weight_key(layer, modules[0], name)
+    return weight_key(layer, adapter.paths_by_layer()[layer], name)
 
 
 def _grown(adapter: Adapter, config: DeltaMemConfig, weights: dict[str, mx.array], done: str) -> Adapter:

@@ -60,7 +60,9 @@ def find_adapter(name: str | Path) -> AdapterFolder:
     """
     folder = user_path(name)
     if folder.is_dir():
-        return AdapterFolder(folder, str(name), _cached_repo(folder))
+        repo = _cached_repo(folder)
+        # The name of the real folder is the commit.
+        return AdapterFolder(folder.resolve() if repo else folder, str(name), repo)
     if folder.exists():
         raise ValueError(f"{name} is a file; expected the folder of an adapter")
     match = _REPO.fullmatch(str(name))

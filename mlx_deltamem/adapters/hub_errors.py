@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -59,6 +60,10 @@ def hub_errors(name: str) -> Iterator[None]:
         ) from None
     except LocalEntryNotFoundError as error:
         raise _not_local(name, error) from None
+    except RemoteEntryNotFoundError as error:
+        # The address ends with the name of the file.
+        file = str(error.response.url).partition("?")[0].rpartition("/")[2]
+        raise FileNotFoundError(f"the repo {name} on the Hub has no {file}; name another repo") from None
     except HfHubHTTPError as error:
         raise ValueError(_refusal(name, error)) from None
     except (HTTPError, RuntimeError, OSError) as error:

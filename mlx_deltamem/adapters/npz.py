@@ -27,6 +27,7 @@ from mlx_deltamem.adapters.untrusted import (
     shown,
 )
 
+_POINTER = b"version https://git-lfs"
 _ENDING = ".npy"
 _EXPECTED = "expected an npz file of float arrays, as mx.savez writes it"
 _BFLOAT16 = np.dtype("V2")
@@ -86,9 +87,13 @@ class _Header:
 
 def _opened(file: BinaryIO) -> tuple[ZipFile, dict[str, ZipInfo]]:
     """Return the archive and its entries by the names of the arrays."""
-    start, size = file.read(8), file.seek(0, os.SEEK_END)
+    start, size = file.read(len(_POINTER)), file.seek(0, os.SEEK_END)
+    if not size:
+        raise RefusedError(f"is empty; {_EXPECTED}")
+    if start == _POINTER:
+        raise RefusedError(f"is a Git LFS pointer that `git lfs pull` replaces with the file; {_EXPECTED}")
     if not start.startswith(b"PK"):
-        raise RefusedError(f"is not an npz file, it begins with {start!r}; {_EXPECTED}")
+        raise RefusedError(f"is not an npz file, it begins with {start[:8]!r}; {_EXPECTED}")
     archive = opened_zip(file)
     entries = archive.infolist()
     for entry in entries:

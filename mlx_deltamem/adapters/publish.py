@@ -3,7 +3,7 @@
 Only regular files in the folder itself are read and sent: a link could lead to any file of this machine.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +103,9 @@ def pack(folder: Path, repo: str, base_model: str | None = None, licence: str | 
     stamps = checked_files(folder, _MOST_BYTES, store)
     adapter = load_with_card(folder)
     if adapter.file != WEIGHTS_FILE or WEIGHTS_FILE not in stamps:
-        raise ValueError(f"{folder} holds {adapter.file}; convert it with mlx_deltamem.convert and upload the result")
+        raise ValueError(
+            f"{folder} does not hold {WEIGHTS_FILE}; convert it with mlx_deltamem.convert and upload the result"
+        )
     old_card = read_within(folder, CARD_FILE, MOST_CARD_BYTES, store) if CARD_FILE in stamps else None
     card = make_card(folder, adapter, repo, base_model, licence)
     _check_card(folder, card)
@@ -115,8 +117,7 @@ def pack(folder: Path, repo: str, base_model: str | None = None, licence: str | 
     # The card and the adapter were read before the contents, and must be of the same files.
     if checked_files(folder, _MOST_BYTES, store) != stamps:
         raise ValueError(f"{folder} was changed while its files were read; upload it when nothing writes there")
-    tops = {name.split("/")[0] for name in contents}
-    left_out = sorted(path.name for path in folder.iterdir() if path.name not in tops)
+    left_out = _left_out(folder, contents)
     return Parcel(folder, repo, adapter, card, old_card, contents, left_out)
 
 
@@ -180,7 +181,7 @@ def published_run(folder: Path) -> dict[str, bytes]:
 
 def public_name(place: str) -> str:
     """Return the name of a model, data set or adapter that may be published: a repo's name, or a path's last part."""
-    return place if is_repo_name(place) else Path(place).name
+    return place if is_repo_name(place) and not Path(place).exists() else Path(place).name
 
 
 def _store(folder: Path) -> Path | None:
@@ -188,11 +189,19 @@ def _store(folder: Path) -> Path | None:
     return folder.resolve().parent.parent / "blobs" if find_adapter(folder).repo is not None else None
 
 
+def _left_out(folder: Path, contents: Mapping[str, bytes]) -> list[str]:
+    """Return the names of what is not sent. Of a folder with pictures that are sent, these are its other entries."""
+    sent = {Path(name) for name in contents}
+    opened = {Path(), *(parent for name in sent for parent in name.parents)}
+    entries = (path.relative_to(folder) for each in opened for path in (folder / each).iterdir())
+    return sorted(entry.as_posix() for entry in entries if entry not in sent and entry not in opened)
+
+
 def _pictures(folder: Path, card: str, store: Path | None) -> dict[str, bytes]:
     """Return the pictures that a card shows, by their names."""
     shown_names = shown_pictures(folder, card)
-    if len(shown_names) > _MOST_PICTURES:
-        raise ValueError(f"the model card of {folder} shows {len(shown_names)} pictures; expected {_MOST_PICTURES}")
+    if (count := len(shown_names)) > _MOST_PICTURES:
+        raise ValueError(f"the model card of {folder} shows {count} pictures; expected {_MOST_PICTURES} at most")
     return {name: read_within(folder, name, _MOST_PICTURE, store) for name in shown_names}
 
 

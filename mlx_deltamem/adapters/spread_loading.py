@@ -15,7 +15,7 @@ from mlx_deltamem.adapters.checkpoint import check_checkpoint, check_dtypes, che
 from mlx_deltamem.adapters.fingerprint import backbone_facts, facts_fingerprint
 from mlx_deltamem.adapters.folder import load_adapter
 from mlx_deltamem.adapters.hub_errors import hub_errors
-from mlx_deltamem.adapters.loading import attach, check_folder, model_folder, set_names
+from mlx_deltamem.adapters.loading import attach, check_folder, load_model_type, model_folder, set_names
 from mlx_deltamem.core.spread import Spread
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.files.jsonl import Json
@@ -53,7 +53,10 @@ def load_spread(
     is_partial = pipeline and not user_path(path_or_hf_repo).exists()
     folder = user_path(path_or_hf_repo) if is_partial else model_folder(path_or_hf_repo, None)
     backbone = ""
-    if not is_partial:
+    if is_partial:
+        # First, since an error of the Hub is not one of the model.
+        load_model_type(path_or_hf_repo)
+    else:
         check_checkpoint(folder)
         with one_error(folder):
             whole, _ = load_model(folder, lazy=True, trust_remote_code=trust_remote_code)

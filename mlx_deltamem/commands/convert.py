@@ -15,6 +15,7 @@ from mlx_deltamem.cli.convert_session import convert_session
 from mlx_deltamem.commands.upload import upload_folder
 from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE, Adapter, changed, check_weights, dtype_name
 from mlx_deltamem.core.config import CONFIG_FILE, OWN_FIELDS
+from mlx_deltamem.core.shapes import inactive_parameters
 from mlx_deltamem.files.atomic import check_absent, new_folder, user_path
 
 _FORMATS = {
@@ -74,6 +75,11 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
         save_with_card(converted, target)
         return adapter
     check_weights(converted)
+    if missing := _missing_heads(converted):
+        raise ValueError(
+            f"{source} lacks {', '.join(missing)}, which the reference expects also where they have no effect; attach "
+            "the adapter to its model, save current_adapter(model) with save_adapter, and convert that folder"
+        )
     if own := [name for name in OWN_FIELDS if getattr(adapter.config, name)]:
         raise ValueError(f"{source} has {', '.join(own)}, which the reference does not know; use it with MLX only")
     with new_folder(target) as folder:
@@ -82,6 +88,12 @@ def convert(source: str, target: Path, to: str = "mlx", dtype: mx.Dtype | None =
         if (card := provenance_card(converted)) is not None:
             (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return adapter
+
+
+def _missing_heads(adapter: Adapter) -> list[str]:
+    """The names of tensors that have no effect and are absent. Only the model shows their shapes."""
+    layers = adapter.weights_by_layer().values()
+    return sorted(name for name in inactive_parameters(adapter.config) if any(name not in each for each in layers))
 
 
 def _stored_as(adapter: Adapter, dtype: mx.Dtype) -> Adapter:

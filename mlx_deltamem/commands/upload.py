@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from rich.filesize import decimal
@@ -102,4 +103,7 @@ def _show_results(parcel: Parcel, console: Console) -> None:
 
 
 def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "–"
+    # No float is as large as some whole numbers of JSON.
+    with suppress(OverflowError):
+        return f"{value:.4g}" if isinstance(value, int | float) else "–"
+    return "–"

@@ -150,9 +150,9 @@ def shape_of(tensors: Mapping[str, mx.array]) -> AttentionShape:
 
     def width(head: str) -> int:
         tensor = tensors.get(f"delta_{head}_proj")
-        return 0 if tensor is None else tensor.shape[0]
+        return tensor.shape[0] if tensor is not None and tensor.ndim else 0
 
-    hidden = 0 if queries is None else queries.shape[-1]
+    hidden = queries.shape[-1] if queries is not None and queries.ndim else 0
     return AttentionShape(hidden, q=width("q"), k=width("k"), v=width("v"), o=width("o"))
 
 

@@ -156,15 +156,24 @@ def check_file_name(path: Path) -> None:
         ValueError: The name is not UTF-8, or there is something else than a file: a folder, a pipe, a device.
         OSError: The path cannot be looked at: the name is too long, or a link leads to itself.
     """
+    check_utf8(path)
+    kind = file_kind(path)
+    if kind not in ("", "file"):
+        raise ValueError(f"{path} is a {kind}; expected a file, or a name that is free")
+
+
+def check_utf8(path: Path) -> None:
+    """Check that a path is UTF-8. MLX reads and writes no others.
+
+    Raises:
+        ValueError: It is not.
+    """
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"the file name {path} is not UTF-8 (character {error.start + 1}); give the file another name"
         ) from None
-    kind = file_kind(path)
-    if kind not in ("", "file"):
-        raise ValueError(f"{path} is a {kind}; expected a file, or a name that is free")
 
 
 def check_new_file(path: Path) -> None:
@@ -210,6 +219,10 @@ def _told_plainly(path: Path) -> Iterator[None]:
         yield
     except PermissionError:
         raise PermissionError(f"{path} cannot be made, its folder is read-only; name another place") from None
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"{path} cannot be made, a file is in its way; name another place") from None
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
 
 
 def _beside(path: Path) -> Path:

@@ -161,12 +161,23 @@ def test_types_are_kept_and_seeds_tell():
     assert not same(widened(adapter, 5, seed=3).weights, widened(adapter, 5, seed=4).weights)
 
 
-def test_an_adapter_of_several_kinds_of_modules_is_refused():
+def test_tensors_keep_the_names_of_their_modules():
     adapter = random_adapter()
-    several = replace(adapter, config=replace(adapter.config, target_modules=("self_attn", "attention")))
-    for change in (lambda: widened(several, 6), lambda: uncoupled(several), lambda: with_layers(several, [0])):
-        with pytest.raises(ValueError, match="is for modules named self_attn, attention; expected one name"):
-            change()
+    paths = {0: "block.self_attn", 1: "attention"}
+    renamed = {
+        f"model.layers.{layer}.{paths[layer]}.{name}": tensor
+        for layer, tensors in adapter.weights_by_layer().items()
+        for name, tensor in tensors.items()
+    }
+    config = replace(adapter.config, target_modules=("self_attn", "attention"))
+    several = replace(adapter, config=config, weights=renamed)
+    assert several.paths_by_layer() == paths
+    for grown in (widened(several, 6), uncoupled(several), with_read_gates(several)):
+        assert grown.paths_by_layer() == paths
+        assert all(
+            f".{paths[layer]}." in name for name in grown.weights for layer in (0, 1) if f"layers.{layer}." in name
+        )
+    assert with_layers(several, [1]).paths_by_layer() == {1: "attention"}
 
 
 def test_a_grown_adapter_has_arrays_of_its_own():

@@ -8,6 +8,8 @@ from huggingface_hub import ModelCard
 from mlx_deltamem import load_adapter
 from mlx_deltamem.adapters.card.folder import load_with_card, save_with_card
 from mlx_deltamem.adapters.folder import NPZ_FILE, TORCH_FILE
+from mlx_deltamem.adapters.hub import find_adapter
+from mlx_deltamem.adapters.loading import load_model_type
 from mlx_deltamem.adapters.names import REFERENCE_ADAPTER
 from mlx_deltamem.core.adapter import CARD_FILE, WEIGHTS_FILE, Adapter
 from mlx_deltamem.core.config import CONFIG_FILE
@@ -69,6 +71,23 @@ def test_a_repo_of_the_reference_is_converted_once_and_serves_offline(hub, tmp_p
     assert f"Made from {link} at revision `{commit}`, which is under the licence cc-by-4.0." in text
 
 
+def test_a_link_to_a_downloaded_repo_is_the_revision_that_it_leads_to(hub, tmp_path, monkeypatch):
+    link = tmp_path / "current"
+    for number, name in enumerate(("qwen3_tsw_qo", "qwen3_msw4")):
+        files = contents(adapter(name))
+        (hub.commit if number else hub.create)(REPO, files)
+        load_adapter(REPO)
+        commit = hub.repository(REPO).branches["main"]
+        folder = find_adapter(REPO).path
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder)
+        monkeypatch.chdir(folder)
+        for path in (link, "."):
+            found = load_adapter(path)
+            assert same(found, load_adapter(adapter(name)))
+            assert found.metadata["source_adapter"] == f"{REPO}@{commit}"
+
+
 def test_a_repo_of_the_other_port_is_converted(hub, tmp_path):
     weights = {name: np.array(tensor) for name, tensor in load_adapter(adapter()).weights.items()}
     np.savez(tmp_path / NPZ_FILE, **weights)
@@ -100,6 +119,12 @@ def test_a_repo_that_is_no_adapter_is_named_for_what_it_is(hub, files, kind):
     with pytest.raises(FileNotFoundError, match=f"{REPO} is not a δ-mem adapter: .*{kind}") as error:
         load_adapter(REPO)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_a_repo_lacks_is_named(hub):
+    hub.create(REPO, {"model.gguf": b"GGUF"})
+    with pytest.raises(FileNotFoundError, match=rf"^the repo {REPO} on the Hub has no config\.json"):
+        load_model_type(REPO)
 
 
 def test_a_dataset_is_named_for_what_it_is(hub):

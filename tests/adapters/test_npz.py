@@ -117,7 +117,13 @@ def test_what_unpacks_without_end_is_refused_before_it_is_unpacked(tmp_path, mon
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"")
-    with pytest.raises(ValueError, match="is not an npz file, it begins with b''"):
+    with pytest.raises(ValueError, match="is empty; expected"):
+        load_npz(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match="is a Git LFS pointer that `git lfs pull` replaces"):
+        load_npz(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes(b"hello there, all of you")
+    with pytest.raises(ValueError, match="is not an npz file, it begins with b'hello th'"):
         load_npz(tmp_path / "a.npz")
     with pytest.raises(FileNotFoundError):
         load_npz(tmp_path / "b.npz")

@@ -87,7 +87,7 @@ def test_nothing_but_the_adapters_own_files_goes_up(hub, folder):
     (folder / "notes.txt").write_text("my password")
     (folder / ".env").write_text("TOKEN=hf_x")
     (folder / "plots").mkdir()
-    for name in ("curve.png", "plots/gates.png", "a b.png", "c d.png", "not shown.png", "hidden.png"):
+    for name in ("curve.png", "plots/gates.png", "plots/old.png", "a b.png", "c d.png", "not shown.png", "hidden.png"):
         (folder / name).write_bytes(b"\x89PNG\r\n\x1a\n")
     (folder.parent / "outside.png").write_bytes(b"secret")
     (folder / ".git").mkdir()
@@ -99,7 +99,7 @@ def test_nothing_but_the_adapters_own_files_goes_up(hub, folder):
     (folder / CARD_FILE).write_text((folder / CARD_FILE).read_text() + shown)
     (folder / RESULTS_FILE).write_text(json.dumps({"results": [{"task": "recall", "value": 0.5}]}))
     parcel = packed(folder)
-    assert parcel.left_out == [".env", ".git", "hidden.png", "not shown.png", "notes.txt"]
+    assert parcel.left_out == [".env", ".git", "hidden.png", "not shown.png", "notes.txt", "plots/old.png"]
     upload(parcel)
     assert files_of(hub).keys() == OWN_FILES | {RESULTS_FILE, "curve.png", "plots/gates.png", "a b.png", "c d.png"}
     assert "| recall |" in files_of(hub)[CARD_FILE].decode()
@@ -317,6 +317,12 @@ def test_what_the_xet_transport_raises_is_one_line(problem, message):
 )
 def test_no_path_is_public(place, name):
     assert public_name(place) == name
+
+
+def test_a_folder_here_is_no_repo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("private/notes").mkdir(parents=True)
+    assert public_name("private/notes") == "notes"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from mlx_deltamem.adapters.card.card import KNOWN, Card, has_sections, make_card
+from mlx_deltamem.adapters.card.card import KNOWN, Card, has_sections, make_card, names
 from mlx_deltamem.adapters.card.metadata import parse_block, read_card
 from mlx_deltamem.adapters.folder import load_found, save_adapter, saved_metadata
 from mlx_deltamem.adapters.hub import find_adapter
@@ -69,4 +69,4 @@ def card_metadata(folder: Path) -> dict[str, str]:
         data = parse_block(read_card(path).block, path)
     except (OSError, ValueError):
         return {}
-    return {name: value for name in KNOWN if isinstance(value := data.get(name), str)}
+    return {name: given[0] for name in KNOWN if len(given := names(data.get(name))) == 1}
