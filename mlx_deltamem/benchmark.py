@@ -99,6 +99,9 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ValueError(
             "--shape makes a whole model in one process; name a --model, which mlx.launch's ranks load in parts"
         )
+    for option in ("pipeline", "trust_remote_code"):
+        if args.shape is not None and getattr(args, option):
+            raise ValueError(f"--{option.replace('_', '-')} is for --model; a --shape is made on this machine")
     for option in ("dtype", "q_bits"):
         if args.shape is None and getattr(args, option) is not None:
             raise ValueError(f"--{option.replace('_', '-')} is for --shape; a --model has its own")

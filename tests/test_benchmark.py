@@ -105,6 +105,7 @@ def test_a_real_model_and_adapter_in_batches(run, tmp_path):
         (["--shape", "tiny", "--model", "x"], "not allowed with argument"),
         (["--model", backbone(), "--dtype", "float16"], "--dtype is for --shape"),
         (["--q-bits", "4"], "--q-bits is for --shape"),
+        (["--shape", "tiny", "--pipeline"], "--pipeline is for --model"),
         (["--shape", "tiny", "--adapter", adapter()], "does not fit"),
         (["--model", "no/such/model"], "no/such/model is not a folder"),
         (["--shape", "tiny", "--plot", "figure.txt"], "does not end in .png"),

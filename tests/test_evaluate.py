@@ -155,6 +155,8 @@ def test_a_limit_may_be_raised(run, tmp_path):
         (["--recall-keys", "wings"], "there is no key 'wings'"),
         (["--data", "mab=a.json"], "--data is of mab, which is not among --tasks"),
         (["--harness-shots", "0"], "none is among --tasks"),
+        (["--locomo-mode", "replay"], "--locomo-mode is for the task locomo, which is not among --tasks"),
+        (["--recall-natural", "--recall-hard"], "--recall-hard has no effect with --recall-natural"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(more, message, tmp_path):

@@ -1,8 +1,6 @@
 """The work of `mlx_deltamem.evaluate`: it asks the questions of the tasks, and writes and prints the report."""
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from mlx_deltamem.evaluation.task import Sampling, Task
 from mlx_deltamem.evaluation.tasks.harness import HarnessOptions
 from mlx_deltamem.evaluation.tasks.health_report import health_tables
 from mlx_deltamem.evaluation.tasks.registry import HEALTH, TASKS
+from mlx_deltamem.files.atomic import created
 from mlx_deltamem.ranks.joining import world
 from mlx_deltamem.ranks.world import World
 from mlx_deltamem.sessions.turns.writing import AFTER, ALL
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         return
     _check_output(args.output)
     # Created before the model is loaded, which may take long.
-    with _created(args.output):
+    with created(args.output):
         evaluation = evaluate(request, *_load(args), args.output, dealt)
         write_evaluation(evaluation, args.output)
     print_tables(table for result in evaluation.results for table in result_tables(result))
@@ -96,20 +95,6 @@ def _check_ranks(request: Request, is_spread: bool, ranks: World) -> None:
         )
 
 
-@contextmanager
-def _created(folder: Path) -> Iterator[None]:
-    """Create a folder and its parents. If the block fails, those that are new and still empty are removed."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException:
-        for path in new:
-            with suppress(OSError):
-                path.rmdir()
-        raise
-
-
 def _request(args: argparse.Namespace) -> Request:
     """The work that the command line describes.
 
@@ -128,6 +113,13 @@ def _request(args: argparse.Namespace) -> Request:
         raise ValueError(f"--data names the data of {', '.join(twice)} twice; leave one of them out")
     if unused := [name for name in given if name not in names]:
         raise ValueError(f"--data is of {', '.join(unused)}, which is not among --tasks; add it there, or leave it out")
+    absent = ((name, each.name) for name, kind in TASKS.items() if name not in names for each in fields(kind))
+    for name, option in absent:
+        if getattr(args, f"{name}_{option}", None) is not None:
+            unused_option = f"--{name}-{option}".replace("_", "-")
+            raise ValueError(
+                f"{unused_option} is for the task {name}, which is not among --tasks; add it, or leave it out"
+            )
     tasks = [_task(name, args) for name in names if name in TASKS]
     harness_options = _harness_options(args)
     harness_tasks = [name for name in names if name not in (*TASKS, HEALTH)]

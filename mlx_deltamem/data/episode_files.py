@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_deltamem.files.atomic import check_absent, user_path
+from mlx_deltamem.files.atomic import check_absent, created, user_path
 from mlx_deltamem.files.jsonl import write_json_lines
 from mlx_deltamem.options.rule import POSITIVE
 from mlx_deltamem.sessions.text.messages import Message
@@ -97,7 +97,6 @@ def write_episodes(found: Iterable[Found | Unusable], args: argparse.Namespace) 
     if args.output.is_dir():
         raise ValueError(f"{args.output} is a folder; name a .jsonl file in it")
     check_absent(args.output)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     from mlx_deltamem.show.console import Console
 
     counts = Counts()
@@ -111,7 +110,8 @@ def write_episodes(found: Iterable[Found | Unusable], args: argparse.Namespace) 
         if not counts.written:
             raise ValueError("no chat is left; nothing was written")
 
-    write_json_lines(args.output, records())
+    with created(args.output.parent):
+        write_json_lines(args.output, records())
     return counts
 
 

@@ -40,6 +40,7 @@ class Question:
         evidence: The turns of the history that hold the answer, as indices (see `baselines.turns`). Empty if nothing
             in the history holds it; None if the data do not say.
         query: The words that retrieval looks for; "" means those of `question`. Benchmarks put instructions around it.
+        age_order: The indices of the turns from the oldest to the newest; empty if they stand in this order.
         evidence_cut: The number of further turns that hold the answer and are not in `context`, for want of room.
         preface: The number of characters at the beginning of `context` that introduce the history and are no part of
             it.
@@ -58,6 +59,7 @@ class Question:
     index: int = 0
     given_replies: tuple[int, ...] = ()
     evidence: tuple[int, ...] | None = None
+    age_order: tuple[int, ...] = ()
     evidence_cut: int = 0
     query: str = ""
     preface: int = 0

@@ -137,7 +137,8 @@ def _problem(row: Json, metrics: dict[object, object]) -> str:
 
     Args:
         row: The value of a line.
-        metrics: The names of the scores by task, of the lines before it; those of this line are added.
+        metrics: The names of the scores by task and condition, of the lines before it; those of this line are added. A
+            task of lm-evaluation-harness may have other scores under another condition.
     """
     if not isinstance(row, dict):
         return f"it is {kind_of(row)}, expected an object"
@@ -150,8 +151,10 @@ def _problem(row: Json, metrics: dict[object, object]) -> str:
             return f"its {name} {problem}"
     if kind is Record:
         names = list(cast("dict[str, float]", row["scores"]))
-        if not names or metrics.setdefault(row["task"], names) != names:
-            return f"its scores are {shown(', '.join(names)) or 'empty'}, expected those of the task's other records"
+        place = row["task"], row["condition"]
+        if not names or metrics.setdefault(place, names) != names:
+            found = shown(", ".join(names)) or "empty"
+            return f"its scores are {found}, expected those of the other records of its task and condition"
     return ""
 
 

@@ -92,6 +92,20 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def created(folder: Path) -> Iterator[None]:
+    """Create a folder and its parents. If the block fails, those that are new and still empty are removed."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for path in new:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+@contextmanager
 def written_by_mlx(path: Path) -> Iterator[None]:
     """A context in which MLX writes the temporary file of `path`. MLX raises RuntimeError where a disk is full.
 

@@ -73,9 +73,9 @@ class Asker:
             return None
         template = self._rng.choice(templates)
         last = max(facts, key=lambda fact: fact.turn)
-        values = [fact.values[-1] for fact in facts]
+        values = [fact.phrase(fact.values[-1]) for fact in facts]
         value = f"{', '.join(values[:-1])} and {values[-1]}"
-        answer = assistant_says("answer", value=value)
+        answer = assistant_says("answer_own" if last.relation.by_assistant else "answer", value=value)
         asked_in = last.relation.wording_id("all", template)
         question = self._question(last, "aggregated", self._typed(template), answer, value, asked_in)
         return replace(question, subject="", sibling=True)

@@ -30,6 +30,8 @@ from .wording import named, wording_id, words
 
 _NEEDED = {"values", "tell", "ask"}
 _ALLOWED = _NEEDED | {"later", "never"}
+# The slot of the value before, in `later`.
+_OLD = "old"
 _NAMES = {"woman": "female", "man": "male"}
 # The least wordings of a message of the scene, of a question, and of a message that gives a value anew.
 _LEAST = {"tell": 3, "ask": 5, "later": 2}
@@ -126,6 +128,8 @@ def _scene(theme: str, name: str, entry: dict[str, Any]) -> Scene:
     ask = {value: _lines(where, "ask", text) for value, text in entry["ask"].items()}
     later = {value: _lines(where, "later", text) for value, text in entry.get("later", {}).items()}
     never = _lines(where, "never", entry["never"]) if "never" in entry else ()
+    if taken := [value for value in found if value == _OLD or value.startswith("a_")]:
+        raise ValueError(f"{where} has values named {', '.join(taken)}; old and a_ have a meaning, use other names")
     if strange := (set(ask) | set(later)) - set(found):
         raise ValueError(f"{where} has {', '.join(sorted(strange))} in ask or later, which values does not have")
     if strange := set(later) - set(ask):
@@ -137,7 +141,7 @@ def _scene(theme: str, name: str, entry: dict[str, Any]) -> Scene:
     for value, lines in ask.items():
         _check_slots(f"{where} ask, {value},", lines, set(found) - {value})
     for value, lines in later.items():
-        _check_slots(f"{where} later, {value},", lines, set(found) | {"old"}, {value})
+        _check_slots(f"{where} later, {value},", lines, set(found) | {_OLD}, {value})
     _check_slots(f"{where} never,", never, set(found))
     return Scene(name, theme, found, patterns, messages, ask, later, never)
 

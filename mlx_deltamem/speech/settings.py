@@ -92,5 +92,6 @@ class SpeechSettings:
             raise ValueError("small_talk, buried and with_request are more than 1 together; give smaller shares")
         if self.only and self.scenes:
             raise ValueError("only names relations, and scenes asks for scenes too; give one of them")
-        if not self.facts[0] + self.absent[0]:
-            raise ValueError("a conversation may have no facts and no absent questions; use at least 1 of them")
+        asked = self.facts[0] if self.questions is None else min(self.facts[0], self.questions)
+        if not asked + self.absent[0]:
+            raise ValueError("a conversation may have no questions; give more facts, questions or absent")

@@ -237,7 +237,8 @@ def test_many_places_are_not_all_shown(convert):
 def test_wrong_files_are_refused(monkeypatch, capsys, tmp_path):
     run = runner(chat_logs, monkeypatch, capsys)
     log = tmp_path / "log.jsonl"
-    assert f"there is no file {log}" in run(log, tmp_path / "out").errors
+    assert f"there is no file {log}" in run(log, tmp_path / "a" / "b" / "out").errors
+    assert not (tmp_path / "a").exists()
     log.write_text(line(TALK))
     (tmp_path / "same.jsonl").symlink_to(log)
     (tmp_path / "there.jsonl").write_text("mine")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
-from mlx_deltamem.evaluation.baselines.turns import turn_texts
+from mlx_deltamem.evaluation.baselines.turns import turn_texts, with_turns
 from mlx_deltamem.evaluation.task import Backbone
 from mlx_deltamem.evaluation.tasks import locomo_data, locomo_keys
 from mlx_deltamem.evaluation.tasks.answers import porter_stem
@@ -115,6 +115,15 @@ def test_the_official_prompt_has_the_newest_session_first(locomo):
     assert question.context + question.question_with_context == question.messages(with_history=True)[1]["content"]
     assert (task.sampling.temp, task.sampling.top_p, task.sampling.top_k) == (0.4, 0.9, 10)
     assert question.max_tokens == 50
+    assert question.age_order == (3, 4, 1, 2, 0)
+    assert [turn_texts(question)[index].split('"')[1] for index in question.age_order] == [
+        "I bought figs.",
+        "Nice!",
+        "Any left?",
+        "None.",
+        "More figs!",
+    ]
+    assert with_turns(question, (0, 1, 3)).age_order == (2, 1, 0)
 
 
 def test_a_replayed_history_is_a_message_a_session_or_a_turn_oldest_first(locomo):

@@ -60,6 +60,10 @@ GOOD = {
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
+        (
+            {"values": GOOD["values"] | {"old": "{2-9}", "a_dog": "pet_name"}},
+            "values named old, a_dog; old and a_ have",
+        ),
         ({"sold": "no"}, "has missing or unknown entries: sold"),
         ({"values": GOOD["values"] | {"age": "winters"}}, "age of the kind 'winters', which no file of kinds/ has"),
         ({"values": GOOD["values"] | {"age": "{2-9} years"}}, "does not tell age"),

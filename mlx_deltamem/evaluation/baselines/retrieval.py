@@ -128,7 +128,12 @@ def check_bm25() -> None:
     check_extra("bm25s", "the condition bm25", _EXTRA)
 
 
-def best(scores: np.ndarray, count: int) -> list[int]:
-    """The indices of the `count` turns with the largest scores, best first. Of equal ones, the newer one is first."""
-    order = sorted(range(len(scores)), key=lambda index: (-float(scores[index]), -index))
-    return order[:count]
+def best(scores: np.ndarray, count: int, oldest_first: Sequence[int] | None = None) -> list[int]:
+    """The indices of the `count` turns with the largest scores, best first. Of equal ones, the newer one is first.
+
+    Args:
+        scores: `[turns]` float, the scores.
+        count: How many to choose.
+        oldest_first: The turns from the oldest to the newest; None: they stand in this order.
+    """
+    return sorted(reversed(oldest_first or range(len(scores))), key=lambda index: -float(scores[index]))[:count]

@@ -11,7 +11,7 @@ from mlx_deltamem.core.cache import make_prompt_cache
 from mlx_deltamem.evaluation.baselines.baseline import RETRIEVAL, Baseline, Kind
 from mlx_deltamem.evaluation.baselines.retrieval import Bm25Index, DenseIndex, Index, best
 from mlx_deltamem.evaluation.baselines.summary import running_summary
-from mlx_deltamem.evaluation.baselines.turns import text_bytes, turn_texts, with_text, with_turns
+from mlx_deltamem.evaluation.baselines.turns import oldest_first, text_bytes, turn_texts, with_text, with_turns
 from mlx_deltamem.evaluation.effects import state_bytes
 from mlx_deltamem.evaluation.question import Question
 from mlx_deltamem.sessions.text.token_ids import token_ids
@@ -93,23 +93,27 @@ class Showing:
         kept = self._of_group(question, baseline)
         begun = time.perf_counter()
         query = question.query or question.question
-        turns = () if kept.index is None else tuple(best(kept.index.scores(query), baseline.amount or 0))
+        turns = (
+            ()
+            if kept.index is None
+            else tuple(best(kept.index.scores(query), baseline.amount or 0, oldest_first(question)))
+        )
         seconds = time.perf_counter() - begun
         return Shown(with_turns(question, turns), turns, kept.bytes, kept.seconds, seconds)
 
     def _newest(self, question: Question, tokens: int | None) -> tuple[int, ...]:
         """The indices of the newest whole turns that fit into some tokens of text; None: into the memory's bytes."""
-        texts = turn_texts(question)
-        first, size = len(texts), 0
+        texts, order = turn_texts(question), oldest_first(question)
+        first, size = len(order), 0
         while first:
             if tokens is None:
-                size = text_bytes(with_turns(question, range(first - 1, len(texts))))
+                size = text_bytes(with_turns(question, order[first - 1 :]))
             else:
-                size += len(token_ids(self._tokenizer, texts[first - 1]))
+                size += len(token_ids(self._tokenizer, texts[order[first - 1]]))
             if size > (self.memory_bytes if tokens is None else tokens):
                 break
             first -= 1
-        return tuple(range(first, len(texts)))
+        return tuple(sorted(order[first:]))
 
     def _of_group(self, question: Question, baseline: Baseline) -> _Kept:
         # All numbers of turns share one index.
@@ -122,7 +126,8 @@ class Showing:
         begun = time.perf_counter()
         if baseline.kind is Kind.SUMMARY:
             most = baseline.amount or 0
-            summary, _ = running_summary(self._model, self._tokenizer, texts, most, self._step)
+            told = [texts[index] for index in oldest_first(question)]
+            summary, _ = running_summary(self._model, self._tokenizer, told, most, self._step)
             return _Kept(None, summary, len(summary.encode()), time.perf_counter() - begun)
         if not texts:
             return _Kept(None, "", text_bytes(question), 0.0)

@@ -16,10 +16,15 @@ _BLANK_LINE = re.compile(r"(?<=\n\n)(?=\S)")
 
 
 def turn_texts(question: Question) -> list[str]:
-    """The text of each turn of a question's history, oldest first as they stand there; empty without a history."""
+    """The text of each turn of a question's history, as they stand there; empty without a history."""
     if question.context:
         return context_parts(question)
     return ["\n".join(message["content"] for message in turn) for turn in message_turns(question)]
+
+
+def oldest_first(question: Question) -> Sequence[int]:
+    """The indices of the turns of a question's history, from the oldest to the newest."""
+    return question.age_order or range(len(turn_texts(question)))
 
 
 def message_turns(question: Question) -> list[list[Message]]:
@@ -61,15 +66,17 @@ def with_turns(question: Question, chosen: Collection[int]) -> Question:
     text = "".join(parts[index] for index in kept)
     if not kept:
         # Without a history the question is asked as in the conditions without one.
-        return replace(question, history=system, context="")
-    return replace(question, history=system, context=question.context[: question.preface] + text)
+        return replace(question, history=system, context="", age_order=())
+    order = tuple(kept.index(index) for index in question.age_order if index in kept)
+    return replace(question, history=system, context=question.context[: question.preface] + text, age_order=order)
 
 
 def with_text(question: Question, text: str) -> Question:
     """A question that is shown a text in place of its history, at the beginning of the user's message."""
     system = tuple(question.system)
     if question.context:
-        return replace(question, history=system, context=f"{question.context[: question.preface]}{text}")
+        text = f"{question.context[: question.preface]}{text}"
+        return replace(question, history=system, context=text, age_order=())
     return replace(question, history=system, context=f"{text}\n\n", question_with_context=question.question)
 
 

@@ -9,7 +9,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from typing import ClassVar
 
 from mlx_deltamem.evaluation.baselines.turns import parts_of
@@ -147,6 +147,7 @@ class Locomo(Task):
                     query=each.text,
                     labels=_labels(conversation, each) | (_audit(conversation, each) if audited else {}),
                     index=index,
+                    age_order=_oldest_first(shown),
                     evidence=tuple(sorted({turns[name] for name in each.evidence if name in turns})),
                     evidence_cut=len([name for name in each.evidence if name in known and name not in turns]),
                 )
@@ -244,6 +245,12 @@ def _context_turns(shown: Sequence[DialogSession]) -> dict[str, int]:
             text += _turn_text(turn)
     ends = list(accumulate(map(len, parts_of(text))))
     return {name: bisect_right(ends, start) for name, start in starts.items() if name}
+
+
+def _oldest_first(shown: Sequence[DialogSession]) -> tuple[int, ...]:
+    """The parts of the official text between blank lines, from the oldest to the newest; `shown` is newest first."""
+    ends = accumulate((len(parts_of(_session_text(session))) for session in shown), initial=0)
+    return tuple(chain(*(range(*each) for each in reversed([*pairwise(ends)]))))
 
 
 def _history_turns(conversation: Conversation, unit: str) -> dict[str, int]:

@@ -4,7 +4,7 @@ Values are held out from training. A score depends on the value in the reply, no
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlx_deltamem.evaluation.question import Question
@@ -16,7 +16,7 @@ from mlx_deltamem.files.text import check_text
 from mlx_deltamem.options.option import option
 from mlx_deltamem.recall import Episode, EpisodeSettings, Split, make_episode
 from mlx_deltamem.recall import Question as Asked
-from mlx_deltamem.recall.vocabulary import keys, values
+from mlx_deltamem.recall.vocabulary import choose_keys, keys, values
 from mlx_deltamem.sessions.text.messages import Message
 
 if TYPE_CHECKING:
@@ -80,15 +80,17 @@ class Recall(Task):
         False, "Values of several words, and three more facts in each chat with values of the same list."
     )
     natural: bool = option(
-        False, "Ask the hand-written questions in free wording. Of the other options, only the system prompt applies."
+        False, "Ask the hand-written questions in free wording. Of these options, only the system prompt goes with it."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         # Checked before the model is loaded, not only when the first chat is made.
         _ = self._system
+        if self.natural:
+            self._check_natural()
         for count in self.facts:
-            self._settings(count)
+            choose_keys(self._settings(count).keys, "held_out" if self.held_out_keys else "train")
 
     def questions(self, backbone: Backbone) -> Iterator[Question]:
         """See `Task`. The numbers of facts take turns, so the first questions are of all kinds."""
@@ -128,6 +130,14 @@ class Recall(Task):
         unknown = says_not_told(reply)
         exact = unknown and not names_any(reply, rivals, question.question)
         return {"exact": float(exact), "named": float(unknown)}
+
+    def _check_natural(self) -> None:
+        applies = ("natural", "system_prompt", "data", "seed")
+        others = [each.name for each in fields(self) if each.name not in applies]
+        defaults = {each.name: each.default for each in fields(self)}
+        if unused := [name for name in others if getattr(self, name) != defaults[name]]:
+            options = ", ".join(f"--recall-{name.replace('_', '-')}" for name in unused)
+            raise ValueError(f"{options} has no effect with --recall-natural, whose questions are given; leave it out")
 
     @property
     def _system(self) -> list[Message]:

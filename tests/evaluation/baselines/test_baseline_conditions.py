@@ -137,6 +137,8 @@ def test_the_newest_turns_fit():
             first = len(texts) - len(turns)
             assert turns == tuple(range(first, len(texts)))
             assert sum(lengths[first:]) <= tokens and (not first or sum(lengths[first - 1 :]) > tokens)
+    newest_first = replace(asked[3], age_order=(3, 2, 1, 0))
+    assert one._shown(newest_first, find_condition("last-30")).turns[0] == 0
     # As many bytes as the memory: here more than any history, then fewer.
     assert one._shown(asked[3], find_condition("last")).turns == (0, 1, 2, 3)
     two = text_bytes(with_turns(asked[3], (2, 3)))

@@ -36,6 +36,7 @@ def test_rare_words_count_more():
 @pytest.mark.parametrize("query", ["", "the and of", "zebra", "?!", "ж"])
 def test_a_question_without_a_known_word_takes_the_newest_turns(query):
     assert best(Bm25Index(FACTS).scores(query), 2) == [3, 2]
+    assert best(Bm25Index(FACTS).scores(query), 2, (3, 2, 1, 0)) == [0, 1]
 
 
 @pytest.mark.parametrize("texts", [["the", "?"], [""], ["a"]])
