@@ -25,10 +25,10 @@ difference that is the same for all questions has an interval of width 0, which 
 
 Every question starts with a separate cache and memory. Earlier questions have no effect on it.
 
-Under `base` and `none` the memory is attached and stays empty. It then changes no output, but the speeds include its
-cost (`mlx_deltamem.benchmark` measures speeds). β is the mean over the tokens of histories as they are written, ‖S‖
-over the states just before a question, and ‖Δo‖ / ‖o‖ over the tokens of questions; all three are means over the
-layers."""
+Under `base` the memory is attached and stays empty, and so it does under `none`, unless `--write all` also writes the
+question. An empty memory changes no output, but the speeds include its cost (`mlx_deltamem.benchmark` measures speeds).
+β is the mean over the tokens of histories as they are written, ‖S‖ over the states just before a question, and ‖Δo‖ /
+‖o‖ over the tokens of questions; all three are means over the layers."""
 
 
 def write_report(evaluation: Evaluation, pictures: Mapping[str, Sequence[str]], path: Path) -> None:
