@@ -57,8 +57,8 @@ def natural_questions(system: tuple[Message, ...]) -> Iterator[Question]:
 def natural_score(question: Question, reply: str) -> Mapping[str, float]:
     """Score a reply: `named` if it names an accepted answer as whole words, `exact` if it also names no rival.
 
-    All lines of a reply count. Only chats have several: in other conditions a reply ends with its line. If nothing was told, `named` means that the reply says so
-    (`says_not_told`).
+    All lines of a reply count. Only chats have several: under other conditions a reply ends with its first line. If
+    nothing was told, `named` means that the reply says so (`says_not_told`).
     """
     reply = " ".join(reply.split())
     rivals = question.text_label("rivals").split("\n")
