@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 from mlx_deltamem.evaluation.task import Backbone
 from mlx_deltamem.evaluation.tasks.recall import Recall
+from tests.conftest import backbone
+
+TOKENIZER = load_tokenizer(Path(backbone()))
 
 FILE = Path(__file__).parents[2] / "mlx_deltamem" / "evaluation" / "tasks" / "natural.yaml"
 LEAST = {
@@ -156,7 +160,7 @@ def test_prose():
 
 def test_the_task_asks_every_item_and_scores_what_it_accepts():
     task = Recall(natural=True, system_prompt="Be brief.")
-    questions = list(task.questions(Backbone(None, None)))
+    questions = list(task.questions(Backbone(TOKENIZER, None)))
     assert sorted(question.id for question in questions) == sorted(item["id"] for item in ITEMS)
     assert {question.category for question in questions[:8]} == {item["kind"] for item in ITEMS}
     for question in questions:
@@ -172,7 +176,7 @@ def test_the_task_asks_every_item_and_scores_what_it_accepts():
 
 
 def test_replies_of_the_assistant_are_told_word_for_word():
-    for question in Recall(natural=True).questions(Backbone(None, None)):
+    for question in Recall(natural=True).questions(Backbone(TOKENIZER, None)):
         assert bool(question.given_replies) == (question.category == "assistant")
         for place in question.given_replies:
             assert question.history[place]["role"] == "assistant"

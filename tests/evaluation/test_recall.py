@@ -223,6 +223,25 @@ def test_each_question_has_random_numbers_of_its_own(options):
     assert [each.index for each in found] == list(range(len(found)))
 
 
+def test_answers_by_their_length_in_tokens():
+    class Words:
+        """A tokenizer with a token for each word."""
+
+        def encode(self, text, add_special_tokens):
+            assert text.startswith(" ") and not add_special_tokens
+            return text.split()
+
+    asked = list(Recall(natural=True).questions(Backbone(Words(), 512)))
+    lengths = {each.id: each.labels.get("tokens of the answer") for each in asked}
+    for each in asked:
+        if each.category == "absent":
+            assert lengths[each.id] is None
+        else:
+            shortest = min(len(answer.split()) for answer in each.golds)
+            assert lengths[each.id] == {1: "1", 2: "2"}.get(shortest, "3 or more")
+    assert set(lengths.values()) == {None, "1", "2", "3 or more"}
+
+
 def test_the_same_seed_gives_the_same_questions():
     assert made(facts=(2,), questions_each=9, seed=3) == made(facts=(2,), questions_each=9, seed=3)
     assert made(facts=(2,), questions_each=9, seed=3) != made(facts=(2,), questions_each=9, seed=4)

@@ -27,6 +27,11 @@ _INSTRUCTIONS = "code_word"
 # With `hard`: the facts that are told beside those that are asked, and lists of values that many keys have.
 _MORE_FACTS = 3
 _HARD_LISTS = ("first_names", "towns")
+# The kinds of questions that nothing answers.
+_NO_ANSWER = ("absent", "deleted")
+# Long values are where a memory fails first: the answers by their length in tokens of the model.
+_LENGTH = "tokens of the answer"
+_LENGTHS = ("1", "2", "3 or more")
 # The settings of chats in which a fact of each kind is asked.
 _KIND_SETTINGS: dict[str, dict[str, Any]] = {
     "told": {"updates": (0, 0), "deletions": (0, 0), "absent": (0, 0)},
@@ -47,7 +52,7 @@ class Recall(Task):
     name: ClassVar[str] = "recall"
     title: ClassVar[str] = "Recall of facts told in a chat"
     stop: ClassVar[tuple[str, ...]] = ("\n",)
-    breakdowns: ClassVar[tuple[str, ...]] = ("facts", "kind")
+    breakdowns: ClassVar[tuple[str, ...]] = ("facts", "kind", _LENGTH)
     curves: ClassVar[tuple[str, ...]] = ("distance_tokens", "distance_turns", "topic_shifts", "facts")
 
     facts: tuple[int, ...] = option((1, 2, 4), "Facts told in a chat; several numbers are asked separately.", least=0)
@@ -96,7 +101,7 @@ class Recall(Task):
         """See `Task`. The numbers of facts take turns, so the first questions are of all kinds."""
         # Sampled replies depend on the index: each question has random numbers of its own.
         for index, question in enumerate(self._in_order(backbone)):
-            yield replace(question, index=index)
+            yield replace(question, index=index, labels={**question.labels, **_length(question, backbone)})
 
     def _in_order(self, backbone: Backbone) -> Iterator[Question]:
         if self.natural:
@@ -240,6 +245,18 @@ def _distances(asked: Asked, message_ids: list[int]) -> dict[str, float | str]:
     # The message of the user in turn N is message 2N.
     since = sum(message > 2 * asked.turn for message in message_ids)
     return {"topic_shifts": asked.topic_switches, "distance_turns": asked.distance, "distance_tokens": since}
+
+
+def _length(question: Question, backbone: Backbone) -> dict[str, str]:
+    """The label for the length of the shortest answer, as it stands after other words.
+
+    Questions about what was not told have none.
+    """
+    if question.category in _NO_ANSWER:
+        return {}
+    encode = backbone.tokenizer.encode
+    tokens = min(len(encode(f" {answer}", add_special_tokens=False)) for answer in question.golds)
+    return {_LENGTH: _LENGTHS[min(max(tokens, 1), len(_LENGTHS)) - 1]}
 
 
 def _range(numbers: tuple[int, ...]) -> tuple[int, int]:
