@@ -42,6 +42,11 @@ class Patterns:
                 if not _known(slot):
                     raise ValueError(f"{name} has {{{slot}}}, which is not a kind of value, a range, a list or signs")
 
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The patterns without slots: values that are in a list word for word."""
+        return tuple(pattern for pattern, _ in self._patterns if not _SLOT.search(pattern))
+
     def draw(self, rng: random.Random, from_libraries: bool) -> str:
         """Draw a value, which may be on either side of the split."""
         patterns, weights = zip(*self._patterns, strict=True)
