@@ -210,6 +210,11 @@ def test_health_by_itself(tmp_path):
     again = json.loads((tmp_path / RESULTS_FILE).read_text())
     assert again["settings"]["health"]["texts"] == 12 and again["results"]
     assert "## Conditions" in (tmp_path / REPORT_FILE).read_text()
+    # The results of tasks that are not named again stay.
+    result = run_command("evaluate", *arguments(tmp_path, "--tasks", "recall", "--conditions", "none"))
+    assert "leaves out the earlier tasks of the folder (health)" in result.stdout, result.stderr
+    assert results_of(tmp_path) == {name: each for name, each in again.items() if name != "costs"}
+    assert "## What the adapter does to the model" not in (tmp_path / REPORT_FILE).read_text()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.cli.opening import load_model, load_spread_model
 from mlx_deltamem.cli.options import model_and_adapter
+from mlx_deltamem.core.adapter import RESULTS_FILE
 from mlx_deltamem.evaluation.asking import Manner
 from mlx_deltamem.evaluation.conditions import parse_conditions
 from mlx_deltamem.evaluation.dealing import Dealt
@@ -54,10 +55,15 @@ def run(args: argparse.Namespace) -> None:
     # Created before the model is loaded, which may take long.
     with created(args.output):
         evaluation = evaluate(request, *_load(args), args.output, dealt)
-        write_evaluation(evaluation, args.output)
+        earlier = write_evaluation(evaluation, args.output)
     print_tables(table for result in evaluation.results for table in result_tables(result))
     print_tables([] if evaluation.health is None else health_tables(evaluation.health))
     print(f"The report is in {args.output / REPORT_FILE}")
+    if earlier:
+        print(
+            f"It leaves out the earlier tasks of the folder ({', '.join(earlier)}), which {RESULTS_FILE} keeps. Name "
+            "them in --tasks too, and the report has them; recorded questions are not asked again"
+        )
 
 
 def _check_output(folder: Path) -> None:

@@ -11,6 +11,7 @@ from mlx_deltamem.evaluation.statistics import Estimate
 from mlx_deltamem.evaluation.tasks.health_report import Health, finite, health_document
 from mlx_deltamem.evaluation.tasks.registry import HEALTH
 from mlx_deltamem.files.atomic import new_file
+from mlx_deltamem.files.jsonl import read_json
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Evaluation:
     costs: Mapping[tuple[str, str], Costs]
     health: Health | None = None
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks."""
+        return (*(result.task.name for result in self.results), *((HEALTH,) if self.health is not None else ()))
+
     def costs_of(self, task: str) -> dict[str, Costs]:
         """The costs of a task, by condition."""
         return {condition: costs for (name, condition), costs in self.costs.items() if name == task}
@@ -39,6 +45,9 @@ class Evaluation:
 
 def write_results(evaluation: Evaluation, path: Path) -> None:
     """Write `results.json`. Model cards show its entry `results`.
+
+    The results that an old file has of other tasks stay in it. The records of one folder have one adapter and one
+    backbone (`settings`).
 
     Raises:
         OSError: The file cannot be written. An old file is unchanged.
@@ -66,9 +75,50 @@ def write_results(evaluation: Evaluation, path: Path) -> None:
     }
     if evaluation.health is not None:
         document[HEALTH] = health_document(evaluation.health)
+    _keep_earlier(document, evaluation, path)
     with new_file(path) as temporary:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(f"{text}\n", encoding="utf-8")
+
+
+def earlier_tasks(evaluation: Evaluation, path: Path) -> list[str]:
+    """The tasks that an old `results.json` has and these results have not."""
+    old = _old(path)
+    names = [_task_of(row) for row in _rows(old, "results")] + [HEALTH] * (HEALTH in old)
+    return [name for name in dict.fromkeys(names) if name and name not in evaluation.tasks]
+
+
+def _keep_earlier(document: dict[str, object], evaluation: Evaluation, path: Path) -> None:
+    """Add what an old file has of other tasks."""
+    old, tasks = _old(path), evaluation.tasks
+    for name, rows in document.items():
+        if isinstance(rows, list):
+            rows += [row for row in _rows(old, name) if _task_of(row) not in (None, *tasks)]
+    if HEALTH in old and HEALTH not in tasks:
+        document[HEALTH] = old[HEALTH]
+    settings = old.get("settings")
+    if isinstance(settings, dict):
+        document["settings"] = settings | dict(evaluation.settings)
+
+
+def _old(path: Path) -> Mapping[str, object]:
+    """The content of an old file; empty if there is none, or if it is damaged."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _rows(document: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
+    rows = document.get(name)
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _task_of(row: Mapping[str, object]) -> str | None:
+    """The task of a row, whose name may go on with a subset of its questions."""
+    name = row.get("task")
+    return name.split(", ")[0] if isinstance(name, str) else None
 
 
 def _costs_by_name(costs: Costs) -> dict[str, float | None]:
