@@ -111,7 +111,11 @@ def write_tokens(variant: Variant) -> Callable[..., list[mx.array]]:
         beta = opened[0]
         lambda_ = opened[1] if variant.free_lambda else 1.0 - beta
         keep, erase = keep_and_erase(beta, lambda_, variant)
-        after = keep * matrix + (beta * value.astype(mx.float32) - erase * recalled) * row
+        column = beta * value.astype(mx.float32) - erase * recalled
+        # MLX would compute these again for each number of the state that they meet. Joined, they are computed once.
+        joined = mx.concatenate([column, mx.broadcast_to(keep, column.shape), _transposed(row)])
+        column, keep, row = mx.split(joined, 3)
+        after = keep * matrix + column * _transposed(row)
         if key_shift is not None:
             after = mx.concatenate([after, _transposed(query).astype(mx.float32)], axis=-2)
         after = after.reshape(states.shape)

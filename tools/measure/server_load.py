@@ -1,8 +1,9 @@
 """Compare the CPU time of `mlx_deltamem.server` with that of `mlx_lm.server` on the same load.
 
 `python -m tools.measure.server_load` starts each server in turn, several times, sends the same requests from several
-clients at once, and prints the CPU time for each token that is read or generated: of the frozen model in mlx-lm's
-server, and of the model with its memory in this one, which reads and writes the memory or leaves it off.
+clients at once, and prints the CPU time for each request: of the frozen model in mlx-lm's server, and of the model
+with its memory in this one, which reads and writes the memory or leaves it off. The end of a reply is forbidden, so all
+replies have the same length.
 """
 
 import argparse
@@ -42,20 +43,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=POSITIVE, default=3, help="Times that each server runs (default: 3).")
     parser.add_argument("--requests", type=POSITIVE, default=32, help="Requests of a round (default: 32).")
     parser.add_argument("--clients", type=POSITIVE, default=8, help="Requests at a time (default: 8).")
-    parser.add_argument("--tokens", type=POSITIVE, default=48, help="Longest reply, in tokens (default: 48).")
+    parser.add_argument("--tokens", type=POSITIVE, default=48, help="Tokens of each reply (default: 48).")
     args = parser.parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in (WITHOUT, OFF, WITH)}
     for _ in range(args.rounds):
         for name, found in seconds.items():
             with server(name) as (port, process):
                 load(name, port, 4, 4, 4, first=-4)
-                before, tokens = cpu_seconds(process), load(name, port, args.requests, args.clients, args.tokens)
-                found.append((cpu_seconds(process) - before) / tokens)
+                before = cpu_seconds(process)
+                tokens = load(name, port, args.requests, args.clients, args.tokens)
+                found.append((cpu_seconds(process) - before) / args.requests)
+                print(f"{name}: {found[-1]:.3f} s of CPU a request, {tokens:,} tokens read and generated", flush=True)
     base = statistics.median(seconds[WITHOUT])
     for name, found in seconds.items():
         middle = statistics.median(found)
-        values = ", ".join(f"{1000 * value:.1f}" for value in found)
-        print(f"{name}: {1000 * middle:.1f} ms of CPU a token ({values}), {middle / base:.3f} of mlx_lm.server's")
+        print(f"{name}: {middle:.3f} s of CPU a request, {middle / base:.3f} of mlx_lm.server's")
 
 
 @contextmanager
@@ -100,11 +102,14 @@ def load(name: str, port: int, requests: int, clients: int, tokens: int, first: 
     Each message begins in another way, because mlx-lm's server keeps what it has read.
     """
 
+    end = str(json.loads((smollm2.build() / "config.json").read_text())["eos_token_id"])
+
     def ask(number: int) -> int:
         body: dict[str, object] = {
             "messages": [{"role": "user", "content": f"{number}. {QUESTIONS[number % 4]}"}],
             "max_tokens": tokens,
             "temperature": 0,
+            "logit_bias": {end: -100},
         }
         if name == OFF:
             body["memory"] = {"name": "none", "mode": "off"}
