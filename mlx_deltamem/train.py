@@ -24,7 +24,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", help="Folder with train.jsonl and perhaps valid.jsonl and test.jsonl, or a data set on the Hub."
     )
-    parser.add_argument("--adapter-path", type=user_path, help="Folder for the adapter and the run.")
+    parser.add_argument("--adapter-path", help="Folder for the adapter and the run.")
     parser.add_argument("--start", "--adapter", help="Folder or Hub repo of an adapter to train further.")
     parser.add_argument(
         "-c", "--config", type=user_path, help="YAML file of options, like train_config.yaml; the command line wins."

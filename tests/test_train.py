@@ -79,7 +79,7 @@ def test_a_resumed_run_keeps_its_options(data, trained, tmp_path, monkeypatch):
         (("--iters", 4), "was begun with --iters 2; leave it out"),
         (("--learning-rate", 1, "--rank", 4), "was begun with --rank 8, --learning-rate 0.001; leave it out"),
         (("--data", tmp_path), f"was begun with --data {data}; leave it out"),
-        (("--start", adapter()), "--rank, --alpha, "),
+        (("--start", adapter()), "was begun without --start; leave it out"),
     ):
         code, _, err = trained("--resume", "--adapter-path", "run", *options)
         assert (code, err.count("\n")) == (2, 1)
@@ -203,6 +203,16 @@ def test_a_test_that_is_not_possible(options, message, data, trained, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_records_that_the_adapter_cannot_write_are_refused_before_training(data, trained, tmp_path):
+    names = with_test(data, tmp_path / "names")
+    lines = [json.loads(line) | {"turn_by_turn": True} for line in (names / "test.jsonl").read_text().splitlines()]
+    (names / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = tiny_options(names, **TINY, **{"memory-write-granularity": "message_mean"})
+    code, _, err = trained(*options, "--adapter-path", "run", "--train", "--test")
+    assert code == 2 and "only an adapter that writes by token can write a history turn by turn" in error_line(err)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_may_turn_training_or_testing_off(data, trained, tmp_path):
     for text, message in (
         ("train: false", "--train and --test are both off; expected at least one of them"),
@@ -296,6 +306,9 @@ NEW = ("--model", backbone(), "--data", "names", "--adapter-path", "run")
         ((*NEW, "--target-layers", "7"), "target_layers names [7]; the model has layers 0 to 2"),
         ((*NEW, "--start", adapter("smollm3_tsw_qkvo")), "does not fit: the model has 3 layers (layer 3)"),
         ((*NEW, "--start", adapter(), "--rank", "8"), "--rank would shape a new adapter, and "),
+        ((*NEW, "--fit", "2", "--tie-output"), "--fit and --tie-output both choose"),
+        ((*NEW, "--adapter-path", ""), "--adapter-path is ''; expected a folder"),
+        ((*NEW, "--value-weight", "1e-60"), "--value-weight is 1e-60; expected a number from"),
         ((*NEW, "--resume"), "run holds no run (train_config.yaml); begin one without --resume"),
         ((*NEW, "-c", "nothing.yaml"), "there is no file nothing.yaml; expected a YAML file of options"),
         ((*NEW, "-c", "names"), "there is no file names; expected a YAML file of options"),
@@ -381,6 +394,9 @@ def test_files_of_killed_processes_and_of_finder_are_no_obstacle(data, trained, 
     ]
     for path in left:
         path.touch()
+    left.append(run / ".best-0123abcd")
+    left[-1].mkdir()
+    (left[-1] / "a file").touch()
     assert trained("--resume", "--adapter-path", "run")[0] == 0
     assert not any(path.exists() for path in left)
     assert (run / ".DS_Store").exists()
@@ -402,6 +418,11 @@ def test_grad_checkpoint_of_mlx_lm_is_a_segment(tmp_path):
     assert segment() == 0
     assert segment("--grad-checkpoint") == 1024
     assert segment("--grad-checkpoint", "--segment", "64") == 64
+    # The options of an earlier run have a segment of 0.
+    (tmp_path / "earlier.yaml").write_text("segment: 0")
+    assert segment("-c", str(tmp_path / "earlier.yaml"), "--grad-checkpoint") == 1024
+    (tmp_path / "earlier.yaml").write_text("segment: 32")
+    assert segment("-c", str(tmp_path / "earlier.yaml"), "--grad-checkpoint") == 32
     (tmp_path / "options.yaml").write_text("grad_checkpoint: true")
     assert segment("-c", str(tmp_path / "options.yaml")) == 1024
     (tmp_path / "options.yaml").write_text("grad_checkpoint: 3")

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mlx_deltamem.adapters.card.folder import load_with_card, refresh_card
 from mlx_deltamem.evaluation.tasks.health import Checkup
 from mlx_deltamem.show.progress import counting_progress
 from mlx_deltamem.training import processes
+from mlx_deltamem.training.batches import check_writes
 from mlx_deltamem.training.best import BEST_FOLDER, best_step
 from mlx_deltamem.training.counts import Counts
 from mlx_deltamem.training.episode import Episode
@@ -52,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
     # Before a run of hours, a test must be known to be possible.
     splits = [*((TRAIN, VALID) if options.trains else ()), *((TEST,) if options.tests else ())]
     data = load_episodes(options.settings, tokenizer, options.on_error, splits)
+    if options.tests:
+        check_writes(data[TEST][0], model.attachment.config)
     if not options.trains:
         _print_test(options, data[TEST][1])
         _test(options, model, data[TEST][0])
@@ -233,5 +237,6 @@ def _finish(run: Run, trust_remote_code: bool) -> None:
         print("The curves are not drawn: matplotlib is not installed (pip install 'mlx-deltamem[plot]')")
         return
     print(f"The curves are in {picture}")
-    # The card shows the curves.
-    refresh_card(folder, load_with_card(folder))
+    # The card shows the curves. A damaged card or results.json is no reason to fail after the run.
+    with suppress(ValueError, IsADirectoryError):
+        refresh_card(folder, load_with_card(folder))

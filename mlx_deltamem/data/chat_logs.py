@@ -63,6 +63,10 @@ def chats(path: Path, answers: str, tools: ToolMessages) -> Iterator[Found | Unu
 
 def _episodes(place: str, messages: list[Message], answers: str) -> Iterator[Found]:
     if answers == "last" or not messages:
+        # A chat may have been left before the reply to its last message.
+        answered = any(message["role"] == "assistant" for message in messages)
+        while answered and messages[-1]["role"] == "user":
+            messages = messages[:-1]
         yield Found(place, messages)
         return
     last = len(messages)

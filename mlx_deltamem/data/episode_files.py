@@ -5,7 +5,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_deltamem.files.atomic import check_absent, created, user_path
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 BAD = "bad records"
 EMPTY = "empty: a message without text"
 NO_HISTORY = "nothing before the question"
+NO_ANSWER = "no answer to the last message"
 WRONG_ROLES = "wrong roles: not user and assistant in turn"
 TOO_LONG = "too long"
 
@@ -106,7 +106,8 @@ def write_episodes(found: Iterable[Found | Unusable], args: argparse.Namespace) 
             counts.written += 1
             counts.words += _words(chat.messages)
             yield {"messages": chat.messages}
-        Console(width=110, highlight=False).print(summary(args.output, counts))
+        title = str(args.output) if counts.written else "nothing was written"
+        Console(width=110, highlight=False).print(summary(title, counts))
         if not counts.written:
             raise ValueError("no chat is left; nothing was written")
 
@@ -115,12 +116,12 @@ def write_episodes(found: Iterable[Found | Unusable], args: argparse.Namespace) 
     return counts
 
 
-def summary(path: Path, counts: Counts) -> "Table":
+def summary(title: str, counts: Counts) -> "Table":
     """Return a table of the counts."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(str(path)))
+    table = Table(title=escape(title))
     table.add_column("")
     table.add_column("records", justify="right")
     table.add_column("where")
@@ -154,6 +155,8 @@ def check(found: Found, max_words: int) -> Unusable | None:
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if any(not message["content"].strip() for message in found.messages) or not turns:
         return Unusable(found.place, EMPTY)
+    if len(turns) % 2 and turns == ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+        return Unusable(found.place, NO_ANSWER)
     if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
         return Unusable(found.place, WRONG_ROLES)
     if len(turns) < 4:

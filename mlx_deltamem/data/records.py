@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mlx_deltamem.data.replies import Replies
 
 _PER_CONVERSATION = Rule(float, least=0, most=1000)
-_WEIGHT = Rule(float, above=0, most=1000)
+_WEIGHT = Rule(float, least=1e-6, most=1000)
 
 
 def setup_arg_parser() -> argparse.ArgumentParser:

@@ -1,5 +1,7 @@
 """The frozen model's replies to messages, for training records."""
 
+from typing import cast
+
 import mlx.core as mx
 from mlx_lm import batch_generate
 from mlx_lm.sample_utils import Sampler, greedy_sampler, make_sampler
@@ -55,9 +57,13 @@ class Replies:
         for begin in range(0, len(order), _AT_ONCE):
             batch = order[begin : begin + _AT_ONCE]
             given = [prompts[message] for message in batch]
-            response = batch_generate(self._model, self._tokenizer, given, max_tokens=longest, sampler=sampler)
-            for message, text in zip(batch, response.texts, strict=True):
-                cut = len(self._tokenizer.encode(text, add_special_tokens=False)) >= longest
-                found[message] = (text.strip(), cut)
+            response = batch_generate(
+                self._model, self._tokenizer, given, max_tokens=longest, sampler=sampler, return_token_ids=True
+            )
+            tokens = cast(list[list[int]], response.token_ids)
+            for message, text, ids in zip(batch, response.texts, tokens, strict=True):
+                cut = len(ids) >= longest
+                # The last character of a reply that was cut may not be complete.
+                found[message] = ((text.rstrip("\ufffd") if cut else text).strip(), cut)
             progress("the frozen model's replies", len(batch))
         return found

@@ -115,6 +115,8 @@ def main() -> None:
         **{name: getattr(args, name) for name in _SHARES},
     )
     if args.show:
+        if args.tokenizer:
+            raise ValueError("--tokenizer counts tokens in files, and --show writes none; leave one of them out")
         for index in range(args.show):
             print(f"--- {index}", shown(make_conversation(settings, args.seed, index)), sep="\n")
         return

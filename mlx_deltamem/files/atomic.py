@@ -119,13 +119,17 @@ def written_by_mlx(path: Path) -> Iterator[None]:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Delete the temporary files that killed processes left behind in `new_file(path)`.
+    """Delete what killed processes left behind in `new_file(path)` or `new_folder(path)`.
 
     The caller must know that no process is writing `path`, for instance because it holds a lock.
     """
     pattern = re.compile(rf"\.{re.escape(path.stem)}-[0-9a-f]{{8}}{re.escape(path.suffix)}")
     for other in path.parent.iterdir():
-        if pattern.fullmatch(other.name):
+        if not pattern.fullmatch(other.name):
+            continue
+        if other.is_dir():
+            shutil.rmtree(other, ignore_errors=True)
+        else:
             other.unlink(missing_ok=True)
 
 

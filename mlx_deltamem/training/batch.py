@@ -87,6 +87,8 @@ class Batch(NamedTuple):
         context: The same questions with the whole chat in their text, for a teacher; else None.
         frozen: The questions whose target is the frozen model; None if there are none.
         size: B, the number of episodes.
+        total: The sum of the weights of all answer tokens as if every record had the weight 1, a float32. The loss is
+            divided by it, so that the weight of a record counts in a batch of one as well.
     """
 
     history: tuple[Pass, ...]
@@ -97,6 +99,7 @@ class Batch(NamedTuple):
     context: Asked | None
     frozen: Frozen | None
     size: int
+    total: mx.array
 
     @property
     def has_history(self) -> bool:
@@ -111,8 +114,10 @@ class Batch(NamedTuple):
     @classmethod
     def of(cls, *values: mx.array | bool | int | tuple | None) -> "Batch":
         """Make a batch from its fields after a function transformation, which turns named tuples into plain ones."""
-        plain = cast(tuple[tuple, mx.array | None, mx.array, bool, tuple, tuple | None, tuple | None, int], values)
-        history, shares, rows, writes, asked, context, frozen, size = plain
+        plain = cast(
+            tuple[tuple, mx.array | None, mx.array, bool, tuple, tuple | None, tuple | None, int, mx.array], values
+        )
+        history, shares, rows, writes, asked, context, frozen, size, total = plain
         return cls(
             tuple(Pass(*each) for each in history),
             shares,
@@ -122,4 +127,5 @@ class Batch(NamedTuple):
             None if context is None else Asked(*context),
             None if frozen is None else Frozen(*frozen),
             size,
+            total,
         )

@@ -71,6 +71,7 @@ class BatchMaker:
             None if context is None else self._asked(context),
             self._frozen(asked),
             len(episodes),
+            mx.array(sum(self._weight(question) for question, is_counted in asked if is_counted), mx.float32),
         )
 
     def _pass(self, texts: Sequence[tuple[Sequence[int], Written]], some: list[int] | None) -> Pass:
@@ -123,6 +124,12 @@ class BatchMaker:
             mx.array(alone) if any(alone) else None,
             mx.array(kinds, mx.int32) if self._kinds else None,
         )
+
+    def _weight(self, question: Question) -> float:
+        """The weight of a question's answer tokens together, without the weight of its record."""
+        begin, end = question.value
+        valued = min(end + 1, len(question.ids)) - begin if end > begin and question.target != FROZEN else 0
+        return len(question.ids) - question.answer + valued * (self._value_weight - 1)
 
     def _frozen(self, questions: Sequence[tuple[Question, bool]]) -> Frozen | None:
         rows = [row for row, (question, counted) in enumerate(questions) if counted and question.target == FROZEN]
@@ -236,15 +243,24 @@ def check_data(
             f"--batch-size is {schedule.batch_size}; expected a multiple of the {processes.count()} processes"
         )
     BatchOrder(episodes, schedule.batch_size, schedule.seed)
+    check_writes((*episodes, *held_out), config)
+
+
+def check_writes(episodes: Sequence[Episode], config: DeltaMemConfig) -> None:
+    """Check that the adapter can write episodes.
+
+    Raises:
+        ValueError: An adapter that writes means would have to write questions or single turns.
+    """
     granularity = config.memory_write_granularity
     if granularity == "token":
         return
-    if any(episode.writes_questions for episode in (*episodes, *held_out)):
+    if any(episode.writes_questions for episode in episodes):
         raise ValueError(
             f"the adapter writes by {granularity}, and only an adapter that writes by token can write questions as "
             "they are read; expected --write after or none, and no other write in records"
         )
-    if any(episode.turns for episode in (*episodes, *held_out)):
+    if any(episode.turns for episode in episodes):
         raise ValueError(
             f"the adapter writes by {granularity}, and only an adapter that writes by token can write a history turn "
             "by turn; leave out --turn-by-turn, also in records"

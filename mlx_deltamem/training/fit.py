@@ -109,6 +109,8 @@ def _check(config: DeltaMemConfig) -> None:
         "o in --delta-heads": ("o" in config.delta_heads, True),
     }
     wrong = [f"{name} is {found}, expected {best}" for name, (found, best) in wanted.items() if found != best]
+    if not config.alpha:
+        wrong.append("--alpha is 0, expected another number")
     if wrong:
         raise ValueError(f"--fit cannot fit this adapter: {'; '.join(wrong)}")
 

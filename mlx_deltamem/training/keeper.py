@@ -134,6 +134,7 @@ class Keeper:
                 for name in _FILES if folder.is_dir() else ():
                     remove_unfinished(folder / name)
             remove_unfinished_checkpoints(self._folder)
+            remove_unfinished(self._folder / BEST_FOLDER)
         return Progress() if checkpoint is None else checkpoint.progress
 
     def keep_if_sound(self, progress: Progress) -> None:

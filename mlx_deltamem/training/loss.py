@@ -99,16 +99,15 @@ class EpisodeModel(nn.Module):
 
     def _answer_loss(self, logits: mx.array, batch: Batch) -> mx.array:
         """The mean loss of the answer tokens: the cross-entropy, or the divergence from the frozen model."""
-        losses, weights = answer_losses(logits, batch.asked), batch.asked.weights
+        weighted = (answer_losses(logits, batch.asked) * batch.asked.weights).sum()
         if batch.frozen is None:
-            return weighted_mean(losses, weights)
+            return weighted / batch.total
         rows, frozen_weights = batch.frozen
         asked = batch.asked.of_rows(rows)
         teacher, student = self._frozen(asked), logits[rows]
         if not self.training:
             self.accuracy.add_frozen(student, teacher, asked, batch.frozen)
-        total = (losses * weights).sum() + (divergences(teacher, student) * frozen_weights).sum()
-        return total / (weights.sum() + frozen_weights.sum())
+        return (weighted + (divergences(teacher, student) * frozen_weights).sum()) / batch.total
 
     def _frozen(self, asked: Asked) -> mx.array:
         """The logits of the frozen model: an empty memory that is only read has no effect."""
@@ -129,7 +128,7 @@ class EpisodeModel(nn.Module):
         margin = self._terms.contrast_margin
         gain = question_losses(other, asked) - question_losses(logits, asked)
         counted = asked.weights.any(axis=-1)
-        return weighted_mean(nn.softplus((margin - gain) / margin), *_not_alone(counted, asked))
+        return weighted_mean(nn.softplus((margin - gain) / margin), _not_alone(counted, asked))
 
 
 def divergence(teacher: mx.array, student: mx.array, asked: Asked) -> mx.array:
@@ -141,7 +140,7 @@ def divergence(teacher: mx.array, student: mx.array, asked: Asked) -> mx.array:
     """
     # As float32: MLX 0.32 cannot compile a gradient beside two equal results, and the loss returns the sum of bools.
     counted = (asked.weights > 0).astype(mx.float32)
-    return weighted_mean(divergences(teacher, student), *_not_alone(counted, asked))
+    return weighted_mean(divergences(teacher, student), _not_alone(counted, asked))
 
 
 def divergences(teacher: mx.array, student: mx.array) -> mx.array:
@@ -161,22 +160,18 @@ def question_losses(logits: mx.array, asked: Asked) -> mx.array:
     return (answer_losses(logits, asked) * counted).sum(axis=-1) / mx.maximum(counted.sum(axis=-1), 1)
 
 
-def weighted_mean(values: mx.array, weights: mx.array, least: float = 0.0) -> mx.array:
-    """Return the weighted mean of values; the sum of the weights counts as at least `least`."""
-    total = weights.sum()
-    return (values * weights).sum() / (mx.maximum(total, least) if least else total)
+def weighted_mean(values: mx.array, weights: mx.array) -> mx.array:
+    """Return the weighted mean of values; the sum of the weights counts as at least 1."""
+    return (values * weights).sum() / mx.maximum(weights.sum(), 1.0)
 
 
-def _not_alone(counted: mx.array, asked: Asked) -> tuple[mx.array, float]:
+def _not_alone(counted: mx.array, asked: Asked) -> mx.array:
     """Set weights to 0 for questions that are trained on their answer alone.
 
     Args:
         counted: `[N]` or `[N, A]`, weights of 0 or 1.
         asked: The questions.
-
-    Returns:
-        The weights, and the least sum of weights to divide by, as all of them may be 0.
     """
     if asked.alone is not None:
         counted = counted * ~(asked.alone if counted.ndim == 1 else asked.alone[:, None])
-    return counted, 1.0
+    return counted

@@ -17,7 +17,7 @@ _COMPLETIONS = ("completion", "response")
 # What an answer is trained on: on itself alone, or on the frozen model's prediction.
 ANSWER, FROZEN = TARGETS = ("answer", "frozen")
 _LONGEST_LIST = 100
-_LARGEST_WEIGHT = 1e6
+_WEIGHTS = (1e-6, 1e6)
 _LONGEST_NAME = 40
 
 
@@ -181,9 +181,9 @@ def _one_of(where: str, given: Mapping[str, object], name: str, choices: Sequenc
 
 def _weight(where: str, given: Mapping[str, object]) -> float:
     found = given.get("weight", 1.0)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found <= _LARGEST_WEIGHT:
+    if isinstance(found, bool) or not isinstance(found, int | float) or not _WEIGHTS[0] <= found <= _WEIGHTS[1]:
         what = f"{found:g}" if isinstance(found, float) else kind_of(found)
-        raise RecordError(f"{where} has {what} for weight; expected a number above 0, {_LARGEST_WEIGHT:g} at most")
+        raise RecordError(f"{where} has {what} for weight; expected a number from {_WEIGHTS[0]:g} to {_WEIGHTS[1]:g}")
     return float(found)
 
 

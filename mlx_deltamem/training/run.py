@@ -94,7 +94,8 @@ class Run:
         """Check that the run can train on these episodes.
 
         Raises:
-            ValueError: As `check_data`; or the best adapter is wanted and there is no held-out data.
+            ValueError: As `check_data`; the best adapter is wanted and there is no held-out data; or the processes have
+                other data.
         """
         check_data(episodes, held_out, self.settings.schedule, self.model.attachment.config)
         for name, wanted in (
@@ -103,6 +104,12 @@ class Run:
         ):
             if wanted and not held_out:
                 raise ValueError(f"--{name} needs held-out data; expected a valid.jsonl, or leave the option out")
+        mine = f"{episodes_fingerprint(episodes)} {episodes_fingerprint(held_out)}".encode()
+        if processes.any_of(mine != processes.from_first(mine))[0]:
+            raise ValueError(
+                f"the records in {self.settings.data} are not the same in all processes; expected the same files on "
+                "every machine"
+            )
 
     def alone(self, resumed: bool) -> AbstractContextManager[None]:
         """Lock the folder, which is created if needed, so that no other process trains in it.
@@ -227,6 +234,8 @@ class Run:
         loss, norm = float(self._module.watch.loss), self._optimizer.gradient_norm
         broken, stopping = processes.any_of(not (math.isfinite(loss) and math.isfinite(norm)), self._stopping)
         if broken:
+            # It may be the loss of another process.
+            (loss,) = processes.sum_of(loss)
             where = f"step {done}" if self._module.training else f"the held-out data after step {done}"
             begin = f"begin a new run with its adapter (--start {self.folder}) and" if self._keeper.saved else "try"
             raise RunStoppedError(

@@ -80,11 +80,14 @@ class RunOptions:
             raise ValueError(f"--recipe is for a new run, and the run in {folder} has its options; leave it out")
         checkpointing = asked.pop("grad_checkpoint", False)
         Rule(bool).check("--grad-checkpoint", checkpointing)
-        if checkpointing:
-            asked.setdefault("segment", CHECKPOINTED)
+        if checkpointing and vars(args).get("segment") is None:
+            # The file of an earlier run has a segment of 0, unless it was given.
+            asked["segment"] = asked.get("segment") or CHECKPOINTED
         if not trains:
             _check_test(args.start, folder)
         earlier = _of_run(folder) if begun else {} if recipe is None else _of_recipe(recipe, asked)
+        if args.resume and asked.get("start") and not earlier.get("start"):
+            raise ValueError(f"the run in {folder} was begun without --start; leave it out to go on")
         options = earlier | asked
         if not trains:
             options = {name: value for name, value in options.items() if name not in _OF_NEW_ADAPTER}
@@ -172,7 +175,7 @@ def _located(name: object) -> object:
 def _folder(name: object) -> Path:
     if name is None:
         raise ValueError("--adapter-path is missing; expected a folder for the adapter and its run")
-    if not isinstance(name, str | Path):
+    if not isinstance(name, str | Path) or name == "":
         raise ValueError(f"--adapter-path is {shown(name)}; expected a folder for the adapter and its run")
     return user_path(name)
 

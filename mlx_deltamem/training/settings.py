@@ -48,7 +48,7 @@ class Schedule:
     value_weight: float = option(
         1.0,
         "Loss weight of the tokens of a record's value and of the token after it; other answer tokens have weight 1.",
-        above=0,
+        rule=Rule(float, least=1e-6, most=1e6),
     )
     tie_output: bool = option(
         False, "Start a new adapter so that a reply repeats what was written: the output head is the value projection."
@@ -69,6 +69,8 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.fit and self.tie_output:
+            raise ValueError("--fit and --tie-output both choose the first weights; leave one of them out")
         if self.weight_decay and self.optimizer in WITHOUT_DECAY:
             raise ValueError(
                 f"--weight-decay is {self.weight_decay}, and {self.optimizer} has none; use --optimizer adamw, "
@@ -115,7 +117,7 @@ class Reporting:
     save_every: int = option(100, "Steps between checkpoints.", rule=POSITIVE)
     early_stopping: int = option(
         0,
-        "End the run after this many evaluations in a row that are not the best so far, since it was begun or resumed; "
+        "End the run after this many evaluations in a row that are not the best so far, also before it was resumed; "
         "0: never.",
         rule=COUNT,
     )

@@ -23,7 +23,7 @@ class LossTerms:
     contrast_corrupted: float = option(
         0.0, "Weight of a hinge loss: answers must be worse with a corrupted state.", least=0
     )
-    contrast_margin: float = option(0.01, "How much worse, in nats.", above=0)
+    contrast_margin: float = option(0.01, "How much worse, in nats.", least=1e-6)
     teacher_kl: float = option(0.0, "Weight of KL(teacher || student); the teacher reads the whole chat.", least=0)
 
     def __post_init__(self) -> None:

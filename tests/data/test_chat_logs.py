@@ -71,8 +71,14 @@ def test_all_answers_can_be_trained_on(convert):
         [line([*messages, {"role": "user", "content": "?"}]), line(messages[:3])], "--answers", "all"
     )
     assert records == [messages[:5], messages]
-    assert rows(ended)["left out, wrong roles: not user and assistant in turn"] == ("1", "line 1, message 8")
+    assert rows(ended)["left out, no answer to the last message"] == ("1", "line 1, message 8")
     assert rows(ended)["left out, nothing before the question"] == ("1", "line 2, message 3")
+
+
+def test_a_chat_that_was_left_before_a_reply_has_a_last_answer(convert):
+    ended, records = convert([line([*TALK, TALK[0]]), line([*TALK, TALK[0], TALK[2]])])
+    assert records == [TALK, TALK]
+    assert "left out" not in ended.output
 
 
 def test_parts_of_text_are_joined(convert):
@@ -113,13 +119,12 @@ UNUSABLE = {
         [{"role": "system", "content": "Be kind."}],
     ],
     "wrong roles: not user and assistant in turn": [
-        TALK[:3],
         TALK[1:],
         [*TALK, *TALK[2:3], *TALK[2:4]],
         [*TALK, {"role": "system", "content": "Be kind."}],
         [TALK[0], TALK[0], TALK[1], TALK[1]],
     ],
-    "nothing before the question": [TALK[:2], [{"role": "system", "content": "Be kind."}, *TALK[:2]]],
+    "nothing before the question": [TALK[:2], TALK[:3], [{"role": "system", "content": "Be kind."}, *TALK[:2]]],
     "too long": [chat("word " * 6000, "Nice!", "What?", "Max.")],
     "with content other than text": [
         [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}, *TALK[1:]],

@@ -137,6 +137,8 @@ def test_targets_as_arrays():
     assert batch.frozen.rows.tolist() == [1, 2, 1, 1]
     assert batch.frozen.weights[:, :4].tolist() == [[2, 2, 0, 0], [2, 2, 2, 0], [0] * 4, [0] * 4]
     assert batch.asked.of_rows(batch.frozen.rows).targets[1].tolist() == batch.asked.targets[2].tolist()
+    # The weights of records are left out of what the loss is divided by.
+    assert batch.total.item() == (1 + 4) + 2 + 3 + (1 + 4)
     others = BatchMaker(TSW).batch([plain])
     assert others.frozen is None and others.asked.alone is None
 

@@ -311,7 +311,7 @@ class PlainLoss:
                     teacher = mx.stop_gradient(self.log_probabilities(question, None))
                     weight, losses = [1.0] * len(target), (mx.exp(teacher) * (teacher - kept)).sum(axis=-1)
                 weighted.append((losses * mx.array(weight)).sum() * question.weight)
-                weights.append(sum(weight) * question.weight)
+                weights.append(sum(weight))
                 if question.target:
                     continue
                 for name, other in (("zeroed", None), ("corrupted", corrupted(states))):
