@@ -102,6 +102,13 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         "--grace", type=COUNT, default=10, help="Seconds for the replies under way when the server ends (default: 10)."
     )
     reply.add_argument(
+        "--reply-timeout",
+        type=SECONDS,
+        default=600.0,
+        metavar="SECONDS",
+        help="The longest time for a reply, with its wait for other requests (default: 600).",
+    )
+    reply.add_argument(
         "--exit-on-stall",
         type=SECONDS,
         metavar="SECONDS",

@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from mlx_deltamem.core.spread import world_of
-from mlx_deltamem.serving.exchange import Mode, RefusedError, ReplyRequest
+from mlx_deltamem.serving.exchange import TOO_LONG, Mode, RefusedError, ReplyRequest
 from mlx_deltamem.serving.shortened import shortened_note, within_window
 from mlx_deltamem.sessions.changing.loops import later_turns, take_back
 from mlx_deltamem.sessions.reading.prefill import window
@@ -23,6 +23,7 @@ from mlx_deltamem.sessions.turns.place import (
     Asked,
     Exchange,
     Place,
+    are_same_calls,
     are_same_messages,
     asked,
     find_other_reply,
@@ -74,7 +75,12 @@ def text_turn(model: nn.Module, tokenizer: TokenizerWrapper, text: str) -> Turn:
     return Turn(({"role": "user", "content": text},), opening, NONE, _PLAIN_TEXT)
 
 
-def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prepared:
+def prepare(
+    chat: ChatSession,
+    request: ReplyRequest,
+    replay_limit: int,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Prepared:
     """Bring a chat to the place that a request goes on from.
 
     What the client edited or asks for again is taken back exactly. Exchanges that the chat does not know are run. The
@@ -84,6 +90,7 @@ def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prep
         chat: The chat.
         request: The request.
         replay_limit: The largest number of tokens of other conversations that run again after an edit.
+        progress: Called after each exchange that ran, with the number of exchanges that were read, and of all.
 
     Raises:
         RefusedError: The messages cannot be replied to or are far too long, or the edit is below too much text.
@@ -97,7 +104,9 @@ def prepare(chat: ChatSession, request: ReplyRequest, replay_limit: int) -> Prep
     write = NONE if request.mode is not Mode.WRITE else None
     tokens, history = 0, chat.history
     _check_length(chat.model, [message["content"] for message in question.new])
-    for exchange in earlier:
+    for done, exchange in enumerate(earlier):
+        # The exchanges of a long chat take long. Meanwhile other replies go on.
+        progress(done, len(earlier))
         if exchange.messages:
             said = [*exchange.messages, exchange.reply]
             _check_length(chat.model, [message["content"] for message in said])
@@ -128,7 +137,7 @@ def _check_length(model: nn.Module, texts: Sequence[str]) -> None:
     if longest is not None and characters > longest * _MOST_CHARACTERS:
         raise RefusedError(
             400,
-            "prompt_too_long",
+            TOO_LONG,
             f"the text has {characters:,} characters, and the model's window is {longest:,} tokens: shorten the text, "
             "or write it into a memory by .../remember",
         )
@@ -147,8 +156,9 @@ def _go_on_from(
         place = place_of_turn(turns, request.continues, think_end)
         if place is None:
             raise RefusedError(404, "turn_not_found", f"the memory has no turn {request.continues}")
+        _check_beginning(question, said_turns(turns, place.conversation)[place.turns - 1])
         _go_to(chat, place, replay_limit)
-        return (), question.start
+        return earlier, question.system
     own = request.chat if request.chat is not None and said_turns(turns, request.chat) else None
     if request.chat is not None and own is None:
         # Another client's chat may have begun with the same words, as its copy or by chance.
@@ -178,6 +188,22 @@ def _go_on_from(
     else:
         _go_to(chat, named(place), replay_limit)
     return earlier, question.start
+
+
+def _check_beginning(question: Asked, turn: Turn) -> None:
+    """Check that messages which go on from a turn do not begin with another reply. Clients may repeat its calls.
+
+    Raises:
+        RefusedError: They do.
+    """
+    shown = question.greeting
+    if shown is not None and not are_same_calls(turn, shown):
+        raise RefusedError(
+            400,
+            "invalid_request_error",
+            "the input goes on from a reply and begins with another one; expected a message of the user, or the "
+            "results of the calls in that reply",
+        )
 
 
 def _is_unnamed(conversation: str) -> bool:

@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
 
+from mlx_deltamem.sessions.reading.fitting import TooLongError
 from mlx_deltamem.sessions.text.messages import Message
 
+# The code of a refusal whose text does not fit into the model's window. Clients know it from OpenAI's API.
+TOO_LONG = "context_length_exceeded"
 # The revisions that a request allows a memory to have; None: all.
 Revisions: TypeAlias = Sequence[str] | None
 
@@ -163,7 +166,8 @@ class RefusedError(Exception):
 
 def refusal(error: Exception) -> Exception:
     """The answer to a request for an error of the library: a ValueError refuses it, any other error stays."""
-    return RefusedError(400, "invalid_request_error", str(error)) if isinstance(error, ValueError) else error
+    code = TOO_LONG if isinstance(error, TooLongError) else "invalid_request_error"
+    return RefusedError(400, code, str(error)) if isinstance(error, ValueError) else error
 
 
 def ending() -> RefusedError:

@@ -64,12 +64,16 @@ class Inbox:
         self.agenda.put(Item(self._arrival(number, job), _REPLY, lambda: [number, as_json(job.request)]))
         return number
 
-    def leave(self, number: int) -> None:
+    def leave(self, number: int, has_received: bool = True) -> None:
         """Forget a request, because its reply has ended or its client has gone.
 
         A reply that is being generated ends within one step.
+
+        Args:
+            number: The number of the request.
+            has_received: Whether anything of the reply was sent to the client.
         """
-        self.agenda.put(Item(lambda: self._left(number), _LEFT, lambda: [number]))
+        self.agenda.put(Item(lambda: self._left(number, has_received), _LEFT, lambda: [number, has_received]))
 
     def call(
         self,
@@ -121,10 +125,11 @@ class Inbox:
 
         return arrive
 
-    def _left(self, number: int) -> None:
+    def _left(self, number: int, has_received: bool) -> None:
         job = self._jobs.pop(number, None)
         if job is not None:
             job.outlet.is_closed = True
+            job.has_received = has_received
 
     def _work_of(self, name: str, arguments: Sequence[Json]) -> Work:
         """In other ranks than rank 0: what rank 0 does, without answers."""
@@ -132,7 +137,7 @@ class Inbox:
             number, request = arguments
             return self._arrival(cast(int, number), ReplyJob(from_json(request), NobodysOutlet()))
         if name == _LEFT:
-            return lambda: self._left(cast(int, arguments[0]))
+            return lambda: self._left(cast(int, arguments[0]), bool(arguments[1]))
         if name in self._own:
             return self._own[name]
         return lambda: getattr(self._operations, name)(self._drop, *arguments)

@@ -52,16 +52,19 @@ class LocalService:
         """Generate a reply."""
         messages = tuple(without_special_tokens(message, self._special) for message in request.messages)
         outlet = Outlet()
+        received = 0
         number = self._engine.inbox.submit(ReplyJob(replace(request, messages=messages), outlet))
         with self._calls.waiting(outlet.put):
             try:
                 while True:
                     item = await outlet.get()
                     yield item
+                    # The reader asks for more when it has sent what it got.
+                    received += 1
                     if isinstance(item, Done):
                         return
             finally:
-                self._engine.inbox.leave(number)
+                self._engine.inbox.leave(number, received > 0)
 
     async def memories(self) -> Sequence[MemoryInfo]:
         """All memories, by name."""

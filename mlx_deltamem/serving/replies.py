@@ -125,11 +125,18 @@ class Replies:
             self._took(row, response)
 
     def _others_go_on(self, done: int, total: int) -> None:
-        """Between two parts of a long prompt, generate a token of the other replies."""
+        """Between two parts of a long prompt, generate a token of the other replies.
+
+        The memories of those that end are given free later: the work that waits for them may be longer than the prompt.
+        """
         self._progressed()
         if done < total:
-            # How the prompt uses the memory is not how the others do.
-            contextvars.Context().run(self.step)
+            was_freeing, self._is_freeing = self._is_freeing, True
+            try:
+                # How the prompt uses the memory is not how the others do.
+                contextvars.Context().run(self.step)
+            finally:
+                self._is_freeing = was_freeing
 
     def step(self) -> None:
         """Generate a token of each reply."""
@@ -160,7 +167,8 @@ class Replies:
 
     def _took(self, row: BatchedReply, response: GenerationResponse) -> None:
         job = self._jobs[row]
-        self._metrics.reply_tokens.inc()
+        if job.pieces >= len(job.begun):
+            self._metrics.reply_tokens.inc()
         job.send(response, self._tokenizer)
         if job.watch is not None and response.finish_reason is None:
             job.watch.token(response.text, row.state)
@@ -172,7 +180,7 @@ class Replies:
         """End the replies that nobody waits for, at their last token. One of which nothing was sent is taken back."""
         for row, job in list(self._jobs.items()):
             if job.outlet.is_closed and row in self._jobs:
-                if job.request.is_streamed and job.pieces:
+                if job.request.is_streamed and job.has_received:
                     self._end(row, job, "stop")
                 else:
                     self._undo(row, job)
@@ -204,6 +212,7 @@ class Replies:
     def _undo(self, row: BatchedReply, job: ReplyJob) -> None:
         """End a reply, and take its turn back."""
         del self._jobs[row]
+        self._metrics.requests.labels(outcome="left").inc()
         self._batch.abort(row)
         take_back(job)
         self._over.append(job)

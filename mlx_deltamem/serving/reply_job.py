@@ -73,7 +73,8 @@ class ReplyJob:
         reader: The copy of the memory that the reply runs in, if the memory is only read.
         row: Its row in the batch.
         before: The chat before the turn, to go back to after an error.
-        pieces: The number of pieces that were sent.
+        pieces: The number of pieces that were handed to the outlet.
+        has_received: Whether anything was sent to the client, when the client has gone.
         read_tokens, prompt_tokens: As in `Done`.
         note: As in `Done`.
         begun: The tokens that the client has given as the beginning of the reply. They are part of it, and the client
@@ -92,6 +93,7 @@ class ReplyJob:
     row: BatchedReply | None = None
     before: Snapshot | None = None
     pieces: int = 0
+    has_received: bool = False
     read_tokens: int = 0
     prompt_tokens: int = 0
     note: str | None = None

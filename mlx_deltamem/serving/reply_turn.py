@@ -49,7 +49,8 @@ def begin_turn(
         job: The request, with its memory.
         tokenizer: The tokenizer.
         replay_limit: As in `prepare`.
-        progress: Called between two parts of long messages with the numbers of tokens that were read, and of all.
+        progress: Called between two parts of long messages with the numbers of tokens that were read, and of all; and
+            between two earlier exchanges that have to be read, with their numbers.
 
     Raises:
         RefusedError: The memory has another revision than the request allows; or as from `prepare` and `text_turn`.
@@ -65,14 +66,20 @@ def begin_turn(
     job.before = chat.state.snapshot()
     if job.reader is None:
         memory.settled = job.before
-    turn = _placed_turn(job, chat, tokenizer, replay_limit)
+    turn = _placed_turn(job, chat, tokenizer, replay_limit, progress)
     settings = _settings(job, tokenizer, progress)
     if memory.listeners and job.holds is not None:
         job.watch = Watch(memory.listeners)
     return NewReply(chat, turn, settings, job.is_kept, job.watch)
 
 
-def _placed_turn(job: ReplyJob, chat: ChatSession, tokenizer: TokenizerWrapper, replay_limit: int) -> Turn:
+def _placed_turn(
+    job: ReplyJob,
+    chat: ChatSession,
+    tokenizer: TokenizerWrapper,
+    replay_limit: int,
+    progress: Callable[[int, int], None],
+) -> Turn:
     """The turn, at its place in the chat. The tokens before the reply are counted."""
     request = job.request
     ran = 0 if job.reader is None else job.reader.tokens
@@ -80,7 +87,7 @@ def _placed_turn(job: ReplyJob, chat: ChatSession, tokenizer: TokenizerWrapper, 
         turn = text_turn(chat.model, tokenizer, request.text)
         chat.state.enter(turn.conversation)
     else:
-        prepared = prepare(chat, request, replay_limit)
+        prepared = prepare(chat, request, replay_limit, progress)
         turn, job.note, ran = prepared.turn, prepared.note, ran + prepared.tokens
         if prepared.begun:
             job.begun = tuple(token_ids(tokenizer, prepared.begun))

@@ -170,4 +170,5 @@ def _settings(key: str | None, args: argparse.Namespace) -> Settings:
         top_p=args.top_p,
         top_k=args.top_k,
         min_p=args.min_p,
+        timeout=args.reply_timeout,
     )

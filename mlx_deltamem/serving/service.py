@@ -16,7 +16,7 @@ class MemoryInfo:
 
     Attributes:
         name: Its name.
-        revision: The number of changes since it was opened or made. It is its ETag, together with the name.
+        revision: A text that another content of the memory does not have. It is in its ETag.
         turns: The number of turns, the remembered texts among them. A tool loop is one turn.
         tokens: The number of tokens in them.
         state_bytes: The size of the states.

@@ -188,6 +188,32 @@ def test_chats_that_begin_alike_do_not_take_each_others_turns(running):
     assert sorted(turn.messages[-1]["content"] for turn in chat_of(server, "anna").turns) == sorted(said)
 
 
+def test_a_chat_that_says_what_another_has_said_takes_nothing_back(running):
+    """Two chats without ids begin alike. One has gone on, and the other now says its next message too."""
+    server = running()
+    reply, _ = server.ask("Hi.", memory="anna")
+    second, _ = server.ask("Hi.", reply, "My word is jade.", memory="anna")
+    server.ask("Hi.", reply, "My word is jade.", second, "A bird.", memory="anna")
+    assert server.ask("Hi.", memory="anna")[0] == reply
+    server.ask("Hi.", reply, "My word is jade.", memory="anna")
+    said = [turn.messages[-1]["content"] for turn in chat_of(server, "anna").turns]
+    assert said == ["Hi.", "My word is jade.", "A bird.", "Hi.", "My word is jade."]
+
+
+def test_exchanges_after_a_turn_that_is_named_are_read(running):
+    server = running()
+    _reply, done = server.ask("First.", memory="anna")
+    server.ask("Second.", "Well.", "Third.", memory="anna", continues=done.turn)
+    turns = chat_of(server, "anna").turns
+    assert [turn.messages[-1]["content"] for turn in turns] == ["First.", "Second.", "Third."]
+    assert turns[1].reply == "Well." and len({turn.conversation for turn in turns}) == 1
+    with pytest.raises(RefusedError, match="begins with another one") as caught:
+        own, more = {"role": "assistant", "content": "Or so."}, {"role": "user", "content": "Fourth."}
+        server.ask(own, more, memory="anna", continues=done.turn)
+    assert caught.value.status == 400
+    assert len(chat_of(server, "anna").turns) == 3
+
+
 def test_the_system_prompt_of_another_chat_is_not_seen_where_a_turn_is_continued(running, tmp_path):
     replies = []
     for number, others in enumerate(([], ["Speak in riddles, always."])):
@@ -306,7 +332,7 @@ def test_a_text_far_longer_than_the_window_is_refused_before_its_tokens_are_coun
     monkeypatch.setattr(tokenizer, "encode", counted)
     with pytest.raises(RefusedError, match=r"150,0\d\d characters, and the model's window is 4,096") as caught:
         server.ask(*asked.pop("said", ()), memory="anna", **asked)
-    assert (caught.value.status, caught.value.code) == (400, "prompt_too_long")
+    assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
     assert max(lengths, default=0) < 10_000
     assert [turn.messages for turn in chat_of(server, "anna").turns] == before
     server.ask("Hello again.", memory="anna")

@@ -8,7 +8,7 @@ from mlx_deltamem import ChatSession
 from mlx_deltamem.serving.exchange import Mode, Piece, RefusedError, ReplyRequest, Sampling
 from mlx_deltamem.sessions.text.messages import parse_messages
 from mlx_deltamem.sessions.text.token_ids import token_ids
-from tests.serving.conftest import OFF, READ, WRITE, chat_of, plain_chat
+from tests.serving.conftest import OFF, READ, WRITE, chat_of, plain_chat, wait_until
 from tests.sessions.test_session import loaded, same_memory
 
 
@@ -130,6 +130,28 @@ def test_a_client_that_leaves_before_it_has_got_anything_changes_nothing(running
     before.conversation = "again"
     before.send("Hello there.", 4)
     assert same_memory(chat_of(server, "anna"), before, 0)
+
+
+def test_a_stream_that_is_left_before_anything_was_sent_changes_nothing(running):
+    """Tokens that were generated and that nobody got are no reply."""
+    server = running()
+    server.ask("My word is jade.", memory="anna")
+    before = chat_of(server, "anna").fork()
+
+    async def leave() -> None:
+        asked = asyncio.ensure_future(server.asking("Hello there.", memory="anna", max_tokens=400, is_streamed=True))
+        # The loop of the client does not run while the engine generates, so it gets nothing.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        wait_until(lambda: server.engine.active == 1)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+
+    server.run(leave())
+    wait_until(lambda: server.engine.is_idle)
+    assert [turn.messages[-1]["content"] for turn in chat_of(server, "anna").turns] == ["My word is jade."]
+    assert same_memory(chat_of(server, "anna"), before, 0)
+    assert 'deltamem_requests_total{outcome="left"} 1.0' in server.service.metrics()
 
 
 def test_a_turn_that_waits_for_a_memory_that_is_deleted_begins_a_new_one(running):

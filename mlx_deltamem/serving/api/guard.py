@@ -52,7 +52,7 @@ class Guard:
                 403, "host_not_allowed", f"the Host header names {host[:80]!r}; expected one of {self._expected_hosts}"
             )
         origin = headers.get("origin")
-        if origin is not None and not self._allows(_name_of(origin.partition("://")[2])):
+        if origin is not None and not self._is_own(_name_of(origin.partition("://")[2]), host):
             raise RefusedError(
                 403, "origin_not_allowed", "the request comes from a page of another site; send it without a browser"
             )
@@ -64,6 +64,10 @@ class Guard:
             raise RefusedError(400, "invalid_header", "the Content-Length header is not a number of bytes")
         if int(length) > limit:
             raise _too_large(limit)
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Whether a page of `origin` may send requests to `host`. If every host is allowed, it must be the same one."""
+        return origin == host if "*" in self._hosts else origin in self._hosts
 
     def _allows(self, host: str) -> bool:
         return "*" in self._hosts or host in self._hosts

@@ -33,7 +33,7 @@ def text_form(pieces: Sequence[Piece], offset: int = 0) -> Mapping[str, object]:
     return {
         "tokens": [_name(token) for token in chosen],
         "token_logprobs": [_number(token.logprob) for token in chosen],
-        "top_logprobs": [_by_name(piece.top) for piece in pieces],
+        "top_logprobs": [_by_name(piece.top) for piece in pieces] if any(piece.top for piece in pieces) else None,
         "text_offset": offsets,
     }
 

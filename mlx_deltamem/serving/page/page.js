@@ -186,7 +186,7 @@ async function streamReply(messages, memory, signal, onText) {
 const NAME = /^(?!\.)[A-Za-z0-9._-]{1,64}$/;
 const FIRST_NAME = "my-memory";
 const state = {
-  model: "", memories: [], name: null, etag: null,
+  model: "", memories: [], taken: new Set(), name: null, etag: null,
   chat: [],          // The messages that are sent again with the next one.
   stopping: null,    // The AbortController of the reply that is being generated.
 };
@@ -246,22 +246,31 @@ function checkName(name) {
   if (!NAME.test(name)) return "A name has 1 to 64 letters, digits, dots, dashes and underscores, and does not begin with a dot.";
   return "";
 }
-const checkNewName = (name) => checkName(name) || (state.memories.some((memory) => memory.name === name) ? "There is a memory with this name." : "");
+const checkNewName = (name) => checkName(name) || (state.taken.has(name) ? "There is a memory with this name." : "");
 
 /** A name that no memory has: the given one, or with a number. */
 function freeName(base) {
-  const taken = new Set(state.memories.map((memory) => memory.name));
   for (let number = 1; ; number++) {
     const name = number === 1 ? base : `${base.slice(0, 60)}-${number}`;
-    if (!taken.has(name)) return name;
+    if (!state.taken.has(name)) return name;
   }
 }
 
 // ---- Memories ----
 
+/** The model, and the names of all memories. `v1/memories` leaves out those that cannot be opened. */
+async function loadModels() {
+  const models = (await getJson("v1/models")).data ?? [];
+  // The list also has a name for each memory: MODEL@NAME.
+  state.model = (models.find(({ id }) => !id.includes("@")) ?? models[0])?.id ?? "";
+  $("model").textContent = state.model;
+  state.taken = new Set(models.map(({ id }) => id.replace(/:ro$/, "").split("@").at(-1)));
+}
+
 async function loadMemories() {
   const found = (await getJson("v1/memories")).data;
   state.memories = Array.isArray(found) ? found : [];
+  await loadModels();
   const names = state.memories.map((memory) => memory.name);
   if (!names.includes(state.name)) await choose(names.includes(stored("localStorage", "memory")) ? stored("localStorage", "memory") : names[0] ?? null);
   showNames();
@@ -454,6 +463,8 @@ function onEvent(kind, data) {
   } else if (kind === "turn") {
     gate.end();
     refreshSoon();
+  } else if (kind === "deleted") {
+    attempt(loadMemories);
   }
 }
 
@@ -781,7 +792,7 @@ async function whileBusy(action) {
 }
 
 /** The memory in use. The first message makes one. */
-async function neededMemory() { if (state.name === null) await makeMemory(FIRST_NAME); return state.name; }
+async function neededMemory() { if (state.name === null) await makeMemory(freeName(FIRST_NAME)); return state.name; }
 
 function takeQuestion() {
   const text = $("question").value;
@@ -959,10 +970,6 @@ async function start() {
   connect();
   showNames();
   await attempt(async () => {
-    const models = (await getJson("v1/models")).data ?? [];
-    // The list also has a name for each memory: MODEL@NAME.
-    state.model = (models.find(({ id }) => !id.includes("@")) ?? models[0])?.id ?? "";
-    $("model").textContent = state.model;
     await loadMemories();
     if (state.name === null) await refresh();
   });

@@ -216,6 +216,7 @@ class ReplyBatch:
         Returns:
             The replies that fail again, with their errors. They are aborted.
         """
+        self._batch.close()
         self._batch = RowBatch(self.model, self.most)
         for row in list(self._rows):
             if row.alone is None:
@@ -237,6 +238,8 @@ class ReplyBatch:
         row.state.replying = False
         row.is_ended = True
         self._rows.remove(row)
+        # Nobody waits for the responses of a reply that was ended early.
+        self._pending[:] = [(other, response) for other, response in self._pending if other is not row]
 
     def _first(self, row: BatchedReply, token: int, logprobs: mx.array) -> GenerationResponse:
         """The response with a token that has not run. The reply is added to mlx-lm's batch if it goes on."""

@@ -133,8 +133,9 @@ def place_of_turn(turns: Sequence[Turn], name: str, think_end: str | None = None
 def places(turns: Sequence[Turn], think_end: str | None = None, following: Sequence[Message] = ()) -> dict[str, Place]:
     """The place after each turn of a chat, by the id of the turn. Remembered texts are not part of a conversation.
 
-    Several conversations may have the same turns up to a place. Then it is one in which the messages `following` come
-    next, whose reply is asked for again; else one that ends there, so that nothing is taken back; else the newest.
+    Several conversations may have the same turns up to a place. Then it is one in which the messages `following` are
+    the only turn after it, whose reply is asked for again; else one that ends there, so that nothing is taken back;
+    else one in which these messages come next; else the newest.
 
     Args:
         turns: All turns of the chat.
@@ -146,9 +147,10 @@ def places(turns: Sequence[Turn], think_end: str | None = None, following: Seque
 
     def fitness(place: Place) -> int:
         rest = conversations[place.conversation][place.turns :]
-        if rest and following and are_same_messages(rest[0].messages, following):
+        is_again = bool(rest and following) and are_same_messages(rest[0].messages, following)
+        if not rest:
             return 2
-        return 0 if rest else 1
+        return 0 if not is_again else 3 if len(rest) == 1 else 1
 
     counts = Counter[str]()
     for turn, name in zip(turns, turn_ids(turns, think_end), strict=True):
@@ -233,6 +235,13 @@ def deepest(known: Mapping[str, Place], path: Iterable[str]) -> Place | None:
 def are_same_messages(known: Sequence[Message], shown: Sequence[Message]) -> bool:
     """Whether messages are those that a client shows, which may have lost white space and the ids of calls."""
     return list(map(_plain, known)) == list(map(_plain, shown))
+
+
+def are_same_calls(turn: Turn, shown: Message) -> bool:
+    """Whether a message of the assistant shows the tool calls of a turn's reply, or a part of its text."""
+    calls = _plain({"role": "assistant", "content": "", "tool_calls": shown.get("tool_calls") or []})
+    known = _plain({"role": "assistant", "content": "", "tool_calls": list(turn.tool_calls)})
+    return calls == known and shown["content"].strip() in turn.reply
 
 
 def is_same_reply(turn: Turn, shown: Message, think_end: str | None = None) -> bool:

@@ -42,6 +42,13 @@ def test_a_page_of_another_site_is_refused(client, origin):
     assert client.post("/v1/memories/anna/reset", headers={"Origin": "http://testserver:8080"}).status_code == 200
 
 
+def test_where_all_hosts_are_allowed_a_page_must_come_from_the_same_one(service):
+    client = _client(service, allowed_hosts=("*",))
+    for origin, status in (("https://evil.example", 403), ("null", 403), ("http://mac.local:8080", 200)):
+        answer = client.post("/v1/memories/anna/reset", headers={"Origin": origin, "Host": "mac.local:8080"})
+        assert answer.status_code == status, origin
+
+
 def test_no_answer_allows_other_sites(client):
     answer = client.options("/v1/models")
     assert answer.status_code == 405

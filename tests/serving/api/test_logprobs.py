@@ -32,5 +32,6 @@ def test_parts_of_characters_have_names_of_their_own():
 
 
 def test_of_two_tokens_with_the_same_text_the_likelier_one_is_told():
+    assert text_form([Piece("a", A)])["top_logprobs"] is None
     found = text_form([Piece("a", A, (A, part(b"a", -9.0)))])
     assert found["top_logprobs"] == [{"a": -2.5}]

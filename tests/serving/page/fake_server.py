@@ -78,6 +78,7 @@ class FakeServer:
         delay: Seconds between tokens.
         key: The API key; None: no key is asked for.
         seen: The bodies of the requests for replies, for tests.
+        hidden: The names of memories that cannot be opened.
         chance: The source of the made-up numbers.
     """
 
@@ -87,6 +88,7 @@ class FakeServer:
     key: str | None = None
     memories: dict[str, Fake] = field(default_factory=dict)
     seen: list[dict[str, Any]] = field(default_factory=list)
+    hidden: set[str] = field(default_factory=set)
     chance: random.Random = field(default_factory=lambda: random.Random(0))
 
     def app(self) -> Starlette:
@@ -166,14 +168,14 @@ class FakeServer:
         return self.memories[name]
 
     async def _models(self, request: Request) -> Response:
-        ids = ["SmolLM2-135M-Instruct", *[f"SmolLM2-135M-Instruct@{name}" for name in self.memories]]
+        ids = ["SmolLM2-135M-Instruct", *[f"SmolLM2-135M-Instruct@{name}" for name in (*self.memories, *self.hidden)]]
         return JSONResponse({"object": "list", "data": [{"id": name, "object": "model"} for name in ids]})
 
     async def _memories(self, request: Request) -> Response:
         if request.method == "GET":
             return JSONResponse({"data": [self.memories[name].info() for name in sorted(self.memories)]})
         name = (await request.json())["name"]
-        if name in self.memories:
+        if name in self.memories or name in self.hidden:
             raise HTTPException(409, f"there is a memory {name!r} already; expected a new name")
         return JSONResponse(self.make(name).info(), 201)
 

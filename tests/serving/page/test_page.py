@@ -197,6 +197,16 @@ def test_the_first_message_makes_a_memory(page: Page, server: FakeServer) -> Non
     assert page.value("memory") == "my-memory"
 
 
+def test_the_name_of_a_memory_that_cannot_be_opened_is_taken(page: Page, server: FakeServer) -> None:
+    server.memories.clear()
+    server.hidden.add("my-memory")
+    page.driver.get(page.url)
+    page.wait(lambda: "Make one" in page.text("heat-none"), "the page says that there is no memory")
+    ask(page)
+    turns(page, 1)
+    assert page.value("memory") == "my-memory-2"
+
+
 def test_reset_delete_and_remember(page: Page, server: FakeServer) -> None:
     page.find("remember").click()
     page.find("dialog-area").send_keys("The key is under the mat.")
