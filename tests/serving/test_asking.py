@@ -2,6 +2,7 @@
 
 import pytest
 
+from mlx_deltamem.serving.asking import prepare
 from mlx_deltamem.serving.exchange import RefusedError, ReplyRequest
 from mlx_deltamem.sessions.replies.beginning import Beginning
 from mlx_deltamem.sessions.text.messages import parse_messages
@@ -93,6 +94,18 @@ def test_a_message_that_was_sent_with_sources_is_known_without_them(running, his
     server.ask("My word is jade.", first, "What is it?", memory="anna", chat="c1")
     said = [turn.messages[-1]["content"] for turn in chat_of(server, "anna").turns]
     assert said == [f"{sources}My word is jade.", "What is it?"]
+
+
+def test_between_unknown_exchanges_others_can_go_on():
+    chat, seen = plain_chat(), []
+    said = ["Hi.", "Hello.", "My word is jade.", "Well.", "What is it?"]
+    messages = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(said)]
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total, len(chat.turns)))
+
+    prepare(chat, ReplyRequest(messages=parse_messages(messages)), 100, progress)
+    assert seen == [(0, 2, 0), (1, 2, 1)]
 
 
 def test_unknown_exchanges_are_run_once(running):
