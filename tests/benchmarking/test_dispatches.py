@@ -34,7 +34,7 @@ def added_on_cpu(*arguments: object) -> dict[str, float]:
 # The reads of a layer: the projection, tanh, the state times the query, the norm, the quotient, and two corrections.
 READS = 7
 # The write of all layers: projections, gate biases and states put together, which only the first token needs for the
-# last two; tanh, the state times the key, the norm, and the new states. Six more keep what each row or column of a state
+# last two; tanh, the state times the key, the norm, and the new states. Six more keep what a row or column of a state
 # needs from being computed for each of its numbers: two gates, what is added, the key, the norm, and their joining.
 WRITE = 13
 
