@@ -182,8 +182,12 @@ class Memories:
             listener({"event": "deleted"})
 
     def delete_damaged(self, name: str) -> None:
-        """Delete the file of a memory that cannot be loaded."""
-        self._folder.remove(name)
+        """Delete the file of a memory that cannot be loaded. Another client may have replaced it in the meantime."""
+        memory = self._loaded.get(name)
+        if memory is None:
+            self._folder.remove(name)
+        else:
+            self.delete(memory)
 
     def exported(self, memory: Memory) -> bytes:
         """The session file of a memory.

@@ -34,6 +34,10 @@ def test_a_damaged_memory_can_be_replaced_and_deleted(running, tmp_path, monkeyp
         run(service.delete("worse", "a revision"))
     run(service.delete("worse", None))
     assert {path.name for path in folder.iterdir()} == {".lock", "anna.safetensors", "bad.safetensors"}
+    # Between the try to delete and the deletion of a damaged file, another client has replaced it.
+    server.memories.delete_damaged("bad")
+    with pytest.raises(RefusedError, match="there is no memory bad"):
+        run(service.memory("bad"))
 
 
 def test_an_import_that_cannot_be_saved_changes_nothing(running, monkeypatch):
