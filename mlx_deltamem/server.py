@@ -106,7 +106,7 @@ def setup_arg_parser() -> argparse.ArgumentParser:
         type=SECONDS,
         default=600.0,
         metavar="SECONDS",
-        help="The longest time for a reply, with its wait for other requests (default: 600).",
+        help="The longest time for a reply, its wait for other requests included (default: 600).",
     )
     reply.add_argument(
         "--exit-on-stall",

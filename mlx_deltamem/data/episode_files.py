@@ -155,10 +155,10 @@ def check(found: Found, max_words: int) -> Unusable | None:
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if any(not message["content"].strip() for message in found.messages) or not turns:
         return Unusable(found.place, EMPTY)
-    if len(turns) % 2 and turns == ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-        return Unusable(found.place, NO_ANSWER)
-    if len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
+    if any(role != ("user", "assistant")[place % 2] for place, role in enumerate(turns)):
         return Unusable(found.place, WRONG_ROLES)
+    if len(turns) % 2:
+        return Unusable(found.place, NO_ANSWER)
     if len(turns) < 4:
         return Unusable(found.place, NO_HISTORY)
     if _words(found.messages) > max_words:

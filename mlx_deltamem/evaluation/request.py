@@ -19,7 +19,7 @@ from mlx_deltamem.evaluation.dealing import MEASURES, RECORDS, Dealt, SentRows
 from mlx_deltamem.evaluation.effects import Costs, sum_up
 from mlx_deltamem.evaluation.prepared import PreparedTask, prepare
 from mlx_deltamem.evaluation.report import REPORT_FILE, write_report
-from mlx_deltamem.evaluation.results import Evaluation, earlier_tasks, write_results
+from mlx_deltamem.evaluation.results import Evaluation, write_results
 from mlx_deltamem.evaluation.run import EvaluationRun, PartOfRun, Plan
 from mlx_deltamem.evaluation.settings import compare_settings, keep_settings
 from mlx_deltamem.evaluation.task import Task
@@ -186,8 +186,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> list[str]:
             result.task.name: draw(result, evaluation.costs_of(result.task.name), folder)
             for result in evaluation.results
         }
-    earlier = earlier_tasks(evaluation, folder / RESULTS_FILE)
-    write_results(evaluation, folder / RESULTS_FILE)
+    earlier = write_results(evaluation, folder / RESULTS_FILE)
     write_report(evaluation, pictures, folder / REPORT_FILE)
     return earlier
 

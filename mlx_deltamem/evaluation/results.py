@@ -43,11 +43,14 @@ class Evaluation:
         return {condition: costs for (name, condition), costs in self.costs.items() if name == task}
 
 
-def write_results(evaluation: Evaluation, path: Path) -> None:
+def write_results(evaluation: Evaluation, path: Path) -> list[str]:
     """Write `results.json`. Model cards show its entry `results`.
 
     The results that an old file has of other tasks stay in it. The records of one folder have one adapter and one
     backbone (`settings`).
+
+    Returns:
+        The names of these other tasks.
 
     Raises:
         OSError: The file cannot be written. An old file is unchanged.
@@ -75,30 +78,26 @@ def write_results(evaluation: Evaluation, path: Path) -> None:
     }
     if evaluation.health is not None:
         document[HEALTH] = health_document(evaluation.health)
-    _keep_earlier(document, evaluation, path)
+    earlier = _keep_earlier(document, evaluation, _old(path))
     with new_file(path) as temporary:
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
         temporary.write_text(f"{text}\n", encoding="utf-8")
+    return earlier
 
 
-def earlier_tasks(evaluation: Evaluation, path: Path) -> list[str]:
-    """The tasks that an old `results.json` has and these results have not."""
-    old = _old(path)
+def _keep_earlier(document: dict[str, object], evaluation: Evaluation, old: Mapping[str, object]) -> list[str]:
+    """Add what an old file has of other tasks; returns their names."""
     names = [_task_of(row) for row in _rows(old, "results")] + [HEALTH] * (HEALTH in old)
-    return [name for name in dict.fromkeys(names) if name and name not in evaluation.tasks]
-
-
-def _keep_earlier(document: dict[str, object], evaluation: Evaluation, path: Path) -> None:
-    """Add what an old file has of other tasks."""
-    old, tasks = _old(path), evaluation.tasks
+    earlier = [name for name in dict.fromkeys(names) if name and name not in evaluation.tasks]
     for name, rows in document.items():
         if isinstance(rows, list):
-            rows += [row for row in _rows(old, name) if _task_of(row) not in (None, *tasks)]
-    if HEALTH in old and HEALTH not in tasks:
+            rows += [row for row in _rows(old, name) if _task_of(row) not in (None, *evaluation.tasks)]
+    if HEALTH in earlier:
         document[HEALTH] = old[HEALTH]
     settings = old.get("settings")
     if isinstance(settings, dict):
         document["settings"] = settings | dict(evaluation.settings)
+    return earlier
 
 
 def _old(path: Path) -> Mapping[str, object]:

@@ -112,7 +112,8 @@ def write_tokens(variant: Variant) -> Callable[..., list[mx.array]]:
         lambda_ = opened[1] if variant.free_lambda else 1.0 - beta
         keep, erase = keep_and_erase(beta, lambda_, variant)
         column = beta * value.astype(mx.float32) - erase * recalled
-        # MLX would compute these again for each number of the state that they meet. Joined, they are computed once.
+        # In one kernel with the state, MLX would compute these again for each number of the state. The concatenation
+        # makes it compute them before, once.
         joined = mx.concatenate([column, mx.broadcast_to(keep, column.shape), _transposed(row)])
         column, keep, row = mx.split(joined, 3)
         after = keep * matrix + column * _transposed(row)

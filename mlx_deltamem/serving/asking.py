@@ -90,7 +90,7 @@ def prepare(
         chat: The chat.
         request: The request.
         replay_limit: The largest number of tokens of other conversations that run again after an edit.
-        progress: Called after each exchange that ran, with the number of exchanges that were read, and of all.
+        progress: Called before each exchange that is run, with the number of those before it, and of all.
 
     Raises:
         RefusedError: The messages cannot be replied to or are far too long, or the edit is below too much text.

@@ -64,7 +64,7 @@ class Inbox:
         self.agenda.put(Item(self._arrival(number, job), _REPLY, lambda: [number, as_json(job.request)]))
         return number
 
-    def leave(self, number: int, has_received: bool = True) -> None:
+    def leave(self, number: int, has_received: bool) -> None:
         """Forget a request, because its reply has ended or its client has gone.
 
         A reply that is being generated ends within one step.

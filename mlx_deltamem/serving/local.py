@@ -52,7 +52,7 @@ class LocalService:
         """Generate a reply."""
         messages = tuple(without_special_tokens(message, self._special) for message in request.messages)
         outlet = Outlet()
-        received = 0
+        has_received = False
         number = self._engine.inbox.submit(ReplyJob(replace(request, messages=messages), outlet))
         with self._calls.waiting(outlet.put):
             try:
@@ -60,11 +60,11 @@ class LocalService:
                     item = await outlet.get()
                     yield item
                     # The reader asks for more when it has sent what it got.
-                    received += 1
+                    has_received = True
                     if isinstance(item, Done):
                         return
             finally:
-                self._engine.inbox.leave(number, received > 0)
+                self._engine.inbox.leave(number, has_received)
 
     async def memories(self) -> Sequence[MemoryInfo]:
         """All memories, by name."""

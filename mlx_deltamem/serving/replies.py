@@ -127,7 +127,8 @@ class Replies:
     def _others_go_on(self, done: int, total: int) -> None:
         """Between two parts of a long prompt, generate a token of the other replies.
 
-        The memories of those that end are given free later: the work that waits for them may be longer than the prompt.
+        The memories of replies that end here are given free after the prompt: the work that waits for them may take
+        longer than the prompt does.
         """
         self._progressed()
         if done < total:

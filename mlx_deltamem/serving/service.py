@@ -16,7 +16,7 @@ class MemoryInfo:
 
     Attributes:
         name: Its name.
-        revision: A text that another content of the memory does not have. It is in its ETag.
+        revision: A text that is another one after each change of the memory. The ETag has it.
         turns: The number of turns, the remembered texts among them. A tool loop is one turn.
         tokens: The number of tokens in them.
         state_bytes: The size of the states.

@@ -71,7 +71,7 @@ class BatchMaker:
             None if context is None else self._asked(context),
             self._frozen(asked),
             len(episodes),
-            mx.array(sum(self._weight(question) for question, is_counted in asked if is_counted), mx.float32),
+            mx.array(sum(self._token_weights(each).sum() for each, is_counted in asked if is_counted), mx.float32),
         )
 
     def _pass(self, texts: Sequence[tuple[Sequence[int], Written]], some: list[int] | None) -> Pass:
@@ -106,10 +106,7 @@ class BatchMaker:
             positions[row, :answer] = np.arange(question.answer - 1, len(question.ids) - 1)
             targets[row, :answer] = question.ids[question.answer :]
             if counted and question.target != FROZEN:
-                weights[row, :answer] = question.weight
-                if end > begin:
-                    # With the token after the value, which says that the value ends there.
-                    weights[row, begin : min(end + 1, answer)] = self._value_weight * question.weight
+                weights[row, :answer] = question.weight * self._token_weights(question)
                 values[row, begin:end] = True
         alone = [question.target == ANSWER for question, _ in questions]
         kinds = [self._kinds.get(question.kind, 0) for question, _ in questions]
@@ -125,11 +122,14 @@ class BatchMaker:
             mx.array(kinds, mx.int32) if self._kinds else None,
         )
 
-    def _weight(self, question: Question) -> float:
-        """The weight of a question's answer tokens together, without the weight of its record."""
+    def _token_weights(self, question: Question) -> np.ndarray:
+        """The weights of a question's answer tokens, `[A]` float64, without the weight of its record."""
+        weights = np.ones(len(question.ids) - question.answer)
         begin, end = question.value
-        valued = min(end + 1, len(question.ids)) - begin if end > begin and question.target != FROZEN else 0
-        return len(question.ids) - question.answer + valued * (self._value_weight - 1)
+        if end > begin and question.target != FROZEN:
+            # With the token after the value, which says that the value ends there.
+            weights[begin - question.answer : end + 1 - question.answer] = self._value_weight
+        return weights
 
     def _frozen(self, questions: Sequence[tuple[Question, bool]]) -> Frozen | None:
         rows = [row for row, (question, counted) in enumerate(questions) if counted and question.target == FROZEN]

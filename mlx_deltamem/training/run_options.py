@@ -80,7 +80,7 @@ class RunOptions:
             raise ValueError(f"--recipe is for a new run, and the run in {folder} has its options; leave it out")
         checkpointing = asked.pop("grad_checkpoint", False)
         Rule(bool).check("--grad-checkpoint", checkpointing)
-        if checkpointing and vars(args).get("segment") is None:
+        if checkpointing and args.segment is None:
             # The file of an earlier run has a segment of 0, unless it was given.
             asked["segment"] = asked.get("segment") or CHECKPOINTED
         if not trains:

@@ -117,8 +117,8 @@ class Reporting:
     save_every: int = option(100, "Steps between checkpoints.", rule=POSITIVE)
     early_stopping: int = option(
         0,
-        "End the run after this many evaluations in a row that are not the best so far, also before it was resumed; "
-        "0: never.",
+        "End the run after this many evaluations in a row that are not the best so far, those before it was resumed "
+        "included; 0: never.",
         rule=COUNT,
     )
     report_to: str | None = option(

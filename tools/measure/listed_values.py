@@ -8,13 +8,10 @@ kinds and scenes of `data speech` have without slots. Codes, numbers and invente
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from mlx_deltamem.cli.command import command
 from mlx_deltamem.cli.parser import Parser
 from mlx_deltamem.evaluation.records import JsonLines, Record
 from mlx_deltamem.evaluation.run import RECORDS_FILE
-from mlx_deltamem.evaluation.statistics import Bootstrap
 from mlx_deltamem.files.atomic import user_path
 from mlx_deltamem.recall.vocabulary import value_lists
 from mlx_deltamem.recall.vocabulary import values as listed
@@ -22,6 +19,7 @@ from mlx_deltamem.speech import libraries
 from mlx_deltamem.speech.relations import relations
 from mlx_deltamem.speech.scenes import scenes
 from mlx_deltamem.speech.values import kinds
+from tools.measure.retrieval import share
 
 
 @command
@@ -43,7 +41,7 @@ def main() -> None:
                 if row["condition"] == condition
                 and any(answer.casefold() in known for answer in row["golds"]) == wanted
             ]
-            print(f"{condition}, the value is {name}: {_share(chosen)}")
+            print(f"{condition}, the value is {name}: {_right(chosen)}")
 
 
 def all_values() -> Iterator[str]:
@@ -61,12 +59,9 @@ def all_values() -> Iterator[str]:
             yield from patterns.fixed
 
 
-def _share(scores: Sequence[float]) -> str:
-    """The sum, and the mean in percent with a 95 % interval of a bootstrap over the questions."""
-    if not scores:
-        return "no questions"
-    mean = Bootstrap(np.array([scores]), [str(place) for place in range(len(scores))], seed=0).mean(0)
-    return f"{sum(scores):.0f} of {len(scores)}, {mean.value:.1f} % ({mean.low:.1f} to {mean.high:.1f})"
+def _right(scores: Sequence[float]) -> str:
+    """The number of right answers, and their share."""
+    return f"{sum(scores):.0f} of {len(scores)}, {share(scores)}" if scores else "no questions"
 
 
 if __name__ == "__main__":

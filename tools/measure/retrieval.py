@@ -56,7 +56,7 @@ def _locomo(path: Path) -> None:
     )
     for count in _TURNS:
         shares = {id(each): _found(best(indices[each.group].scores(each.query), count), _told(each)) for each in asked}
-        found = (f"{kind} {_share([shares[id(each)] for each in chosen])}" for kind, chosen in kinds.items() if chosen)
+        found = (f"{kind} {share([shares[id(each)] for each in chosen])}" for kind, chosen in kinds.items() if chosen)
         print(f"evidence among {count} turns: {', '.join(found)}")
 
 
@@ -73,7 +73,7 @@ def _natural() -> None:
     for count in _TURNS:
         own = [_found(best(Bm25Index(turn_texts(each)).scores(each.question), count), _told(each)) for each in asked]
         together = _together(questions, index, count)
-        print(f"the answer is among {count} turns: own chat {_share(own)}, all chats {_share(together)}")
+        print(f"the answer is among {count} turns: own chat {share(own)}, all chats {share(together)}")
     kept, stored = sum(map(text_bytes, questions)), index.kept_bytes()
     print(f"bytes: {kept / len(questions):.0f} of text a chat; {kept:,} of text and {stored:,} of index in all")
 
@@ -97,7 +97,7 @@ def _found(turns: Sequence[int], evidence: set[int]) -> float:
     return len(set(turns) & evidence) / len(evidence)
 
 
-def _share(shares: Sequence[float]) -> str:
+def share(shares: Sequence[float]) -> str:
     """The mean in percent, with a 95 % interval of a bootstrap over the questions."""
     mean = Bootstrap(np.array([shares]), [str(place) for place in range(len(shares))], seed=0).mean(0)
     return f"{mean.value:.1f} % ({mean.low:.1f} to {mean.high:.1f})"

@@ -113,8 +113,8 @@ def turn_ids(turns: Iterable[Turn], think_end: str | None = None) -> list[str]:
         if turn.remembered:
             ids.append(_id("", turn.messages, None, None) + f"-{len(ids)}")
             continue
-        reply: Message = {"role": "assistant", "content": turn.reply, "tool_calls": list(turn.tool_calls)}
-        latest[turn.conversation] = _id(latest.get(turn.conversation, ""), turn.messages, reply, think_end)
+        before = latest.get(turn.conversation, "")
+        latest[turn.conversation] = _id(before, turn.messages, _reply_of(turn), think_end)
         ids.append(latest[turn.conversation])
     return ids
 
@@ -147,10 +147,11 @@ def places(turns: Sequence[Turn], think_end: str | None = None, following: Seque
 
     def fitness(place: Place) -> int:
         rest = conversations[place.conversation][place.turns :]
-        is_again = bool(rest and following) and are_same_messages(rest[0].messages, following)
         if not rest:
             return 2
-        return 0 if not is_again else 3 if len(rest) == 1 else 1
+        if not following or not are_same_messages(rest[0].messages, following):
+            return 0
+        return 3 if len(rest) == 1 else 1
 
     counts = Counter[str]()
     for turn, name in zip(turns, turn_ids(turns, think_end), strict=True):
@@ -238,16 +239,13 @@ def are_same_messages(known: Sequence[Message], shown: Sequence[Message]) -> boo
 
 
 def are_same_calls(turn: Turn, shown: Message) -> bool:
-    """Whether a message of the assistant shows the tool calls of a turn's reply, or a part of its text."""
-    calls = _plain({"role": "assistant", "content": "", "tool_calls": shown.get("tool_calls") or []})
-    known = _plain({"role": "assistant", "content": "", "tool_calls": list(turn.tool_calls)})
-    return calls == known and shown["content"].strip() in turn.reply
+    """Whether a message of the assistant shows the tool calls of a turn's reply, with a part of its text or none."""
+    return _calls(_reply_of(turn)) == _calls(shown) and shown["content"].strip() in turn.reply
 
 
 def is_same_reply(turn: Turn, shown: Message, think_end: str | None = None) -> bool:
     """Whether the reply of a turn is the one that a client shows."""
-    known: Message = {"role": "assistant", "content": turn.reply, "tool_calls": list(turn.tool_calls)}
-    return _id("", (), known, think_end) == _id("", (), shown, think_end)
+    return _id("", (), _reply_of(turn), think_end) == _id("", (), shown, think_end)
 
 
 def _id(parent: str, messages: Sequence[Message], reply: Message | None, think_end: str | None) -> str:
@@ -259,14 +257,20 @@ def _id(parent: str, messages: Sequence[Message], reply: Message | None, think_e
 
 def _plain(message: Message) -> list[object]:
     """The part of a message that clients send back unchanged. They drop white space, sources and the ids of calls."""
-    calls = [
-        [call["function"]["name"], json.dumps(call_arguments(call), sort_keys=True)]
-        for call in message.get("tool_calls") or []
-    ]
     content = message["content"]
     if message["role"] == "user":
         content = _SOURCES.sub("", content, count=1) or content
-    return [message["role"], content.strip(), calls]
+    return [message["role"], content.strip(), _calls(message)]
+
+
+def _calls(message: Message) -> list[list[str]]:
+    """The tool calls of a message, without their ids."""
+    calls = message.get("tool_calls") or []
+    return [[call["function"]["name"], json.dumps(call_arguments(call), sort_keys=True)] for call in calls]
+
+
+def _reply_of(turn: Turn) -> Message:
+    return {"role": "assistant", "content": turn.reply, "tool_calls": list(turn.tool_calls)}
 
 
 def _without_reasoning(text: str, think_end: str | None) -> str:
